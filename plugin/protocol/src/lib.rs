@@ -1,0 +1,26 @@
+//! The messages between MariaDB's `aws_key_management` plugin and `iam-kms-broker`.
+//!
+//! The plugin connects to the broker's Unix socket and sends one [`Request`] at a time; the broker
+//! answers each with one [`Reply`]. A connection carries as many exchanges as the client likes.
+//! Both travel as frames ([`write_frame`], [`read_frame`]): a length and a postcard document.
+
+#![forbid(unsafe_code)]
+
+mod frame;
+mod messages;
+mod plaintext_key;
+
+pub use frame::{FrameError, MAX_FRAME_BYTES, read_frame, write_frame};
+pub use messages::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, Reply, Request, SessionPhase,
+    SessionState,
+};
+pub use plaintext_key::{InvalidKeyLength, PlaintextKey};
+
+/// Where the broker listens unless `broker_socket` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/iam-kms-wrapper/broker.sock";
+
+/// Longest wrapped key that KMS's Decrypt takes, in bytes.
+///
+/// Source: CiphertextBlob in <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>.
+pub const MAX_CIPHERTEXT_BYTES: usize = 6144;

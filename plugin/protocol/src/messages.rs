@@ -1,0 +1,142 @@
+//! What plugin and broker say to each other.
+
+use serde::{Deserialize, Serialize};
+
+use crate::PlaintextKey;
+
+/// What the plugin asks of the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Unwrap a data key; answered by [`Reply::Decrypted`].
+    Decrypt(Decrypt),
+    /// Make a new wrapped data key; answered by [`Reply::Generated`].
+    GenerateDataKey(GenerateDataKey),
+    /// Tell how the session stands, without calling AWS; answered by [`Reply::Session`].
+    Session,
+}
+
+/// KMS `Decrypt` of one key file.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decrypt {
+    /// The wrapped key as KMS returned it, 1 to [`crate::MAX_CIPHERTEXT_BYTES`] bytes.
+    pub ciphertext_blob: Vec<u8>,
+    /// How to call KMS.
+    pub options: KmsOptions,
+}
+
+/// KMS `GenerateDataKeyWithoutPlaintext`.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_GenerateDataKeyWithoutPlaintext.html>.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerateDataKey {
+    /// The master key: id, ARN, alias name or alias ARN, 1 to 2048 characters.
+    pub master_key_id: String,
+    /// Length of the data key in bytes: 16 or 32.
+    pub key_bytes: u8,
+    /// How to call KMS.
+    pub options: KmsOptions,
+}
+
+/// The plugin's own settings of a KMS call. Empty and zero leave it to the broker's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsOptions {
+    /// AWS region (`aws_key_management_region`), or empty.
+    pub region: String,
+    /// Endpoint URL (`aws_key_management_endpoint_url`), or empty.
+    pub endpoint_url: String,
+    /// Time limit of the call in milliseconds (`aws_key_management_request_timeout`), or 0.
+    pub request_timeout_milliseconds: u32,
+}
+
+/// What the broker answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The data key of a [`Request::Decrypt`].
+    Decrypted {
+        /// The data key in the clear.
+        key: PlaintextKey,
+        /// ARN of the master key that wrapped it.
+        master_key_arn: String,
+        /// KMS's request id.
+        request_id: String,
+    },
+    /// The wrapped key of a [`Request::GenerateDataKey`].
+    Generated {
+        /// The wrapped key, to be kept as it is; 1 to [`crate::MAX_CIPHERTEXT_BYTES`] bytes.
+        ciphertext_blob: Vec<u8>,
+        /// ARN of the master key that wrapped it.
+        master_key_arn: String,
+        /// KMS's request id.
+        request_id: String,
+    },
+    /// The answer to [`Request::Session`].
+    Session(SessionState),
+    /// The request could not be served.
+    Failed(Failure),
+}
+
+/// Why a request could not be served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of failure it is, for the program.
+    pub kind: FailureKind,
+    /// What failed, why and what to do next, for the person; one line without a secret in it.
+    pub message: String,
+    /// KMS's request id, empty where no answer of KMS was involved.
+    pub request_id: String,
+}
+
+/// Kinds of failure that a caller treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The session is over and a person must write a new MFA code; the message says where.
+    SessionOver,
+    /// KMS refused the caller (`AccessDeniedException` and its like).
+    AccessDenied,
+    /// The master key is disabled, pending deletion or of the wrong kind.
+    KeyUnusable,
+    /// The master key or its alias does not exist.
+    NotFound,
+    /// KMS does not know the wrapped key: the file is damaged or not of KMS.
+    InvalidCiphertext,
+    /// KMS asks for fewer calls; worth trying again after a pause.
+    Throttled,
+    /// KMS failed, did not answer in time or could not be reached; worth trying again.
+    Unavailable,
+    /// The request itself is wrong.
+    InvalidRequest,
+    /// Anything else that KMS answered.
+    Other,
+}
+
+impl FailureKind {
+    /// Tells whether the same request may succeed a little later without anybody's doing.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Throttled | Self::Unavailable)
+    }
+}
+
+/// How the broker's session stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Whether KMS can be called now.
+    pub phase: SessionPhase,
+    /// End of the present or last session, in seconds since 1970-01-01 UTC. `None` for credentials
+    /// that do not expire.
+    pub expiration_unix_seconds: Option<i64>,
+    /// The FIFO that takes the next code, while one is awaited.
+    pub fifo: Option<String>,
+}
+
+/// Whether KMS can be called now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionPhase {
+    /// A session is open.
+    Open,
+    /// The session is over; an MFA code is awaited.
+    AwaitingCode,
+    /// The session is over and no new one can be had, for a reason that the broker has logged.
+    Failed,
+}
