@@ -1,0 +1,230 @@
+//! The code channel: how a code or a session reaches us, through a FIFO or a terminal.
+//!
+//! [`input`] cuts the bytes into inputs, [`fifo`] makes and removes the FIFO, [`terminal`] turns
+//! the echo off; this module waits.
+
+mod fifo;
+mod input;
+mod terminal;
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::read,
+};
+use zeroize::Zeroizing;
+
+use fifo::Fifo;
+pub use fifo::FifoError;
+use input::Assembler;
+pub use input::{Input, TokenCode};
+use terminal::Terminal;
+
+use crate::config::FifoAccess;
+
+/// How often a waiting process shows that it is alive.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Where codes come from.
+pub struct Channel {
+    source: Source,
+    assembler: Assembler,
+    /// When the last bytes of an unfinished input came.
+    last_bytes: Option<Instant>,
+    /// Whether anything came since the FIFO was opened.
+    silent: bool,
+    ready: Vec<Input>,
+}
+
+enum Source {
+    Fifo(Fifo),
+    Terminal(Terminal),
+}
+
+/// How a wait ended.
+pub enum Event {
+    /// Something was written.
+    Input(Input),
+    /// The interrupt descriptor became readable.
+    Interrupted,
+    /// The deadline has passed.
+    DeadlinePassed,
+}
+
+/// What limits a wait and what goes on beside it.
+pub struct Wait<'a> {
+    /// Ends the wait when it becomes readable (a signalfd, say). It is not read from.
+    pub interrupt: BorrowedFd<'a>,
+    /// Ends the wait; `None`: never.
+    pub deadline: Option<Instant>,
+    /// Called at the start of a wait and then at least every ten seconds.
+    pub alive: &'a dyn Fn(),
+}
+
+impl Channel {
+    /// Makes the FIFO at `path`.
+    pub fn fifo(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
+        Ok(Self::new(Source::Fifo(Fifo::make(path, access)?)))
+    }
+
+    /// Takes standard input, a terminal, and turns its echo off.
+    pub fn terminal() -> io::Result<Self> {
+        Ok(Self::new(Source::Terminal(Terminal::open()?)))
+    }
+
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            assembler: Assembler::new(),
+            last_bytes: None,
+            silent: true,
+            ready: Vec::new(),
+        }
+    }
+
+    /// Where to write, for the person: a command, or a prompt for the terminal.
+    pub fn instruction(&self) -> String {
+        match &self.source {
+            Source::Fifo(fifo) => format!("echo 123456 > {}", fifo.path().display()),
+            Source::Terminal(_) => "type it here".into(),
+        }
+    }
+
+    /// The FIFO's path, if it is one.
+    pub fn fifo_path(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::Fifo(fifo) => Some(fifo.path().into()),
+            Source::Terminal(_) => None,
+        }
+    }
+
+    /// Asks in the terminal. A FIFO needs no prompt.
+    pub fn prompt(&self) {
+        if let Source::Terminal(terminal) = &self.source {
+            terminal.prompt();
+        }
+    }
+
+    /// Waits for the next input.
+    pub fn next(&mut self, wait: &Wait<'_>) -> Result<Event, FifoError> {
+        loop {
+            if !self.ready.is_empty() {
+                return Ok(Event::Input(self.ready.remove(0)));
+            }
+            (wait.alive)();
+            match self.poll(wait)? {
+                Wake::Interrupted => return Ok(Event::Interrupted),
+                Wake::Readable => self.receive()?,
+                Wake::TimedOut => self.settle(),
+            }
+            if self.ready.is_empty() && wait.deadline.is_some_and(|end| Instant::now() >= end) {
+                return Ok(Event::DeadlinePassed);
+            }
+        }
+    }
+
+    fn poll(&self, wait: &Wait<'_>) -> Result<Wake, FifoError> {
+        let ends = [
+            wait.deadline,
+            self.settles_at(),
+            Some(Instant::now() + TICK),
+        ];
+        let timeout = ends.into_iter().flatten().min().map_or(TICK, remaining);
+        let mut descriptors = [
+            PollFd::new(self.as_fd(), PollFlags::POLLIN),
+            PollFd::new(wait.interrupt, PollFlags::POLLIN),
+        ];
+        match poll(&mut descriptors, poll_timeout(timeout)) {
+            Ok(0) | Err(Errno::EINTR) => Ok(Wake::TimedOut),
+            Ok(_) if descriptors[1].any() == Some(true) => Ok(Wake::Interrupted),
+            Ok(_) => Ok(Wake::Readable),
+            Err(error) => Err(FifoError::wait(error)),
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), FifoError> {
+        let mut chunk = Zeroizing::new([0; 4096]);
+        match read(self.as_fd(), chunk.as_mut_slice()) {
+            Ok(0) => self.end_of_file(),
+            Ok(length) => {
+                self.silent = false;
+                self.ready = self.assembler.push(chunk.get(..length).unwrap_or_default());
+                self.last_bytes = self.assembler.is_unfinished().then(Instant::now);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(error) => Err(FifoError::wait(error)),
+        }
+    }
+
+    /// The last writer has closed, so what is there is whole.
+    fn end_of_file(&mut self) -> Result<(), FifoError> {
+        self.ready.extend(self.assembler.finish());
+        if self.silent {
+            self.ready
+                .push(Input::Refused("a writer wrote nothing".into()));
+        }
+        self.silent = true;
+        self.last_bytes = None;
+        match &mut self.source {
+            Source::Fifo(fifo) => fifo.reopen(),
+            Source::Terminal(_) => Err(FifoError::TerminalClosed),
+        }
+    }
+
+    /// Deals with an input whose writer has gone quiet without ending it.
+    fn settle(&mut self) {
+        if self.settles_at().is_some_and(|at| Instant::now() >= at) {
+            self.ready.extend(self.assembler.give_up());
+            self.last_bytes = None;
+        }
+    }
+
+    fn settles_at(&self) -> Option<Instant> {
+        Some(self.last_bytes? + self.assembler.patience())
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.source {
+            Source::Fifo(fifo) => fifo.as_fd(),
+            Source::Terminal(terminal) => terminal.as_fd(),
+        }
+    }
+}
+
+enum Wake {
+    Readable,
+    Interrupted,
+    TimedOut,
+}
+
+/// Sleeps until `until` or until `interrupt` becomes readable; true for the latter.
+pub fn sleep_until(until: Instant, interrupt: BorrowedFd<'_>) -> bool {
+    loop {
+        let mut descriptors = [PollFd::new(interrupt, PollFlags::POLLIN)];
+        match poll(&mut descriptors, poll_timeout(remaining(until))) {
+            Ok(0) | Err(Errno::EINTR) if Instant::now() < until => {}
+            Ok(ready) => return ready > 0,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn remaining(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
+}
+
+/// Rounded up, so that a deadline has passed when its poll returns.
+fn poll_timeout(timeout: Duration) -> PollTimeout {
+    let milliseconds = timeout.as_micros().div_ceil(1000);
+    PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+}

@@ -1,0 +1,107 @@
+//! What can be wrong with a configuration file.
+
+use std::{io, path::Path, path::PathBuf};
+
+use super::{KEYS, file::Entry};
+
+/// What can be wrong with a configuration file; each message names the file, and the line where
+/// there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is larger than any configuration.
+    #[error("{path} is not a configuration file: it is larger than {limit_bytes} bytes", path = path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit_bytes: u64,
+    },
+    /// The file is not TOML or INI.
+    #[error("{path}, line {line}: {reason}", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A key that does not exist.
+    #[error(
+        "{path}, line {line}: there is no key {key}; {hint}", path = path.display()
+    )]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The unknown key.
+        key: String,
+        /// The nearest known key, or all of them.
+        hint: String,
+    },
+    /// A section that does not exist.
+    #[error(
+        "{path}, line {line}: there is no section [{section}]; every key belongs into [kms]", path = path.display()
+    )]
+    UnknownSection {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The unknown section.
+        section: String,
+    },
+    /// A value that its key does not take.
+    #[error(
+        "{path}, line {line}: {key} is {value:?}, but must be {expected}", path = path.display()
+    )]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it takes.
+        expected: String,
+    },
+    /// Neither a device nor the word that none is wanted.
+    #[error(
+        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device, or say mfa = false if no code is wanted", path = path.display()
+    )]
+    NoSerialNumber {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl ConfigError {
+    pub(super) fn unknown_key(path: &Path, entry: &Entry) -> Self {
+        let nearest = KEYS
+            .iter()
+            .map(|key| (strsim::jaro_winkler(key, &entry.key), key))
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .filter(|(likeness, _)| *likeness > 0.75);
+        let hint = match nearest {
+            Some((_, key)) => format!("did you mean {key}?"),
+            None => format!("the keys are {}", KEYS.join(", ")),
+        };
+        Self::UnknownKey {
+            path: path.into(),
+            line: entry.line,
+            key: entry.key.clone(),
+            hint,
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The configuration file: TOML, or the INI of MariaDB's manual.
+//!
+//! Both hold the same keys ([`KEYS`]); [`file`] turns either into a list of entries, this module
+//! checks the values and knows the defaults.
+
+mod error;
+mod file;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use nix::unistd::{Gid, Group};
+use serde::{Deserialize, Serialize};
+
+pub use error::ConfigError;
+use file::Entry;
+
+/// Where the FIFO is made unless `kms_mfa_socket` says otherwise.
+pub const DEFAULT_FIFO: &str = "/run/iam-kms-wrapper/mfa";
+
+/// Every key of the configuration file.
+pub const KEYS: [&str; 13] = [
+    "kms_mfa_id",
+    "kms_mfa_socket",
+    "kms_mfa_socket_mode",
+    "kms_mfa_socket_group",
+    "session_duration_seconds",
+    "request_timeout_seconds",
+    "prompt_timeout_seconds",
+    "role_arn",
+    "profile",
+    "region",
+    "handoff",
+    "broker_socket",
+    "mfa",
+];
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Whose code opens the session; `None` with `mfa = false`.
+    pub serial_number: Option<String>,
+    /// Where the code is written to; `None` where nothing is configured.
+    pub fifo: Option<PathBuf>,
+    /// Who may write a code.
+    pub fifo_access: FifoAccess,
+    /// How long the session is to last, in seconds: 900 to 129,600.
+    pub session_duration_seconds: i32,
+    /// How long one call of AWS may take.
+    pub request_timeout: Duration,
+    /// How long to wait for a code; `None`: for ever.
+    pub prompt_timeout: Option<Duration>,
+    /// The role to assume with the code, instead of `GetSessionToken`.
+    pub role_arn: Option<String>,
+    /// Profile of the source credentials.
+    pub profile: Option<String>,
+    /// AWS region.
+    pub region: Option<String>,
+    /// How the command gets the session.
+    pub handoff: Handoff,
+    /// Where the broker listens.
+    pub broker_socket: PathBuf,
+}
+
+/// Mode and group of the FIFO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FifoAccess {
+    /// Permission bits, 0600 unless configured.
+    pub mode: u32,
+    /// Group id, the process's own unless configured.
+    pub gid: Option<u32>,
+}
+
+/// How the command gets the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Handoff {
+    /// In the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
+    Environment,
+    /// Through `iam-kms-broker`, which makes the KMS calls; nothing in the environment.
+    Broker,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Values {
+            path,
+            entries: file::read(path)?,
+        }
+        .check()
+    }
+
+    /// The FIFO's path, configured or not.
+    pub fn fifo_or_default(&self) -> &Path {
+        self.fifo.as_deref().unwrap_or(Path::new(DEFAULT_FIFO))
+    }
+}
+
+/// The entries of one file, to be taken out by name.
+struct Values<'a> {
+    path: &'a Path,
+    entries: Vec<Entry>,
+}
+
+impl Values<'_> {
+    fn check(&self) -> Result<Config, ConfigError> {
+        if let Some(unknown) = self
+            .entries
+            .iter()
+            .find(|e| !KEYS.contains(&e.key.as_str()))
+        {
+            return Err(ConfigError::unknown_key(self.path, unknown));
+        }
+        Ok(Config {
+            serial_number: self.serial_number()?,
+            fifo: self.absolute_path("kms_mfa_socket")?,
+            fifo_access: FifoAccess {
+                mode: self.mode()?,
+                gid: self.gid()?,
+            },
+            session_duration_seconds: self.number("session_duration_seconds", 900, 900, 129_600)?,
+            request_timeout: self.seconds("request_timeout_seconds", 10, 1)?,
+            prompt_timeout: Some(self.seconds("prompt_timeout_seconds", 0, 0)?)
+                .filter(|timeout| !timeout.is_zero()),
+            role_arn: self.role_arn()?,
+            profile: self.text("profile")?,
+            region: self.region()?,
+            handoff: self.handoff()?,
+            broker_socket: self
+                .absolute_path("broker_socket")?
+                .unwrap_or_else(|| broker_protocol::DEFAULT_SOCKET.into()),
+        })
+    }
+
+    /// Source of the pattern: SerialNumber in
+    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
+    fn serial_number(&self) -> Result<Option<String>, ConfigError> {
+        let mfa = self
+            .choice("mfa", &[("true", true), ("false", false)])?
+            .unwrap_or(true);
+        match (self.entry("kms_mfa_id"), mfa) {
+            (Some(entry), true) => {
+                let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
+                if !(9..=256).contains(&entry.value.len()) || !entry.value.chars().all(allowed) {
+                    return Err(self.bad_value(
+                        entry,
+                        "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME",
+                    ));
+                }
+                Ok(Some(entry.value.clone()))
+            }
+            (None, true) => Err(ConfigError::NoSerialNumber {
+                path: self.path.into(),
+            }),
+            (Some(entry), false) => Err(self.bad_value(entry, "left out when mfa = false")),
+            (None, false) => Ok(None),
+        }
+    }
+
+    fn role_arn(&self) -> Result<Option<String>, ConfigError> {
+        let Some(entry) = self.entry("role_arn") else {
+            return Ok(None);
+        };
+        if entry.value.starts_with("arn:") && entry.value.contains(":role/") {
+            return Ok(Some(entry.value.clone()));
+        }
+        Err(self.bad_value(
+            entry,
+            "the ARN of a role, such as arn:aws:iam::123456789012:role/NAME",
+        ))
+    }
+
+    /// A region becomes part of a host name, so it is held to what a host name label may be.
+    fn region(&self) -> Result<Option<String>, ConfigError> {
+        let Some(entry) = self.entry("region") else {
+            return Ok(None);
+        };
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if (1..=63).contains(&entry.value.len()) && entry.value.chars().all(allowed) {
+            return Ok(Some(entry.value.clone()));
+        }
+        Err(self.bad_value(entry, "an AWS region, such as us-east-1"))
+    }
+
+    fn handoff(&self) -> Result<Handoff, ConfigError> {
+        let known = [
+            ("environment", Handoff::Environment),
+            ("broker", Handoff::Broker),
+        ];
+        Ok(self
+            .choice("handoff", &known)?
+            .unwrap_or(Handoff::Environment))
+    }
+
+    fn mode(&self) -> Result<u32, ConfigError> {
+        let Some(entry) = self.entry("kms_mfa_socket_mode") else {
+            return Ok(0o600);
+        };
+        let expected = "octal permission bits that let the owner read, in quotes in a .toml file, such as 0620";
+        match u32::from_str_radix(&entry.value, 8) {
+            Ok(mode) if entry.is_text && mode <= 0o777 && mode & 0o400 != 0 => Ok(mode),
+            _ => Err(self.bad_value(entry, expected)),
+        }
+    }
+
+    fn gid(&self) -> Result<Option<u32>, ConfigError> {
+        let Some(entry) = self.entry("kms_mfa_socket_group") else {
+            return Ok(None);
+        };
+        match Group::from_name(&entry.value) {
+            Ok(Some(group)) => Ok(Some(Gid::as_raw(group.gid))),
+            _ => Err(self.bad_value(entry, "the name of a group of this host")),
+        }
+    }
+
+    fn absolute_path(&self, key: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(entry) = self.entry(key) else {
+            return Ok(None);
+        };
+        let path = PathBuf::from(&entry.value);
+        if path.is_absolute() && path.file_name().is_some() {
+            return Ok(Some(path));
+        }
+        Err(self.bad_value(entry, "an absolute path"))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        match self.entry(key) {
+            Some(entry) if entry.value.is_empty() => Err(self.bad_value(entry, "not empty")),
+            entry => Ok(entry.map(|e| e.value.clone())),
+        }
+    }
+
+    fn seconds(&self, key: &str, default: i32, least: i32) -> Result<Duration, ConfigError> {
+        let seconds = self.number(key, default, least, 86_400 * 7)?;
+        Ok(Duration::from_secs(u64::from(seconds.unsigned_abs())))
+    }
+
+    fn number(&self, key: &str, default: i32, least: i32, most: i32) -> Result<i32, ConfigError> {
+        let Some(entry) = self.entry(key) else {
+            return Ok(default);
+        };
+        match entry.value.parse() {
+            Ok(number) if (least..=most).contains(&number) => Ok(number),
+            _ => Err(self.bad_value(entry, &format!("a number from {least} to {most}"))),
+        }
+    }
+
+    fn choice<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let Some(entry) = self.entry(key) else {
+            return Ok(None);
+        };
+        if let Some((_, value)) = known.iter().find(|(name, _)| *name == entry.value) {
+            return Ok(Some(*value));
+        }
+        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+        Err(self.bad_value(entry, &names.join(" or ")))
+    }
+
+    /// The last entry counts where a key stands twice, as the Go program had it. (TOML refuses it.)
+    fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().rev().find(|entry| entry.key == key)
+    }
+
+    fn bad_value(&self, entry: &Entry, expected: &str) -> ConfigError {
+        ConfigError::Value {
+            path: self.path.into(),
+            line: entry.line,
+            key: entry.key.clone(),
+            value: entry.value.clone(),
+            expected: expected.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

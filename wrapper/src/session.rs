@@ -1,0 +1,254 @@
+//! AWS credentials: the source credentials, the session that a code opens, the session document.
+
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use aws_credential_types::Credentials;
+use aws_smithy_types::date_time::{DateTime, Format};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// A set of AWS credentials: long-term (no token, no expiration) or temporary.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Session {
+    /// Access key id; names the key, opens nothing.
+    pub access_key_id: String,
+    /// Secret access key.
+    #[serde(serialize_with = "expose")]
+    pub secret_access_key: SecretString,
+    /// Session token of temporary credentials.
+    #[serde(serialize_with = "expose_option")]
+    pub session_token: Option<SecretString>,
+    /// When the credentials end, in seconds since 1970-01-01 UTC; `None`: never.
+    pub expiration_unix_seconds: Option<i64>,
+}
+
+impl Session {
+    /// Seconds until the end; `None`: there is none. Negative afterwards.
+    pub fn remaining_seconds(&self) -> Option<i64> {
+        self.expiration_unix_seconds
+            .map(|end| end.saturating_sub(unix_seconds_now()))
+    }
+
+    /// The end as RFC 3339 in UTC, or "never".
+    pub fn expiration_text(&self) -> String {
+        self.expiration_unix_seconds
+            .map_or_else(|| "never".into(), utc_text)
+    }
+
+    /// The same credentials for the AWS SDK.
+    pub fn to_sdk(&self) -> Credentials {
+        let expiration = self
+            .expiration_unix_seconds
+            .and_then(|end| SystemTime::try_from(DateTime::from_secs(end)).ok());
+        Credentials::new(
+            &self.access_key_id,
+            self.secret_access_key.expose_secret(),
+            self.session_token
+                .as_ref()
+                .map(|token| token.expose_secret().to_owned()),
+            expiration,
+            "iam-kms-wrapper",
+        )
+    }
+}
+
+impl From<&Credentials> for Session {
+    fn from(credentials: &Credentials) -> Self {
+        Self {
+            access_key_id: credentials.access_key_id().to_owned(),
+            secret_access_key: credentials.secret_access_key().into(),
+            session_token: credentials.session_token().map(SecretString::from),
+            expiration_unix_seconds: credentials.expiry().map(|end| DateTime::from(end).secs()),
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Session({}, until {})",
+            self.access_key_id,
+            self.expiration_text()
+        )
+    }
+}
+
+fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
+}
+
+fn expose_option<S: Serializer>(
+    secret: &Option<SecretString>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    secret
+        .as_ref()
+        .map(ExposeSecret::expose_secret)
+        .serialize(serializer)
+}
+
+/// Seconds since 1970-01-01 UTC by this host's clock.
+pub fn unix_seconds_now() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// `unix_seconds` as RFC 3339 in UTC, such as `2026-11-21T23:00:00Z`.
+pub fn utc_text(unix_seconds: i64) -> String {
+    DateTime::from_secs(unix_seconds)
+        .fmt(Format::DateTime)
+        .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
+}
+
+/// What `aws sts get-session-token`, `aws sts assume-role` or a `credential_process` print.
+///
+/// Sources: <https://docs.aws.amazon.com/STS/latest/APIReference/API_Credentials.html>,
+/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Document {
+    credentials: Option<DocumentCredentials>,
+    // Not `#[serde(flatten)]`, which would leave copies of the secrets behind.
+    access_key_id: Option<String>,
+    secret_access_key: Option<SecretString>,
+    session_token: Option<SecretString>,
+    expiration: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DocumentCredentials {
+    access_key_id: Option<String>,
+    secret_access_key: Option<SecretString>,
+    session_token: Option<SecretString>,
+    expiration: Option<String>,
+}
+
+impl Document {
+    fn credentials(self) -> DocumentCredentials {
+        self.credentials.unwrap_or(DocumentCredentials {
+            access_key_id: self.access_key_id,
+            secret_access_key: self.secret_access_key,
+            session_token: self.session_token,
+            expiration: self.expiration,
+        })
+    }
+}
+
+/// Shortest remaining life of a session document that is still worth starting with, in seconds.
+const LEAST_REMAINING_SECONDS: i64 = 60;
+
+/// Reads a session document and checks that it is complete and still has some life in it.
+///
+/// The error says what is wrong and never quotes the document.
+pub fn parse_document(json: &[u8]) -> Result<Session, String> {
+    let credentials = serde_json::from_slice(json)
+        .map(Document::credentials)
+        .map_err(|_| "JSON, but not a session document".to_owned())?;
+    let missing = |field: &str| format!("a session document without {field}");
+    let expiration = credentials
+        .expiration
+        .ok_or_else(|| missing("Expiration"))?;
+    let expiration = DateTime::from_str(&expiration, Format::DateTimeWithOffset)
+        .map_err(|_| "a session document whose Expiration is no time".to_owned())?;
+    let session = Session {
+        access_key_id: credentials
+            .access_key_id
+            .ok_or_else(|| missing("AccessKeyId"))?,
+        secret_access_key: credentials
+            .secret_access_key
+            .ok_or_else(|| missing("SecretAccessKey"))?,
+        session_token: Some(
+            credentials
+                .session_token
+                .ok_or_else(|| missing("SessionToken"))?,
+        ),
+        expiration_unix_seconds: Some(expiration.secs()),
+    };
+    match session.remaining_seconds() {
+        Some(left) if left < LEAST_REMAINING_SECONDS => Err(format!(
+            "a session document that ends at {}: too late",
+            session.expiration_text()
+        )),
+        _ => Ok(session),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREDENTIALS: &str = r#""AccessKeyId":"ASIAX","SecretAccessKey":"s3cret","SessionToken":"t0ken","Expiration":"2099-01-01T00:00:00+00:00""#;
+
+    #[test]
+    fn documents_of_sts_and_of_credential_process_are_sessions() {
+        for json in [
+            format!("{{\"Credentials\":{{{CREDENTIALS}}}}}"),
+            format!("{{\"Credentials\":{{{CREDENTIALS}}},\"AssumedRoleUser\":{{\"Arn\":\"a\"}}}}"),
+            format!("{{\"Version\":1,{CREDENTIALS}}}"),
+        ] {
+            let session = parse_document(json.as_bytes()).unwrap();
+            assert_eq!(session.access_key_id, "ASIAX");
+            assert_eq!(session.secret_access_key.expose_secret(), "s3cret");
+            assert_eq!(session.session_token.unwrap().expose_secret(), "t0ken");
+            assert_eq!(session.expiration_unix_seconds, Some(4_070_908_800));
+        }
+    }
+
+    #[test]
+    fn an_incomplete_document_is_refused_by_what_it_lacks() {
+        for field in [
+            "AccessKeyId",
+            "SecretAccessKey",
+            "SessionToken",
+            "Expiration",
+        ] {
+            let json = format!("{{{}}}", CREDENTIALS.replace(field, "Other"));
+            assert_eq!(
+                parse_document(json.as_bytes()).unwrap_err(),
+                format!("a session document without {field}")
+            );
+        }
+    }
+
+    #[test]
+    fn a_document_at_its_end_is_refused() {
+        let json = format!("{{{}}}", CREDENTIALS.replace("2099", "2020"));
+        let error = parse_document(json.as_bytes()).unwrap_err();
+        assert_eq!(
+            error,
+            "a session document that ends at 2020-01-01T00:00:00Z: too late"
+        );
+    }
+
+    #[test]
+    fn no_error_quotes_the_document() {
+        for json in [
+            "{\"secret\"",
+            "[]",
+            "{\"Credentials\":\"secret\"}",
+            "{\"AccessKeyId\":{\"secret\":1}}",
+        ] {
+            assert!(
+                !parse_document(json.as_bytes())
+                    .unwrap_err()
+                    .contains("secret")
+            );
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let session = parse_document(format!("{{{CREDENTIALS}}}").as_bytes()).unwrap();
+        assert_eq!(
+            format!("{session:?}"),
+            "Session(ASIAX, until 2099-01-01T00:00:00Z)"
+        );
+    }
+}
