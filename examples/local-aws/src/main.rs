@@ -1,2 +1,7 @@
-//! To come.
-fn main() {}
+//! The `local-aws` program; see the library of the same name.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    local_aws::cli::main()
+}

@@ -1,0 +1,225 @@
+//! What lasts: the account, its users and roles, the KMS keys, the faults and the clock.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::fault::Fault;
+use crate::identifier;
+use crate::sealing;
+use crate::secret::Secret;
+
+/// Everything that the state directory holds for the server.
+#[derive(Serialize, Deserialize)]
+pub struct State {
+    /// The account's number, 12 digits.
+    pub account: String,
+    /// The region that credentials must be scoped to and ARNs carry.
+    pub region: String,
+    /// Users by name.
+    pub users: BTreeMap<String, User>,
+    /// The name of the user whose credentials are the default profile.
+    pub first_user: String,
+    /// Roles by name.
+    pub roles: BTreeMap<String, Role>,
+    /// KMS keys by their id.
+    pub keys: BTreeMap<Uuid, Key>,
+    /// KMS aliases by name, `alias/` included.
+    pub aliases: BTreeMap<String, Alias>,
+    /// Seals session tokens.
+    pub session_token_key: Secret,
+    /// Standing faults.
+    pub faults: Vec<Fault>,
+    /// How far the server's clock is ahead of the system's.
+    pub clock_offset_seconds: i64,
+}
+
+/// An IAM user with a long-term access key and a virtual MFA device.
+#[derive(Serialize, Deserialize)]
+pub struct User {
+    /// `AIDA…`.
+    pub user_id: String,
+    /// `AKIA…`.
+    pub access_key_id: String,
+    /// The key's secret.
+    pub secret_access_key: Secret,
+    /// The MFA device's seed in base32.
+    pub mfa_seed: Secret,
+    /// The last TOTP step whose code was taken; no code of it or before it is taken again.
+    pub last_mfa_step: Option<u64>,
+    /// The identity policy; `None` allows everything.
+    pub policy: Option<String>,
+}
+
+/// An IAM role.
+#[derive(Serialize, Deserialize)]
+pub struct Role {
+    /// `AROA…`.
+    pub role_id: String,
+    /// Who may assume it.
+    pub trust_policy: String,
+    /// The identity policy; `None` allows everything.
+    pub policy: Option<String>,
+}
+
+/// A symmetric KMS key.
+#[derive(Serialize, Deserialize)]
+pub struct Key {
+    /// When it was made.
+    pub created: Timestamp,
+    /// Free text.
+    pub description: String,
+    /// The key policy as it was put.
+    pub policy: String,
+    /// Whether it may be used.
+    pub enabled: bool,
+    /// When it will be gone, if its deletion is scheduled.
+    pub deletion: Option<Timestamp>,
+    /// 256 bits for AES-GCM.
+    pub material: Secret,
+}
+
+/// Another name for a key.
+#[derive(Serialize, Deserialize)]
+pub struct Alias {
+    /// The key.
+    pub key_id: Uuid,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+impl State {
+    /// An account with one user and one key named `alias/mariadb`.
+    pub fn new(account: &str, region: &str, user: &str) -> Result<Self, getrandom::Error> {
+        let mut state = Self {
+            account: account.to_owned(),
+            region: region.to_owned(),
+            users: BTreeMap::from([(user.to_owned(), User::new(None)?)]),
+            first_user: user.to_owned(),
+            roles: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            session_token_key: Secret::random(sealing::KEY_BYTES)?,
+            faults: Vec::new(),
+            clock_offset_seconds: 0,
+        };
+        let (key_id, created) = (Uuid::new_v4(), state.now());
+        let key = Key::new(created, String::new(), state.default_key_policy())?;
+        state.keys.insert(key_id, key);
+        state
+            .aliases
+            .insert("alias/mariadb".to_owned(), Alias { key_id, created });
+        Ok(state)
+    }
+
+    /// The time on the server's clock.
+    pub fn now(&self) -> Timestamp {
+        let offset = SignedDuration::from_secs(self.clock_offset_seconds);
+        let now = Timestamp::now();
+        now.saturating_add(offset).unwrap_or(now)
+    }
+
+    /// The ARN that stands for the whole account in policies.
+    pub fn root_arn(&self) -> String {
+        self.iam_arn("root")
+    }
+
+    /// The ARN of a user.
+    pub fn user_arn(&self, name: &str) -> String {
+        self.iam_arn(&format!("user/{name}"))
+    }
+
+    /// The serial number of a user's MFA device.
+    pub fn mfa_serial_number(&self, user: &str) -> String {
+        self.iam_arn(&format!("mfa/{user}"))
+    }
+
+    /// The ARN of a role.
+    pub fn role_arn(&self, name: &str) -> String {
+        self.iam_arn(&format!("role/{name}"))
+    }
+
+    /// The ARN of a role's session.
+    pub fn assumed_role_arn(&self, role: &str, session: &str) -> String {
+        format!(
+            "arn:aws:sts::{}:assumed-role/{role}/{session}",
+            self.account
+        )
+    }
+
+    /// The ARN of a KMS key.
+    pub fn key_arn(&self, key_id: Uuid) -> String {
+        self.kms_arn(&format!("key/{key_id}"))
+    }
+
+    /// The ARN of a KMS resource: `key/…` or `alias/…`.
+    pub fn kms_arn(&self, resource: &str) -> String {
+        format!("arn:aws:kms:{}:{}:{resource}", self.region, self.account)
+    }
+
+    /// The key policy that AWS gives to a key made without one: it leaves all to IAM policies.
+    pub fn default_key_policy(&self) -> String {
+        serde_json::json!({
+            "Version": "2012-10-17",
+            "Id": "key-default-1",
+            "Statement": [{
+                "Sid": "Enable IAM User Permissions",
+                "Effect": "Allow",
+                "Principal": { "AWS": self.root_arn() },
+                "Action": "kms:*",
+                "Resource": "*",
+            }],
+        })
+        .to_string()
+    }
+
+    fn iam_arn(&self, resource: &str) -> String {
+        format!("arn:aws:iam::{}:{resource}", self.account)
+    }
+}
+
+impl User {
+    /// A user with a new access key and MFA device.
+    pub fn new(policy: Option<String>) -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            user_id: identifier::unique_id("AIDA")?,
+            access_key_id: identifier::access_key_id("AKIA")?,
+            secret_access_key: identifier::secret_access_key()?,
+            mfa_seed: identifier::mfa_seed()?,
+            last_mfa_step: None,
+            policy,
+        })
+    }
+}
+
+impl Role {
+    /// A role with a new id.
+    pub fn new(trust_policy: String, policy: Option<String>) -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            role_id: identifier::unique_id("AROA")?,
+            trust_policy,
+            policy,
+        })
+    }
+}
+
+impl Key {
+    /// An enabled key with new material.
+    pub fn new(
+        created: Timestamp,
+        description: String,
+        policy: String,
+    ) -> Result<Self, getrandom::Error> {
+        let material = Secret::random(sealing::KEY_BYTES)?;
+        Ok(Self {
+            created,
+            description,
+            policy,
+            enabled: true,
+            deletion: None,
+            material,
+        })
+    }
+}
