@@ -1,7 +1,24 @@
 //! Starts a command with an AWS session that a person has opened with an MFA code.
+//!
+//! [`launch`] is the procedure of `iam-kms-wrapper`; the rest are its parts, which
+//! `iam-kms-broker` uses too: the configuration ([`config`]), the source credentials
+//! ([`credentials`]), the FIFO or terminal ([`channel`]), the trade at STS ([`sts`]), and the loop
+//! that leads from a code to a session ([`asking`]).
 
 #![forbid(unsafe_code)]
 
+pub mod asking;
+pub mod aws;
+pub mod broker;
 pub mod channel;
+pub mod command;
+pub mod command_line;
 pub mod config;
+pub mod credentials;
+pub mod environment;
+pub mod launch;
+pub mod logging;
 pub mod session;
+pub mod signals;
+pub mod sts;
+pub mod systemd;

@@ -27,7 +27,7 @@ use input::Assembler;
 pub use input::{Input, TokenCode};
 use terminal::Terminal;
 
-use crate::config::FifoAccess;
+use crate::config::{FifoAccess, Mfa};
 
 /// How often a waiting process shows that it is alive.
 const TICK: Duration = Duration::from_secs(10);
@@ -90,10 +90,13 @@ impl Channel {
     }
 
     /// Where to write, for the person: a command, or a prompt for the terminal.
-    pub fn instruction(&self) -> String {
-        match &self.source {
-            Source::Fifo(fifo) => format!("echo 123456 > {}", fifo.path().display()),
-            Source::Terminal(_) => "type it here".into(),
+    pub fn instruction(&self, mfa: &Mfa) -> String {
+        match (&self.source, mfa) {
+            (Source::Terminal(_), _) => "type it here".into(),
+            (Source::Fifo(fifo), Mfa::Here { .. }) => {
+                format!("echo 123456 > {}", fifo.path().display())
+            }
+            (Source::Fifo(fifo), _) => format!("cat session.json > {}", fifo.path().display()),
         }
     }
 

@@ -78,7 +78,7 @@ pub enum ConfigError {
     },
     /// Neither a device nor the word that none is wanted.
     #[error(
-        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device, or say mfa = false if no code is wanted", path = path.display()
+        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device (or mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is wanted)", path = path.display()
     )]
     NoSerialNumber {
         /// The file.

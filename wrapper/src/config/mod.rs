@@ -40,8 +40,8 @@ pub const KEYS: [&str; 13] = [
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// Whose code opens the session; `None` with `mfa = false`.
-    pub serial_number: Option<String>,
+    /// Where the person's code is turned into a session.
+    pub mfa: Mfa,
     /// Where the code is written to; `None` where nothing is configured.
     pub fifo: Option<PathBuf>,
     /// Who may write a code.
@@ -62,6 +62,20 @@ pub struct Config {
     pub handoff: Handoff,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
+}
+
+/// Where the person's code is turned into a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mfa {
+    /// Here: a code of this device is traded at STS.
+    Here {
+        /// Serial number (ARN) of the device, 9 to 256 characters.
+        serial_number: String,
+    },
+    /// Elsewhere: only session documents are taken, and this host needs no AWS key.
+    Elsewhere,
+    /// Nowhere: the source credentials are used as they are.
+    Off,
 }
 
 /// Mode and group of the FIFO.
@@ -114,7 +128,7 @@ impl Values<'_> {
             return Err(ConfigError::unknown_key(self.path, unknown));
         }
         Ok(Config {
-            serial_number: self.serial_number()?,
+            mfa: self.mfa()?,
             fifo: self.absolute_path("kms_mfa_socket")?,
             fifo_access: FifoAccess {
                 mode: self.mode()?,
@@ -134,35 +148,54 @@ impl Values<'_> {
         })
     }
 
-    /// Source of the pattern: SerialNumber in
-    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
-    fn serial_number(&self) -> Result<Option<String>, ConfigError> {
-        let mfa = self
-            .choice("mfa", &[("true", true), ("false", false)])?
-            .unwrap_or(true);
-        match (self.entry("kms_mfa_id"), mfa) {
-            (Some(entry), true) => {
-                let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
-                if !(9..=256).contains(&entry.value.len()) || !entry.value.chars().all(allowed) {
-                    return Err(self.bad_value(
-                        entry,
-                        "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME",
-                    ));
-                }
-                Ok(Some(entry.value.clone()))
-            }
-            (None, true) => Err(ConfigError::NoSerialNumber {
+    fn mfa(&self) -> Result<Mfa, ConfigError> {
+        #[derive(Clone, Copy)]
+        enum Word {
+            True,
+            Elsewhere,
+            False,
+        }
+        let known = [
+            ("true", Word::True),
+            ("elsewhere", Word::Elsewhere),
+            ("false", Word::False),
+        ];
+        match (
+            self.choice("mfa", &known)?.unwrap_or(Word::True),
+            self.entry("kms_mfa_id"),
+        ) {
+            (Word::True, Some(entry)) => self.serial_number(entry),
+            (Word::True, None) => Err(ConfigError::NoSerialNumber {
                 path: self.path.into(),
             }),
-            (Some(entry), false) => Err(self.bad_value(entry, "left out when mfa = false")),
-            (None, false) => Ok(None),
+            (_, Some(entry)) => Err(self.bad_value(entry, "left out unless mfa = true")),
+            (Word::Elsewhere, None) => Ok(Mfa::Elsewhere),
+            (Word::False, None) => Ok(Mfa::Off),
         }
+    }
+
+    /// Source of the pattern: SerialNumber in
+    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
+    fn serial_number(&self, entry: &Entry) -> Result<Mfa, ConfigError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
+        if (9..=256).contains(&entry.value.len()) && entry.value.chars().all(allowed) {
+            return Ok(Mfa::Here {
+                serial_number: entry.value.clone(),
+            });
+        }
+        Err(self.bad_value(
+            entry,
+            "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME",
+        ))
     }
 
     fn role_arn(&self) -> Result<Option<String>, ConfigError> {
         let Some(entry) = self.entry("role_arn") else {
             return Ok(None);
         };
+        if !matches!(self.mfa()?, Mfa::Here { .. }) {
+            return Err(self.bad_value(entry, "left out unless mfa = true"));
+        }
         if entry.value.starts_with("arn:") && entry.value.contains(":role/") {
             return Ok(Some(entry.value.clone()));
         }

@@ -36,7 +36,12 @@ fn the_file_of_the_manual_works_unchanged() {
             .as_str(),
     )
     .unwrap();
-    assert_eq!(config.serial_number.as_deref(), Some(SERIAL));
+    assert_eq!(
+        config.mfa,
+        Mfa::Here {
+            serial_number: SERIAL.into()
+        }
+    );
     assert_eq!(
         config.fifo.as_deref(),
         Some(Path::new("/tmp/kms_mfa_socket"))
@@ -144,7 +149,7 @@ fn wrong_values_are_named_with_what_the_key_takes() {
             "the name of a group of this host",
         ),
         ("handoff = pipe", "environment or broker"),
-        ("mfa = maybe", "true or false"),
+        ("mfa = maybe", "true or elsewhere or false"),
         ("region = evil.example.com/", "an AWS region"),
         ("role_arn = admin", "the ARN of a role"),
         ("kms_mfa_id = 123", "the serial number of an MFA device"),
@@ -181,11 +186,22 @@ fn a_device_is_required_unless_the_file_says_that_no_code_is_wanted() {
             .unwrap_err()
             .contains("kms_mfa_id is missing")
     );
-    assert_eq!(read("a.toml", "mfa = false").unwrap().serial_number, None);
+    assert_eq!(read("a.toml", "mfa = false").unwrap().mfa, Mfa::Off);
+    assert_eq!(
+        read("a.toml", "mfa = \"elsewhere\"").unwrap().mfa,
+        Mfa::Elsewhere
+    );
     assert!(
         toml("mfa = false")
             .unwrap_err()
-            .contains("left out when mfa = false")
+            .contains("left out unless mfa = true")
+    );
+    assert!(
+        read(
+            "a.ini",
+            "[kms]\nmfa = false\nrole_arn = arn:aws:iam::1:role/r"
+        )
+        .is_err()
     );
 }
 

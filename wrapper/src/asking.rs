@@ -1,0 +1,225 @@
+//! From a person's code to a session: ask, trade, and ask again where that is the answer.
+
+use std::{
+    io,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use crate::{
+    channel::{Channel, Event, FifoError, Input, TokenCode, Wait, sleep_until},
+    config::Config,
+    session::{Session, unix_seconds_now},
+    sts::{self, Outcome},
+};
+
+/// The time step of a TOTP, in seconds (RFC 6238, section 4.1; AWS's virtual devices use it).
+const TIME_STEP_SECONDS: u64 = 30;
+
+/// AWS takes a code in its own time step and the next one, so one that has just been typed is good
+/// for this long at most.
+const CODE_LIFE: Duration = Duration::from_secs(2 * TIME_STEP_SECONDS);
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum AskingError {
+    /// The channel does not work.
+    #[error(transparent)]
+    Channel(#[from] FifoError),
+    /// AWS will not take any code.
+    #[error("{0}")]
+    Hopeless(String),
+    /// Nobody wrote a code.
+    #[error("no MFA code was written within {0} seconds (prompt_timeout_seconds)")]
+    DeadlinePassed(u64),
+    /// The interrupt descriptor became readable.
+    #[error("interrupted")]
+    Interrupted,
+    /// The process has run out of something.
+    #[error("cannot call STS: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+/// What to do where no code will help before somebody mends something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenHopeless {
+    /// End: the mistake is in the configuration that this process was started with.
+    GiveUp,
+    /// Say so and wait on: a session document may still come.
+    AskOn,
+}
+
+/// What a code is traded with.
+#[derive(Clone, Copy)]
+pub struct Trade<'a> {
+    /// Serial number of the MFA device.
+    pub serial_number: &'a str,
+    /// The source credentials.
+    pub source: &'a Session,
+}
+
+/// Asks for codes and trades them.
+pub struct Asking<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// What codes are traded with; `None`: only session documents are taken.
+    pub trade: Option<Trade<'a>>,
+    /// What to do where no code will help.
+    pub when_hopeless: WhenHopeless,
+    /// Ends the asking when it becomes readable.
+    pub interrupt: BorrowedFd<'a>,
+    /// Called at least every ten seconds.
+    pub alive: &'a dyn Fn(),
+}
+
+impl Asking<'_> {
+    /// Waits for a code or a session document until one of them gives a session.
+    pub fn session(&self, channel: &mut Channel) -> Result<Session, AskingError> {
+        let deadline = self
+            .config
+            .prompt_timeout
+            .map(|timeout| Instant::now() + timeout);
+        let wait = Wait {
+            interrupt: self.interrupt,
+            deadline,
+            alive: self.alive,
+        };
+        let mut spent = SpentCodes::default();
+        loop {
+            channel.prompt();
+            match channel.next(&wait)? {
+                Event::Interrupted => return Err(AskingError::Interrupted),
+                Event::DeadlinePassed => {
+                    let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
+                    return Err(AskingError::DeadlinePassed(seconds));
+                }
+                Event::Input(Input::Session(session)) => return Ok(session),
+                Event::Input(Input::Refused(why)) => {
+                    warn!(
+                        "ignored {why}; write the six digits of the MFA device: {}",
+                        channel.instruction(&self.config.mfa)
+                    );
+                }
+                Event::Input(Input::TokenCode(code)) => {
+                    if let Some(session) = self.try_code(&code, &mut spent)? {
+                        return Ok(session);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `None`: another code is needed, and the reason has been logged.
+    fn try_code(
+        &self,
+        code: &TokenCode,
+        spent: &mut SpentCodes,
+    ) -> Result<Option<Session>, AskingError> {
+        if spent.contains(code) {
+            warn!(
+                "this code has been used; the next one comes in {} seconds",
+                seconds_to_next_code()
+            );
+            return Ok(None);
+        }
+        let Some(trade) = self.trade else {
+            warn!(
+                "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document"
+            );
+            return Ok(None);
+        };
+        let outcome = self.trade_while_fresh(trade, code)?;
+        if !matches!(outcome, Outcome::NotJudged(_)) {
+            spent.add(code.clone());
+        }
+        match outcome {
+            Outcome::Opened(session) => return Ok(Some(session)),
+            Outcome::Hopeless(why) if self.when_hopeless == WhenHopeless::GiveUp => {
+                return Err(AskingError::Hopeless(why));
+            }
+            Outcome::Hopeless(why) => warn!("{why}; waiting for a session document or a new code"),
+            Outcome::NotJudged(why) => warn!("{why}; the code is too old by now, write a new one"),
+            Outcome::Spent(why) => {
+                warn!(
+                    "{why}; write the next one, which comes in {} seconds",
+                    seconds_to_next_code()
+                );
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sends the code again for as long as AWS has not judged it and could still take it.
+    fn trade_while_fresh(
+        &self,
+        trade: Trade<'_>,
+        code: &TokenCode,
+    ) -> Result<Outcome, AskingError> {
+        let too_old = Instant::now() + CODE_LIFE;
+        let mut pause = Duration::from_secs(1);
+        loop {
+            (self.alive)();
+            let outcome = self.trade_once(trade, code)?;
+            let Outcome::NotJudged(why) = &outcome else {
+                return Ok(outcome);
+            };
+            let next = Instant::now() + pause;
+            if next >= too_old {
+                return Ok(outcome);
+            }
+            info!(
+                "{why}; the code is kept and sent again in {} seconds",
+                pause.as_secs()
+            );
+            if sleep_until(next, self.interrupt) {
+                return Err(AskingError::Interrupted);
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One call of STS. The runtime lives only as long: a process that waits needs none of it.
+    fn trade_once(&self, trade: Trade<'_>, code: &TokenCode) -> Result<Outcome, AskingError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = sts::trade(self.config, trade.serial_number, trade.source, code) => Ok(outcome),
+                () = readable(self.interrupt) => Err(AskingError::Interrupted),
+            }
+        })
+    }
+}
+
+/// Looks every so often: tokio registers a borrowed descriptor with `unsafe` only.
+async fn readable(descriptor: BorrowedFd<'_>) {
+    while !sleep_until(Instant::now(), descriptor) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Codes that AWS has judged, for as long as somebody might write one of them again.
+#[derive(Default)]
+struct SpentCodes(Vec<(TokenCode, Instant)>);
+
+impl SpentCodes {
+    fn contains(&self, code: &TokenCode) -> bool {
+        self.0
+            .iter()
+            .any(|(spent, when)| spent == code && when.elapsed() < 2 * CODE_LIFE)
+    }
+
+    fn add(&mut self, code: TokenCode) {
+        self.0.retain(|(_, when)| when.elapsed() < 2 * CODE_LIFE);
+        self.0.push((code, Instant::now()));
+    }
+}
+
+fn seconds_to_next_code() -> u64 {
+    TIME_STEP_SECONDS - unix_seconds_now().unsigned_abs() % TIME_STEP_SECONDS
+}

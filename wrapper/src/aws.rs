@@ -1,0 +1,117 @@
+//! The AWS SDK as this project uses it: which files, region and endpoints, no retries of its own.
+
+use std::{env, path::PathBuf, time::Duration};
+
+use aws_config::{
+    BehaviorVersion, Region, SdkConfig,
+    environment::EnvironmentVariableRegionProvider,
+    meta::region::RegionProviderChain,
+    profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
+    retry::RetryConfig,
+    timeout::TimeoutConfig,
+};
+use aws_credential_types::provider::ProvideCredentials;
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_smithy_http_client::{
+    Builder,
+    tls::{Provider, rustls_provider::CryptoMode},
+};
+
+use crate::{config::Config, session::Session};
+
+/// The region where nothing names one, as the stock plugin has it.
+pub const DEFAULT_REGION: &str = "us-east-1";
+
+/// Loads the SDK's settings from `config`, the environment and the profile. Calls are made with
+/// `credentials`, or with what the SDK's provider chain finds.
+///
+/// The SDK retries nothing and corrects no clock: whether an MFA code may be sent again, and what
+/// the operator is told, are ours to decide.
+pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
+    let http_client = Builder::new()
+        .tls_provider(Provider::rustls(CryptoMode::Ring))
+        .build_https();
+    let timeouts = TimeoutConfig::builder()
+        .operation_timeout(config.request_timeout)
+        .connect_timeout(config.request_timeout.min(Duration::from_secs(5)))
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http_client)
+        .retry_config(RetryConfig::disabled())
+        .disable_clock_skew_correction(true)
+        .timeout_config(timeouts)
+        .region(region_chain(config))
+        .profile_files(profile_files());
+    if let Some(profile) = &config.profile {
+        loader = loader.profile_name(profile);
+    }
+    match (credentials, &config.profile) {
+        (Some(session), _) => loader.credentials_provider(session.to_sdk()),
+        (None, Some(profile)) => loader.credentials_provider(
+            ProfileFileCredentialsProvider::builder()
+                .profile_name(profile)
+                .profile_files(profile_files())
+                .build(),
+        ),
+        (None, None) => loader,
+    }
+    .load()
+    .await
+}
+
+/// Finds the source credentials as the AWS CLI would: in the profile of the configuration, or else
+/// in environment, default profile, web identity, container and instance.
+///
+/// The error says why there are none.
+pub async fn find_credentials(config: &Config) -> Result<Session, String> {
+    let settings = load(config, None).await;
+    let provider = settings
+        .credentials_provider()
+        .ok_or("the SDK offers none")?;
+    let credentials = provider
+        .provide_credentials()
+        .await
+        .map_err(|error| root_cause(&error))?;
+    Ok(Session::from(&credentials))
+}
+
+/// Configuration, environment, profile, us-east-1; never the instance's metadata service, which a
+/// host outside EC2 would wait for in vain.
+fn region_chain(config: &Config) -> RegionProviderChain {
+    let profile = ProfileFileRegionProvider::builder().profile_files(profile_files());
+    let profile = match &config.profile {
+        Some(name) => profile.profile_name(name),
+        None => profile,
+    };
+    RegionProviderChain::first_try(config.region.clone().map(Region::new))
+        .or_else(EnvironmentVariableRegionProvider::new())
+        .or_else(profile.build())
+        .or_else(Region::new(DEFAULT_REGION))
+}
+
+fn profile_files() -> EnvConfigFiles {
+    match credentials_file_of_the_manual() {
+        Some(file) => EnvConfigFiles::builder()
+            .with_file(EnvConfigFileKind::Credentials, file)
+            .include_default_config_file(true)
+            .build(),
+        None => EnvConfigFiles::default(),
+    }
+}
+
+/// The variable that MariaDB's manual uses, of the first AWS SDKs.
+fn credentials_file_of_the_manual() -> Option<PathBuf> {
+    let file = env::var_os("AWS_CREDENTIAL_PROFILES_FILE")?;
+    env::var_os("AWS_SHARED_CREDENTIALS_FILE")
+        .is_none()
+        .then(|| file.into())
+}
+
+/// The innermost reason of an error: "Connection refused", not "dispatch failure".
+pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

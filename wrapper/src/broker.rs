@@ -1,0 +1,186 @@
+//! Starts `iam-kms-broker` and hands the session over to it.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use broker_protocol::{FrameError, read_frame, write_frame};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    unistd::{AccessFlags, access},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    command::{CommandError, find_program},
+    config::Config,
+    environment::{Variables, without_secrets},
+    session::Session,
+};
+use std::os::fd::AsFd;
+
+const PROGRAM: &str = "iam-kms-broker";
+
+/// The broker only binds a socket before it answers.
+const START_TIMEOUT_MILLISECONDS: u16 = 10_000;
+
+/// How long a broker of an earlier server may take to notice that its server has gone.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the broker is given, as one frame on its standard input. It answers on its standard output
+/// with a [`Started`].
+#[derive(Serialize, Deserialize)]
+pub struct Handover {
+    /// The configuration, as the launcher read it.
+    pub config: Config,
+    /// The open session.
+    pub session: Session,
+    /// The source credentials; `None` where sessions are opened elsewhere.
+    pub source: Option<Session>,
+    /// The process that becomes the server; the broker leaves when it ends.
+    pub server_pid: i32,
+}
+
+/// Whether the broker listens; the error is a line for the operator.
+pub type Started = Result<(), String>;
+
+/// Why there is no broker.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The program is missing.
+    #[error("cannot start the broker: {0}")]
+    Program(CommandError),
+    /// The socket's directory is missing or not ours to write.
+    #[error(
+        "cannot make the broker's socket {path}: {source}; create its directory, for the default path with RuntimeDirectory=iam-kms-wrapper in the unit",
+        path = path.display()
+    )]
+    Directory {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is one already.
+    #[error(
+        "another broker listens at {path}; stop its server first, or set broker_socket to another path",
+        path = path.display()
+    )]
+    AlreadyThere {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It cannot be started or talked to.
+    #[error("cannot start the broker {path}: {source}", path = path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It ended or was silent.
+    #[error("the broker {path} did not come up: {source}", path = path.display())]
+    Silent {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: FrameError,
+    },
+    /// It says why it cannot run.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A broker that can be started.
+pub struct Broker {
+    program: PathBuf,
+}
+
+impl Broker {
+    /// Finds the program (beside our own, or in `PATH`) and checks that its socket can be made.
+    pub fn find(config: &Config) -> Result<Self, BrokerError> {
+        let program = find_beside_us()
+            .map_or_else(|| find_program(OsStr::new(PROGRAM)), Ok)
+            .map_err(BrokerError::Program)?;
+        check_directory(&config.broker_socket)?;
+        wait_for_predecessor(&config.broker_socket)?;
+        Ok(Self { program })
+    }
+
+    /// Starts it, gives it `handover` and returns when its socket listens.
+    pub fn start(&self, handover: &Handover, environment: Variables) -> Result<(), BrokerError> {
+        let failed = |source| BrokerError::Start {
+            path: self.program.clone(),
+            source,
+        };
+        let silent = |source| BrokerError::Silent {
+            path: self.program.clone(),
+            source,
+        };
+        let mut child = Command::new(&self.program)
+            .arg("--handover")
+            .env_clear()
+            .envs(without_secrets(environment))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(io::ErrorKind::BrokenPipe.into()));
+        };
+        write_frame(&mut stdin, handover).map_err(silent)?;
+        drop(stdin);
+        let started = wait_readable(&stdout)
+            .map_err(FrameError::Io)
+            .and_then(|()| read_frame::<Started>(&mut stdout))
+            .map_err(silent)?;
+        // What we started ended when the broker left us for init; the server is not to inherit it.
+        child.wait().map_err(failed)?;
+        started.map_err(BrokerError::Refused)
+    }
+}
+
+fn find_beside_us() -> Option<PathBuf> {
+    let beside = env::current_exe().ok()?.with_file_name(PROGRAM);
+    find_program(beside.as_os_str()).ok()
+}
+
+fn check_directory(socket: &Path) -> Result<(), BrokerError> {
+    let directory = socket.parent().unwrap_or(Path::new("/"));
+    access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
+        BrokerError::Directory {
+            path: socket.into(),
+            source: error.into(),
+        }
+    })
+}
+
+fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerError> {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    while UnixStream::connect(socket).is_ok() {
+        if Instant::now() > deadline {
+            return Err(BrokerError::AlreadyThere {
+                path: socket.into(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn wait_readable(stdout: &impl AsFd) -> io::Result<()> {
+    let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+    match poll(
+        &mut descriptors,
+        PollTimeout::from(START_TIMEOUT_MILLISECONDS),
+    )? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}

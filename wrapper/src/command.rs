@@ -1,0 +1,159 @@
+//! The command: found before a code is asked for, and run in our place.
+
+use std::{
+    env,
+    ffi::{CString, OsStr, OsString},
+    io,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access, execve},
+};
+
+/// Why the command cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// No such program.
+    #[error("cannot find {0:?}; give a path, or the name of a program in PATH")]
+    NotFound(OsString),
+    /// There is one, but not an executable.
+    #[error("cannot execute {path}: {source}", path = path.display())]
+    NotExecutable {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An argument or a variable with a NUL byte.
+    #[error("cannot pass on an argument or a variable that holds a NUL byte")]
+    Nul,
+}
+
+/// A program and its arguments.
+pub struct Command {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Command {
+    /// Finds the program that `arguments` begin with: by its path if there is a slash in it, else
+    /// in `PATH`.
+    pub fn find(arguments: Vec<OsString>) -> Result<Self, CommandError> {
+        let name = arguments.first().cloned().unwrap_or_default();
+        Ok(Self {
+            path: find_program(&name)?,
+            arguments,
+        })
+    }
+
+    /// The program's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Replaces this process by the command, which sees exactly `environment`; returns only if
+    /// that fails. Everything else passes over as it is: execve(2), not std's `exec`, which would
+    /// change the signal mask.
+    pub fn replace_process(&self, environment: &[(OsString, OsString)]) -> CommandError {
+        let path = CString::new(self.path.as_os_str().as_bytes());
+        let arguments: Result<Vec<_>, _> = self
+            .arguments
+            .iter()
+            .map(|argument| CString::new(argument.as_bytes()))
+            .collect();
+        let environment: Result<Vec<_>, _> = environment.iter().map(assignment).collect();
+        let (Ok(path), Ok(arguments), Ok(environment)) = (path, arguments, environment) else {
+            return CommandError::Nul;
+        };
+        let Err(error) = execve(&path, &arguments, &environment);
+        self.not_executable(error)
+    }
+
+    fn not_executable(&self, error: Errno) -> CommandError {
+        if error == Errno::ENOENT {
+            return CommandError::NotFound(self.path.clone().into());
+        }
+        CommandError::NotExecutable {
+            path: self.path.clone(),
+            source: error.into(),
+        }
+    }
+}
+
+/// Finds `name` as execvp(3) does, and tells what is there but not executable from what is not
+/// there at all.
+pub fn find_program(name: &OsStr) -> Result<PathBuf, CommandError> {
+    if name.as_bytes().contains(&b'/') {
+        return check_executable(Path::new(name));
+    }
+    let directories = env::var_os("PATH").unwrap_or_default();
+    let mut found = CommandError::NotFound(name.into());
+    for directory in env::split_paths(&directories).filter(|_| !name.is_empty()) {
+        match check_executable(&directory.join(name)) {
+            Ok(path) => return Ok(path),
+            Err(error @ CommandError::NotExecutable { .. }) => found = error,
+            Err(_) => {}
+        }
+    }
+    Err(found)
+}
+
+fn check_executable(path: &Path) -> Result<PathBuf, CommandError> {
+    let refused = |source| CommandError::NotExecutable {
+        path: path.into(),
+        source,
+    };
+    match path.metadata() {
+        Ok(metadata) if metadata.is_dir() => Err(refused(Errno::EISDIR.into())),
+        Ok(_) => access(path, AccessFlags::X_OK)
+            .map(|()| path.into())
+            .map_err(|error| refused(error.into())),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(refused(error)),
+        Err(_) => Err(CommandError::NotFound(path.into())),
+    }
+}
+
+fn assignment((name, value): &(OsString, OsString)) -> Result<CString, std::ffi::NulError> {
+    let mut assignment = name.clone().into_vec();
+    assignment.reserve_exact(value.len() + 2);
+    assignment.push(b'=');
+    assignment.extend_from_slice(value.as_bytes());
+    CString::new(assignment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_path_and_by_path() {
+        assert!(find_program(OsStr::new("sh")).unwrap().ends_with("sh"));
+        assert_eq!(
+            find_program(OsStr::new("/bin/sh")).unwrap(),
+            Path::new("/bin/sh")
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_and_what_is_not_executable_differ() {
+        for name in ["no-such-program-here", "/no/such/program", ""] {
+            assert!(
+                matches!(
+                    find_program(OsStr::new(name)),
+                    Err(CommandError::NotFound(_))
+                ),
+                "{name}"
+            );
+        }
+        for name in ["/etc/passwd", "/etc"] {
+            let refused = find_program(OsStr::new(name));
+            assert!(
+                matches!(refused, Err(CommandError::NotExecutable { .. })),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The command line, as clap reads it and as Go's flag package did.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::Parser;
+
+/// Starts a command with an AWS session that a person has opened with an MFA code.
+///
+/// Makes a FIFO, waits for six digits in it, trades them at AWS STS for a short session, and
+/// becomes COMMAND with that session.
+#[derive(Debug, Parser)]
+#[command(
+    name = "iam-kms-wrapper",
+    version,
+    override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]",
+    after_help = "\
+To give the code, write it to the FIFO that the log and `systemctl status` name:
+  echo 123456 > /run/iam-kms-wrapper/mfa
+In a terminal, and with no kms_mfa_socket configured, the code is asked for there.
+
+The long-term AWS key comes from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from
+wherever the AWS CLI would find it. COMMAND never sees it.
+
+FILE is the INI of MariaDB's manual, or TOML if its name ends in .toml:
+  [kms]
+  kms_mfa_id = arn:aws:iam::123456789012:mfa/NAME
+  kms_mfa_socket = /run/iam-kms-wrapper/mfa
+
+Exit status: COMMAND's own; before that 125 if the session cannot be had, 126 if COMMAND
+cannot be executed, 127 if it is not found, 128+n (death) on signal n.",
+    max_term_width = 92
+)]
+pub struct CommandLine {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// The command to run and its arguments.
+    #[arg(
+        value_name = "COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub command: Vec<OsString>,
+}
+
+impl CommandLine {
+    /// Parses the program's arguments, the program's own name first.
+    pub fn parse_arguments(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(accept_go_flags(arguments))
+    }
+}
+
+/// Go's flag package takes `-config` for `--config`. Only before COMMAND: its own flags may look
+/// the same.
+fn accept_go_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut accepted = Vec::new();
+    let mut is_ours = true;
+    let mut is_value = true; // the program's own name
+    for argument in arguments {
+        let text = argument.to_str().unwrap_or_default();
+        if !is_ours || is_value {
+            is_value = false;
+            accepted.push(argument);
+            continue;
+        }
+        is_ours = text.starts_with('-') && text != "--";
+        is_value = matches!(text, "-config" | "--config");
+        if text == "-config" || text.starts_with("-config=") {
+            accepted.push(format!("-{text}").into());
+        } else {
+            accepted.push(argument);
+        }
+    }
+    accepted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        let arguments = line.split_whitespace().map(OsString::from);
+        CommandLine::parse_arguments(std::iter::once("iam-kms-wrapper".into()).chain(arguments))
+    }
+
+    #[test]
+    fn every_way_to_name_the_configuration_works() {
+        for line in [
+            "--config=/etc/f mysqld --a -b",
+            "--config /etc/f mysqld --a -b",
+            "-config=/etc/f mysqld --a -b",
+            "-config /etc/f mysqld --a -b",
+            "--config=/etc/f -- mysqld --a -b",
+            "-config /etc/f -- mysqld --a -b",
+        ] {
+            let parsed = parse(line).unwrap();
+            assert_eq!(parsed.config, PathBuf::from("/etc/f"), "{line}");
+            assert_eq!(parsed.command, ["mysqld", "--a", "-b"], "{line}");
+        }
+    }
+
+    #[test]
+    fn flags_of_the_command_are_its_own() {
+        let parsed = parse("--config=f mysqld -config=x --config y -- --help").unwrap();
+        assert_eq!(
+            parsed.command,
+            ["mysqld", "-config=x", "--config", "y", "--", "--help"]
+        );
+    }
+
+    #[test]
+    fn a_command_and_a_configuration_are_required() {
+        assert!(parse("--config=f").is_err());
+        assert!(parse("mysqld").is_err());
+        assert!(parse("--confg=f mysqld").is_err());
+    }
+}

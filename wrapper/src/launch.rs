@@ -1,0 +1,221 @@
+//! What `iam-kms-wrapper` does, in its order: check all that can be checked, get a session, become
+//! the command.
+
+use std::{
+    env,
+    io::{self, IsTerminal},
+    os::fd::{AsRawFd, IntoRawFd},
+    process::id,
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    sys::{prctl, signal::Signal, stat::Mode},
+};
+use tracing::{error, info};
+
+use crate::{
+    asking::{Asking, AskingError, Trade, WhenHopeless},
+    broker::{Broker, BrokerError, Handover},
+    channel::{Channel, FifoError},
+    command::{Command, CommandError},
+    command_line::CommandLine,
+    config::{Config, ConfigError, Handoff, Mfa},
+    credentials::{self, CredentialsError},
+    environment::{self, Variables},
+    logging,
+    session::Session,
+    signals::Signals,
+    systemd,
+};
+
+/// Name of the program, in the log and in its help.
+const PROGRAM: &str = "iam-kms-wrapper";
+
+/// Why the command does not run.
+#[derive(Debug, thiserror::Error)]
+enum LaunchError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Channel(#[from] FifoError),
+    #[error(transparent)]
+    Asking(#[from] AskingError),
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+    #[error("ended by {0} while waiting")]
+    Signal(Signal),
+}
+
+impl LaunchError {
+    /// As env(1), timeout(1) and nice(1) have it.
+    fn exit_code(&self) -> i32 {
+        match self {
+            Self::Command(CommandError::NotFound(_)) => 127,
+            Self::Command(CommandError::NotExecutable { .. }) => 126,
+            Self::Signal(signal) => 128 + *signal as i32,
+            _ => 125,
+        }
+    }
+}
+
+/// Runs the program; returns its exit code if it has not become the command.
+pub fn main() -> i32 {
+    logging::init(PROGRAM);
+    let command_line = match CommandLine::parse_arguments(env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(usage) => return show_usage(&usage),
+    };
+    let failure = match protect_process() {
+        Ok(()) => launch(command_line),
+        Err(failure) => failure,
+    };
+    error!("{failure}");
+    failure.exit_code()
+}
+
+/// `--help` and `--version` are no failure; a wrong command line is one of ours.
+fn show_usage(usage: &clap::Error) -> i32 {
+    // Without standard output or error there is nobody to tell.
+    let _ = usage.print();
+    if usage.use_stderr() { 125 } else { 0 }
+}
+
+/// Keeps what we hold from core dumps and from other processes of our user (exec undoes it), and
+/// our descriptors from taking the place of standard ones that our parent has closed.
+fn protect_process() -> Result<(), LaunchError> {
+    prctl::set_dumpable(false)
+        .map_err(|error| LaunchError::System("turn core dumps off", error.into()))?;
+    loop {
+        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|error| LaunchError::System("open /dev/null", error.into()))?;
+        if null.as_raw_fd() > io::stderr().as_raw_fd() {
+            return Ok(());
+        }
+        // Stays open until exec closes it, so that the command finds the place as empty as we did.
+        let _ = null.into_raw_fd();
+    }
+}
+
+/// Becomes the command; returns only with the reason why not.
+fn launch(command_line: CommandLine) -> LaunchError {
+    match prepare(command_line) {
+        Ok((command, variables)) => command.replace_process(&variables).into(),
+        Err(failure) => failure,
+    }
+}
+
+/// Does everything up to the exec.
+fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchError> {
+    let config = Config::read(&command_line.config)?;
+    let command = Command::find(command_line.command)?;
+    let source = match &config.mfa {
+        Mfa::Here { .. } => Some(credentials::find_tradable(&config)?),
+        Mfa::Off => Some(credentials::find(&config)?),
+        Mfa::Elsewhere => None,
+    };
+    let broker = match config.handoff {
+        Handoff::Broker => Some(Broker::find(&config)?),
+        Handoff::Environment => None,
+    };
+    let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
+    let session = match obtain_session(&config, source.as_ref(), &signals) {
+        Err(LaunchError::Asking(AskingError::Interrupted)) => return Err(end_by_signal(signals)),
+        session => session?,
+    };
+    report(&config, &session, &command);
+    let mut variables = environment::without_credentials(env::vars_os().collect());
+    if let Some(region) = &config.region {
+        environment::add_region(&mut variables, region);
+    }
+    match broker {
+        Some(broker) => {
+            let handover = Handover {
+                config,
+                session,
+                source,
+                server_pid: id().cast_signed(),
+            };
+            broker.start(&handover, env::vars_os().collect())?;
+        }
+        None => environment::add_session(&mut variables, &session),
+    }
+    signals
+        .release()
+        .map_err(|error| LaunchError::System("release signals", error))?;
+    Ok((command, variables))
+}
+
+/// Asks for a code, or takes the source credentials as they are.
+fn obtain_session(
+    config: &Config,
+    source: Option<&Session>,
+    signals: &Signals,
+) -> Result<Session, LaunchError> {
+    let trade = match (&config.mfa, source) {
+        (Mfa::Off, Some(source)) => return Ok(source.clone()),
+        (Mfa::Here { serial_number }, Some(source)) => Some(Trade {
+            serial_number,
+            source,
+        }),
+        _ => None,
+    };
+    let mut channel = open_channel(config)?;
+    announce(config, &channel);
+    let asking = Asking {
+        config,
+        trade,
+        when_hopeless: WhenHopeless::GiveUp,
+        interrupt: signals.descriptor(),
+        alive: &systemd::extend_timeout,
+    };
+    Ok(asking.session(&mut channel)?)
+}
+
+fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
+    if config.fifo.is_none() && io::stdin().is_terminal() {
+        return Channel::terminal()
+            .map_err(|error| LaunchError::System("read the terminal", error));
+    }
+    Ok(Channel::fifo(config.fifo_or_default(), config.fifo_access)?)
+}
+
+fn announce(config: &Config, channel: &Channel) {
+    let wanted = match &config.mfa {
+        Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
+        _ => "a session document".into(),
+    };
+    let instruction = channel.instruction(&config.mfa);
+    info!("waiting for {wanted}: {instruction}");
+    systemd::status(&format!("Waiting for {wanted}: {instruction}"));
+}
+
+fn report(config: &Config, session: &Session, command: &Command) {
+    let until = session.expiration_text();
+    let command = command.path().display();
+    match config.mfa {
+        Mfa::Off => info!("no MFA code is asked for (mfa = false); starting {command}"),
+        _ => info!(
+            "session {} is open until {until}; starting {command}",
+            session.access_key_id
+        ),
+    }
+    systemd::status(&format!("Session open until {until}; starting {command}"));
+}
+
+fn end_by_signal(signals: Signals) -> LaunchError {
+    let Some(signal) = signals.received() else {
+        return LaunchError::System("read the signal", io::ErrorKind::WouldBlock.into());
+    };
+    info!("ended by {signal} while waiting for a code");
+    match signals.die_of(signal) {
+        Ok(()) => LaunchError::Signal(signal),
+        Err(error) => LaunchError::System("die of the signal", error),
+    }
+}

@@ -1,0 +1,91 @@
+//! Signals while we wait: noticed, cleaned up after, and then died of.
+//!
+//! No handler is ever installed and no disposition changed, so the command inherits all of them as
+//! they were. The signals are blocked and read from a signalfd instead, and the mask is put back
+//! before the command runs.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::sys::{
+    signal::{SigSet, Signal, raise},
+    signalfd::{SfdFlags, SignalFd},
+};
+
+/// What ends a wait. (SIGQUIT keeps its meaning: at once, with a core if anything.)
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The ending signals, held back until [`Signals::release`].
+pub struct Signals {
+    descriptor: SignalFd,
+    inherited_mask: SigSet,
+}
+
+impl Signals {
+    /// Holds back the ending signals, but for those that our parent has us ignore or block, and
+    /// SIGPIPE, which a connection that breaks would raise.
+    pub fn hold() -> io::Result<Self> {
+        let inherited_mask = SigSet::thread_get_mask()?;
+        let ignored = ignored_signals();
+        let ending: SigSet = ENDING
+            .into_iter()
+            .filter(|signal| !inherited_mask.contains(*signal) && !is_in(ignored, *signal))
+            .collect();
+        let mut held = ending;
+        held.add(Signal::SIGPIPE);
+        let descriptor =
+            SignalFd::with_flags(&ending, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        held.thread_block()?;
+        Ok(Self {
+            descriptor,
+            inherited_mask,
+        })
+    }
+
+    /// Readable when an ending signal has come.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// The ending signal that has come, if one has.
+    pub fn received(&self) -> Option<Signal> {
+        let info = self.descriptor.read_signal().ok()??;
+        i32::try_from(info.ssi_signo)
+            .ok()
+            .and_then(|number| Signal::try_from(number).ok())
+    }
+
+    /// Puts the mask back as it was inherited. An ending signal that came meanwhile is delivered.
+    pub fn release(self) -> io::Result<()> {
+        // A SIGPIPE of ours that still hangs would hit the command.
+        let pipe: SigSet = [Signal::SIGPIPE].into_iter().collect();
+        if !self.inherited_mask.contains(Signal::SIGPIPE) {
+            let pending =
+                SignalFd::with_flags(&pipe, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+            while pending.read_signal()?.is_some() {}
+        }
+        Ok(self.inherited_mask.thread_set_mask()?)
+    }
+
+    /// Dies of `signal`, as if it had never been held back. Returns if that is not possible.
+    pub fn die_of(self, signal: Signal) -> io::Result<()> {
+        self.release()?;
+        Ok(raise(signal)?)
+    }
+}
+
+/// The mask of ignored signals, bit n-1 for signal n.
+///
+/// Source: SigIgn in proc_pid_status(5). (sigaction(2) would do, but not without `unsafe`.)
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn is_in(mask: u64, signal: Signal) -> bool {
+    mask >> (signal as u32 - 1) & 1 == 1
+}

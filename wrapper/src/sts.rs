@@ -1,0 +1,347 @@
+//! Trades an MFA code for a session, and reads STS's answers.
+//!
+//! Sources: <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>,
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>,
+//! <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>.
+
+use aws_sdk_sts::{
+    Client,
+    error::{ProvideErrorMetadata, SdkError},
+    types::Credentials,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::date_time::{DateTime, Format};
+use nix::unistd::{User, geteuid, gethostname};
+use secrecy::SecretString;
+
+use crate::{
+    aws::{self, root_cause},
+    channel::TokenCode,
+    config::Config,
+    session::{Session, unix_seconds_now},
+};
+
+/// What became of a code. The texts say what happened; the caller adds what it does next.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The code was good.
+    Opened(Session),
+    /// AWS has seen the code and will not take it again: ask for another.
+    Spent(String),
+    /// AWS has not judged the code: it may be sent again.
+    NotJudged(String),
+    /// No code will do before somebody mends this.
+    Hopeless(String),
+}
+
+/// Sends `token_code` to STS with the source credentials: `AssumeRole` where the configuration
+/// names a role, else `GetSessionToken`.
+pub async fn trade(
+    config: &Config,
+    serial_number: &str,
+    source: &Session,
+    token_code: &TokenCode,
+) -> Outcome {
+    let settings = aws::load(config, Some(source)).await;
+    let client = Client::new(&settings);
+    let answer = match &config.role_arn {
+        Some(role_arn) => {
+            let request = client
+                .assume_role()
+                .role_arn(role_arn)
+                .role_session_name(role_session_name())
+                .duration_seconds(config.session_duration_seconds)
+                .serial_number(serial_number)
+                .token_code(token_code.expose());
+            request
+                .send()
+                .await
+                .map(|answer| answer.credentials)
+                .map_err(|error| refusal(&error))
+        }
+        None => {
+            let request = client
+                .get_session_token()
+                .duration_seconds(config.session_duration_seconds)
+                .serial_number(serial_number)
+                .token_code(token_code.expose());
+            request
+                .send()
+                .await
+                .map(|answer| answer.credentials)
+                .map_err(|error| refusal(&error))
+        }
+    };
+    match answer {
+        Ok(Some(credentials)) => Outcome::Opened(session(&credentials)),
+        Ok(None) => Outcome::Spent(format!("STS answered without credentials; {PROXY_HINT}")),
+        Err(refusal) => refusal.judge(serial_number, token_code),
+    }
+}
+
+const PROXY_HINT: &str = "look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS";
+
+fn session(credentials: &Credentials) -> Session {
+    Session {
+        access_key_id: credentials.access_key_id.clone(),
+        secret_access_key: SecretString::from(credentials.secret_access_key.as_str()),
+        session_token: Some(SecretString::from(credentials.session_token.as_str())),
+        expiration_unix_seconds: Some(credentials.expiration.secs()),
+    }
+}
+
+/// Tells the reader of CloudTrail which host and user it was, in the characters that STS allows.
+fn role_session_name() -> String {
+    let host = gethostname().unwrap_or_default();
+    let user = User::from_uid(geteuid())
+        .ok()
+        .flatten()
+        .map_or_else(String::new, |user| user.name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+=,.@-_".contains(c);
+    let name = format!("iam-kms-wrapper-{user}@{}", host.display());
+    name.chars()
+        .map(|c| if allowed(c) { c } else { '-' })
+        .take(64)
+        .collect()
+}
+
+/// What is worth knowing of a failed call, whichever operation it was.
+enum Refusal {
+    /// No answer: refused, reset, no such host, no certificate, silence.
+    NoAnswer(String),
+    /// An answer that is none of STS's.
+    Garbage { status: u16 },
+    /// An error of STS.
+    Service {
+        status: u16,
+        code: String,
+        message: String,
+        clock_offset_seconds: Option<i64>,
+    },
+}
+
+fn refusal<E>(error: &SdkError<E, HttpResponse>) -> Refusal
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match error {
+        SdkError::TimeoutError(_) => Refusal::NoAnswer("no answer in time".into()),
+        SdkError::ResponseError(context) => Refusal::Garbage {
+            status: context.raw().status().as_u16(),
+        },
+        SdkError::ServiceError(context) => match context.err().code() {
+            Some(code) => Refusal::Service {
+                status: context.raw().status().as_u16(),
+                code: code.into(),
+                message: context.err().message().unwrap_or_default().into(),
+                clock_offset_seconds: clock_offset_seconds(context.raw()),
+            },
+            None => Refusal::Garbage {
+                status: context.raw().status().as_u16(),
+            },
+        },
+        other => Refusal::NoAnswer(root_cause(other)),
+    }
+}
+
+/// How many seconds this host's clock is ahead of STS's, by the answer's Date header.
+fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
+    let date = DateTime::from_str(answer.headers().get("date")?, Format::HttpDate).ok()?;
+    Some(unix_seconds_now() - date.secs())
+}
+
+impl Refusal {
+    fn judge(self, serial_number: &str, token_code: &TokenCode) -> Outcome {
+        match self {
+            Self::NoAnswer(why) => Outcome::NotJudged(format!("cannot reach STS: {why}")),
+            Self::Garbage {
+                status: status @ 500..,
+            } => Outcome::NotJudged(format!("STS failed with HTTP status {status}")),
+            Self::Garbage { status } => Outcome::Spent(format!(
+                "the answer (HTTP status {status}) is not STS's; {PROXY_HINT}"
+            )),
+            Self::Service {
+                status,
+                code,
+                message,
+                clock_offset_seconds,
+            } => match Meaning::of(status, &code, &message) {
+                Meaning::WrongCode => Outcome::Spent(
+                    "AWS refused the code: mistyped, or used before, or of another device".into(),
+                ),
+                Meaning::WrongSerial => Outcome::Hopeless(format!(
+                    "AWS does not know the MFA device {serial_number} for this user; correct kms_mfa_id in the configuration"
+                )),
+                Meaning::ClockSkew => Outcome::NotJudged(skew_text(clock_offset_seconds)),
+                Meaning::BadKey => Outcome::Hopeless(format!(
+                    "AWS does not accept the long-term access key ({code}); it may be deleted, inactive or mistyped"
+                )),
+                Meaning::ExpiredKey => Outcome::Hopeless(
+                    "the source credentials have expired; start again with fresh ones".into(),
+                ),
+                Meaning::Busy => Outcome::NotJudged(format!(
+                    "STS cannot answer now: {code} (HTTP status {status})"
+                )),
+                Meaning::Other => Outcome::Hopeless(format!(
+                    "STS refused the request: {code}: {}",
+                    presentable(&message, token_code)
+                )),
+            },
+        }
+    }
+}
+
+/// What an error of STS means.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    WrongCode,
+    WrongSerial,
+    ClockSkew,
+    BadKey,
+    ExpiredKey,
+    Busy,
+    Other,
+}
+
+impl Meaning {
+    fn of(status: u16, code: &str, message: &str) -> Self {
+        let says = |text| message.contains(text);
+        match code {
+            "AccessDenied" if says("invalid MFA one time pass code") => Self::WrongCode,
+            "AccessDenied" if says("MultiFactorAuthentication failed") => Self::WrongSerial,
+            "SignatureDoesNotMatch" | "InvalidSignatureException"
+                if says("Signature expired") || says("Signature not yet current") =>
+            {
+                Self::ClockSkew
+            }
+            "RequestExpired" | "RequestTimeTooSkewed" => Self::ClockSkew,
+            "InvalidClientTokenId"
+            | "UnrecognizedClientException"
+            | "SignatureDoesNotMatch"
+            | "InvalidSignatureException" => Self::BadKey,
+            "ExpiredToken" | "ExpiredTokenException" => Self::ExpiredKey,
+            "Throttling"
+            | "ThrottlingException"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException" => Self::Busy,
+            _ if status >= 500 || status == 429 => Self::Busy,
+            _ => Self::Other,
+        }
+    }
+}
+
+fn skew_text(clock_offset_seconds: Option<i64>) -> String {
+    let off = match clock_offset_seconds {
+        Some(ahead @ 1..) => format!("is {ahead} seconds ahead of AWS's"),
+        Some(behind) => format!("is {} seconds behind AWS's", behind.abs()),
+        None => "differs from AWS's".into(),
+    };
+    format!("this host's clock {off}, so AWS refuses its requests; set the clock (timedatectl)")
+}
+
+/// AWS's own words, bounded, on one line, and without the code.
+fn presentable(message: &str, token_code: &TokenCode) -> String {
+    message
+        .replace(token_code.expose(), "[code]")
+        .chars()
+        .take(300)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sts_says_is_told_apart() {
+        for (status, code, message, meaning) in [
+            (
+                403,
+                "AccessDenied",
+                "MultiFactorAuthentication failed with invalid MFA one time pass code. ",
+                Meaning::WrongCode,
+            ),
+            (
+                403,
+                "AccessDenied",
+                "MultiFactorAuthentication failed, unable to validate MFA code.  Please verify your MFA serial number is valid and associated with this user.",
+                Meaning::WrongSerial,
+            ),
+            (
+                403,
+                "AccessDenied",
+                "User: arn is not authorized to perform: sts:AssumeRole",
+                Meaning::Other,
+            ),
+            (
+                403,
+                "SignatureDoesNotMatch",
+                "Signature expired: 20260101T000000Z is now earlier than 20260101T001500Z",
+                Meaning::ClockSkew,
+            ),
+            (
+                403,
+                "SignatureDoesNotMatch",
+                "Signature not yet current: 20260101T000000Z",
+                Meaning::ClockSkew,
+            ),
+            (
+                403,
+                "SignatureDoesNotMatch",
+                "The request signature we calculated does not match",
+                Meaning::BadKey,
+            ),
+            (
+                403,
+                "InvalidClientTokenId",
+                "The security token included in the request is invalid.",
+                Meaning::BadKey,
+            ),
+            (
+                403,
+                "ExpiredToken",
+                "The security token included in the request is expired",
+                Meaning::ExpiredKey,
+            ),
+            (400, "Throttling", "Rate exceeded", Meaning::Busy),
+            (503, "ServiceUnavailable", "", Meaning::Busy),
+            (500, "InternalFailure", "", Meaning::Busy),
+            (
+                400,
+                "ValidationError",
+                "1 validation error detected",
+                Meaning::Other,
+            ),
+        ] {
+            assert_eq!(
+                Meaning::of(status, code, message),
+                meaning,
+                "{code}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_skew_is_told_with_its_direction() {
+        assert!(skew_text(Some(3600)).contains("is 3600 seconds ahead of AWS's"));
+        assert!(skew_text(Some(-60)).contains("is 60 seconds behind AWS's"));
+    }
+
+    #[test]
+    fn a_code_that_aws_echoes_is_not_shown() {
+        let code = TokenCode::new(b"111676").unwrap();
+        assert_eq!(
+            presentable("Value '111676' at 'tokenCode'", &code),
+            "Value '[code]' at 'tokenCode'"
+        );
+    }
+
+    #[test]
+    fn a_role_session_name_is_one_that_sts_accepts() {
+        let name = role_session_name();
+        assert!(
+            name.starts_with("iam-kms-wrapper-") && (2..=64).contains(&name.len()),
+            "{name}"
+        );
+    }
+}
