@@ -1,0 +1,260 @@
+//! Keeps a session: notices that it has ended and gets the next one through the code channel.
+
+use std::{
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use broker_protocol::{Failure, FailureKind, SessionPhase, SessionState};
+use iam_kms_wrapper::{
+    asking::{Asking, AskingError, Trade, WhenHopeless},
+    channel::{Channel, sleep_until},
+    config::{Config, Mfa},
+    credentials,
+    session::Session,
+};
+use tracing::{error, info};
+
+/// Sessions that renew themselves (an instance role's) are renewed this long before their end.
+const RENEW_AHEAD_SECONDS: i64 = 300;
+
+/// Between two attempts to make the FIFO, or to renew a session without a person.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest wait before the clock is looked at again: it may have been set, or have slept.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
+/// The session and what becomes of it.
+pub(crate) struct Keeper {
+    config: Config,
+    source: Option<Session>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    session: Option<Arc<Session>>,
+    /// End of the present or last session.
+    expiration_unix_seconds: Option<i64>,
+    /// The FIFO that awaits a code.
+    fifo: Option<PathBuf>,
+    /// Why there can be no session, if that is so.
+    failure: Option<String>,
+}
+
+impl Keeper {
+    /// Keeps `session`, or asks for one at once if there is none.
+    pub fn new(mut config: Config, source: Option<Session>, session: Option<Session>) -> Self {
+        // That limit is for a start that somebody waits for.
+        config.prompt_timeout = None;
+        let state = State {
+            expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
+            session: session.map(Arc::new),
+            fifo: None,
+            failure: None,
+        };
+        Self {
+            config,
+            source,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The open session, or the failure that tells the person where to write a code.
+    pub fn session(&self) -> Result<Arc<Session>, Failure> {
+        let mut state = self.lock();
+        if state
+            .session
+            .as_ref()
+            .is_some_and(|session| is_over(session))
+        {
+            self.close(&mut state);
+        }
+        state
+            .session
+            .clone()
+            .ok_or_else(|| self.session_over(&state))
+    }
+
+    /// Takes KMS's word that `session` has ended, whatever our clock says.
+    pub fn ended(&self, session: &Arc<Session>) -> Failure {
+        let mut state = self.lock();
+        if state
+            .session
+            .as_ref()
+            .is_some_and(|present| Arc::ptr_eq(present, session))
+        {
+            self.close(&mut state);
+        }
+        self.session_over(&state)
+    }
+
+    /// How the session stands.
+    pub fn state(&self) -> SessionState {
+        // For its side effect of noticing the end.
+        let open = self.session().is_ok();
+        let state = self.lock();
+        SessionState {
+            phase: match (&state.failure, open) {
+                (_, true) => SessionPhase::Open,
+                (Some(_), false) => SessionPhase::Failed,
+                (None, false) => SessionPhase::AwaitingCode,
+            },
+            expiration_unix_seconds: state.expiration_unix_seconds,
+            fifo: state.fifo.as_ref().map(|path| path.display().to_string()),
+        }
+    }
+
+    /// Gets a new session whenever there is none, until `interrupt` becomes readable.
+    pub fn run(&self, interrupt: BorrowedFd<'_>) {
+        while self.wait_for_end(interrupt) {
+            match self.renew(interrupt) {
+                Ok(session) => self.open(session),
+                Err(AskingError::Interrupted) => return,
+                Err(failure) => {
+                    error!(
+                        "cannot get a new AWS session: {failure}; trying again in {} seconds",
+                        RETRY_PAUSE.as_secs()
+                    );
+                    self.lock().failure = Some(failure.to_string());
+                    if sleep_until(Instant::now() + RETRY_PAUSE, interrupt) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes [`Self::run`] look at its `interrupt`.
+    pub fn wake(&self) {
+        // With the lock: it must not be between its look and its wait.
+        let _state = self.lock();
+        self.changed.notify_all();
+    }
+
+    /// True when a new session is needed, false when it is time to stop.
+    fn wait_for_end(&self, interrupt: BorrowedFd<'_>) -> bool {
+        let mut state = self.lock();
+        loop {
+            if sleep_until(Instant::now(), interrupt) {
+                return false;
+            }
+            let Some(session) = &state.session else {
+                return true;
+            };
+            let remaining = self.seconds_to_renewal(session);
+            if remaining.is_some_and(|seconds| seconds <= 0) {
+                return true;
+            }
+            let pause = remaining.map_or(CLOCK_CHECK, |seconds| {
+                Duration::from_secs(seconds.unsigned_abs()).min(CLOCK_CHECK)
+            });
+            let waited = self.changed.wait_timeout(state, pause);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn seconds_to_renewal(&self, session: &Session) -> Option<i64> {
+        let ahead = if self.config.mfa == Mfa::Off {
+            RENEW_AHEAD_SECONDS
+        } else {
+            0
+        };
+        session.remaining_seconds().map(|seconds| seconds - ahead)
+    }
+
+    fn renew(&self, interrupt: BorrowedFd<'_>) -> Result<Session, AskingError> {
+        if self.config.mfa == Mfa::Off {
+            return credentials::find(&self.config)
+                .map_err(|error| AskingError::Hopeless(error.to_string()));
+        }
+        let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
+        self.announce(&channel);
+        let asking = Asking {
+            config: &self.config,
+            trade: match (&self.config.mfa, &self.source) {
+                (Mfa::Here { serial_number }, Some(source)) => Some(Trade {
+                    serial_number,
+                    source,
+                }),
+                _ => None,
+            },
+            when_hopeless: WhenHopeless::AskOn,
+            interrupt,
+            alive: &|| {},
+        };
+        asking.session(&mut channel)
+    }
+
+    fn announce(&self, channel: &Channel) {
+        let mut state = self.lock();
+        self.close(&mut state);
+        state.fifo = channel.fifo_path();
+        state.failure = None;
+        info!("{}", self.session_over(&state).message);
+    }
+
+    fn open(&self, session: Session) {
+        info!(
+            "session {} is open until {}",
+            session.access_key_id,
+            session.expiration_text()
+        );
+        let mut state = self.lock();
+        *state = State {
+            expiration_unix_seconds: session.expiration_unix_seconds,
+            session: Some(Arc::new(session)),
+            fifo: None,
+            failure: None,
+        };
+    }
+
+    fn close(&self, state: &mut State) {
+        state.session = None;
+        self.changed.notify_all();
+    }
+
+    fn session_over(&self, state: &State) -> Failure {
+        let over = match state.expiration_unix_seconds {
+            Some(end) => format!(
+                "the AWS session ended at {}",
+                iam_kms_wrapper::session::utc_text(end)
+            ),
+            None => "there is no AWS session yet".into(),
+        };
+        let fifo = self.config.fifo_or_default().display();
+        let next = match (&state.failure, &self.config.mfa) {
+            (Some(failure), _) => format!("and no new one can be had: {failure}"),
+            (None, Mfa::Here { serial_number }) => {
+                format!("write a new MFA code of {serial_number}: echo 123456 > {fifo}")
+            }
+            (None, Mfa::Elsewhere) => {
+                format!("write a new session document: cat session.json > {fifo}")
+            }
+            (None, Mfa::Off) => "a new one is being fetched".into(),
+        };
+        Failure {
+            kind: FailureKind::SessionOver,
+            message: format!("{over}; {next}"),
+            request_id: String::new(),
+        }
+    }
+
+    /// The state is whole at every unlock, so a thread that panicked has not left it in pieces.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_over(session: &Session) -> bool {
+    session
+        .remaining_seconds()
+        .is_some_and(|seconds| seconds <= 0)
+}

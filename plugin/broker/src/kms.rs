@@ -1,0 +1,370 @@
+//! The KMS calls, one try each, and what their failures mean.
+//!
+//! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use aws_sdk_kms::{
+    Client,
+    config::{Builder, Region},
+    error::{ProvideErrorMetadata, SdkError},
+    operation::RequestId,
+    primitives::Blob,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::timeout::TimeoutConfig;
+use broker_protocol::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_CIPHERTEXT_BYTES, PlaintextKey,
+    Reply,
+};
+use iam_kms_wrapper::{
+    aws::{self, root_cause},
+    session::Session,
+};
+use tokio::runtime::Handle;
+
+use crate::keeper::Keeper;
+
+/// Calls KMS with the session that is open.
+pub(crate) struct Kms {
+    runtime: Handle,
+    clients: Mutex<Clients>,
+}
+
+/// Clients of one session, by region and endpoint: they hold its connections.
+#[derive(Default)]
+struct Clients {
+    session: Option<Arc<Session>>,
+    by_target: HashMap<(String, String), Client>,
+}
+
+/// Regions and endpoints that peers have named, before the least is forgotten.
+const MAX_CLIENTS: usize = 16;
+
+impl Kms {
+    pub fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Unwraps a data key.
+    pub fn decrypt(&self, keeper: &Keeper, request: Decrypt) -> Result<Reply, Failure> {
+        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&request.ciphertext_blob.len()) {
+            return Err(invalid("a wrapped key must have 1 to 6144 bytes"));
+        }
+        let (session, client) = self.client(keeper, &request.options)?;
+        let blob = Blob::new(request.ciphertext_blob);
+        let call = client
+            .decrypt()
+            .ciphertext_blob(blob)
+            .customize()
+            .config_override(timeouts(keeper, &request.options))
+            .send();
+        let answer = self
+            .runtime
+            .block_on(call)
+            .map_err(|error| failure("Decrypt", &error, || keeper.ended(&session)))?;
+        let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
+        Ok(Reply::Decrypted {
+            key: PlaintextKey::new(plaintext)
+                .map_err(|error| incomplete("Decrypt", &error.to_string()))?,
+            master_key_arn: answer.key_id().unwrap_or_default().into(),
+            request_id: answer.request_id().unwrap_or_default().into(),
+        })
+    }
+
+    /// Makes a wrapped data key.
+    pub fn generate_data_key(
+        &self,
+        keeper: &Keeper,
+        request: GenerateDataKey,
+    ) -> Result<Reply, Failure> {
+        if !matches!(request.key_bytes, 16 | 32) {
+            return Err(invalid("a data key must have 16 or 32 bytes"));
+        }
+        if !(1..=2048).contains(&request.master_key_id.len()) {
+            return Err(invalid("a master key id must have 1 to 2048 characters"));
+        }
+        let (session, client) = self.client(keeper, &request.options)?;
+        let call = client
+            .generate_data_key_without_plaintext()
+            .key_id(request.master_key_id)
+            .number_of_bytes(request.key_bytes.into())
+            .customize()
+            .config_override(timeouts(keeper, &request.options))
+            .send();
+        const OPERATION: &str = "GenerateDataKeyWithoutPlaintext";
+        let answer = self
+            .runtime
+            .block_on(call)
+            .map_err(|error| failure(OPERATION, &error, || keeper.ended(&session)))?;
+        let ciphertext_blob = answer
+            .ciphertext_blob()
+            .map(AsRef::as_ref)
+            .unwrap_or_default();
+        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&ciphertext_blob.len()) {
+            return Err(incomplete(
+                OPERATION,
+                "a wrapped key of no or too many bytes",
+            ));
+        }
+        Ok(Reply::Generated {
+            ciphertext_blob: ciphertext_blob.into(),
+            master_key_arn: answer.key_id().unwrap_or_default().into(),
+            request_id: answer.request_id().unwrap_or_default().into(),
+        })
+    }
+
+    /// A client of the open session for the peer's region and endpoint.
+    fn client(
+        &self,
+        keeper: &Keeper,
+        options: &KmsOptions,
+    ) -> Result<(Arc<Session>, Client), Failure> {
+        check_options(options)?;
+        let session = keeper.session()?;
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = clients
+            .session
+            .as_ref()
+            .is_some_and(|old| Arc::ptr_eq(old, &session));
+        if !is_same || clients.by_target.len() >= MAX_CLIENTS {
+            *clients = Clients {
+                session: Some(Arc::clone(&session)),
+                ..Clients::default()
+            };
+        }
+        let target = (options.region.clone(), options.endpoint_url.clone());
+        let client = clients
+            .by_target
+            .entry(target)
+            .or_insert_with(|| self.new_client(keeper, &session, options))
+            .clone();
+        Ok((session, client))
+    }
+
+    fn new_client(&self, keeper: &Keeper, session: &Session, options: &KmsOptions) -> Client {
+        let settings = self
+            .runtime
+            .block_on(aws::load(keeper.config(), Some(session)));
+        let mut builder = Builder::from(&settings);
+        if !options.region.is_empty() {
+            builder = builder.region(Region::new(options.region.clone()));
+        }
+        if !options.endpoint_url.is_empty() {
+            builder = builder.endpoint_url(&options.endpoint_url);
+        }
+        Client::from_conf(builder.build())
+    }
+}
+
+/// The region becomes part of a host name.
+fn check_options(options: &KmsOptions) -> Result<(), Failure> {
+    let in_region = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if options.region.len() > 63 || !options.region.chars().all(in_region) {
+        return Err(invalid(
+            "aws_key_management_region is no AWS region, such as us-east-1",
+        ));
+    }
+    let url = options.endpoint_url.as_str();
+    let is_url = url.starts_with("https://") || url.starts_with("http://");
+    if !url.is_empty()
+        && (!is_url || url.len() > 2048 || !url.chars().all(|c| c.is_ascii_graphic()))
+    {
+        return Err(invalid(
+            "aws_key_management_endpoint_url is no URL, such as https://kms.us-east-1.amazonaws.com",
+        ));
+    }
+    Ok(())
+}
+
+fn timeouts(keeper: &Keeper, options: &KmsOptions) -> Builder {
+    let timeout = match options.request_timeout_milliseconds {
+        0 => keeper.config().request_timeout,
+        milliseconds => Duration::from_millis(milliseconds.into()),
+    };
+    let timeouts = TimeoutConfig::builder()
+        .operation_timeout(timeout)
+        .connect_timeout(timeout);
+    Builder::default().timeout_config(timeouts.build())
+}
+
+fn invalid(why: &str) -> Failure {
+    let message = why.to_owned();
+    Failure {
+        kind: FailureKind::InvalidRequest,
+        message,
+        request_id: String::new(),
+    }
+}
+
+fn incomplete(operation: &str, why: &str) -> Failure {
+    let message = format!("KMS {operation} answered with {why}");
+    Failure {
+        kind: FailureKind::Other,
+        message,
+        request_id: String::new(),
+    }
+}
+
+/// Reads the failure of a call. `session_over` is asked where KMS says that the session has ended.
+fn failure<E>(
+    operation: &str,
+    error: &SdkError<E, HttpResponse>,
+    session_over: impl FnOnce() -> Failure,
+) -> Failure
+where
+    E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
+{
+    let request_id = error.request_id().unwrap_or_default().to_owned();
+    let service_error = error.as_service_error();
+    let status = error
+        .raw_response()
+        .map_or(0, |answer| answer.status().as_u16());
+    let Some(code) = service_error.and_then(ProvideErrorMetadata::code) else {
+        return Failure {
+            kind: FailureKind::Unavailable,
+            message: format!("KMS {operation} failed: {}", no_answer(error, status)),
+            request_id,
+        };
+    };
+    let (kind, advice) = meaning(code, status);
+    if kind == FailureKind::SessionOver {
+        return Failure {
+            request_id,
+            ..session_over()
+        };
+    }
+    let said: String = service_error
+        .and_then(ProvideErrorMetadata::message)
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(400)
+        .collect();
+    Failure {
+        kind,
+        message: format!("KMS {operation} failed: {code}: {said}{advice}"),
+        request_id,
+    }
+}
+
+fn no_answer<E>(error: &SdkError<E, HttpResponse>, status: u16) -> String
+where
+    E: std::error::Error + 'static,
+{
+    match error {
+        SdkError::TimeoutError(_) => "no answer in time".into(),
+        SdkError::ResponseError(_) | SdkError::ServiceError(_) => {
+            format!(
+                "the answer (HTTP status {status}) is not KMS's; look for a proxy or a wrong endpoint URL"
+            )
+        }
+        other => format!("cannot reach it: {}", root_cause(other)),
+    }
+}
+
+/// What an error code of KMS means, and what a person should do about it.
+fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
+    use FailureKind as Kind;
+    match code {
+        "ExpiredTokenException" | "ExpiredToken" => (Kind::SessionOver, ""),
+        "AccessDeniedException" => (
+            Kind::AccessDenied,
+            "; check the key policy: the user or role, aws:MultiFactorAuthPresent, aws:SourceIp",
+        ),
+        "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidSignatureException"
+        | "IncompleteSignature"
+        | "MissingAuthenticationToken" => (
+            Kind::AccessDenied,
+            "; check this host's clock and the user's access key",
+        ),
+        "DisabledException" | "KMSInvalidStateException" => (
+            Kind::KeyUnusable,
+            "; enable the master key (aws kms enable-key)",
+        ),
+        "InvalidKeyUsageException" | "InvalidGrantTokenException" => (
+            Kind::KeyUnusable,
+            "; the master key must be a symmetric encryption key",
+        ),
+        "NotFoundException" => (
+            Kind::NotFound,
+            "; check aws_key_management_master_key_id and the region",
+        ),
+        "InvalidCiphertextException" | "IncorrectKeyException" => (
+            Kind::InvalidCiphertext,
+            "; the wrapped key is damaged, or was not made by this KMS",
+        ),
+        "ThrottlingException" | "LimitExceededException" => (Kind::Throttled, ""),
+        "DependencyTimeoutException" | "KeyUnavailableException" | "KMSInternalException" => {
+            (Kind::Unavailable, "")
+        }
+        "ValidationException" | "InvalidArnException" => (Kind::InvalidRequest, ""),
+        _ if status >= 500 => (Kind::Unavailable, ""),
+        _ if status == 429 => (Kind::Throttled, ""),
+        _ => (Kind::Other, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_names_of_an_expired_token_end_the_session() {
+        for code in ["ExpiredToken", "ExpiredTokenException"] {
+            assert_eq!(meaning(code, 400).0, FailureKind::SessionOver);
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_by_itself_is_retryable() {
+        for (code, status, retryable) in [
+            ("ThrottlingException", 400, true),
+            ("DependencyTimeoutException", 503, true),
+            ("KeyUnavailableException", 500, true),
+            ("KMSInternalException", 500, true),
+            ("ServiceUnavailable", 503, true),
+            ("DisabledException", 409, false),
+            ("AccessDeniedException", 400, false),
+            ("InvalidCiphertextException", 400, false),
+            ("NotFoundException", 400, false),
+            ("SomethingNew", 400, false),
+        ] {
+            assert_eq!(meaning(code, status).0.is_retryable(), retryable, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_region_that_would_lead_to_another_host_is_refused() {
+        let with_region = |region: &str| KmsOptions {
+            region: region.into(),
+            ..KmsOptions::default()
+        };
+        assert!(check_options(&with_region("us-east-1")).is_ok());
+        assert!(check_options(&with_region("")).is_ok());
+        for region in ["x.evil.example", "us-east-1/", "US-EAST-1", &"a".repeat(64)] {
+            assert!(check_options(&with_region(region)).is_err(), "{region}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_no_endpoint() {
+        let with_url = |url: &str| KmsOptions {
+            endpoint_url: url.into(),
+            ..KmsOptions::default()
+        };
+        assert!(check_options(&with_url("http://127.0.0.1:4566")).is_ok());
+        for url in ["kms", "file:///etc/passwd", "http://a b", "https://\u{e9}"] {
+            assert!(check_options(&with_url(url)).is_err(), "{url}");
+        }
+    }
+}

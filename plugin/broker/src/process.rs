@@ -1,0 +1,55 @@
+//! What the broker does to itself before it touches a secret.
+
+use std::{fs::File, io, os::fd::AsFd};
+
+use nix::{
+    sys::{
+        prctl,
+        resource::{RLIM_INFINITY, Resource, getrlimit},
+        stat::{Mode, umask},
+    },
+    unistd::{daemon, dup2_stdin, dup2_stdout},
+};
+use rustix::mm::{MlockAllFlags, mlockall};
+use tracing::info;
+
+/// Continues as a child of init, in a session of its own. The process that `iam-kms-wrapper`
+/// started ends here, so that the server gets no child that it would never reap.
+///
+/// Must be called before the first thread is started: only the calling one goes on.
+pub(crate) fn leave_parent() -> io::Result<()> {
+    let keep_standard_streams = true;
+    Ok(daemon(false, keep_standard_streams)?)
+}
+
+/// No core dumps, no ptrace by others of our user, no new privileges, no swap where that is
+/// allowed, and files that are ours alone.
+pub(crate) fn harden() -> io::Result<()> {
+    prctl::set_dumpable(false)?;
+    prctl::set_no_new_privs()?;
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    lock_memory();
+    Ok(())
+}
+
+/// Locks all memory, present and to come, page by page as it is used. Under a limit it is left
+/// alone: reaching that later would end the process.
+fn lock_memory() {
+    let limit_bytes = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
+    let locked = limit_bytes == RLIM_INFINITY
+        && mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
+            .is_ok();
+    if !locked {
+        info!(
+            "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \
+             set LimitMEMLOCK=infinity in the unit, or encrypt the swap"
+        );
+    }
+}
+
+/// Lets go of the pipes to `iam-kms-wrapper`.
+pub(crate) fn close_standard_streams() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(null.as_fd())?;
+    Ok(dup2_stdout(null.as_fd())?)
+}
