@@ -63,7 +63,8 @@ fn find(state: &State, access_key_id: &str, request: &Request) -> Result<Credent
         Some(token) => find_session(state, access_key_id, token),
         None => find_long_term(state, access_key_id),
     };
-    found.ok_or_else(|| {
+    let exists = |found: &Credentials| found.principal.user_id(state).is_some();
+    found.filter(exists).ok_or_else(|| {
         let message = "The security token included in the request is invalid.";
         ApiError::new(ErrorKind::UnknownCredentials, message)
     })

@@ -188,3 +188,78 @@ fn context(state: &State, caller: &Caller, mut context: Context) -> Context {
     }
     context
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWED: Verdict = Verdict {
+        allowed: true,
+        denied: false,
+        delegated: false,
+    };
+    const DELEGATED: Verdict = Verdict {
+        allowed: false,
+        denied: false,
+        delegated: true,
+    };
+    const DENIED: Verdict = Verdict {
+        allowed: true,
+        denied: true,
+        delegated: true,
+    };
+    const NOTHING: Verdict = Verdict {
+        allowed: false,
+        denied: false,
+        delegated: false,
+    };
+
+    #[test]
+    fn a_denial_wins_and_an_allowance_is_needed() {
+        for (identity, resource, expected) in [
+            (ALLOWED, DELEGATED, None),
+            (NOTHING, ALLOWED, None),
+            (ALLOWED, NOTHING, Some(Denial::NotAllowedByResource)),
+            (NOTHING, DELEGATED, Some(Denial::NotAllowedByIdentity)),
+            (NOTHING, NOTHING, Some(Denial::NotAllowedByResource)),
+            (ALLOWED, DENIED, Some(Denial::ExplicitByResource)),
+            (DENIED, ALLOWED, Some(Denial::ExplicitByIdentity)),
+        ] {
+            assert_eq!(
+                combine(identity, resource),
+                expected,
+                "{identity:?} {resource:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_may_name_only_those_who_exist() {
+        let state = State::new("111122223333", "us-east-1", "mariadb").unwrap();
+        let parse = |principal: &str| {
+            let text = format!(
+                r#"{{"Statement":{{"Effect":"Allow","Action":"*","Resource":"*","Principal":{{"AWS":"{principal}"}}}}}}"#
+            );
+            parse_new(&state, &text, PolicyKind::Key)
+        };
+        for known in [
+            "*",
+            "111122223333",
+            "999999999999",
+            "arn:aws:iam::111122223333:root",
+            "arn:aws:iam::111122223333:user/mariadb",
+        ] {
+            assert_eq!(parse(known), Ok(()), "{known}");
+        }
+        for unknown in [
+            "arn:aws:iam::111122223333:user/nobody",
+            "arn:aws:iam::111122223333:role/mariadb",
+            "arn:aws:iam::999999999999:user/mariadb",
+            "arn:aws:sts::111122223333:assumed-role/none/session",
+            "mariadb",
+        ] {
+            let error = parse(unknown).unwrap_err().to_string();
+            assert!(error.ends_with(unknown), "{error}");
+        }
+    }
+}

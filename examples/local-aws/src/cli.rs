@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::authorization;
 use crate::credential_files;
+use crate::error::complain;
 use crate::exchange::Exchange;
 use crate::fault::{self, Fault, FaultKind};
 use crate::identifier::is_name;
@@ -163,6 +165,10 @@ enum CommandError {
     Random(#[from] getrandom::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(std::io::Error),
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
+    #[error("--milliseconds is for --kind delay only")]
+    NoDelay,
     #[error("cannot read '{path}': {source}")]
     Read {
         path: PathBuf,
@@ -179,7 +185,7 @@ pub fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("local-aws: {error}");
+            complain(format_args!("{error}"));
             ExitCode::FAILURE
         }
     }
@@ -230,6 +236,9 @@ fn run(command: Command) -> Result<(), CommandError> {
             count,
             ..
         } => {
+            if milliseconds.is_some() && kind != Some(FaultKind::Delay) {
+                return Err(CommandError::NoDelay);
+            }
             let fault = operation.zip(kind).map(|(operation, kind)| Fault {
                 operation,
                 kind,
@@ -257,14 +266,13 @@ fn init(
     let state = State::new(account, region, user)?;
     let store = Store::create(&directory.directory, &state)?;
     credential_files::write_all(&store, &state)?;
-    println!("made account {account} in {region}");
-    println!("user {user}: credentials, env, mfa-serial and mfa-seed");
-    println!("key alias/mariadb");
-    println!(
-        "next: local-aws serve --state '{}'",
+    say(&format!(
+        "made account {account} in {region}\n\
+         user {user}: credentials, env, mfa-serial and mfa-seed\n\
+         key alias/mariadb\n\
+         next: local-aws serve --state '{}'",
         directory.directory.display()
-    );
-    Ok(())
+    ))
 }
 
 fn add_user(
@@ -282,8 +290,10 @@ fn add_user(
             .map(|policy| policy.check(state, PolicyKind::Identity))
             .transpose()?;
         state.users.insert(name.clone(), User::new(policy)?);
-        println!("made user {name}: users/{name}/ of the state directory");
-        Ok(credential_files::write_all(&store, state)?)
+        credential_files::write_all(&store, state)?;
+        say(&format!(
+            "made user {name}: users/{name}/ of the state directory"
+        ))
     })?
 }
 
@@ -303,9 +313,9 @@ fn add_role(
         let policy = policy
             .map(|policy| policy.check(state, PolicyKind::Identity))
             .transpose()?;
-        println!("made role {}", state.role_arn(&name));
+        let arn = state.role_arn(&name);
         state.roles.insert(name, Role::new(trust, policy)?);
-        Ok(())
+        say(&format!("made role {arn}"))
     })?
 }
 
@@ -317,6 +327,10 @@ fn set_fault(directory: &StateDirectory, fault: Option<Fault>) -> Result<(), Com
         None => state.faults.clear(),
     })?;
     Ok(())
+}
+
+fn say(text: &str) -> Result<(), CommandError> {
+    writeln!(std::io::stdout(), "{text}").map_err(CommandError::Output)
 }
 
 /// A policy file as it was read.

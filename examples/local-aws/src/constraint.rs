@@ -61,11 +61,8 @@ impl Violations {
         if self.answered.is_empty() {
             return Ok(());
         }
-        Err(ApiError {
-            kind: ErrorKind::Validation,
-            message: sentence(&self.answered),
-            logged_message: Some(sentence(&self.logged)),
-        })
+        let error = ApiError::new(ErrorKind::Validation, sentence(&self.answered));
+        Err(error.logged_as(sentence(&self.logged)))
     }
 
     fn push(&mut self, kept: bool, name: &str, answered: &str, logged: &str, constraint: &str) {

@@ -2,6 +2,8 @@
 //!
 //! Sources: the "Common errors" and operation pages of the STS and KMS API references.
 
+use std::io::Write;
+
 use crate::operation::Service;
 
 /// What kind of error it is. The two services name the common ones differently.
@@ -75,10 +77,9 @@ impl ErrorKind {
 pub struct ApiError {
     /// What kind of error.
     pub kind: ErrorKind,
-    /// AWS's message, as the caller gets it. It may repeat a code that the caller sent.
+    /// AWS's message, as the caller gets it. It may repeat a code or a plaintext that was sent.
     pub message: String,
-    /// The message for the call log, where that must say less.
-    pub logged_message: Option<String>,
+    logged_message: Option<String>,
 }
 
 impl ApiError {
@@ -98,15 +99,26 @@ impl ApiError {
 
     /// A failure of this program or of its state, told to the operator on standard error.
     pub fn internal(what: impl std::fmt::Display) -> Self {
-        eprintln!("local-aws: internal failure: {what}");
+        complain(format_args!("internal failure: {what}"));
         Self::new(
             ErrorKind::Internal,
             "The request processing has failed because of an internal error",
         )
     }
 
+    /// The same error with another message for the call log, which must show less.
+    pub fn logged_as(mut self, message: impl Into<String>) -> Self {
+        self.logged_message = Some(message.into());
+        self
+    }
+
     /// What the call log says of it.
     pub fn logged_message(&self) -> &str {
         self.logged_message.as_deref().unwrap_or(&self.message)
     }
+}
+
+/// Tells the operator on standard error. That nobody reads there must not stop the server.
+pub fn complain(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "local-aws: {what}");
 }

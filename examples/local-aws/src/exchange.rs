@@ -59,24 +59,25 @@ impl Exchange {
                 .transaction(|state| fault::take(&mut state.faults, &name))
         });
         let plan = match plan.await {
-            Ok(plan) => plan,
-            Err(error) => return failed(&operation, error),
+            None => return Ending::Reset,
+            Some(Err(error)) => return failed(&operation, error),
+            Some(Ok(plan)) => plan,
         };
         tokio::time::sleep(Duration::from_millis(plan.delay_milliseconds)).await;
-        let ending = self.blocking(move |exchange| Ok(exchange.call(&request, &operation, plan)));
+        let ending = self.blocking(move |exchange| exchange.call(&request, &operation, plan));
         ending.await.unwrap_or(Ending::Reset)
     }
 
     /// Runs `work`, which may wait for the disk and for locks, where that holds up no other call.
+    /// `None` if it panicked, which the panic itself has told on standard error.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
         let exchange = self.clone();
-        match tokio::task::spawn_blocking(move || work(&exchange)).await {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        tokio::task::spawn_blocking(move || work(&exchange))
+            .await
+            .ok()
     }
 
     fn call(&self, request: &Request, operation: &Operation, plan: Plan) -> Ending {

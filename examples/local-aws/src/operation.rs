@@ -77,7 +77,7 @@ impl Operation {
         let target = request.header("x-amz-target").unwrap_or_default();
         let name = target.strip_prefix("TrentService.").unwrap_or_default();
         let parameters = serde_json::from_slice(&request.body)
-            .map_err(|error| ApiError::new(ErrorKind::Serialization, error.to_string()));
+            .map_err(|error| malformed_request(ErrorKind::Serialization, &error));
         Self {
             service: Service::Kms,
             name: name.to_owned(),
@@ -116,6 +116,12 @@ impl Operation {
             Service::Kms => ApiError::new(ErrorKind::UnknownOperation, ""),
         }
     }
+}
+
+/// The error that a request's parameters are not those of the operation. What is wrong with them may
+/// repeat a secret, so that only the caller is told.
+pub fn malformed_request(kind: ErrorKind, error: &serde_json::Error) -> ApiError {
+    ApiError::new(kind, format!("local-aws: {error}")).logged_as("The request is malformed")
 }
 
 fn unknown_action(name: &str, version: &str) -> ApiError {

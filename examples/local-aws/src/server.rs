@@ -1,7 +1,8 @@
 //! The sockets: loopback only, HTTP/1.1, TLS if asked for.
 
 use std::error::Error;
-use std::io;
+use std::fs::TryLockError;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
+use crate::error::complain;
 use crate::exchange::{Ending, Exchange};
 use crate::operation::Request;
 use crate::store::StoreError;
@@ -31,6 +33,8 @@ pub const ENDPOINT_FILE: &str = "endpoint";
 const LOCK_FILE: &str = "serving";
 /// More than the longest request: a key policy of 32 KiB, escaped.
 const MAX_BODY_BYTES: usize = 256 * 1024;
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Why the server could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +94,10 @@ pub async fn serve(
     }
     let tls = tls.map(|files| tls_acceptor(&files)).transpose()?;
     let lock = exchange.store.lock_file(LOCK_FILE)?;
-    lock.try_lock().map_err(|_| ServeError::Running)?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => ServeError::Running,
+        TryLockError::Error(error) => ServeError::Io(error),
+    })?;
     // Before the announcement: whoever reads it may send a signal at once.
     let (mut sigterm, mut sigint) = (
         signal(SignalKind::terminate())?,
@@ -104,26 +111,30 @@ pub async fn serve(
     exchange
         .store
         .write(ENDPOINT_FILE, format!("{url}\n").as_bytes())?;
-    println!("listening on {url}");
+    writeln!(io::stdout(), "listening on {url}")?;
     tokio::select! {
-        result = accept(&listener, &exchange, tls.as_ref()) => result?,
+        () = accept(&listener, &exchange, tls.as_ref()) => {}
         _ = sigterm.recv() => {}
         _ = sigint.recv() => {}
     }
     Ok(exchange.store.remove(ENDPOINT_FILE)?)
 }
 
-async fn accept(
-    listener: &TcpListener,
-    exchange: &Exchange,
-    tls: Option<&TlsAcceptor>,
-) -> io::Result<()> {
+/// Accepts connections for ever: an error is of one connection, or of a moment without descriptors.
+async fn accept(listener: &TcpListener, exchange: &Exchange, tls: Option<&TlsAcceptor>) {
     loop {
-        let (stream, peer) = listener.accept().await?;
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                complain(format_args!("cannot accept a connection: {error}"));
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
         let (exchange, tls) = (exchange.clone(), tls.cloned());
         tokio::spawn(async move {
             if let Err(error) = connection(exchange, stream, peer, tls).await {
-                eprintln!("local-aws: connection from {peer}: {error}");
+                complain(format_args!("connection from {peer}: {error}"));
             }
         });
     }

@@ -51,7 +51,10 @@ impl Authorization {
             ));
         };
         let parameters = header.strip_prefix(ALGORITHM).ok_or_else(|| {
-            incomplete(&format!("Unsupported algorithm; '{ALGORITHM}' is"), header)
+            incomplete(
+                &format!("Unsupported AWS 'algorithm', use {ALGORITHM}."),
+                header,
+            )
         })?;
         let credential = parameter(parameters, "Credential");
         let signature = parameter(parameters, "Signature");
@@ -76,10 +79,9 @@ impl Authorization {
         let [access_key_id, date, region, service, "aws4_request"] =
             credential.split('/').collect::<Vec<_>>()[..]
         else {
-            return Err(incomplete(
-                "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term, got",
-                header,
-            ));
+            let what = "Credential must have exactly 5 slash-delimited elements, e.g. \
+                        keyid/date/region/service/term.";
+            return Err(incomplete(what, header));
         };
         Ok(Self {
             access_key_id: access_key_id.to_owned(),

@@ -12,7 +12,7 @@ use crate::constraint::{Violations, required};
 use crate::error::{ApiError, ErrorKind};
 use crate::identifier::is_name_byte;
 use crate::mfa;
-use crate::operation::Operation;
+use crate::operation::{Operation, malformed_request};
 use crate::policy::{Context, PolicyKind};
 use crate::session_token::Session;
 use crate::state::State;
@@ -238,7 +238,7 @@ fn parse_seconds(text: Option<&str>, default: u32) -> Result<u32, ApiError> {
 /// give out more than was asked for.
 fn parse<T: DeserializeOwned>(parameters: Map<String, Value>) -> Result<T, ApiError> {
     serde_json::from_value(Value::Object(parameters))
-        .map_err(|error| ApiError::new(ErrorKind::Validation, format!("local-aws: {error}")))
+        .map_err(|error| malformed_request(ErrorKind::Validation, &error))
 }
 
 fn denied(message: &str) -> ApiError {

@@ -16,8 +16,45 @@ use crate::state::State;
 /// The log's name in the state directory.
 pub const FILE: &str = "cloudtrail.jsonl";
 
-/// Members that are secret, or what CloudTrail leaves out as too long.
-const LEFT_OUT: [&str; 3] = ["CiphertextBlob", "Plaintext", "TokenCode"];
+/// The parameters that the log shows. All others are secret, long, or unknown to this program.
+const SHOWN: [&str; 25] = [
+    "AliasName",
+    "BypassPolicyLockoutSafetyCheck",
+    "CustomerMasterKeySpec",
+    "Description",
+    "DestinationEncryptionAlgorithm",
+    "DestinationEncryptionContext",
+    "DestinationKeyId",
+    "DurationSeconds",
+    "EncryptionAlgorithm",
+    "EncryptionContext",
+    "KeyId",
+    "KeySpec",
+    "KeyUsage",
+    "NumberOfBytes",
+    "Origin",
+    "PendingWindowInDays",
+    "Policy",
+    "PolicyName",
+    "RoleArn",
+    "RoleSessionName",
+    "SerialNumber",
+    "SourceEncryptionAlgorithm",
+    "SourceEncryptionContext",
+    "SourceKeyId",
+    "TargetKeyId",
+];
+
+/// The operations that change something.
+const CHANGING: [&str; 7] = [
+    "CancelKeyDeletion",
+    "CreateAlias",
+    "CreateKey",
+    "DisableKey",
+    "EnableKey",
+    "PutKeyPolicy",
+    "ScheduleKeyDeletion",
+];
 
 /// What happened to a call.
 pub struct Event<'a> {
@@ -58,7 +95,7 @@ pub fn line(state: &State, event: &Event<'_>) -> String {
         "responseElements": null,
         "requestID": event.request_id,
         "eventID": Uuid::new_v4(),
-        "readOnly": is_read_only(event.operation),
+        "readOnly": !CHANGING.contains(&event.operation.name.as_str()),
         "eventType": "AwsApiCall",
         "managementEvent": true,
         "recipientAccountId": state.account,
@@ -115,7 +152,7 @@ fn request_parameters(parameters: Result<&Map<String, Value>, &ApiError>) -> Val
     };
     let shown = parameters
         .iter()
-        .filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()));
+        .filter(|(name, _)| SHOWN.contains(&name.as_str()));
     let named = shown.map(|(name, value)| (lower_first(name), value.clone()));
     Value::Object(named.collect())
 }
@@ -124,19 +161,6 @@ fn lower_first(name: &str) -> String {
     let mut characters = name.chars();
     let first = characters.next().map(|first| first.to_ascii_lowercase());
     first.into_iter().chain(characters).collect()
-}
-
-fn is_read_only(operation: &Operation) -> bool {
-    ![
-        "CreateAlias",
-        "CreateKey",
-        "DisableKey",
-        "EnableKey",
-        "PutKeyPolicy",
-    ]
-    .iter()
-    .chain(&["CancelKeyDeletion", "ScheduleKeyDeletion"])
-    .any(|name| operation.name == *name)
 }
 
 fn time(time: Timestamp) -> String {

@@ -51,12 +51,13 @@ impl Call<'_> {
                 if account != self.state.account {
                     return Err(not_found(format!("Key '{text}' does not exist")));
                 }
-                Ok(Some(resource.strip_prefix("key/").unwrap_or(resource)))
+                match resource.strip_prefix("key/") {
+                    Some(id) => Ok(Some(id)),
+                    None if resource.starts_with("alias/") => Ok(Some(resource)),
+                    None => Err(invalid_arn(text)),
+                }
             }
-            _ => Err(ApiError::kms(
-                "InvalidArnException",
-                format!("Invalid arn '{text}'"),
-            )),
+            _ => Err(invalid_arn(text)),
         }
     }
 
@@ -72,15 +73,15 @@ impl Call<'_> {
     }
 
     fn find_key(&self, id: &str, asked: &str) -> Result<Uuid, ApiError> {
-        let key_id: Uuid = id
-            .parse()
-            .map_err(|_| not_found(format!("Invalid keyId '{asked}'")))?;
-        match self.exists(key_id) {
-            true => Ok(key_id),
-            false => Err(not_found(format!(
-                "Key '{}' does not exist",
-                self.state.key_arn(key_id)
-            ))),
+        let parsed = id.parse::<Uuid>().ok();
+        // UUIDs have other forms, too, which are no key ids.
+        match parsed.filter(|key_id| key_id.to_string() == id) {
+            None => Err(not_found(format!("Invalid keyId '{asked}'"))),
+            Some(key_id) if self.exists(key_id) => Ok(key_id),
+            Some(key_id) => {
+                let arn = self.state.key_arn(key_id);
+                Err(not_found(format!("Key '{arn}' does not exist")))
+            }
         }
     }
 }
@@ -91,6 +92,10 @@ fn checked(member: &str, key_id: Option<String>) -> Result<String, ApiError> {
     violations.check_length(member, &key_id, 1, 2048);
     violations.into_result()?;
     Ok(key_id)
+}
+
+fn invalid_arn(text: &str) -> ApiError {
+    ApiError::kms("InvalidArnException", format!("Invalid arn '{text}'"))
 }
 
 fn not_found(message: String) -> ApiError {

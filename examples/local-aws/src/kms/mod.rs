@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::authorization::{self, Access};
 use crate::caller::Caller;
 use crate::error::{ApiError, ErrorKind};
-use crate::operation::Operation;
+use crate::operation::{Operation, malformed_request};
 use crate::policy::{Context, PolicyKind};
 use crate::state::{Key, State};
 
@@ -158,5 +158,5 @@ impl Call<'_> {
 /// Members that this program does not know are refused, never ignored.
 fn parse<T: DeserializeOwned>(body: Value) -> Result<T, ApiError> {
     serde_json::from_value(body)
-        .map_err(|error| ApiError::new(ErrorKind::Serialization, format!("local-aws: {error}")))
+        .map_err(|error| malformed_request(ErrorKind::Serialization, &error))
 }

@@ -51,7 +51,7 @@ impl Written {
     pub fn parse(&self) -> Result<Vec<Condition>, String> {
         let tests = self.0.iter().flat_map(|(operator, keys)| {
             keys.iter()
-                .map(move |(key, values)| Condition::parse(operator, key, values.as_slice()))
+                .map(move |(key, values)| Condition::parse(operator, key, &values.0))
         });
         tests.collect()
     }

@@ -1,6 +1,8 @@
 //! A policy document: how it is written, checked and asked.
 
-use serde::Deserialize;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use wildmatch::WildMatch;
 
 use super::condition::{self, Condition};
@@ -32,30 +34,21 @@ pub struct Policy {
     statements: Vec<Statement>,
 }
 
-/// One value, or an array of them.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub enum OneOrMany<T> {
-    /// A value alone.
-    One(T),
-    /// An array.
-    Many(Vec<T>),
-}
+/// What is written as one value or as an array of them.
+#[derive(Debug)]
+pub struct OneOrMany<T>(pub Vec<T>);
 
-impl<T> OneOrMany<T> {
-    /// The values.
-    pub fn as_slice(&self) -> &[T] {
-        match self {
-            Self::One(value) => std::slice::from_ref(value),
-            Self::Many(values) => values,
-        }
-    }
-
-    fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::One(value) => vec![value],
-            Self::Many(values) => values,
-        }
+impl<'de, T: DeserializeOwned> Deserialize<'de> for OneOrMany<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = match Value::deserialize(deserializer)? {
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        let values = values.into_iter().map(serde_json::from_value);
+        values
+            .collect::<Result<_, _>>()
+            .map(Self)
+            .map_err(D::Error::custom)
     }
 }
 
@@ -126,7 +119,7 @@ impl Policy {
                 return Err(PolicyError(format!("Invalid policy version {version}")));
             }
         }
-        let statements = written.statement.into_vec().into_iter();
+        let statements = written.statement.0.into_iter();
         let statements = statements.map(|statement| Statement::check(statement, kind));
         Ok(Self {
             statements: statements
@@ -181,7 +174,7 @@ impl Statement {
         if let Some(principal) = &written.principal {
             principal.check()?;
         }
-        let everything = Some(OneOrMany::One("*".to_owned()));
+        let everything = Some(OneOrMany(vec!["*".to_owned()]));
         let resource = if has_resource {
             written.resource
         } else {
@@ -194,9 +187,11 @@ impl Statement {
                 "Action",
                 written.action,
                 written.not_action,
-                str::to_ascii_lowercase,
+                normalized_action,
             )?,
-            resources: Patterns::new("Resource", resource, written.not_resource, str::to_owned)?,
+            resources: Patterns::new("Resource", resource, written.not_resource, |text| {
+                Ok(text.to_owned())
+            })?,
             conditions: written.condition.parse()?,
         })
     }
@@ -219,12 +214,20 @@ impl Statement {
     }
 }
 
+/// Actions match whatever their case.
+fn normalized_action(text: &str) -> Result<String, String> {
+    match text == "*" || text.contains(':') {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("Actions/Conditions must be prefaced by a vendor.".to_owned()),
+    }
+}
+
 impl Patterns {
     fn new(
         element: &str,
         positive: Option<OneOrMany<String>>,
         negative: Option<OneOrMany<String>>,
-        normalize: fn(&str) -> String,
+        normalized: fn(&str) -> Result<String, String>,
     ) -> Result<Self, String> {
         let (texts, negated) = match (positive, negative) {
             (Some(texts), None) => (texts, false),
@@ -235,12 +238,10 @@ impl Patterns {
                 ));
             }
         };
-        let patterns = texts
-            .as_slice()
-            .iter()
-            .map(|text| WildMatch::new(&normalize(text)));
+        let texts = texts.0.iter();
+        let patterns = texts.map(|text| Ok(WildMatch::new(&normalized(text)?)));
         Ok(Self {
-            patterns: patterns.collect(),
+            patterns: patterns.collect::<Result<_, String>>()?,
             negated,
         })
     }

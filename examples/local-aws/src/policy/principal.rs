@@ -70,7 +70,7 @@ impl Principal {
     pub fn aws(&self) -> impl Iterator<Item = &str> {
         let texts = match self {
             Self::Text(text) => std::slice::from_ref(text),
-            Self::ByType(types) => types.get("AWS").map_or(&[][..], OneOrMany::as_slice),
+            Self::ByType(types) => types.get("AWS").map_or(&[][..], |texts| &texts.0),
         };
         texts.iter().map(String::as_str)
     }
