@@ -1,1 +1,42 @@
-//! To come.
+//! MariaDB's `aws_key_management` encryption plugin.
+//!
+//! Data keys lie in key files, wrapped by a master key in AWS KMS, and in locked memory once they
+//! are unwrapped. This library never talks to AWS and holds no credentials: it asks
+//! `iam-kms-broker` over a Unix socket.
+//!
+//! What the server calls (`plugin_encryption.h`, `plugin.h`), and what serves it:
+//!
+//! | C | Rust |
+//! |---|---|
+//! | `init`, `deinit` | `entry::lifecycle`, then [`key_loading`] |
+//! | `get_latest_key_version` | `entry::keys`, then [`key_manager::KeyManager::latest_version`] |
+//! | `get_key` | `entry::keys`, then [`key_manager::KeyManager::ensure_loaded`] |
+//! | `crypt_ctx_size`, `_init`, `_update`, `_finish`, `encrypted_length` | `entry::crypt`, then [`cipher::Cipher`] |
+//! | system variables | `entry::variables`, then [`settings`] and [`rotation`] |
+//! | status variables | `entry::status`, then [`status`] |
+//!
+//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`locked_memory`] and [`server_symbols`].
+
+#![deny(unsafe_code)]
+
+pub mod abi;
+pub mod attempts;
+pub mod broker_client;
+pub mod cipher;
+mod entry;
+mod exports;
+pub mod key_directory;
+pub mod key_loading;
+pub mod key_manager;
+pub mod key_name;
+pub mod keyring;
+pub mod kms;
+pub mod locked_memory;
+pub mod plugin;
+pub mod rotation;
+pub mod server_log;
+pub mod server_symbols;
+pub mod settings;
+pub mod status;
+#[cfg(test)]
+mod test_broker;

@@ -1,0 +1,9 @@
+//! Link options of the plugin.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,aws_key_management.so");
+    // The server closes the library on UNINSTALL and at shutdown, when threads may still run
+    // destructors of its thread-locals.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+}

@@ -1,0 +1,28 @@
+//! Statics that the server writes to.
+
+#![allow(unsafe_code)]
+
+use core::cell::UnsafeCell;
+
+/// A static that the server reads and writes through a raw pointer.
+///
+/// The interior mutability keeps it out of the pages that the dynamic linker makes read-only
+/// (RELRO): the server stores into plugin and variable structures and would crash there.
+#[repr(transparent)]
+pub struct ServerOwned<T>(UnsafeCell<T>);
+
+// SAFETY: this crate never forms a reference to the content. It only hands out the address; the
+// server orders its own accesses, and ours go through raw pointers while the server waits for us.
+unsafe impl<T> Sync for ServerOwned<T> {}
+
+impl<T> ServerOwned<T> {
+    /// Wraps the initial value.
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Returns the address that the server gets.
+    pub const fn address(&self) -> *mut T {
+        self.0.get()
+    }
+}

@@ -1,0 +1,72 @@
+//! AES with a key length known at run time only, for the generic modes.
+
+use aes::cipher::{
+    BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncClosure, BlockCipherEncrypt,
+    BlockSizeUser, KeyInit, consts::U16,
+};
+use aes::{Aes128Dec, Aes128Enc, Aes192Dec, Aes192Enc, Aes256Dec, Aes256Enc};
+
+use super::{Block, CipherError};
+
+macro_rules! any_length {
+    ($(#[$doc:meta])* $name:ident, $a:ty, $b:ty, $c:ty, $trait:ident, $method:ident, $closure:ident) => {
+        $(#[$doc])*
+        pub enum $name {
+            /// 16 bytes.
+            Aes128($a),
+            /// 24 bytes.
+            Aes192($b),
+            /// 32 bytes.
+            Aes256($c),
+        }
+
+        impl $name {
+            /// Expands `key` of 16, 24 or 32 bytes.
+            #[inline]
+            pub fn new(key: &[u8]) -> Result<Self, CipherError> {
+                let wrong_length = |_| CipherError::KeyLength(key.len());
+                match key.len() {
+                    16 => <$a>::new_from_slice(key).map(Self::Aes128).map_err(wrong_length),
+                    24 => <$b>::new_from_slice(key).map(Self::Aes192).map_err(wrong_length),
+                    32 => <$c>::new_from_slice(key).map(Self::Aes256).map_err(wrong_length),
+                    length => Err(CipherError::KeyLength(length)),
+                }
+            }
+        }
+
+        impl BlockSizeUser for $name {
+            type BlockSize = U16;
+        }
+
+        impl $trait for $name {
+            #[inline]
+            fn $method(&self, f: impl $closure<BlockSize = U16>) {
+                match self {
+                    Self::Aes128(aes) => aes.$method(f),
+                    Self::Aes192(aes) => aes.$method(f),
+                    Self::Aes256(aes) => aes.$method(f),
+                }
+            }
+        }
+    };
+}
+
+any_length!(
+    /// AES encryption of blocks.
+    AesEncrypt, Aes128Enc, Aes192Enc, Aes256Enc,
+    BlockCipherEncrypt, encrypt_with_backend, BlockCipherEncClosure
+);
+any_length!(
+    /// AES decryption of blocks.
+    AesDecrypt, Aes128Dec, Aes192Dec, Aes256Dec,
+    BlockCipherDecrypt, decrypt_with_backend, BlockCipherDecClosure
+);
+
+impl AesEncrypt {
+    /// Encrypts one block.
+    pub fn block(&self, block: &Block) -> Block {
+        let mut result = (*block).into();
+        self.encrypt_block(&mut result);
+        result.into()
+    }
+}

@@ -1,0 +1,189 @@
+//! AES_CBC: padded as OpenSSL does (PKCS#7), or with the server's own treatment of a last partial
+//! block.
+
+use aes::cipher::{BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, inout::InOutBuf};
+
+use super::aes_block::{AesDecrypt, AesEncrypt};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail, Task};
+
+const MAX_KEY_BYTES: usize = 32;
+
+/// A CBC encryption or decryption under way.
+pub struct Cbc {
+    mode: Mode,
+    padding: bool,
+    /// The end of the data so far that makes no whole block. The padded decryption keeps a whole
+    /// block back too: it may be the padding.
+    held: Block,
+    held_bytes: usize,
+    iv: Block,
+    key: [u8; MAX_KEY_BYTES],
+    key_bytes: usize,
+}
+
+enum Mode {
+    Encrypt(cbc::Encryptor<AesEncrypt>),
+    Decrypt(cbc::Decryptor<AesDecrypt>),
+}
+
+impl Mode {
+    fn process(&mut self, data: InOutBuf<'_, '_, u8>) -> Result<(), CipherError> {
+        let (blocks, rest) = data.into_chunks();
+        if !rest.is_empty() {
+            return Err(CipherError::Misuse);
+        }
+        match self {
+            Self::Encrypt(mode) => mode.encrypt_blocks_inout(blocks),
+            Self::Decrypt(mode) => mode.decrypt_blocks_inout(blocks),
+        }
+        Ok(())
+    }
+}
+
+impl Cbc {
+    /// Starts with `key` of 16, 24 or 32 bytes.
+    #[inline]
+    pub fn new(task: Task, key: &[u8], iv: &Block) -> Result<Self, CipherError> {
+        let mode = if task.encrypt {
+            Mode::Encrypt(cbc::Encryptor::inner_iv_init(
+                AesEncrypt::new(key)?,
+                iv.into(),
+            ))
+        } else {
+            Mode::Decrypt(cbc::Decryptor::inner_iv_init(
+                AesDecrypt::new(key)?,
+                iv.into(),
+            ))
+        };
+        let mut kept_key = [0; MAX_KEY_BYTES];
+        for (to, from) in kept_key.iter_mut().zip(key) {
+            *to = *from;
+        }
+        Ok(Self {
+            mode,
+            padding: task.padding,
+            held: [0; BLOCK_BYTES],
+            held_bytes: 0,
+            iv: *iv,
+            key: kept_key,
+            key_bytes: key.len(),
+        })
+    }
+
+    /// Whole blocks that can be written when `source_bytes` more bytes are there.
+    #[inline]
+    pub fn update_bytes(&self, source_bytes: usize) -> usize {
+        let total = self.held_bytes + source_bytes;
+        let kept = match self.mode {
+            Mode::Decrypt(_) if self.padding && total > 0 => (total - 1) % BLOCK_BYTES + 1,
+            _ => total % BLOCK_BYTES,
+        };
+        total - kept
+    }
+
+    /// Processes a piece.
+    #[inline]
+    pub fn update(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
+        let result_bytes = buffers.destination_bytes();
+        if result_bytes == 0 {
+            return self.hold(buffers.source()?);
+        }
+        // Taken before anything is written: the destination may lie over the source.
+        let used = result_bytes
+            .checked_sub(self.held_bytes)
+            .ok_or(CipherError::Misuse)?;
+        let mut rest = [0; BLOCK_BYTES];
+        let rest_source = buffers.source()?.get(used..).ok_or(CipherError::Misuse)?;
+        let rest = rest
+            .get_mut(..rest_source.len())
+            .ok_or(CipherError::Misuse)?;
+        rest.copy_from_slice(rest_source);
+
+        if self.held_bytes == 0 {
+            self.mode.process(buffers.into_in_out()?)?;
+        } else {
+            let data = buffers.into_moved(self.held_data())?;
+            self.mode.process(data.into())?;
+        }
+        self.held_bytes = 0;
+        self.hold(rest)
+    }
+
+    /// Ends: writes the padding or the partial block, or checks the padding.
+    #[inline]
+    pub fn finish(&mut self) -> Result<Tail, CipherError> {
+        match (self.padding, &self.mode) {
+            (true, Mode::Encrypt(_)) => self.pad(),
+            (true, Mode::Decrypt(_)) => self.unpad(),
+            (false, _) => self.partial_block(),
+        }
+    }
+
+    fn held_data(&self) -> &[u8] {
+        self.held.get(..self.held_bytes).unwrap_or(&self.held)
+    }
+
+    fn hold(&mut self, data: &[u8]) -> Result<(), CipherError> {
+        let end = self.held_bytes + data.len();
+        self.held
+            .get_mut(self.held_bytes..end)
+            .ok_or(CipherError::Misuse)?
+            .copy_from_slice(data);
+        self.held_bytes = end;
+        Ok(())
+    }
+
+    fn pad(&mut self) -> Result<Tail, CipherError> {
+        let padding = BLOCK_BYTES - self.held_bytes;
+        let mut bytes = self.held;
+        for byte in bytes.iter_mut().skip(self.held_bytes) {
+            *byte = padding as u8;
+        }
+        self.mode.process(bytes.as_mut_slice().into())?;
+        Ok(Tail {
+            bytes,
+            length: BLOCK_BYTES,
+        })
+    }
+
+    fn unpad(&mut self) -> Result<Tail, CipherError> {
+        if self.held_bytes != BLOCK_BYTES {
+            return Err(CipherError::BadData);
+        }
+        let mut bytes = self.held;
+        self.mode.process(bytes.as_mut_slice().into())?;
+        let padding = usize::from(bytes[BLOCK_BYTES - 1]);
+        let length = BLOCK_BYTES
+            .checked_sub(padding)
+            .filter(|_| padding > 0)
+            .ok_or(CipherError::BadData)?;
+        if bytes
+            .iter()
+            .skip(length)
+            .any(|&byte| usize::from(byte) != padding)
+        {
+            return Err(CipherError::BadData);
+        }
+        Ok(Tail { bytes, length })
+    }
+
+    /// XORs what is left with AES(IV), in both directions: not a mode of its own, but what the
+    /// server has always written.
+    fn partial_block(&self) -> Result<Tail, CipherError> {
+        if self.held_bytes == 0 {
+            return Ok(Tail::EMPTY);
+        }
+        let key = self
+            .key
+            .get(..self.key_bytes)
+            .ok_or(CipherError::KeyLength(self.key_bytes))?;
+        let mut bytes = AesEncrypt::new(key)?.block(&self.iv);
+        for (byte, data) in bytes.iter_mut().zip(self.held_data()) {
+            *byte ^= data;
+        }
+        Ok(Tail {
+            bytes,
+            length: self.held_bytes,
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! What the server calls. Each entry point checks and converts its arguments, catches panics, calls
+//! safe code and maps the result.
+
+#![allow(unsafe_code)]
+
+pub mod crypt;
+pub mod keys;
+pub mod lifecycle;
+pub mod status;
+#[cfg(test)]
+mod tests;
+pub mod variables;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::server_log;
+
+/// Runs `work`; a panic in it becomes `on_panic` instead of the end of the server.
+#[inline]
+fn guard<T>(on_panic: T, work: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        // Its destructor might panic again.
+        core::mem::forget(payload);
+        say_panicked();
+        on_panic
+    })
+}
+
+#[cold]
+fn say_panicked() {
+    server_log::error(
+        "a defect in the plugin was caught; please report it with the lines before this one",
+    );
+}

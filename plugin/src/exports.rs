@@ -1,0 +1,312 @@
+//! The declarations that the server looks for in the library.
+
+#![allow(unsafe_code)]
+
+use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+use core::ptr::null_mut;
+
+use crate::abi::{
+    CheckFunction, ENCRYPTION_INTERFACE_VERSION, ENCRYPTION_PLUGIN, EncryptionPlugin, EnumVariable,
+    IntVariable, LICENSE_BSD, MATURITY_GAMMA, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
+    SHOW_SIMPLE_FUNC, ServerOwned, StatusVariable, StringVariable, SystemVariable, TypeLibrary,
+    UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY, VARIABLE_STRING,
+    VariableHeader,
+};
+use crate::entry::{crypt, keys, lifecycle, status, variables};
+use crate::settings::{ALGORITHM_NAMES, KEY_SPECS, LOG_LEVELS};
+use crate::status::VARIABLES;
+
+const VERSION_INFO: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(text) => text,
+        Err(_) => c"",
+    };
+
+const DEFAULT_SOCKET: &CStr = c"/run/iam-kms-wrapper/broker.sock";
+
+/// Where the server keeps the values of the system variables.
+pub mod storage {
+    use super::*;
+
+    pub static MASTER_KEY_ID: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static REGION: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static ENDPOINT_URL: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static KEYFILE_DIR: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static BROKER_SOCKET: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static KEY_SPEC: ServerOwned<c_ulong> = ServerOwned::new(0);
+    pub static ENCRYPTION_ALGORITHM: ServerOwned<c_ulong> = ServerOwned::new(0);
+    pub static LOG_LEVEL: ServerOwned<c_ulong> = ServerOwned::new(0);
+    pub static REQUEST_TIMEOUT: ServerOwned<c_int> = ServerOwned::new(0);
+    pub static ROTATE_KEY: ServerOwned<c_int> = ServerOwned::new(0);
+}
+
+const fn header(
+    flags: c_int,
+    name: &'static CStr,
+    comment: &'static CStr,
+    check: Option<CheckFunction>,
+    update: Option<UpdateFunction>,
+) -> VariableHeader {
+    VariableHeader {
+        flags,
+        name: name.as_ptr(),
+        comment: comment.as_ptr(),
+        check,
+        update,
+    }
+}
+
+static MASTER_KEY_ID: ServerOwned<StringVariable> = ServerOwned::new(StringVariable {
+    header: header(
+        VARIABLE_STRING,
+        c"master_key_id",
+        c"Master key in AWS KMS under which new data keys are wrapped: its id, ARN, alias (alias/...) or alias ARN. Without it no new data keys are made",
+        None,
+        Some(variables::update_master_key_id),
+    ),
+    storage: storage::MASTER_KEY_ID.address(),
+    default: c"".as_ptr(),
+});
+
+const fn read_only_string(
+    name: &'static CStr,
+    comment: &'static CStr,
+    storage: &'static ServerOwned<*mut c_char>,
+    default: &'static CStr,
+) -> StringVariable {
+    StringVariable {
+        header: header(
+            VARIABLE_STRING | VARIABLE_READ_ONLY,
+            name,
+            comment,
+            None,
+            None,
+        ),
+        storage: storage.address(),
+        default: default.as_ptr(),
+    }
+}
+
+static REGION: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"region",
+    c"AWS region of the KMS calls. Empty: the region of the broker's configuration",
+    &storage::REGION,
+    c"",
+));
+static ENDPOINT_URL: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"endpoint_url",
+    c"Endpoint URL of the KMS calls. Empty: that of the broker's configuration or of the region",
+    &storage::ENDPOINT_URL,
+    c"",
+));
+static KEYFILE_DIR: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"keyfile_dir",
+    c"Directory of the key files. Empty: the data directory",
+    &storage::KEYFILE_DIR,
+    c"",
+));
+static BROKER_SOCKET: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"broker_socket",
+    c"Unix socket of iam-kms-broker, which calls KMS for the plugin",
+    &storage::BROKER_SOCKET,
+    DEFAULT_SOCKET,
+));
+
+/// A `TYPELIB` of `N` names; the array ends with null.
+const fn names<const N: usize, const END: usize>(
+    names: [&'static CStr; N],
+) -> [*const c_char; END] {
+    let mut pointers = [core::ptr::null(); END];
+    let mut index = 0;
+    while index < N {
+        pointers[index] = names[index].as_ptr();
+        index += 1;
+    }
+    pointers
+}
+
+const fn type_library(count: usize, names: *mut *const c_char) -> TypeLibrary {
+    TypeLibrary {
+        count: count as _,
+        name: c"".as_ptr(),
+        type_names: names,
+        type_lengths: null_mut(),
+        hidden_values: null_mut(),
+    }
+}
+
+static KEY_SPEC_NAMES: ServerOwned<[*const c_char; 3]> = ServerOwned::new(names(KEY_SPECS));
+static KEY_SPEC_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(2, KEY_SPEC_NAMES.address().cast()));
+static KEY_SPEC: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"key_spec",
+        c"Length of new data keys: AES_128 or AES_256",
+        None,
+        Some(variables::update_key_spec),
+    ),
+    storage: storage::KEY_SPEC.address(),
+    default: 0,
+    names: KEY_SPEC_TYPE.address(),
+});
+
+static ALGORITHM_POINTERS: ServerOwned<[*const c_char; 3]> =
+    ServerOwned::new(names(ALGORITHM_NAMES));
+static ALGORITHM_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(2, ALGORITHM_POINTERS.address().cast()));
+static ENCRYPTION_ALGORITHM: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"encryption_algorithm",
+        c"How key versions made from now on encrypt: AES_CBC, as MariaDB's own aws_key_management does, or AES_CTR, which is faster. Existing versions keep theirs",
+        None,
+        Some(variables::update_encryption_algorithm),
+    ),
+    storage: storage::ENCRYPTION_ALGORITHM.address(),
+    default: 0,
+    names: ALGORITHM_TYPE.address(),
+});
+
+static LOG_LEVEL_NAMES: ServerOwned<[*const c_char; 8]> = ServerOwned::new(names(LOG_LEVELS));
+static LOG_LEVEL_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(7, LOG_LEVEL_NAMES.address().cast()));
+static LOG_LEVEL: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"log_level",
+        c"How much of the traffic with KMS is written to the error log: Off, Fatal, Error, Warn, Info, Debug or Trace. The plugin's own errors always are",
+        None,
+        Some(variables::update_log_level),
+    ),
+    storage: storage::LOG_LEVEL.address(),
+    default: 0,
+    names: LOG_LEVEL_TYPE.address(),
+});
+
+static REQUEST_TIMEOUT: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
+    header: header(
+        VARIABLE_INT | VARIABLE_READ_ONLY,
+        c"request_timeout",
+        c"Time limit of a KMS call in milliseconds. 0: 10 seconds",
+        None,
+        None,
+    ),
+    storage: storage::REQUEST_TIMEOUT.address(),
+    default: 0,
+    minimum: 0,
+    maximum: c_int::MAX,
+    block_size: 1,
+});
+
+static ROTATE_KEY: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
+    header: header(
+        VARIABLE_INT,
+        c"rotate_key",
+        c"SET GLOBAL to a key id to make a new version of that key, or to -1 for all keys",
+        Some(variables::check_rotate_key),
+        Some(variables::update_rotate_key),
+    ),
+    storage: storage::ROTATE_KEY.address(),
+    default: 0,
+    minimum: -1,
+    maximum: c_int::MAX,
+    block_size: 1,
+});
+
+static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; 11]> = ServerOwned::new([
+    MASTER_KEY_ID.address().cast(),
+    KEY_SPEC.address().cast(),
+    LOG_LEVEL.address().cast(),
+    ROTATE_KEY.address().cast(),
+    REQUEST_TIMEOUT.address().cast(),
+    REGION.address().cast(),
+    ENDPOINT_URL.address().cast(),
+    KEYFILE_DIR.address().cast(),
+    BROKER_SOCKET.address().cast(),
+    ENCRYPTION_ALGORITHM.address().cast(),
+    null_mut(),
+]);
+
+static STATUS_VARIABLES: ServerOwned<[StatusVariable; VARIABLES.len() + 1]> =
+    ServerOwned::new(status_variables());
+
+const fn status_variables() -> [StatusVariable; VARIABLES.len() + 1] {
+    const END: StatusVariable = StatusVariable {
+        name: core::ptr::null(),
+        value: null_mut(),
+        kind: 0,
+    };
+    let mut variables = [END; VARIABLES.len() + 1];
+    let mut index = 0;
+    while index < VARIABLES.len() {
+        let (name, _) = VARIABLES[index];
+        variables[index] = StatusVariable {
+            name: name.as_ptr(),
+            value: status::FUNCTIONS[index] as *mut c_void,
+            kind: SHOW_SIMPLE_FUNC,
+        };
+        index += 1;
+    }
+    variables
+}
+
+static ENCRYPTION: ServerOwned<EncryptionPlugin> = ServerOwned::new(EncryptionPlugin {
+    interface_version: ENCRYPTION_INTERFACE_VERSION,
+    get_latest_key_version: keys::get_latest_key_version,
+    get_key: keys::get_key,
+    crypt_ctx_size: crypt::crypt_ctx_size,
+    crypt_ctx_init: crypt::crypt_ctx_init,
+    crypt_ctx_update: crypt::crypt_ctx_update,
+    crypt_ctx_finish: crypt::crypt_ctx_finish,
+    encrypted_length: crypt::encrypted_length,
+});
+
+/// Major half of the plugin interface that this library speaks.
+// SAFETY: a name that no other library has a reason to define.
+#[unsafe(no_mangle)]
+pub static _maria_plugin_interface_version_: ServerOwned<c_int> =
+    ServerOwned::new(PLUGIN_INTERFACE_VERSION);
+
+/// Size of an entry of [`_maria_plugin_declarations_`].
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub static _maria_sizeof_struct_st_plugin_: ServerOwned<c_int> =
+    ServerOwned::new(size_of::<PluginDeclaration>() as c_int);
+
+/// The plugins in this library, ended by an empty entry.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub static _maria_plugin_declarations_: ServerOwned<[PluginDeclaration; 2]> = ServerOwned::new([
+    PluginDeclaration {
+        kind: ENCRYPTION_PLUGIN,
+        info: ENCRYPTION.address().cast(),
+        name: c"aws_key_management".as_ptr(),
+        author: c"The iam-kms-wrapper project".as_ptr(),
+        description: c"Data-at-rest encryption with data keys wrapped by AWS KMS".as_ptr(),
+        license: LICENSE_BSD,
+        init: Some(lifecycle::init),
+        deinit: Some(lifecycle::deinit),
+        version: 0x0001,
+        status_variables: STATUS_VARIABLES.address().cast(),
+        system_variables: SYSTEM_VARIABLES.address().cast(),
+        version_info: VERSION_INFO.as_ptr(),
+        maturity: MATURITY_GAMMA,
+    },
+    PluginDeclaration::END,
+]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_socket_is_the_protocols() {
+        assert_eq!(DEFAULT_SOCKET.to_str(), Ok(broker_protocol::DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn the_version_is_the_packages() {
+        assert_eq!(VERSION_INFO.to_str(), Ok(env!("CARGO_PKG_VERSION")));
+    }
+}

@@ -1,0 +1,184 @@
+//! Making key files.
+
+use std::fs::File;
+use std::io::Write;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+
+use super::lock::DirectoryLock;
+use super::{FileError, KeyDirectory};
+use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
+
+/// Which version a new key file becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// Version 1, unless the key exists meanwhile.
+    First,
+    /// One above `known` and above all that is on disk.
+    Next {
+        /// The highest version in memory.
+        known: u32,
+    },
+}
+
+/// What came of storing a key.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The key is on disk for good, under this name.
+    New(KeyName),
+    /// The key was made by somebody else meanwhile; nothing was stored.
+    Exists,
+}
+
+impl KeyDirectory {
+    /// Puts a wrapped key on disk and returns when it would survive a power failure.
+    ///
+    /// A file that is there is never overwritten. Until the end the file has a name under which
+    /// neither the server nor a backup looks for it.
+    pub fn store(
+        &self,
+        id: u32,
+        algorithm: Algorithm,
+        placement: Placement,
+        blob: &[u8],
+    ) -> Result<Stored, FileError> {
+        let lock = self.lock()?;
+        let Some(version) = self.free_version(id, placement)? else {
+            return Ok(Stored::Exists);
+        };
+        let name = KeyName {
+            id,
+            version,
+            algorithm,
+        };
+        let temporary = name.temporary_name();
+        self.remove_temporary(&lock, &name, &temporary)?;
+        let written = self
+            .write_temporary(&name, &temporary, blob)
+            .and_then(|()| self.publish(&name, &temporary));
+        if written.is_err() {
+            // The first failure is the one to tell; what stays is removed at the next start.
+            let _ = self.remove_temporary(&lock, &name, &temporary);
+        }
+        if !written? {
+            return Ok(Stored::Exists);
+        }
+        self.sync()?;
+        Ok(Stored::New(name))
+    }
+
+    /// Removes what a process left that died while it made a key file. Returns the names.
+    ///
+    /// Whoever makes one holds the lock, so with the lock in hand nobody is at it.
+    pub fn remove_stale_temporaries(&self) -> Result<Vec<String>, FileError> {
+        let Some(_lock) = self.try_lock()? else {
+            return Ok(Vec::new());
+        };
+        let stale = self.list()?.temporary;
+        for name in &stale {
+            unlinkat(&self.descriptor, name.as_str(), UnlinkatFlags::NoRemoveDir)
+                .map_err(|error| self.directory_error("remove a left-over file from", error))?;
+        }
+        Ok(stale)
+    }
+
+    fn free_version(&self, id: u32, placement: Placement) -> Result<Option<u32>, FileError> {
+        let highest = self.versions(id)?.last().map(|key| key.version);
+        match (placement, highest) {
+            (Placement::First, None) => Ok(Some(1)),
+            (Placement::First, Some(_)) => Ok(None),
+            (Placement::Next { known }, highest) => {
+                let version = known.max(highest.unwrap_or(0));
+                match version.checked_add(1).filter(|&next| is_valid_number(next)) {
+                    Some(next) => Ok(Some(next)),
+                    None => Err(FileError::NoVersionLeft {
+                        id,
+                        version,
+                        path: self.path.clone(),
+                    }),
+                }
+            }
+        }
+    }
+
+    fn write_temporary(
+        &self,
+        name: &KeyName,
+        temporary: &str,
+        blob: &[u8],
+    ) -> Result<(), FileError> {
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = openat(&self.descriptor, temporary, flags, mode)
+            .map(File::from)
+            .map_err(|error| self.file_error(name, "make", error))?;
+        // A umask of 0277 or the like takes bits away.
+        fchmod(&file, mode).map_err(|error| self.file_error(name, "set the mode of", error))?;
+        file.write_all(blob)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| match error.raw_os_error() {
+                Some(number) => self.file_error(name, "write", Errno::from_raw(number)),
+                None => FileError::File {
+                    action: "write",
+                    path: self.path_of(name),
+                    source: error,
+                    advice: "check the disk",
+                },
+            })
+    }
+
+    /// Gives the file its name; false if the name is taken.
+    fn publish(&self, name: &KeyName, temporary: &str) -> Result<bool, FileError> {
+        let final_name = name.to_string();
+        let renamed = renameat2(
+            &self.descriptor,
+            temporary,
+            &self.descriptor,
+            final_name.as_str(),
+            RenameFlags::RENAME_NOREPLACE,
+        );
+        let published = match renamed {
+            // File systems that cannot rename without replacing; a link never replaces.
+            Err(Errno::EINVAL | Errno::ENOSYS) => self.link(&final_name, temporary),
+            renamed => renamed,
+        };
+        match published {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => {
+                unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir)
+                    .map_err(|error| self.file_error(name, "remove the new", error))?;
+                Ok(false)
+            }
+            Err(error) => Err(self.file_error(name, "name", error)),
+        }
+    }
+
+    fn link(&self, final_name: &str, temporary: &str) -> nix::Result<()> {
+        let directory = &self.descriptor;
+        linkat(
+            directory,
+            temporary,
+            directory,
+            final_name,
+            AtFlags::empty(),
+        )?;
+        unlinkat(directory, temporary, UnlinkatFlags::NoRemoveDir)
+    }
+
+    fn remove_temporary(
+        &self,
+        _lock: &DirectoryLock,
+        name: &KeyName,
+        temporary: &str,
+    ) -> Result<(), FileError> {
+        debug_assert_eq!(KeyName::parse(temporary.as_bytes()), ParsedName::Temporary);
+        match unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(self.file_error(name, "make room for", error)),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+use std::fs;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Condvar};
+
+use broker_protocol::{FailureKind, Request};
+use tempfile::TempDir;
+
+use super::*;
+use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, wrapped};
+
+fn key_files(names: &[&str]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (number, name) in names.iter().enumerate() {
+        let path = directory.path().join(format!("aws-kms-key.{name}"));
+        fs::write(path, wrapped(&[number as u8; 16])).unwrap();
+    }
+    directory
+}
+
+fn load(broker: &TestBroker, directory: &TempDir) -> (KeyManager, Result<(), StartError>) {
+    let manager = manager(broker, directory.path(), dynamic());
+    let result = load_all(&manager, false);
+    (manager, result)
+}
+
+#[test]
+fn all_key_files_are_loaded() {
+    let directory = key_files(&["1.1", "1.2.ctr", "4294967294.4294967294"]);
+    let (manager, result) = load(&TestBroker::honest(), &directory);
+    result.unwrap();
+    assert_eq!(manager.keyring.latest_version(1), Some(2));
+    assert_eq!(
+        manager
+            .keyring
+            .key(u32::MAX - 1, u32::MAX - 1)
+            .unwrap()
+            .expose(),
+        [2; 16]
+    );
+    assert_eq!(
+        (manager.keyring.id_count(), manager.keyring.version_count()),
+        (2, 3)
+    );
+}
+
+#[test]
+fn without_key_files_only_the_broker_must_be_there() {
+    let directory = key_files(&[]);
+    load(&TestBroker::honest(), &directory).1.unwrap();
+    let gone = TestBroker::honest();
+    fs::remove_file(gone.socket()).unwrap();
+    let text = load(&gone, &directory).1.unwrap_err().to_string();
+    assert!(text.contains(gone.socket().to_str().unwrap()), "{text}");
+}
+
+#[test]
+fn key_files_are_decrypted_at_the_same_time() {
+    let names: Vec<_> = (1..=WORKERS).map(|id| format!("{id}.1")).collect();
+    let directory = key_files(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let waiting = Arc::new((Mutex::new(0), Condvar::new()));
+    let broker = TestBroker::new(move |request| {
+        if request != Request::Session {
+            // Nobody gets an answer before all have asked.
+            let (count, all_there) = &*waiting;
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            all_there.notify_all();
+            let together = all_there
+                .wait_timeout_while(count, Duration::from_secs(1), |count| *count < WORKERS)
+                .unwrap();
+            if together.1.timed_out() {
+                return failure(FailureKind::Other, "one after another");
+            }
+        }
+        honest_answer(request)
+    });
+    let (manager, result) = load(&broker, &directory);
+    result.unwrap();
+    assert_eq!(manager.keyring.version_count(), WORKERS as u64);
+}
+
+#[test]
+fn one_key_that_fails_does_not_keep_the_others() {
+    let directory = key_files(&["1.1", "2.1", "3.1"]);
+    fs::write(directory.path().join("aws-kms-key.2.1"), "rubbish").unwrap();
+    fs::write(directory.path().join("aws-kms-key.4.1"), "").unwrap();
+    let (manager, result) = load(&TestBroker::honest(), &directory);
+    result.unwrap();
+    assert_eq!(manager.keyring.ids().len(), 2);
+}
+
+#[test]
+fn a_version_in_two_algorithms_is_not_loaded_at_all() {
+    let directory = key_files(&["1.1", "1.1.ctr", "1.2"]);
+    let (manager, result) = load(&TestBroker::honest(), &directory);
+    result.unwrap();
+    assert!(manager.keyring.key(1, 1).is_none());
+    assert_eq!(manager.keyring.latest_version(1), Some(2));
+}
+
+#[test]
+fn if_no_key_file_can_be_loaded_the_plugin_does_not_start() {
+    let directory = key_files(&[]);
+    fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
+    let result = load(&TestBroker::honest(), &directory).1;
+    assert!(matches!(result, Err(StartError::NoKeyLoaded(1))));
+}
+
+#[test]
+fn throttled_calls_are_repeated_until_all_keys_are_there() {
+    let names: Vec<_> = (1..=20).map(|id| format!("{id}.1")).collect();
+    let directory = key_files(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let count = AtomicUsize::new(0);
+    let broker = TestBroker::new(move |request| {
+        if request != Request::Session && count.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
+            failure(FailureKind::Throttled, "slower")
+        } else {
+            honest_answer(request)
+        }
+    });
+    let (manager, result) = load(&broker, &directory);
+    result.unwrap();
+    assert_eq!(manager.keyring.version_count(), 20);
+    assert!(manager.kms.counters.retries.load(Ordering::SeqCst) >= 20);
+}
+
+#[test]
+fn when_the_session_is_over_the_rest_is_not_tried() {
+    let names: Vec<_> = (1..=500).map(|id| format!("{id}.1")).collect();
+    let directory = key_files(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let broker = TestBroker::new(|request| match request {
+        Request::Session => honest_answer(request),
+        _ => failure(FailureKind::SessionOver, "write a new code"),
+    });
+    let result = load(&broker, &directory).1;
+    assert!(matches!(result, Err(StartError::NoKeyLoaded(500))));
+    assert!(
+        broker.request_count() <= WORKERS,
+        "{}",
+        broker.request_count()
+    );
+}
+
+#[test]
+fn what_a_dead_server_left_is_removed_but_not_by_a_backup() {
+    let directory = key_files(&["1.1"]);
+    let left = directory.path().join(".aws-kms-key.1.2.4711.new");
+    fs::write(&left, "part").unwrap();
+    let broker = TestBroker::honest();
+    let manager = manager(&broker, directory.path(), dynamic());
+    load_all(&manager, true).unwrap();
+    assert!(left.exists());
+    load_all(&manager, false).unwrap();
+    assert!(!left.exists());
+}

@@ -1,0 +1,300 @@
+//! Data keys: in memory, else on disk, else made.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::attempts::Attempts;
+use crate::key_directory::{FileError, KeyDirectory, Placement, Stored};
+use crate::key_name::{KeyName, is_valid_number};
+use crate::keyring::Keyring;
+use crate::kms::{Kms, KmsError};
+use crate::server_log;
+use crate::settings::{Dynamic, Fixed};
+
+/// How long a statement waits for a KMS that fails at once, beyond its first call.
+const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why a key cannot be had. The message is for the person at the client or the error log.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Unwrapping the key of a file failed.
+    #[error("cannot decrypt key file '{}': {source}", path.display())]
+    Decrypt {
+        /// The key file.
+        path: PathBuf,
+        /// Why.
+        source: KmsError,
+    },
+    /// Making a key failed.
+    #[error("cannot make key {id} with master key '{master_key_id}': {source}")]
+    Generate {
+        /// Key id.
+        id: u32,
+        /// The master key.
+        master_key_id: String,
+        /// Why.
+        source: KmsError,
+    },
+    /// The key file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// No memory for the key.
+    #[error("no memory for a key: {0}")]
+    Memory(io::Error),
+    /// The key does not exist, and no master key is set to make it with.
+    #[error(
+        "key {id} does not exist, and none is made because aws_key_management_master_key_id is empty; set it to the id, ARN or alias of the master key"
+    )]
+    NoMasterKey {
+        /// Key id.
+        id: u32,
+    },
+    /// The key does not exist, and a backup makes none.
+    #[error("key {id} has no key file in '{}', and a backup makes no keys; copy the key files there", path.display())]
+    NotInBackup {
+        /// Key id.
+        id: u32,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A version that is neither in memory nor on disk.
+    #[error("key {id} has no version {version}: '{}' does not exist; restore it from a backup of the key files", path.display())]
+    NoSuchVersion {
+        /// Key id.
+        id: u32,
+        /// Version.
+        version: u32,
+        /// The file it would be in.
+        path: PathBuf,
+    },
+    /// A number that is no key id or version.
+    #[error("{0} is not a key id or version")]
+    InvalidNumber(u32),
+}
+
+impl KeyError {
+    /// Tells whether trying again costs nothing, because nobody beyond this host is asked.
+    pub fn is_cheap(&self) -> bool {
+        match self {
+            Self::Decrypt { source, .. } | Self::Generate { source, .. } => source.is_local(),
+            Self::Memory(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Tells whether every key fails like that until a person does something about the session or
+    /// the broker.
+    pub fn is_for_all_keys(&self) -> bool {
+        matches!(self, Self::Decrypt { source, .. } | Self::Generate { source, .. } if source.is_local())
+    }
+}
+
+/// Everything the plugin knows while it is loaded.
+pub struct KeyManager {
+    /// The keys in memory.
+    pub keyring: Keyring,
+    /// The key files.
+    pub directory: KeyDirectory,
+    /// KMS.
+    pub kms: Kms,
+    pub(crate) settings: Fixed,
+    dynamic: &'static Dynamic,
+    attempts: Attempts,
+    backup: bool,
+}
+
+impl KeyManager {
+    /// Opens the key file directory. `backup` says that keys must not be made.
+    pub fn new(
+        settings: Fixed,
+        dynamic: &'static Dynamic,
+        backup: bool,
+    ) -> Result<Self, FileError> {
+        Ok(Self {
+            keyring: Keyring::default(),
+            directory: KeyDirectory::open(&settings.keyfile_dir)?,
+            kms: Kms::new(&settings, dynamic),
+            settings,
+            dynamic,
+            attempts: Attempts::default(),
+            backup,
+        })
+    }
+
+    /// Returns the latest version of a key; a key that does not exist is made.
+    ///
+    /// Never fails for an id that has been served: its versions stay in memory. The error is the
+    /// reason, and has been logged.
+    pub fn latest_version(&self, id: u32) -> Result<u32, String> {
+        match self.keyring.latest_version(id) {
+            Some(version) => Ok(version),
+            None => self.attempts.run((id, 0), || self.find_or_make(id)),
+        }
+    }
+
+    /// Makes sure that a key version is in memory. The error is the reason, and has been logged.
+    pub fn ensure_loaded(&self, id: u32, version: u32) -> Result<(), String> {
+        if self.keyring.key(id, version).is_some() {
+            return Ok(());
+        }
+        self.attempts
+            .run((id, version), || self.find_version(id, version))
+    }
+
+    fn find_version(&self, id: u32, version: u32) -> Result<(), KeyError> {
+        check_number(id)?;
+        check_number(version)?;
+        if self.keyring.key(id, version).is_some() {
+            return Ok(());
+        }
+        let name = self.directory.find(id, version)?.ok_or_else(|| {
+            let path = self.directory.path_of(&KeyName {
+                id,
+                version,
+                algorithm: crate::key_name::Algorithm::AesCbc,
+            });
+            KeyError::NoSuchVersion { id, version, path }
+        })?;
+        self.directory.sync()?;
+        self.load(&name, until(STATEMENT_PATIENCE))
+    }
+
+    fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
+        check_number(id)?;
+        if let Some(version) = self.keyring.latest_version(id) {
+            return Ok(version);
+        }
+        if let Some(version) = self.find_latest(id)? {
+            return Ok(version);
+        }
+        match self.make(id, Placement::First, until(STATEMENT_PATIENCE))? {
+            Some(name) => Ok(name.version),
+            // Another process made it between our look and our attempt.
+            None => self.find_latest(id)?.ok_or_else(|| self.lost(id)),
+        }
+    }
+
+    fn lost(&self, id: u32) -> KeyError {
+        let name = KeyName {
+            id,
+            version: 1,
+            algorithm: self.dynamic.algorithm(),
+        };
+        KeyError::NoSuchVersion {
+            id,
+            version: 1,
+            path: self.directory.path_of(&name),
+        }
+    }
+
+    /// Loads the latest version on disk, if there is any.
+    fn find_latest(&self, id: u32) -> Result<Option<u32>, KeyError> {
+        let versions = self.directory.versions(id)?;
+        let Some(name) = versions.last() else {
+            return Ok(None);
+        };
+        self.directory.check_conflict(&versions, name)?;
+        self.directory.sync()?;
+        self.load(name, until(STATEMENT_PATIENCE))?;
+        Ok(Some(name.version))
+    }
+
+    /// Reads and unwraps one key file.
+    pub(crate) fn load(
+        &self,
+        name: &KeyName,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<(), KeyError> {
+        let blob = self.directory.read(name)?;
+        let key = self
+            .kms
+            .decrypt(blob, may_retry)
+            .map_err(|source| KeyError::Decrypt {
+                path: self.directory.path_of(name),
+                source,
+            })?;
+        self.publish(name, key.expose())
+    }
+
+    /// Makes a new version; `None` if [`Placement::First`] found one that another process made.
+    ///
+    /// The key is used only after it proved to open and is on disk for good: losing it afterwards
+    /// would lose the data.
+    pub(crate) fn make(
+        &self,
+        id: u32,
+        placement: Placement,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<Option<KeyName>, KeyError> {
+        if self.backup {
+            let path = self.settings.keyfile_dir.clone();
+            return Err(KeyError::NotInBackup { id, path });
+        }
+        let master_key_id = self.dynamic.master_key_id();
+        if master_key_id.is_empty() {
+            return Err(KeyError::NoMasterKey { id });
+        }
+        let failed = |source| KeyError::Generate {
+            id,
+            master_key_id: master_key_id.clone(),
+            source,
+        };
+        let key_bytes = self.dynamic.key_bytes();
+        let wrapped = self
+            .kms
+            .generate(master_key_id.clone(), key_bytes, &may_retry)
+            .map_err(failed)?;
+        let key = self
+            .kms
+            .decrypt(wrapped.ciphertext_blob.clone(), &may_retry)
+            .map_err(failed)?;
+        if key.expose().len() != usize::from(key_bytes) {
+            return Err(failed(KmsError::WrongReply));
+        }
+        let algorithm = self.dynamic.algorithm();
+        let stored = self
+            .directory
+            .store(id, algorithm, placement, &wrapped.ciphertext_blob)?;
+        let Stored::New(name) = stored else {
+            return Ok(None);
+        };
+        self.publish(&name, key.expose())?;
+        server_log::note(&format!(
+            "made key {id}, version {}, key length {} bit, with master key {}",
+            name.version,
+            key.expose().len() * 8,
+            wrapped.master_key_arn
+        ));
+        Ok(Some(name))
+    }
+
+    fn publish(&self, name: &KeyName, key: &[u8]) -> Result<(), KeyError> {
+        let added = self.keyring.add(*name, key).map_err(KeyError::Memory)?;
+        if let Some(reason) = added.lock_failure {
+            server_log::warning(&format!(
+                "keys in memory may be swapped to disk: {reason}; raise the limit of locked memory (LimitMEMLOCK= of the service, ulimit -l)"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_number(number: u32) -> Result<(), KeyError> {
+    if is_valid_number(number) {
+        Ok(())
+    } else {
+        Err(KeyError::InvalidNumber(number))
+    }
+}
+
+/// Allows retries for `patience` from now.
+pub(crate) fn until(patience: Duration) -> impl Fn() -> bool {
+    let end = Instant::now() + patience;
+    move || Instant::now() < end
+}
+
+#[cfg(test)]
+mod tests;

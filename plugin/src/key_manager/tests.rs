@@ -1,0 +1,279 @@
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use broker_protocol::{FailureKind, PlaintextKey, Reply, Request};
+use tempfile::TempDir;
+
+use super::*;
+use crate::key_name::Algorithm;
+use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, settings, wrapped};
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn files(directory: &TempDir) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A broker that answers with `failing` while the flag is set, and honestly otherwise.
+fn failing_broker(kind: FailureKind) -> (TestBroker, Arc<AtomicBool>) {
+    let failing = Arc::new(AtomicBool::new(true));
+    let flag = Arc::clone(&failing);
+    let broker = TestBroker::new(move |request| {
+        if request != Request::Session && flag.load(Ordering::SeqCst) {
+            failure(kind, "the reason")
+        } else {
+            honest_answer(request)
+        }
+    });
+    (broker, failing)
+}
+
+#[test]
+fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
+    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let manager = manager(&broker, directory.path(), dynamic);
+    dynamic.set_key_spec(1);
+    assert_eq!(manager.latest_version(20), Ok(1));
+    let key = manager.keyring.key(20, 1).unwrap();
+    assert_eq!(key.expose().len(), 32);
+    assert_eq!(key.algorithm(), Algorithm::AesCbc);
+    let blob = fs::read(directory.path().join("aws-kms-key.20.1")).unwrap();
+    assert_eq!(blob, wrapped(key.expose()));
+}
+
+#[test]
+fn the_algorithm_of_a_new_version_is_in_its_name() {
+    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let manager = manager(&broker, directory.path(), dynamic);
+    dynamic.set_algorithm(1);
+    assert_eq!(manager.latest_version(1), Ok(1));
+    assert_eq!(
+        manager.keyring.key(1, 1).unwrap().algorithm(),
+        Algorithm::AesCtr
+    );
+    assert_eq!(files(&directory), ["aws-kms-key.1.1.ctr"]);
+}
+
+#[test]
+fn threads_that_want_the_same_new_key_make_one() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(manager.latest_version(5), Ok(1)));
+        }
+    });
+    assert_eq!(
+        broker.request_count(),
+        2,
+        "one GenerateDataKey and one Decrypt"
+    );
+    assert_eq!(files(&directory), ["aws-kms-key.5.1"]);
+}
+
+#[test]
+fn waiting_for_one_key_does_not_hold_up_another() {
+    let started = Arc::new(std::sync::Barrier::new(2));
+    let release = Arc::new(std::sync::Barrier::new(2));
+    let first = AtomicBool::new(true);
+    let (in_broker, out_of_broker) = (Arc::clone(&started), Arc::clone(&release));
+    let broker = TestBroker::new(move |request| {
+        if first.swap(false, Ordering::SeqCst) {
+            in_broker.wait();
+            out_of_broker.wait();
+        }
+        honest_answer(request)
+    });
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| manager.latest_version(1));
+        started.wait();
+        assert_eq!(manager.latest_version(2), Ok(1));
+        release.wait();
+        assert_eq!(slow.join().unwrap(), Ok(1));
+    });
+}
+
+#[test]
+fn a_key_once_served_is_served_without_a_broker() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    manager.latest_version(1).unwrap();
+    fs::remove_file(broker.socket()).unwrap();
+    assert_eq!(manager.latest_version(1), Ok(1));
+    assert_eq!(manager.ensure_loaded(1, 1), Ok(()));
+}
+
+#[test]
+fn a_key_that_is_on_disk_is_loaded_and_not_made() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    fs::write(
+        directory.path().join("aws-kms-key.9.3.ctr"),
+        wrapped(&[3; 16]),
+    )
+    .unwrap();
+    fs::write(directory.path().join("aws-kms-key.9.2"), wrapped(&[2; 16])).unwrap();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert_eq!(manager.latest_version(9), Ok(3));
+    assert_eq!(
+        manager.keyring.key(9, 3).unwrap().algorithm(),
+        Algorithm::AesCtr
+    );
+    assert!(manager.keyring.key(9, 2).is_none());
+    assert_eq!(manager.ensure_loaded(9, 2), Ok(()));
+    assert_eq!(manager.keyring.key(9, 2).unwrap().expose(), [2; 16]);
+    assert_eq!(files(&directory).len(), 2);
+}
+
+#[test]
+fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
+    let manager = manager(&broker, directory.path(), dynamic());
+    let reason = manager.latest_version(1).unwrap_err();
+    assert!(
+        reason.contains("aws-kms-key.1.1") && reason.contains("not a wrapped key"),
+        "{reason}"
+    );
+    assert_eq!(files(&directory), ["aws-kms-key.1.1"]);
+}
+
+#[test]
+fn a_version_that_is_nowhere_names_its_file() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    let reason = manager.ensure_loaded(1, 7).unwrap_err();
+    assert!(reason.contains("aws-kms-key.1.7"), "{reason}");
+    fs::write(directory.path().join("aws-kms-key.1.7"), wrapped(&[7; 16])).unwrap();
+    assert_eq!(
+        manager.ensure_loaded(1, 7),
+        Ok(()),
+        "found as soon as it is there"
+    );
+}
+
+#[test]
+fn without_a_master_key_no_key_is_made() {
+    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let manager = manager(&broker, directory.path(), dynamic);
+    dynamic.set_master_key_id("");
+    let reason = manager.latest_version(1).unwrap_err();
+    assert!(
+        reason.contains("aws_key_management_master_key_id"),
+        "{reason}"
+    );
+    assert_eq!(broker.request_count(), 0);
+    dynamic.set_master_key_id("alias/test");
+    assert_eq!(manager.latest_version(1), Ok(1));
+}
+
+#[test]
+fn a_backup_reads_keys_and_makes_none() {
+    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    dynamic.set_master_key_id("alias/test");
+    fs::write(directory.path().join("aws-kms-key.1.1"), wrapped(&[1; 16])).unwrap();
+    let settings = settings(&broker, directory.path());
+    let manager = KeyManager::new(settings, dynamic, true).unwrap();
+    assert_eq!(manager.latest_version(1), Ok(1));
+    let reason = manager.latest_version(2).unwrap_err();
+    assert!(reason.contains("a backup makes no keys"), "{reason}");
+    assert_eq!(files(&directory), ["aws-kms-key.1.1"]);
+}
+
+#[test]
+fn when_the_session_is_over_the_brokers_text_is_the_reason_until_a_code_is_there() {
+    let (broker, failing) = failing_broker(FailureKind::SessionOver);
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert!(
+        manager
+            .latest_version(1)
+            .unwrap_err()
+            .contains("the reason")
+    );
+    failing.store(false, Ordering::SeqCst);
+    assert_eq!(manager.latest_version(1), Ok(1), "at once, without a pause");
+}
+
+#[test]
+fn a_refusal_of_kms_is_not_asked_for_again_at_once() {
+    let (broker, _) = failing_broker(FailureKind::AccessDenied);
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    let first = manager.latest_version(1).unwrap_err();
+    for _ in 0..10 {
+        assert_eq!(manager.latest_version(1), Err(first.clone()));
+    }
+    assert_eq!(broker.request_count(), 1);
+    assert!(files(&directory).is_empty());
+}
+
+#[test]
+fn a_throttled_call_is_repeated_and_counted() {
+    let count = AtomicUsize::new(0);
+    let broker = TestBroker::new(move |request| match count.fetch_add(1, Ordering::SeqCst) {
+        0 | 1 => failure(FailureKind::Throttled, "slower"),
+        _ => honest_answer(request),
+    });
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert_eq!(manager.latest_version(1), Ok(1));
+    let counters = &manager.kms.counters;
+    assert_eq!(counters.calls.load(Ordering::SeqCst), 4);
+    assert_eq!(counters.failures.load(Ordering::SeqCst), 2);
+    assert_eq!(counters.retries.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_key_of_another_length_than_asked_for_is_refused() {
+    let broker = TestBroker::new(|request| match request {
+        Request::Decrypt(_) => Reply::Decrypted {
+            key: PlaintextKey::new(&[1; 32]).unwrap(),
+            master_key_arn: String::new(),
+            request_id: String::new(),
+        },
+        other => honest_answer(other),
+    });
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert!(manager.latest_version(1).is_err());
+    assert!(files(&directory).is_empty());
+}
+
+#[test]
+fn a_key_that_does_not_open_again_is_not_stored() {
+    let broker = TestBroker::new(|request| match request {
+        Request::Decrypt(_) => failure(FailureKind::AccessDenied, "no Decrypt"),
+        other => honest_answer(other),
+    });
+    let directory = directory();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert!(
+        manager
+            .latest_version(1)
+            .unwrap_err()
+            .contains("no Decrypt")
+    );
+    assert!(files(&directory).is_empty());
+}
+
+#[test]
+fn numbers_with_another_meaning_are_no_keys() {
+    let (broker, directory) = (TestBroker::honest(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    for number in [0, u32::MAX] {
+        assert!(manager.latest_version(number).is_err());
+        assert!(manager.ensure_loaded(number, 1).is_err());
+        assert!(manager.ensure_loaded(1, number).is_err());
+    }
+    assert!(files(&directory).is_empty());
+}

@@ -1,0 +1,235 @@
+//! KMS calls through the broker: counted, logged, and repeated where that may help.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use broker_protocol::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, PlaintextKey, Reply, Request,
+    SessionState,
+};
+
+use crate::broker_client::{BrokerClient, BrokerError};
+use crate::server_log;
+use crate::settings::{Dynamic, Fixed, LogLevel};
+
+/// What the broker may take beyond the time limit of the KMS call itself.
+const BROKER_MARGIN: Duration = Duration::from_secs(2);
+/// SHOW STATUS must not hang on a broker that does.
+const SESSION_PATIENCE: Duration = Duration::from_millis(200);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KmsError {
+    /// KMS or the broker refused or could not do it.
+    #[error("{}{}", .0.message, request_id_suffix(&.0.request_id))]
+    Failed(Failure),
+    /// The broker gave no answer.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The broker answered another question.
+    #[error("the broker answered something else than it was asked; see its log")]
+    WrongReply,
+}
+
+fn request_id_suffix(request_id: &str) -> String {
+    match request_id {
+        "" => String::new(),
+        id => format!(" (KMS request {id})"),
+    }
+}
+
+impl KmsError {
+    /// Tells whether the same call may succeed a little later by itself.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Failed(failure) => failure.kind.is_retryable(),
+            Self::Broker(error) => error.is_retryable(),
+            Self::WrongReply => false,
+        }
+    }
+
+    /// Tells whether it cost nothing to find out, because nobody beyond this host was asked.
+    pub fn is_local(&self) -> bool {
+        self.is_for_a_person() || matches!(self, Self::Broker(BrokerError::NoBroker { .. }))
+    }
+
+    /// Tells whether every call fails until a person has written a code.
+    pub fn is_for_a_person(&self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.kind == FailureKind::SessionOver)
+    }
+}
+
+/// Numbers for the status variables.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Calls made, repetitions included.
+    pub calls: AtomicU64,
+    /// Calls that failed.
+    pub failures: AtomicU64,
+    /// Calls that repeated a failed one.
+    pub retries: AtomicU64,
+    latency_microseconds: AtomicU64,
+}
+
+impl Counters {
+    /// Mean duration of a call in microseconds, 0 before the first.
+    pub fn mean_latency_microseconds(&self) -> u64 {
+        let calls = self.calls.load(Ordering::Relaxed);
+        self.latency_microseconds
+            .load(Ordering::Relaxed)
+            .checked_div(calls)
+            .unwrap_or(0)
+    }
+}
+
+/// Calls KMS.
+pub struct Kms {
+    broker: BrokerClient,
+    options: KmsOptions,
+    call_patience: Duration,
+    dynamic: &'static Dynamic,
+    /// For the status variables.
+    pub counters: Counters,
+}
+
+/// A new key, wrapped.
+pub struct WrappedKey {
+    /// What goes into the key file.
+    pub ciphertext_blob: Vec<u8>,
+    /// ARN of the master key.
+    pub master_key_arn: String,
+}
+
+impl Kms {
+    /// Connects at the first call.
+    pub fn new(settings: &Fixed, dynamic: &'static Dynamic) -> Self {
+        Self {
+            broker: BrokerClient::new(&settings.broker_socket),
+            options: KmsOptions {
+                region: settings.region.clone(),
+                endpoint_url: settings.endpoint_url.clone(),
+                request_timeout_milliseconds: settings.request_timeout_milliseconds,
+            },
+            call_patience: settings.request_timeout() + BROKER_MARGIN,
+            dynamic,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Unwraps a key; repeats the call as long as `may_retry` says so.
+    pub fn decrypt(
+        &self,
+        ciphertext_blob: Vec<u8>,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<PlaintextKey, KmsError> {
+        let request = Request::Decrypt(Decrypt {
+            ciphertext_blob,
+            options: self.options.clone(),
+        });
+        match self.call("Decrypt", &request, may_retry)? {
+            Reply::Decrypted { key, .. } => Ok(key),
+            _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    /// Has a new key of `key_bytes` made and wrapped; repeats the call as long as `may_retry` says
+    /// so.
+    pub fn generate(
+        &self,
+        master_key_id: String,
+        key_bytes: u8,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<WrappedKey, KmsError> {
+        let request = Request::GenerateDataKey(GenerateDataKey {
+            master_key_id,
+            key_bytes,
+            options: self.options.clone(),
+        });
+        match self.call("GenerateDataKeyWithoutPlaintext", &request, may_retry)? {
+            Reply::Generated {
+                ciphertext_blob,
+                master_key_arn,
+                ..
+            } => Ok(WrappedKey {
+                ciphertext_blob,
+                master_key_arn,
+            }),
+            _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    /// Asks the broker how the session stands; KMS is not called.
+    pub fn session(&self) -> Result<SessionState, KmsError> {
+        match self.broker.request(&Request::Session, SESSION_PATIENCE)? {
+            Reply::Session(state) => Ok(state),
+            _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    fn call(
+        &self,
+        name: &str,
+        request: &Request,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<Reply, KmsError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.call_once(name, request) {
+                Err(error) if error.is_retryable() && may_retry() => {
+                    self.counters.retries.fetch_add(1, Ordering::Relaxed);
+                    self.log(LogLevel::Warn, || format!("{name} is tried again: {error}"));
+                    // Half of it at random, so that many threads do not come back at once.
+                    std::thread::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn call_once(&self, name: &str, request: &Request) -> Result<Reply, KmsError> {
+        let start = Instant::now();
+        let result = match self.broker.request(request, self.call_patience) {
+            Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(error.into()),
+        };
+        let microseconds = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.counters.calls.fetch_add(1, Ordering::Relaxed);
+        self.counters
+            .latency_microseconds
+            .fetch_add(microseconds, Ordering::Relaxed);
+        match &result {
+            Ok(reply) => self.log(LogLevel::Info, || {
+                format!("{name} took {microseconds} us{}", reply_request_id(reply))
+            }),
+            Err(error) => {
+                self.counters.failures.fetch_add(1, Ordering::Relaxed);
+                self.log(LogLevel::Error, || format!("{name} failed: {error}"));
+            }
+        }
+        result
+    }
+
+    fn log(&self, level: LogLevel, text: impl FnOnce() -> String) {
+        if self.dynamic.logs(level) {
+            match level {
+                LogLevel::Error | LogLevel::Warn => server_log::warning(&text()),
+                _ => server_log::note(&text()),
+            }
+        }
+    }
+}
+
+fn reply_request_id(reply: &Reply) -> String {
+    match reply {
+        Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
+            request_id_suffix(request_id)
+        }
+        Reply::Session(_) | Reply::Failed(_) => String::new(),
+    }
+}

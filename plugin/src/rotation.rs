@@ -1,0 +1,108 @@
+//! New versions of keys that exist.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::key_directory::Placement;
+use crate::key_manager::{KeyError, KeyManager, until};
+use crate::key_name::KeyName;
+
+const WORKERS: usize = 32;
+/// SET GLOBAL does not wait much longer than that, whatever KMS does.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What InnoDB makes of a rotation. The present value of the variable is the server's own.
+pub const REENCRYPTION_NOTE: &str = "what is written from now on uses the new versions. InnoDB's innodb_encryption_threads re-encrypt pages whose version is more than innodb_encryption_rotate_key_age behind: at 1, the default, this rotation moves the pages of the version before the last, and the next one the others. Keep all old key files: logs, backups and Aria tables need them";
+
+/// Which keys to rotate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Every key there is.
+    All,
+    /// One key.
+    Id(u32),
+}
+
+/// What came of a rotation.
+#[derive(Debug, Default)]
+pub struct Rotated {
+    /// The new versions.
+    pub made: Vec<KeyName>,
+    /// Ids that were not rotated, and why.
+    pub failed: Vec<(u32, String)>,
+}
+
+/// Makes a new version of each key of `target`, all at the same time. Returns after a bounded time:
+/// a call of KMS takes at most its time limit and is not repeated for longer than that.
+pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError> {
+    let mut known: BTreeSet<u32> = manager.keyring.ids().into_iter().collect();
+    known.extend(manager.directory.list()?.keys.iter().map(|key| key.id));
+    match target {
+        Target::All => {}
+        Target::Id(id) if known.contains(&id) => known = BTreeSet::from([id]),
+        Target::Id(id) => {
+            return Ok(Rotated {
+                made: Vec::new(),
+                failed: vec![(id, "there is no such key".into())],
+            });
+        }
+    }
+    Ok(rotate_ids(manager, known))
+}
+
+fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
+    let patience = manager.settings.request_timeout().min(LONGEST_PATIENCE);
+    let may_retry = until(patience);
+    let workers = WORKERS.min(ids.len());
+    let queue = Mutex::new(ids);
+    let rotated = Mutex::new(Rotated::default());
+    let work = || {
+        loop {
+            let next = lock(&queue).pop_first();
+            let Some(id) = next else { return };
+            let result = rotate_id(manager, id, &may_retry);
+            let mut rotated = lock(&rotated);
+            match result {
+                Ok(name) => rotated.made.push(name),
+                Err(reason) => rotated.failed.push((id, reason)),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        // This thread takes part, so that a lack of threads only slows it down.
+        for _ in 1..workers {
+            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+    let mut rotated = rotated.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rotated.made.sort_unstable();
+    rotated.failed.sort_unstable();
+    rotated
+}
+
+fn rotate_id(
+    manager: &KeyManager,
+    id: u32,
+    may_retry: impl Fn() -> bool,
+) -> Result<KeyName, String> {
+    let known = manager.keyring.latest_version(id).unwrap_or(0);
+    match manager.make(id, Placement::Next { known }, may_retry) {
+        Ok(Some(name)) => Ok(name),
+        Ok(None) => Err("another process is making keys in the same directory; try again".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use broker_protocol::{FailureKind, Request};
+
+use super::*;
+use crate::key_name::Algorithm;
+use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, wrapped};
+
+#[test]
+fn all_keys_get_a_new_version_that_is_the_latest() {
+    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    let manager = manager(&broker, directory.path(), dynamic());
+    for id in [1, 2, 20] {
+        manager.latest_version(id).unwrap();
+    }
+    let rotated = rotate(&manager, Target::All).unwrap();
+    assert!(rotated.failed.is_empty());
+    let made: Vec<_> = rotated
+        .made
+        .iter()
+        .map(|name| (name.id, name.version))
+        .collect();
+    assert_eq!(made, [(1, 2), (2, 2), (20, 2)]);
+    assert_eq!(manager.latest_version(20), Ok(2));
+    let (old, new) = (
+        manager.keyring.key(1, 1).unwrap(),
+        manager.keyring.key(1, 2).unwrap(),
+    );
+    assert_ne!(old.expose(), new.expose());
+}
+
+#[test]
+fn one_key_is_rotated_alone_and_takes_the_new_settings() {
+    let (broker, directory, dynamic) = (
+        TestBroker::honest(),
+        tempfile::tempdir().unwrap(),
+        dynamic(),
+    );
+    let manager = manager(&broker, directory.path(), dynamic);
+    manager.latest_version(1).unwrap();
+    manager.latest_version(2).unwrap();
+    dynamic.set_algorithm(1);
+    dynamic.set_key_spec(1);
+    assert_eq!(rotate(&manager, Target::Id(2)).unwrap().made.len(), 1);
+    let key = manager.keyring.key(2, 2).unwrap();
+    assert_eq!(
+        (key.algorithm(), key.expose().len()),
+        (Algorithm::AesCtr, 32)
+    );
+    assert_eq!(manager.latest_version(1), Ok(1));
+}
+
+#[test]
+fn a_key_that_is_only_on_disk_is_rotated_above_its_files() {
+    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    fs::write(directory.path().join("aws-kms-key.7.4"), wrapped(&[4; 16])).unwrap();
+    let manager = manager(&broker, directory.path(), dynamic());
+    let rotated = rotate(&manager, Target::Id(7)).unwrap();
+    assert_eq!(rotated.made[0].version, 5);
+}
+
+#[test]
+fn a_key_that_does_not_exist_is_not_made_by_rotating_it() {
+    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    let manager = manager(&broker, directory.path(), dynamic());
+    let rotated = rotate(&manager, Target::Id(7)).unwrap();
+    assert_eq!(rotated.failed, [(7, "there is no such key".to_owned())]);
+    assert_eq!(broker.request_count(), 0);
+}
+
+#[test]
+fn each_failure_names_its_key_and_the_others_are_rotated() {
+    let refused = AtomicBool::new(true);
+    let broker = TestBroker::new(move |request| match &request {
+        Request::GenerateDataKey(generate)
+            if generate.key_bytes == 32 && refused.swap(false, Ordering::SeqCst) =>
+        {
+            failure(FailureKind::KeyUnusable, "the master key is disabled")
+        }
+        _ => honest_answer(request),
+    });
+    let (directory, dynamic) = (tempfile::tempdir().unwrap(), dynamic());
+    let manager = manager(&broker, directory.path(), dynamic);
+    for id in 1..=3 {
+        manager.latest_version(id).unwrap();
+    }
+    dynamic.set_key_spec(1);
+    let rotated = rotate(&manager, Target::All).unwrap();
+    let [(failed, reason)] = &rotated.failed[..] else {
+        panic!("{rotated:?}")
+    };
+    assert!(reason.contains("is disabled"), "{reason}");
+    let mut ids: Vec<_> = rotated.made.iter().map(|name| name.id).collect();
+    assert_eq!(ids.len(), 2);
+    ids.push(*failed);
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 3]);
+    assert_eq!(manager.latest_version(*failed), Ok(1));
+}
+
+#[test]
+fn a_kms_that_is_away_ends_the_rotation_in_bounded_time() {
+    let broker = TestBroker::new(|request| match request {
+        Request::Session => honest_answer(request),
+        _ => failure(FailureKind::Unavailable, "connection refused"),
+    });
+    let directory = tempfile::tempdir().unwrap();
+    for id in 1..=100 {
+        let path = directory.path().join(format!("aws-kms-key.{id}.1"));
+        fs::write(path, wrapped(&[1; 16])).unwrap();
+    }
+    let manager = manager(&broker, directory.path(), dynamic());
+    let start = Instant::now();
+    let rotated = rotate(&manager, Target::All).unwrap();
+    assert_eq!(rotated.failed.len(), 100);
+    assert!(
+        start.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        start.elapsed()
+    );
+}

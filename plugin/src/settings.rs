@@ -1,0 +1,147 @@
+//! The plugin's settings, as the system variables have them.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::key_name::Algorithm;
+
+/// Values of `key_spec`, in the order of [`KEY_BYTES`].
+pub const KEY_SPECS: [&core::ffi::CStr; 2] = [c"AES_128", c"AES_256"];
+const KEY_BYTES: [u8; 2] = [16, 32];
+/// Values of `encryption_algorithm`.
+pub const ALGORITHM_NAMES: [&core::ffi::CStr; 2] = [c"AES_CBC", c"AES_CTR"];
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::AesCbc, Algorithm::AesCtr];
+/// Values of `log_level`, in the order of [`LogLevel`].
+pub const LOG_LEVELS: [&core::ffi::CStr; 7] = [
+    c"Off", c"Fatal", c"Error", c"Warn", c"Info", c"Debug", c"Trace",
+];
+
+/// KMS calls take this long at most where `request_timeout` is 0.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much of the traffic with KMS goes to the error log. What the plugin itself has to say is
+/// always logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Nothing.
+    Off = 0,
+    /// Failed calls.
+    Error = 2,
+    /// Calls that are repeated.
+    Warn = 3,
+    /// Each call, with its duration and KMS's request id.
+    Info = 4,
+    /// Connections to the broker too.
+    Debug = 5,
+}
+
+/// Settings that do not change while the plugin is loaded.
+#[derive(Debug, Clone, Default)]
+pub struct Fixed {
+    /// AWS region; empty leaves it to the broker.
+    pub region: String,
+    /// Endpoint URL of KMS; empty leaves it to the broker.
+    pub endpoint_url: String,
+    /// Time limit of a KMS call in milliseconds; 0 leaves it to the broker.
+    pub request_timeout_milliseconds: u32,
+    /// Where the key files are; empty for the working directory.
+    pub keyfile_dir: PathBuf,
+    /// Where the broker listens.
+    pub broker_socket: PathBuf,
+}
+
+impl Fixed {
+    /// The time that a KMS call may take.
+    pub fn request_timeout(&self) -> Duration {
+        match self.request_timeout_milliseconds {
+            0 => DEFAULT_REQUEST_TIMEOUT,
+            milliseconds => Duration::from_millis(milliseconds.into()),
+        }
+    }
+}
+
+/// Settings that SET GLOBAL changes while others read them.
+pub struct Dynamic {
+    master_key_id: Mutex<String>,
+    key_spec: AtomicUsize,
+    algorithm: AtomicUsize,
+    log_level: AtomicUsize,
+}
+
+/// The one that the server's variables write to.
+pub static DYNAMIC: Dynamic = Dynamic::new();
+
+impl Dynamic {
+    /// All at their defaults.
+    pub const fn new() -> Self {
+        Self {
+            master_key_id: Mutex::new(String::new()),
+            key_spec: AtomicUsize::new(0),
+            algorithm: AtomicUsize::new(0),
+            log_level: AtomicUsize::new(0),
+        }
+    }
+
+    /// The master key for new keys; empty if none shall be made.
+    pub fn master_key_id(&self) -> String {
+        self.master_key_id
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Sets `master_key_id`.
+    pub fn set_master_key_id(&self, value: &str) {
+        value.clone_into(
+            &mut self
+                .master_key_id
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Length of new keys in bytes.
+    pub fn key_bytes(&self) -> u8 {
+        chosen(&KEY_BYTES, &self.key_spec)
+    }
+
+    /// Sets `key_spec` to an index of [`KEY_SPECS`].
+    pub fn set_key_spec(&self, index: usize) {
+        self.key_spec.store(index, Ordering::Relaxed);
+    }
+
+    /// How new key versions encrypt.
+    pub fn algorithm(&self) -> Algorithm {
+        chosen(&ALGORITHMS, &self.algorithm)
+    }
+
+    /// Sets `encryption_algorithm` to an index of [`ALGORITHM_NAMES`].
+    pub fn set_algorithm(&self, index: usize) {
+        self.algorithm.store(index, Ordering::Relaxed);
+    }
+
+    /// Tells whether events of `level` are logged.
+    pub fn logs(&self, level: LogLevel) -> bool {
+        self.log_level.load(Ordering::Relaxed) >= level as usize
+    }
+
+    /// Sets `log_level` to an index of [`LOG_LEVELS`].
+    pub fn set_log_level(&self, index: usize) {
+        self.log_level.store(index, Ordering::Relaxed);
+    }
+}
+
+impl Default for Dynamic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The value of an enumeration. The server stores no index beyond its end.
+fn chosen<T: Copy, const N: usize>(values: &[T; N], index: &AtomicUsize) -> T {
+    values[index.load(Ordering::Relaxed).min(N - 1)]
+}

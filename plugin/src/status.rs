@@ -1,0 +1,161 @@
+//! Status variables.
+
+#![forbid(unsafe_code)]
+
+use core::ffi::CStr;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use broker_protocol::{SessionPhase, SessionState};
+
+use crate::key_manager::KeyManager;
+use crate::plugin;
+
+/// One SHOW STATUS asks for several variables of the session: one answer serves them.
+const SESSION_AGE: Duration = Duration::from_secs(1);
+
+/// The value of a status variable.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Text, possibly empty.
+    Text(String),
+    /// A number.
+    Number(u64),
+}
+
+/// Name of a status variable, and the function that tells its value.
+pub type Variable = (&'static CStr, fn() -> Value);
+
+/// Names, and where the values come from.
+pub const VARIABLES: [Variable; 11] = [
+    (c"Aws_key_management_session_state", || {
+        Value::Text(session_state().into())
+    }),
+    (c"Aws_key_management_session_expiration", || {
+        Value::Text(session_text(|state| {
+            state.expiration_unix_seconds.map(utc_of_unix_seconds)
+        }))
+    }),
+    (c"Aws_key_management_session_fifo", || {
+        Value::Text(session_text(|state| state.fifo.clone()))
+    }),
+    (c"Aws_key_management_keys_loaded", || {
+        number(|manager| manager.keyring.id_count())
+    }),
+    (c"Aws_key_management_key_versions_loaded", || {
+        number(|manager| manager.keyring.version_count())
+    }),
+    (c"Aws_key_management_kms_calls", || {
+        number(|manager| manager.kms.counters.calls.load(Ordering::Relaxed))
+    }),
+    (c"Aws_key_management_kms_failures", || {
+        number(|manager| manager.kms.counters.failures.load(Ordering::Relaxed))
+    }),
+    (c"Aws_key_management_kms_retries", || {
+        number(|manager| manager.kms.counters.retries.load(Ordering::Relaxed))
+    }),
+    (c"Aws_key_management_kms_mean_latency_microseconds", || {
+        number(|manager| manager.kms.counters.mean_latency_microseconds())
+    }),
+    (c"Aws_key_management_last_error", || {
+        Value::Text(last_error(|error| error.message.clone()))
+    }),
+    (c"Aws_key_management_last_error_time", || {
+        Value::Text(last_error(|error| utc(error.time)))
+    }),
+];
+
+struct LastError {
+    time: SystemTime,
+    message: String,
+}
+
+static LAST_ERROR: Mutex<Option<LastError>> = Mutex::new(None);
+
+/// Remembers an error for `last_error`.
+pub fn remember_error(message: &str) {
+    *lock(&LAST_ERROR) = Some(LastError {
+        time: SystemTime::now(),
+        message: message.to_owned(),
+    });
+}
+
+fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
+    lock(&LAST_ERROR).as_ref().map(of).unwrap_or_default()
+}
+
+fn number(of: impl FnOnce(&KeyManager) -> u64) -> Value {
+    Value::Number(plugin::manager().as_deref().map_or(0, of))
+}
+
+type Asked = Option<(Instant, Option<SessionState>)>;
+
+/// The last answer of the broker, `None` in it if there was none.
+static SESSION: Mutex<Asked> = Mutex::new(None);
+
+fn session() -> Option<SessionState> {
+    let mut asked = lock(&SESSION);
+    if let Some((when, state)) = &*asked
+        && when.elapsed() < SESSION_AGE
+    {
+        return state.clone();
+    }
+    let state = plugin::manager()
+        .as_deref()
+        .and_then(|manager| manager.kms.session().ok());
+    *asked = Some((Instant::now(), state.clone()));
+    state
+}
+
+fn session_state() -> &'static str {
+    match session().map(|state| state.phase) {
+        Some(SessionPhase::Open) => "open",
+        Some(SessionPhase::AwaitingCode) => "awaiting code",
+        Some(SessionPhase::Failed) => "failed",
+        None => "no broker",
+    }
+}
+
+fn session_text(of: impl FnOnce(&SessionState) -> Option<String>) -> String {
+    session().as_ref().and_then(of).unwrap_or_default()
+}
+
+fn utc_of_unix_seconds(seconds: i64) -> String {
+    u64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+        .map(utc)
+        .unwrap_or_default()
+}
+
+/// Formats as the server does, in UTC: `2026-01-31 12:00:00`. Empty beyond the year 9999.
+fn utc(time: SystemTime) -> String {
+    use core::fmt::Write;
+    let mut text = String::new();
+    match write!(text, "{}", humantime::format_rfc3339_seconds(time)) {
+        Ok(()) => text.replace('T', " ").replace('Z', ""),
+        Err(core::fmt::Error) => String::new(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_utc_in_the_form_of_the_server() {
+        assert_eq!(utc_of_unix_seconds(1_700_000_000), "2023-11-14 22:13:20");
+        assert_eq!(utc_of_unix_seconds(0), "1970-01-01 00:00:00");
+    }
+
+    #[test]
+    fn times_out_of_range_are_empty() {
+        assert_eq!(utc_of_unix_seconds(-1), "");
+        assert_eq!(utc_of_unix_seconds(i64::MAX), "");
+    }
+}

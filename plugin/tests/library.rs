@@ -1,0 +1,98 @@
+//! The shared library as the server's dynamic loader sees it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The library that cargo built beside this test.
+fn library() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().join("libaws_key_management.so")
+}
+
+fn readelf(options: &[&str]) -> String {
+    let output = Command::new("readelf")
+        .args(options)
+        .arg(library())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Name, address and size of each symbol that others can see.
+fn exported() -> Vec<(String, u64, u64)> {
+    readelf(&["--dyn-syms", "--wide"])
+        .lines()
+        .filter_map(|line| {
+            let [_, address, size, _, binding, _, section, name] =
+                line.split_whitespace().collect::<Vec<_>>()[..]
+            else {
+                return None;
+            };
+            let defined = section != "UND" && section != "Ndx" && binding != "LOCAL";
+            defined.then(|| {
+                (
+                    name.to_owned(),
+                    u64::from_str_radix(address, 16).unwrap(),
+                    size.parse().unwrap(),
+                )
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn only_the_declarations_of_the_plugin_are_exported() {
+    let mut names: Vec<_> = exported().into_iter().map(|(name, ..)| name).collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "_maria_plugin_declarations_",
+            "_maria_plugin_interface_version_",
+            "_maria_sizeof_struct_st_plugin_"
+        ]
+    );
+}
+
+#[test]
+fn what_the_server_writes_to_is_not_made_read_only() {
+    let relro = readelf(&["--program-headers", "--wide"]);
+    let relro = relro
+        .lines()
+        .find(|line| line.trim_start().starts_with("GNU_RELRO"))
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .unwrap();
+    let number = |field: &str| u64::from_str_radix(field.trim_start_matches("0x"), 16).unwrap();
+    // The loader protects whole pages.
+    let (start, end) = (number(relro[2]), number(relro[2]) + number(relro[5]));
+    let (start, end) = (start & !0xfff, (end + 0xfff) & !0xfff);
+    for (name, address, size) in exported() {
+        assert!(
+            address >= end || address + size <= start,
+            "{name} lies in RELRO"
+        );
+    }
+}
+
+#[test]
+fn it_stays_loaded_and_needs_the_c_library_only() {
+    let dynamic = readelf(&["--dynamic", "--wide"]);
+    assert!(dynamic.contains("NODELETE"), "{dynamic}");
+    assert!(dynamic.contains("[aws_key_management.so]"), "{dynamic}");
+    for line in dynamic.lines().filter(|line| line.contains("(NEEDED)")) {
+        let known = [
+            "libc.so.6",
+            "libgcc_s.so.1",
+            "ld-linux-x86-64.so.2",
+            "ld-linux-aarch64.so.1",
+        ];
+        assert!(known.iter().any(|name| line.contains(name)), "{line}");
+    }
+}
