@@ -28,7 +28,7 @@ use crate::store::{Store, StoreError};
 ///
 ///   local-aws init --state demo
 ///   local-aws serve --state demo --listen 127.0.0.1:4566 &
-///   export AWS_ENDPOINT_URL=http://127.0.0.1:4566 AWS_REGION=us-east-1
+///   export AWS_ENDPOINT_URL=http://127.0.0.1:4566 AWS_DEFAULT_REGION=us-east-1
 ///   export AWS_SHARED_CREDENTIALS_FILE=demo/credentials
 ///   aws sts get-session-token --serial-number "$(cat demo/mfa-serial)"
 ///       --token-code "$(oathtool --totp -b - < demo/mfa-seed)"

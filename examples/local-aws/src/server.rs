@@ -173,6 +173,8 @@ async fn http(
             socket.set_linger(Some(Duration::ZERO))?;
             Ok(())
         }
+        // A client that does not wait for the answer any longer is no event.
+        Err(error) if error.is_incomplete_message() => Ok(()),
         Err(error) => Err(io::Error::other(error)),
         Ok(()) => Ok(()),
     }
