@@ -1,1 +1,25 @@
-//! To come.
+//! What the end-to-end tests stand on: real programs, each in a directory of its own, started on
+//! readiness and ended when dropped.
+//!
+//! The programs under test come from the directory that `IAM_KMS_DIST` names: `bin/` and `plugin/`,
+//! as `make dist` lays them out. Nothing here mocks anything: MariaDB, oathtool and the AWS CLI are
+//! the real ones, AWS is `local-aws`.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod aws;
+mod database;
+mod process;
+mod sandbox;
+mod wrapper;
+
+pub use aws::LocalAws;
+pub use database::{Database, contains_bytes, run_client};
+pub use process::{Process, wait_until};
+pub use sandbox::{Sandbox, dist};
+pub use wrapper::{Configuration, Wrapper, write_fifo};
+
+/// Longest wait for anything that is expected to happen, in seconds. Generous: the tests run side
+/// by side on small machines, and nothing waits longer than it has to.
+pub const PATIENCE_SECONDS: u64 = 60;

@@ -1,0 +1,52 @@
+# What to run: `make demo` shows it, `make test` checks it. Each installs what it needs.
+
+export CARGO_TARGET_DIR := $(if $(CI),$(HOME)/.cache/iam-kms-wrapper/target,$(abspath $(or $(CARGO_TARGET_DIR),target)))
+DIST := $(CARGO_TARGET_DIR)/dist
+TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
+CARGO_DENY := $(TOOLS)/bin/cargo-deny
+CARGO_DENY_VERSION := 0.20.2
+SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit e2e dist packages bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you type the code)
+	@IAM_KMS_DIST=$(DIST) INTERACTIVE=$(INTERACTIVE) examples/demo/demo
+
+test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit and end-to-end tests
+
+lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO_DENY) --locked --workspace check --config deny.toml licenses bans sources
+	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml check --config plugin/deny.toml licenses bans sources
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+
+unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
+	cargo test --locked --workspace --exclude end-to-end-tests
+
+e2e: dist ## End-to-end tests against a real mariadbd
+	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
+
+dist: packages ## Build what is installed, into target/dist
+	cargo build --locked --release $(SERVICES)
+	cargo build --locked --profile launcher -p iam-kms-wrapper
+	install -d $(DIST)/bin $(DIST)/plugin
+	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
+		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
+	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
+
+bench: dist ## Benchmarks: the Go program beside ours, in one run
+	IAM_KMS_DIST=$(DIST) wrapper/benches/run
+
+packages: ## Install the Debian packages that building, testing and the demo need
+	@scripts/install-packages
+
+$(CARGO_DENY):
+	cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+
+clean: ## Remove what was built
+	cargo clean

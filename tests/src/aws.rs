@@ -1,0 +1,192 @@
+//! `local-aws` with one user, one MFA device and one KMS key.
+
+use std::{
+    cell::Cell,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{Process, Sandbox, dist};
+
+/// Time step of a virtual MFA device (RFC 6238).
+const STEP_SECONDS: u64 = 30;
+
+/// A running `local-aws`.
+pub struct LocalAws {
+    state: PathBuf,
+    serve_arguments: Vec<String>,
+    server: Process,
+    last_step: Cell<u64>,
+    clock_offset_seconds: Cell<u64>,
+}
+
+impl LocalAws {
+    /// Starts it with a new account.
+    pub fn start(sandbox: &Sandbox) -> Self {
+        Self::start_with(sandbox, &[])
+    }
+
+    /// Starts it with further arguments of `local-aws serve`.
+    pub fn start_with(sandbox: &Sandbox, arguments: &[&str]) -> Self {
+        let state = sandbox.path("aws");
+        run(&state, &["init"]);
+        let serve_arguments = arguments
+            .iter()
+            .map(|argument| (*argument).into())
+            .collect();
+        let server = serve(&state, &serve_arguments);
+        Self {
+            state,
+            serve_arguments,
+            server,
+            last_step: Cell::new(0),
+            clock_offset_seconds: Cell::new(0),
+        }
+    }
+
+    /// A file of the state directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.state.join(name)
+    }
+
+    /// Text of a file of the state directory, trimmed.
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap().trim().into()
+    }
+
+    /// URL of STS and KMS.
+    pub fn endpoint(&self) -> String {
+        self.read("endpoint")
+    }
+
+    /// ARN of the user's MFA device.
+    pub fn serial_number(&self) -> String {
+        self.read("mfa-serial")
+    }
+
+    /// The user's long-term key: access key id and secret access key.
+    pub fn long_term_key(&self) -> (String, String) {
+        let env = self.read("env");
+        let value = |name: &str| {
+            env.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+                .unwrap()
+                .into()
+        };
+        (value("AWS_ACCESS_KEY_ID"), value("AWS_SECRET_ACCESS_KEY"))
+    }
+
+    /// A code that has not been used, from oathtool.
+    ///
+    /// AWS takes the codes of the present time step, the one before and the one after, each once
+    /// and in order. Where more are needed, AWS's clock is set on instead of waiting.
+    pub fn code(&self) -> String {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let present = (now + self.clock_offset_seconds.get()) / STEP_SECONDS;
+        let step = (self.last_step.get() + 1).max(present - 1);
+        if step > present + 1 {
+            let offset = self.clock_offset_seconds.get() + (step - present - 1) * STEP_SECONDS;
+            self.clock_offset_seconds.set(offset);
+            self.set_clock(&offset.to_string());
+        }
+        self.last_step.set(step);
+        self.code_at(step * STEP_SECONDS)
+    }
+
+    /// The code of any time, in seconds since 1970.
+    pub fn code_at(&self, unix_seconds: u64) -> String {
+        let output = Command::new("oathtool")
+            .args(["--totp", "--base32", "--now", &format!("@{unix_seconds}")])
+            .arg(self.read("mfa-seed"))
+            .output()
+            .expect("oathtool");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    }
+
+    /// A code that AWS does not take.
+    pub fn wrong_code(&self) -> String {
+        self.code_at(1_000_000_000)
+    }
+
+    /// Sets AWS's clock off by this many seconds.
+    pub fn set_clock(&self, offset_seconds: &str) {
+        run(
+            &self.state,
+            &["clock", &format!("--offset-seconds={offset_seconds}")],
+        );
+    }
+
+    /// Makes calls fail, with the arguments of `local-aws fault`.
+    pub fn fault(&self, arguments: &str) {
+        let mut all = vec!["fault"];
+        all.extend(arguments.split_whitespace());
+        run(&self.state, &all);
+    }
+
+    /// Any other subcommand of `local-aws`.
+    pub fn run(&self, arguments: &[&str]) {
+        run(&self.state, arguments);
+    }
+
+    /// The call log: one JSON record a line.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("cloudtrail.jsonl")).unwrap_or_default()
+    }
+
+    /// How many calls of `operation` the log holds.
+    pub fn calls(&self, operation: &str) -> usize {
+        let name = format!("\"eventName\":\"{operation}\"");
+        self.log()
+            .lines()
+            .filter(|line| line.replace(": ", ":").contains(&name))
+            .count()
+    }
+
+    /// Stops answering; the port is free afterwards.
+    pub fn stop(&mut self) {
+        self.server.signal(Signal::SIGTERM);
+        self.server.wait();
+    }
+
+    /// Answers again, at the same port as before.
+    pub fn start_again_at(&mut self, endpoint: &str) {
+        let address = endpoint.rsplit('/').next().unwrap();
+        let mut arguments = self.serve_arguments.clone();
+        arguments.extend(["--listen".into(), address.into()]);
+        self.server = serve(&self.state, &arguments);
+    }
+}
+
+fn serve(state: &Path, arguments: &Vec<String>) -> Process {
+    let mut command = Command::new(dist("bin/local-aws"));
+    let server = Process::start(
+        command
+            .arg("serve")
+            .arg("--state")
+            .arg(state)
+            .args(arguments),
+    );
+    server.wait_for("listening on ");
+    server
+}
+
+fn run(state: &Path, arguments: &[&str]) {
+    let output = Command::new(dist("bin/local-aws"))
+        .args(arguments)
+        .arg("--state")
+        .arg(state)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "local-aws {arguments:?}: {output:?}"
+    );
+}

@@ -1,0 +1,248 @@
+//! A real mariadbd with a datadir of its own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Mutex,
+};
+
+use nix::{sys::signal::Signal, unistd::geteuid};
+
+use crate::{Process, Sandbox, dist, wait_until};
+
+/// Files of one server.
+pub struct Database {
+    /// Its data directory.
+    pub datadir: PathBuf,
+    /// Its client socket.
+    pub socket: PathBuf,
+    plugin_dir: PathBuf,
+    options: Vec<String>,
+}
+
+impl Database {
+    /// Makes a datadir, without starting anything.
+    pub fn new(sandbox: &Sandbox) -> Self {
+        let datadir = sandbox.path("data");
+        copy_directory(&template(), &datadir);
+        let plugin_dir = sandbox.directory("plugin");
+        let link = |from: &Path, name: &str| {
+            std::os::unix::fs::symlink(from, plugin_dir.join(name)).unwrap();
+        };
+        link(
+            &dist("plugin/aws_key_management.so"),
+            "aws_key_management.so",
+        );
+        link(
+            Path::new("/usr/lib/mysql/plugin/file_key_management.so"),
+            "file_key_management.so",
+        );
+        Self {
+            datadir,
+            socket: sandbox.path("mariadb.sock"),
+            plugin_dir,
+            options: Vec::new(),
+        }
+    }
+
+    /// Adds options for `mariadbd`.
+    #[must_use]
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.options
+            .extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    /// Adds the options that load our plugin with a broker's socket, and encrypt everything.
+    #[must_use]
+    pub fn with_our_plugin(self, broker_socket: &Path) -> Self {
+        self.options(&[
+            "--plugin-load-add=aws_key_management",
+            "--aws-key-management-master-key-id=alias/mariadb",
+            &format!(
+                "--aws-key-management-broker-socket={}",
+                broker_socket.display()
+            ),
+        ])
+    }
+
+    /// The command line of the server, in the foreground, for `iam-kms-wrapper` or by itself.
+    pub fn command_line(&self) -> Vec<String> {
+        let mut line = vec![
+            "/usr/sbin/mariadbd".to_owned(),
+            "--no-defaults".into(),
+            format!("--datadir={}", self.datadir.display()),
+            format!("--socket={}", self.socket.display()),
+            format!("--pid-file={}.pid", self.socket.display()),
+            format!("--plugin-dir={}", self.plugin_dir.display()),
+            "--skip-networking".into(),
+            "--innodb-buffer-pool-size=32M".into(),
+            "--innodb-log-file-size=10M".into(),
+        ];
+        if geteuid().is_root() {
+            line.push("--user=root".into());
+        }
+        line.extend(self.options.iter().cloned());
+        line
+    }
+
+    /// Starts the server by itself and waits until it is ready.
+    pub fn start(&self) -> Process {
+        let line = self.command_line();
+        let server = Process::start(Command::new(&line[0]).args(&line[1..]));
+        self.wait_until_ready(&server);
+        server
+    }
+
+    /// Waits until the server that `process` is, or has become, takes connections.
+    pub fn wait_until_ready(&self, process: &Process) {
+        process.wait_for("ready for connections");
+    }
+
+    /// Runs statements and returns what they print, tab-separated, without column names.
+    ///
+    /// Panics if one of them fails.
+    pub fn sql(&self, statements: &str) -> String {
+        let output = run_client(&self.socket, statements);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{statements}\n{errors}");
+        String::from_utf8(output.stdout).unwrap().trim_end().into()
+    }
+
+    /// Runs statements one of which must fail, and returns the error that the client shows.
+    pub fn sql_error(&self, statements: &str) -> String {
+        let output = run_client(&self.socket, statements);
+        assert!(
+            !output.status.success(),
+            "{statements} succeeded: {output:?}"
+        );
+        String::from_utf8_lossy(&output.stderr).trim_end().into()
+    }
+
+    /// Stops the server in an orderly way and waits for it to end.
+    pub fn stop(&self, server: &mut Process) {
+        server.signal(Signal::SIGTERM);
+        let status = server.wait();
+        assert!(status.success(), "{status}\n{}", server.output());
+    }
+
+    /// The files of the datadir that contain `bytes`, as names.
+    pub fn files_with(&self, bytes: &[u8]) -> Vec<String> {
+        let mut found = Vec::new();
+        for file in files_below(&self.datadir) {
+            if contains_bytes(&fs::read(&file).unwrap_or_default(), bytes) {
+                found.push(
+                    file.strip_prefix(&self.datadir)
+                        .unwrap()
+                        .display()
+                        .to_string(),
+                );
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Names of the key files, sorted.
+    pub fn key_files(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.datadir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| name.starts_with("aws-kms-key"))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Runs statements with the `mariadb` client and prints warnings and notes too.
+pub fn run_client(socket: &Path, statements: &str) -> Output {
+    Command::new("mariadb")
+        .arg("--no-defaults")
+        .arg(format!("--socket={}", socket.display()))
+        .args([
+            "--user=root",
+            "--batch",
+            "--skip-column-names",
+            "--show-warnings",
+            "-e",
+            statements,
+        ])
+        .output()
+        .expect("the mariadb client")
+}
+
+/// Whether `bytes` occur in `content`.
+pub fn contains_bytes(content: &[u8], bytes: &[u8]) -> bool {
+    content.windows(bytes.len()).any(|window| window == bytes)
+}
+
+/// A fresh datadir, made once for all tests of a run and copied by each.
+fn template() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _guard = MAKING.lock().unwrap();
+    let version = Command::new("/usr/sbin/mariadbd")
+        .arg("--version")
+        .output()
+        .unwrap()
+        .stdout;
+    let version: String = String::from_utf8_lossy(&version)
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric())
+        .collect();
+    let template = dist("").join(format!("datadir-{version}-{}", geteuid()));
+    if template.exists() {
+        return template;
+    }
+    // Made elsewhere and renamed: other test programs look for it at the same time.
+    let making = tempfile::Builder::new()
+        .prefix("ikw-datadir-")
+        .tempdir()
+        .unwrap();
+    let output = Command::new("mariadb-install-db")
+        .args([
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ])
+        .arg(format!("--datadir={}", making.path().display()))
+        .args(geteuid().is_root().then_some("--user=root"))
+        .arg("--innodb-log-file-size=10M")
+        .output()
+        .expect("mariadb-install-db");
+    assert!(output.status.success(), "{output:?}");
+    match fs::rename(making.path(), &template) {
+        Ok(()) => drop(making.keep()),
+        Err(error) if template.exists() => drop(error),
+        Err(error) => panic!("{error}"),
+    }
+    wait_until("the datadir", || template.exists());
+    template
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    let status = Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let entries: io::Result<Vec<_>> = fs::read_dir(directory).and_then(Iterator::collect);
+    for entry in entries.unwrap() {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            files.extend(files_below(&path));
+        } else if entry.file_type().unwrap().is_file() {
+            files.push(path);
+        }
+    }
+    files
+}

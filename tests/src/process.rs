@@ -1,0 +1,153 @@
+//! A child process whose lines can be waited for.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::PATIENCE_SECONDS;
+
+/// A running program; killed when dropped.
+pub struct Process {
+    child: Child,
+    lines: Arc<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    text: Mutex<Text>,
+    grew: Condvar,
+}
+
+#[derive(Default)]
+struct Text {
+    lines: Vec<String>,
+    open_streams: usize,
+}
+
+impl Process {
+    /// Starts `command` and collects the lines of its standard output and error.
+    pub fn start(command: &mut Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let lines = Arc::new(Lines::default());
+        lines.text.lock().unwrap().open_streams = 2;
+        Lines::collect(&lines, child.stdout.take().unwrap());
+        Lines::collect(&lines, child.stderr.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Waits for a line that contains `text` and returns it.
+    ///
+    /// Panics with everything that was printed if the process ends or is silent for too long.
+    pub fn wait_for(&self, text: &str) -> String {
+        self.wait_for_nth(text, 1)
+    }
+
+    /// Waits for the `nth` line (from 1) that contains `text`.
+    pub fn wait_for_nth(&self, text: &str, nth: usize) -> String {
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
+        let mut guard = self.lines.text.lock().unwrap();
+        loop {
+            if let Some(line) = guard
+                .lines
+                .iter()
+                .filter(|line| line.contains(text))
+                .nth(nth - 1)
+            {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || guard.open_streams == 0 {
+                panic!(
+                    "waited for {text:?} ({nth}), got:\n{}",
+                    guard.lines.join("\n")
+                );
+            }
+            guard = self.lines.grew.wait_timeout(guard, left).unwrap().0;
+        }
+    }
+
+    /// All lines so far.
+    pub fn output(&self) -> String {
+        self.lines.text.lock().unwrap().lines.join("\n")
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the end of the process (its children may live on).
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the process to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Waits for the end of the process and of its output: its status and all its lines.
+    pub fn finish(&mut self) -> (ExitStatus, String) {
+        let status = self.wait();
+        let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
+        let mut guard = self.lines.text.lock().unwrap();
+        while guard.open_streams > 0 && Instant::now() < deadline {
+            guard = self
+                .lines
+                .grew
+                .wait_timeout(guard, Duration::from_secs(1))
+                .unwrap()
+                .0;
+        }
+        (status, guard.lines.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Lines {
+    fn collect(lines: &Arc<Self>, stream: impl Read + Send + 'static) {
+        let lines = Arc::clone(lines);
+        thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n') {
+                let Ok(line) = line else { break };
+                let line = String::from_utf8_lossy(&line).into_owned();
+                lines.text.lock().unwrap().lines.push(line);
+                lines.grew.notify_all();
+            }
+            lines.text.lock().unwrap().open_streams -= 1;
+            lines.grew.notify_all();
+        });
+    }
+}
+
+/// Looks at `condition` until it holds, for what no event announces.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}

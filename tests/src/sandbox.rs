@@ -1,0 +1,55 @@
+//! A directory of its own for each test.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+
+/// A program or the plugin, from where `make dist` put it.
+pub fn dist(name: &str) -> PathBuf {
+    let root = env::var_os("IAM_KMS_DIST").expect("run the tests with `make test-e2e`");
+    let path = Path::new(&root).join(name);
+    assert!(
+        path.exists(),
+        "{} is missing; run `make dist`",
+        path.display()
+    );
+    path
+}
+
+/// A directory that is removed when the test ends, short enough for socket paths.
+pub struct Sandbox {
+    directory: TempDir,
+}
+
+impl Sandbox {
+    /// Makes the directory, 0755: some tests run programs as another user.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("ikw-").tempdir().unwrap();
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        Self { directory }
+    }
+
+    /// A path inside.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Writes a file inside and returns its path.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Makes a directory inside and returns its path.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+}

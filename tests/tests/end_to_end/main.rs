@@ -1,0 +1,3 @@
+//! Each module is about one part of the whole; every test runs the real programs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
