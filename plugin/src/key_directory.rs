@@ -112,6 +112,11 @@ impl KeyDirectory {
         }
     }
 
+    /// The path of the directory, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The path of a key file, for messages.
     pub fn path_of(&self, name: &KeyName) -> PathBuf {
         self.path.join(name.to_string())

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::key_directory::Listing;
 use crate::key_manager::{KeyError, KeyManager};
 use crate::key_name::KeyName;
+use crate::kms::KmsError;
 use crate::server_log;
 
 /// KMS calls at a time: 1,000 keys at 20 ms a call take less than a second, and the broker has room
@@ -29,7 +30,7 @@ pub enum StartError {
     Key(#[from] KeyError),
     /// The broker cannot be asked.
     #[error(transparent)]
-    Kms(#[from] crate::kms::KmsError),
+    Kms(#[from] KmsError),
     /// There are key files and none could be used.
     #[error("none of the {0} key files could be loaded; the reasons are above")]
     NoKeyLoaded(usize),
@@ -39,7 +40,7 @@ pub enum StartError {
 ///
 /// Errors: no broker, or key files of which none could be loaded.
 pub fn load_all(manager: &KeyManager, backup: bool) -> Result<(), StartError> {
-    manager.kms.session()?;
+    manager.kms.check_broker()?;
     if !backup {
         remove_left_overs(manager);
     }
@@ -90,6 +91,8 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
 struct Work {
     queue: Mutex<VecDeque<KeyName>>,
     last_success: Mutex<Instant>,
+    /// Why a call was last tried again.
+    trouble: Mutex<Option<String>>,
     /// A failure that all keys have in common: no use going on.
     stopped: AtomicBool,
 }
@@ -99,15 +102,21 @@ fn load_concurrently(manager: &KeyManager, names: Vec<KeyName>) {
     let work = Work {
         queue: Mutex::new(names.into()),
         last_success: Mutex::new(Instant::now()),
+        trouble: Mutex::new(None),
         stopped: AtomicBool::new(false),
     };
     let (results, receiver) = mpsc::channel();
     thread::scope(|scope| {
-        for _ in 0..WORKERS.min(count) {
-            let (work, results) = (&work, results.clone());
-            let worker = move || work_off(manager, work, &results);
+        for started in 0..WORKERS.min(count) {
+            let (shared, sender) = (&work, results.clone());
+            let worker = move || work_off(manager, shared, &sender);
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
-                server_log::warning(&format!("cannot start a thread to load keys: {error}"));
+                server_log::warning(&format!(
+                    "loading keys with {started} threads, more cannot be started: {error}"
+                ));
+                if started == 0 {
+                    work_off(manager, &work, &results);
+                }
                 break;
             }
         }
@@ -133,7 +142,8 @@ fn work_off(manager: &KeyManager, work: &Work, results: &mpsc::Sender<Outcome>) 
     while !work.stopped.load(Ordering::Relaxed) {
         let next = lock(&work.queue).pop_front();
         let Some(name) = next else { return };
-        let may_retry = || {
+        let may_retry = |error: &KmsError| {
+            *lock(&work.trouble) = Some(error.to_string());
             !work.stopped.load(Ordering::Relaxed) && lock(&work.last_success).elapsed() < PATIENCE
         };
         let result = manager.load(&name, may_retry);
@@ -170,7 +180,10 @@ fn report(manager: &KeyManager, work: &Work, count: usize, receiver: &mpsc::Rece
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if Instant::now() >= next_progress {
-            server_log::note(&format!("{done} of {count} key files loaded"));
+            let trouble = lock(&work.trouble).take();
+            let trouble =
+                trouble.map_or(String::new(), |reason| format!("; trying again: {reason}"));
+            server_log::note(&format!("{done} of {count} key files done{trouble}"));
             next_progress = Instant::now() + PROGRESS_INTERVAL;
         }
     }
@@ -182,7 +195,7 @@ fn say_loaded(manager: &KeyManager, name: &KeyName) {
             "loaded key {}, version {}, key length {} bit",
             name.id,
             name.version,
-            key.expose().len() * 8
+            key.length_bytes() * 8
         ));
     }
 }

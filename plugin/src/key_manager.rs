@@ -44,9 +44,9 @@ pub enum KeyError {
     /// No memory for the key.
     #[error("no memory for a key: {0}")]
     Memory(io::Error),
-    /// The key does not exist, and no master key is set to make it with.
+    /// No master key is set to make a key with.
     #[error(
-        "key {id} does not exist, and none is made because aws_key_management_master_key_id is empty; set it to the id, ARN or alias of the master key"
+        "cannot make a version of key {id}: aws_key_management_master_key_id is empty; set it to the id, ARN or alias of the master key"
     )]
     NoMasterKey {
         /// Key id.
@@ -206,7 +206,7 @@ impl KeyManager {
     pub(crate) fn load(
         &self,
         name: &KeyName,
-        may_retry: impl Fn() -> bool,
+        may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<(), KeyError> {
         let blob = self.directory.read(name)?;
         let key = self
@@ -227,10 +227,10 @@ impl KeyManager {
         &self,
         id: u32,
         placement: Placement,
-        may_retry: impl Fn() -> bool,
+        may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<Option<KeyName>, KeyError> {
         if self.backup {
-            let path = self.settings.keyfile_dir.clone();
+            let path = self.directory.path().to_owned();
             return Err(KeyError::NotInBackup { id, path });
         }
         let master_key_id = self.dynamic.master_key_id();
@@ -291,9 +291,9 @@ fn check_number(number: u32) -> Result<(), KeyError> {
 }
 
 /// Allows retries for `patience` from now.
-pub(crate) fn until(patience: Duration) -> impl Fn() -> bool {
+pub(crate) fn until(patience: Duration) -> impl Fn(&KmsError) -> bool {
     let end = Instant::now() + patience;
-    move || Instant::now() < end
+    move |_| Instant::now() < end
 }
 
 #[cfg(test)]

@@ -84,10 +84,25 @@ impl DataKey {
         self.name.algorithm
     }
 
-    /// The key: 16, 24 or 32 bytes.
+    /// Length of the key: 16, 24 or 32 bytes.
     #[inline]
-    pub fn expose(&self) -> &[u8] {
-        self.key.expose()
+    pub fn length_bytes(&self) -> usize {
+        self.key.length_bytes()
+    }
+
+    /// Copies the key into `destination`, which is as long as the key. False if the plugin is being
+    /// unloaded and the key was wiped meanwhile.
+    #[inline]
+    pub fn copy_to(&self, destination: &mut [u8]) -> bool {
+        self.key.copy_to(destination)
+    }
+
+    /// A copy of the key, for tests.
+    #[cfg(test)]
+    pub fn copy(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length_bytes()];
+        assert!(self.copy_to(&mut bytes));
+        bytes
     }
 }
 
@@ -187,6 +202,11 @@ impl Keyring {
         })
     }
 
+    /// Overwrites all keys; none is given any more.
+    pub fn wipe(&self) {
+        self.arena.wipe();
+    }
+
     fn raise_latest(&self, id: u32, version: u32) {
         if let Some(latest) = self.latest.find(hash(id, 0), |latest| latest.id == id) {
             latest.version.fetch_max(version, Ordering::Release);
@@ -225,7 +245,7 @@ mod tests {
             assert_eq!(keyring.latest_version(id), Some(u32::MAX - 1));
         }
         for id in 1..3000 {
-            assert_eq!(keyring.key(id, 2).unwrap().expose(), bytes(id, 2));
+            assert_eq!(keyring.key(id, 2).unwrap().copy(), bytes(id, 2));
             assert!(keyring.key(id, 4).is_none());
         }
         assert_eq!(keyring.latest_version(3000), None);
@@ -238,7 +258,7 @@ mod tests {
         let keyring = Keyring::default();
         keyring.add(name(1, 1), &[1; 16]).unwrap();
         keyring.add(name(1, 1), &[2; 16]).unwrap();
-        assert_eq!(keyring.key(1, 1).unwrap().expose(), [1; 16]);
+        assert_eq!(keyring.key(1, 1).unwrap().copy(), [1; 16]);
         assert_eq!(keyring.version_count(), 1);
     }
 
@@ -259,7 +279,7 @@ mod tests {
                     };
                     assert!(version >= latest);
                     latest = version;
-                    assert_eq!(keyring.key(1, version).unwrap().expose(), bytes(1, version));
+                    assert_eq!(keyring.key(1, version).unwrap().copy(), bytes(1, version));
                 }
             });
         });

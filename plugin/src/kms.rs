@@ -16,8 +16,7 @@ use crate::settings::{Dynamic, Fixed, LogLevel};
 
 /// What the broker may take beyond the time limit of the KMS call itself.
 const BROKER_MARGIN: Duration = Duration::from_secs(2);
-/// SHOW STATUS must not hang on a broker that does.
-const SESSION_PATIENCE: Duration = Duration::from_millis(200);
+const STATUS_PATIENCE: Duration = Duration::from_millis(200);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -124,7 +123,7 @@ impl Kms {
     pub fn decrypt(
         &self,
         ciphertext_blob: Vec<u8>,
-        may_retry: impl Fn() -> bool,
+        may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<PlaintextKey, KmsError> {
         let request = Request::Decrypt(Decrypt {
             ciphertext_blob,
@@ -142,7 +141,7 @@ impl Kms {
         &self,
         master_key_id: String,
         key_bytes: u8,
-        may_retry: impl Fn() -> bool,
+        may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<WrappedKey, KmsError> {
         let request = Request::GenerateDataKey(GenerateDataKey {
             master_key_id,
@@ -162,9 +161,19 @@ impl Kms {
         }
     }
 
-    /// Asks the broker how the session stands; KMS is not called.
+    /// Asks the broker how the session stands; KMS is not called. For SHOW STATUS, which must not
+    /// hang on a broker that does.
     pub fn session(&self) -> Result<SessionState, KmsError> {
-        match self.broker.request(&Request::Session, SESSION_PATIENCE)? {
+        self.session_within(STATUS_PATIENCE)
+    }
+
+    /// Finds out whether there is a broker that speaks the same protocol.
+    pub fn check_broker(&self) -> Result<(), KmsError> {
+        self.session_within(self.call_patience).map(drop)
+    }
+
+    fn session_within(&self, patience: Duration) -> Result<SessionState, KmsError> {
+        match self.broker.request(&Request::Session, patience)? {
             Reply::Session(state) => Ok(state),
             _ => Err(KmsError::WrongReply),
         }
@@ -174,12 +183,12 @@ impl Kms {
         &self,
         name: &str,
         request: &Request,
-        may_retry: impl Fn() -> bool,
+        may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<Reply, KmsError> {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.call_once(name, request) {
-                Err(error) if error.is_retryable() && may_retry() => {
+                Err(error) if error.is_retryable() && may_retry(&error) => {
                     self.counters.retries.fetch_add(1, Ordering::Relaxed);
                     self.log(LogLevel::Warn, || format!("{name} is tried again: {error}"));
                     // Half of it at random, so that many threads do not come back at once.

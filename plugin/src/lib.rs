@@ -15,7 +15,8 @@
 //! | system variables | `entry::variables`, then [`settings`] and [`rotation`] |
 //! | status variables | `entry::status`, then [`status`] |
 //!
-//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`locked_memory`] and [`server_symbols`].
+//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`locked_memory`], [`plugin`] and
+//! [`server_symbols`].
 
 #![deny(unsafe_code)]
 

@@ -1,37 +1,42 @@
-//! Memory for data keys: never swapped, not in core dumps, wiped when given back.
+//! Memory for data keys: never swapped, not in core dumps, wiped when it is no longer needed.
 
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::sys::mman::{
-    MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munlock, munmap,
-};
-use zeroize::Zeroize;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 
 /// Longest key in bytes.
 pub const MAX_KEY_BYTES: usize = 32;
 /// Small, because a service may often lock no more than 64 KiB: 512 keys a chunk.
 const CHUNK_SIZE_BYTES: NonZeroUsize = NonZeroUsize::new(16 * 1024).unwrap();
+const WORD_BYTES: usize = size_of::<u64>();
 const SLOTS: usize = CHUNK_SIZE_BYTES.get() / MAX_KEY_BYTES;
 
-/// One mapping, divided into slots of [`MAX_KEY_BYTES`].
+/// Room for one key.
+type Slot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
+
+/// One mapping.
 struct Chunk {
     memory: NonNull<c_void>,
+    /// Set before the keys are overwritten: who has read a key and finds it unset afterwards has
+    /// read a whole one.
+    wiped: AtomicBool,
 }
 
-// SAFETY: a slot is written once, by `Arena::store` under its lock, before the only handle to it
-// exists; from then on it is only read, until the last handle is gone and the chunk is dropped.
+// SAFETY: the mapping belongs to no thread, and is accessed as atomics only.
 unsafe impl Send for Chunk {}
 // SAFETY: as above.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
+    /// Maps and locks memory; the second result tells whether it could be locked.
     fn new() -> io::Result<(Self, Result<(), Errno>)> {
         // SAFETY: a new anonymous mapping, where the kernel likes: nothing else refers to it.
         let memory = unsafe {
@@ -42,7 +47,10 @@ impl Chunk {
                 MapFlags::MAP_PRIVATE,
             )
         }?;
-        let chunk = Self { memory };
+        let chunk = Self {
+            memory,
+            wiped: AtomicBool::new(false),
+        };
         // SAFETY: the range is the mapping just made; the advice does not change its content.
         unsafe { madvise(memory, CHUNK_SIZE_BYTES.get(), MmapAdvise::MADV_DONTDUMP) }?;
         // SAFETY: the range is the mapping just made.
@@ -50,28 +58,35 @@ impl Chunk {
         Ok((chunk, locked))
     }
 
-    fn slot(&self, index: usize) -> NonNull<u8> {
-        assert!(index < SLOTS);
-        // SAFETY: the slot lies inside the mapping, as just checked.
-        unsafe { self.memory.cast::<u8>().add(index * MAX_KEY_BYTES) }
+    #[inline]
+    fn slots(&self) -> &[Slot; SLOTS] {
+        // SAFETY: the mapping has that size, is page-aligned, zero at first, lives as long as the
+        // chunk, and is accessed through these atomics only.
+        unsafe { self.memory.cast().as_ref() }
+    }
+
+    fn wipe(&self) {
+        self.wiped.store(true, Ordering::Relaxed);
+        // Pairs with the fence in `copy_to`.
+        fence(Ordering::Release);
+        for word in self.slots().iter().flatten() {
+            word.store(0, Ordering::Relaxed);
+        }
+        // The compiler must not take the stores for dead because the memory is unmapped next.
+        zeroize::optimization_barrier(self.slots());
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        let length = CHUNK_SIZE_BYTES.get();
-        // SAFETY: the mapping is still there and no handle is left, so nobody else looks at it.
-        unsafe {
-            core::slice::from_raw_parts_mut(self.memory.cast::<u8>().as_ptr(), length).zeroize();
-        }
-        // The results are of no use: munmap unlocks what munlock did not, and can fail on a wrong
-        // address only.
+        self.wipe();
+        // munmap fails on a wrong address only, and there is nobody to tell.
         // SAFETY: the range is the mapping, and nothing refers to it any more.
-        let _ = unsafe { munlock(self.memory, length).and(munmap(self.memory, length)) };
+        let _ = unsafe { munmap(self.memory, CHUNK_SIZE_BYTES.get()) };
     }
 }
 
-/// A key in locked memory. Wiped when the last key of its chunk is dropped.
+/// A key in locked memory.
 pub struct LockedKey {
     chunk: Arc<Chunk>,
     slot: usize,
@@ -79,26 +94,46 @@ pub struct LockedKey {
 }
 
 impl LockedKey {
-    /// The key.
+    /// Length of the key in bytes.
     #[inline]
-    pub fn expose(&self) -> &[u8] {
-        let start = self.chunk.slot(self.slot).as_ptr();
-        // SAFETY: `store` wrote that many bytes into this slot before it made this handle, nobody
-        // writes to it afterwards, and the handle keeps the chunk alive.
-        unsafe { core::slice::from_raw_parts(start, self.length_bytes) }
+    pub fn length_bytes(&self) -> usize {
+        self.length_bytes
+    }
+
+    /// Copies the key into `destination`, which is as long as the key. False if it was wiped
+    /// meanwhile; `destination` is then of no use.
+    #[inline]
+    pub fn copy_to(&self, destination: &mut [u8]) -> bool {
+        let Some(slot) = self.chunk.slots().get(self.slot) else {
+            return false;
+        };
+        if destination.len() != self.length_bytes {
+            return false;
+        }
+        for (bytes, word) in destination.chunks_mut(WORD_BYTES).zip(slot) {
+            let word = word.load(Ordering::Relaxed).to_ne_bytes();
+            for (to, from) in bytes.iter_mut().zip(word) {
+                *to = from;
+            }
+        }
+        // Pairs with the fence in `wipe`: if one of the words read was an overwritten one, the flag
+        // reads true.
+        fence(Ordering::Acquire);
+        !self.chunk.wiped.load(Ordering::Relaxed)
     }
 }
 
 #[derive(Default)]
-struct Current {
-    chunk: Option<Arc<Chunk>>,
+struct Chunks {
+    all: Vec<Arc<Chunk>>,
+    /// In the last chunk.
     used_slots: usize,
 }
 
-/// Hands out slots.
+/// Hands out memory for keys.
 #[derive(Default)]
 pub struct Arena {
-    current: Mutex<Current>,
+    chunks: Mutex<Chunks>,
 }
 
 /// A key put into an [`Arena`].
@@ -117,28 +152,32 @@ impl Arena {
         if key.len() > MAX_KEY_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lock_failure = None;
-        let chunk = match current.chunk.clone() {
-            Some(chunk) if current.used_slots < SLOTS => chunk,
-            _ => {
-                let (chunk, locked) = Chunk::new()?;
-                lock_failure = locked.err().map(io::Error::from);
-                let chunk = Arc::new(chunk);
-                *current = Current {
-                    chunk: Some(Arc::clone(&chunk)),
-                    used_slots: 0,
-                };
-                chunk
-            }
-        };
-        let slot = current.used_slots;
-        current.used_slots += 1;
-        // SAFETY: the slot is inside the mapping, holds MAX_KEY_BYTES, and was never handed out:
-        // slots are counted up only, under the lock.
-        unsafe {
-            core::ptr::copy_nonoverlapping(key.as_ptr(), chunk.slot(slot).as_ptr(), key.len())
-        };
+        if chunks.all.is_empty() || chunks.used_slots == SLOTS {
+            let (chunk, locked) = Chunk::new()?;
+            lock_failure = locked.err().map(io::Error::from);
+            chunks.all.push(Arc::new(chunk));
+            chunks.used_slots = 0;
+        }
+        let chunk = chunks
+            .all
+            .last()
+            .cloned()
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        let slot = chunks.used_slots;
+        chunks.used_slots += 1;
+        for (bytes, word) in key
+            .chunks(WORD_BYTES)
+            .zip(chunk.slots().get(slot).into_iter().flatten())
+        {
+            let mut value = [0; WORD_BYTES];
+            value
+                .iter_mut()
+                .zip(bytes)
+                .for_each(|(to, from)| *to = *from);
+            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+        }
         let key = LockedKey {
             chunk,
             slot,
@@ -146,11 +185,54 @@ impl Arena {
         };
         Ok(Stored { key, lock_failure })
     }
+
+    /// Overwrites all keys. Who reads one at that moment is told so.
+    pub fn wipe(&self) {
+        let chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        for chunk in &chunks.all {
+            chunk.wipe();
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn copy(key: &LockedKey) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; key.length_bytes()];
+        key.copy_to(&mut bytes).then_some(bytes)
+    }
+
+    #[test]
+    fn a_wiped_key_is_zero_in_memory_and_no_longer_given() {
+        let arena = Arena::default();
+        let key = arena.store(&[7; 16]).unwrap().key;
+        assert!(
+            key.chunk
+                .slots()
+                .iter()
+                .flatten()
+                .any(|word| word.load(Ordering::Relaxed) != 0)
+        );
+        arena.wipe();
+        assert_eq!(copy(&key), None);
+        assert!(
+            key.chunk
+                .slots()
+                .iter()
+                .flatten()
+                .all(|word| word.load(Ordering::Relaxed) == 0)
+        );
+    }
+
+    #[test]
+    fn a_destination_of_another_length_gets_nothing() {
+        let key = Arena::default().store(&[7; 16]).unwrap().key;
+        for length in [0, 15, 17, 32] {
+            assert!(!key.copy_to(&mut vec![0; length]), "{length}");
+        }
+    }
 
     #[test]
     fn keys_come_back_as_they_went_over_several_chunks() {
@@ -160,14 +242,14 @@ mod tests {
             .map(|bytes| (bytes, arena.store(&bytes).unwrap().key))
             .collect();
         for (bytes, key) in &keys {
-            assert_eq!(key.expose(), bytes);
+            assert_eq!(copy(key).as_deref(), Some(&bytes[..]));
         }
     }
 
     #[test]
     fn a_key_stays_when_the_arena_is_gone() {
         let key = Arena::default().store(&[7; 16]).unwrap().key;
-        assert_eq!(key.expose(), [7; 16]);
+        assert_eq!(copy(&key), Some(vec![7; 16]));
     }
 
     #[test]
@@ -178,7 +260,7 @@ mod tests {
     #[test]
     fn the_memory_is_locked_and_left_out_of_core_dumps() {
         let stored = Arena::default().store(&[1; 32]).unwrap();
-        let address = stored.key.expose().as_ptr() as usize;
+        let address = stored.key.chunk.memory.addr().get();
         let flags = mapping_flags(address);
         assert!(flags.contains(" dd"), "{flags}");
         assert_eq!(

@@ -1,10 +1,9 @@
 //! The one loaded plugin.
 
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
-use std::sync::Arc;
-
-use arc_swap::{ArcSwapOption, Guard};
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::key_loading;
 use crate::key_manager::KeyManager;
@@ -12,21 +11,26 @@ use crate::server_log;
 use crate::server_symbols::is_backup_program;
 use crate::settings::{DYNAMIC, Fixed};
 
-/// Readers of different threads do not disturb each other; the last one that leaves after the
-/// plugin is unloaded wipes the keys.
-static MANAGER: ArcSwapOption<KeyManager> = ArcSwapOption::const_empty();
+/// Null while the plugin is not loaded.
+///
+/// A manager is never freed, because threads may be in it when the plugin is unloaded and counting
+/// them would cost each of millions of look-ups more than the look-up itself. What matters, the
+/// keys, is wiped. Servers unload at shutdown.
+static MANAGER: AtomicPtr<KeyManager> = AtomicPtr::new(null_mut());
 
 /// Returns the key manager while the plugin is loaded.
 #[inline]
-pub fn manager() -> Guard<Option<Arc<KeyManager>>> {
-    MANAGER.load()
+pub fn manager() -> Option<&'static KeyManager> {
+    // SAFETY: null, or a KeyManager from `start` that is never freed and was complete before its
+    // address was stored.
+    unsafe { MANAGER.load(Ordering::Acquire).as_ref() }
 }
 
 /// Loads the keys and starts serving them. The reason of a failure goes to the error log.
 pub fn start(settings: Fixed) -> bool {
     match prepare(settings) {
         Ok(manager) => {
-            MANAGER.store(Some(Arc::new(manager)));
+            MANAGER.store(Box::into_raw(Box::new(manager)), Ordering::Release);
             true
         }
         Err(error) => {
@@ -46,5 +50,9 @@ fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
 
 /// Stops serving and wipes the keys.
 pub fn stop() {
-    MANAGER.store(None);
+    let manager = manager();
+    MANAGER.store(null_mut(), Ordering::Release);
+    if let Some(manager) = manager {
+        manager.keyring.wipe();
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::key_directory::Placement;
 use crate::key_manager::{KeyError, KeyManager, until};
 use crate::key_name::KeyName;
+use crate::kms::KmsError;
 
 const WORKERS: usize = 32;
 /// SET GLOBAL does not wait much longer than that, whatever KMS does.
@@ -90,7 +91,7 @@ fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
 fn rotate_id(
     manager: &KeyManager,
     id: u32,
-    may_retry: impl Fn() -> bool,
+    may_retry: impl Fn(&KmsError) -> bool,
 ) -> Result<KeyName, String> {
     let known = manager.keyring.latest_version(id).unwrap_or(0);
     match manager.make(id, Placement::Next { known }, may_retry) {

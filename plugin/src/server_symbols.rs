@@ -25,8 +25,12 @@ fn find(name: &CStr) -> *mut c_void {
 }
 
 /// Gives `text` to the server with the `ME_…` flags of `my_sys.h`: to the client, or to the error
-/// log. Returns false where the program has no such function, as a unit test has not.
+/// log. Returns false where the program has no such function, as a unit test has not, or shows
+/// nothing of it, as mariadb-backup.
 pub fn print(text: &CStr, flags: c_ulong) -> bool {
+    if is_backup_program() {
+        return false;
+    }
     static FUNCTION: OnceLock<Option<PrintfError>> = OnceLock::new();
     let function = FUNCTION.get_or_init(|| {
         // SAFETY: a program that has this symbol is a MariaDB program, where it has had this

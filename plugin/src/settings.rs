@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::key_name::Algorithm;
 
-/// Values of `key_spec`, in the order of [`KEY_BYTES`].
+/// Values of `key_spec`: keys of 16 and of 32 bytes.
 pub const KEY_SPECS: [&core::ffi::CStr; 2] = [c"AES_128", c"AES_256"];
 const KEY_BYTES: [u8; 2] = [16, 32];
 /// Values of `encryption_algorithm`.
@@ -33,10 +33,8 @@ pub enum LogLevel {
     Error = 2,
     /// Calls that are repeated.
     Warn = 3,
-    /// Each call, with its duration and KMS's request id.
+    /// Each call, with its duration and KMS's request id. There is nothing more to tell.
     Info = 4,
-    /// Connections to the broker too.
-    Debug = 5,
 }
 
 /// Settings that do not change while the plugin is loaded.

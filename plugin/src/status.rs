@@ -86,7 +86,7 @@ fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
 }
 
 fn number(of: impl FnOnce(&KeyManager) -> u64) -> Value {
-    Value::Number(plugin::manager().as_deref().map_or(0, of))
+    Value::Number(plugin::manager().map_or(0, of))
 }
 
 type Asked = Option<(Instant, Option<SessionState>)>;
@@ -101,9 +101,7 @@ fn session() -> Option<SessionState> {
     {
         return state.clone();
     }
-    let state = plugin::manager()
-        .as_deref()
-        .and_then(|manager| manager.kms.session().ok());
+    let state = plugin::manager().and_then(|manager| manager.kms.session().ok());
     *asked = Some((Instant::now(), state.clone()));
     state
 }

@@ -45,8 +45,7 @@ fn code(error: CipherError) -> c_int {
 
 /// Tells how a key version encrypts; loads it if it is not in memory.
 fn algorithm(key_id: c_uint, key_version: c_uint) -> Option<Algorithm> {
-    let manager = plugin::manager();
-    let manager = manager.as_deref()?;
+    let manager = plugin::manager()?;
     let of_key = || {
         manager
             .keyring

@@ -10,8 +10,7 @@ use crate::{plugin, server_log};
 /// `get_latest_key_version`.
 pub extern "C" fn get_latest_key_version(key_id: c_uint) -> c_uint {
     guard(KEY_VERSION_INVALID, || {
-        let manager = plugin::manager();
-        let Some(manager) = manager.as_deref() else {
+        let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
         match manager.latest_version(key_id) {
@@ -36,8 +35,7 @@ pub unsafe extern "C" fn get_key(
     key_length: *mut c_uint,
 ) -> c_uint {
     guard(KEY_VERSION_INVALID, || {
-        let manager = plugin::manager();
-        let Some(manager) = manager.as_deref() else {
+        let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
         let data_key = match manager.keyring.key(key_id, version) {
@@ -60,7 +58,7 @@ pub unsafe extern "C" fn get_key(
 /// # Safety
 /// As for [`get_key`].
 unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -> c_uint {
-    let bytes = data_key.expose();
+    let length_bytes = data_key.length_bytes();
     if key_length.is_null() {
         return KEY_BUFFER_TOO_SMALL;
     }
@@ -69,14 +67,18 @@ unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -
         unsafe { key_length.read() as usize }
     });
     // SAFETY: not null.
-    unsafe { key_length.write(bytes.len() as c_uint) };
+    unsafe { key_length.write(length_bytes as c_uint) };
     match room {
         None => 0,
-        Some(room) if room < bytes.len() => KEY_BUFFER_TOO_SMALL,
+        Some(room) if room < length_bytes => KEY_BUFFER_TOO_SMALL,
         Some(_) => {
-            // SAFETY: not null, with room for the key, which lies in memory of our own.
-            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), key, bytes.len()) };
-            0
+            // SAFETY: not null, with room for the key, and nobody else looks at it meanwhile.
+            let buffer = unsafe { core::slice::from_raw_parts_mut(key, length_bytes) };
+            if data_key.copy_to(buffer) {
+                0
+            } else {
+                KEY_VERSION_INVALID
+            }
         }
     }
 }

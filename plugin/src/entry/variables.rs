@@ -182,8 +182,7 @@ pub extern "C" fn update_rotate_key(
 }
 
 fn rotate_and_tell(target: Target) {
-    let manager = plugin::manager();
-    let Some(manager) = manager.as_deref() else {
+    let Some(manager) = plugin::manager() else {
         return server_log::client_warning("no key was rotated: the plugin is not loaded");
     };
     match rotate(manager, target) {

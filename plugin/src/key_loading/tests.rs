@@ -34,7 +34,7 @@ fn all_key_files_are_loaded() {
             .keyring
             .key(u32::MAX - 1, u32::MAX - 1)
             .unwrap()
-            .expose(),
+            .copy(),
         [2; 16]
     );
     assert_eq!(

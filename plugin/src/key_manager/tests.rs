@@ -43,10 +43,10 @@ fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
     dynamic.set_key_spec(1);
     assert_eq!(manager.latest_version(20), Ok(1));
     let key = manager.keyring.key(20, 1).unwrap();
-    assert_eq!(key.expose().len(), 32);
+    assert_eq!(key.length_bytes(), 32);
     assert_eq!(key.algorithm(), Algorithm::AesCbc);
     let blob = fs::read(directory.path().join("aws-kms-key.20.1")).unwrap();
-    assert_eq!(blob, wrapped(key.expose()));
+    assert_eq!(blob, wrapped(&key.copy()));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_key_that_is_on_disk_is_loaded_and_not_made() {
     );
     assert!(manager.keyring.key(9, 2).is_none());
     assert_eq!(manager.ensure_loaded(9, 2), Ok(()));
-    assert_eq!(manager.keyring.key(9, 2).unwrap().expose(), [2; 16]);
+    assert_eq!(manager.keyring.key(9, 2).unwrap().copy(), [2; 16]);
     assert_eq!(files(&directory).len(), 2);
 }
 

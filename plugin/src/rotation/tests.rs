@@ -28,7 +28,7 @@ fn all_keys_get_a_new_version_that_is_the_latest() {
         manager.keyring.key(1, 1).unwrap(),
         manager.keyring.key(1, 2).unwrap(),
     );
-    assert_ne!(old.expose(), new.expose());
+    assert_ne!(old.copy(), new.copy());
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn one_key_is_rotated_alone_and_takes_the_new_settings() {
     assert_eq!(rotate(&manager, Target::Id(2)).unwrap().made.len(), 1);
     let key = manager.keyring.key(2, 2).unwrap();
     assert_eq!(
-        (key.algorithm(), key.expose().len()),
+        (key.algorithm(), key.length_bytes()),
         (Algorithm::AesCtr, 32)
     );
     assert_eq!(manager.latest_version(1), Ok(1));
