@@ -21,8 +21,8 @@ test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit an
 lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	$(CARGO_DENY) --locked --workspace check --config deny.toml licenses bans sources
-	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml check --config plugin/deny.toml licenses bans sources
+	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
+	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
