@@ -131,6 +131,19 @@ impl LocalAws {
         run(&self.state, &all);
     }
 
+    /// AWS's own CLI as the user with the long-term key; returns what it prints.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let output = aws_cli()
+            .args(arguments)
+            .env("AWS_ENDPOINT_URL", self.endpoint())
+            .env("AWS_DEFAULT_REGION", "us-east-1")
+            .env("AWS_SHARED_CREDENTIALS_FILE", self.path("credentials"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "aws {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    }
+
     /// Any other subcommand of `local-aws`.
     pub fn run(&self, arguments: &[&str]) {
         run(&self.state, arguments);
@@ -163,6 +176,15 @@ impl LocalAws {
         arguments.extend(["--listen".into(), address.into()]);
         self.server = serve(&self.state, &arguments);
     }
+}
+
+/// AWS's own CLI, from the project's virtualenv.
+pub fn aws_cli() -> Command {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/aws-tools");
+    let output = Command::new(script).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let programs = String::from_utf8(output.stdout).unwrap();
+    Command::new(Path::new(programs.trim()).join("aws"))
 }
 
 fn serve(state: &Path, arguments: &Vec<String>) -> Process {

@@ -46,6 +46,16 @@ impl Database {
         }
     }
 
+    /// The same datadir for a server with other options.
+    pub fn as_other_server(&self) -> Self {
+        Self {
+            datadir: self.datadir.clone(),
+            socket: self.socket.clone(),
+            plugin_dir: self.plugin_dir.clone(),
+            options: Vec::new(),
+        }
+    }
+
     /// Adds options for `mariadbd`.
     #[must_use]
     pub fn options(mut self, options: &[&str]) -> Self {

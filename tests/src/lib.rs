@@ -14,7 +14,7 @@ mod process;
 mod sandbox;
 mod wrapper;
 
-pub use aws::LocalAws;
+pub use aws::{LocalAws, aws_cli};
 pub use database::{Database, contains_bytes, run_client};
 pub use process::{Process, wait_until};
 pub use sandbox::{Sandbox, dist};

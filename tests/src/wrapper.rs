@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{LocalAws, Process, Sandbox, dist, wait_until};
+use crate::{Database, LocalAws, Process, Sandbox, dist, wait_until};
 
 /// A configuration file in the making.
 #[derive(Clone)]
@@ -145,4 +145,22 @@ pub fn write_fifo(fifo: &Path, bytes: &[u8]) {
     wait_until("the FIFO", || fs::metadata(fifo).is_ok());
     let mut writer = File::options().write(true).open(fifo).unwrap();
     writer.write_all(bytes).unwrap();
+}
+
+impl Wrapper {
+    /// Starts the database's server under the wrapper with a good code, and waits until it is
+    /// ready.
+    pub fn start_database(
+        sandbox: &Sandbox,
+        aws: &LocalAws,
+        configuration: &Configuration,
+        database: &Database,
+    ) -> Self {
+        let line = database.command_line();
+        let line: Vec<_> = line.iter().map(String::as_str).collect();
+        let wrapper = Self::start(sandbox, aws, configuration, &line);
+        wrapper.give_code(aws);
+        database.wait_until_ready(&wrapper.process);
+        wrapper
+    }
 }

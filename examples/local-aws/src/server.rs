@@ -173,8 +173,9 @@ async fn http(
             socket.set_linger(Some(Duration::ZERO))?;
             Ok(())
         }
-        // A client that does not wait for the answer any longer is no event.
-        Err(error) if error.is_incomplete_message() => Ok(()),
+        // A client that does not wait for the answer any longer is no event, nor one that keeps
+        // a connection without using it.
+        Err(error) if error.is_incomplete_message() || error.is_timeout() => Ok(()),
         Err(error) => Err(io::Error::other(error)),
         Ok(()) => Ok(()),
     }

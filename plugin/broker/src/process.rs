@@ -1,6 +1,10 @@
 //! What the broker does to itself before it touches a secret.
 
-use std::{fs::File, io, os::fd::AsFd};
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+};
 
 use nix::{
     sys::{
@@ -36,15 +40,25 @@ pub(crate) fn harden() -> io::Result<()> {
 /// alone: reaching that later would end the process.
 fn lock_memory() {
     let limit_bytes = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-    let locked = limit_bytes == RLIM_INFINITY
-        && mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
-            .is_ok();
-    if !locked {
-        info!(
-            "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \
-             set LimitMEMLOCK=infinity in the unit, or encrypt the swap"
-        );
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if (limit_bytes == RLIM_INFINITY || may_lock_without_limit()) && mlockall(flags).is_ok() {
+        return;
     }
+    info!(
+        "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \
+         set LimitMEMLOCK=infinity in the unit, or encrypt the swap"
+    );
+}
+
+/// Whether we have CAP_IPC_LOCK, capability 14 of capabilities(7).
+///
+/// Source: CapEff in proc_pid_status(5).
+fn may_lock_without_limit() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> 14 & 1 == 1)
 }
 
 /// Lets go of the pipes to `iam-kms-wrapper`.

@@ -1,3 +1,7 @@
 //! Each module is about one part of the whole; every test runs the real programs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod server_keys;
+mod server_main_job;
+mod server_session;

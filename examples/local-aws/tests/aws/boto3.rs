@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use crate::support::{BINARY, virtualenv};
+use crate::support::{BINARY, aws_tools};
 
 fn passes(module: &str) {
-    let mut python = Command::new(virtualenv().join("bin/python"));
+    let mut python = Command::new(aws_tools().join("python"));
     python
         .args(["-B", "-m", "unittest", "--verbose", module])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/boto3"))

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{BINARY, Server, fails, local_aws, succeeds, virtualenv};
+use crate::support::{BINARY, Server, aws_tools, fails, local_aws, succeeds};
 
 /// A state directory made by `init`, removed at the end.
 struct State {
@@ -37,7 +37,7 @@ impl State {
 
 /// The AWS CLI, with nothing of the surroundings and only one try.
 fn aws(state: &State, server: &Server) -> Command {
-    let mut aws = Command::new(virtualenv().join("bin/aws"));
+    let mut aws = Command::new(aws_tools().join("aws"));
     aws.env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
         .env("HOME", state.parent.path())
@@ -353,7 +353,7 @@ fn the_commands_of_the_readme_work() {
     let commands = readme_block("sh");
     let directory = tempfile::tempdir().unwrap();
     let programs = Path::new(BINARY).parent().unwrap();
-    let tools = virtualenv().join("bin");
+    let tools = aws_tools();
     let path = std::env::join_paths(
         [programs, &tools]
             .into_iter()

@@ -1,43 +1,16 @@
 //! AWS's own tools in a virtualenv, and a server of one's own.
 
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// The program under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_local-aws");
-const REQUIREMENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/requirements.txt");
+const AWS_TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/aws-tools");
 
-/// The virtualenv with the AWS CLI and boto3 of `requirements.txt`, made on first use and kept in
-/// the user's cache. It needs python3 with its venv module, and PyPI.
-pub fn virtualenv() -> PathBuf {
-    let cache = cache_directory().join("iam-kms-wrapper");
-    fs::create_dir_all(&cache).unwrap();
-    let lock = File::create(cache.join("venv.lock")).unwrap();
-    lock.lock().unwrap();
-    let directory = cache.join("venv");
-    let installed = directory.join("installed-requirements.txt");
-    let wanted = fs::read(REQUIREMENTS).unwrap();
-    if fs::read(&installed).ok().as_ref() != Some(&wanted) {
-        install(&directory);
-        fs::write(&installed, wanted).unwrap();
-    }
-    directory
-}
-
-fn install(directory: &Path) {
-    let mut create = Command::new("python3");
-    succeeds(create.args(["-m", "venv", "--clear"]).arg(directory));
-    let mut pip = Command::new(directory.join("bin/pip"));
-    succeeds(pip.args(["install", "--quiet", "--requirement", REQUIREMENTS]));
-}
-
-fn cache_directory() -> PathBuf {
-    match std::env::var_os("XDG_CACHE_HOME") {
-        Some(directory) => directory.into(),
-        None => PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"),
-    }
+/// The folder of programs of a virtualenv with the AWS CLI and boto3, made on first use.
+pub fn aws_tools() -> PathBuf {
+    succeeds(&mut Command::new(AWS_TOOLS)).trim().into()
 }
 
 /// Runs a command to its end and returns its standard output; panics with all its output if it

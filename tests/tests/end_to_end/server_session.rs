@@ -1,0 +1,134 @@
+//! The session's end while the server runs, and its return through a new code.
+
+use std::path::Path;
+
+use end_to_end_tests::{
+    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, wait_until, write_fifo,
+};
+
+const NEW_KEY: &str = "CREATE TABLE d.t4 (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=4";
+
+/// Moves AWS's clock past the end of the session. The broker learns it from KMS.
+fn end_session(aws: &LocalAws) {
+    // Within the quarter of an hour by which AWS lets clocks differ.
+    aws.set_clock("800");
+}
+
+fn start(sandbox: &Sandbox, aws: &LocalAws) -> (Configuration, Database, Wrapper) {
+    let configuration = Configuration::with_broker(sandbox, aws);
+    let database = Database::new(sandbox)
+        .with_our_plugin(&configuration.broker_socket)
+        .options(&["--innodb-encrypt-tables=ON"]);
+    let wrapper = Wrapper::start_database(sandbox, aws, &configuration, &database);
+    database.sql("CREATE DATABASE d; CREATE TABLE d.t1 (i INT); INSERT INTO d.t1 VALUES (1)");
+    (configuration, database, wrapper)
+}
+
+#[test]
+fn when_the_session_has_ended_a_new_code_brings_it_back() {
+    let sandbox = Sandbox::new();
+    let aws = LocalAws::start_with(&sandbox, &["--session-lifetime=600"]);
+    let (configuration, database, wrapper) = start(&sandbox, &aws);
+    assert!(!configuration.fifo.exists());
+
+    end_session(&aws);
+    let error = database.sql_error(NEW_KEY);
+    let instruction = format!("echo 123456 > {}", configuration.fifo.display());
+    assert!(error.contains("write a new MFA code"), "{error}");
+    assert!(error.contains(&instruction), "{error}");
+    assert_eq!(
+        database.sql("INSERT INTO d.t1 VALUES (2); SELECT COUNT(*) FROM d.t1"),
+        "2"
+    );
+
+    wrapper.process.wait_for("the AWS session ended");
+    assert_eq!(status(&database, "session_state"), "awaiting code");
+    assert_eq!(
+        status(&database, "session_fifo"),
+        configuration.fifo.display().to_string()
+    );
+
+    write_fifo(
+        &configuration.fifo,
+        format!("{}\n", aws.wrong_code()).as_bytes(),
+    );
+    wrapper.process.wait_for("AWS refused the code");
+    aws.set_clock("0");
+    write_fifo(&configuration.fifo, format!("{}\n", aws.code()).as_bytes());
+    wrapper.process.wait_for_nth("is open until", 2);
+    database.sql(NEW_KEY);
+    assert!(!configuration.fifo.exists());
+    wait_until("the status", || {
+        status(&database, "session_state") == "open"
+    });
+}
+
+#[test]
+fn a_server_without_a_broker_says_what_to_start() {
+    let sandbox = Sandbox::new();
+    let socket = sandbox.path("no.sock");
+    let database = Database::new(&sandbox)
+        .with_our_plugin(&socket)
+        .options(&["--aws-key-management=FORCE"]);
+    let line = database.command_line();
+    let mut server = Process::start(std::process::Command::new(&line[0]).args(&line[1..]));
+    let (status, output) = server.finish();
+    assert!(!status.success());
+    let message = output
+        .lines()
+        .find(|line| line.contains("AWS KMS plugin"))
+        .unwrap_or(&output);
+    assert!(message.contains(&socket.display().to_string()), "{message}");
+    assert!(message.contains("iam-kms-broker"), "{message}");
+    assert!(message.contains("handoff"), "{message}");
+}
+
+#[test]
+fn a_broker_started_by_hand_is_found_again_by_the_running_server() {
+    let sandbox = Sandbox::new();
+    let aws = LocalAws::start(&sandbox);
+    let (configuration, database, _wrapper) = start(&sandbox, &aws);
+    kill_broker(&configuration.broker_socket);
+    let error = database.sql_error(NEW_KEY);
+    assert!(
+        error.contains(&configuration.broker_socket.display().to_string()),
+        "{error}"
+    );
+    assert_eq!(database.sql("SELECT COUNT(*) FROM d.t1"), "1");
+
+    let mut command = Wrapper::command(&sandbox, &aws, &configuration, &[]);
+    let environment: Vec<_> = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    command = std::process::Command::new(dist("bin/iam-kms-broker"));
+    command
+        .arg(format!(
+            "--config={}",
+            sandbox.path("iam-kms-wrapper.config").display()
+        ))
+        .env_clear()
+        .envs(environment);
+    let broker = Process::start(&mut command);
+    broker.wait_for("write a new MFA code");
+    write_fifo(&configuration.fifo, aws.code().as_bytes());
+    broker.wait_for("is open until");
+    database.sql(NEW_KEY);
+}
+
+fn kill_broker(socket: &Path) {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    let peer = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let pid = getsockopt(&peer, PeerCredentials).unwrap().pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+    wait_until("the broker to die", || {
+        std::os::unix::net::UnixStream::connect(socket).is_err()
+    });
+}
+
+fn status(database: &Database, name: &str) -> String {
+    let row = database.sql(&format!(
+        "SHOW GLOBAL STATUS LIKE 'aws_key_management_{name}'"
+    ));
+    row.split('\t').nth(1).unwrap_or_default().to_owned()
+}
