@@ -5,10 +5,12 @@ DIST := $(CARGO_TARGET_DIR)/dist
 TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+PREFIX := /usr/local
+PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e dist packages bench clean
+.PHONY: help demo test lint unit e2e dist packages install bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +40,10 @@ dist: packages ## Build what is installed, into target/dist
 	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
+
+install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker
+	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 
 bench: dist ## Benchmarks: the Go program beside ours, in one run
 	IAM_KMS_DIST=$(DIST) wrapper/benches/run
