@@ -1,10 +1,10 @@
 //! Holds the AWS session and calls KMS for MariaDB's `aws_key_management` plugin.
 //!
 //! The only process beside the server that talks to AWS. It listens at a Unix socket
-//! ([`listener`]), speaks the protocol of `broker-protocol` with each peer ([`conversation`]),
-//! performs KMS calls ([`kms`]), and gets a new session when one has ended ([`keeper`]).
+//! (`listener`), speaks the protocol of `broker-protocol` with each peer (`conversation`),
+//! performs KMS calls (`kms`), and gets a new session when one has ended (`keeper`).
 //! Started by `iam-kms-wrapper` it takes the session over from there and lives as long as the
-//! server ([`server`]); started with `--config` it asks for a code itself.
+//! server (`server`); started with `--config` it asks for a code itself.
 
 #![forbid(unsafe_code)]
 

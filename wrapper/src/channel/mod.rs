@@ -1,6 +1,6 @@
 //! The code channel: how a code or a session reaches us, through a FIFO or a terminal.
 //!
-//! [`input`] cuts the bytes into inputs, [`fifo`] makes and removes the FIFO, [`terminal`] turns
+//! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `terminal` turns
 //! the echo off; this module waits.
 
 mod fifo;

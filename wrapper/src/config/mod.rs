@@ -1,6 +1,6 @@
 //! The configuration file: TOML, or the INI of MariaDB's manual.
 //!
-//! Both hold the same keys ([`KEYS`]); [`file`] turns either into a list of entries, this module
+//! Both hold the same keys ([`KEYS`]); `file` turns either into a list of entries, this module
 //! checks the values and knows the defaults.
 
 mod error;
