@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::{
     channel::{Channel, Event, FifoError, Input, TokenCode, Wait, sleep_until},
-    config::Config,
+    config::{Config, Mfa},
     session::{Session, unix_seconds_now},
     sts::{self, Outcome},
 };
@@ -56,10 +56,21 @@ pub enum WhenHopeless {
 /// What a code is traded with.
 #[derive(Clone, Copy)]
 pub struct Trade<'a> {
-    /// Serial number of the MFA device.
-    pub serial_number: &'a str,
-    /// The source credentials.
-    pub source: &'a Session,
+    serial_number: &'a str,
+    source: &'a Session,
+}
+
+impl<'a> Trade<'a> {
+    /// `None` where codes are not traded here.
+    pub fn new(config: &'a Config, source: Option<&'a Session>) -> Option<Self> {
+        match (&config.mfa, source) {
+            (Mfa::Here { serial_number }, Some(source)) => Some(Self {
+                serial_number,
+                source,
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// Asks for codes and trades them.

@@ -7,10 +7,11 @@ use aws_config::{
     environment::EnvironmentVariableRegionProvider,
     meta::region::RegionProviderChain,
     profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
+    provider_config::ProviderConfig,
     retry::RetryConfig,
     timeout::TimeoutConfig,
 };
-use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_http_client::{
     Builder,
@@ -35,24 +36,30 @@ pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
         .operation_timeout(config.request_timeout)
         .connect_timeout(config.request_timeout.min(Duration::from_secs(5)))
         .build();
+    let region = region_chain(config).region().await;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http_client)
+        .http_client(http_client.clone())
         .retry_config(RetryConfig::disabled())
         .disable_clock_skew_correction(true)
         .timeout_config(timeouts)
-        .region(region_chain(config))
+        .region(region.clone())
         .profile_files(profile_files());
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
     }
     match (credentials, &config.profile) {
         (Some(session), _) => loader.credentials_provider(session.to_sdk()),
-        (None, Some(profile)) => loader.credentials_provider(
-            ProfileFileCredentialsProvider::builder()
+        (None, Some(profile)) => {
+            // The loader's client is not this provider's; without one it panics.
+            let provider_config = ProviderConfig::without_region()
+                .with_http_client(http_client)
+                .with_region(region);
+            let provider = ProfileFileCredentialsProvider::builder()
+                .configure(&provider_config)
                 .profile_name(profile)
-                .profile_files(profile_files())
-                .build(),
-        ),
+                .profile_files(profile_files());
+            loader.credentials_provider(provider.build())
+        }
         (None, None) => loader,
     }
     .load()
@@ -71,8 +78,21 @@ pub async fn find_credentials(config: &Config) -> Result<Session, String> {
     let credentials = provider
         .provide_credentials()
         .await
-        .map_err(|error| root_cause(&error))?;
+        .map_err(|error| no_credentials(config, &error))?;
     Ok(Session::from(&credentials))
+}
+
+/// Says in one line where there were none; the SDK takes a paragraph.
+fn no_credentials(config: &Config, error: &CredentialsError) -> String {
+    match (error, &config.profile) {
+        (CredentialsError::CredentialsNotLoaded(_), Some(profile)) => {
+            format!("there is no profile {profile} with credentials in AWS's configuration files")
+        }
+        (CredentialsError::CredentialsNotLoaded(_), None) => {
+            "environment, profile, web identity, container and instance offer none".into()
+        }
+        _ => root_cause(error),
+    }
 }
 
 /// Configuration, environment, profile, us-east-1; never the instance's metadata service, which a

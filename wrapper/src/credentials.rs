@@ -4,7 +4,11 @@ use std::env;
 
 use secrecy::SecretString;
 
-use crate::{aws, config::Config, session::Session};
+use crate::{
+    aws,
+    config::{Config, Mfa},
+    session::Session,
+};
 
 /// Why there are no usable source credentials.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,16 @@ pub enum CredentialsError {
     Runtime(#[from] std::io::Error),
 }
 
+/// Finds what `mfa` asks for: credentials that a code can be traded with, or ones to be used as they
+/// are, or none.
+pub fn find_for_mfa(config: &Config) -> Result<Option<Session>, CredentialsError> {
+    match config.mfa {
+        Mfa::Here { .. } => find_tradable(config).map(Some),
+        Mfa::Off => find(config).map(Some),
+        Mfa::Elsewhere => Ok(None),
+    }
+}
+
 /// Finds the source credentials as the Go program and the AWS CLI would.
 pub fn find(config: &Config) -> Result<Session, CredentialsError> {
     let session = match (&config.profile, from_environment()) {
@@ -46,9 +60,8 @@ pub fn find(config: &Config) -> Result<Session, CredentialsError> {
     }
 }
 
-/// Finds source credentials that a code can be traded with: long-term ones, unless a role is to be
-/// assumed.
-pub fn find_tradable(config: &Config) -> Result<Session, CredentialsError> {
+/// Long-term ones, unless a role is to be assumed.
+fn find_tradable(config: &Config) -> Result<Session, CredentialsError> {
     let session = find(config)?;
     if session.session_token.is_some() && config.role_arn.is_none() {
         return Err(CredentialsError::Temporary(session.access_key_id));

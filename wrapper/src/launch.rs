@@ -115,11 +115,7 @@ fn launch(command_line: CommandLine) -> LaunchError {
 fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchError> {
     let config = Config::read(&command_line.config)?;
     let command = Command::find(command_line.command)?;
-    let source = match &config.mfa {
-        Mfa::Here { .. } => Some(credentials::find_tradable(&config)?),
-        Mfa::Off => Some(credentials::find(&config)?),
-        Mfa::Elsewhere => None,
-    };
+    let source = credentials::find_for_mfa(&config)?;
     let broker = match config.handoff {
         Handoff::Broker => Some(Broker::find(&config)?),
         Handoff::Environment => None,
@@ -158,19 +154,14 @@ fn obtain_session(
     source: Option<&Session>,
     signals: &Signals,
 ) -> Result<Session, LaunchError> {
-    let trade = match (&config.mfa, source) {
-        (Mfa::Off, Some(source)) => return Ok(source.clone()),
-        (Mfa::Here { serial_number }, Some(source)) => Some(Trade {
-            serial_number,
-            source,
-        }),
-        _ => None,
-    };
+    if let (Mfa::Off, Some(source)) = (&config.mfa, source) {
+        return Ok(source.clone());
+    }
     let mut channel = open_channel(config)?;
     announce(config, &channel);
     let asking = Asking {
         config,
-        trade,
+        trade: Trade::new(config, source),
         when_hopeless: WhenHopeless::GiveUp,
         interrupt: signals.descriptor(),
         alive: &systemd::extend_timeout,

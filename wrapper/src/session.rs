@@ -9,6 +9,7 @@ use aws_credential_types::Credentials;
 use aws_smithy_types::date_time::{DateTime, Format};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::error::Category;
 
 /// A set of AWS credentials: long-term (no token, no expiration) or temporary.
 #[derive(Clone, Serialize, Deserialize)]
@@ -150,7 +151,7 @@ const LEAST_REMAINING_SECONDS: i64 = 60;
 pub fn parse_document(json: &[u8]) -> Result<Session, String> {
     let credentials = serde_json::from_slice(json)
         .map(Document::credentials)
-        .map_err(|_| "JSON, but not a session document".to_owned())?;
+        .map_err(|error| not_a_document(error.classify()).to_owned())?;
     let missing = |field: &str| format!("a session document without {field}");
     let expiration = credentials
         .expiration
@@ -177,6 +178,14 @@ pub fn parse_document(json: &[u8]) -> Result<Session, String> {
             session.expiration_text()
         )),
         _ => Ok(session),
+    }
+}
+
+fn not_a_document(mistake: Category) -> &'static str {
+    match mistake {
+        Category::Eof => "a session document that breaks off",
+        Category::Syntax | Category::Io => "a session document that is not valid JSON",
+        Category::Data => "JSON, but not a session document",
     }
 }
 

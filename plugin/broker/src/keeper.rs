@@ -179,13 +179,7 @@ impl Keeper {
         self.announce(&channel);
         let asking = Asking {
             config: &self.config,
-            trade: match (&self.config.mfa, &self.source) {
-                (Mfa::Here { serial_number }, Some(source)) => Some(Trade {
-                    serial_number,
-                    source,
-                }),
-                _ => None,
-            },
+            trade: Trade::new(&self.config, self.source.as_ref()),
             when_hopeless: WhenHopeless::AskOn,
             interrupt,
             alive: &|| {},

@@ -117,11 +117,7 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
 /// As a service of its own, or started by hand.
 fn run_alone(config: Config) -> Result<(), BrokerError> {
     let signals = prepare_process()?;
-    let source = match config.mfa {
-        Mfa::Here { .. } => Some(credentials::find_tradable(&config)?),
-        Mfa::Off => Some(credentials::find(&config)?),
-        Mfa::Elsewhere => None,
-    };
+    let source = credentials::find_for_mfa(&config)?;
     let session = source.clone().filter(|_| config.mfa == Mfa::Off);
     let listener = Listener::bind(&config.broker_socket)?;
     serve(config, session, source, listener, || {

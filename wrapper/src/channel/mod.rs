@@ -109,8 +109,10 @@ impl Channel {
     }
 
     /// Asks in the terminal. A FIFO needs no prompt.
-    pub fn prompt(&self) {
-        if let Source::Terminal(terminal) = &self.source {
+    pub fn prompt(&mut self) {
+        if let Source::Terminal(terminal) = &mut self.source
+            && self.ready.is_empty()
+        {
             terminal.prompt();
         }
     }
@@ -154,7 +156,11 @@ impl Channel {
 
     fn receive(&mut self) -> Result<(), FifoError> {
         let mut chunk = Zeroizing::new([0; 4096]);
-        match read(self.as_fd(), chunk.as_mut_slice()) {
+        let received = read(self.as_fd(), chunk.as_mut_slice());
+        if let Source::Terminal(terminal) = &mut self.source {
+            terminal.end_prompt();
+        }
+        match received {
             Ok(0) => self.end_of_file(),
             Ok(length) => {
                 self.silent = false;

@@ -11,6 +11,9 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 pub(super) struct Terminal {
     stdin: Stdin,
     before: Termios,
+    /// Whether the cursor stands behind a prompt: the Enter that ends a line shows as little as the
+    /// digits do.
+    prompted: bool,
 }
 
 impl Terminal {
@@ -20,13 +23,25 @@ impl Terminal {
         let mut silent = before.clone();
         silent.local_flags.remove(LocalFlags::ECHO);
         tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent)?;
-        Ok(Self { stdin, before })
+        Ok(Self {
+            stdin,
+            before,
+            prompted: false,
+        })
     }
 
     /// Written to standard error: standard output belongs to the command.
-    pub fn prompt(&self) {
+    pub fn prompt(&mut self) {
         // A terminal that cannot be written to can still be typed into.
         let _ = io::stderr().write_all(b"MFA code: ");
+        self.prompted = true;
+    }
+
+    /// Takes what is written next to a line of its own.
+    pub fn end_prompt(&mut self) {
+        if std::mem::take(&mut self.prompted) {
+            let _ = io::stderr().write_all(b"\n");
+        }
     }
 }
 
@@ -40,6 +55,6 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         // The command inherits the terminal as it was; nothing more can be done where that fails.
         let _ = tcsetattr(&self.stdin, SetArg::TCSADRAIN, &self.before);
-        let _ = io::stderr().write_all(b"\n");
+        self.end_prompt();
     }
 }
