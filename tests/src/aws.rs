@@ -21,7 +21,7 @@ pub struct LocalAws {
     serve_arguments: Vec<String>,
     server: Process,
     last_step: Cell<u64>,
-    clock_offset_seconds: Cell<u64>,
+    clock_offset_seconds: Cell<i64>,
 }
 
 impl LocalAws {
@@ -89,12 +89,12 @@ impl LocalAws {
             .duration_since(UNIX_EPOCH)
             .unwrap()
             .as_secs();
-        let present = (now + self.clock_offset_seconds.get()) / STEP_SECONDS;
+        let offset = self.clock_offset_seconds.get();
+        let present = now.saturating_add_signed(offset) / STEP_SECONDS;
         let step = (self.last_step.get() + 1).max(present - 1);
         if step > present + 1 {
-            let offset = self.clock_offset_seconds.get() + (step - present - 1) * STEP_SECONDS;
-            self.clock_offset_seconds.set(offset);
-            self.set_clock(&offset.to_string());
+            let ahead = ((step - present - 1) * STEP_SECONDS).cast_signed();
+            self.set_clock(&(offset + ahead).to_string());
         }
         self.last_step.set(step);
         self.code_at(step * STEP_SECONDS)
@@ -118,6 +118,8 @@ impl LocalAws {
 
     /// Sets AWS's clock off by this many seconds.
     pub fn set_clock(&self, offset_seconds: &str) {
+        self.clock_offset_seconds
+            .set(offset_seconds.parse().unwrap());
         run(
             &self.state,
             &["clock", &format!("--offset-seconds={offset_seconds}")],

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -41,7 +41,7 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let lines = Arc::new(Lines::default());
-        lines.text.lock().unwrap().open_streams = 2;
+        lines.lock().open_streams = 2;
         Lines::collect(&lines, child.stdout.take().unwrap());
         Lines::collect(&lines, child.stderr.take().unwrap());
         Self { child, lines }
@@ -62,7 +62,7 @@ impl Process {
     /// Waits for the `nth` line (from 1) that contains `text`.
     pub fn wait_for_nth(&self, text: &str, nth: usize) -> String {
         let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
-        let mut guard = self.lines.text.lock().unwrap();
+        let mut guard = self.lines.lock();
         loop {
             if let Some(line) = guard
                 .lines
@@ -85,7 +85,11 @@ impl Process {
 
     /// All lines so far.
     pub fn output(&self) -> String {
-        self.lines.text.lock().unwrap().lines.join("\n")
+        self.lines.lock().lines.join("\n")
+    }
+
+    pub(crate) fn output_has_ended(&self) -> bool {
+        self.lines.lock().open_streams == 0
     }
 
     /// Sends a signal.
@@ -107,7 +111,7 @@ impl Process {
     pub fn finish(&mut self) -> (ExitStatus, String) {
         let status = self.wait();
         let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
-        let mut guard = self.lines.text.lock().unwrap();
+        let mut guard = self.lines.lock();
         while guard.open_streams > 0 && Instant::now() < deadline {
             guard = self
                 .lines
@@ -124,20 +128,30 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // No test is about it, each shows it.
+        if !thread::panicking() {
+            let output = self.output();
+            assert!(!output.contains("panicked"), "{output}");
+        }
     }
 }
 
 impl Lines {
+    /// A test that failed while it held the lock wants the lines in its report all the same.
+    fn lock(&self) -> MutexGuard<'_, Text> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn collect(lines: &Arc<Self>, stream: impl Read + Send + 'static) {
         let lines = Arc::clone(lines);
         thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {
                 let Ok(line) = line else { break };
                 let line = String::from_utf8_lossy(&line).into_owned();
-                lines.text.lock().unwrap().lines.push(line);
+                lines.lock().lines.push(line);
                 lines.grew.notify_all();
             }
-            lines.text.lock().unwrap().open_streams -= 1;
+            lines.lock().open_streams -= 1;
             lines.grew.notify_all();
         });
     }

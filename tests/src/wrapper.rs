@@ -1,13 +1,11 @@
 //! `iam-kms-wrapper` with a configuration of its own.
 
 use std::{
-    fs::{self, File},
-    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use crate::{Database, LocalAws, Process, Sandbox, dist, wait_until};
+use crate::{Database, FifoWriter, LocalAws, Process, Sandbox, dist};
 
 /// A configuration file in the making.
 #[derive(Clone)]
@@ -67,7 +65,7 @@ impl Configuration {
 pub struct Wrapper {
     /// The process.
     pub process: Process,
-    fifo: PathBuf,
+    pub(crate) fifo: PathBuf,
 }
 
 impl Wrapper {
@@ -142,9 +140,7 @@ impl Wrapper {
 
 /// Opens the FIFO, writes, closes; waits for it to be there.
 pub fn write_fifo(fifo: &Path, bytes: &[u8]) {
-    wait_until("the FIFO", || fs::metadata(fifo).is_ok());
-    let mut writer = File::options().write(true).open(fifo).unwrap();
-    writer.write_all(bytes).unwrap();
+    FifoWriter::open(fifo).write(bytes);
 }
 
 impl Wrapper {

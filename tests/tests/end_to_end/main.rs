@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod code_channel;
+mod exit_codes;
 mod server_keys;
 mod server_main_job;
 mod server_session;
+mod systemd_notify;
+mod terminal;

@@ -1,0 +1,212 @@
+//! What most tests of the launcher start from.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{Configuration, LocalAws, Process, Sandbox, Wrapper, dist};
+
+/// A user that owns nothing.
+pub const NOBODY: u32 = 65534;
+
+/// `local-aws`, the configuration of the manual, and a directory.
+pub struct Scene {
+    /// AWS.
+    pub aws: LocalAws,
+    /// What `--config` names.
+    pub configuration: Configuration,
+    /// Where everything lies.
+    pub sandbox: Sandbox,
+}
+
+impl Scene {
+    /// The session is handed over in the environment.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        Self::with_aws(&[])
+    }
+
+    /// The same with further arguments of `local-aws serve`.
+    pub fn with_aws(arguments: &[&str]) -> Self {
+        let sandbox = Sandbox::new();
+        let aws = LocalAws::start_with(&sandbox, arguments);
+        let configuration = Configuration::of_the_manual(&sandbox, &aws);
+        Self {
+            aws,
+            configuration,
+            sandbox,
+        }
+    }
+
+    /// Hands the session over to a broker.
+    #[must_use]
+    pub fn with_broker(mut self) -> Self {
+        self.configuration = Configuration::with_broker(&self.sandbox, &self.aws);
+        self
+    }
+
+    /// Adds a line to the configuration.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.configuration = self.configuration.line(line);
+        self
+    }
+
+    /// Removes the lines of the configuration that begin with `key`.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.configuration = self.configuration.without(key);
+        self
+    }
+
+    /// Where the code is written to.
+    pub fn fifo(&self) -> &Path {
+        &self.configuration.fifo
+    }
+
+    /// The command line, to be changed before it is started.
+    pub fn command(&self, command: &[&str]) -> Command {
+        Wrapper::command(&self.sandbox, &self.aws, &self.configuration, command)
+    }
+
+    /// Starts what [`Self::command`] has made.
+    pub fn spawn(&self, command: &mut Command) -> Wrapper {
+        Wrapper::spawn(command, &self.configuration)
+    }
+
+    /// Starts `iam-kms-wrapper` with `command`.
+    pub fn start(&self, command: &[&str]) -> Wrapper {
+        self.spawn(&mut self.command(command))
+    }
+
+    /// Starts it with `command`, gives a good code and waits until the command runs.
+    pub fn start_with_code(&self, command: &[&str]) -> Wrapper {
+        let wrapper = self.start(command);
+        wrapper.give_code(&self.aws);
+        wrapper.wait_for_command(command[0]);
+        wrapper
+    }
+
+    /// A directory with programs that another user can reach too; returns the path of the first.
+    pub fn copy_programs(&self, names: &[&str]) -> PathBuf {
+        let directory = self.sandbox.directory("bin");
+        for name in names {
+            fs::copy(dist("bin").join(name), directory.join(name)).unwrap();
+        }
+        directory.join(names[0])
+    }
+
+    /// The command line as user nobody, who gets the FIFO's directory.
+    pub fn command_as_nobody(&self, command: &[&str]) -> Command {
+        let program = self.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
+        chown(self.fifo().parent().unwrap(), Some(NOBODY), Some(NOBODY)).unwrap();
+        let wrapper = self.command(command);
+        let uid = format!("--reuid={NOBODY}");
+        let gid = format!("--regid={NOBODY}");
+        let program = program.to_str().unwrap();
+        let mut prefixed = behind(
+            &["setpriv", &uid, &gid, "--clear-groups", program],
+            &wrapper,
+            false,
+        );
+        prefixed.current_dir("/");
+        prefixed
+    }
+}
+
+/// `command` started by another one, which execs it: `prefix`, then its program, then its
+/// arguments; in the same environment.
+pub fn after(prefix: &[&str], command: &Command) -> Command {
+    behind(prefix, command, true)
+}
+
+/// `command` started by Python, which first does what `setup` says to its own process.
+pub fn after_python(setup: &str, command: &Command) -> Command {
+    let script = format!(
+        "import os, sys, signal, resource\n{setup}\nos.execve(sys.argv[1], sys.argv[1:], os.environb)"
+    );
+    after(&["/usr/bin/python3", "-c", &script], command)
+}
+
+fn behind(prefix: &[&str], command: &Command, with_program: bool) -> Command {
+    let mut prefixed = Command::new(prefix[0]);
+    prefixed.args(&prefix[1..]);
+    if with_program {
+        prefixed.arg(command.get_program());
+    }
+    prefixed.args(command.get_args()).env_clear();
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            prefixed.env(name, value);
+        }
+    }
+    prefixed.stdin(std::process::Stdio::null());
+    prefixed
+}
+
+impl Wrapper {
+    /// Waits until the wrapper has become `program`.
+    pub fn wait_for_command(&self, program: &str) {
+        self.process.wait_for_program(program);
+    }
+
+    /// Waits for the end, which must have this exit code, and returns all lines.
+    ///
+    /// Panics if a FIFO is left behind.
+    pub fn ends_with(&mut self, code: i32) -> String {
+        let (status, output) = self.process.finish();
+        assert_eq!(status.code(), Some(code), "{status}\n{output}");
+        self.assert_no_fifo();
+        output
+    }
+
+    /// Waits for the end, which must be by this signal, and returns all lines.
+    ///
+    /// Panics if a FIFO or a core is left behind.
+    pub fn dies_of(&mut self, signal: Signal) -> String {
+        let (status, output) = self.process.finish();
+        assert_eq!(status.signal(), Some(signal as i32), "{status}\n{output}");
+        assert!(!status.core_dumped(), "{status}");
+        self.assert_no_fifo();
+        output
+    }
+
+    fn assert_no_fifo(&self) {
+        assert!(
+            fs::symlink_metadata(&self.fifo).is_err(),
+            "{} is left behind",
+            self.fifo.display()
+        );
+    }
+}
+
+/// Permission bits of a file.
+pub fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+impl Process {
+    /// Waits until the process has become `program`.
+    pub fn wait_for_program(&self, program: &str) {
+        let name = Path::new(program).file_name().unwrap();
+        let exe = format!("/proc/{}/exe", self.pid());
+        crate::wait_until(program, || {
+            // Scripts and links have become another program; they may be named by that.
+            let runs = fs::read_link(&exe).is_ok_and(|exe| exe.file_name() == Some(name));
+            assert!(
+                runs || !self.output_has_ended(),
+                "waited for {program}, got:\n{}",
+                self.output()
+            );
+            runs
+        });
+    }
+}

@@ -1,0 +1,396 @@
+//! How a code reaches the wrapper, and what else may be written.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, chown, symlink},
+        net::UnixListener,
+    },
+    path::Path,
+    process::Command,
+};
+
+use end_to_end_tests::{
+    FifoWriter, NOBODY, Process, Scene, Wrapper, after_python, inspection::variable, mode,
+    write_fifo,
+};
+use nix::{
+    sys::{
+        signal::{SIGHUP, SIGINT, SIGTERM},
+        stat::Mode,
+    },
+    unistd::{Group, mkfifo},
+};
+
+const COMMAND: [&str; 2] = ["echo", "the command runs"];
+
+fn assert_command_runs(wrapper: &mut Wrapper) {
+    let output = wrapper.ends_with(0);
+    assert!(output.contains("the command runs"), "{output}");
+}
+
+#[test]
+fn six_digits_start_the_command_with_newline_crlf_or_neither() {
+    let scene = Scene::new();
+    for end in ["\n", "\r\n", ""] {
+        let mut wrapper = scene.start(&COMMAND);
+        wrapper.wait_for_fifo();
+        wrapper.write(format!("{}{end}", scene.aws.code()).as_bytes());
+        assert_command_runs(&mut wrapper);
+    }
+}
+
+#[test]
+fn a_code_may_come_in_pieces_within_one_open() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let mut writer = FifoWriter::open(scene.fifo());
+    let code = scene.aws.code();
+    for piece in [&code[..1], &code[1..4], &code[4..]] {
+        writer.write(piece.as_bytes());
+    }
+    drop(writer);
+    assert_command_runs(&mut wrapper);
+    assert_eq!(scene.aws.calls("GetSessionToken"), 1);
+}
+
+#[test]
+fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let letters = [b'x'; 4096];
+    let lines = b"rubbish\n".repeat(512);
+    for (bytes, kind) in [
+        (&b""[..], "a writer wrote nothing"),
+        (b"\n", "an empty line"),
+        (b"\r\n", "an empty line"),
+        (b"11167\n", "5 digits instead of six"),
+        (b"1116760\n", "7 digits instead of six"),
+        (b"letter\n", "6 characters that are not six digits"),
+        (b" 111676\n", "7 characters that are not six digits"),
+        (&letters, "4096 characters that are not six digits"),
+        (&lines, "4096 bytes in several lines, none a code"),
+        (b"\x00\xff\x1b[2J\n", "6 bytes of binary data"),
+        (
+            b"{\"Credentials\":{}}",
+            "a session document without Expiration",
+        ),
+        (b"{\"Credentials\":", "a session document that breaks off"),
+    ] {
+        let before = lines_of(&wrapper, kind);
+        wrapper.write(bytes);
+        let line = wrapper.process.wait_for_nth(kind, before + 1);
+        assert!(line.starts_with("iam-kms-wrapper: ignored "), "{line}");
+        assert!(line.contains("write the six digits"), "{line}");
+        assert!(line.contains(&*scene.fifo().to_string_lossy()), "{line}");
+    }
+    assert_eq!(scene.aws.log(), "", "STS was asked");
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(0);
+    assert!(output.ends_with("the command runs"), "{output}");
+    for written in ["11167", "letter", "xxx", "rubbish", "\x1b"] {
+        assert!(!output.contains(written), "{written:?} is in the log");
+    }
+}
+
+fn lines_of(wrapper: &Wrapper, text: &str) -> usize {
+    let output = wrapper.process.output();
+    output.lines().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn two_writers_at_once_are_told_apart_by_their_lines() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let mut one = FifoWriter::open(scene.fifo());
+    let mut other = FifoWriter::open(scene.fifo());
+    one.write(b"nonsense\n");
+    other.write(format!("{}\n", scene.aws.code()).as_bytes());
+    wrapper
+        .process
+        .wait_for("8 characters that are not six digits");
+    assert_command_runs(&mut wrapper);
+}
+
+#[test]
+fn two_writers_in_one_line_cost_a_chance_and_no_code() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let mut one = FifoWriter::open(scene.fifo());
+    let mut other = FifoWriter::open(scene.fifo());
+    let code = scene.aws.code();
+    one.write(&code.as_bytes()[..2]);
+    other.write(format!("{code}\n").as_bytes());
+    wrapper.process.wait_for("8 digits instead of six");
+    assert_eq!(scene.aws.log(), "", "STS was asked");
+    other.write(format!("{code}\n").as_bytes());
+    assert_command_runs(&mut wrapper);
+}
+
+#[test]
+fn two_codes_at_once_are_tried_one_after_the_other() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let codes = format!("{}\n{}\n", scene.aws.wrong_code(), scene.aws.code());
+    write_fifo(scene.fifo(), codes.as_bytes());
+    wrapper.process.wait_for("AWS refused the code");
+    assert_command_runs(&mut wrapper);
+    assert_eq!(scene.aws.calls("GetSessionToken"), 2);
+}
+
+#[test]
+fn a_writer_that_never_finishes_keeps_nobody_out() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let mut stuck = FifoWriter::open(scene.fifo());
+    stuck.write(b"123");
+    wrapper
+        .process
+        .wait_for("3 digits instead of six, and then silence");
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+    drop(stuck);
+}
+
+#[test]
+fn six_digits_are_taken_though_their_writer_neither_ends_the_line_nor_closes() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    let mut writer = FifoWriter::open(scene.fifo());
+    writer.write(scene.aws.code().as_bytes());
+    assert_command_runs(&mut wrapper);
+    drop(writer);
+}
+
+#[test]
+fn a_session_document_of_the_aws_cli_is_used_as_it_is() {
+    let scene = Scene::new();
+    let document = session_document(&scene);
+    let document_text = serde_json::to_string_pretty(&document).unwrap();
+    let calls = scene.aws.calls("GetSessionToken");
+
+    let wrapper = scene.start(&["sleep", "1000"]);
+    write_fifo(scene.fifo(), document_text.as_bytes());
+    wrapper.wait_for_command("sleep");
+    for (name, field) in [
+        ("AWS_ACCESS_KEY_ID", "AccessKeyId"),
+        ("AWS_SECRET_ACCESS_KEY", "SecretAccessKey"),
+        ("AWS_SESSION_TOKEN", "SessionToken"),
+    ] {
+        let value = variable(wrapper.process.pid(), name);
+        assert_eq!(value, document["Credentials"][field], "{name}");
+    }
+    assert_eq!(scene.aws.calls("GetSessionToken"), calls);
+}
+
+#[test]
+fn a_host_without_an_aws_key_starts_with_a_session_document() {
+    let scene = Scene::new().without("kms_mfa_id").line("mfa = elsewhere");
+    let document = session_document(&scene)["Credentials"].to_string();
+    let mut command = scene.command(&COMMAND);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    let mut wrapper = scene.spawn(&mut command);
+    let line = wrapper.process.wait_for("waiting for a session document");
+    assert!(line.contains("cat session.json > "), "{line}");
+    wrapper.write(b"123456\n");
+    wrapper.process.wait_for("ignored a code");
+    // As `credential_process` prints it.
+    wrapper.write(document.replacen('{', "{\"Version\":1,", 1).as_bytes());
+    assert_command_runs(&mut wrapper);
+}
+
+/// What an operator gets on a machine of their own.
+fn session_document(scene: &Scene) -> serde_json::Value {
+    let serial_number = scene.aws.serial_number();
+    let code = scene.aws.code();
+    let printed = scene.aws.cli(&[
+        "sts",
+        "get-session-token",
+        "--output=json",
+        "--serial-number",
+        &serial_number,
+        "--token-code",
+        &code,
+    ]);
+    serde_json::from_str(&printed).unwrap()
+}
+
+#[test]
+fn the_fifo_is_0600_whatever_the_umask() {
+    let scene = Scene::new();
+    for umask in ["0o777", "0"] {
+        let command = scene.command(&COMMAND);
+        let mut command = after_python(&format!("os.umask({umask})"), &command);
+        let mut wrapper = scene.spawn(&mut command);
+        wrapper.wait_for_fifo();
+        assert_eq!(mode(scene.fifo()), 0o600, "umask {umask}");
+        wrapper.give_code(&scene.aws);
+        assert_command_runs(&mut wrapper);
+    }
+}
+
+#[test]
+fn the_fifo_has_the_configured_mode_and_group_whatever_the_umask() {
+    let group = Group::from_name("mail").unwrap().unwrap();
+    let scene = Scene::new()
+        .line("kms_mfa_socket_mode = 0620")
+        .line("kms_mfa_socket_group = mail");
+    let mut command = after_python("os.umask(0o777)", &scene.command(&COMMAND));
+    let wrapper = scene.spawn(&mut command);
+    wrapper.wait_for_fifo();
+    assert_eq!(mode(scene.fifo()), 0o620);
+    assert_eq!(
+        fs::metadata(scene.fifo()).unwrap().gid(),
+        group.gid.as_raw()
+    );
+}
+
+#[test]
+fn the_fifo_is_gone_when_the_command_runs() {
+    let scene = Scene::new();
+    let wrapper = scene.start_with_code(&["sleep", "1000"]);
+    assert!(!scene.fifo().exists());
+    drop(wrapper);
+}
+
+#[test]
+fn the_fifo_is_gone_after_a_failure() {
+    let scene = Scene::new();
+    let mut command = scene.command(&COMMAND);
+    command.env("AWS_SECRET_ACCESS_KEY", "wrong");
+    let mut wrapper = scene.spawn(&mut command);
+    wrapper.give_code(&scene.aws);
+    wrapper.ends_with(125);
+}
+
+#[test]
+fn the_fifo_is_gone_after_each_signal_and_the_death_shows_it() {
+    let scene = Scene::new();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let mut wrapper = scene.start(&COMMAND);
+        wrapper.wait_for_fifo();
+        wrapper.process.signal(signal);
+        let output = wrapper.dies_of(signal);
+        assert!(output.contains(&format!("ended by {signal}")), "{output}");
+    }
+}
+
+#[test]
+fn a_fifo_left_behind_is_taken_over_with_the_writers_that_wait_in_it() {
+    let scene = Scene::new();
+    mkfifo(scene.fifo(), Mode::from_bits_truncate(0o622)).unwrap();
+    let before = fs::metadata(scene.fifo()).unwrap().ino();
+    // Its `>` blocks until somebody reads.
+    let script = format!("echo 11167 > {}", scene.fifo().display());
+    let early = Process::start(Command::new("sh").args(["-c", &script]));
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.process.wait_for("5 digits instead of six");
+    let metadata = fs::metadata(scene.fifo()).unwrap();
+    assert_eq!((metadata.ino(), mode(scene.fifo())), (before, 0o600));
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+    drop(early);
+}
+
+#[test]
+fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
+    let scene = Scene::new();
+    let fifo = scene.fifo();
+    let elsewhere = scene.sandbox.path("elsewhere");
+    mkfifo(&elsewhere, Mode::S_IRWXU).unwrap();
+    type Make<'a> = &'a dyn Fn();
+    let cases: [(Make, &str); 5] = [
+        (
+            &|| fs::write(fifo, "111676\n").unwrap(),
+            "it is a regular file",
+        ),
+        (
+            &|| symlink(&elsewhere, fifo).unwrap(),
+            "it is a symbolic link",
+        ),
+        (&|| fs::create_dir(fifo).unwrap(), "it is a directory"),
+        (
+            &|| drop(UnixListener::bind(fifo).unwrap()),
+            "it is a socket",
+        ),
+        (
+            &|| {
+                mkfifo(fifo, Mode::S_IRWXU).unwrap();
+                chown(fifo, Some(NOBODY), Some(NOBODY)).unwrap();
+            },
+            "it is a FIFO of another user",
+        ),
+    ];
+    for (make, what) in cases {
+        make();
+        let before = fs::symlink_metadata(fifo).unwrap();
+        let (status, output) = scene.start(&COMMAND).process.finish();
+        assert_eq!(status.code(), Some(125), "{output}");
+        let expected = format!("will not use {} as the FIFO: {what}", fifo.display());
+        assert!(output.contains(&expected), "{output}");
+        let after = fs::symlink_metadata(fifo).unwrap();
+        assert_eq!((before.ino(), before.mode()), (after.ino(), after.mode()));
+        if what.contains("directory") {
+            fs::remove_dir(fifo).unwrap();
+        } else {
+            fs::remove_file(fifo).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_missing_directory_is_named_with_what_to_do() {
+    let scene = Scene::new();
+    fs::remove_dir(scene.fifo().parent().unwrap()).unwrap();
+    let output = scene.start(&COMMAND).ends_with(125);
+    assert!(
+        output.contains(&*scene.fifo().to_string_lossy()),
+        "{output}"
+    );
+    assert!(output.contains("No such file or directory"), "{output}");
+    assert!(
+        output.contains("RuntimeDirectory=iam-kms-wrapper"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_directory_that_all_can_write_is_refused() {
+    let scene = Scene::new();
+    set_mode(scene.fifo().parent().unwrap(), 0o777);
+    let output = scene.start(&COMMAND).ends_with(125);
+    assert!(
+        output.contains("every user can write its directory"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_sticky_directory_works_with_a_warning_where_the_kernel_would_refuse_root() {
+    let scene = Scene::new();
+    set_mode(scene.fifo().parent().unwrap(), 0o1777);
+    let protected = fs::read_to_string("/proc/sys/fs/protected_fifos").unwrap();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(0);
+    let warned = output.contains("fs.protected_fifos");
+    assert_eq!(warned, protected.trim() != "0", "{output}");
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+    fs::set_permissions(path, permissions).unwrap();
+}
+
+#[test]
+fn the_wait_ends_after_prompt_timeout_seconds() {
+    let scene = Scene::new().line("prompt_timeout_seconds = 1");
+    let output = scene.start(&COMMAND).ends_with(125);
+    assert!(
+        output.contains("no MFA code was written within 1 seconds (prompt_timeout_seconds)"),
+        "{output}"
+    );
+}

@@ -1,0 +1,177 @@
+//! How it ends where it does not become the command, and how the command's end shows.
+
+use std::process::{Command, Output};
+
+use end_to_end_tests::{Scene, Wrapper, dist};
+use nix::sys::signal::{SIGHUP, SIGINT, SIGTERM};
+
+/// The mistake was found before anything was asked, of a person or of AWS.
+fn fails_before_it_asks(scene: &Scene, wrapper: &mut Wrapper, code: i32) -> String {
+    let output = wrapper.ends_with(code);
+    assert!(!output.contains("waiting for"), "{output}");
+    assert_eq!(scene.aws.log(), "", "AWS was asked");
+    output
+}
+
+#[test]
+fn an_unknown_key_is_125_with_file_line_and_nearest_key() {
+    let scene = Scene::new().line("# a comment").line("regoin = us-east-1");
+    let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
+    assert!(
+        output.ends_with(
+            "/iam-kms-wrapper.config, line 5: there is no key regoin; did you mean region?"
+        ),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_wrong_value_is_125_with_file_line_and_what_is_right() {
+    let scene = Scene::new().line("session_duration_seconds = 60");
+    let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
+    assert!(
+        output.ends_with(
+            "/iam-kms-wrapper.config, line 4: session_duration_seconds is \"60\", but must be a number from 900 to 129600"
+        ),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_missing_configuration_is_125_and_named() {
+    let scene = Scene::new();
+    let mut command = Command::new(dist("bin/iam-kms-wrapper"));
+    command.args(["--config=/nonexistent/file", "true"]);
+    let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
+    assert_eq!(
+        output,
+        "iam-kms-wrapper: cannot read the configuration file /nonexistent/file: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn no_source_credentials_are_125_with_where_to_put_them() {
+    let scene = Scene::new();
+    let mut command = scene.command(&["true"]);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
+    assert!(output.contains("found no AWS credentials"), "{output}");
+    assert!(
+        output.contains("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        "{output}"
+    );
+    assert_eq!(output.lines().count(), 1, "{output}");
+}
+
+#[test]
+fn a_profile_that_is_not_there_is_125_and_named() {
+    let scene = Scene::new().line("profile = nobody");
+    let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
+    assert!(
+        output.contains("there is no profile nobody with credentials"),
+        "{output}"
+    );
+}
+
+#[test]
+fn temporary_source_credentials_are_125_with_what_to_do_instead() {
+    let scene = Scene::new();
+    let mut command = scene.command(&["true"]);
+    command.env("AWS_SESSION_TOKEN", "token");
+    let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
+    assert!(
+        output.contains("GetSessionToken takes long-term keys only; set role_arn, or mfa = false"),
+        "{output}"
+    );
+}
+
+#[test]
+fn wrong_usage_is_125_with_the_usage() {
+    let scene = Scene::new();
+    let configuration = scene.configuration.write(&scene.sandbox);
+    let configuration = format!("--config={}", configuration.display());
+    let usage = "Usage: iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]";
+    for (arguments, text) in [
+        (&[][..], usage),
+        (&[configuration.as_str()], usage),
+        (&[configuration.as_str(), "--"], usage),
+        (&["true"], usage),
+        (&["--confg=x", "true"], usage),
+        (&["--config"], "a value is required for '--config <FILE>'"),
+    ] {
+        let mut command = Command::new(dist("bin/iam-kms-wrapper"));
+        command.args(arguments);
+        let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
+        assert!(output.contains(text), "{arguments:?}: {output}");
+    }
+}
+
+#[test]
+fn a_command_that_cannot_be_executed_is_126() {
+    let scene = Scene::new();
+    for command in ["/etc/passwd", "/etc"] {
+        let output = fails_before_it_asks(&scene, &mut scene.start(&[command]), 126);
+        assert!(
+            output.contains(&format!("cannot execute {command}: ")),
+            "{output}"
+        );
+    }
+}
+
+#[test]
+fn a_command_that_is_not_found_is_127() {
+    let scene = Scene::new();
+    for command in ["/nonexistent/mariadbd", "no-such-program-here", ""] {
+        let output = fails_before_it_asks(&scene, &mut scene.start(&[command]), 127);
+        assert!(
+            output.contains(&format!("cannot find \"{command}\"")),
+            "{output}"
+        );
+    }
+}
+
+#[test]
+fn the_commands_own_exit_code_passes_through() {
+    let scene = Scene::new();
+    for code in [0, 7, 255] {
+        let mut wrapper = scene.start(&["sh", "-c", &format!("exit {code}")]);
+        wrapper.give_code(&scene.aws);
+        wrapper.ends_with(code);
+    }
+}
+
+#[test]
+fn the_commands_death_by_a_signal_passes_through() {
+    let scene = Scene::new();
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let mut wrapper = scene.start_with_code(&["sleep", "1000"]);
+        wrapper.process.signal(signal);
+        wrapper.dies_of(signal);
+    }
+}
+
+#[test]
+fn help_and_version_are_0_and_go_to_standard_output() {
+    for (program, option, text) in [
+        ("iam-kms-wrapper", "--help", "Exit status:"),
+        ("iam-kms-wrapper", "-h", "Usage: iam-kms-wrapper"),
+        ("iam-kms-wrapper", "--version", "iam-kms-wrapper 0."),
+        ("iam-kms-broker", "--help", "Exit status:"),
+        ("iam-kms-broker", "--version", "iam-kms-broker 0."),
+    ] {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = Command::new(dist("bin").join(program))
+            .arg(option)
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8(stdout).unwrap();
+        assert!(status.success(), "{program} {option}: {status}");
+        assert!(stdout.contains(text), "{program} {option}: {stdout}");
+        assert!(stderr.is_empty(), "{program} {option}");
+    }
+}

@@ -1,0 +1,135 @@
+//! What systemd is told while a code is awaited.
+
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt, net::UnixDatagram},
+    path::PathBuf,
+    time::Duration,
+};
+
+use end_to_end_tests::{PATIENCE_SECONDS, Scene, after, inspection::variable, wait_until};
+
+/// The other end of `$NOTIFY_SOCKET`.
+struct Manager {
+    socket: UnixDatagram,
+    address: String,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn start(scene: &Scene) -> Self {
+        let path = scene.sandbox.path("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let patience = Some(Duration::from_secs(PATIENCE_SECONDS));
+        socket.set_read_timeout(patience).unwrap();
+        Self {
+            socket,
+            address: path.to_str().unwrap().into(),
+            heard: Vec::new(),
+        }
+    }
+
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            if let Some(heard) = self.heard.iter().find(|heard| heard.contains(text)) {
+                return heard.clone();
+            }
+            let mut buffer = [0; 4096];
+            let length = self.socket.recv(&mut buffer).unwrap();
+            self.heard
+                .push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        }
+    }
+
+    fn assert_never_ready(&mut self) {
+        self.socket.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.socket.recv(&mut buffer) {
+            self.heard
+                .push(String::from_utf8(buffer[..length].to_vec()).unwrap());
+        }
+        for heard in &self.heard {
+            assert!(!heard.contains("READY"), "{heard}");
+            assert!(!heard.contains("MAINPID"), "{heard}");
+        }
+    }
+}
+
+#[test]
+fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_ready() {
+    let scene = Scene::new();
+    let mut manager = Manager::start(&scene);
+    let mut command = scene.command(&["sleep", "1000"]);
+    command.env("NOTIFY_SOCKET", &manager.address);
+    let wrapper = scene.spawn(&mut command);
+    let status = manager.wait_for("STATUS=Waiting for the MFA code of ");
+    assert!(status.contains(&scene.aws.serial_number()), "{status}");
+    let instruction = format!("echo 123456 > {}", scene.fifo().display());
+    assert!(status.contains(&instruction), "{status}");
+    let extension = manager.wait_for("EXTEND_TIMEOUT_USEC=");
+    let microseconds = extension.trim().rsplit('=').next().unwrap();
+    // Longer than the ten seconds until the next one.
+    assert!(
+        microseconds.parse::<u64>().unwrap() > 10_000_000,
+        "{extension}"
+    );
+
+    wrapper.give_code(&scene.aws);
+    manager.wait_for("STATUS=Session open until ");
+    wrapper.wait_for_command("sleep");
+    manager.assert_never_ready();
+    // READY is the command's to say.
+    assert_eq!(
+        variable(wrapper.process.pid(), "NOTIFY_SOCKET"),
+        manager.address
+    );
+}
+
+#[test]
+fn a_notify_socket_that_nobody_reads_is_a_warning_and_no_failure() {
+    let scene = Scene::new();
+    let mut command = scene.command(&["true"]);
+    command.env("NOTIFY_SOCKET", "/nonexistent/notify");
+    let mut wrapper = scene.spawn(&mut command);
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(0);
+    assert!(output.contains("cannot notify systemd"), "{output}");
+}
+
+/// A file for standard error, and the lines in it when the program has ended.
+fn journal_of(scene: &Scene, journal_stream: impl Fn(&fs::Metadata) -> String) -> String {
+    let journal: PathBuf = scene.sandbox.write("journal", "");
+    let stream = journal_stream(&fs::metadata(&journal).unwrap());
+    let mut command = scene.command(&["true"]);
+    command.env("JOURNAL_STREAM", stream);
+    let script = "exec \"$@\" 2>> \"$0\"";
+    let mut command = after(&["sh", "-c", script, journal.to_str().unwrap()], &command);
+    let mut wrapper = scene.spawn(&mut command);
+    wait_until("the FIFO", || scene.fifo().exists());
+    wrapper.write(b"11167\n");
+    wrapper.write(format!("{}\n", scene.aws.code()).as_bytes());
+    assert_eq!(wrapper.ends_with(0), "");
+    fs::read_to_string(&journal).unwrap()
+}
+
+#[test]
+fn lines_to_the_journal_carry_their_level() {
+    let scene = Scene::new();
+    let journal = journal_of(&scene, |file| format!("{}:{}", file.dev(), file.ino()));
+    let level_of = |text: &str| {
+        let line = journal.lines().find(|line| line.contains(text));
+        line.unwrap()[..3].to_owned()
+    };
+    assert_eq!(level_of("iam-kms-wrapper: waiting for"), "<6>");
+    assert_eq!(level_of("iam-kms-wrapper: ignored"), "<4>");
+    assert_eq!(level_of("iam-kms-wrapper: session"), "<6>");
+}
+
+#[test]
+fn lines_to_anything_but_the_journal_carry_no_level() {
+    let scene = Scene::new();
+    let journal = journal_of(&scene, |file| format!("{}:{}", file.dev(), file.ino() + 1));
+    for line in journal.lines() {
+        assert!(line.starts_with("iam-kms-wrapper: "), "{line}");
+    }
+}

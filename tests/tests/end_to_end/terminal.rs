@@ -1,0 +1,135 @@
+//! The code is asked for in a terminal.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    process::{Command, Stdio},
+};
+
+use end_to_end_tests::{Scene, Wrapper, after, wait_until};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    pty::openpty,
+    sys::termios::{LocalFlags, tcgetattr},
+};
+
+/// A terminal: what is typed and shown is on one side, the programs are on the other.
+struct Terminal {
+    person: File,
+    programs: File,
+}
+
+impl Terminal {
+    fn open() -> Self {
+        let pair = openpty(None, None).unwrap();
+        fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        Self {
+            person: pair.master.into(),
+            programs: pair.slave.into(),
+        }
+    }
+
+    fn stdin(&self) -> Stdio {
+        self.programs.try_clone().unwrap().into()
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.person.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn echoes(&self) -> bool {
+        let settings = tcgetattr(&self.programs).unwrap();
+        settings.local_flags.contains(LocalFlags::ECHO)
+    }
+
+    /// All that the terminal has shown of what was typed.
+    fn shown(&mut self) -> String {
+        let mut shown = Vec::new();
+        // Ends with "would block".
+        let _ = self.person.read_to_end(&mut shown);
+        String::from_utf8(shown).unwrap()
+    }
+}
+
+fn scene() -> Scene {
+    Scene::new().without("kms_mfa_socket")
+}
+
+fn start(scene: &Scene, terminal: &Terminal, command: &mut Command) -> Wrapper {
+    let wrapper = scene.spawn(command.stdin(terminal.stdin()));
+    let line = wrapper.process.wait_for("waiting for the MFA code of ");
+    assert!(line.ends_with("type it here"), "{line}");
+    wrapper
+}
+
+#[test]
+fn the_code_is_taken_from_the_terminal_and_never_shown() {
+    let scene = scene();
+    let mut terminal = Terminal::open();
+    let wrapper = start(&scene, &terminal, &mut scene.command(&["sleep", "1000"]));
+    assert!(!terminal.echoes());
+    terminal.type_in("11167\n");
+    wrapper.process.wait_for("ignored 5 digits instead of six");
+    let code = scene.aws.code();
+    terminal.type_in(&format!("{code}\n"));
+    wrapper.wait_for_command("sleep");
+    assert!(terminal.echoes(), "the command has a terminal without echo");
+    let shown = terminal.shown();
+    assert!(!shown.contains(|c: char| c.is_ascii_digit()), "{shown:?}");
+    assert!(!wrapper.process.output().contains(&code));
+}
+
+#[test]
+fn the_prompt_stands_alone_on_its_line() {
+    let scene = scene();
+    let mut terminal = Terminal::open();
+    let mut wrapper = start(&scene, &terminal, &mut scene.command(&["true"]));
+    terminal.type_in("11167\n");
+    wrapper.process.wait_for("ignored 5 digits instead of six");
+    terminal.type_in(&format!("{}\n", scene.aws.code()));
+    let output = wrapper.ends_with(0);
+    let prompts = output.lines().filter(|line| *line == "MFA code: ").count();
+    assert_eq!(prompts, 2, "{output}");
+}
+
+#[test]
+fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
+    let scene = scene();
+    let mut terminal = Terminal::open();
+    // A shell is at the terminal before and after.
+    let script = "trap : INT; \"$@\"; echo \"status $?\"; stty -a; echo back in the shell";
+    let prefix = ["setsid", "--ctty", "sh", "-c", script, "sh"];
+    let mut command = after(&prefix, &scene.command(&["true"]));
+    let wrapper = start(&scene, &terminal, &mut command);
+    assert!(!terminal.echoes());
+    terminal.type_in("111\x03");
+    wrapper.process.wait_for("back in the shell");
+    let output = wrapper.process.output();
+    assert!(output.contains("ended by SIGINT"), "{output}");
+    assert!(output.contains("status 130"), "{output}");
+    assert!(output.contains(" echo "), "{output}");
+}
+
+#[test]
+fn a_terminal_that_is_closed_ends_the_wait() {
+    let scene = scene();
+    let mut terminal = Terminal::open();
+    let mut wrapper = start(&scene, &terminal, &mut scene.command(&["true"]));
+    terminal.type_in("\x04");
+    let output = wrapper.ends_with(125);
+    assert!(
+        output.contains("standard input was closed before a code was typed"),
+        "{output}"
+    );
+    assert!(terminal.echoes());
+}
+
+#[test]
+fn a_configured_fifo_is_used_even_at_a_terminal() {
+    let scene = Scene::new();
+    let terminal = Terminal::open();
+    let wrapper = scene.spawn(scene.command(&["true"]).stdin(terminal.stdin()));
+    wrapper.wait_for_fifo();
+    assert!(terminal.echoes());
+    wait_until("the FIFO", || scene.fifo().exists());
+}
