@@ -18,6 +18,7 @@ pub struct Database {
     /// Its client socket.
     pub socket: PathBuf,
     plugin_dir: PathBuf,
+    defaults: String,
     options: Vec<String>,
 }
 
@@ -42,6 +43,7 @@ impl Database {
             datadir,
             socket: sandbox.path("mariadb.sock"),
             plugin_dir,
+            defaults: "--no-defaults".into(),
             options: Vec::new(),
         }
     }
@@ -52,8 +54,16 @@ impl Database {
             datadir: self.datadir.clone(),
             socket: self.socket.clone(),
             plugin_dir: self.plugin_dir.clone(),
+            defaults: self.defaults.clone(),
             options: Vec::new(),
         }
+    }
+
+    /// Has the server read this option file, and no other.
+    #[must_use]
+    pub fn defaults_file(mut self, file: &Path) -> Self {
+        self.defaults = format!("--defaults-file={}", file.display());
+        self
     }
 
     /// Adds options for `mariadbd`.
@@ -81,7 +91,7 @@ impl Database {
     pub fn command_line(&self) -> Vec<String> {
         let mut line = vec![
             "/usr/sbin/mariadbd".to_owned(),
-            "--no-defaults".into(),
+            self.defaults.clone(),
             format!("--datadir={}", self.datadir.display()),
             format!("--socket={}", self.socket.display()),
             format!("--pid-file={}.pid", self.socket.display()),

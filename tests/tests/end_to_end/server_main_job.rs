@@ -1,6 +1,6 @@
 //! The main job: a code, a session, a server with encrypted tables.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper, wait_until};
 
@@ -66,7 +66,33 @@ fn tables_are_encrypted_under_keys_from_kms_and_read_back_after_a_restart() {
     database.stop(&mut wrapper.process);
 }
 
-/// Without this one the test above would prove nothing.
+#[test]
+fn the_example_of_an_option_file_encrypts_everything() {
+    let sandbox = Sandbox::new();
+    let aws = LocalAws::start(&sandbox);
+    let configuration = Configuration::with_broker(&sandbox, &aws);
+    let socket = format!(
+        "--aws-key-management-broker-socket={}",
+        configuration.broker_socket.display()
+    );
+    let example = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/configuration/60-encryption.cnf"
+    );
+    let database = Database::new(&sandbox)
+        .defaults_file(Path::new(example))
+        .options(&[&socket, "--log-bin=binlog"]);
+    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    fill(&database);
+    database.stop(&mut wrapper.process);
+    assert_eq!(
+        database.files_with(MARKER.as_bytes()),
+        [""; 0],
+        "the marker is in the clear"
+    );
+}
+
+/// Without this one the tests above would prove nothing.
 #[test]
 fn without_encryption_the_same_rows_are_in_the_files() {
     let sandbox = Sandbox::new();

@@ -60,6 +60,14 @@ fn the_file_of_the_manual_works_unchanged() {
 }
 
 #[test]
+fn the_example_is_a_configuration() {
+    let example = include_str!("../../../examples/configuration/iam-kms-wrapper.config");
+    let config = read("iam-kms-wrapper.config", example).unwrap();
+    assert_eq!(config.handoff, Handoff::Broker);
+    assert_eq!(config.fifo.as_deref(), Some(Path::new(DEFAULT_FIFO)));
+}
+
+#[test]
 fn ini_takes_comments_colons_and_repeated_keys_as_the_go_program_did() {
     let config =
         ini("; first\n# second\nregion: eu-west-1 ; not us\nregion = eu-north-1 # at last")
