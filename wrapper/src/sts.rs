@@ -57,7 +57,7 @@ pub async fn trade(
                 .send()
                 .await
                 .map(|answer| answer.credentials)
-                .map_err(|error| refusal(&error))
+                .map_err(|error| refusal(config, &error))
         }
         None => {
             let request = client
@@ -69,7 +69,7 @@ pub async fn trade(
                 .send()
                 .await
                 .map(|answer| answer.credentials)
-                .map_err(|error| refusal(&error))
+                .map_err(|error| refusal(config, &error))
         }
     };
     match answer {
@@ -120,12 +120,15 @@ enum Refusal {
     },
 }
 
-fn refusal<E>(error: &SdkError<E, HttpResponse>) -> Refusal
+fn refusal<E>(config: &Config, error: &SdkError<E, HttpResponse>) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
-        SdkError::TimeoutError(_) => Refusal::NoAnswer("no answer in time".into()),
+        SdkError::TimeoutError(_) => Refusal::NoAnswer(format!(
+            "no answer within {} seconds (request_timeout_seconds)",
+            config.request_timeout.as_secs()
+        )),
         SdkError::ResponseError(context) => Refusal::Garbage {
             status: context.raw().status().as_u16(),
         },
@@ -214,6 +217,8 @@ impl Meaning {
             {
                 Self::ClockSkew
             }
+            // Of another region or service than the endpoint's: the key is not what is wrong.
+            "SignatureDoesNotMatch" if says("Credential should be scoped") => Self::Other,
             "RequestExpired" | "RequestTimeTooSkewed" => Self::ClockSkew,
             "InvalidClientTokenId"
             | "UnrecognizedClientException"
@@ -290,6 +295,12 @@ mod tests {
                 "SignatureDoesNotMatch",
                 "The request signature we calculated does not match",
                 Meaning::BadKey,
+            ),
+            (
+                403,
+                "SignatureDoesNotMatch",
+                "Credential should be scoped to a valid region, not 'eu-west-1'. ",
+                Meaning::Other,
             ),
             (
                 403,
