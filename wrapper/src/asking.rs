@@ -9,6 +9,7 @@ use std::{
 use tracing::{info, warn};
 
 use crate::{
+    aws,
     channel::{Channel, Event, FifoError, Input, TokenCode, Wait, sleep_until},
     config::{Config, Mfa},
     session::{Session, unix_seconds_now},
@@ -193,12 +194,9 @@ impl Asking<'_> {
         }
     }
 
-    /// One call of STS. The runtime lives only as long: a process that waits needs none of it.
+    /// One call of STS.
     fn trade_once(&self, trade: Trade<'_>, code: &TokenCode) -> Result<Outcome, AskingError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
+        aws::runtime()?.block_on(async {
             tokio::select! {
                 outcome = sts::trade(self.config, trade.serial_number, trade.source, code) => Ok(outcome),
                 () = readable(self.interrupt) => Err(AskingError::Interrupted),

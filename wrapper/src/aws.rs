@@ -1,11 +1,11 @@
 //! The AWS SDK as this project uses it: which files, region and endpoints, no retries of its own.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{env, io, path::PathBuf, time::Duration};
 
 use aws_config::{
     BehaviorVersion, Region, SdkConfig,
     environment::EnvironmentVariableRegionProvider,
-    meta::region::RegionProviderChain,
+    meta::region::{ProvideRegion, RegionProviderChain},
     profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider},
     provider_config::ProviderConfig,
     retry::RetryConfig,
@@ -14,9 +14,11 @@ use aws_config::{
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_http_client::{
-    Builder,
+    Builder as HttpClientBuilder,
     tls::{Provider, rustls_provider::CryptoMode},
 };
+
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{config::Config, session::Session};
 
@@ -29,7 +31,7 @@ pub const DEFAULT_REGION: &str = "us-east-1";
 /// The SDK retries nothing and corrects no clock: whether an MFA code may be sent again, and what
 /// the operator is told, are ours to decide.
 pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
-    let http_client = Builder::new()
+    let http_client = HttpClientBuilder::new()
         .tls_provider(Provider::rustls(CryptoMode::Ring))
         .build_https();
     let timeouts = TimeoutConfig::builder()
@@ -66,6 +68,19 @@ pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
     .await
 }
 
+/// A runtime for one call. It lives only as long: a process that waits needs none of it.
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// The region that the configuration or the profile names, for a command that is to see neither.
+pub async fn configured_region(config: &Config) -> Option<String> {
+    match &config.region {
+        Some(region) => Some(region.clone()),
+        None => profile_region(config).region().await.map(|r| r.to_string()),
+    }
+}
+
 /// Finds the source credentials as the AWS CLI would: in the profile of the configuration, or else
 /// in environment, default profile, web identity, container and instance.
 ///
@@ -98,15 +113,18 @@ fn no_credentials(config: &Config, error: &CredentialsError) -> String {
 /// Configuration, environment, profile, us-east-1; never the instance's metadata service, which a
 /// host outside EC2 would wait for in vain.
 fn region_chain(config: &Config) -> RegionProviderChain {
-    let profile = ProfileFileRegionProvider::builder().profile_files(profile_files());
-    let profile = match &config.profile {
-        Some(name) => profile.profile_name(name),
-        None => profile,
-    };
     RegionProviderChain::first_try(config.region.clone().map(Region::new))
         .or_else(EnvironmentVariableRegionProvider::new())
-        .or_else(profile.build())
+        .or_else(profile_region(config))
         .or_else(Region::new(DEFAULT_REGION))
+}
+
+fn profile_region(config: &Config) -> ProfileFileRegionProvider {
+    let provider = ProfileFileRegionProvider::builder().profile_files(profile_files());
+    match &config.profile {
+        Some(name) => provider.profile_name(name).build(),
+        None => provider.build(),
+    }
 }
 
 fn profile_files() -> EnvConfigFiles {

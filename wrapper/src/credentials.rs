@@ -45,9 +45,7 @@ pub fn find_for_mfa(config: &Config) -> Result<Option<Session>, CredentialsError
 pub fn find(config: &Config) -> Result<Session, CredentialsError> {
     let session = match (&config.profile, from_environment()) {
         (None, Some(session)) => session,
-        _ => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
+        _ => aws::runtime()?
             .block_on(aws::find_credentials(config))
             .map_err(CredentialsError::NotFound)?,
     };

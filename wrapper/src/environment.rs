@@ -72,15 +72,15 @@ pub fn add_session(variables: &mut Variables, session: &Session) {
     }
 }
 
-/// Adds the region, where it was known from a profile or a configuration that the command does not
-/// see.
-pub fn add_region(variables: &mut Variables, region: &str) {
-    if !variables
-        .iter()
-        .any(|(name, _)| is_in(&["AWS_REGION", "AWS_DEFAULT_REGION"], name))
-    {
-        variables.push(("AWS_REGION".into(), region.into()));
-    }
+/// Whether the environment itself names a region.
+pub fn has_region(variables: &Variables) -> bool {
+    let names = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+    variables.iter().any(|(name, _)| is_in(&names, name))
+}
+
+/// Adds the region that was known from a configuration which the command does not see.
+pub fn add_region(variables: &mut Variables, region: String) {
+    variables.push(("AWS_REGION".into(), region.into()));
 }
 
 fn is_in(names: &[&str], name: &OsString) -> bool {
@@ -150,12 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_the_environment_is_not_overruled() {
-        let mut without = variables(&["PATH"]);
-        add_region(&mut without, "eu-west-1");
-        assert_eq!(without.len(), 2);
-        let mut with = variables(&["AWS_DEFAULT_REGION"]);
-        add_region(&mut with, "eu-west-1");
-        assert_eq!(with, variables(&["AWS_DEFAULT_REGION"]));
+    fn a_region_of_the_environment_is_noticed() {
+        assert!(!has_region(&variables(&["PATH", "AWS_ENDPOINT_URL"])));
+        for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
+            assert!(has_region(&variables(&["PATH", name])));
+        }
+        let mut added = variables(&["PATH"]);
+        add_region(&mut added, "eu-west-1".into());
+        assert!(has_region(&added));
     }
 }

@@ -16,6 +16,7 @@ use tracing::{error, info};
 
 use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
+    aws,
     broker::{Broker, BrokerError, Handover},
     channel::{Channel, FifoError},
     command::{Command, CommandError},
@@ -127,7 +128,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     };
     report(&config, &session, &command);
     let mut variables = environment::without_credentials(env::vars_os().collect());
-    if let Some(region) = &config.region {
+    if !environment::has_region(&variables)
+        && let Some(region) = find_region(&config)?
+    {
         environment::add_region(&mut variables, region);
     }
     match broker {
@@ -146,6 +149,12 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         .release()
         .map_err(|error| LaunchError::System("release signals", error))?;
     Ok((command, variables))
+}
+
+fn find_region(config: &Config) -> Result<Option<String>, LaunchError> {
+    let runtime =
+        aws::runtime().map_err(|error| LaunchError::System("look for the AWS region", error))?;
+    Ok(runtime.block_on(aws::configured_region(config)))
 }
 
 /// Asks for a code, or takes the source credentials as they are.
