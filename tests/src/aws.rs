@@ -32,8 +32,17 @@ impl LocalAws {
 
     /// Starts it with further arguments of `local-aws serve`.
     pub fn start_with(sandbox: &Sandbox, arguments: &[&str]) -> Self {
+        Self::init_and_serve(sandbox, &["init"], arguments)
+    }
+
+    /// Starts it for another region than us-east-1.
+    pub fn start_in_region(sandbox: &Sandbox, region: &str) -> Self {
+        Self::init_and_serve(sandbox, &["init", "--region", region], &[])
+    }
+
+    fn init_and_serve(sandbox: &Sandbox, init: &[&str], arguments: &[&str]) -> Self {
         let state = sandbox.path("aws");
-        run(&state, &["init"]);
+        run(&state, init);
         let serve_arguments = arguments
             .iter()
             .map(|argument| (*argument).into())
@@ -98,6 +107,12 @@ impl LocalAws {
         }
         self.last_step.set(step);
         self.code_at(step * STEP_SECONDS)
+    }
+
+    /// The code of this moment, by this host's clock.
+    pub fn present_code(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        self.code_at(now.as_secs())
     }
 
     /// The code of any time, in seconds since 1970.

@@ -88,7 +88,7 @@ fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
     assert_eq!(scene.aws.log(), "", "STS was asked");
     wrapper.give_code(&scene.aws);
     let output = wrapper.ends_with(0);
-    assert!(output.ends_with("the command runs"), "{output}");
+    assert!(output.contains("the command runs"), "{output}");
     for written in ["11167", "letter", "xxx", "rubbish", "\x1b"] {
         assert!(!output.contains(written), "{written:?} is in the log");
     }

@@ -4,8 +4,10 @@
 
 mod code_channel;
 mod exit_codes;
+mod go_compatibility;
 mod server_keys;
 mod server_main_job;
 mod server_session;
+mod sts_answers;
 mod systemd_notify;
 mod terminal;

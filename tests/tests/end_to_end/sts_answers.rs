@@ -1,0 +1,383 @@
+//! What STS may answer, what the operator reads of it, and what happens to the code.
+
+use end_to_end_tests::{Scene, Wrapper, wait_until};
+use nix::sys::signal::{SIGINT, SIGTERM};
+
+const COMMAND: [&str; 2] = ["echo", "the command runs"];
+
+fn calls(scene: &Scene) -> usize {
+    scene.aws.calls("GetSessionToken")
+}
+
+fn assert_command_runs(wrapper: &mut Wrapper) -> String {
+    let output = wrapper.ends_with(0);
+    assert!(output.contains("the command runs"), "{output}");
+    output
+}
+
+/// The code that was written first is sent again by itself and taken in the end.
+fn the_code_is_kept(scene: &Scene, says: &str, mend: impl FnOnce()) {
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    let line = wrapper.process.wait_for(says);
+    assert!(
+        line.contains("; the code is kept and sent again in 1 second"),
+        "{line}"
+    );
+    mend();
+    let output = assert_command_runs(&mut wrapper);
+    assert!(!output.contains("ignored"), "{output}");
+}
+
+/// AWS, or something in its place, has had the code: it is never sent again.
+fn another_code_is_needed(scene: &Scene, says: &str) {
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let code = scene.aws.code();
+    wrapper.write(format!("{code}\n").as_bytes());
+    let line = wrapper.process.wait_for(says);
+    assert!(
+        line.contains("; write the next one, which comes in "),
+        "{line}"
+    );
+    let calls_before = calls(scene);
+    wrapper.write(format!("{code}\n").as_bytes());
+    wrapper
+        .process
+        .wait_for("this code has been used; the next one comes in ");
+    assert_eq!(calls(scene), calls_before, "the code was sent again");
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+}
+
+/// No code will do before somebody mends something.
+fn no_code_will_do(scene: &Scene, wrapper: &mut Wrapper, says: &str) {
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(125);
+    let last = output.lines().last().unwrap_or_default();
+    assert!(last.contains(says), "{output}");
+    assert!(!output.contains("the command runs"), "{output}");
+    assert_eq!(calls(scene), 1);
+}
+
+#[test]
+fn a_wrong_code_is_named_and_another_one_asked_for() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    wrapper.write(scene.aws.wrong_code().as_bytes());
+    let line = wrapper.process.wait_for("AWS refused the code");
+    assert!(
+        line.contains("mistyped, or used before, or of another device; write the next one"),
+        "{line}"
+    );
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn a_code_that_aws_has_refused_is_not_sent_again() {
+    let scene = Scene::new();
+    let wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let code = scene.aws.wrong_code();
+    for nth in 1..=3 {
+        wrapper.write(code.as_bytes());
+        wrapper.process.wait_for_nth("next one", nth);
+    }
+    assert_eq!(calls(&scene), 1);
+}
+
+#[test]
+fn a_code_that_was_taken_once_is_not_taken_again() {
+    let scene = Scene::new();
+    let code = scene.aws.code();
+    let mut first = scene.start(&COMMAND);
+    first.wait_for_fifo();
+    first.write(code.as_bytes());
+    assert_command_runs(&mut first);
+
+    let mut second = scene.start(&COMMAND);
+    second.wait_for_fifo();
+    second.write(code.as_bytes());
+    second
+        .process
+        .wait_for("AWS refused the code: mistyped, or used before");
+    second.give_code(&scene.aws);
+    assert_command_runs(&mut second);
+}
+
+#[test]
+fn a_wrong_serial_number_ends_with_125_and_names_kms_mfa_id() {
+    let scene = Scene::new()
+        .without("kms_mfa_id")
+        .line("kms_mfa_id = arn:aws:iam::111122223333:mfa/another");
+    no_code_will_do(
+        &scene,
+        &mut scene.start(&COMMAND),
+        "AWS does not know the MFA device arn:aws:iam::111122223333:mfa/another for this user; correct kms_mfa_id in the configuration",
+    );
+}
+
+#[test]
+fn a_clock_that_is_behind_is_told_by_how_much_and_the_code_is_kept() {
+    let scene = Scene::new();
+    scene.aws.set_clock("3600");
+    let right = || scene.aws.set_clock("0");
+    // A code of the right time: the clock is set right before it is judged.
+    clock_is_off(&scene, "3600 seconds behind AWS's", right);
+}
+
+#[test]
+fn a_clock_that_is_ahead_is_told_by_how_much_and_the_code_is_kept() {
+    let scene = Scene::new();
+    scene.aws.set_clock("-7200");
+    let right = || scene.aws.set_clock("0");
+    clock_is_off(&scene, "7200 seconds ahead of AWS's", right);
+}
+
+fn clock_is_off(scene: &Scene, says: &str, right: impl FnOnce()) {
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    wrapper.write(scene.aws.present_code().as_bytes());
+    let line = wrapper.process.wait_for("this host's clock is ");
+    // One more or less where the second changes in between.
+    let seconds: i64 = line
+        .split("clock is ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_else(|| panic!("{line}"));
+    let (expected, direction) = says.split_once(' ').unwrap();
+    let expected: i64 = expected.parse().unwrap();
+    assert!((seconds - expected).abs() <= 1, "{line}");
+    assert!(line.contains(direction), "{line}");
+    assert!(line.contains("set the clock (timedatectl)"), "{line}");
+    right();
+    assert_command_runs(&mut wrapper);
+}
+
+#[test]
+fn an_unknown_access_key_ends_with_125() {
+    let scene = Scene::new();
+    let mut command = scene.command(&COMMAND);
+    command.env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE");
+    no_code_will_do(
+        &scene,
+        &mut scene.spawn(&mut command),
+        "AWS does not accept the long-term access key (InvalidClientTokenId); it may be deleted, inactive or mistyped",
+    );
+}
+
+#[test]
+fn a_wrong_secret_access_key_ends_with_125() {
+    let scene = Scene::new();
+    let mut command = scene.command(&COMMAND);
+    command.env("AWS_SECRET_ACCESS_KEY", "wrong");
+    no_code_will_do(
+        &scene,
+        &mut scene.spawn(&mut command),
+        "AWS does not accept the long-term access key (SignatureDoesNotMatch); it may be deleted, inactive or mistyped",
+    );
+}
+
+#[test]
+fn another_region_than_the_endpoints_is_told_in_the_words_of_aws() {
+    let scene = Scene::new().line("region = eu-west-1");
+    no_code_will_do(
+        &scene,
+        &mut scene.start(&COMMAND),
+        "STS refused the request: SignatureDoesNotMatch: Credential should be scoped to a valid region, not 'eu-west-1'",
+    );
+}
+
+#[test]
+fn an_internal_failure_keeps_the_code() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind 500 --count 1");
+    the_code_is_kept(
+        &scene,
+        "STS cannot answer now: InternalFailure (HTTP status 500)",
+        || {},
+    );
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn an_unavailable_service_keeps_the_code() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind 503 --count 1");
+    the_code_is_kept(
+        &scene,
+        "STS cannot answer now: ServiceUnavailable (HTTP status 503)",
+        || {},
+    );
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn throttling_keeps_the_code() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind throttle --count 1");
+    the_code_is_kept(
+        &scene,
+        "STS cannot answer now: Throttling (HTTP status 400)",
+        || {},
+    );
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn a_refused_connection_keeps_the_code_until_sts_is_there() {
+    let mut scene = Scene::new();
+    let endpoint = scene.aws.endpoint();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let code = scene.aws.code();
+    scene.aws.stop();
+    wrapper.write(code.as_bytes());
+    let line = wrapper
+        .process
+        .wait_for("cannot reach STS: Connection refused");
+    assert!(line.contains("; the code is kept and sent again"), "{line}");
+    scene.aws.start_again_at(&endpoint);
+    assert_command_runs(&mut wrapper);
+    assert_eq!(calls(&scene), 1);
+}
+
+#[test]
+fn a_reset_connection_keeps_the_code() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind reset --count 1");
+    the_code_is_kept(&scene, "cannot reach STS: Connection reset by peer", || {});
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn silence_ends_after_request_timeout_seconds_and_keeps_the_code() {
+    let scene = Scene::new().line("request_timeout_seconds = 1");
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind silence --count 1");
+    the_code_is_kept(
+        &scene,
+        "cannot reach STS: no answer within 1 seconds (request_timeout_seconds)",
+        || {},
+    );
+    assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn a_page_in_the_place_of_an_answer_is_told_and_another_code_asked_for() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind garbage --count 1");
+    another_code_is_needed(
+        &scene,
+        "the answer (HTTP status 200) is not STS's; look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS",
+    );
+}
+
+#[test]
+fn an_empty_answer_is_told_and_another_code_asked_for() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind empty --count 1");
+    another_code_is_needed(&scene, "look for a proxy or a wrong AWS_ENDPOINT_URL");
+}
+
+#[test]
+fn an_answer_without_credentials_is_told_and_another_code_asked_for() {
+    let scene = Scene::new();
+    scene
+        .aws
+        .fault("--operation GetSessionToken --kind no-credentials --count 1");
+    another_code_is_needed(
+        &scene,
+        "STS answered without credentials; look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS",
+    );
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_an_answer() {
+    for signal in [SIGTERM, SIGINT] {
+        let scene = Scene::new().line("request_timeout_seconds = 600");
+        scene
+            .aws
+            .fault("--operation GetSessionToken --kind silence");
+        let mut wrapper = scene.start(&COMMAND);
+        wrapper.give_code(&scene.aws);
+        wait_until("the call", || calls(&scene) == 1);
+        wrapper.process.signal(signal);
+        wrapper.dies_of(signal);
+    }
+}
+
+#[test]
+fn a_signal_ends_the_pause_between_two_calls() {
+    let scene = Scene::new();
+    scene.aws.fault("--operation GetSessionToken --kind 500");
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    wrapper.process.wait_for_nth("the code is kept", 2);
+    wrapper.process.signal(SIGTERM);
+    wrapper.dies_of(SIGTERM);
+}
+
+/// The account's user may assume the role with MFA only.
+fn scene_with_role() -> Scene {
+    let scene = Scene::new().line("role_arn = arn:aws:iam::111122223333:role/database");
+    let trust = scene.sandbox.write(
+        "trust.json",
+        r#"{"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+            "Action": "sts:AssumeRole",
+            "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}}]}"#,
+    );
+    scene
+        .aws
+        .run(&["role", "database", "--trust", trust.to_str().unwrap()]);
+    scene
+}
+
+#[test]
+fn a_role_is_assumed_with_the_code() {
+    let scene = scene_with_role();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    wrapper.write(scene.aws.wrong_code().as_bytes());
+    wrapper.process.wait_for("AWS refused the code");
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+    assert_eq!((scene.aws.calls("AssumeRole"), calls(&scene)), (2, 0));
+}
+
+#[test]
+fn a_role_that_may_not_be_assumed_ends_with_125_in_the_words_of_aws() {
+    let scene = scene_with_role()
+        .without("role_arn")
+        .line("role_arn = arn:aws:iam::111122223333:role/another");
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(125);
+    assert!(
+        output.contains("STS refused the request: AccessDenied: User: "),
+        "{output}"
+    );
+    assert!(
+        output.contains("is not authorized to perform: sts:AssumeRole"),
+        "{output}"
+    );
+}
