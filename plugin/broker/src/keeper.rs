@@ -196,18 +196,19 @@ impl Keeper {
     }
 
     fn open(&self, session: Session) {
-        info!(
+        let opened = format!(
             "session {} is open until {}",
             session.access_key_id,
             session.expiration_text()
         );
-        let mut state = self.lock();
-        *state = State {
+        *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
             session: Some(Arc::new(session)),
             fifo: None,
             failure: None,
         };
+        // Whoever acts on this line finds it true.
+        info!("{opened}");
     }
 
     fn close(&self, state: &mut State) {
