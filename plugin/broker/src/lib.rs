@@ -89,6 +89,8 @@ pub fn main() -> ExitCode {
 
 /// Takes everything over from `iam-kms-wrapper` and tells it when the socket listens.
 fn run_for_wrapper() -> Result<(), BrokerError> {
+    process::close_inherited_descriptors()
+        .map_err(|error| BrokerError::System("close the server's descriptors", error))?;
     process::leave_parent()
         .map_err(|error| BrokerError::System("leave the server's process group", error))?;
     let signals = prepare_process()?;

@@ -3,16 +3,17 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd, RawFd},
 };
 
 use nix::{
+    errno::Errno,
     sys::{
         prctl,
         resource::{RLIM_INFINITY, Resource, getrlimit},
         stat::{Mode, umask},
     },
-    unistd::{daemon, dup2_stdin, dup2_stdout},
+    unistd::{close, daemon, dup2_stdin, dup2_stdout},
 };
 use rustix::mm::{MlockAllFlags, mlockall};
 use tracing::info;
@@ -31,7 +32,7 @@ pub(crate) fn leave_parent() -> io::Result<()> {
 pub(crate) fn harden() -> io::Result<()> {
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
-    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
     lock_memory();
     Ok(())
 }
@@ -59,6 +60,24 @@ fn may_lock_without_limit() -> bool {
     effective
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask >> 14 & 1 == 1)
+}
+
+/// Closes all descriptors but the standard ones: what the server inherits is not for us to hold.
+///
+/// Must be called before any is opened here.
+pub(crate) fn close_inherited_descriptors() -> io::Result<()> {
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|descriptor| *descriptor > io::stderr().as_raw_fd())
+        .collect();
+    for descriptor in open {
+        match close(descriptor) {
+            // The one that read the directory.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Lets go of the pipes to `iam-kms-wrapper`.
