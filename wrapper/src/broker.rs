@@ -3,8 +3,11 @@
 use std::{
     env,
     ffi::OsStr,
-    io,
-    os::unix::net::UnixStream,
+    fs, io,
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -12,8 +15,9 @@ use std::{
 
 use broker_protocol::{FrameError, read_frame, write_frame};
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::{AccessFlags, access},
+    unistd::{AccessFlags, access, geteuid},
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +80,15 @@ pub enum BrokerError {
         /// The socket.
         path: PathBuf,
     },
+    /// Something else lies at the path.
+    #[error(
+        "will not replace {path}: it is no socket of this user; remove it, or set broker_socket to another path",
+        path = path.display()
+    )]
+    Occupied {
+        /// The socket.
+        path: PathBuf,
+    },
     /// It cannot be started or talked to.
     #[error("cannot start the broker {path}: {source}", path = path.display())]
     Start {
@@ -109,6 +122,11 @@ impl Broker {
             .map_or_else(|| find_program(OsStr::new(PROGRAM)), Ok)
             .map_err(BrokerError::Program)?;
         check_directory(&config.broker_socket)?;
+        if !is_free_or_socket(&config.broker_socket) {
+            return Err(BrokerError::Occupied {
+                path: config.broker_socket.clone(),
+            });
+        }
         wait_for_predecessor(&config.broker_socket)?;
         Ok(Self { program })
     }
@@ -141,7 +159,13 @@ impl Broker {
             .and_then(|()| read_frame::<Started>(&mut stdout))
             .map_err(silent)?;
         // What we started ended when the broker left us for init; the server is not to inherit it.
-        child.wait().map_err(failed)?;
+        match child.wait() {
+            // Where our parent has us ignore SIGCHLD, the kernel has taken it away already.
+            Err(error) if error.raw_os_error() != Some(Errno::ECHILD as i32) => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
         started.map_err(BrokerError::Refused)
     }
 }
@@ -159,6 +183,14 @@ fn check_directory(socket: &Path) -> Result<(), BrokerError> {
             source: error.into(),
         }
     })
+}
+
+/// Whether a socket may be made at `path`: nothing lies there, or a socket of our own user.
+pub fn is_free_or_socket(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.file_type().is_socket() && metadata.uid() == geteuid().as_raw(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerError> {

@@ -59,13 +59,10 @@ impl Signals {
 
     /// Puts the mask back as it was inherited. An ending signal that came meanwhile is delivered.
     pub fn release(self) -> io::Result<()> {
-        // A SIGPIPE of ours that still hangs would hit the command.
-        let pipe: SigSet = [Signal::SIGPIPE].into_iter().collect();
-        if !self.inherited_mask.contains(Signal::SIGPIPE) {
-            let pending =
-                SignalFd::with_flags(&pipe, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-            while pending.read_signal()?.is_some() {}
-        }
+        // Those of our connections and of the process that starts the broker are not the command's.
+        let ours: SigSet = [Signal::SIGPIPE, Signal::SIGCHLD].into_iter().collect();
+        let pending = SignalFd::with_flags(&ours, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        while pending.read_signal()?.is_some() {}
         Ok(self.inherited_mask.thread_set_mask()?)
     }
 

@@ -3,12 +3,13 @@
 use std::{
     fs, io,
     os::unix::{
-        fs::{FileTypeExt, MetadataExt},
+        fs::MetadataExt,
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
 };
 
+use iam_kms_wrapper::broker::is_free_or_socket;
 use nix::{
     sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
@@ -80,19 +81,19 @@ impl Drop for Listener {
 
 /// Removes the socket of a broker that was killed.
 fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() || metadata.uid() != geteuid().as_raw() {
+    if !is_free_or_socket(path) {
         return Err(ListenerError::Occupied { path: path.into() });
     }
     if UnixStream::connect(path).is_ok() {
         return Err(ListenerError::Busy { path: path.into() });
     }
-    fs::remove_file(path).map_err(|source| ListenerError::Bind {
-        path: path.into(),
-        source,
-    })
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ListenerError::Bind {
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// A peer that may be served: one of our own user, or of root.
