@@ -186,6 +186,16 @@ impl LocalAws {
         self.server.wait();
     }
 
+    /// Answers with other arguments of `local-aws serve`, at the same port as before.
+    pub fn serve_again(&mut self, endpoint: &str, arguments: &[&str]) {
+        self.stop();
+        self.serve_arguments = arguments
+            .iter()
+            .map(|argument| (*argument).into())
+            .collect();
+        self.start_again_at(endpoint);
+    }
+
     /// Answers again, at the same port as before.
     pub fn start_again_at(&mut self, endpoint: &str) {
         let address = endpoint.rsplit('/').next().unwrap();

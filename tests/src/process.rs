@@ -88,10 +88,6 @@ impl Process {
         self.lines.lock().lines.join("\n")
     }
 
-    pub(crate) fn output_has_ended(&self) -> bool {
-        self.lines.lock().open_streams == 0
-    }
-
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();

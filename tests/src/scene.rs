@@ -95,6 +95,12 @@ impl Scene {
         wrapper
     }
 
+    /// The command line of a broker that runs alone.
+    pub fn broker_command(&self) -> Command {
+        let broker = dist("bin/iam-kms-broker");
+        behind(&[broker.to_str().unwrap()], &self.command(&[]), false)
+    }
+
     /// A directory with programs that another user can reach too; returns the path of the first.
     pub fn copy_programs(&self, names: &[&str]) -> PathBuf {
         let directory = self.sandbox.directory("bin");
@@ -197,16 +203,14 @@ impl Process {
     /// Waits until the process has become `program`.
     pub fn wait_for_program(&self, program: &str) {
         let name = Path::new(program).file_name().unwrap();
-        let exe = format!("/proc/{}/exe", self.pid());
+        let entry = |name: &str| format!("/proc/{}/{name}", self.pid());
         crate::wait_until(program, || {
-            // Scripts and links have become another program; they may be named by that.
-            let runs = fs::read_link(&exe).is_ok_and(|exe| exe.file_name() == Some(name));
-            assert!(
-                runs || !self.output_has_ended(),
-                "waited for {program}, got:\n{}",
-                self.output()
-            );
-            runs
+            // A zombie has none.
+            let Ok(exe) = fs::read_link(entry("exe")) else {
+                panic!("waited for {program}, got:\n{}", self.output());
+            };
+            // The command line is the last thing that execve(2) sets.
+            exe.file_name() == Some(name) && !fs::read(entry("cmdline")).unwrap().is_empty()
         });
     }
 }

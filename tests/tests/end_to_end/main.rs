@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod broker;
 mod code_channel;
 mod exit_codes;
 mod go_compatibility;
+mod inheritance;
+mod secrets;
 mod server_keys;
 mod server_main_job;
 mod server_session;
