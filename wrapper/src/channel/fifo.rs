@@ -1,8 +1,9 @@
 //! The FIFO that codes are written to.
 //!
 //! Whoever could replace the FIFO by their own would be handed the codes of the careful, so: it
-//! lies in a directory that others cannot write, or in a sticky one; nothing found at its path is
-//! used unless it is a FIFO of our own user; and what was opened is checked again by `fstat`.
+//! lies in a directory of our own user or of root, that others cannot write or that is sticky;
+//! nothing found at its path is used unless it is a FIFO of our own user; and what was opened is
+//! checked again by `fstat`.
 
 use std::{
     io,
@@ -36,14 +37,16 @@ pub enum FifoError {
         /// Why.
         source: io::Error,
     },
-    /// Anybody could replace the FIFO.
+    /// Others could replace the FIFO.
     #[error(
-        "will not make the FIFO {path}: every user can write its directory and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        "will not make the FIFO {path}: {who} can write its directory and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
         path = path.display()
     )]
-    DirectoryOpenToAll {
+    DirectoryOpen {
         /// The FIFO.
         path: PathBuf,
+        /// Who could.
+        who: String,
     },
     /// Something else lies at the path.
     #[error(
@@ -93,7 +96,7 @@ impl Fifo {
     /// of our user left behind.
     pub fn make(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
         let (directory, status) = open_directory(path)?;
-        warn_if_sticky(path, &status)?;
+        check_directory(path, &status)?;
         make_or_take_over(path, &directory)?;
         let reader = open_reader(path, &directory)?;
         let status = check_ours(path, &reader)?;
@@ -166,16 +169,36 @@ fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
         })
 }
 
-/// In a sticky directory others cannot replace our file, but fs.protected_fifos may keep even root
-/// from writing to it: open(2) with O_CREAT, which the shell's `>` uses, is refused there unless
-/// the writer owns the FIFO.
-fn warn_if_sticky(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
+/// A directory's owner may replace what lies in it, and so may everybody where all can write,
+/// unless it is sticky.
+fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
+    let open_to = |who: String| {
+        Err(FifoError::DirectoryOpen {
+            path: path.into(),
+            who,
+        })
+    };
+    let owner = Uid::from_raw(directory.st_uid);
+    if owner != geteuid() && !owner.is_root() {
+        return open_to(format!("user {owner}"));
+    }
     if directory.st_mode & Mode::S_IWOTH.bits() == 0 {
         return Ok(());
     }
     if directory.st_mode & Mode::S_ISVTX.bits() == 0 {
-        return Err(FifoError::DirectoryOpenToAll { path: path.into() });
+        return open_to("every user".into());
     }
+    if owner != geteuid() {
+        warn_of_protection(path);
+    }
+    Ok(())
+}
+
+/// In another's sticky directory fs.protected_fifos may keep even root from writing to our FIFO:
+/// open(2) with O_CREAT, which the shell's `>` uses, is refused there to all but its owner.
+///
+/// Source: <https://docs.kernel.org/admin-guide/sysctl/fs.html>.
+fn warn_of_protection(path: &Path) {
     let protected = std::fs::read_to_string("/proc/sys/fs/protected_fifos");
     if protected.is_ok_and(|level| level.trim() != "0") {
         warn!(
@@ -187,7 +210,6 @@ fn warn_if_sticky(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
             default = crate::config::DEFAULT_FIFO,
         );
     }
-    Ok(())
 }
 
 fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> {
