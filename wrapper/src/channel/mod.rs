@@ -178,7 +178,7 @@ impl Channel {
         self.ready.extend(self.assembler.finish());
         if self.silent {
             self.ready
-                .push(Input::Refused("a writer wrote nothing".into()));
+                .push(Input::Refused("a writer that wrote nothing".into()));
         }
         self.silent = true;
         self.last_bytes = None;
