@@ -62,7 +62,7 @@ fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
     let letters = [b'x'; 4096];
     let lines = b"rubbish\n".repeat(512);
     for (bytes, kind) in [
-        (&b""[..], "a writer wrote nothing"),
+        (&b""[..], "a writer that wrote nothing"),
         (b"\n", "an empty line"),
         (b"\r\n", "an empty line"),
         (b"11167\n", "5 digits instead of six"),
@@ -219,6 +219,25 @@ fn session_document(scene: &Scene) -> serde_json::Value {
 }
 
 #[test]
+fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
+    let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
+    let mut command = scene.command(&["sleep", "1000"]);
+    let wrapper = scene.spawn(command.env("AWS_SESSION_TOKEN", "of an instance role"));
+    wrapper.wait_for_command("sleep");
+    let pid = wrapper.process.pid();
+    let (access_key_id, secret_access_key) = scene.aws.long_term_key();
+    assert_eq!(variable(pid, "AWS_ACCESS_KEY_ID"), access_key_id);
+    assert_eq!(variable(pid, "AWS_SECRET_ACCESS_KEY"), secret_access_key);
+    assert_eq!(variable(pid, "AWS_SESSION_TOKEN"), "of an instance role");
+    let output = wrapper.process.output();
+    assert!(
+        output.contains("no MFA code is asked for (mfa = false)"),
+        "{output}"
+    );
+    assert_eq!(scene.aws.log(), "");
+}
+
+#[test]
 fn the_fifo_is_0600_whatever_the_umask() {
     let scene = Scene::new();
     for umask in ["0o777", "0"] {
@@ -369,15 +388,34 @@ fn a_directory_that_all_can_write_is_refused() {
 }
 
 #[test]
+fn a_directory_of_another_user_is_refused() {
+    let scene = Scene::new();
+    chown(scene.fifo().parent().unwrap(), Some(NOBODY), None).unwrap();
+    let output = scene.start(&COMMAND).ends_with(125);
+    assert!(
+        output.contains("user 65534 can write its directory and could read the codes"),
+        "{output}"
+    );
+}
+
+#[test]
 fn a_sticky_directory_works_with_a_warning_where_the_kernel_would_refuse_root() {
     let scene = Scene::new();
-    set_mode(scene.fifo().parent().unwrap(), 0o1777);
+    let directory = scene.fifo().parent().unwrap();
     let protected = fs::read_to_string("/proc/sys/fs/protected_fifos").unwrap();
-    let mut wrapper = scene.start(&COMMAND);
-    wrapper.give_code(&scene.aws);
-    let output = wrapper.ends_with(0);
-    let warned = output.contains("fs.protected_fifos");
+    let starts = |command: &mut Command| {
+        chown(directory, Some(0), Some(0)).unwrap();
+        set_mode(directory, 0o1777);
+        let mut wrapper = scene.spawn(command);
+        wrapper.give_code(&scene.aws);
+        wrapper.ends_with(0)
+    };
+    let output = starts(&mut scene.command_as_nobody(&COMMAND));
+    let warned = output.contains("(fs.protected_fifos) refuses ");
     assert_eq!(warned, protected.trim() != "0", "{output}");
+    // The directory's owner is not kept from a FIFO of its own.
+    let output = starts(&mut scene.command(&COMMAND));
+    assert!(!output.contains("fs.protected_fifos"), "{output}");
 }
 
 fn set_mode(path: &Path, mode: u32) {

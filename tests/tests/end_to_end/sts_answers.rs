@@ -262,6 +262,43 @@ fn a_reset_connection_keeps_the_code() {
     assert_eq!(calls(&scene), 2);
 }
 
+/// A certificate and its key, in PEM files.
+fn certificate(scene: &Scene) -> [String; 2] {
+    let names = vec!["127.0.0.1".to_owned()];
+    let certified = rcgen::generate_simple_self_signed(names).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = scene.sandbox.write(name, text);
+        path.to_str().unwrap().to_owned()
+    };
+    [
+        write("certificate.pem", &certified.cert.pem()),
+        write("key.pem", &certified.signing_key.serialize_pem()),
+    ]
+}
+
+#[test]
+fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
+    let mut scene = Scene::new();
+    let [certificate, key] = certificate(&scene);
+    let endpoint = scene.aws.endpoint();
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    scene.aws.serve_again(&endpoint, &tls);
+    assert!(scene.aws.endpoint().starts_with("https://"));
+
+    let wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    let line = wrapper.process.wait_for("cannot reach STS: ");
+    assert!(line.contains("invalid peer certificate"), "{line}");
+    drop(wrapper);
+    assert_eq!(calls(&scene), 0);
+
+    let mut command = scene.command(&COMMAND);
+    let mut wrapper = scene.spawn(command.env("SSL_CERT_FILE", &certificate));
+    // The first wrapper did not live to remove it.
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+}
+
 #[test]
 fn silence_ends_after_request_timeout_seconds_and_keeps_the_code() {
     let scene = Scene::new().line("request_timeout_seconds = 1");
