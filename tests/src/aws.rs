@@ -92,7 +92,8 @@ impl LocalAws {
     /// A code that has not been used, from oathtool.
     ///
     /// AWS takes the codes of the present time step, the one before and the one after, each once
-    /// and in order. Where more are needed, AWS's clock is set on instead of waiting.
+    /// and in order. Where more are needed, AWS's clock is set on instead of waiting. The one
+    /// before is left out: it may be too old when it is used.
     pub fn code(&self) -> String {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -100,7 +101,7 @@ impl LocalAws {
             .as_secs();
         let offset = self.clock_offset_seconds.get();
         let present = now.saturating_add_signed(offset) / STEP_SECONDS;
-        let step = (self.last_step.get() + 1).max(present - 1);
+        let step = (self.last_step.get() + 1).max(present);
         if step > present + 1 {
             let ahead = ((step - present - 1) * STEP_SECONDS).cast_signed();
             self.set_clock(&(offset + ahead).to_string());

@@ -96,7 +96,9 @@ impl Process {
     /// Waits for the end of the process (its children may live on).
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
-        wait_until("the process to end", || {
+        let lines = Arc::clone(&self.lines);
+        let context = || lines.lock().lines.join("\n");
+        wait_until_with("the process to end", context, || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -154,10 +156,21 @@ impl Lines {
 }
 
 /// Looks at `condition` until it holds, for what no event announces.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_until_with(what, String::new, condition);
+}
+
+/// The same; a failure shows what `context` says then.
+pub(crate) fn wait_until_with(
+    what: &str,
+    context: impl FnOnce() -> String,
+    mut condition: impl FnMut() -> bool,
+) {
     let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        if Instant::now() >= deadline {
+            panic!("waited in vain for {what}\n{}", context());
+        }
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -39,10 +39,12 @@ impl Sandbox {
         self.directory.path().join(name)
     }
 
-    /// Writes a file inside and returns its path.
+    /// Writes a file inside and returns its path. Whoever reads it finds it whole, before or after.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
-        fs::write(&path, text).unwrap();
+        let unfinished = self.path(&format!("{name}.new"));
+        fs::write(&unfinished, text).unwrap();
+        fs::rename(unfinished, &path).unwrap();
         path
     }
 

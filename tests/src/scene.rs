@@ -12,7 +12,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::{Configuration, LocalAws, Process, Sandbox, Wrapper, dist};
+use crate::{Configuration, LocalAws, Process, Sandbox, Wrapper, dist, process::wait_until_with};
 
 /// A user that owns nothing.
 pub const NOBODY: u32 = 65534;
@@ -105,7 +105,11 @@ impl Scene {
     pub fn copy_programs(&self, names: &[&str]) -> PathBuf {
         let directory = self.sandbox.directory("bin");
         for name in names {
-            fs::copy(dist("bin").join(name), directory.join(name)).unwrap();
+            // Not fs::copy: a program that is open for writing here cannot be executed, and a
+            // fork of another test may keep it open.
+            let mut copy = Command::new("cp");
+            copy.arg(dist("bin").join(name)).arg(&directory);
+            assert!(copy.status().unwrap().success());
         }
         directory.join(names[0])
     }
@@ -204,13 +208,17 @@ impl Process {
     pub fn wait_for_program(&self, program: &str) {
         let name = Path::new(program).file_name().unwrap();
         let entry = |name: &str| format!("/proc/{}/{name}", self.pid());
-        crate::wait_until(program, || {
-            // A zombie has none.
-            let Ok(exe) = fs::read_link(entry("exe")) else {
-                panic!("waited for {program}, got:\n{}", self.output());
-            };
-            // The command line is the last thing that execve(2) sets.
-            exe.file_name() == Some(name) && !fs::read(entry("cmdline")).unwrap().is_empty()
-        });
+        wait_until_with(
+            program,
+            || self.output(),
+            || {
+                // A zombie has none.
+                let Ok(exe) = fs::read_link(entry("exe")) else {
+                    panic!("waited for {program}, got:\n{}", self.output());
+                };
+                // The command line is the last thing that execve(2) sets.
+                exe.file_name() == Some(name) && !fs::read(entry("cmdline")).unwrap().is_empty()
+            },
+        );
     }
 }

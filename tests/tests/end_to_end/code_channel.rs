@@ -229,11 +229,9 @@ fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
     assert_eq!(variable(pid, "AWS_ACCESS_KEY_ID"), access_key_id);
     assert_eq!(variable(pid, "AWS_SECRET_ACCESS_KEY"), secret_access_key);
     assert_eq!(variable(pid, "AWS_SESSION_TOKEN"), "of an instance role");
-    let output = wrapper.process.output();
-    assert!(
-        output.contains("no MFA code is asked for (mfa = false)"),
-        "{output}"
-    );
+    wrapper
+        .process
+        .wait_for("no MFA code is asked for (mfa = false)");
     assert_eq!(scene.aws.log(), "");
 }
 

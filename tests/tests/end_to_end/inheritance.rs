@@ -37,8 +37,12 @@ const STATUS_FIELDS: [&str; 18] = [
     "Cpus_allowed",
 ];
 
-/// What a process has got from whoever started it, but for the environment.
+/// What `sleep` has got from whoever started it, but for the environment.
 fn inherited(pid: Pid) -> BTreeMap<String, String> {
+    // Until then it loads its libraries, through descriptors of its own.
+    wait_until("sleep to sleep", || {
+        inspection::status(pid, "State").starts_with('S')
+    });
     let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap();
     let mut all: BTreeMap<String, String> = STATUS_FIELDS
         .iter()

@@ -38,6 +38,7 @@ fn neither_code_nor_secret_is_ever_printed() {
         ("secret key", variable(pid, "AWS_SECRET_ACCESS_KEY")),
         ("session token", variable(pid, "AWS_SESSION_TOKEN")),
     ];
+    wrapper.process.wait_for("is open until");
     let output = wrapper.process.output();
     for (what, secret) in &secrets {
         assert!(!output.contains(secret), "the {what} is in:\n{output}");
