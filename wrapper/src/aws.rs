@@ -13,14 +13,9 @@ use aws_config::{
 };
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
-use aws_smithy_http_client::{
-    Builder as HttpClientBuilder,
-    tls::{Provider, rustls_provider::CryptoMode},
-};
-
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{config::Config, session::Session};
+use crate::{config::Config, http_client, session::Session};
 
 /// The region where nothing names one, as the stock plugin has it.
 pub const DEFAULT_REGION: &str = "us-east-1";
@@ -31,9 +26,7 @@ pub const DEFAULT_REGION: &str = "us-east-1";
 /// The SDK retries nothing and corrects no clock: whether an MFA code may be sent again, and what
 /// the operator is told, are ours to decide.
 pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
-    let http_client = HttpClientBuilder::new()
-        .tls_provider(Provider::rustls(CryptoMode::Ring))
-        .build_https();
+    let http_client = http_client::new();
     let timeouts = TimeoutConfig::builder()
         .operation_timeout(config.request_timeout)
         .connect_timeout(config.request_timeout.min(Duration::from_secs(5)))

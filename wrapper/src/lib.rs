@@ -16,6 +16,7 @@ pub mod command_line;
 pub mod config;
 pub mod credentials;
 pub mod environment;
+pub mod http_client;
 pub mod launch;
 pub mod logging;
 pub mod session;
