@@ -2,6 +2,8 @@
 
 export CARGO_TARGET_DIR := $(if $(CI),$(HOME)/.cache/iam-kms-wrapper/target,$(abspath $(or $(CARGO_TARGET_DIR),target)))
 DIST := $(CARGO_TARGET_DIR)/dist
+BENCH := $(CARGO_TARGET_DIR)/bench
+BENCH_PACKAGES := golang-go golang-github-aws-aws-sdk-go-dev golang-github-robfig-config-dev openssl
 TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
@@ -46,7 +48,11 @@ install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after mak
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 
 bench: dist ## Benchmarks: the Go program beside ours, in one run
-	IAM_KMS_DIST=$(DIST) wrapper/benches/run
+	@scripts/install-packages $(BENCH_PACKAGES)
+	install -d $(BENCH)
+	cd wrapper/benches/go-peer && GO111MODULE=off GOPATH=/usr/share/gocode go build -trimpath -ldflags='-s -w' -o $(BENCH)/go-peer
+	$(CC) -O2 -static -o $(BENCH)/started wrapper/benches/started.c
+	IAM_KMS_DIST=$(DIST) wrapper/benches/run $(BENCH)
 
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages
