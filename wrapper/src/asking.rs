@@ -157,7 +157,7 @@ impl Asking<'_> {
             Outcome::NotJudged(why) => warn!("{why}; the code is too old by now, write a new one"),
             Outcome::Spent(why) => {
                 warn!(
-                    "{why}; write the next one, which comes in {} seconds",
+                    "{why}; write the next code, which comes in {} seconds",
                     seconds_to_next_code()
                 );
             }

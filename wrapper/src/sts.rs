@@ -75,7 +75,7 @@ pub async fn trade(
     match answer {
         Ok(Some(credentials)) => Outcome::Opened(session(&credentials)),
         Ok(None) => Outcome::Spent(format!("STS answered without credentials; {PROXY_HINT}")),
-        Err(refusal) => refusal.judge(serial_number, token_code),
+        Err(refusal) => refusal.judge(serial_number, &source.access_key_id, token_code),
     }
 }
 
@@ -154,7 +154,7 @@ fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
 }
 
 impl Refusal {
-    fn judge(self, serial_number: &str, token_code: &TokenCode) -> Outcome {
+    fn judge(self, serial_number: &str, access_key_id: &str, token_code: &TokenCode) -> Outcome {
         match self {
             Self::NoAnswer(why) => Outcome::NotJudged(format!("cannot reach STS: {why}")),
             Self::Garbage {
@@ -177,7 +177,7 @@ impl Refusal {
                 )),
                 Meaning::ClockSkew => Outcome::NotJudged(skew_text(clock_offset_seconds)),
                 Meaning::BadKey => Outcome::Hopeless(format!(
-                    "AWS does not accept the long-term access key ({code}); it may be deleted, inactive or mistyped"
+                    "AWS does not accept the access key {access_key_id} ({code}); check that it exists and is active, and that the secret key is its own"
                 )),
                 Meaning::ExpiredKey => Outcome::Hopeless(
                     "the source credentials have expired; start again with fresh ones".into(),
