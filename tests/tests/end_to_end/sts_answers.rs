@@ -37,7 +37,7 @@ fn another_code_is_needed(scene: &Scene, says: &str) {
     wrapper.write(format!("{code}\n").as_bytes());
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; write the next one, which comes in "),
+        line.contains("; write the next code, which comes in "),
         "{line}"
     );
     let calls_before = calls(scene);
@@ -68,7 +68,7 @@ fn a_wrong_code_is_named_and_another_one_asked_for() {
     wrapper.write(scene.aws.wrong_code().as_bytes());
     let line = wrapper.process.wait_for("AWS refused the code");
     assert!(
-        line.contains("mistyped, or used before, or of another device; write the next one"),
+        line.contains("mistyped, or used before, or of another device; write the next code"),
         "{line}"
     );
     wrapper.give_code(&scene.aws);
@@ -84,7 +84,7 @@ fn a_code_that_aws_has_refused_is_not_sent_again() {
     let code = scene.aws.wrong_code();
     for nth in 1..=3 {
         wrapper.write(code.as_bytes());
-        wrapper.process.wait_for_nth("next one", nth);
+        wrapper.process.wait_for_nth("comes in ", nth);
     }
     assert_eq!(calls(&scene), 1);
 }
@@ -166,7 +166,7 @@ fn an_unknown_access_key_ends_with_125() {
     no_code_will_do(
         &scene,
         &mut scene.spawn(&mut command),
-        "AWS does not accept the long-term access key (InvalidClientTokenId); it may be deleted, inactive or mistyped",
+        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key is its own",
     );
 }
 
@@ -178,7 +178,10 @@ fn a_wrong_secret_access_key_ends_with_125() {
     no_code_will_do(
         &scene,
         &mut scene.spawn(&mut command),
-        "AWS does not accept the long-term access key (SignatureDoesNotMatch); it may be deleted, inactive or mistyped",
+        &format!(
+            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key is its own",
+            scene.aws.long_term_key().0
+        ),
     );
 }
 
