@@ -19,6 +19,7 @@ pub mod environment;
 pub mod http_client;
 pub mod launch;
 pub mod logging;
+pub mod process_status;
 pub mod session;
 pub mod signals;
 pub mod sts;

@@ -5,7 +5,7 @@
 //! before the command runs.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -13,6 +13,8 @@ use nix::sys::{
     signal::{SigSet, Signal, raise},
     signalfd::{SfdFlags, SignalFd},
 };
+
+use crate::process_status;
 
 /// What ends a wait. (SIGQUIT keeps its meaning: at once, with a core if anything.)
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -28,7 +30,7 @@ impl Signals {
     /// SIGPIPE, which a connection that breaks would raise.
     pub fn hold() -> io::Result<Self> {
         let inherited_mask = SigSet::thread_get_mask()?;
-        let ignored = ignored_signals();
+        let ignored = process_status::mask("SigIgn");
         let ending: SigSet = ENDING
             .into_iter()
             .filter(|signal| !inherited_mask.contains(*signal) && !is_in(ignored, *signal))
@@ -71,16 +73,6 @@ impl Signals {
         self.release()?;
         Ok(raise(signal)?)
     }
-}
-
-/// The mask of ignored signals, bit n-1 for signal n.
-///
-/// Source: SigIgn in proc_pid_status(5). (sigaction(2) would do, but not without `unsafe`.)
-fn ignored_signals() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
 }
 
 fn is_in(mask: u64, signal: Signal) -> bool {

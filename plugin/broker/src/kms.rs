@@ -23,6 +23,7 @@ use broker_protocol::{
 };
 use iam_kms_wrapper::{
     aws::{self, root_cause},
+    config::is_region,
     session::Session,
 };
 use tokio::runtime::Handle;
@@ -164,10 +165,8 @@ impl Kms {
     }
 }
 
-/// The region becomes part of a host name.
 fn check_options(options: &KmsOptions) -> Result<(), Failure> {
-    let in_region = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if options.region.len() > 63 || !options.region.chars().all(in_region) {
+    if !options.region.is_empty() && !is_region(&options.region) {
         return Err(invalid(
             "aws_key_management_region is no AWS region, such as us-east-1",
         ));

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
+use iam_kms_wrapper::process_status;
 use nix::{
     errno::Errno,
     sys::{
@@ -52,14 +53,8 @@ fn lock_memory() {
 }
 
 /// Whether we have CAP_IPC_LOCK, capability 14 of capabilities(7).
-///
-/// Source: CapEff in proc_pid_status(5).
 fn may_lock_without_limit() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask >> 14 & 1 == 1)
+    process_status::mask("CapEff") >> 14 & 1 == 1
 }
 
 /// Closes all descriptors but the standard ones: what the server inherits is not for us to hold.

@@ -112,6 +112,13 @@ impl Config {
     }
 }
 
+/// Whether `text` can be an AWS region. It becomes part of a host name, so it is held to what a host
+/// name label may be: 1 to 63 lower-case letters, digits and hyphens.
+pub fn is_region(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=63).contains(&text.len()) && text.chars().all(allowed)
+}
+
 /// The entries of one file, to be taken out by name.
 struct Values<'a> {
     path: &'a Path,
@@ -205,16 +212,13 @@ impl Values<'_> {
         ))
     }
 
-    /// A region becomes part of a host name, so it is held to what a host name label may be.
     fn region(&self) -> Result<Option<String>, ConfigError> {
-        let Some(entry) = self.entry("region") else {
-            return Ok(None);
-        };
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if (1..=63).contains(&entry.value.len()) && entry.value.chars().all(allowed) {
-            return Ok(Some(entry.value.clone()));
+        match self.entry("region") {
+            Some(entry) if !is_region(&entry.value) => {
+                Err(self.bad_value(entry, "an AWS region, such as us-east-1"))
+            }
+            entry => Ok(entry.map(|entry| entry.value.clone())),
         }
-        Err(self.bad_value(entry, "an AWS region, such as us-east-1"))
     }
 
     fn handoff(&self) -> Result<Handoff, ConfigError> {
