@@ -162,6 +162,28 @@ impl LocalAws {
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 
+    /// Wraps a data key, in hexadecimal digits, into a key file.
+    pub fn wrap_key(&self, sandbox: &Sandbox, key_hex: &str, file: &Path) {
+        let hex = sandbox.write("hex", key_hex);
+        let plaintext = sandbox.path("plaintext");
+        convert("xxd", &["-r", "-p"], &hex, &plaintext);
+        let plaintext = format!("--plaintext=fileb://{}", plaintext.display());
+        let wrapped = self.cli(&[
+            "kms",
+            "encrypt",
+            "--key-id=alias/mariadb",
+            "--query=CiphertextBlob",
+            "--output=text",
+            &plaintext,
+        ]);
+        convert(
+            "base64",
+            &["--decode"],
+            &sandbox.write("wrapped", &wrapped),
+            file,
+        );
+    }
+
     /// Any other subcommand of `local-aws`.
     pub fn run(&self, arguments: &[&str]) {
         run(&self.state, arguments);
@@ -239,4 +261,14 @@ fn run(state: &Path, arguments: &[&str]) {
         output.status.success(),
         "local-aws {arguments:?}: {output:?}"
     );
+}
+
+fn convert(program: &str, arguments: &[&str], from: &Path, to: &Path) {
+    let output = Command::new(program)
+        .args(arguments)
+        .arg(from)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    fs::write(to, output.stdout).unwrap();
 }

@@ -1,12 +1,15 @@
 //! AES with a key length known at run time only, for the generic modes.
 
 use aes::cipher::{
-    BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncClosure, BlockCipherEncrypt,
+    Array, BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncClosure, BlockCipherEncrypt,
     BlockSizeUser, KeyInit, consts::U16,
 };
 use aes::{Aes128Dec, Aes128Enc, Aes192Dec, Aes192Enc, Aes256Dec, Aes256Enc};
 
 use super::{Block, CipherError};
+
+/// A [`Block`] as the `aes` crate has it.
+pub type AesBlock = Array<u8, U16>;
 
 macro_rules! any_length {
     ($(#[$doc:meta])* $name:ident, $a:ty, $b:ty, $c:ty, $trait:ident, $method:ident, $closure:ident) => {
@@ -22,7 +25,7 @@ macro_rules! any_length {
 
         impl $name {
             /// Expands `key` of 16, 24 or 32 bytes.
-            #[inline]
+            #[inline(always)]
             pub fn new(key: &[u8]) -> Result<Self, CipherError> {
                 let wrong_length = |_| CipherError::KeyLength(key.len());
                 match key.len() {
@@ -68,5 +71,14 @@ impl AesEncrypt {
         let mut result = (*block).into();
         self.encrypt_block(&mut result);
         result.into()
+    }
+}
+
+/// XORs blocks with as many others.
+#[inline(always)]
+pub fn xor(blocks: &mut [AesBlock], others: &[AesBlock]) {
+    let bytes = Array::slice_as_flattened_mut(blocks);
+    for (byte, other) in bytes.iter_mut().zip(Array::slice_as_flattened(others)) {
+        *byte ^= other;
     }
 }

@@ -1,9 +1,10 @@
 //! AES_CBC: padded as OpenSSL does (PKCS#7), or with the server's own treatment of a last partial
 //! block.
 
-use aes::cipher::{BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, inout::InOutBuf};
+use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf};
 
-use super::aes_block::{AesDecrypt, AesEncrypt};
+use super::aes_block::{AesBlock, AesDecrypt, AesEncrypt};
+use super::chaining::{DecryptChain, EncryptChain};
 use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail, Task};
 
 const MAX_KEY_BYTES: usize = 32;
@@ -11,6 +12,8 @@ const MAX_KEY_BYTES: usize = 32;
 /// A CBC encryption or decryption under way.
 pub struct Cbc {
     mode: Mode,
+    /// The last ciphertext block, at first the IV.
+    previous: AesBlock,
     padding: bool,
     /// The end of the data so far that makes no whole block. The padded decryption keeps a whole
     /// block back too: it may be the padding.
@@ -22,38 +25,18 @@ pub struct Cbc {
 }
 
 enum Mode {
-    Encrypt(cbc::Encryptor<AesEncrypt>),
-    Decrypt(cbc::Decryptor<AesDecrypt>),
-}
-
-impl Mode {
-    fn process(&mut self, data: InOutBuf<'_, '_, u8>) -> Result<(), CipherError> {
-        let (blocks, rest) = data.into_chunks();
-        if !rest.is_empty() {
-            return Err(CipherError::Misuse);
-        }
-        match self {
-            Self::Encrypt(mode) => mode.encrypt_blocks_inout(blocks),
-            Self::Decrypt(mode) => mode.decrypt_blocks_inout(blocks),
-        }
-        Ok(())
-    }
+    Encrypt(AesEncrypt),
+    Decrypt(AesDecrypt),
 }
 
 impl Cbc {
     /// Starts with `key` of 16, 24 or 32 bytes.
-    #[inline]
+    #[inline(always)]
     pub fn new(task: Task, key: &[u8], iv: &Block) -> Result<Self, CipherError> {
         let mode = if task.encrypt {
-            Mode::Encrypt(cbc::Encryptor::inner_iv_init(
-                AesEncrypt::new(key)?,
-                iv.into(),
-            ))
+            Mode::Encrypt(AesEncrypt::new(key)?)
         } else {
-            Mode::Decrypt(cbc::Decryptor::inner_iv_init(
-                AesDecrypt::new(key)?,
-                iv.into(),
-            ))
+            Mode::Decrypt(AesDecrypt::new(key)?)
         };
         let mut kept_key = [0; MAX_KEY_BYTES];
         for (to, from) in kept_key.iter_mut().zip(key) {
@@ -61,6 +44,7 @@ impl Cbc {
         }
         Ok(Self {
             mode,
+            previous: (*iv).into(),
             padding: task.padding,
             held: [0; BLOCK_BYTES],
             held_bytes: 0,
@@ -100,10 +84,10 @@ impl Cbc {
         rest.copy_from_slice(rest_source);
 
         if self.held_bytes == 0 {
-            self.mode.process(buffers.into_in_out()?)?;
+            self.process(buffers.into_in_out()?)?;
         } else {
             let data = buffers.into_moved(self.held_data())?;
-            self.mode.process(data.into())?;
+            self.process(data.into())?;
         }
         self.held_bytes = 0;
         self.hold(rest)
@@ -117,6 +101,19 @@ impl Cbc {
             (true, Mode::Decrypt(_)) => self.unpad(),
             (false, _) => self.partial_block(),
         }
+    }
+
+    fn process(&mut self, data: InOutBuf<'_, '_, u8>) -> Result<(), CipherError> {
+        let (blocks, rest) = data.into_chunks();
+        if !rest.is_empty() {
+            return Err(CipherError::Misuse);
+        }
+        let previous = &mut self.previous;
+        match &self.mode {
+            Mode::Encrypt(aes) => aes.encrypt_with_backend(EncryptChain { previous, blocks }),
+            Mode::Decrypt(aes) => aes.decrypt_with_backend(DecryptChain { previous, blocks }),
+        }
+        Ok(())
     }
 
     fn held_data(&self) -> &[u8] {
@@ -139,7 +136,7 @@ impl Cbc {
         for byte in bytes.iter_mut().skip(self.held_bytes) {
             *byte = padding as u8;
         }
-        self.mode.process(bytes.as_mut_slice().into())?;
+        self.process(bytes.as_mut_slice().into())?;
         Ok(Tail {
             bytes,
             length: BLOCK_BYTES,
@@ -151,7 +148,7 @@ impl Cbc {
             return Err(CipherError::BadData);
         }
         let mut bytes = self.held;
-        self.mode.process(bytes.as_mut_slice().into())?;
+        self.process(bytes.as_mut_slice().into())?;
         let padding = usize::from(bytes[BLOCK_BYTES - 1]);
         let length = BLOCK_BYTES
             .checked_sub(padding)

@@ -3,18 +3,18 @@
 //!
 //! Source: NIST SP 800-38D, sections 6.4 (GHASH), 7.1 and 7.2.
 
-use aes::cipher::{Array, InnerIvInit, StreamCipher, StreamCipherCoreWrapper};
-use ctr::{CtrCore, flavors};
+use aes::cipher::Array;
 use ghash::{GHash, universal_hash::UniversalHash};
 
 use super::aes_block::AesEncrypt;
+use super::keystream::{CounterWidth, Keystream};
 use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail, Task};
 
 const NONCE_BYTES: usize = 12;
 
 /// A GCM encryption or decryption under way.
 pub struct Gcm {
-    keystream: StreamCipherCoreWrapper<CtrCore<AesEncrypt, flavors::Ctr32BE>>,
+    keystream: Keystream,
     hash: Hash,
     /// AES of the counter block that the keystream leaves out.
     tag_mask: Block,
@@ -32,7 +32,7 @@ enum Stage {
 
 impl Gcm {
     /// Starts with `key` of 16, 24 or 32 bytes.
-    #[inline]
+    #[inline(always)]
     pub fn new(task: Task, key: &[u8], iv: &Block) -> Result<Self, CipherError> {
         let aes = AesEncrypt::new(key)?;
         let (nonce, additional_data) = iv.split_at(NONCE_BYTES);
@@ -45,9 +45,8 @@ impl Gcm {
         let tag_mask = aes.block(&counter);
         let hash = Hash::new(&aes.block(&[0; BLOCK_BYTES]), additional_data);
         counter[BLOCK_BYTES - 1] = 2;
-        let core = CtrCore::inner_iv_init(aes, &counter.into());
         Ok(Self {
-            keystream: StreamCipherCoreWrapper::from_core(core),
+            keystream: Keystream::new(aes, &counter, CounterWidth::Bits32),
             hash,
             tag_mask,
             stage: if task.encrypt {
@@ -92,9 +91,7 @@ impl Gcm {
 
     fn encrypt(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
         let mut data = buffers.into_in_out()?;
-        self.keystream
-            .try_apply_keystream_inout(data.reborrow())
-            .map_err(|_| CipherError::Misuse)?;
+        self.keystream.apply(data.reborrow());
         self.hash.absorb(data.get_out());
         Ok(())
     }
@@ -109,9 +106,7 @@ impl Gcm {
         if !equal_in_constant_time(&self.tag(), tag) {
             return Err(CipherError::BadData);
         }
-        self.keystream
-            .try_apply_keystream_inout(buffers.into_in_out()?)
-            .map_err(|_| CipherError::Misuse)?;
+        self.keystream.apply(buffers.into_in_out()?);
         self.stage = Stage::Verified;
         Ok(())
     }

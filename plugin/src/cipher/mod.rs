@@ -11,8 +11,10 @@
 mod aes_block;
 mod buffers;
 mod cbc;
+mod chaining;
 mod ctr;
 mod gcm;
+mod keystream;
 #[cfg(test)]
 mod tests;
 
@@ -82,7 +84,7 @@ impl Tail {
 
 impl Cipher {
     /// Starts `task` with `key` (16, 24 or 32 bytes) and `iv` (16 bytes).
-    #[inline]
+    #[inline(always)]
     pub fn new(
         algorithm: Algorithm,
         task: Task,

@@ -1,6 +1,6 @@
 //! Data keys: made, rotated, refused, and exchanged with MariaDB's own plugin.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use broker_protocol::{Decrypt, KmsOptions, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper};
@@ -157,7 +157,7 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
     server.wait();
 
     let configuration = Configuration::with_broker(&sandbox, &aws);
-    wrap(&aws, &sandbox, key, &theirs.datadir.join("aws-kms-key.1.1"));
+    aws.wrap_key(&sandbox, key, &theirs.datadir.join("aws-kms-key.1.1"));
     let ours = theirs
         .as_other_server()
         .with_our_plugin(&configuration.broker_socket)
@@ -190,38 +190,6 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
         );
     }
     theirs.stop(&mut server);
-}
-
-/// Wraps a key with the AWS CLI into a key file.
-fn wrap(aws: &LocalAws, sandbox: &Sandbox, key_hex: &str, file: &Path) {
-    let hex = sandbox.write("hex", key_hex);
-    let plaintext = sandbox.path("plaintext");
-    convert("xxd", &["-r", "-p"], &hex, &plaintext);
-    let plaintext = format!("--plaintext=fileb://{}", plaintext.display());
-    let wrapped = aws.cli(&[
-        "kms",
-        "encrypt",
-        "--key-id=alias/mariadb",
-        "--query=CiphertextBlob",
-        "--output=text",
-        &plaintext,
-    ]);
-    convert(
-        "base64",
-        &["--decode"],
-        &sandbox.write("wrapped", &wrapped),
-        file,
-    );
-}
-
-fn convert(program: &str, arguments: &[&str], from: &Path, to: &Path) {
-    let output = Command::new(program)
-        .args(arguments)
-        .arg(from)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    fs::write(to, output.stdout).unwrap();
 }
 
 fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
