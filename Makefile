@@ -12,7 +12,7 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e dist packages install bench clean
+.PHONY: help demo test lint unit e2e dist packages install bench bench-launcher bench-plugin clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,8 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
 	cargo test --locked --workspace --exclude end-to-end-tests
+	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
+		cargo test --locked -p aws-key-management-plugin --lib cipher
 
 e2e: dist ## End-to-end tests against a real mariadbd
 	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
@@ -47,12 +49,19 @@ install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after mak
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 
-bench: dist ## Benchmarks: the Go program beside ours, in one run
+bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run
+
+bench-launcher: dist ## The launcher beside the Go program
 	@scripts/install-packages $(BENCH_PACKAGES)
 	install -d $(BENCH)
 	cd wrapper/benches/go-peer && GO111MODULE=off GOPATH=/usr/share/gocode go build -trimpath -ldflags='-s -w' -o $(BENCH)/go-peer
 	$(CC) -O2 -static -o $(BENCH)/started wrapper/benches/started.c
 	IAM_KMS_DIST=$(DIST) wrapper/benches/run $(BENCH)
+
+bench-plugin: dist ## The plugin beside OpenSSL, and the start with 1,000 keys
+	install -d $(BENCH)
+	IAM_KMS_DIST=$(DIST) cargo bench --locked -p end-to-end-tests --bench plugin 2>$(BENCH)/plugin.log || (cat $(BENCH)/plugin.log; exit 1)
+	@tests/benches/table $(CARGO_TARGET_DIR)
 
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages

@@ -3,17 +3,19 @@
 //! `make bench` runs it and prints the table that `table` makes of the results.
 
 #![allow(missing_docs, unsafe_code)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod library;
 mod openssl;
+mod start;
 
 use std::hint::black_box;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use end_to_end_tests::{Scene, dist};
+use criterion::{BenchmarkId, Criterion};
+use end_to_end_tests::Scene;
 
 use library::{Library, Version};
 use openssl::OpenSsl;
@@ -44,34 +46,17 @@ fn key(algorithm: Algorithm, id: u32, length_bytes: usize) -> Key {
     }
 }
 
-/// Starts the plugin with a key file for each key, behind a broker and local-aws, which are not
-/// needed any more afterwards.
-fn start(keys: &[Key]) -> Library {
-    let scene = Scene::new().with_broker();
-    let wrapper = scene.start_with_code(&["sleep", "3600"]);
-    let directory = scene.sandbox.directory("keys");
+/// Makes a key file for each key.
+fn write_key_files(keys: &[Key], scene: &Scene, directory: &Path) {
     for key in keys {
-        let extension = if key.algorithm == Algorithm::Ctr {
-            ".ctr"
-        } else {
-            ""
+        let extension = match key.algorithm {
+            Algorithm::Cbc => "",
+            Algorithm::Ctr => ".ctr",
         };
         let file = directory.join(format!("aws-kms-key.{}.1{extension}", key.of.id));
         let hex: String = key.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         scene.aws.wrap_key(&scene.sandbox, &hex, &file);
     }
-    let library = Library::start(
-        &dist("plugin/aws_key_management.so"),
-        &[
-            (
-                c"broker_socket",
-                scene.configuration.broker_socket.to_str().unwrap(),
-            ),
-            (c"keyfile_dir", directory.to_str().unwrap()),
-        ],
-    );
-    drop(wrapper);
-    library
 }
 
 /// Lengths from 20 to 300 bytes.
@@ -221,27 +206,29 @@ fn in_threads(count: usize, work: impl Fn() + Sync) -> Duration {
     start.elapsed()
 }
 
-fn all(criterion: &mut Criterion) {
+fn main() {
     let keys = [
         key(Algorithm::Cbc, 1, 16),
         key(Algorithm::Ctr, 2, 16),
         key(Algorithm::Cbc, 3, 32),
         key(Algorithm::Ctr, 4, 32),
     ];
-    let library = start(&keys);
-    ciphers(criterion, library, &keys);
-    binlog(criterion, library, &keys);
-    key_lookups(criterion, library);
-    threads(criterion, library, &keys);
-}
+    // Behind a broker and local-aws, which are not needed any more when the plugin has started.
+    let scene = Scene::new().with_broker();
+    let wrapper = scene.start_with_code(&["sleep", "3600"]);
+    let directory = scene.sandbox.directory("keys");
+    write_key_files(&keys, &scene, &directory);
+    let library = start::measure(&scene, &directory);
+    drop((wrapper, scene));
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
+    let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(50)
-        .without_plots();
-    targets = all
+        .without_plots()
+        .configure_from_args();
+    ciphers(&mut criterion, library, &keys);
+    binlog(&mut criterion, library, &keys);
+    key_lookups(&mut criterion, library);
+    threads(&mut criterion, library, &keys);
 }
-criterion_main!(benches);
