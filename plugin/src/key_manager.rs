@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::attempts::Attempts;
+use crate::fault_points::{self, Step};
 use crate::key_directory::{FileError, KeyDirectory, Placement, Stored};
 use crate::key_name::{KeyName, is_valid_number};
 use crate::keyring::Keyring;
@@ -247,6 +248,7 @@ impl KeyManager {
             .kms
             .generate(master_key_id.clone(), key_bytes, &may_retry)
             .map_err(failed)?;
+        fault_points::reach(Step::Generated);
         let key = self
             .kms
             .decrypt(wrapped.ciphertext_blob.clone(), &may_retry)
@@ -254,6 +256,7 @@ impl KeyManager {
         if key.expose().len() != usize::from(key_bytes) {
             return Err(failed(KmsError::WrongReply));
         }
+        fault_points::reach(Step::Unwrapped);
         let algorithm = self.dynamic.algorithm();
         let stored = self
             .directory
@@ -262,6 +265,7 @@ impl KeyManager {
             return Ok(None);
         };
         self.publish(&name, key.expose())?;
+        fault_points::reach(Step::Published);
         server_log::note(&format!(
             "made key {id}, version {}, key length {} bit, with master key {}",
             name.version,

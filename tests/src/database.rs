@@ -11,6 +11,8 @@ use nix::{sys::signal::Signal, unistd::geteuid};
 
 use crate::{Process, Sandbox, dist, wait_until};
 
+const PLUGIN: &str = "aws_key_management.so";
+
 /// Files of one server.
 pub struct Database {
     /// Its data directory.
@@ -31,10 +33,7 @@ impl Database {
         let link = |from: &Path, name: &str| {
             std::os::unix::fs::symlink(from, plugin_dir.join(name)).unwrap();
         };
-        link(
-            &dist("plugin/aws_key_management.so"),
-            "aws_key_management.so",
-        );
+        link(&dist("plugin").join(PLUGIN), PLUGIN);
         link(
             Path::new("/usr/lib/mysql/plugin/file_key_management.so"),
             "file_key_management.so",
@@ -46,6 +45,15 @@ impl Database {
             defaults: "--no-defaults".into(),
             options: Vec::new(),
         }
+    }
+
+    /// Takes the plugin of the test build, with its fault points.
+    #[must_use]
+    pub fn with_fault_points(self) -> Self {
+        let link = self.plugin_dir.join(PLUGIN);
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(dist("test-plugin").join(PLUGIN), &link).unwrap();
+        self
     }
 
     /// The same datadir for a server with other options.
@@ -107,10 +115,17 @@ impl Database {
         line
     }
 
+    /// The command that starts the server by itself.
+    pub fn command(&self) -> Command {
+        let line = self.command_line();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        command
+    }
+
     /// Starts the server by itself and waits until it is ready.
     pub fn start(&self) -> Process {
-        let line = self.command_line();
-        let server = Process::start(Command::new(&line[0]).args(&line[1..]));
+        let server = Process::start(&mut self.command());
         self.wait_until_ready(&server);
         server
     }

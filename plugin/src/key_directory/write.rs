@@ -1,7 +1,6 @@
 //! Making key files.
 
 use std::fs::File;
-use std::io::Write;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
@@ -10,6 +9,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::lock::DirectoryLock;
 use super::{FileError, KeyDirectory};
+use crate::fault_points::{self, Step};
 use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 
 /// Which version a new key file becomes.
@@ -54,6 +54,7 @@ impl KeyDirectory {
             version,
             algorithm,
         };
+        fault_points::reach(Step::VersionChosen);
         let temporary = name.temporary_name();
         self.remove_temporary(&lock, &name, &temporary)?;
         let written = self
@@ -66,7 +67,9 @@ impl KeyDirectory {
         if !written? {
             return Ok(Stored::Exists);
         }
+        fault_points::reach(Step::Named);
         self.sync()?;
+        fault_points::reach(Step::DirectorySynced);
         Ok(Stored::New(name))
     }
 
@@ -116,10 +119,13 @@ impl KeyDirectory {
         let mut file = openat(&self.descriptor, temporary, flags, mode)
             .map(File::from)
             .map_err(|error| self.file_error(name, "make", error))?;
+        fault_points::reach(Step::TemporaryMade);
         // A umask of 0277 or the like takes bits away.
         fchmod(&file, mode).map_err(|error| self.file_error(name, "set the mode of", error))?;
-        file.write_all(blob)
+        fault_points::write_all(&mut file, blob)
+            .inspect(|()| fault_points::reach(Step::Written))
             .and_then(|()| file.sync_all())
+            .inspect(|()| fault_points::reach(Step::FileSynced))
             .map_err(|error| match error.raw_os_error() {
                 Some(number) => self.file_error(name, "write", Errno::from_raw(number)),
                 None => FileError::File {
