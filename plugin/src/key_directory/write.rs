@@ -118,16 +118,16 @@ impl KeyDirectory {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = openat(&self.descriptor, temporary, flags, mode)
             .map(File::from)
-            .map_err(|error| self.file_error(name, "make", error))?;
+            .map_err(|error| self.making_error(name, "make", error))?;
         fault_points::reach(Step::TemporaryMade);
         // A umask of 0277 or the like takes bits away.
-        fchmod(&file, mode).map_err(|error| self.file_error(name, "set the mode of", error))?;
+        fchmod(&file, mode).map_err(|error| self.making_error(name, "set the mode of", error))?;
         fault_points::write_all(&mut file, blob)
             .inspect(|()| fault_points::reach(Step::Written))
             .and_then(|()| file.sync_all())
             .inspect(|()| fault_points::reach(Step::FileSynced))
             .map_err(|error| match error.raw_os_error() {
-                Some(number) => self.file_error(name, "write", Errno::from_raw(number)),
+                Some(number) => self.making_error(name, "write", Errno::from_raw(number)),
                 None => FileError::File {
                     action: "write",
                     path: self.path_of(name),
@@ -156,10 +156,10 @@ impl KeyDirectory {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => {
                 unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir)
-                    .map_err(|error| self.file_error(name, "remove the new", error))?;
+                    .map_err(|error| self.making_error(name, "remove the new", error))?;
                 Ok(false)
             }
-            Err(error) => Err(self.file_error(name, "name", error)),
+            Err(error) => Err(self.making_error(name, "name", error)),
         }
     }
 
@@ -175,6 +175,19 @@ impl KeyDirectory {
         unlinkat(directory, temporary, UnlinkatFlags::NoRemoveDir)
     }
 
+    /// What is missing then is the right to write to the directory.
+    fn making_error(&self, name: &KeyName, action: &'static str, error: Errno) -> FileError {
+        match error {
+            Errno::EACCES | Errno::EPERM => FileError::File {
+                action,
+                path: self.path_of(name),
+                source: error.into(),
+                advice: "let the user of the server write to that directory",
+            },
+            other => self.file_error(name, action, other),
+        }
+    }
+
     fn remove_temporary(
         &self,
         _lock: &DirectoryLock,
@@ -184,7 +197,7 @@ impl KeyDirectory {
         debug_assert_eq!(KeyName::parse(temporary.as_bytes()), ParsedName::Temporary);
         match unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(error) => Err(self.file_error(name, "make room for", error)),
+            Err(error) => Err(self.making_error(name, "make room for", error)),
         }
     }
 }
