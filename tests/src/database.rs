@@ -9,7 +9,7 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{Process, Sandbox, dist, wait_until};
+use crate::{NOBODY, Process, Sandbox, dist, wait_until};
 
 const PLUGIN: &str = "aws_key_management.so";
 
@@ -22,6 +22,7 @@ pub struct Database {
     plugin_dir: PathBuf,
     defaults: String,
     options: Vec<String>,
+    is_of_nobody: bool,
 }
 
 impl Database {
@@ -44,6 +45,7 @@ impl Database {
             plugin_dir,
             defaults: "--no-defaults".into(),
             options: Vec::new(),
+            is_of_nobody: false,
         }
     }
 
@@ -56,6 +58,23 @@ impl Database {
         self
     }
 
+    /// Gives the datadir to user nobody, for a server that permissions mean something to. It has to
+    /// be started as that user.
+    #[must_use]
+    pub fn of_nobody(mut self) -> Self {
+        let link = self.plugin_dir.join(PLUGIN);
+        let plugin = fs::canonicalize(&link).unwrap();
+        fs::remove_file(&link).unwrap();
+        // Where it was built, nobody may not even look.
+        fs::copy(plugin, link).unwrap();
+        let mut chown = Command::new("chown");
+        chown.args(["-R", &format!("{NOBODY}:{NOBODY}")]);
+        assert!(chown.arg(&self.datadir).status().unwrap().success());
+        self.socket = self.datadir.join("mariadb.sock");
+        self.is_of_nobody = true;
+        self
+    }
+
     /// The same datadir for a server with other options.
     pub fn as_other_server(&self) -> Self {
         Self {
@@ -64,6 +83,7 @@ impl Database {
             plugin_dir: self.plugin_dir.clone(),
             defaults: self.defaults.clone(),
             options: Vec::new(),
+            is_of_nobody: self.is_of_nobody,
         }
     }
 
@@ -108,7 +128,7 @@ impl Database {
             "--innodb-buffer-pool-size=32M".into(),
             "--innodb-log-file-size=10M".into(),
         ];
-        if geteuid().is_root() {
+        if geteuid().is_root() && !self.is_of_nobody {
             line.push("--user=root".into());
         }
         line.extend(self.options.iter().cloned());

@@ -8,6 +8,7 @@ mod exit_codes;
 mod go_compatibility;
 mod inheritance;
 mod key_file_crashes;
+mod key_file_faults;
 mod secrets;
 mod server_keys;
 mod server_main_job;

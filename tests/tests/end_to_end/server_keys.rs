@@ -193,7 +193,7 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
 }
 
 /// Wraps a key with the AWS CLI into a key file.
-fn wrap(aws: &LocalAws, sandbox: &Sandbox, key_hex: &str, file: &Path) {
+pub fn wrap(aws: &LocalAws, sandbox: &Sandbox, key_hex: &str, file: &Path) {
     let hex = sandbox.write("hex", key_hex);
     let plaintext = sandbox.path("plaintext");
     convert("xxd", &["-r", "-p"], &hex, &plaintext);
