@@ -268,52 +268,52 @@ fn die_at(step: &str, leaves_temporary_file: bool) {
 }
 
 #[test]
-fn a_key_that_kms_has_just_made() {
+fn nothing_is_lost_with_a_key_that_kms_has_just_made() {
     die_at("Generated", false);
 }
 
 #[test]
-fn a_key_that_has_proved_to_open() {
+fn nothing_is_lost_with_a_key_that_has_proved_to_open() {
     die_at("Unwrapped", false);
 }
 
 #[test]
-fn a_key_whose_version_is_chosen() {
+fn nothing_is_lost_with_a_key_whose_version_is_chosen() {
     die_at("VersionChosen", false);
 }
 
 #[test]
-fn a_temporary_file_without_content() {
+fn nothing_is_lost_with_an_empty_temporary_file() {
     die_at("TemporaryMade", true);
 }
 
 #[test]
-fn a_temporary_file_with_half_of_its_content() {
+fn nothing_is_lost_with_half_a_temporary_file() {
     die_at("HalfWritten", true);
 }
 
 #[test]
-fn a_temporary_file_with_its_content() {
+fn nothing_is_lost_with_a_whole_temporary_file() {
     die_at("Written", true);
 }
 
 #[test]
-fn a_temporary_file_that_is_on_disk() {
+fn nothing_is_lost_with_a_temporary_file_that_is_on_disk() {
     die_at("FileSynced", true);
 }
 
 #[test]
-fn a_key_file_that_has_its_name() {
+fn nothing_is_lost_with_a_key_file_that_has_its_name() {
     die_at("Named", false);
 }
 
 #[test]
-fn a_key_file_whose_name_is_on_disk() {
+fn nothing_is_lost_with_a_key_file_whose_name_is_on_disk() {
     die_at("DirectorySynced", false);
 }
 
 #[test]
-fn a_key_that_is_in_memory() {
+fn nothing_is_lost_with_a_key_that_is_in_memory() {
     die_at("Published", false);
 }
 
@@ -357,7 +357,7 @@ fn kill_after(server: &Process, pause: Duration) {
 }
 
 #[test]
-fn at_random_moments() {
+fn nothing_is_lost_at_random_moments() {
     const CRASHES_OF_ONE_DATADIR: u64 = 10;
     let crashes = number_of("IAM_KMS_CRASHES").unwrap_or(20);
     let seed = number_of("IAM_KMS_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));

@@ -150,7 +150,7 @@ fn a_bad_key_file_is_named_with_what_to_do_and_other_keys_work() {
     let half = fs::read(file(&TRUNCATED)).unwrap();
     fs::write(file(&TRUNCATED), &half[..half.len() / 2]).unwrap();
     fs::write(file(&FOREIGN), "-----BEGIN CERTIFICATE-----").unwrap();
-    fs::set_permissions(file(&WITHOUT_PERMISSION), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(file(&WITHOUT_PERMISSION), PermissionsExt::from_mode(0o000)).unwrap();
     chown(file(&OF_ANOTHER_USER), Some(0), Some(0)).unwrap();
     fs::remove_file(file(&DIRECTORY)).unwrap();
     fs::create_dir(file(&DIRECTORY)).unwrap();

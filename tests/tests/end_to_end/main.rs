@@ -9,6 +9,7 @@ mod go_compatibility;
 mod inheritance;
 mod key_file_crashes;
 mod key_file_faults;
+mod kms_outages;
 mod secrets;
 mod server_keys;
 mod server_main_job;
