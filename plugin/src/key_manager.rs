@@ -16,12 +16,13 @@ use crate::key_name::{KeyName, is_valid_number};
 use crate::keyring::Keyring;
 use crate::kms::{Kms, KmsError};
 use crate::server_log;
-use crate::server_symbols::thread_makes_table;
+use crate::server_symbols::statement_may_name_new_key;
 use crate::settings::{Dynamic, Fixed};
 
 /// How long a statement waits for a KMS that fails at once, beyond its first call.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
-/// The server wants these without a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
+/// Keys that the server wants without a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
+/// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
 const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
 
 /// Why a key cannot be had. The message is for the person at the client or the error log.
@@ -163,14 +164,14 @@ impl KeyManager {
     }
 
     /// Returns the latest version of a key. One that does not exist is made where that is meant: for
-    /// a new table, or for the server itself.
+    /// a statement that names it, or for the server itself.
     ///
     /// Never fails for an id that has been served: its versions stay in memory. The error is the
     /// reason, and has been logged.
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
             Some(version) => Ok(version),
-            None if SYSTEM_IDS.contains(&id) || thread_makes_table() => {
+            None if self.backup || SYSTEM_IDS.contains(&id) || statement_may_name_new_key() => {
                 self.attempts.run((id, 0), || self.find_or_make(id))
             }
             None => self.attempts.run((id, 0), || {

@@ -25,6 +25,8 @@ type SqlCommand = unsafe extern "C" fn(*const c_void) -> c_int;
 const CREATE_TABLE: c_int = 1;
 /// `SQLCOM_ALTER_TABLE`.
 const ALTER_TABLE: c_int = 3;
+/// `SQLCOM_SET_OPTION`.
+const SET_OPTION: c_int = 31;
 
 /// Looks a symbol of the running program up. Null if it has none of that name.
 fn find(name: &CStr) -> *mut c_void {
@@ -62,9 +64,10 @@ pub fn thread_has_client() -> bool {
     current_thread().is_none_or(|thread| !thread.is_null())
 }
 
-/// Tells whether this thread makes or changes a table, which is what brings a new key id into use.
-/// Whoever else wants a key has data of it. True where the program does not say.
-pub fn thread_makes_table() -> bool {
+/// Tells whether this thread's statement can bring a new key id into use: it makes or changes a
+/// table, or sets `innodb_default_encryption_key_id`. Whoever else wants a key has data of it. True
+/// where the program does not say.
+pub fn statement_may_name_new_key() -> bool {
     static FUNCTION: OnceLock<Option<SqlCommand>> = OnceLock::new();
     let function = FUNCTION.get_or_init(|| {
         // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
@@ -74,7 +77,7 @@ pub fn thread_makes_table() -> bool {
         (Some(thread), Some(function)) => {
             // SAFETY: not null, and the server's own description of this thread.
             let command = || unsafe { function(thread) };
-            !thread.is_null() && matches!(command(), CREATE_TABLE | ALTER_TABLE)
+            !thread.is_null() && matches!(command(), CREATE_TABLE | ALTER_TABLE | SET_OPTION)
         }
         _ => true,
     }
