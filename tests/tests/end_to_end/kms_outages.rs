@@ -21,7 +21,7 @@ use crate::server_session::status;
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=10";
 /// How long a failed key is not tried again at first, as the plugin has it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const BUSY_MACHINE: Duration = Duration::from_secs(4);
+const BUSY_MACHINE: Duration = Duration::from_secs(5);
 
 struct Server {
     database: Database,
