@@ -12,7 +12,7 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e dist packages install bench bench-launcher bench-plugin clean
+.PHONY: help demo test lint unit e2e dist test-plugin packages install bench bench-launcher bench-plugin clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,7 @@ test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit an
 lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p aws-key-management-plugin --features fault-points -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
@@ -34,7 +35,7 @@ unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto
 	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
 		cargo test --locked -p aws-key-management-plugin --lib cipher
 
-e2e: dist ## End-to-end tests against a real mariadbd
+e2e: dist test-plugin ## End-to-end tests against a real mariadbd
 	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
 
 dist: packages ## Build what is installed, into target/dist
@@ -44,6 +45,11 @@ dist: packages ## Build what is installed, into target/dist
 	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
+
+# With fault points, and for the tests only. In a folder of its own: cargo would take one build for the other.
+test-plugin: packages
+	cargo build --locked -p aws-key-management-plugin --features fault-points --target-dir $(CARGO_TARGET_DIR)/test-plugin
+	install -D -m 644 $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
 install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker

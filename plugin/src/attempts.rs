@@ -28,6 +28,16 @@ struct FailedAttempt {
     pause: Duration,
 }
 
+impl FailedAttempt {
+    fn told_again(&self, now: Instant) -> String {
+        let seconds = (self.until - now).as_secs() + 1;
+        format!(
+            "{}; tried again in {seconds} s at the earliest",
+            self.reason
+        )
+    }
+}
+
 /// The attempts under way and the recent failures.
 #[derive(Default)]
 pub struct Attempts {
@@ -51,7 +61,7 @@ impl Attempts {
             && earlier.repeated
             && now < earlier.until
         {
-            return Err(earlier.reason.clone());
+            return Err(earlier.told_again(now));
         }
         match attempt() {
             Ok(result) => {
@@ -122,7 +132,10 @@ mod tests {
         let attempts = Attempts::default();
         let first = attempts.run((1, 0), || Err::<(), _>(costly())).unwrap_err();
         let second = attempts.run((1, 0), || -> Result<(), _> { panic!("attempted") });
-        assert_eq!(second.unwrap_err(), first);
+        assert_eq!(
+            second.unwrap_err(),
+            format!("{first}; tried again in 1 s at the earliest")
+        );
     }
 
     #[test]

@@ -2,20 +2,28 @@
 
 #![forbid(unsafe_code)]
 
+use core::ops::RangeInclusive;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::attempts::Attempts;
+use crate::fault_points::{self, Step};
 use crate::key_directory::{FileError, KeyDirectory, Placement, Stored};
 use crate::key_name::{KeyName, is_valid_number};
 use crate::keyring::Keyring;
 use crate::kms::{Kms, KmsError};
 use crate::server_log;
+use crate::server_symbols::statement_may_name_new_key;
 use crate::settings::{Dynamic, Fixed};
 
 /// How long a statement waits for a KMS that fails at once, beyond its first call.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
+/// Keys that the server wants without a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
+/// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
+const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
 
 /// Why a key cannot be had. The message is for the person at the client or the error log.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +78,28 @@ pub enum KeyError {
         /// The file it would be in.
         path: PathBuf,
     },
+    /// A key of which the server has data, and no file. A new one would take its version number, and
+    /// restoring the file would then lose what the new one encrypted.
+    #[error(
+        "key {id} has no key file in '{}', and there are tables of it; restore aws-kms-key.{id}.* from a backup of the key files", path.display()
+    )]
+    FileMissing {
+        /// Key id.
+        id: u32,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Encrypted data is to be read and its key cannot be had. The server itself takes that for
+    /// corruption and gives dangerous advice.
+    #[error(
+        "cannot read what key {id} encrypted (it is not corrupted: drop nothing, and restart the server once the key is back): {source}"
+    )]
+    Unreadable {
+        /// Key id.
+        id: u32,
+        /// Why.
+        source: Box<KeyError>,
+    },
     /// A number that is no key id or version.
     #[error("{0} is not a key id or version")]
     InvalidNumber(u32),
@@ -81,8 +111,14 @@ impl KeyError {
         match self {
             Self::Decrypt { source, .. } | Self::Generate { source, .. } => source.is_local(),
             Self::Memory(_) => false,
+            Self::Unreadable { source, .. } => source.is_cheap(),
             _ => true,
         }
+    }
+
+    fn for_reading(self, id: u32) -> Self {
+        let source = self.into();
+        Self::Unreadable { id, source }
     }
 
     /// Tells whether every key fails like that until a person does something about the session or
@@ -103,6 +139,8 @@ pub struct KeyManager {
     pub(crate) settings: Fixed,
     dynamic: &'static Dynamic,
     attempts: Attempts,
+    /// Ids of tables that the server has, without a key file.
+    missing: Mutex<BTreeSet<u32>>,
     backup: bool,
 }
 
@@ -120,18 +158,26 @@ impl KeyManager {
             settings,
             dynamic,
             attempts: Attempts::default(),
+            missing: Mutex::default(),
             backup,
         })
     }
 
-    /// Returns the latest version of a key; a key that does not exist is made.
+    /// Returns the latest version of a key. One that does not exist is made where that is meant: for
+    /// a statement that names it, or for the server itself.
     ///
     /// Never fails for an id that has been served: its versions stay in memory. The error is the
     /// reason, and has been logged.
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
             Some(version) => Ok(version),
-            None => self.attempts.run((id, 0), || self.find_or_make(id)),
+            None if self.backup || SYSTEM_IDS.contains(&id) || statement_may_name_new_key() => {
+                self.attempts.run((id, 0), || self.find_or_make(id))
+            }
+            None => self.attempts.run((id, 0), || {
+                self.find_existing(id)
+                    .map_err(|error| error.for_reading(id))
+            }),
         }
     }
 
@@ -140,8 +186,10 @@ impl KeyManager {
         if self.keyring.key(id, version).is_some() {
             return Ok(());
         }
-        self.attempts
-            .run((id, version), || self.find_version(id, version))
+        self.attempts.run((id, version), || {
+            self.find_version(id, version)
+                .map_err(|error| error.for_reading(id))
+        })
     }
 
     fn find_version(&self, id: u32, version: u32) -> Result<(), KeyError> {
@@ -170,11 +218,35 @@ impl KeyManager {
         if let Some(version) = self.find_latest(id)? {
             return Ok(version);
         }
+        if self.missing().contains(&id) {
+            return Err(self.file_missing(id));
+        }
         match self.make(id, Placement::First, until(STATEMENT_PATIENCE))? {
             Some(name) => Ok(name.version),
             // Another process made it between our look and our attempt.
             None => self.find_latest(id)?.ok_or_else(|| self.lost(id)),
         }
+    }
+
+    /// The latest version of a key that the server has data of.
+    fn find_existing(&self, id: u32) -> Result<u32, KeyError> {
+        check_number(id)?;
+        if let Some(version) = self.keyring.latest_version(id) {
+            return Ok(version);
+        }
+        self.find_latest(id)?.ok_or_else(|| {
+            self.missing().insert(id);
+            self.file_missing(id)
+        })
+    }
+
+    fn file_missing(&self, id: u32) -> KeyError {
+        let path = self.directory.path().to_owned();
+        KeyError::FileMissing { id, path }
+    }
+
+    fn missing(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lost(&self, id: u32) -> KeyError {
@@ -247,6 +319,7 @@ impl KeyManager {
             .kms
             .generate(master_key_id.clone(), key_bytes, &may_retry)
             .map_err(failed)?;
+        fault_points::reach(Step::Generated);
         let key = self
             .kms
             .decrypt(wrapped.ciphertext_blob.clone(), &may_retry)
@@ -254,6 +327,7 @@ impl KeyManager {
         if key.expose().len() != usize::from(key_bytes) {
             return Err(failed(KmsError::WrongReply));
         }
+        fault_points::reach(Step::Unwrapped);
         let algorithm = self.dynamic.algorithm();
         let stored = self
             .directory
@@ -262,6 +336,7 @@ impl KeyManager {
             return Ok(None);
         };
         self.publish(&name, key.expose())?;
+        fault_points::reach(Step::Published);
         server_log::note(&format!(
             "made key {id}, version {}, key length {} bit, with master key {}",
             name.version,

@@ -26,6 +26,7 @@ pub mod broker_client;
 pub mod cipher;
 mod entry;
 mod exports;
+pub mod fault_points;
 pub mod key_directory;
 pub mod key_loading;
 pub mod key_manager;

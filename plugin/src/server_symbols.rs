@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use core::ffi::{CStr, c_char, c_uint, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::sync::OnceLock;
 
 use nix::libc::{RTLD_DEFAULT, dlsym};
@@ -17,6 +17,16 @@ const ER_UNKNOWN_ERROR: c_uint = 1105;
 type PrintfError = unsafe extern "C" fn(c_uint, *const c_char, c_ulong, ...);
 /// `_current_thd` of the server's `sql_class.h`.
 type CurrentThd = unsafe extern "C" fn() -> *mut c_void;
+
+/// `thd_sql_command` of `plugin.h`.
+type SqlCommand = unsafe extern "C" fn(*const c_void) -> c_int;
+
+/// `SQLCOM_CREATE_TABLE` of the server's `sql_cmd.h`.
+const CREATE_TABLE: c_int = 1;
+/// `SQLCOM_ALTER_TABLE`.
+const ALTER_TABLE: c_int = 3;
+/// `SQLCOM_SET_OPTION`.
+const SET_OPTION: c_int = 31;
 
 /// Looks a symbol of the running program up. Null if it has none of that name.
 fn find(name: &CStr) -> *mut c_void {
@@ -51,13 +61,38 @@ pub fn print(text: &CStr, flags: c_ulong) -> bool {
 /// Tells whether this thread serves a statement, to whose client an error can be told. True where
 /// the program does not say.
 pub fn thread_has_client() -> bool {
+    current_thread().is_none_or(|thread| !thread.is_null())
+}
+
+/// Tells whether this thread's statement can bring a new key id into use: it makes or changes a
+/// table, or sets `innodb_default_encryption_key_id`. Whoever else wants a key has data of it. True
+/// where the program does not say.
+pub fn statement_may_name_new_key() -> bool {
+    static FUNCTION: OnceLock<Option<SqlCommand>> = OnceLock::new();
+    let function = FUNCTION.get_or_init(|| {
+        // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
+        unsafe { core::mem::transmute::<*mut c_void, Option<SqlCommand>>(find(c"thd_sql_command")) }
+    });
+    match (current_thread(), function) {
+        (Some(thread), Some(function)) => {
+            // SAFETY: not null, and the server's own description of this thread.
+            let command = || unsafe { function(thread) };
+            !thread.is_null() && matches!(command(), CREATE_TABLE | ALTER_TABLE | SET_OPTION)
+        }
+        _ => true,
+    }
+}
+
+/// The server's description of this thread: null outside of statements, `None` where the program
+/// does not say.
+fn current_thread() -> Option<*mut c_void> {
     static FUNCTION: OnceLock<Option<CurrentThd>> = OnceLock::new();
     let function = FUNCTION.get_or_init(|| {
         // SAFETY: as above: the server's own function, without arguments; null becomes None.
         unsafe { core::mem::transmute::<*mut c_void, Option<CurrentThd>>(find(c"_current_thd")) }
     });
     // SAFETY: the function reads a thread-local of the server and nothing else.
-    function.is_none_or(|function| !unsafe { function() }.is_null())
+    function.map(|function| unsafe { function() })
 }
 
 /// Tells whether this is mariadb-backup and not a server: it must read keys and never make any.

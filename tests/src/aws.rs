@@ -40,6 +40,11 @@ impl LocalAws {
         Self::init_and_serve(sandbox, &["init", "--region", region], &[])
     }
 
+    /// Starts it for another account than 111122223333.
+    pub fn start_with_account(sandbox: &Sandbox, account: &str) -> Self {
+        Self::init_and_serve(sandbox, &["init", "--account", account], &[])
+    }
+
     fn init_and_serve(sandbox: &Sandbox, init: &[&str], arguments: &[&str]) -> Self {
         let state = sandbox.path("aws");
         run(&state, init);

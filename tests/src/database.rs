@@ -9,7 +9,9 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{Process, Sandbox, dist, wait_until};
+use crate::{NOBODY, Process, Sandbox, dist, wait_until};
+
+const PLUGIN: &str = "aws_key_management.so";
 
 /// Files of one server.
 pub struct Database {
@@ -20,6 +22,7 @@ pub struct Database {
     plugin_dir: PathBuf,
     defaults: String,
     options: Vec<String>,
+    is_of_nobody: bool,
 }
 
 impl Database {
@@ -31,10 +34,7 @@ impl Database {
         let link = |from: &Path, name: &str| {
             std::os::unix::fs::symlink(from, plugin_dir.join(name)).unwrap();
         };
-        link(
-            &dist("plugin/aws_key_management.so"),
-            "aws_key_management.so",
-        );
+        link(&dist("plugin").join(PLUGIN), PLUGIN);
         link(
             Path::new("/usr/lib/mysql/plugin/file_key_management.so"),
             "file_key_management.so",
@@ -45,7 +45,34 @@ impl Database {
             plugin_dir,
             defaults: "--no-defaults".into(),
             options: Vec::new(),
+            is_of_nobody: false,
         }
+    }
+
+    /// Takes the plugin of the test build, with its fault points.
+    #[must_use]
+    pub fn with_fault_points(self) -> Self {
+        let link = self.plugin_dir.join(PLUGIN);
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(dist("test-plugin").join(PLUGIN), &link).unwrap();
+        self
+    }
+
+    /// Gives the datadir to user nobody, for a server that permissions mean something to. It has to
+    /// be started as that user.
+    #[must_use]
+    pub fn of_nobody(mut self) -> Self {
+        let link = self.plugin_dir.join(PLUGIN);
+        let plugin = fs::canonicalize(&link).unwrap();
+        fs::remove_file(&link).unwrap();
+        // Where it was built, nobody may not even look.
+        fs::copy(plugin, link).unwrap();
+        let mut chown = Command::new("chown");
+        chown.args(["-R", &format!("{NOBODY}:{NOBODY}")]);
+        assert!(chown.arg(&self.datadir).status().unwrap().success());
+        self.socket = self.datadir.join("mariadb.sock");
+        self.is_of_nobody = true;
+        self
     }
 
     /// The same datadir for a server with other options.
@@ -56,6 +83,7 @@ impl Database {
             plugin_dir: self.plugin_dir.clone(),
             defaults: self.defaults.clone(),
             options: Vec::new(),
+            is_of_nobody: self.is_of_nobody,
         }
     }
 
@@ -100,17 +128,24 @@ impl Database {
             "--innodb-buffer-pool-size=32M".into(),
             "--innodb-log-file-size=10M".into(),
         ];
-        if geteuid().is_root() {
+        if geteuid().is_root() && !self.is_of_nobody {
             line.push("--user=root".into());
         }
         line.extend(self.options.iter().cloned());
         line
     }
 
+    /// The command that starts the server by itself.
+    pub fn command(&self) -> Command {
+        let line = self.command_line();
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]);
+        command
+    }
+
     /// Starts the server by itself and waits until it is ready.
     pub fn start(&self) -> Process {
-        let line = self.command_line();
-        let server = Process::start(Command::new(&line[0]).args(&line[1..]));
+        let server = Process::start(&mut self.command());
         self.wait_until_ready(&server);
         server
     }

@@ -12,7 +12,9 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::{Configuration, LocalAws, Process, Sandbox, Wrapper, dist, process::wait_until_with};
+use crate::{
+    Configuration, LocalAws, Process, Sandbox, Wrapper, dist, process::wait_until_with, write_fifo,
+};
 
 /// A user that owns nothing.
 pub const NOBODY: u32 = 65534;
@@ -99,6 +101,15 @@ impl Scene {
     pub fn broker_command(&self) -> Command {
         let broker = dist("bin/iam-kms-broker");
         behind(&[broker.to_str().unwrap()], &self.command(&[]), false)
+    }
+
+    /// Starts a broker alone, gives it a good code and waits until it has a session.
+    pub fn start_broker(&self) -> Process {
+        let broker = Process::start(&mut self.broker_command());
+        broker.wait_for("write a new MFA code");
+        write_fifo(self.fifo(), self.aws.code().as_bytes());
+        broker.wait_for("is open until");
+        broker
     }
 
     /// A directory with programs that another user can reach too; returns the path of the first.

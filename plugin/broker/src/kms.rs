@@ -247,9 +247,17 @@ where
         .filter(|c| !c.is_control())
         .take(400)
         .collect();
+    let said = match said.trim_end_matches('.') {
+        "" => String::new(),
+        said => format!(": {said}"),
+    };
+    let advice = match advice {
+        "" => String::new(),
+        advice => format!("; {advice}"),
+    };
     Failure {
         kind,
-        message: format!("KMS {operation} failed: {code}: {said}{advice}"),
+        message: format!("KMS {operation} failed: {code}{said}{advice}"),
         request_id,
     }
 }
@@ -276,7 +284,7 @@ fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
         "ExpiredTokenException" | "ExpiredToken" => (Kind::SessionOver, ""),
         "AccessDeniedException" => (
             Kind::AccessDenied,
-            "; check the key policy: the user or role, aws:MultiFactorAuthPresent, aws:SourceIp",
+            "check account and region of the master key, and in its key policy the user or role, aws:MultiFactorAuthPresent and aws:SourceIp",
         ),
         "UnrecognizedClientException"
         | "InvalidClientTokenId"
@@ -284,23 +292,27 @@ fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => (
             Kind::AccessDenied,
-            "; check this host's clock and the user's access key",
+            "check this host's clock and the user's access key",
         ),
-        "DisabledException" | "KMSInvalidStateException" => (
+        "DisabledException" => (
             Kind::KeyUnusable,
-            "; enable the master key (aws kms enable-key)",
+            "enable the master key (aws kms enable-key)",
+        ),
+        "KMSInvalidStateException" => (
+            Kind::KeyUnusable,
+            "cancel the deletion of the master key and enable it (aws kms cancel-key-deletion, aws kms enable-key)",
         ),
         "InvalidKeyUsageException" | "InvalidGrantTokenException" => (
             Kind::KeyUnusable,
-            "; the master key must be a symmetric encryption key",
+            "the master key must be a symmetric encryption key",
         ),
         "NotFoundException" => (
             Kind::NotFound,
-            "; check aws_key_management_master_key_id and the region",
+            "check aws_key_management_master_key_id and the region",
         ),
         "InvalidCiphertextException" | "IncorrectKeyException" => (
             Kind::InvalidCiphertext,
-            "; the wrapped key is damaged, or was not made by this KMS",
+            "the wrapped key is damaged or no key of KMS; restore its file from a backup of the key files",
         ),
         "ThrottlingException" | "LimitExceededException" => (Kind::Throttled, ""),
         "DependencyTimeoutException" | "KeyUnavailableException" | "KMSInternalException" => {

@@ -42,7 +42,10 @@ pub unsafe extern "C" fn get_key(
             Some(data_key) => Some(data_key),
             None => match manager.ensure_loaded(key_id, version) {
                 Ok(()) => manager.keyring.key(key_id, version),
-                Err(_logged) => None,
+                Err(reason) => {
+                    server_log::client_error(&reason);
+                    None
+                }
             },
         };
         match data_key {

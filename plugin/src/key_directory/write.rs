@@ -1,7 +1,6 @@
 //! Making key files.
 
 use std::fs::File;
-use std::io::Write;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
@@ -10,6 +9,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::lock::DirectoryLock;
 use super::{FileError, KeyDirectory};
+use crate::fault_points::{self, Step};
 use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 
 /// Which version a new key file becomes.
@@ -54,6 +54,7 @@ impl KeyDirectory {
             version,
             algorithm,
         };
+        fault_points::reach(Step::VersionChosen);
         let temporary = name.temporary_name();
         self.remove_temporary(&lock, &name, &temporary)?;
         let written = self
@@ -66,7 +67,9 @@ impl KeyDirectory {
         if !written? {
             return Ok(Stored::Exists);
         }
+        fault_points::reach(Step::Named);
         self.sync()?;
+        fault_points::reach(Step::DirectorySynced);
         Ok(Stored::New(name))
     }
 
@@ -115,13 +118,16 @@ impl KeyDirectory {
             OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let mut file = openat(&self.descriptor, temporary, flags, mode)
             .map(File::from)
-            .map_err(|error| self.file_error(name, "make", error))?;
+            .map_err(|error| self.making_error(name, "make", error))?;
+        fault_points::reach(Step::TemporaryMade);
         // A umask of 0277 or the like takes bits away.
-        fchmod(&file, mode).map_err(|error| self.file_error(name, "set the mode of", error))?;
-        file.write_all(blob)
+        fchmod(&file, mode).map_err(|error| self.making_error(name, "set the mode of", error))?;
+        fault_points::write_all(&mut file, blob)
+            .inspect(|()| fault_points::reach(Step::Written))
             .and_then(|()| file.sync_all())
+            .inspect(|()| fault_points::reach(Step::FileSynced))
             .map_err(|error| match error.raw_os_error() {
-                Some(number) => self.file_error(name, "write", Errno::from_raw(number)),
+                Some(number) => self.making_error(name, "write", Errno::from_raw(number)),
                 None => FileError::File {
                     action: "write",
                     path: self.path_of(name),
@@ -150,10 +156,10 @@ impl KeyDirectory {
             Ok(()) => Ok(true),
             Err(Errno::EEXIST) => {
                 unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir)
-                    .map_err(|error| self.file_error(name, "remove the new", error))?;
+                    .map_err(|error| self.making_error(name, "remove the new", error))?;
                 Ok(false)
             }
-            Err(error) => Err(self.file_error(name, "name", error)),
+            Err(error) => Err(self.making_error(name, "name", error)),
         }
     }
 
@@ -169,6 +175,19 @@ impl KeyDirectory {
         unlinkat(directory, temporary, UnlinkatFlags::NoRemoveDir)
     }
 
+    /// What is missing then is the right to write to the directory.
+    fn making_error(&self, name: &KeyName, action: &'static str, error: Errno) -> FileError {
+        match error {
+            Errno::EACCES | Errno::EPERM => FileError::File {
+                action,
+                path: self.path_of(name),
+                source: error.into(),
+                advice: "let the user of the server write to that directory",
+            },
+            other => self.file_error(name, action, other),
+        }
+    }
+
     fn remove_temporary(
         &self,
         _lock: &DirectoryLock,
@@ -178,7 +197,7 @@ impl KeyDirectory {
         debug_assert_eq!(KeyName::parse(temporary.as_bytes()), ParsedName::Temporary);
         match unlinkat(&self.descriptor, temporary, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(error) => Err(self.file_error(name, "make room for", error)),
+            Err(error) => Err(self.making_error(name, "make room for", error)),
         }
     }
 }

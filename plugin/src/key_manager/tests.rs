@@ -211,7 +211,7 @@ fn a_refusal_of_kms_is_not_asked_for_again_at_once() {
     let manager = manager(&broker, directory.path(), dynamic());
     let first = manager.latest_version(1).unwrap_err();
     for _ in 0..10 {
-        assert_eq!(manager.latest_version(1), Err(first.clone()));
+        assert!(manager.latest_version(1).unwrap_err().starts_with(&first));
     }
     assert_eq!(broker.request_count(), 1);
     assert!(files(&directory).is_empty());

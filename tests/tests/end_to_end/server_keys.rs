@@ -62,6 +62,43 @@ fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
 }
 
 #[test]
+fn every_way_to_make_a_table_makes_its_key() {
+    let sandbox = Sandbox::new();
+    let aws = LocalAws::start(&sandbox);
+    let (_configuration, database, _wrapper) = start(&sandbox, &aws);
+    let table = |id: u32| format!("TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}");
+    database.sql("CREATE DATABASE d; CREATE TABLE d.unencrypted (i INT) ENCRYPTED=NO");
+    for (id, statement) in [
+        (10, format!("CREATE {}", table(10))),
+        (
+            11,
+            format!(
+                "CREATE OR REPLACE {} PARTITION BY HASH (i) PARTITIONS 2",
+                table(11)
+            ),
+        ),
+        (12, format!("CREATE {} SELECT 1", table(12))),
+        (13, format!("EXECUTE IMMEDIATE 'CREATE {}'", table(13))),
+        (
+            14,
+            format!("CREATE PROCEDURE d.p() CREATE {}; CALL d.p()", table(14)),
+        ),
+        (
+            15,
+            "ALTER TABLE d.unencrypted ENCRYPTED=YES ENCRYPTION_KEY_ID=15".into(),
+        ),
+        (
+            16,
+            "SET innodb_default_encryption_key_id=16; CREATE SEQUENCE d.s".into(),
+        ),
+    ] {
+        database.sql(&statement);
+        let file = format!("aws-kms-key.{id}.1");
+        assert!(database.key_files().contains(&file), "{statement}");
+    }
+}
+
+#[test]
 fn key_files_are_private_and_hold_what_kms_wrapped() {
     let sandbox = Sandbox::new();
     let aws = LocalAws::start(&sandbox);
@@ -192,7 +229,8 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
     theirs.stop(&mut server);
 }
 
-fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
+/// Has the broker decrypt a wrapped key.
+pub fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
     let mut stream = std::os::unix::net::UnixStream::connect(broker_socket).unwrap();
     let options = KmsOptions::default();
     write_frame(

@@ -1,9 +1,7 @@
 //! The session's end while the server runs, and its return through a new code.
 
-use std::path::Path;
-
 use end_to_end_tests::{
-    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, wait_until, write_fifo,
+    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, wait_until, write_fifo,
 };
 
 const NEW_KEY: &str = "CREATE TABLE d.t4 (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=4";
@@ -83,50 +81,8 @@ fn a_server_without_a_broker_says_what_to_start() {
     assert!(message.contains("handoff"), "{message}");
 }
 
-#[test]
-fn a_broker_started_by_hand_is_found_again_by_the_running_server() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (configuration, database, _wrapper) = start(&sandbox, &aws);
-    kill_broker(&configuration.broker_socket);
-    let error = database.sql_error(NEW_KEY);
-    assert!(
-        error.contains(&configuration.broker_socket.display().to_string()),
-        "{error}"
-    );
-    assert_eq!(database.sql("SELECT COUNT(*) FROM d.t1"), "1");
-
-    let mut command = Wrapper::command(&sandbox, &aws, &configuration, &[]);
-    let environment: Vec<_> = command
-        .get_envs()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
-        .collect();
-    command = std::process::Command::new(dist("bin/iam-kms-broker"));
-    command
-        .arg(format!(
-            "--config={}",
-            sandbox.path("iam-kms-wrapper.config").display()
-        ))
-        .env_clear()
-        .envs(environment);
-    let broker = Process::start(&mut command);
-    broker.wait_for("write a new MFA code");
-    write_fifo(&configuration.fifo, aws.code().as_bytes());
-    broker.wait_for("is open until");
-    database.sql(NEW_KEY);
-}
-
-fn kill_broker(socket: &Path) {
-    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-    let peer = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    let pid = getsockopt(&peer, PeerCredentials).unwrap().pid();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
-    wait_until("the broker to die", || {
-        std::os::unix::net::UnixStream::connect(socket).is_err()
-    });
-}
-
-fn status(database: &Database, name: &str) -> String {
+/// The value of a status variable of the plugin.
+pub fn status(database: &Database, name: &str) -> String {
     let row = database.sql(&format!(
         "SHOW GLOBAL STATUS LIKE 'aws_key_management_{name}'"
     ));

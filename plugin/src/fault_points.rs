@@ -1,0 +1,83 @@
+//! Steps of making a key at which a test build ends the whole process, as a power failure would end
+//! the server.
+//!
+//! For tests only: the feature `fault-points` is off by default, and without it nothing of this is
+//! compiled in. With it, `AWS_KEY_MANAGEMENT_KILL_AT=STEP:N` names the [`Step`] and tells that its
+//! N-th occurrence in the process's life is the end.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Write};
+
+/// A step of making a key that has just been done.
+#[cfg_attr(feature = "fault-points", derive(Debug))]
+#[derive(Clone, Copy)]
+pub enum Step {
+    /// KMS has answered with a wrapped key.
+    Generated,
+    /// The wrapped key has proved to open.
+    Unwrapped,
+    /// The directory is locked and the version chosen.
+    VersionChosen,
+    /// The temporary file is there, without content.
+    TemporaryMade,
+    /// The temporary file has half of its content.
+    HalfWritten,
+    /// The temporary file has its content.
+    Written,
+    /// The content is on disk.
+    FileSynced,
+    /// The file has its name.
+    Named,
+    /// The name is on disk.
+    DirectorySynced,
+    /// The key is in memory, and the server may ask for it.
+    Published,
+}
+
+/// Ends the process if this is where it is to end.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn reach(_step: Step) {}
+
+/// Writes all of `content`.
+#[cfg(not(feature = "fault-points"))]
+pub fn write_all(file: &mut File, content: &[u8]) -> io::Result<()> {
+    file.write_all(content)
+}
+
+/// Ends the process if this is where it is to end.
+#[cfg(feature = "fault-points")]
+pub fn reach(step: Step) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    static OCCURRENCES: AtomicUsize = AtomicUsize::new(0);
+
+    let Ok(end) = std::env::var("AWS_KEY_MANAGEMENT_KILL_AT") else {
+        return;
+    };
+    let Some((name, number)) = end.split_once(':') else {
+        return;
+    };
+    if name != format!("{step:?}") {
+        return;
+    }
+    let occurrence = OCCURRENCES.fetch_add(1, Ordering::SeqCst) + 1;
+    if number.parse() == Ok(occurrence) {
+        // SIGKILL: no handler, no clean-up, no core.
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    }
+}
+
+/// Writes all of `content`, with [`Step::HalfWritten`] in the middle.
+#[cfg(feature = "fault-points")]
+pub fn write_all(file: &mut File, content: &[u8]) -> io::Result<()> {
+    let (first, second) = content.split_at(content.len() / 2);
+    file.write_all(first)?;
+    reach(Step::HalfWritten);
+    file.write_all(second)
+}

@@ -1,0 +1,239 @@
+//! KMS or the broker fail while the server runs.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use end_to_end_tests::{Database, LocalAws, Scene, Wrapper, run_client, wait_until};
+use nix::{
+    sys::{
+        signal::{Signal::SIGKILL, kill},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
+    unistd::Pid,
+};
+
+use crate::server_session::status;
+
+const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=10";
+/// How long a failed key is not tried again at first, as the plugin has it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const BUSY_MACHINE: Duration = Duration::from_secs(5);
+
+struct Server {
+    database: Database,
+    wrapper: Wrapper,
+}
+
+impl Server {
+    /// Has table `d.t10` with key 10.
+    fn start(scene: &Scene) -> Self {
+        let database = Database::new(&scene.sandbox)
+            .with_our_plugin(&scene.configuration.broker_socket)
+            .options(&[
+                "--innodb-encrypt-tables=ON",
+                "--aws-key-management-request-timeout=500",
+            ]);
+        let wrapper =
+            Wrapper::start_database(&scene.sandbox, &scene.aws, &scene.configuration, &database);
+        let server = Self { database, wrapper };
+        server.database.sql("CREATE DATABASE d");
+        server.database.sql(&create(10));
+        server
+    }
+
+    /// Reads, writes, and makes a table with a key that is in memory.
+    fn check_serves(&self) {
+        let count = "SELECT COUNT(*) FROM d.t10";
+        let before: u32 = self.database.sql(count).parse().unwrap();
+        self.database.sql(
+            "INSERT INTO d.t10 VALUES (1); FLUSH TABLES;
+             CREATE TABLE d.same_key (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
+             DROP TABLE d.same_key",
+        );
+        let after: u32 = self.database.sql(count).parse().unwrap();
+        assert_eq!(after, before + 1);
+    }
+
+    /// What needs KMS fails with these reasons.
+    fn check_tells(&self, reasons: &[&str]) {
+        let error = self.database.sql_error(&create(20));
+        let warning = self.database.sql(ROTATE);
+        assert!(warning.contains("key 10 was not rotated: "), "{warning}");
+        for message in [error, warning] {
+            for reason in reasons {
+                assert!(message.contains(reason), "no {reason:?} in: {message}");
+            }
+        }
+    }
+
+    /// What needed KMS works again by itself.
+    fn check_recovers(&self) {
+        let since = Instant::now();
+        self.wait_for_key(20);
+        assert!(since.elapsed() <= FIRST_PAUSE + BUSY_MACHINE);
+        let note = self.database.sql(ROTATE);
+        assert!(note.contains("key 10 now has version 2"), "{note}");
+        self.check_serves();
+    }
+
+    fn wait_for_key(&self, id: u32) {
+        wait_until("a new key", || {
+            run_client(&self.database.socket, &create(id))
+                .status
+                .success()
+        });
+    }
+
+    fn failures(&self) -> u64 {
+        status(&self.database, "kms_failures").parse().unwrap()
+    }
+
+    fn calls(&self) -> u64 {
+        status(&self.database, "kms_calls").parse().unwrap()
+    }
+}
+
+fn create(id: u32) -> String {
+    format!("CREATE TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}")
+}
+
+/// An outage between `begin` and `end`.
+fn outage(begin: impl FnOnce(&mut LocalAws), end: impl FnOnce(&mut LocalAws), reasons: &[&str]) {
+    let mut scene = Scene::new().with_broker();
+    let server = Server::start(&scene);
+    begin(&mut scene.aws);
+    server.check_tells(reasons);
+    server.check_serves();
+    end(&mut scene.aws);
+    server.check_recovers();
+}
+
+fn fault(kind: &str, reasons: &[&str]) {
+    outage(
+        |aws| aws.fault(&format!("--operation any --kind {kind}")),
+        |aws| aws.fault("--clear"),
+        reasons,
+    );
+}
+
+#[test]
+fn keys_in_memory_serve_while_kms_throttles() {
+    fault("throttle", &["ThrottlingException", "KMS request "]);
+}
+
+#[test]
+fn keys_in_memory_serve_while_kms_fails() {
+    fault("500", &["KMSInternalException", "KMS request "]);
+}
+
+#[test]
+fn keys_in_memory_serve_while_kms_does_not_answer() {
+    fault("silence", &["no answer in time"]);
+}
+
+#[test]
+fn keys_in_memory_serve_while_kms_cannot_be_reached() {
+    let endpoint = std::cell::OnceCell::new();
+    outage(
+        |aws| {
+            endpoint.set(aws.endpoint()).unwrap();
+            aws.stop();
+        },
+        |aws| aws.start_again_at(endpoint.get().unwrap()),
+        &["cannot reach it", "Connection refused"],
+    );
+}
+
+#[test]
+fn a_start_outlasts_a_kms_that_throttles() {
+    let scene = Scene::new().with_broker();
+    let mut server = Server::start(&scene);
+    server.database.stop(&mut server.wrapper.process);
+    scene
+        .aws
+        .fault("--operation Decrypt --kind throttle --count 10");
+    let wrapper = Wrapper::start_database(
+        &scene.sandbox,
+        &scene.aws,
+        &scene.configuration,
+        &server.database,
+    );
+    assert!(!wrapper.process.output().contains("[ERROR]"));
+    assert_eq!(status(&server.database, "kms_retries"), "10");
+    server.check_serves();
+}
+
+#[test]
+fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
+    let scene = Scene::new().with_broker();
+    let server = Server::start(&scene);
+    let file = server.database.datadir.join("aws-kms-key.10.1");
+    let away = scene.sandbox.path("away");
+    fs::rename(&file, &away).unwrap();
+    kill_broker(&scene.configuration.broker_socket);
+    let socket = scene.configuration.broker_socket.display().to_string();
+    server.check_tells(&["no broker at", &socket, "iam-kms-broker"]);
+    server.check_serves();
+    assert_eq!(status(&server.database, "session_state"), "no broker");
+
+    let _broker = scene.start_broker();
+    // Nobody beyond this host was asked, so nothing is waited for.
+    server.database.sql(&create(20));
+    server.check_serves();
+    let note = server.database.sql(ROTATE);
+    assert!(note.contains("key 10 now has version 2"), "{note}");
+    assert!(!file.exists());
+}
+
+fn kill_broker(socket: &Path) {
+    let peer = UnixStream::connect(socket).unwrap();
+    let broker = getsockopt(&peer, PeerCredentials).unwrap().pid();
+    kill(Pid::from_raw(broker), SIGKILL).unwrap();
+    wait_until("the broker to die", || UnixStream::connect(socket).is_err());
+}
+
+#[test]
+fn nothing_is_remembered_as_failed_for_longer_than_the_back_off() {
+    let scene = Scene::new().with_broker();
+    let server = Server::start(&scene);
+    let database = &server.database;
+    let set_master_key = |alias: &str| {
+        database.sql(&format!(
+            "SET GLOBAL aws_key_management_master_key_id='alias/{alias}'"
+        ));
+    };
+    set_master_key("missing");
+    let first = database.sql_error(&create(20));
+    assert!(first.contains("NotFoundException"), "{first}");
+    let (calls, failures) = (server.calls(), server.failures());
+    let again = database.sql_error(&create(20));
+    assert!(
+        again.contains("tried again in 1 s at the earliest"),
+        "{again}"
+    );
+    assert_eq!(server.calls(), calls);
+
+    wait_until("the second attempt", || {
+        database.sql_error(&create(20));
+        server.failures() > failures
+    });
+    let second = Instant::now();
+    set_master_key("mariadb");
+    let again = database.sql_error(&create(20));
+    assert!(
+        again.contains("tried again in 2 s at the earliest"),
+        "{again}"
+    );
+    server.wait_for_key(20);
+    let pause = second.elapsed();
+    let twice = FIRST_PAUSE * 2;
+    assert!(
+        (twice - FIRST_PAUSE / 2..twice + BUSY_MACHINE).contains(&pause),
+        "{pause:?}"
+    );
+    server.check_serves();
+}
