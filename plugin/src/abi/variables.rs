@@ -8,6 +8,12 @@ pub const VARIABLE_INT: c_int = 0x0002;
 pub const VARIABLE_STRING: c_int = 0x0005;
 /// `PLUGIN_VAR_ENUM`.
 pub const VARIABLE_ENUM: c_int = 0x0006;
+/// `PLUGIN_VAR_UNSIGNED`.
+pub const VARIABLE_UNSIGNED: c_int = 0x0080;
+/// `PLUGIN_VAR_THDLOCAL`: each session has a value of its own.
+pub const VARIABLE_OF_SESSION: c_int = 0x0100;
+/// Those bits of the flags that tell a variable's type and kind of storage.
+pub const VARIABLE_TYPE_MASK: c_int = 0x007f | VARIABLE_UNSIGNED | VARIABLE_OF_SESSION;
 /// `PLUGIN_VAR_READONLY`.
 pub const VARIABLE_READ_ONLY: c_int = 0x0200;
 /// `MYSQL_VALUE_TYPE_INT`.
