@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum KmsError {
     /// KMS or the broker refused or could not do it.
-    #[error("{}{}", .0.message, request_id_suffix(&.0.request_id))]
+    #[error("{}", .0.message)]
     Failed(Failure),
     /// The broker gave no answer.
     #[error(transparent)]
@@ -32,13 +32,6 @@ pub enum KmsError {
     /// The broker answered another question.
     #[error("the broker answered something else than it was asked; see its log")]
     WrongReply,
-}
-
-fn request_id_suffix(request_id: &str) -> String {
-    match request_id {
-        "" => String::new(),
-        id => format!(" (KMS request {id})"),
-    }
 }
 
 impl KmsError {
@@ -214,11 +207,13 @@ impl Kms {
             .fetch_add(microseconds, Ordering::Relaxed);
         match &result {
             Ok(reply) => self.log(LogLevel::Info, || {
-                format!("{name} took {microseconds} us{}", reply_request_id(reply))
+                format!("{name} took {microseconds} us{}", request_of(reply))
             }),
             Err(error) => {
                 self.counters.failures.fetch_add(1, Ordering::Relaxed);
-                self.log(LogLevel::Error, || format!("{name} failed: {error}"));
+                self.log(LogLevel::Error, || {
+                    format!("{name} took {microseconds} us and failed: {error}")
+                });
             }
         }
         result
@@ -234,10 +229,10 @@ impl Kms {
     }
 }
 
-fn reply_request_id(reply: &Reply) -> String {
+fn request_of(reply: &Reply) -> String {
     match reply {
         Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
-            request_id_suffix(request_id)
+            format!(" (request {request_id})")
         }
         Reply::Session(_) | Reply::Failed(_) => String::new(),
     }
