@@ -12,7 +12,7 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e dist packages install bench clean
+.PHONY: help demo test lint unit e2e dist mock-plugin packages install bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,14 +25,16 @@ test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit an
 lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p aws-key-management-plugin --features mock --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
 	cargo test --locked --workspace --exclude end-to-end-tests
+	cargo test --locked -p aws-key-management-plugin --features mock -- mock:: abi::
 
-e2e: dist ## End-to-end tests against a real mariadbd
+e2e: dist mock-plugin ## End-to-end tests against a real mariadbd
 	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
 
 dist: packages ## Build what is installed, into target/dist
@@ -42,6 +44,12 @@ dist: packages ## Build what is installed, into target/dist
 	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
+
+# For the tests only, in a folder of its own: cargo would take one build for the other.
+mock-plugin: packages
+	cargo build --locked -p aws-key-management-plugin --features mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
+	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so \
+		$(DIST)/mock-plugin/aws_key_management.so
 
 install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker

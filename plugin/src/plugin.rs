@@ -43,6 +43,10 @@ pub fn start(settings: Fixed) -> bool {
 }
 
 fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
+    #[cfg(feature = "mock")]
+    if settings.mock {
+        server_log::warning(crate::mock::WARNING);
+    }
     let backup = is_backup_program();
     let manager =
         KeyManager::new(settings, &DYNAMIC, backup).map_err(crate::key_manager::KeyError::from)?;

@@ -39,6 +39,8 @@ pub unsafe fn read_all() -> Fixed {
             } else {
                 OsString::from_vec(socket).into()
             },
+            #[cfg(feature = "mock")]
+            mock: storage::MOCK.address().read() != 0,
         }
     }
 }

@@ -7,6 +7,7 @@ mod code_channel;
 mod exit_codes;
 mod go_compatibility;
 mod inheritance;
+mod mock;
 mod plugin_in_c;
 mod secrets;
 mod server_keys;
