@@ -25,13 +25,14 @@ test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit an
 lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p aws-key-management-plugin --features fault-points -- -D warnings
+	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
 	cargo test --locked --workspace --exclude end-to-end-tests
+	cargo test --locked -p aws-key-management-plugin --features mock -- mock:: abi::
 	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
 		cargo test --locked -p aws-key-management-plugin --lib cipher
 
@@ -46,10 +47,10 @@ dist: packages ## Build what is installed, into target/dist
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
 
-# With fault points, and for the tests only. In a folder of its own: cargo would take one build for the other.
+# With fault points and mock, for the tests only. In a folder of its own: cargo would take one build for the other.
 test-plugin: packages
-	cargo build --locked -p aws-key-management-plugin --features fault-points --target-dir $(CARGO_TARGET_DIR)/test-plugin
-	install -D -m 644 $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
+	cargo build --locked -p aws-key-management-plugin --features fault-points,mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
+	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
 install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker

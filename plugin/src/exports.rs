@@ -38,6 +38,8 @@ pub mod storage {
     pub static LOG_LEVEL: ServerOwned<c_ulong> = ServerOwned::new(0);
     pub static REQUEST_TIMEOUT: ServerOwned<c_int> = ServerOwned::new(0);
     pub static ROTATE_KEY: ServerOwned<c_int> = ServerOwned::new(0);
+    #[cfg(feature = "mock")]
+    pub static MOCK: ServerOwned<c_char> = ServerOwned::new(0);
 }
 
 const fn header(
@@ -214,19 +216,39 @@ static ROTATE_KEY: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
     block_size: 1,
 });
 
-static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; 11]> = ServerOwned::new([
-    MASTER_KEY_ID.address().cast(),
-    KEY_SPEC.address().cast(),
-    LOG_LEVEL.address().cast(),
-    ROTATE_KEY.address().cast(),
-    REQUEST_TIMEOUT.address().cast(),
-    REGION.address().cast(),
-    ENDPOINT_URL.address().cast(),
-    KEYFILE_DIR.address().cast(),
-    BROKER_SOCKET.address().cast(),
-    ENCRYPTION_ALGORITHM.address().cast(),
-    null_mut(),
-]);
+#[cfg(feature = "mock")]
+static MOCK: ServerOwned<crate::abi::BoolVariable> = ServerOwned::new(crate::abi::BoolVariable {
+    header: header(
+        crate::abi::VARIABLE_BOOL
+            | crate::abi::VARIABLE_OPTIONAL_ARGUMENT
+            | VARIABLE_READ_ONLY,
+        c"mock",
+        c"For tests only: neither broker nor AWS KMS is asked, and the key files hold the data keys as they are",
+        None,
+        None,
+    ),
+    storage: storage::MOCK.address(),
+    default: 0,
+});
+
+const VARIABLE_COUNT: usize = 10 + cfg!(feature = "mock") as usize;
+
+static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> =
+    ServerOwned::new([
+        MASTER_KEY_ID.address().cast(),
+        KEY_SPEC.address().cast(),
+        LOG_LEVEL.address().cast(),
+        ROTATE_KEY.address().cast(),
+        REQUEST_TIMEOUT.address().cast(),
+        REGION.address().cast(),
+        ENDPOINT_URL.address().cast(),
+        KEYFILE_DIR.address().cast(),
+        BROKER_SOCKET.address().cast(),
+        ENCRYPTION_ALGORITHM.address().cast(),
+        #[cfg(feature = "mock")]
+        MOCK.address().cast(),
+        null_mut(),
+    ]);
 
 static STATUS_VARIABLES: ServerOwned<[StatusVariable; VARIABLES.len() + 1]> =
     ServerOwned::new(status_variables());

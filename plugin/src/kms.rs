@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum KmsError {
     /// KMS or the broker refused or could not do it.
-    #[error("{}{}", .0.message, request_id_suffix(&.0.request_id))]
+    #[error("{}", .0.message)]
     Failed(Failure),
     /// The broker gave no answer.
     #[error(transparent)]
@@ -32,13 +32,6 @@ pub enum KmsError {
     /// The broker answered another question.
     #[error("the broker answered something else than it was asked; see its log")]
     WrongReply,
-}
-
-fn request_id_suffix(request_id: &str) -> String {
-    match request_id {
-        "" => String::new(),
-        id => format!(" (KMS request {id})"),
-    }
 }
 
 impl KmsError {
@@ -91,6 +84,8 @@ pub struct Kms {
     options: KmsOptions,
     call_patience: Duration,
     dynamic: &'static Dynamic,
+    #[cfg(feature = "mock")]
+    mock: bool,
     /// For the status variables.
     pub counters: Counters,
 }
@@ -115,6 +110,8 @@ impl Kms {
             },
             call_patience: settings.request_timeout() + BROKER_MARGIN,
             dynamic,
+            #[cfg(feature = "mock")]
+            mock: settings.mock,
             counters: Counters::default(),
         }
     }
@@ -173,7 +170,7 @@ impl Kms {
     }
 
     fn session_within(&self, patience: Duration) -> Result<SessionState, KmsError> {
-        match self.broker.request(&Request::Session, patience)? {
+        match self.ask(&Request::Session, patience)? {
             Reply::Session(state) => Ok(state),
             _ => Err(KmsError::WrongReply),
         }
@@ -202,7 +199,7 @@ impl Kms {
 
     fn call_once(&self, name: &str, request: &Request) -> Result<Reply, KmsError> {
         let start = Instant::now();
-        let result = match self.broker.request(request, self.call_patience) {
+        let result = match self.ask(request, self.call_patience) {
             Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
             Ok(reply) => Ok(reply),
             Err(error) => Err(error.into()),
@@ -214,14 +211,24 @@ impl Kms {
             .fetch_add(microseconds, Ordering::Relaxed);
         match &result {
             Ok(reply) => self.log(LogLevel::Info, || {
-                format!("{name} took {microseconds} us{}", reply_request_id(reply))
+                format!("{name} took {microseconds} us{}", request_of(reply))
             }),
             Err(error) => {
                 self.counters.failures.fetch_add(1, Ordering::Relaxed);
-                self.log(LogLevel::Error, || format!("{name} failed: {error}"));
+                self.log(LogLevel::Error, || {
+                    format!("{name} took {microseconds} us and failed: {error}")
+                });
             }
         }
         result
+    }
+
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Reply, BrokerError> {
+        #[cfg(feature = "mock")]
+        if self.mock {
+            return Ok(crate::mock::answer(request));
+        }
+        self.broker.request(request, patience)
     }
 
     fn log(&self, level: LogLevel, text: impl FnOnce() -> String) {
@@ -234,10 +241,10 @@ impl Kms {
     }
 }
 
-fn reply_request_id(reply: &Reply) -> String {
+fn request_of(reply: &Reply) -> String {
     match reply {
         Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
-            request_id_suffix(request_id)
+            format!(" (request {request_id})")
         }
         Reply::Session(_) | Reply::Failed(_) => String::new(),
     }

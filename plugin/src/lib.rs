@@ -34,6 +34,8 @@ pub mod key_name;
 pub mod keyring;
 pub mod kms;
 pub mod locked_memory;
+#[cfg(feature = "mock")]
+mod mock;
 pub mod plugin;
 pub mod rotation;
 pub mod server_log;

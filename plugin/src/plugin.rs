@@ -4,6 +4,7 @@
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::key_loading;
 use crate::key_manager::KeyManager;
@@ -12,11 +13,12 @@ use crate::server_symbols::is_backup_program;
 use crate::settings::{DYNAMIC, Fixed};
 
 /// Null while the plugin is not loaded.
-///
-/// A manager is never freed, because threads may be in it when the plugin is unloaded and counting
-/// them would cost each of millions of look-ups more than the look-up itself. What matters, the
-/// keys, is wiped. Servers unload at shutdown.
 static MANAGER: AtomicPtr<KeyManager> = AtomicPtr::new(null_mut());
+
+/// Managers of before the plugin was unloaded. They are never freed, because threads may be in one
+/// then and counting them would cost each of millions of look-ups more than the look-up itself. What
+/// matters, the keys, is wiped. Servers unload at shutdown.
+static RETIRED: Mutex<Vec<&'static KeyManager>> = Mutex::new(Vec::new());
 
 /// Returns the key manager while the plugin is loaded.
 #[inline]
@@ -41,6 +43,10 @@ pub fn start(settings: Fixed) -> bool {
 }
 
 fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
+    #[cfg(feature = "mock")]
+    if settings.mock {
+        server_log::warning(crate::mock::WARNING);
+    }
     let backup = is_backup_program();
     let manager =
         KeyManager::new(settings, &DYNAMIC, backup).map_err(crate::key_manager::KeyError::from)?;
@@ -54,5 +60,7 @@ pub fn stop() {
     MANAGER.store(null_mut(), Ordering::Release);
     if let Some(manager) = manager {
         manager.keyring.wipe();
+        let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.push(manager);
     }
 }

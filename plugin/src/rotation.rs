@@ -16,8 +16,41 @@ const WORKERS: usize = 32;
 /// SET GLOBAL does not wait much longer than that, whatever KMS does.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What InnoDB makes of a rotation. The present value of the variable is the server's own.
-pub const REENCRYPTION_NOTE: &str = "what is written from now on uses the new versions. InnoDB's innodb_encryption_threads re-encrypt pages whose version is more than innodb_encryption_rotate_key_age behind: at 1, the default, this rotation moves the pages of the version before the last, and the next one the others. Keep all old key files: logs, backups and Aria tables need them";
+/// The variables of InnoDB that decide what becomes of pages under old versions; `None` where they
+/// cannot be found out.
+#[derive(Debug, Clone, Copy)]
+pub struct Reencryption {
+    /// `innodb_encrypt_tables`: 0 is OFF.
+    pub encrypt_tables: Option<u64>,
+    /// `innodb_encryption_threads`.
+    pub threads: Option<u64>,
+    /// `innodb_encryption_rotate_key_age`.
+    pub rotate_key_age: Option<u64>,
+}
+
+impl Reencryption {
+    /// What InnoDB will re-encrypt after a rotation, and what not.
+    pub fn note(self) -> String {
+        let off = [
+            (self.encrypt_tables, "innodb_encrypt_tables is OFF"),
+            (self.threads, "innodb_encryption_threads is 0"),
+            (self.rotate_key_age, "innodb_encryption_rotate_key_age is 0"),
+        ]
+        .into_iter()
+        .find_map(|(value, reason)| (value == Some(0)).then_some(reason));
+        let pages = match (off, self.rotate_key_age) {
+            (Some(reason), _) => format!("InnoDB re-encrypts no existing pages, because {reason}"),
+            (None, Some(age)) => format!(
+                "InnoDB re-encrypts in the background pages that are now more than {age} version{} behind, and leaves the others, because innodb_encryption_rotate_key_age is {age}",
+                if age == 1 { "" } else { "s" }
+            ),
+            (None, None) => "InnoDB re-encrypts in the background pages that are now more than innodb_encryption_rotate_key_age versions behind, and leaves the others".into(),
+        };
+        format!(
+            "what is written from now on uses the new versions. {pages}. Keep all old key files: logs, backups and Aria tables need them"
+        )
+    }
+}
 
 /// Which keys to rotate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,11 @@ use std::sync::OnceLock;
 
 use nix::libc::{RTLD_DEFAULT, dlsym};
 
+use crate::abi::{
+    EnumVariable, IntVariable, PluginDeclaration, SystemVariable, VARIABLE_ENUM, VARIABLE_INT,
+    VARIABLE_TYPE_MASK, VARIABLE_UNSIGNED, VariableHeader,
+};
+
 /// `ER_UNKNOWN_ERROR` of `mysqld_error.h`.
 const ER_UNKNOWN_ERROR: c_uint = 1105;
 
@@ -93,6 +98,80 @@ fn current_thread() -> Option<*mut c_void> {
     });
     // SAFETY: the function reads a thread-local of the server and nothing else.
     function.map(|function| unsafe { function() })
+}
+
+/// The present value of a global variable of InnoDB, unsigned or the index of an enumeration, by its
+/// full name: the server has put the plugin's in front when it started. `None` where InnoDB is not
+/// part of the program, or has no such variable.
+pub fn innodb_variable(name: &CStr) -> Option<u64> {
+    [c"mysql_mandatory_plugins", c"mysql_optional_plugins"]
+        .into_iter()
+        .find_map(|list| {
+            // SAFETY: what a MariaDB server calls by these names are arrays, ended by null, of
+            // pointers to what `MARIA_DECLARE_PLUGIN` of plugin.h declares. They are never freed.
+            unsafe { read_variable(find(list).cast(), c"InnoDB", name) }
+        })
+}
+
+/// # Safety
+/// `list` is null, or a list of declarations as [`innodb_variable`] says.
+unsafe fn read_variable(
+    list: *const *const PluginDeclaration,
+    plugin: &CStr,
+    name: &CStr,
+) -> Option<u64> {
+    // SAFETY: as the caller says: each list ends with null, or with an entry without `info`.
+    unsafe {
+        let mut libraries = list;
+        while !libraries.is_null() && !(*libraries).is_null() {
+            let mut declaration = *libraries;
+            while !(*declaration).info.is_null() {
+                if is_named((*declaration).name, plugin) {
+                    return read_variable_of((*declaration).system_variables, name);
+                }
+                declaration = declaration.add(1);
+            }
+            libraries = libraries.add(1);
+        }
+    }
+    None
+}
+
+/// # Safety
+/// `variables` is null, or a list of variables, ended by null.
+unsafe fn read_variable_of(variables: *const *mut SystemVariable, name: &CStr) -> Option<u64> {
+    const UNSIGNED: c_int = VARIABLE_INT | VARIABLE_UNSIGNED;
+    let mut variables = variables;
+    // SAFETY: each variable begins with its header, whose flags tell the type of the rest. The
+    // value is the server's, which changes it as a whole while others read it.
+    unsafe {
+        while !variables.is_null() && !(*variables).is_null() {
+            let variable = *variables;
+            let header = variable.cast::<VariableHeader>();
+            if is_named((*header).name, name) {
+                return match (*header).flags & VARIABLE_TYPE_MASK {
+                    UNSIGNED => {
+                        let storage = (*variable.cast::<IntVariable>()).storage;
+                        Some(storage.cast::<c_uint>().read_volatile().into())
+                    }
+                    VARIABLE_ENUM => {
+                        let storage = (*variable.cast::<EnumVariable>()).storage;
+                        Some(storage.read_volatile())
+                    }
+                    _ => None,
+                };
+            }
+            variables = variables.add(1);
+        }
+    }
+    None
+}
+
+/// # Safety
+/// `text` is null or NUL-terminated.
+unsafe fn is_named(text: *const c_char, name: &CStr) -> bool {
+    // SAFETY: not null, and the caller says that it ends.
+    !text.is_null() && unsafe { CStr::from_ptr(text) } == name
 }
 
 /// Tells whether this is mariadb-backup and not a server: it must read keys and never make any.

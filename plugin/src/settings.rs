@@ -50,6 +50,9 @@ pub struct Fixed {
     pub keyfile_dir: PathBuf,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
+    /// Whether the plugin plays broker and KMS itself.
+    #[cfg(feature = "mock")]
+    pub mock: bool,
 }
 
 impl Fixed {

@@ -138,6 +138,5 @@ pub fn failure(kind: FailureKind, message: &str) -> Reply {
     Reply::Failed(Failure {
         kind,
         message: message.into(),
-        request_id: String::new(),
     })
 }

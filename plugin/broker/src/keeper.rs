@@ -238,7 +238,6 @@ impl Keeper {
         Failure {
             kind: FailureKind::SessionOver,
             message: format!("{over}; {next}"),
-            request_id: String::new(),
         }
     }
 

@@ -74,7 +74,7 @@ impl Kms {
         let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
         Ok(Reply::Decrypted {
             key: PlaintextKey::new(plaintext)
-                .map_err(|error| incomplete("Decrypt", &error.to_string()))?,
+                .map_err(|error| incomplete("Decrypt", &answer, &error.to_string()))?,
             master_key_arn: answer.key_id().unwrap_or_default().into(),
             request_id: answer.request_id().unwrap_or_default().into(),
         })
@@ -112,6 +112,7 @@ impl Kms {
         if !(1..=MAX_CIPHERTEXT_BYTES).contains(&ciphertext_blob.len()) {
             return Err(incomplete(
                 OPERATION,
+                &answer,
                 "a wrapped key of no or too many bytes",
             ));
         }
@@ -195,21 +196,34 @@ fn timeouts(keeper: &Keeper, options: &KmsOptions) -> Builder {
 }
 
 fn invalid(why: &str) -> Failure {
-    let message = why.to_owned();
     Failure {
         kind: FailureKind::InvalidRequest,
-        message,
-        request_id: String::new(),
+        message: why.to_owned(),
     }
 }
 
-fn incomplete(operation: &str, why: &str) -> Failure {
-    let message = format!("KMS {operation} answered with {why}");
+fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
     Failure {
         kind: FailureKind::Other,
-        message,
-        request_id: String::new(),
+        message: format!("KMS {operation}{} answered with {why}", request(answer)),
     }
+}
+
+/// Names the request for AWS's support and call log. Near the beginning of a message, whose end
+/// may be cut off.
+fn request(answer: &impl RequestId) -> String {
+    answer
+        .request_id()
+        .map(|id| format!(" (request {})", printable(id, 64)))
+        .unwrap_or_default()
+}
+
+/// The first `limit` characters of what the other side said, on one line.
+fn printable(text: &str, limit: usize) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(limit)
+        .collect()
 }
 
 /// Reads the failure of a call. `session_over` is asked where KMS says that the session has ended.
@@ -221,7 +235,7 @@ fn failure<E>(
 where
     E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
 {
-    let request_id = error.request_id().unwrap_or_default().to_owned();
+    let failed = format!("KMS {operation}{} failed", request(error));
     let service_error = error.as_service_error();
     let status = error
         .raw_response()
@@ -229,36 +243,32 @@ where
     let Some(code) = service_error.and_then(ProvideErrorMetadata::code) else {
         return Failure {
             kind: FailureKind::Unavailable,
-            message: format!("KMS {operation} failed: {}", no_answer(error, status)),
-            request_id,
+            message: format!("{failed}: {}", no_answer(error, status)),
         };
     };
     let (kind, advice) = meaning(code, status);
     if kind == FailureKind::SessionOver {
+        let over = session_over();
         return Failure {
-            request_id,
-            ..session_over()
+            message: format!("{}; {failed}: {code}", over.message),
+            ..over
         };
     }
-    let said: String = service_error
+    let said = service_error
         .and_then(ProvideErrorMetadata::message)
-        .unwrap_or_default()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(400)
-        .collect();
-    let said = match said.trim_end_matches('.') {
-        "" => String::new(),
-        said => format!(": {said}"),
-    };
+        .unwrap_or_default();
     let advice = match advice {
         "" => String::new(),
         advice => format!("; {advice}"),
     };
+    // What AWS says is the longest part and comes last.
+    let said = match printable(said, 400) {
+        said if said.is_empty() => said,
+        said => format!("; AWS says: {said}"),
+    };
     Failure {
         kind,
-        message: format!("KMS {operation} failed: {code}{said}{advice}"),
-        request_id,
+        message: format!("{failed}: {code}{advice}{said}"),
     }
 }
 
@@ -327,7 +337,42 @@ fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_kms::operation::decrypt::DecryptError;
+    use aws_smithy_types::{body::SdkBody, error::ErrorMetadata};
+
     use super::*;
+
+    /// The failure that the plugin gets when KMS answers with this error.
+    fn failure_of(code: &str, said: &str) -> Failure {
+        let metadata = ErrorMetadata::builder().code(code).message(said).build();
+        let mut answer = HttpResponse::new(400.try_into().unwrap(), SdkBody::empty());
+        answer.headers_mut().insert("x-amzn-requestid", "8a6f");
+        let error = SdkError::service_error(DecryptError::generic(metadata), answer);
+        failure("Decrypt", &error, || Failure {
+            kind: FailureKind::SessionOver,
+            message: "the session is over".into(),
+        })
+    }
+
+    #[test]
+    fn the_request_id_and_the_advice_come_before_what_may_be_cut_off() {
+        let message = failure_of("AccessDeniedException", &"said\n".repeat(1000)).message;
+        let beginning =
+            "KMS Decrypt (request 8a6f) failed: AccessDeniedException; check account and region";
+        assert!(message.starts_with(beginning), "{message}");
+        assert!(message.contains("AWS says: saidsaid"), "{message}");
+        assert!(message.len() < 700, "{message}");
+    }
+
+    #[test]
+    fn the_end_of_the_session_is_told_with_the_request_too() {
+        let failure = failure_of("ExpiredTokenException", "");
+        assert_eq!(failure.kind, FailureKind::SessionOver);
+        assert_eq!(
+            failure.message,
+            "the session is over; KMS Decrypt (request 8a6f) failed: ExpiredTokenException"
+        );
+    }
 
     #[test]
     fn both_names_of_an_expired_token_end_the_session() {

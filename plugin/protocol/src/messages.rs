@@ -82,10 +82,9 @@ pub enum Reply {
 pub struct Failure {
     /// What kind of failure it is, for the program.
     pub kind: FailureKind,
-    /// What failed, why and what to do next, for the person; one line without a secret in it.
+    /// What failed, in which request of KMS if there was an answer, why and what to do next, for
+    /// the person; one line without a secret in it.
     pub message: String,
-    /// KMS's request id, empty where no answer of KMS was involved.
-    pub request_id: String,
 }
 
 /// Kinds of failure that a caller treats differently.

@@ -67,6 +67,13 @@ fn rust_layouts() -> Vec<String> {
             "value" = storage,
             "def_val" = default
         ),
+        #[cfg(feature = "mock")]
+        layout!(
+            "BOOL_VARIABLE",
+            BoolVariable,
+            "value" = storage,
+            "def_val" = default
+        ),
         layout!(
             "INT_VARIABLE",
             IntVariable,
@@ -136,10 +143,16 @@ fn constants() -> Vec<String> {
         ("SHOW_ULONGLONG", SHOW_ULONGLONG),
         ("SHOW_CHAR", SHOW_CHAR),
         ("SHOW_SIMPLE_FUNC", SHOW_SIMPLE_FUNC),
+        #[cfg(feature = "mock")]
+        ("PLUGIN_VAR_BOOL", VARIABLE_BOOL),
         ("PLUGIN_VAR_INT", VARIABLE_INT),
         ("PLUGIN_VAR_STR", VARIABLE_STRING),
         ("PLUGIN_VAR_ENUM", VARIABLE_ENUM),
+        ("PLUGIN_VAR_UNSIGNED", VARIABLE_UNSIGNED),
+        ("PLUGIN_VAR_THDLOCAL", VARIABLE_OF_SESSION),
         ("PLUGIN_VAR_READONLY", VARIABLE_READ_ONLY),
+        #[cfg(feature = "mock")]
+        ("PLUGIN_VAR_OPCMDARG", VARIABLE_OPTIONAL_ARGUMENT),
         ("MYSQL_VALUE_TYPE_INT", VALUE_TYPE_INT),
     ]
     .map(|(name, value)| format!("{name} {value}"))
@@ -168,6 +181,8 @@ fn c_program() -> String {
          #include <mysql/plugin_encryption.h>\n\
          typedef DECLARE_MYSQL_SYSVAR_BASIC(STRING_VARIABLE_, char *);\n\
          typedef __typeof__(mysql_sysvar_STRING_VARIABLE_) STRING_VARIABLE;\n\
+         typedef DECLARE_MYSQL_SYSVAR_BASIC(BOOL_VARIABLE_, char);\n\
+         typedef __typeof__(mysql_sysvar_BOOL_VARIABLE_) BOOL_VARIABLE;\n\
          typedef DECLARE_MYSQL_SYSVAR_SIMPLE(INT_VARIABLE_, int);\n\
          typedef __typeof__(mysql_sysvar_INT_VARIABLE_) INT_VARIABLE;\n\
          typedef DECLARE_MYSQL_SYSVAR_TYPELIB(ENUM_VARIABLE_, unsigned long);\n\

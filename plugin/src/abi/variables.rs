@@ -2,14 +2,26 @@
 
 use core::ffi::{c_char, c_double, c_int, c_longlong, c_uint, c_ulong, c_void};
 
+/// `PLUGIN_VAR_BOOL`.
+#[cfg(feature = "mock")]
+pub const VARIABLE_BOOL: c_int = 0x0001;
 /// `PLUGIN_VAR_INT`.
 pub const VARIABLE_INT: c_int = 0x0002;
 /// `PLUGIN_VAR_STR`.
 pub const VARIABLE_STRING: c_int = 0x0005;
 /// `PLUGIN_VAR_ENUM`.
 pub const VARIABLE_ENUM: c_int = 0x0006;
+/// `PLUGIN_VAR_UNSIGNED`.
+pub const VARIABLE_UNSIGNED: c_int = 0x0080;
+/// `PLUGIN_VAR_THDLOCAL`: each session has a value of its own.
+pub const VARIABLE_OF_SESSION: c_int = 0x0100;
+/// Those bits of the flags that tell a variable's type and kind of storage.
+pub const VARIABLE_TYPE_MASK: c_int = 0x007f | VARIABLE_UNSIGNED | VARIABLE_OF_SESSION;
 /// `PLUGIN_VAR_READONLY`.
 pub const VARIABLE_READ_ONLY: c_int = 0x0200;
+/// `PLUGIN_VAR_OPCMDARG`: the option may stand without a value.
+#[cfg(feature = "mock")]
+pub const VARIABLE_OPTIONAL_ARGUMENT: c_int = 0x2000;
 /// `MYSQL_VALUE_TYPE_INT`.
 pub const VALUE_TYPE_INT: c_int = 2;
 
@@ -57,6 +69,18 @@ pub struct StringVariable {
     pub storage: *mut *mut c_char,
     /// The default.
     pub default: *const c_char,
+}
+
+/// `DECLARE_MYSQL_SYSVAR_BASIC` of `char`, which is a truth value.
+#[cfg(feature = "mock")]
+#[repr(C)]
+pub struct BoolVariable {
+    /// The common part.
+    pub header: VariableHeader,
+    /// Where the server keeps the value, 0 or 1.
+    pub storage: *mut c_char,
+    /// The default.
+    pub default: c_char,
 }
 
 /// `DECLARE_MYSQL_SYSVAR_SIMPLE` of `int`.

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use super::guard;
 use crate::abi::{SystemVariable, VALUE_TYPE_INT, Value};
 use crate::exports::storage;
-use crate::rotation::{REENCRYPTION_NOTE, Target, rotate};
+use crate::rotation::{Reencryption, Target, rotate};
+use crate::server_symbols::innodb_variable;
 use crate::settings::{DYNAMIC, Dynamic, Fixed};
 use crate::{plugin, server_log};
 
@@ -38,6 +39,8 @@ pub unsafe fn read_all() -> Fixed {
             } else {
                 OsString::from_vec(socket).into()
             },
+            #[cfg(feature = "mock")]
+            mock: storage::MOCK.address().read() != 0,
         }
     }
 }
@@ -196,14 +199,20 @@ fn rotate_and_tell(target: Target) {
                 server_log::error(&text);
                 server_log::client_warning(&text);
             }
+            // The statement keeps max_error_count of them, 64 by default.
+            if !rotated.made.is_empty() {
+                let reencryption = Reencryption {
+                    encrypt_tables: innodb_variable(c"innodb_encrypt_tables"),
+                    threads: innodb_variable(c"innodb_encryption_threads"),
+                    rotate_key_age: innodb_variable(c"innodb_encryption_rotate_key_age"),
+                };
+                server_log::client_note(&reencryption.note());
+            }
             for name in &rotated.made {
                 server_log::client_note(&format!(
                     "key {} now has version {}",
                     name.id, name.version
                 ));
-            }
-            if !rotated.made.is_empty() {
-                server_log::client_note(REENCRYPTION_NOTE);
             }
         }
     }

@@ -101,6 +101,47 @@ fn each_failure_names_its_key_and_the_others_are_rotated() {
 }
 
 #[test]
+fn the_note_says_what_innodb_moves_at_the_present_settings() {
+    for (encrypt_tables, threads, rotate_key_age, expected) in [
+        (Some(1), Some(4), Some(1), "more than 1 version behind"),
+        (Some(2), Some(4), Some(3), "more than 3 versions behind"),
+        (
+            Some(0),
+            Some(4),
+            Some(1),
+            "because innodb_encrypt_tables is OFF",
+        ),
+        (
+            Some(1),
+            Some(0),
+            Some(1),
+            "because innodb_encryption_threads is 0",
+        ),
+        (
+            Some(1),
+            Some(4),
+            Some(0),
+            "because innodb_encryption_rotate_key_age is 0",
+        ),
+        (
+            None,
+            None,
+            None,
+            "more than innodb_encryption_rotate_key_age versions behind",
+        ),
+    ] {
+        let note = Reencryption {
+            encrypt_tables,
+            threads,
+            rotate_key_age,
+        }
+        .note();
+        assert!(note.contains(expected), "{note}");
+        assert!(note.contains("Keep all old key files"), "{note}");
+    }
+}
+
+#[test]
 fn a_kms_that_is_away_ends_the_rotation_in_bounded_time() {
     let broker = TestBroker::new(|request| match request {
         Request::Session => honest_answer(request),
