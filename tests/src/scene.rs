@@ -116,20 +116,31 @@ impl Scene {
 
     /// The command line as user nobody, who gets the FIFO's directory.
     pub fn command_as_nobody(&self, command: &[&str]) -> Command {
+        self.command_as(NOBODY, command)
+    }
+
+    /// The same as another user.
+    pub fn command_as(&self, user: u32, command: &[&str]) -> Command {
         let program = self.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
-        chown(self.fifo().parent().unwrap(), Some(NOBODY), Some(NOBODY)).unwrap();
+        chown(self.fifo().parent().unwrap(), Some(user), Some(user)).unwrap();
         let wrapper = self.command(command);
-        let uid = format!("--reuid={NOBODY}");
-        let gid = format!("--regid={NOBODY}");
-        let program = program.to_str().unwrap();
-        let mut prefixed = behind(
-            &["setpriv", &uid, &gid, "--clear-groups", program],
-            &wrapper,
-            false,
-        );
+        let mut prefix = set_user(user);
+        prefix.push(program.to_str().unwrap().into());
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+        let mut prefixed = behind(&prefix, &wrapper, false);
         prefixed.current_dir("/");
         prefixed
     }
+}
+
+/// What goes in front of a command line to run it as another user.
+pub fn set_user(user: u32) -> Vec<String> {
+    vec![
+        "setpriv".into(),
+        format!("--reuid={user}"),
+        format!("--regid={user}"),
+        "--clear-groups".into(),
+    ]
 }
 
 /// `command` started by another one, which execs it: `prefix`, then its program, then its
