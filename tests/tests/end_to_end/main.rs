@@ -8,6 +8,7 @@ mod exit_codes;
 mod go_compatibility;
 mod inheritance;
 mod secrets;
+mod server_backup;
 mod server_keys;
 mod server_main_job;
 mod server_session;
