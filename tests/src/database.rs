@@ -167,10 +167,17 @@ impl Database {
         assert!(status.success(), "{status}\n{}", server.output());
     }
 
+    /// The files of the datadir, as paths, sorted.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = files_below(&self.datadir);
+        files.sort();
+        files
+    }
+
     /// The files of the datadir that contain `bytes`, as names.
     pub fn files_with(&self, bytes: &[u8]) -> Vec<String> {
         let mut found = Vec::new();
-        for file in files_below(&self.datadir) {
+        for file in self.files() {
             if contains_bytes(&fs::read(&file).unwrap_or_default(), bytes) {
                 found.push(
                     file.strip_prefix(&self.datadir)
@@ -180,7 +187,6 @@ impl Database {
                 );
             }
         }
-        found.sort();
         found
     }
 

@@ -10,6 +10,7 @@ mod inheritance;
 mod secrets;
 mod server_backup;
 mod server_keys;
+mod server_lifecycle;
 mod server_main_job;
 mod server_session;
 mod sts_answers;
