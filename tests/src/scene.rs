@@ -10,9 +10,12 @@ use std::{
     process::Command,
 };
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{Configuration, LocalAws, Process, Sandbox, Wrapper, dist, process::wait_until_with};
+use crate::{
+    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, owner_of,
+    process::wait_until_with,
+};
 
 /// A user that owns nothing.
 pub const NOBODY: u32 = 65534;
@@ -92,6 +95,30 @@ impl Scene {
         let wrapper = self.start(command);
         wrapper.give_code(&self.aws);
         wrapper.wait_for_command(command[0]);
+        wrapper
+    }
+
+    /// The command line of the database's server, as the owner of its files.
+    pub fn database_command(&self, database: &Database) -> Command {
+        let line = database.command_line();
+        let line: Vec<_> = line.iter().map(String::as_str).collect();
+        match owner_of(&database.datadir) {
+            owner if owner == geteuid() => self.command(&line),
+            owner => self.command_as(owner.as_raw(), &line),
+        }
+    }
+
+    /// Starts the database's server with a good code, and waits until it is ready.
+    pub fn start_database(&self, database: &Database) -> Wrapper {
+        self.spawn_database(&mut self.database_command(database), database)
+    }
+
+    /// Starts what [`Self::database_command`] has made, with a good code, and waits until the
+    /// server is ready.
+    pub fn spawn_database(&self, command: &mut Command, database: &Database) -> Wrapper {
+        let wrapper = self.spawn(command);
+        wrapper.give_code(&self.aws);
+        database.wait_until_ready(&wrapper.process);
         wrapper
     }
 

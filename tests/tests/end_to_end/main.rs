@@ -12,6 +12,7 @@ mod server_backup;
 mod server_keys;
 mod server_lifecycle;
 mod server_main_job;
+mod server_memory;
 mod server_session;
 mod sts_answers;
 mod systemd_notify;

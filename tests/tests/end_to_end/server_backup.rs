@@ -54,20 +54,6 @@ fn database(scene: &Scene) -> Database {
     options(Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket))
 }
 
-/// Starts the server, as another user if its files are another's.
-fn start(scene: &Scene, database: &Database, user: u32) -> Wrapper {
-    let line = database.command_line();
-    let line: Vec<_> = line.iter().map(String::as_str).collect();
-    let mut command = match user {
-        ROOT => scene.command(&line),
-        user => scene.command_as(user, &line),
-    };
-    let wrapper = scene.spawn(&mut command);
-    wrapper.give_code(&scene.aws);
-    database.wait_until_ready(&wrapper.process);
-    wrapper
-}
-
 fn written(database: &Database) -> u64 {
     database.sql("SELECT COUNT(*) FROM d.one").parse().unwrap()
 }
@@ -179,7 +165,7 @@ fn assert_restored(restored: &Database, at_least: u64, at_most: u64) {
 fn full_and_incremental_under_load_with_a_rotation_in_between_read_back() {
     let scene = Scene::new().with_broker();
     let database = database(&scene);
-    let _server = start(&scene, &database, ROOT);
+    let _server = scene.start_database(&database);
     database.sql(SCHEMA);
     database.sql(WRITER);
 
@@ -216,7 +202,7 @@ fn a_server_of_user_mysql_is_backed_up_by_that_user_and_by_root() {
     let mysql = User::from_name("mysql").unwrap().unwrap().uid.as_raw();
     let database = database(&scene);
     database.give_to(mysql);
-    let _server = start(&scene, &database, mysql);
+    let _server = scene.start_database(&database);
     database.sql(SCHEMA);
 
     for user in [mysql, ROOT] {
@@ -241,7 +227,7 @@ fn a_server_of_user_mysql_is_backed_up_by_that_user_and_by_root() {
 fn on_another_host_a_backup_is_prepared_and_started_with_a_code() {
     let scene = Scene::new().with_broker();
     let database = database(&scene);
-    let mut server = start(&scene, &database, ROOT);
+    let mut server = scene.start_database(&database);
     database.sql(SCHEMA);
     let full = scene.sandbox.path("full");
     take(&scene, ROOT, &database, &full, &[]);
@@ -262,7 +248,7 @@ fn on_another_host_a_backup_is_prepared_and_started_with_a_code() {
     let (status, text) = prepare_with_code(&scene, &full);
     assert!(status.success(), "{text}");
     let restored = copy_back(&scene, ROOT, &database, &full);
-    let _second = start(&scene, &restored, ROOT);
+    let _second = scene.start_database(&restored);
     assert_restored(&restored, ROWS, ROWS);
     assert_eq!(scene.aws.calls(MAKE), made);
 }
@@ -274,7 +260,7 @@ fn key_files_in_a_directory_of_their_own_are_copied_by_hand() {
     let keys = scene.sandbox.directory("keys");
     let keyfile_dir = option("aws-key-management-keyfile-dir", &keys);
     let database = database(&scene).options(&[&keyfile_dir]);
-    let mut server = start(&scene, &database, ROOT);
+    let mut server = scene.start_database(&database);
     database.sql(SCHEMA);
     let full = scene.sandbox.path("full");
     take(&scene, ROOT, &database, &full, &[]);
@@ -299,7 +285,7 @@ fn key_files_in_a_directory_of_their_own_are_copied_by_hand() {
     let (status, text) = prepare_with_code(&scene, &full);
     assert!(status.success(), "{text}");
     let restored = copy_back(&scene, ROOT, &database, &full);
-    let _second = start(&scene, &restored, ROOT);
+    let _second = scene.start_database(&restored);
     assert_restored(&restored, ROWS, ROWS);
     assert_eq!(key_files(&keys), names);
     assert_eq!(scene.aws.calls(MAKE), made);

@@ -224,7 +224,8 @@ fn convert(program: &str, arguments: &[&str], from: &Path, to: &Path) {
     fs::write(to, output.stdout).unwrap();
 }
 
-fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
+/// The key in a key file, unwrapped through the broker.
+pub fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
     let mut stream = std::os::unix::net::UnixStream::connect(broker_socket).unwrap();
     let options = KmsOptions::default();
     write_frame(

@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::net::UnixListener};
 
-use end_to_end_tests::{Database, Process, Scene, Wrapper, command, mariadb_program, write_fifo};
+use end_to_end_tests::{Database, Process, Scene, command, mariadb_program, write_fifo};
 
 use crate::server_main_job::ENCRYPT_ALL;
 
@@ -34,15 +34,11 @@ fn without_the_plugin(scene: &Scene) -> Database {
     ])
 }
 
-fn start(scene: &Scene, database: &Database) -> Wrapper {
-    Wrapper::start_database(&scene.sandbox, &scene.aws, &scene.configuration, database)
-}
-
 #[test]
 fn installed_at_run_time_it_encrypts_and_is_there_after_a_restart() {
     let scene = Scene::new().with_broker();
     let database = without_the_plugin(&scene);
-    let mut server = start(&scene, &database);
+    let mut server = scene.start_database(&database);
     assert_eq!(database.sql(STATUS), "");
 
     database.sql(INSTALL);
@@ -55,7 +51,7 @@ fn installed_at_run_time_it_encrypts_and_is_there_after_a_restart() {
     let found = database.files_with(b"not for the disk");
     assert!(!found.contains(&"d/t.ibd".into()), "{found:?}");
 
-    let _server = start(&scene, &database);
+    let _server = scene.start_database(&database);
     assert_eq!(database.sql(STATUS), "ACTIVE\tON");
     assert_eq!(database.sql("SELECT t FROM d.t"), "not for the disk");
 }
@@ -86,7 +82,7 @@ fn an_install_that_fails_says_why_and_works_when_the_reason_is_gone() {
 fn uninstalled_it_serves_until_the_server_ends() {
     let scene = Scene::new().with_broker();
     let database = without_the_plugin(&scene);
-    let mut server = start(&scene, &database);
+    let mut server = scene.start_database(&database);
     database.sql(INSTALL);
     database.sql(
         "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES; INSERT INTO d.t VALUES (1)",
@@ -105,7 +101,7 @@ fn uninstalled_it_serves_until_the_server_ends() {
     assert_eq!(database.sql("SELECT SUM(i) FROM d.t"), "3");
     database.stop(&mut server.process);
 
-    let mut server = start(&scene, &database);
+    let mut server = scene.start_database(&database);
     assert_eq!(database.sql(STATUS), "");
     database.sql_error("SELECT * FROM d.t");
     database.stop(&mut server.process);
@@ -113,7 +109,7 @@ fn uninstalled_it_serves_until_the_server_ends() {
     let with_it = database
         .as_other_server()
         .with_our_plugin(&scene.configuration.broker_socket);
-    let _server = start(&scene, &with_it);
+    let _server = scene.start_database(&with_it);
     assert_eq!(database.sql("SELECT SUM(i) FROM d.t"), "3");
 }
 
@@ -123,7 +119,7 @@ fn force_plus_permanent_refuses_an_uninstall() {
     let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&["--aws-key-management=FORCE_PLUS_PERMANENT"]);
-    let _server = start(&scene, &database);
+    let _server = scene.start_database(&database);
     for statement in [
         "UNINSTALL SONAME 'aws_key_management'",
         "UNINSTALL PLUGIN aws_key_management",
@@ -218,7 +214,7 @@ fn a_new_datadir_made_with_the_plugin_configured_starts() {
     let made = database.key_files();
     assert!(made.contains(&"aws-kms-key.1.1".into()), "{made:?}");
 
-    let _server = start(&scene, &database);
+    let _server = scene.start_database(&database);
     assert_eq!(
         database.sql(
             "SELECT COUNT(*) > 2, MIN(ENCRYPTION_SCHEME)
@@ -233,7 +229,7 @@ fn variables_are_the_stock_plugins_and_two_more() {
     let scene = Scene::new().with_broker();
     let database =
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
-    let _server = start(&scene, &database);
+    let _server = scene.start_database(&database);
     let variables = database.sql(
         "SELECT CONCAT_WS(' ', REPLACE(VARIABLE_NAME, 'AWS_KEY_MANAGEMENT_', ''), VARIABLE_TYPE,
              IF(DEFAULT_VALUE = '', '-', DEFAULT_VALUE), READ_ONLY,
