@@ -8,6 +8,7 @@ mod exit_codes;
 mod go_compatibility;
 mod inheritance;
 mod secrets;
+mod server_algorithms;
 mod server_backup;
 mod server_keys;
 mod server_lifecycle;
