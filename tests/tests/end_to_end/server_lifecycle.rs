@@ -35,7 +35,7 @@ fn without_the_plugin(scene: &Scene) -> Database {
 }
 
 #[test]
-fn installed_at_run_time_it_encrypts_and_is_there_after_a_restart() {
+fn installed_at_run_time_it_encrypts_and_reads_back_after_a_restart() {
     let scene = Scene::new().with_broker();
     let database = without_the_plugin(&scene);
     let mut server = scene.start_database(&database);
@@ -51,9 +51,26 @@ fn installed_at_run_time_it_encrypts_and_is_there_after_a_restart() {
     let found = database.files_with(b"not for the disk");
     assert!(!found.contains(&"d/t.ibd".into()), "{found:?}");
 
+    let named = database
+        .as_other_server()
+        .with_our_plugin(&scene.configuration.broker_socket);
+    let _server = scene.start_database(&named);
+    assert_eq!(database.sql("SELECT t FROM d.t"), "not for the disk");
+}
+
+#[test]
+fn what_was_installed_is_loaded_again_by_the_server() {
+    let scene = Scene::new().with_broker();
+    let database = without_the_plugin(&scene);
+    let mut server = scene.start_database(&database);
+    database.sql(INSTALL);
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES; INSERT INTO d.t VALUES (1)",
+    );
+    database.stop(&mut server.process);
     let _server = scene.start_database(&database);
     assert_eq!(database.sql(STATUS), "ACTIVE\tON");
-    assert_eq!(database.sql("SELECT t FROM d.t"), "not for the disk");
+    assert_eq!(database.sql("SELECT i FROM d.t"), "1");
 }
 
 #[test]
