@@ -12,10 +12,10 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e dist test-plugin packages install bench bench-launcher bench-plugin clean
+.PHONY: help demo test lint unit e2e test-servers dist test-plugin packages install bench bench-launcher bench-plugin clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you type the code)
 	@IAM_KMS_DIST=$(DIST) INTERACTIVE=$(INTERACTIVE) examples/demo/demo
@@ -38,6 +38,10 @@ unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto
 
 e2e: dist test-plugin ## End-to-end tests against a real mariadbd
 	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
+
+test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, all with one plugin
+	@scripts/install-packages debootstrap
+	scripts/test-servers $(DIST)
 
 dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release $(SERVICES)

@@ -28,7 +28,8 @@ pub fn manager() -> Option<&'static KeyManager> {
     unsafe { MANAGER.load(Ordering::Acquire).as_ref() }
 }
 
-/// Loads the keys and starts serving them. The reason of a failure goes to the error log.
+/// Loads the keys and starts serving them. The reason of a failure goes to the error log, and to
+/// the client of an INSTALL.
 pub fn start(settings: Fixed) -> bool {
     match prepare(settings) {
         Ok(manager) => {
@@ -36,7 +37,9 @@ pub fn start(settings: Fixed) -> bool {
             true
         }
         Err(error) => {
-            server_log::error(&error.to_string());
+            let reason = error.to_string();
+            server_log::error(&reason);
+            server_log::client_error(&reason);
             false
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{NOBODY, Process, Sandbox, dist, wait_until};
+use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, wait_until};
 
 const PLUGIN: &str = "aws_key_management.so";
 
@@ -22,56 +22,34 @@ pub struct Database {
     plugin_dir: PathBuf,
     defaults: String,
     options: Vec<String>,
-    is_of_nobody: bool,
 }
 
 impl Database {
     /// Makes a datadir, without starting anything.
     pub fn new(sandbox: &Sandbox) -> Self {
         let datadir = sandbox.path("data");
-        copy_directory(&template(), &datadir);
+        copy(&template(), &datadir);
         let plugin_dir = sandbox.directory("plugin");
-        let link = |from: &Path, name: &str| {
-            std::os::unix::fs::symlink(from, plugin_dir.join(name)).unwrap();
-        };
-        link(&dist("plugin").join(PLUGIN), PLUGIN);
-        link(
-            Path::new("/usr/lib/mysql/plugin/file_key_management.so"),
-            "file_key_management.so",
-        );
+        // A copy: servers of another user, or in another root directory, do not reach the original.
+        copy(&dist("plugin").join(PLUGIN), &plugin_dir);
+        std::os::unix::fs::symlink(
+            "/usr/lib/mysql/plugin/file_key_management.so",
+            plugin_dir.join("file_key_management.so"),
+        )
+        .unwrap();
         Self {
             datadir,
             socket: sandbox.path("mariadb.sock"),
             plugin_dir,
             defaults: "--no-defaults".into(),
             options: Vec::new(),
-            is_of_nobody: false,
         }
     }
 
     /// Takes the plugin of the test build, with its fault points.
     #[must_use]
     pub fn with_fault_points(self) -> Self {
-        let link = self.plugin_dir.join(PLUGIN);
-        fs::remove_file(&link).unwrap();
-        std::os::unix::fs::symlink(dist("test-plugin").join(PLUGIN), &link).unwrap();
-        self
-    }
-
-    /// Gives the datadir to user nobody, for a server that permissions mean something to. It has to
-    /// be started as that user.
-    #[must_use]
-    pub fn of_nobody(mut self) -> Self {
-        let link = self.plugin_dir.join(PLUGIN);
-        let plugin = fs::canonicalize(&link).unwrap();
-        fs::remove_file(&link).unwrap();
-        // Where it was built, nobody may not even look.
-        fs::copy(plugin, link).unwrap();
-        let mut chown = Command::new("chown");
-        chown.args(["-R", &format!("{NOBODY}:{NOBODY}")]);
-        assert!(chown.arg(&self.datadir).status().unwrap().success());
-        self.socket = self.datadir.join("mariadb.sock");
-        self.is_of_nobody = true;
+        copy(&dist("test-plugin").join(PLUGIN), &self.plugin_dir);
         self
     }
 
@@ -83,8 +61,30 @@ impl Database {
             plugin_dir: self.plugin_dir.clone(),
             defaults: self.defaults.clone(),
             options: Vec::new(),
-            is_of_nobody: self.is_of_nobody,
         }
+    }
+
+    /// A server with the same options on another datadir, beside this one.
+    pub fn on_datadir(&self, datadir: &Path) -> Self {
+        Self {
+            datadir: datadir.into(),
+            socket: datadir.with_extension("sock"),
+            plugin_dir: self.plugin_dir.clone(),
+            defaults: self.defaults.clone(),
+            options: self.options.clone(),
+        }
+    }
+
+    /// Gives the files of the server to another user, who is to run it.
+    pub fn give_to(&self, user: u32) {
+        let mut chown = Command::new("chown");
+        chown
+            .arg("-R")
+            .arg(user.to_string())
+            .arg(&self.datadir)
+            .arg(own_tmpdir(&self.datadir));
+        assert!(chown.status().unwrap().success());
+        std::os::unix::fs::chown(self.socket.parent().unwrap(), Some(user), None).unwrap();
     }
 
     /// Has the server read this option file, and no other.
@@ -117,18 +117,19 @@ impl Database {
 
     /// The command line of the server, in the foreground, for `iam-kms-wrapper` or by itself.
     pub fn command_line(&self) -> Vec<String> {
-        let mut line = vec![
-            "/usr/sbin/mariadbd".to_owned(),
+        let mut line = mariadb_program("/usr/sbin/mariadbd");
+        line.extend([
             self.defaults.clone(),
             format!("--datadir={}", self.datadir.display()),
             format!("--socket={}", self.socket.display()),
             format!("--pid-file={}.pid", self.socket.display()),
             format!("--plugin-dir={}", self.plugin_dir.display()),
+            format!("--tmpdir={}", own_tmpdir(&self.datadir).display()),
             "--skip-networking".into(),
             "--innodb-buffer-pool-size=32M".into(),
             "--innodb-log-file-size=10M".into(),
-        ];
-        if geteuid().is_root() && !self.is_of_nobody {
+        ]);
+        if owner_of(&self.datadir).is_root() {
             line.push("--user=root".into());
         }
         line.extend(self.options.iter().cloned());
@@ -137,10 +138,7 @@ impl Database {
 
     /// The command that starts the server by itself.
     pub fn command(&self) -> Command {
-        let line = self.command_line();
-        let mut command = Command::new(&line[0]);
-        command.args(&line[1..]);
-        command
+        command(&self.command_line())
     }
 
     /// Starts the server by itself and waits until it is ready.
@@ -182,10 +180,17 @@ impl Database {
         assert!(status.success(), "{status}\n{}", server.output());
     }
 
+    /// The files of the datadir, as paths, sorted.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = files_below(&self.datadir);
+        files.sort();
+        files
+    }
+
     /// The files of the datadir that contain `bytes`, as names.
     pub fn files_with(&self, bytes: &[u8]) -> Vec<String> {
         let mut found = Vec::new();
-        for file in files_below(&self.datadir) {
+        for file in self.files() {
             if contains_bytes(&fs::read(&file).unwrap_or_default(), bytes) {
                 found.push(
                     file.strip_prefix(&self.datadir)
@@ -195,22 +200,26 @@ impl Database {
                 );
             }
         }
-        found.sort();
         found
     }
 
     /// Names of the key files, sorted.
     pub fn key_files(&self) -> Vec<String> {
-        let names = fs::read_dir(&self.datadir)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name());
-        let mut names: Vec<_> = names
-            .filter_map(|name| name.into_string().ok())
-            .filter(|name| name.starts_with("aws-kms-key"))
-            .collect();
-        names.sort();
-        names
+        key_files(&self.datadir)
     }
+}
+
+/// Names of the key files in a directory, sorted.
+pub fn key_files(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.starts_with("aws-kms-key"))
+        .collect();
+    names.sort();
+    names
 }
 
 /// Runs statements with the `mariadb` client and prints warnings and notes too.
@@ -239,11 +248,8 @@ pub fn contains_bytes(content: &[u8], bytes: &[u8]) -> bool {
 fn template() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _guard = MAKING.lock().unwrap();
-    let version = Command::new("/usr/sbin/mariadbd")
-        .arg("--version")
-        .output()
-        .unwrap()
-        .stdout;
+    let program = mariadb_program("/usr/sbin/mariadbd");
+    let version = command(&program).arg("--version").output().unwrap().stdout;
     let version: String = String::from_utf8_lossy(&version)
         .chars()
         .filter(|c| c.is_ascii_alphanumeric())
@@ -257,7 +263,8 @@ fn template() -> PathBuf {
         .prefix("ikw-datadir-")
         .tempdir()
         .unwrap();
-    let output = Command::new("mariadb-install-db")
+    let program = mariadb_program("/usr/bin/mariadb-install-db");
+    let output = command(&program)
         .args([
             "--no-defaults",
             "--auth-root-authentication-method=normal",
@@ -266,6 +273,7 @@ fn template() -> PathBuf {
         .arg(format!("--datadir={}", making.path().display()))
         .args(geteuid().is_root().then_some("--user=root"))
         .arg("--innodb-log-file-size=10M")
+        .env("TMPDIR", making.path())
         .output()
         .expect("mariadb-install-db");
     assert!(output.status.success(), "{output:?}");
@@ -278,14 +286,17 @@ fn template() -> PathBuf {
     template
 }
 
-fn copy_directory(from: &Path, to: &Path) {
-    let status = Command::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .status()
-        .unwrap();
-    assert!(status.success());
+/// A directory for temporary files beside the datadir: a server that starts removes those of others.
+fn own_tmpdir(datadir: &Path) -> PathBuf {
+    let tmpdir = datadir.with_extension("tmp");
+    fs::create_dir_all(&tmpdir).unwrap();
+    tmpdir
+}
+
+fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.args(["-a", "--dereference"]).arg(from).arg(to);
+    assert!(copy.status().unwrap().success());
 }
 
 fn files_below(directory: &Path) -> Vec<PathBuf> {

@@ -15,14 +15,17 @@ pub mod inspection;
 mod process;
 mod sandbox;
 mod scene;
+mod server;
 mod wrapper;
 
 pub use aws::{LocalAws, aws_cli};
-pub use database::{Database, contains_bytes, run_client};
+pub use database::{Database, contains_bytes, key_files, run_client};
 pub use fifo_writer::FifoWriter;
 pub use process::{Process, wait_until};
 pub use sandbox::{Sandbox, dist};
-pub use scene::{NOBODY, Scene, after, after_python, mode};
+pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
+pub(crate) use server::owner_of;
+pub use server::{command, mariadb_program};
 pub use wrapper::{Configuration, Wrapper, write_fifo};
 
 /// Longest wait for anything that is expected to happen, in seconds. Generous: the tests run side

@@ -10,10 +10,11 @@ use std::{
     process::Command,
 };
 
-use nix::sys::signal::Signal;
+use nix::{sys::signal::Signal, unistd::geteuid};
 
 use crate::{
-    Configuration, LocalAws, Process, Sandbox, Wrapper, dist, process::wait_until_with, write_fifo,
+    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, owner_of,
+    process::wait_until_with, write_fifo,
 };
 
 /// A user that owns nothing.
@@ -97,6 +98,30 @@ impl Scene {
         wrapper
     }
 
+    /// The command line of the database's server, as the owner of its files.
+    pub fn database_command(&self, database: &Database) -> Command {
+        let line = database.command_line();
+        let line: Vec<_> = line.iter().map(String::as_str).collect();
+        match owner_of(&database.datadir) {
+            owner if owner == geteuid() => self.command(&line),
+            owner => self.command_as(owner.as_raw(), &line),
+        }
+    }
+
+    /// Starts the database's server with a good code, and waits until it is ready.
+    pub fn start_database(&self, database: &Database) -> Wrapper {
+        self.spawn_database(&mut self.database_command(database), database)
+    }
+
+    /// Starts what [`Self::database_command`] has made, with a good code, and waits until the
+    /// server is ready.
+    pub fn spawn_database(&self, command: &mut Command, database: &Database) -> Wrapper {
+        let wrapper = self.spawn(command);
+        wrapper.give_code(&self.aws);
+        database.wait_until_ready(&wrapper.process);
+        wrapper
+    }
+
     /// The command line of a broker that runs alone.
     pub fn broker_command(&self) -> Command {
         let broker = dist("bin/iam-kms-broker");
@@ -127,20 +152,31 @@ impl Scene {
 
     /// The command line as user nobody, who gets the FIFO's directory.
     pub fn command_as_nobody(&self, command: &[&str]) -> Command {
+        self.command_as(NOBODY, command)
+    }
+
+    /// The same as another user.
+    pub fn command_as(&self, user: u32, command: &[&str]) -> Command {
         let program = self.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
-        chown(self.fifo().parent().unwrap(), Some(NOBODY), Some(NOBODY)).unwrap();
+        chown(self.fifo().parent().unwrap(), Some(user), Some(user)).unwrap();
         let wrapper = self.command(command);
-        let uid = format!("--reuid={NOBODY}");
-        let gid = format!("--regid={NOBODY}");
-        let program = program.to_str().unwrap();
-        let mut prefixed = behind(
-            &["setpriv", &uid, &gid, "--clear-groups", program],
-            &wrapper,
-            false,
-        );
+        let mut prefix = set_user(user);
+        prefix.push(program.to_str().unwrap().into());
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+        let mut prefixed = behind(&prefix, &wrapper, false);
         prefixed.current_dir("/");
         prefixed
     }
+}
+
+/// What goes in front of a command line to run it as another user.
+pub fn set_user(user: u32) -> Vec<String> {
+    vec![
+        "setpriv".into(),
+        format!("--reuid={user}"),
+        format!("--regid={user}"),
+        "--clear-groups".into(),
+    ]
 }
 
 /// `command` started by another one, which execs it: `prefix`, then its program, then its

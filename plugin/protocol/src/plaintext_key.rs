@@ -2,17 +2,15 @@
 
 use core::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
-use zeroize::{Zeroize, ZeroizeOnDrop};
-
-const MAX_KEY_BYTES: usize = 32;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
 
 /// A data key in the clear: 16, 24 or 32 bytes for AES. Wiped when dropped, never printed.
-#[derive(Clone, PartialEq, Eq, Serialize, Zeroize, ZeroizeOnDrop)]
-pub struct PlaintextKey {
-    length_bytes: u8,
-    padded: [u8; MAX_KEY_BYTES],
-}
+///
+/// It lies on the heap from the first moment, because whoever moves a value leaves its bytes behind
+/// on the stack.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PlaintextKey(Zeroizing<Vec<u8>>);
 
 /// A key length that AES does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,49 +23,34 @@ pub struct InvalidKeyLength(
 impl PlaintextKey {
     /// Copies `bytes` (16, 24 or 32 of them). Wiping the original is the caller's part.
     pub fn new(bytes: &[u8]) -> Result<Self, InvalidKeyLength> {
-        let length_bytes = match bytes.len() {
-            16 => 16,
-            24 => 24,
-            32 => 32,
-            other => return Err(InvalidKeyLength(other)),
-        };
-        let mut key = Self {
-            length_bytes,
-            padded: [0; MAX_KEY_BYTES],
-        };
-        for (to, from) in key.padded.iter_mut().zip(bytes) {
-            *to = *from;
+        match bytes.len() {
+            16 | 24 | 32 => Ok(Self(Zeroizing::new(bytes.to_vec()))),
+            other => Err(InvalidKeyLength(other)),
         }
-        Ok(key)
     }
 
     /// The key itself: 16, 24 or 32 bytes.
     pub fn expose(&self) -> &[u8] {
-        self.padded
-            .get(..usize::from(self.length_bytes))
-            .unwrap_or(&self.padded)
+        &self.0
     }
 }
 
 impl fmt::Debug for PlaintextKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PlaintextKey({} bytes)", self.length_bytes)
+        write!(f, "PlaintextKey({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for PlaintextKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.expose())
     }
 }
 
 impl<'de> Deserialize<'de> for PlaintextKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize, Zeroize, ZeroizeOnDrop)]
-        struct Wire {
-            length_bytes: u8,
-            padded: [u8; MAX_KEY_BYTES],
-        }
-        let wire = Wire::deserialize(deserializer)?;
-        wire.padded
-            .get(..usize::from(wire.length_bytes))
-            .ok_or(InvalidKeyLength(usize::from(wire.length_bytes)))
-            .and_then(Self::new)
-            .map_err(de::Error::custom)
+        let bytes = <&[u8]>::deserialize(deserializer)?;
+        Self::new(bytes).map_err(de::Error::custom)
     }
 }
 
@@ -91,10 +74,11 @@ mod tests {
 
     #[test]
     fn a_wrong_length_on_the_wire_is_an_error() {
-        let mut wire = postcard::to_allocvec(&PlaintextKey::new(&[1; 32]).unwrap()).unwrap();
-        assert!(postcard::from_bytes::<PlaintextKey>(&wire).is_ok());
+        let key = PlaintextKey::new(&[1; 32]).unwrap();
+        let wire = postcard::to_allocvec(&key).unwrap();
+        assert_eq!(postcard::from_bytes(&wire), Ok(key));
         for length in [0, 15, 33, 255] {
-            wire[0] = length;
+            let wire = postcard::to_allocvec(&vec![1_u8; length]).unwrap();
             assert!(
                 postcard::from_bytes::<PlaintextKey>(&wire).is_err(),
                 "{length}"

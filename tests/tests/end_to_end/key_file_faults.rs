@@ -17,15 +17,16 @@ const PREFIX: &str = "AWS KMS plugin: ";
 const HEALTHY: u32 = 99;
 
 fn database(scene: &Scene) -> Database {
-    Database::new(&scene.sandbox)
+    let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&["--innodb-encrypt-tables=ON", "--aws-key-management=FORCE"])
         .options(&[
             // Nothing but a statement reads the tables of the test.
             "--innodb-buffer-pool-load-at-startup=OFF",
             "--innodb-fast-shutdown=0",
-        ])
-        .of_nobody()
+        ]);
+    database.give_to(NOBODY);
+    database
 }
 
 fn start(scene: &Scene, database: &Database) -> Wrapper {

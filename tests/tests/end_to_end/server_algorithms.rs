@@ -1,0 +1,76 @@
+//! From AES_CBC, as the stock plugin writes it, to AES_CTR while the server runs.
+
+use end_to_end_tests::{Database, Scene, wait_until};
+use nix::sys::signal::SIGKILL;
+
+use crate::server_main_job::ENCRYPT_ALL;
+
+const TABLES: [&str; 4] = ["d.plain", "d.compressed", "d.pages", "d.aria"];
+
+fn insert(database: &Database, from: u32, to: u32) {
+    for table in TABLES {
+        database.sql(&format!(
+            "USE d; INSERT INTO {table} SELECT seq, REPEAT('text ', 20) FROM seq_{from}_to_{to}"
+        ));
+    }
+}
+
+fn assert_rows(database: &Database, count: u32) {
+    for table in TABLES {
+        assert_eq!(
+            database.sql(&format!(
+                "SELECT COUNT(*), SUM(i), MIN(t = REPEAT('text ', 20)) FROM {table}"
+            )),
+            format!("{count}\t{}\t1", count * (count + 1) / 2),
+            "{table}"
+        );
+    }
+}
+
+#[test]
+fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&ENCRYPT_ALL)
+        .options(&[
+            "--innodb-encrypt-temporary-tables=ON",
+            "--innodb-encryption-threads=2",
+        ]);
+    let mut server = scene.start_database(&database);
+    database.sql(
+        "CREATE DATABASE d;
+         CREATE TABLE d.plain (i INT, t TEXT);
+         CREATE TABLE d.compressed (i INT, t TEXT) ROW_FORMAT=COMPRESSED;
+         CREATE TABLE d.pages (i INT, t TEXT) PAGE_COMPRESSED=1;
+         CREATE TABLE d.aria (i INT, t TEXT) ENGINE=Aria",
+    );
+    insert(&database, 1, 500);
+
+    // InnoDB leaves alone what is one version behind; so it moves everything at the second rotation.
+    database.sql(
+        "SET GLOBAL aws_key_management_encryption_algorithm=AES_CTR;
+         SET GLOBAL aws_key_management_rotate_key=-1;
+         SET GLOBAL aws_key_management_rotate_key=-1",
+    );
+    let files = database.key_files();
+    for file in ["aws-kms-key.1.1", "aws-kms-key.1.3.ctr"] {
+        assert!(files.contains(&file.into()), "{files:?}");
+    }
+    insert(&database, 501, 1000);
+    wait_until("InnoDB to encrypt all its tables anew", || {
+        let moved = "SELECT MIN(MIN_KEY_VERSION), COUNT(*) > 3
+            FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME = 1";
+        database.sql(moved) == "3\t1"
+    });
+    insert(&database, 1001, 1500);
+    assert_rows(&database, 1500);
+    server.process.signal(SIGKILL);
+    server.process.wait();
+
+    let mut server = scene.start_database(&database);
+    assert_rows(&database, 1500);
+    let checked = database.sql(&format!("CHECK TABLE {}", TABLES.join(", ")));
+    assert_eq!(checked.matches("\tOK").count(), 4, "{checked}");
+    database.stop(&mut server.process);
+}
