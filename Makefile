@@ -7,12 +7,17 @@ BENCH_PACKAGES := golang-go golang-github-aws-aws-sdk-go-dev golang-github-robfi
 TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
+CARGO_FUZZ_VERSION := 0.13.1
+FUZZ_TARGETS := frames key_names ciphers cipher_calls
+FUZZ_SECONDS := 60
+MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring:: locked_memory::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SERVICES := -p aws-key-management-plugin -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers dist test-plugin packages install bench bench-launcher bench-plugin clean
+.PHONY: help demo test lint unit e2e test-servers dist test-plugin packages install bench bench-launcher bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,11 +79,28 @@ bench-plugin: dist ## The plugin beside OpenSSL, and the start with 1,000 keys
 	IAM_KMS_DIST=$(DIST) cargo bench --locked -p end-to-end-tests --bench plugin 2>$(BENCH)/plugin.log || (cat $(BENCH)/plugin.log; exit 1)
 	@tests/benches/table $(CARGO_TARGET_DIR)
 
+fuzz: packages $(CARGO_FUZZ) ## Fuzz protocol, key file names and ciphers, FUZZ_SECONDS=60 for each
+	rustup toolchain list | grep -q '^nightly' || rustup toolchain install --profile minimal nightly
+	for target in $(FUZZ_TARGETS); do \
+		echo "Fuzzing $$target for $(FUZZ_SECONDS) seconds"; \
+		PATH=$(TOOLS)/bin:$$PATH cargo +nightly fuzz run --target-dir $(CARGO_TARGET_DIR)/fuzz $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
+
+miri: packages ## Run under Miri what can run there of the plugin's unsafe code
+	rustup toolchain list | grep -q '^nightly' || rustup toolchain install --profile minimal nightly
+	rustup component add --toolchain nightly miri rust-src
+	RUST_BACKTRACE=0 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p aws-key-management-plugin --lib \
+		--target-dir $(CARGO_TARGET_DIR)/miri -- $(MIRI_TESTS)
+
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages
 
 $(CARGO_DENY):
 	cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+
+$(CARGO_FUZZ):
+	cargo install --locked --root $(TOOLS) cargo-fuzz@$(CARGO_FUZZ_VERSION)
 
 clean: ## Remove what was built
 	cargo clean

@@ -76,9 +76,8 @@ pub unsafe extern "C" fn crypt_ctx_init(
         if ctx.is_null() || key.is_null() || iv.is_null() {
             return AES_ERROR;
         }
-        let slot = slot(ctx);
         // SAFETY: the slot lies inside the caller's memory, at its alignment.
-        unsafe { (&raw mut (*slot).state).write(NOT_LIVE) };
+        unsafe { (&raw mut (*slot(ctx)).state).write(NOT_LIVE) };
         let Some(algorithm) = algorithm(key_id, key_version) else {
             return AES_ERROR;
         };
@@ -89,22 +88,39 @@ pub unsafe extern "C" fn crypt_ctx_init(
                 core::slice::from_raw_parts(iv, ivlen as usize),
             )
         };
-        let task = Task {
-            encrypt: flags & FLAG_ENCRYPT != 0,
-            padding: flags & FLAG_NOPAD == 0,
-        };
-        match Cipher::new(algorithm, task, key, iv) {
-            Ok(cipher) => {
-                // SAFETY: as above; what was there is no Cipher, so nothing is lost.
-                unsafe {
-                    (&raw mut (*slot).cipher).write(MaybeUninit::new(cipher));
-                    (&raw mut (*slot).state).write(LIVE);
-                }
-                AES_OK
-            }
-            Err(error) => code(error),
-        }
+        // SAFETY: as above.
+        unsafe { start(ctx, algorithm, key, iv, flags) }
     })
+}
+
+/// Puts a cipher into the caller's memory.
+///
+/// # Safety
+/// `ctx` points to [`CONTEXT_BYTES`] bytes.
+unsafe fn start(
+    ctx: *mut c_void,
+    algorithm: Algorithm,
+    key: &[u8],
+    iv: &[u8],
+    flags: c_int,
+) -> c_int {
+    let slot = slot(ctx);
+    let task = Task {
+        encrypt: flags & FLAG_ENCRYPT != 0,
+        padding: flags & FLAG_NOPAD == 0,
+    };
+    match Cipher::new(algorithm, task, key, iv) {
+        Ok(cipher) => {
+            // SAFETY: the slot lies inside the caller's memory, at its alignment; what was there is
+            // no Cipher, so nothing is lost.
+            unsafe {
+                (&raw mut (*slot).cipher).write(MaybeUninit::new(cipher));
+                (&raw mut (*slot).state).write(LIVE);
+            }
+            AES_OK
+        }
+        Err(error) => code(error),
+    }
 }
 
 /// Returns the cipher in the caller's memory, if there is one.
@@ -274,4 +290,152 @@ pub extern "C" fn encrypted_length(slen: c_uint, key_id: c_uint, key_version: c_
         let algorithm = algorithm(key_id, key_version).unwrap_or(Algorithm::AesCbc);
         encrypted_bytes(algorithm, slen).unwrap_or(0)
     })
+}
+
+/// What needs no started plugin. Small, because Miri runs it.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory of the caller, at any alignment and not a byte longer than asked for.
+    struct Context {
+        memory: Box<[MaybeUninit<u8>]>,
+        misalignment: usize,
+    }
+
+    impl Context {
+        fn start(algorithm: Algorithm, flags: c_int, misalignment: usize) -> Self {
+            let mut context = Self {
+                memory: Box::new_uninit_slice(CONTEXT_BYTES + misalignment),
+                misalignment,
+            };
+            // SAFETY: the memory is long enough.
+            let code = unsafe { start(context.address(), algorithm, &[1; 16], &[2; 16], flags) };
+            assert_eq!(code, AES_OK);
+            context
+        }
+
+        fn address(&mut self) -> *mut c_void {
+            self.memory[self.misalignment..].as_mut_ptr().cast()
+        }
+
+        /// # Safety
+        /// As for [`crypt_ctx_update`].
+        unsafe fn update(
+            &mut self,
+            source: *const u8,
+            bytes: usize,
+            destination: *mut u8,
+        ) -> usize {
+            let mut written = MaybeUninit::uninit();
+            // SAFETY: the caller's promise.
+            unsafe {
+                let code = crypt_ctx_update(
+                    self.address(),
+                    source,
+                    bytes as c_uint,
+                    destination,
+                    written.as_mut_ptr(),
+                );
+                assert_eq!(code, AES_OK);
+                written.assume_init() as usize
+            }
+        }
+
+        /// # Safety
+        /// As for [`crypt_ctx_finish`].
+        unsafe fn finish(&mut self, destination: *mut u8) -> usize {
+            let mut written = MaybeUninit::uninit();
+            // SAFETY: the caller's promise.
+            unsafe {
+                let code = crypt_ctx_finish(self.address(), destination, written.as_mut_ptr());
+                assert_eq!(code, AES_OK);
+                written.assume_init() as usize
+            }
+        }
+    }
+
+    const KINDS: [(Algorithm, c_int); 4] = [
+        (Algorithm::AesCbc, 0),
+        (Algorithm::AesCbc, FLAG_NOPAD),
+        (Algorithm::AesCtr, 0),
+        (Algorithm::AesCtr, FLAG_NOPAD),
+    ];
+
+    /// Encrypts or decrypts with destinations that begin where the result before ended.
+    fn crypt(
+        (algorithm, flags): (Algorithm, c_int),
+        data: &[u8],
+        pieces: &[usize],
+        misalignment: usize,
+        result_bytes: usize,
+    ) -> Vec<u8> {
+        let mut context = Context::start(algorithm, flags, misalignment);
+        let mut result = vec![0; result_bytes].into_boxed_slice();
+        let (mut read, mut written) = (0, 0);
+        // SAFETY: inside the data; the result is as long as OpenSSL's.
+        unsafe {
+            for &piece in pieces {
+                let source = data[read..read + piece].as_ptr();
+                written += context.update(source, piece, result[written..].as_mut_ptr());
+                read += piece;
+            }
+            written += context.finish(result[written..].as_mut_ptr());
+        }
+        assert_eq!((read, written), (data.len(), result_bytes));
+        result.into()
+    }
+
+    #[test]
+    fn pieces_join_to_the_whole_in_memory_of_any_alignment() {
+        let data: Vec<u8> = (0..69).collect();
+        for (algorithm, flags) in KINDS {
+            let bytes = match flags {
+                FLAG_NOPAD => data.len(),
+                _ => encrypted_bytes(algorithm, 69).unwrap() as usize,
+            };
+            let encrypting = (algorithm, flags | FLAG_ENCRYPT);
+            let whole = crypt(encrypting, &data, &[69], 0, bytes);
+            for misalignment in [1, 8, 15] {
+                let pieces = crypt(encrypting, &data, &[1, 0, 33, 35], misalignment, bytes);
+                assert_eq!(pieces, whole, "{algorithm:?} {flags}");
+            }
+            let decrypted = crypt((algorithm, flags), &whole, &[bytes], 3, data.len());
+            assert_eq!(decrypted, data, "{algorithm:?} {flags}");
+        }
+    }
+
+    #[test]
+    fn source_and_destination_may_have_memory_in_common() {
+        let data: Vec<u8> = (0..69).collect();
+        for kind in [KINDS[1], KINDS[3]] {
+            let (algorithm, flags) = (kind.0, kind.1 | FLAG_ENCRYPT);
+            let expected = crypt((algorithm, flags), &data, &[69], 0, 69);
+            for (from, to) in [(0, 0), (0, 5), (5, 0), (0, 48), (0, 69)] {
+                let mut region = vec![0; 69 + from.max(to)];
+                region[from..from + 69].copy_from_slice(&data);
+                let mut context = Context::start(algorithm, flags, 1);
+                let start = region.as_mut_ptr();
+                // SAFETY: both lie in the region.
+                unsafe {
+                    let written = context.update(start.add(from), 69, start.add(to));
+                    context.finish(start.add(to + written));
+                }
+                assert_eq!(region[to..to + 69], expected, "{kind:?} {from} {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_context_that_was_not_started_or_is_finished_is_not_looked_at() {
+        let mut context = Context::start(Algorithm::AesCbc, FLAG_ENCRYPT, 7);
+        let mut block = [0; 16];
+        // SAFETY: room for a block; a context in its place.
+        unsafe {
+            assert_eq!(context.finish(block.as_mut_ptr()), 16);
+            let mut written = 99;
+            let again = crypt_ctx_finish(context.address(), block.as_mut_ptr(), &mut written);
+            assert_eq!((again, written), (AES_ERROR, 0));
+        }
+    }
 }

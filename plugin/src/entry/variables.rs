@@ -81,12 +81,15 @@ pub unsafe extern "C" fn update_master_key_id(
         // SAFETY: the caller's promise.
         let value = unsafe { bytes(save.cast::<*const c_char>().read()) };
         DYNAMIC.set_master_key_id(&String::from_utf8_lossy(&value));
+        let mut kept = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
         // There is no NUL inside a C string.
         let shown = CString::new(value).unwrap_or_default();
-        let mut kept = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the storage is the variable's; moving the CString leaves its text in place.
-        unsafe { storage.cast::<*const c_char>().write(shown.as_ptr()) };
-        *kept = Some(shown);
+        let before = kept.take();
+        // Not moved any more from here on.
+        let shown = kept.insert(shown).as_ptr();
+        // SAFETY: the storage is the variable's.
+        unsafe { storage.cast::<*const c_char>().write(shown) };
+        drop(before);
     });
 }
 
