@@ -3,13 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::key_directory::Listing;
+use crate::key_directory::{KeyDirectory, Listing};
 use crate::key_manager::{KeyError, KeyManager};
 use crate::key_name::KeyName;
 use crate::kms::KmsError;
@@ -54,12 +55,24 @@ pub fn load_all(manager: &KeyManager, backup: bool) -> Result<(), StartError> {
     if !loadable.is_empty() {
         manager.directory.sync().map_err(KeyError::from)?;
     }
-    load_concurrently(manager, loadable);
+    load_concurrently(manager, &manager.directory, loadable);
     match listing.keys.len() {
         0 => Ok(()),
         count if manager.keyring.version_count() == 0 => Err(StartError::NoKeyLoaded(count)),
         _ => Ok(()),
     }
+}
+
+/// Loads the keys that only the increment has which mariadb-backup is about to apply: its log may be
+/// encrypted with them, and mariadb-backup copies their files to the backup last of all.
+///
+/// Errors: the directory cannot be read.
+pub fn load_increment(manager: &KeyManager, increment: &Path) -> Result<(), KeyError> {
+    let directory = KeyDirectory::open(increment)?;
+    let mut names = directory.list()?.keys;
+    names.retain(|name| manager.keyring.key(name.id, name.version).is_none());
+    load_concurrently(manager, &directory, names);
+    Ok(())
 }
 
 /// Not being able to clean up is no reason to stay down.
@@ -97,7 +110,7 @@ struct Work {
     stopped: AtomicBool,
 }
 
-fn load_concurrently(manager: &KeyManager, names: Vec<KeyName>) {
+fn load_concurrently(manager: &KeyManager, directory: &KeyDirectory, names: Vec<KeyName>) {
     let count = names.len();
     let work = Work {
         queue: Mutex::new(names.into()),
@@ -109,13 +122,13 @@ fn load_concurrently(manager: &KeyManager, names: Vec<KeyName>) {
     thread::scope(|scope| {
         for started in 0..WORKERS.min(count) {
             let (shared, sender) = (&work, results.clone());
-            let worker = move || work_off(manager, shared, &sender);
+            let worker = move || work_off(manager, directory, shared, &sender);
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
                 server_log::warning(&format!(
                     "loading keys with {started} threads, more cannot be started: {error}"
                 ));
                 if started == 0 {
-                    work_off(manager, &work, &results);
+                    work_off(manager, directory, &work, &results);
                 }
                 break;
             }
@@ -138,7 +151,12 @@ fn load_concurrently(manager: &KeyManager, names: Vec<KeyName>) {
 
 type Outcome = (KeyName, Result<(), KeyError>);
 
-fn work_off(manager: &KeyManager, work: &Work, results: &mpsc::Sender<Outcome>) {
+fn work_off(
+    manager: &KeyManager,
+    directory: &KeyDirectory,
+    work: &Work,
+    results: &mpsc::Sender<Outcome>,
+) {
     while !work.stopped.load(Ordering::Relaxed) {
         let next = lock(&work.queue).pop_front();
         let Some(name) = next else { return };
@@ -146,7 +164,7 @@ fn work_off(manager: &KeyManager, work: &Work, results: &mpsc::Sender<Outcome>) 
             *lock(&work.trouble) = Some(error.to_string());
             !work.stopped.load(Ordering::Relaxed) && lock(&work.last_success).elapsed() < PATIENCE
         };
-        let result = manager.load(&name, may_retry);
+        let result = manager.load(directory, &name, may_retry);
         match &result {
             Ok(()) => *lock(&work.last_success) = Instant::now(),
             Err(error) if error.is_for_all_keys() => work.stopped.store(true, Ordering::Relaxed),

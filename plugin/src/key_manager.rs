@@ -207,7 +207,7 @@ impl KeyManager {
             KeyError::NoSuchVersion { id, version, path }
         })?;
         self.directory.sync()?;
-        self.load(&name, until(STATEMENT_PATIENCE))
+        self.load(&self.directory, &name, until(STATEMENT_PATIENCE))
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -270,22 +270,23 @@ impl KeyManager {
         };
         self.directory.check_conflict(&versions, name)?;
         self.directory.sync()?;
-        self.load(name, until(STATEMENT_PATIENCE))?;
+        self.load(&self.directory, name, until(STATEMENT_PATIENCE))?;
         Ok(Some(name.version))
     }
 
     /// Reads and unwraps one key file.
     pub(crate) fn load(
         &self,
+        directory: &KeyDirectory,
         name: &KeyName,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<(), KeyError> {
-        let blob = self.directory.read(name)?;
+        let blob = directory.read(name)?;
         let key = self
             .kms
             .decrypt(blob, may_retry)
             .map_err(|source| KeyError::Decrypt {
-                path: self.directory.path_of(name),
+                path: directory.path_of(name),
                 source,
             })?;
         self.publish(name, key.expose())

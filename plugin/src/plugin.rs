@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::key_loading;
 use crate::key_manager::KeyManager;
 use crate::server_log;
-use crate::server_symbols::is_backup_program;
+use crate::server_symbols::{incremental_directory, is_backup_program};
 use crate::settings::{DYNAMIC, Fixed};
 
 /// Null while the plugin is not loaded.
@@ -54,6 +54,9 @@ fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
     let manager =
         KeyManager::new(settings, &DYNAMIC, backup).map_err(crate::key_manager::KeyError::from)?;
     key_loading::load_all(&manager, backup)?;
+    if let Some(increment) = incremental_directory() {
+        key_loading::load_increment(&manager, &increment)?;
+    }
     Ok(manager)
 }
 

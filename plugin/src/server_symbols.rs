@@ -6,6 +6,9 @@
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use nix::libc::{RTLD_DEFAULT, dlsym};
@@ -178,4 +181,17 @@ unsafe fn is_named(text: *const c_char, name: &CStr) -> bool {
 pub fn is_backup_program() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| !find(c"xtrabackup_backup").is_null())
+}
+
+/// The `--incremental-dir` of mariadb-backup: the increment that it is about to apply to a backup.
+pub fn incremental_directory() -> Option<PathBuf> {
+    let variable: *const *const c_char = find(c"xtrabackup_incremental_dir").cast_const().cast();
+    if variable.is_null() {
+        return None;
+    }
+    // SAFETY: what mariadb-backup calls by this name is a `char *`, which it has set before it loads
+    // plugins and does not change: null, or NUL-terminated.
+    let path = unsafe { (*variable).as_ref().map(|path| CStr::from_ptr(path)) };
+    path.filter(|path| !path.is_empty())
+        .map(|path| OsStr::from_bytes(path.to_bytes()).into())
 }

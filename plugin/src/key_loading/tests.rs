@@ -153,3 +153,16 @@ fn what_a_dead_server_left_is_removed_but_not_by_a_backup() {
     load_all(&manager, false).unwrap();
     assert!(!left.exists());
 }
+
+#[test]
+fn the_keys_that_only_an_increment_has_are_loaded_too() {
+    let (full, increment) = (key_files(&["1.1"]), key_files(&["1.1", "1.2", "9.1"]));
+    let broker = TestBroker::honest();
+    let (manager, result) = load(&broker, &full);
+    result.unwrap();
+    load_increment(&manager, increment.path()).unwrap();
+    assert_eq!(manager.keyring.version_count(), 3);
+    assert_eq!(manager.keyring.latest_version(1), Some(2));
+    assert_eq!(manager.keyring.key(9, 1).unwrap().copy(), [2; 16]);
+    assert_eq!(broker.request_count(), 3);
+}
