@@ -24,16 +24,18 @@ macro_rules! any_length {
         }
 
         impl $name {
-            /// Expands `key` of 16, 24 or 32 bytes.
+            /// Expands `key` of 16, 24 or 32 bytes and gives the result to `place`, which puts it
+            /// where it stays: copying what has just been written takes as long as a block or two.
             #[inline(always)]
-            pub fn new(key: &[u8]) -> Result<Self, CipherError> {
+            pub fn expand(key: &[u8], place: impl FnOnce(Self)) -> Result<(), CipherError> {
                 let wrong_length = |_| CipherError::KeyLength(key.len());
                 match key.len() {
-                    16 => <$a>::new_from_slice(key).map(Self::Aes128).map_err(wrong_length),
-                    24 => <$b>::new_from_slice(key).map(Self::Aes192).map_err(wrong_length),
-                    32 => <$c>::new_from_slice(key).map(Self::Aes256).map_err(wrong_length),
-                    length => Err(CipherError::KeyLength(length)),
+                    16 => place(Self::Aes128(<$a>::new_from_slice(key).map_err(wrong_length)?)),
+                    24 => place(Self::Aes192(<$b>::new_from_slice(key).map_err(wrong_length)?)),
+                    32 => place(Self::Aes256(<$c>::new_from_slice(key).map_err(wrong_length)?)),
+                    length => return Err(CipherError::KeyLength(length)),
                 }
+                Ok(())
             }
         }
 

@@ -5,7 +5,7 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf};
 
 use super::aes_block::{AesBlock, AesDecrypt, AesEncrypt};
 use super::chaining::{DecryptChain, EncryptChain};
-use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail, Task};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail};
 
 const MAX_KEY_BYTES: usize = 32;
 
@@ -24,34 +24,32 @@ pub struct Cbc {
     key_bytes: usize,
 }
 
-enum Mode {
+/// What is done, with the expanded key for it.
+pub enum Mode {
+    /// Encryption.
     Encrypt(AesEncrypt),
+    /// Decryption.
     Decrypt(AesDecrypt),
 }
 
 impl Cbc {
-    /// Starts with `key` of 16, 24 or 32 bytes.
+    /// Starts with `key` of 16, 24 or 32 bytes, which is expanded in `mode`.
     #[inline(always)]
-    pub fn new(task: Task, key: &[u8], iv: &Block) -> Result<Self, CipherError> {
-        let mode = if task.encrypt {
-            Mode::Encrypt(AesEncrypt::new(key)?)
-        } else {
-            Mode::Decrypt(AesDecrypt::new(key)?)
-        };
+    pub fn new(mode: Mode, padding: bool, key: &[u8], iv: &Block) -> Self {
         let mut kept_key = [0; MAX_KEY_BYTES];
         for (to, from) in kept_key.iter_mut().zip(key) {
             *to = *from;
         }
-        Ok(Self {
+        Self {
             mode,
             previous: (*iv).into(),
-            padding: task.padding,
+            padding,
             held: [0; BLOCK_BYTES],
             held_bytes: 0,
             iv: *iv,
             key: kept_key,
             key_bytes: key.len(),
-        })
+        }
     }
 
     /// Whole blocks that can be written when `source_bytes` more bytes are there.
@@ -174,7 +172,8 @@ impl Cbc {
             .key
             .get(..self.key_bytes)
             .ok_or(CipherError::KeyLength(self.key_bytes))?;
-        let mut bytes = AesEncrypt::new(key)?.block(&self.iv);
+        let mut bytes = self.iv;
+        AesEncrypt::expand(key, |aes| bytes = aes.block(&self.iv))?;
         for (byte, data) in bytes.iter_mut().zip(self.held_data()) {
             *byte ^= data;
         }

@@ -8,11 +8,10 @@ use super::{Block, Buffers, CipherError};
 pub struct Ctr(Keystream);
 
 impl Ctr {
-    /// Starts with `key` of 16, 24 or 32 bytes.
+    /// Starts with an expanded key.
     #[inline(always)]
-    pub fn new(key: &[u8], iv: &Block) -> Result<Self, CipherError> {
-        let aes = AesEncrypt::new(key)?;
-        Ok(Self(Keystream::new(aes, iv, CounterWidth::Bits128)))
+    pub fn new(aes: AesEncrypt, iv: &Block) -> Self {
+        Self(Keystream::new(aes, iv, CounterWidth::Bits128))
     }
 
     /// Processes a piece.

@@ -31,10 +31,9 @@ enum Stage {
 }
 
 impl Gcm {
-    /// Starts with `key` of 16, 24 or 32 bytes.
+    /// Starts with an expanded key.
     #[inline(always)]
-    pub fn new(task: Task, key: &[u8], iv: &Block) -> Result<Self, CipherError> {
-        let aes = AesEncrypt::new(key)?;
+    pub fn new(aes: AesEncrypt, task: Task, iv: &Block) -> Self {
         let (nonce, additional_data) = iv.split_at(NONCE_BYTES);
         let mut counter = [0; BLOCK_BYTES];
         counter
@@ -45,7 +44,7 @@ impl Gcm {
         let tag_mask = aes.block(&counter);
         let hash = Hash::new(&aes.block(&[0; BLOCK_BYTES]), additional_data);
         counter[BLOCK_BYTES - 1] = 2;
-        Ok(Self {
+        Self {
             keystream: Keystream::new(aes, &counter, CounterWidth::Bits32),
             hash,
             tag_mask,
@@ -54,7 +53,7 @@ impl Gcm {
             } else {
                 Stage::AwaitingCiphertext
             },
-        })
+        }
     }
 
     /// Bytes written for `source_bytes`; decryption leaves the tag out.

@@ -144,11 +144,14 @@ impl Counter {
     /// blocks at once.
     #[inline(always)]
     fn next_blocks<N: ArraySize>(&self) -> Array<AesBlock, N> {
-        let mut blocks = Array::default();
-        write(&mut blocks, self.next, 0);
+        let first = halves(self.next);
+        let mut blocks = Array::from_fn(|position| block_after(first, position));
         let begins_again = 256 - (self.next & 0xff) as usize;
-        if let Some((_, later)) = blocks.split_at_mut_checked(begins_again) {
-            write(later, self.plus(256), begins_again);
+        if begins_again < N::USIZE {
+            let later = halves(self.plus(256));
+            for (position, block) in blocks.iter_mut().enumerate().skip(begins_again) {
+                *block = block_after(later, position);
+            }
         }
         blocks
     }
@@ -159,18 +162,22 @@ impl Counter {
     }
 }
 
-/// Writes counter blocks that differ from `counter` in their last byte only, which is greater by
-/// `position` in the first of them and by one more in each other.
+/// Both halves of a counter block, as they lie in memory.
 #[inline(always)]
-fn write(blocks: &mut [AesBlock], counter: u128, position: usize) {
+fn halves(counter: u128) -> (u64, u64) {
     let block = u128::from_le_bytes(counter.to_be_bytes());
-    let (start, end) = (block as u64, (block >> 64) as u64);
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let end = end.wrapping_add(((position + index) as u64) << 56);
-        let (block_start, block_end) = block.split_at_mut(BLOCK_BYTES / 2);
-        block_start.copy_from_slice(&start.to_le_bytes());
-        block_end.copy_from_slice(&end.to_le_bytes());
-    }
+    (block as u64, (block >> 64) as u64)
+}
+
+/// The counter block whose last byte is greater by `position`.
+#[inline(always)]
+fn block_after((start, end): (u64, u64), position: usize) -> AesBlock {
+    let end = end.wrapping_add((position as u64) << 56);
+    let mut block = AesBlock::default();
+    let (block_start, block_end) = block.split_at_mut(BLOCK_BYTES / 2);
+    block_start.copy_from_slice(&start.to_le_bytes());
+    block_end.copy_from_slice(&end.to_le_bytes());
+    block
 }
 
 /// XORs the data with as much of the keystream.

@@ -21,6 +21,7 @@ mod tests;
 pub use buffers::Buffers;
 
 use crate::key_name::Algorithm;
+use aes_block::{AesDecrypt, AesEncrypt};
 
 /// Length of an AES block, an IV and a GCM tag in bytes.
 pub const BLOCK_BYTES: usize = 16;
@@ -83,20 +84,32 @@ impl Tail {
 }
 
 impl Cipher {
-    /// Starts `task` with `key` (16, 24 or 32 bytes) and `iv` (16 bytes).
+    /// Starts `task` with `key` (16, 24 or 32 bytes) and `iv` (16 bytes), in the place where it
+    /// stays.
     #[inline(always)]
-    pub fn new(
+    pub fn start(
+        place: &mut Option<Self>,
         algorithm: Algorithm,
         task: Task,
         key: &[u8],
         iv: &[u8],
-    ) -> Result<Self, CipherError> {
+    ) -> Result<(), CipherError> {
         let iv: &Block = iv.try_into().map_err(|_| CipherError::IvLength(iv.len()))?;
-        Ok(match (algorithm, task.padding) {
-            (Algorithm::AesCbc, _) => Self::Cbc(cbc::Cbc::new(task, key, iv)?),
-            (Algorithm::AesCtr, false) => Self::Ctr(ctr::Ctr::new(key, iv)?),
-            (Algorithm::AesCtr, true) => Self::Gcm(gcm::Gcm::new(task, key, iv)?),
-        })
+        let cbc = |mode| Some(Self::Cbc(cbc::Cbc::new(mode, task.padding, key, iv)));
+        match (algorithm, task.padding, task.encrypt) {
+            (Algorithm::AesCbc, _, true) => {
+                AesEncrypt::expand(key, |aes| *place = cbc(cbc::Mode::Encrypt(aes)))
+            }
+            (Algorithm::AesCbc, _, false) => {
+                AesDecrypt::expand(key, |aes| *place = cbc(cbc::Mode::Decrypt(aes)))
+            }
+            (Algorithm::AesCtr, false, _) => {
+                AesEncrypt::expand(key, |aes| *place = Some(Self::Ctr(ctr::Ctr::new(aes, iv))))
+            }
+            (Algorithm::AesCtr, true, _) => AesEncrypt::expand(key, |aes| {
+                *place = Some(Self::Gcm(gcm::Gcm::new(aes, task, iv)));
+            }),
+        }
     }
 
     /// Bytes that [`Self::update`] writes when it is given `source_bytes`.

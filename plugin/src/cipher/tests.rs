@@ -7,6 +7,12 @@ use proptest::sample::{Index, select};
 
 use super::*;
 
+fn start(algorithm: Algorithm, task: Task, key: &[u8], iv: &[u8]) -> Result<Cipher, CipherError> {
+    let mut place = None;
+    Cipher::start(&mut place, algorithm, task, key, iv)?;
+    Ok(place.unwrap())
+}
+
 /// The server's way with OpenSSL.
 struct Reference {
     crypter: Crypter,
@@ -243,7 +249,7 @@ proptest! {
     #[test]
     fn encryption_is_openssls_update_by_update(case in cases()) {
         let task = case.task(true);
-        let mut ours = Cipher::new(case.algorithm, task, &case.key, &case.iv).unwrap();
+        let mut ours = start(case.algorithm, task, &case.key, &case.iv).unwrap();
         let mut reference = Reference::new(case.algorithm, task, &case.key, &case.iv);
         for (piece, place) in case.pieces(&case.data) {
             prop_assert_eq!(update(&mut ours, piece, place), Ok(reference.update(piece)));
@@ -260,7 +266,7 @@ proptest! {
             case.cuts.clear();
         }
         let task = case.task(false);
-        let mut ours = Cipher::new(case.algorithm, task, &case.key, &case.iv).unwrap();
+        let mut ours = start(case.algorithm, task, &case.key, &case.iv).unwrap();
         let mut reference = Reference::new(case.algorithm, task, &case.key, &case.iv);
         let mut decrypted = Vec::new();
         for (piece, place) in case.pieces(&encrypted) {
@@ -278,7 +284,7 @@ proptest! {
         key in vec(any::<u8>(), 16), iv: Block, data in vec(any::<u8>(), 0..80),
     ) {
         let task = Task { encrypt: false, padding: true };
-        let mut ours = Cipher::new(Algorithm::AesCbc, task, &key, &iv).unwrap();
+        let mut ours = start(Algorithm::AesCbc, task, &key, &iv).unwrap();
         let mut reference = Reference::new(Algorithm::AesCbc, task, &key, &iv);
         prop_assert_eq!(update(&mut ours, &data, Place::Separate), Ok(reference.update(&data)));
         let finished = ours.finish().map(|tail| tail.as_bytes().to_vec());
@@ -294,7 +300,7 @@ fn gcm(encrypt: bool) -> Cipher {
         encrypt,
         padding: true,
     };
-    Cipher::new(Algorithm::AesCtr, task, &KEY, &IV).unwrap()
+    start(Algorithm::AesCtr, task, &KEY, &IV).unwrap()
 }
 
 fn sealed(data: &[u8]) -> Vec<u8> {
@@ -350,7 +356,7 @@ fn the_ctr_counter_carries_over_all_128_bits() {
         encrypt: true,
         padding: false,
     };
-    let mut ours = Cipher::new(Algorithm::AesCtr, task, &KEY, &iv).unwrap();
+    let mut ours = start(Algorithm::AesCtr, task, &KEY, &iv).unwrap();
     let reference = Reference::new(Algorithm::AesCtr, task, &KEY, &iv);
     let data = [0; 4096];
     assert_eq!(
@@ -365,11 +371,11 @@ fn wrong_key_and_iv_lengths_are_errors() {
         for (encrypt, padding) in [(false, false), (false, true), (true, false), (true, true)] {
             let task = Task { encrypt, padding };
             for length in (0..40).filter(|length| ![16, 24, 32].contains(length)) {
-                let result = Cipher::new(algorithm, task, &vec![0; length], &IV).err();
+                let result = start(algorithm, task, &vec![0; length], &IV).err();
                 assert_eq!(result, Some(CipherError::KeyLength(length)));
             }
             for length in (0..40).filter(|&length| length != BLOCK_BYTES) {
-                let result = Cipher::new(algorithm, task, &KEY, &vec![0; length]).err();
+                let result = start(algorithm, task, &KEY, &vec![0; length]).err();
                 assert_eq!(result, Some(CipherError::IvLength(length)));
             }
         }
@@ -384,7 +390,7 @@ fn a_destination_of_the_wrong_length_is_an_error() {
                 encrypt: true,
                 padding,
             };
-            let mut cipher = Cipher::new(algorithm, task, &KEY, &IV).unwrap();
+            let mut cipher = start(algorithm, task, &KEY, &IV).unwrap();
             let result = cipher.update(Buffers::Separate {
                 source: &[0; 64],
                 destination: &mut [0; 48],

@@ -15,7 +15,7 @@ struct Slot {
     /// [`LIVE`] while `cipher` is one. Other calls than init find out by it that they must not
     /// look.
     state: u64,
-    cipher: MaybeUninit<Cipher>,
+    cipher: MaybeUninit<Option<Cipher>>,
 }
 
 const LIVE: u64 = 0x6177_735f_6b65_7921;
@@ -109,14 +109,13 @@ unsafe fn start(
         encrypt: flags & FLAG_ENCRYPT != 0,
         padding: flags & FLAG_NOPAD == 0,
     };
-    match Cipher::new(algorithm, task, key, iv) {
-        Ok(cipher) => {
-            // SAFETY: the slot lies inside the caller's memory, at its alignment; what was there is
-            // no Cipher, so nothing is lost.
-            unsafe {
-                (&raw mut (*slot).cipher).write(MaybeUninit::new(cipher));
-                (&raw mut (*slot).state).write(LIVE);
-            }
+    // SAFETY: the slot lies inside the caller's memory, at its alignment; what was there is no
+    // cipher, so nothing is lost.
+    let place = unsafe { (&mut (*slot).cipher).write(None) };
+    match Cipher::start(place, algorithm, task, key, iv) {
+        Ok(()) => {
+            // SAFETY: as above.
+            unsafe { (&raw mut (*slot).state).write(LIVE) };
             AES_OK
         }
         Err(error) => code(error),
@@ -137,7 +136,7 @@ unsafe fn live_cipher<'a>(ctx: *mut c_void) -> Option<&'a mut Cipher> {
         if (&raw const (*slot).state).read() != LIVE {
             return None;
         }
-        Some((*slot).cipher.assume_init_mut())
+        (*slot).cipher.assume_init_mut().as_mut()
     }
 }
 
