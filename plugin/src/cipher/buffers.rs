@@ -56,6 +56,15 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    /// The data, unless the result may lie over them.
+    #[inline]
+    pub fn separate_source(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Separate { source, .. } => Some(source),
+            Self::Overlapping { .. } => None,
+        }
+    }
+
     /// Turns as much of the source as the destination takes into one buffer to be worked on in
     /// place or from one to the other.
     #[inline]

@@ -1,7 +1,7 @@
 //! AES_CBC: padded as OpenSSL does (PKCS#7), or with the server's own treatment of a last partial
 //! block.
 
-use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf};
+use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf};
 
 use super::aes_block::{AesBlock, AesDecrypt, AesEncrypt};
 use super::chaining::{DecryptChain, EncryptChain};
@@ -82,10 +82,11 @@ impl Cbc {
         rest.copy_from_slice(rest_source);
 
         if self.held_bytes == 0 {
-            self.process(buffers.into_in_out()?)?;
+            let source = buffers.separate_source();
+            self.process(buffers.into_in_out()?, source)?;
         } else {
             let data = buffers.into_moved(self.held_data())?;
-            self.process(data.into())?;
+            self.process(data.into(), None)?;
         }
         self.held_bytes = 0;
         self.hold(rest)
@@ -101,7 +102,13 @@ impl Cbc {
         }
     }
 
-    fn process(&mut self, data: InOutBuf<'_, '_, u8>) -> Result<(), CipherError> {
+    /// Processes whole blocks. `source` is what the data begin with, where they are not processed in
+    /// place.
+    fn process(
+        &mut self,
+        data: InOutBuf<'_, '_, u8>,
+        source: Option<&[u8]>,
+    ) -> Result<(), CipherError> {
         let (blocks, rest) = data.into_chunks();
         if !rest.is_empty() {
             return Err(CipherError::Misuse);
@@ -109,7 +116,11 @@ impl Cbc {
         let previous = &mut self.previous;
         match &self.mode {
             Mode::Encrypt(aes) => aes.encrypt_with_backend(EncryptChain { previous, blocks }),
-            Mode::Decrypt(aes) => aes.decrypt_with_backend(DecryptChain { previous, blocks }),
+            Mode::Decrypt(aes) => aes.decrypt_with_backend(DecryptChain {
+                previous,
+                blocks,
+                ciphertext: source.map(|source| Array::slice_as_chunks(source).0),
+            }),
         }
         Ok(())
     }
@@ -134,7 +145,7 @@ impl Cbc {
         for byte in bytes.iter_mut().skip(self.held_bytes) {
             *byte = padding as u8;
         }
-        self.process(bytes.as_mut_slice().into())?;
+        self.process(bytes.as_mut_slice().into(), None)?;
         Ok(Tail {
             bytes,
             length: BLOCK_BYTES,
@@ -146,7 +157,7 @@ impl Cbc {
             return Err(CipherError::BadData);
         }
         let mut bytes = self.held;
-        self.process(bytes.as_mut_slice().into())?;
+        self.process(bytes.as_mut_slice().into(), None)?;
         let padding = usize::from(bytes[BLOCK_BYTES - 1]);
         let length = BLOCK_BYTES
             .checked_sub(padding)

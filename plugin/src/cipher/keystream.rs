@@ -101,12 +101,8 @@ impl BlockCipherEncClosure for Apply<'_> {
         };
         let mut keystream = counter.next_blocks::<B::ParBlocksSize>();
         counter.advance(needed);
-        let (needed_blocks, unneeded) = keystream.split_at_mut(needed);
-        // The processor is about as long at work on a whole batch as on half of it block by block.
-        if needed_blocks.len() >= unneeded.len() {
-            backend.encrypt_par_blocks_inplace(&mut keystream);
-        } else {
-            backend.encrypt_tail_blocks_inplace(needed_blocks);
+        for block in keystream.iter_mut().take(needed) {
+            backend.encrypt_block_inplace(block);
         }
         mix(rest, &keystream);
         if let Some(last) = keystream.get(last) {
