@@ -111,7 +111,7 @@ unsafe fn start(
     };
     // SAFETY: the slot lies inside the caller's memory, at its alignment; what was there is no
     // cipher, so nothing is lost.
-    let place = unsafe { (&mut (*slot).cipher).write(None) };
+    let place = unsafe { (*slot).cipher.write(None) };
     match Cipher::start(place, algorithm, task, key, iv) {
         Ok(()) => {
             // SAFETY: as above.
