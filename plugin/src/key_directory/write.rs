@@ -15,7 +15,7 @@ use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 /// Which version a new key file becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// Version 1, unless the key exists meanwhile.
+    /// The first version, unless the key exists meanwhile.
     First,
     /// One above `known` and above all that is on disk.
     Next {
@@ -33,6 +33,18 @@ pub enum Stored {
     Exists,
 }
 
+/// The version that a key begins with.
+///
+/// The stock plugin does not see files of AES_CTR, and makes version 1 of a key of which it sees no
+/// file. Were there data of an AES_CTR version 1, it would take them for its own and make garbage of
+/// them; any other version it refuses as one that it does not have.
+const fn first_version(algorithm: Algorithm) -> u32 {
+    match algorithm {
+        Algorithm::AesCbc => 1,
+        Algorithm::AesCtr => 2,
+    }
+}
+
 impl KeyDirectory {
     /// Puts a wrapped key on disk and returns when it would survive a power failure.
     ///
@@ -46,7 +58,7 @@ impl KeyDirectory {
         blob: &[u8],
     ) -> Result<Stored, FileError> {
         let lock = self.lock()?;
-        let Some(version) = self.free_version(id, placement)? else {
+        let Some(version) = self.free_version(id, algorithm, placement)? else {
             return Ok(Stored::Exists);
         };
         let name = KeyName {
@@ -88,10 +100,15 @@ impl KeyDirectory {
         Ok(stale)
     }
 
-    fn free_version(&self, id: u32, placement: Placement) -> Result<Option<u32>, FileError> {
+    fn free_version(
+        &self,
+        id: u32,
+        algorithm: Algorithm,
+        placement: Placement,
+    ) -> Result<Option<u32>, FileError> {
         let highest = self.versions(id)?.last().map(|key| key.version);
         match (placement, highest) {
-            (Placement::First, None) => Ok(Some(1)),
+            (Placement::First, None) => Ok(Some(first_version(algorithm))),
             (Placement::First, Some(_)) => Ok(None),
             (Placement::Next { known }, highest) => {
                 let version = known.max(highest.unwrap_or(0));

@@ -50,16 +50,16 @@ fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
 }
 
 #[test]
-fn the_algorithm_of_a_new_version_is_in_its_name() {
+fn the_algorithm_of_a_new_version_is_in_its_name_and_that_of_ctr_is_no_first_one() {
     let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_algorithm(1);
-    assert_eq!(manager.latest_version(1), Ok(1));
+    assert_eq!(manager.latest_version(1), Ok(2));
     assert_eq!(
-        manager.keyring.key(1, 1).unwrap().algorithm(),
+        manager.keyring.key(1, 2).unwrap().algorithm(),
         Algorithm::AesCtr
     );
-    assert_eq!(files(&directory), ["aws-kms-key.1.1.ctr"]);
+    assert_eq!(files(&directory), ["aws-kms-key.1.2.ctr"]);
 }
 
 #[test]
