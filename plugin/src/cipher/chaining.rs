@@ -1,7 +1,7 @@
 //! The chain of whole blocks in CBC: NIST SP 800-38A, section 6.2.
 //!
 //! The `cbc` crate has the same, but always works as if the plaintext went to the memory of the
-//! ciphertext, which costs a third more where the processor has VAES.
+//! ciphertext, which takes longer where the processor has VAES.
 
 use core::slice;
 

@@ -223,8 +223,8 @@ fn main() {
 
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(50)
+        .measurement_time(Duration::from_secs(3))
+        .sample_size(100)
         .without_plots()
         .configure_from_args();
     ciphers(&mut criterion, library, &keys);
