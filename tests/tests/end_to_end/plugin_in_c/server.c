@@ -262,10 +262,11 @@ static void ciphers(uint32 id, uint32 version, uint32 longest, uint32 page) {
 static void *work_in_thread(void *number) {
   uint32 id = 10 + *(uint32 *)number / 2;
   /* Two threads want the same new key. */
-  CHECK(encryption_key_get_latest_version(id) != ENCRYPTION_KEY_VERSION_INVALID);
+  uint32 version = encryption_key_get_latest_version(id);
+  CHECK(version != ENCRYPTION_KEY_VERSION_INVALID);
   ciphers(1, CBC, 16, 64);
   ciphers(1, CTR, 16, 64);
-  ciphers(id, 1, 16, 64);
+  ciphers(id, version, 16, 64);
   return NULL;
 }
 
