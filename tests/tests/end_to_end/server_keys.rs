@@ -242,7 +242,7 @@ fn opens_unchanged_and_goes_back(algorithm: &str, key: &str, version: &str) {
 /// Writes temporary files and a temporary table of InnoDB, and checks what is read back.
 fn sort_with_temporary_files(database: &Database) {
     let sorted = database.sql(
-        "USE d; SET sort_buffer_size=1024;
+        "USE d; SET sort_buffer_size=65536;
          CREATE TEMPORARY TABLE d.sorted ENGINE=InnoDB
              SELECT seq, REPEAT('text ', 20) AS t FROM seq_1_to_5000 ORDER BY MD5(seq);
          SELECT COUNT(*), SUM(seq), MIN(t = REPEAT('text ', 20))

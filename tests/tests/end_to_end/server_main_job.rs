@@ -1,6 +1,6 @@
 //! The main job: a code, a session, a server with encrypted tables.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper, wait_until};
 
@@ -75,12 +75,9 @@ fn the_example_of_an_option_file_encrypts_everything() {
         "--aws-key-management-broker-socket={}",
         configuration.broker_socket.display()
     );
-    let example = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../examples/configuration/60-encryption.cnf"
-    );
+    let example = include_str!("../../../examples/configuration/60-encryption.cnf");
     let database = Database::new(&sandbox)
-        .defaults_file(Path::new(example))
+        .defaults_file(&sandbox.write("60-encryption.cnf", example))
         .options(&[&socket, "--log-bin=binlog"]);
     let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
     fill(&database);
