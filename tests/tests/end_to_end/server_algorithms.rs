@@ -7,7 +7,19 @@ use crate::server_main_job::ENCRYPT_ALL;
 
 const TABLES: [&str; 4] = ["d.plain", "d.compressed", "d.pages", "d.aria"];
 
-fn insert(database: &Database, from: u32, to: u32) {
+/// Makes a table of each kind that the server encrypts in a way of its own.
+pub fn make_tables(database: &Database) {
+    database.sql(
+        "CREATE DATABASE d;
+         CREATE TABLE d.plain (i INT, t TEXT);
+         CREATE TABLE d.compressed (i INT, t TEXT) ROW_FORMAT=COMPRESSED;
+         CREATE TABLE d.pages (i INT, t TEXT) PAGE_COMPRESSED=1;
+         CREATE TABLE d.aria (i INT, t TEXT) ENGINE=Aria",
+    );
+}
+
+/// Inserts the rows with these numbers into each.
+pub fn insert(database: &Database, from: u32, to: u32) {
     for table in TABLES {
         database.sql(&format!(
             "USE d; INSERT INTO {table} SELECT seq, REPEAT('text ', 20) FROM seq_{from}_to_{to}"
@@ -15,7 +27,8 @@ fn insert(database: &Database, from: u32, to: u32) {
     }
 }
 
-fn assert_rows(database: &Database, count: u32) {
+/// Checks that the rows from 1 to `count` are in each as they were inserted.
+pub fn assert_rows(database: &Database, count: u32) {
     for table in TABLES {
         assert_eq!(
             database.sql(&format!(
@@ -25,6 +38,12 @@ fn assert_rows(database: &Database, count: u32) {
             "{table}"
         );
     }
+}
+
+/// Has the server check each.
+pub fn check_tables(database: &Database) {
+    let checked = database.sql(&format!("CHECK TABLE {}", TABLES.join(", ")));
+    assert_eq!(checked.matches("\tOK").count(), TABLES.len(), "{checked}");
 }
 
 #[test]
@@ -38,13 +57,7 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
             "--innodb-encryption-threads=2",
         ]);
     let mut server = scene.start_database(&database);
-    database.sql(
-        "CREATE DATABASE d;
-         CREATE TABLE d.plain (i INT, t TEXT);
-         CREATE TABLE d.compressed (i INT, t TEXT) ROW_FORMAT=COMPRESSED;
-         CREATE TABLE d.pages (i INT, t TEXT) PAGE_COMPRESSED=1;
-         CREATE TABLE d.aria (i INT, t TEXT) ENGINE=Aria",
-    );
+    make_tables(&database);
     insert(&database, 1, 500);
 
     // InnoDB leaves alone what is one version behind; so it moves everything at the second rotation.
@@ -70,7 +83,6 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
 
     let mut server = scene.start_database(&database);
     assert_rows(&database, 1500);
-    let checked = database.sql(&format!("CHECK TABLE {}", TABLES.join(", ")));
-    assert_eq!(checked.matches("\tOK").count(), 4, "{checked}");
+    check_tables(&database);
     database.stop(&mut server.process);
 }
