@@ -371,15 +371,21 @@ impl OwnDirectory {
     }
 }
 
-#[test]
-fn a_full_disk_is_told_and_keys_are_made_as_soon_as_there_is_room() {
+/// A server with key 10 in use, whose key files have a disk to themselves.
+fn start_on_a_disk_of_its_own() -> (Disk, OwnDirectory, Wrapper) {
     let scene = Scene::new().with_broker();
     let directory = scene.sandbox.directory("keys");
     let disk = Disk::mount(directory.clone());
     let own = OwnDirectory::new(scene, directory);
-    let mut wrapper = own.start();
+    let wrapper = own.start();
     own.database
         .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    (disk, own, wrapper)
+}
+
+#[test]
+fn a_full_disk_is_told_and_keys_are_made_as_soon_as_there_is_room() {
+    let (disk, own, mut wrapper) = start_on_a_disk_of_its_own();
     let filler = disk.fill();
     own.check_nothing_is_made(["No space left on device", "make room on the disk"]);
     fs::remove_file(filler).unwrap();
@@ -389,13 +395,7 @@ fn a_full_disk_is_told_and_keys_are_made_as_soon_as_there_is_room() {
 
 #[test]
 fn a_read_only_disk_is_told_and_is_enough_for_the_keys_that_are_there() {
-    let scene = Scene::new().with_broker();
-    let directory = scene.sandbox.directory("keys");
-    let disk = Disk::mount(directory.clone());
-    let own = OwnDirectory::new(scene, directory);
-    let mut wrapper = own.start();
-    own.database
-        .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    let (disk, own, mut wrapper) = start_on_a_disk_of_its_own();
     own.database.stop(&mut wrapper.process);
     disk.remount("ro");
     let mut wrapper = own.start();
