@@ -115,9 +115,17 @@ impl LockedKey {
         if destination.len() != self.length_bytes {
             return false;
         }
-        for (bytes, word) in destination.chunks_mut(WORD_BYTES).zip(slot) {
-            let word = word.load(Ordering::Relaxed).to_ne_bytes();
-            for (to, from) in bytes.iter_mut().zip(word) {
+        // All but the end in words of a length that the compiler knows.
+        let mut slot = slot.iter();
+        let (words, end) = destination.as_chunks_mut::<WORD_BYTES>();
+        for (bytes, word) in words.iter_mut().zip(&mut slot) {
+            *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        if let Some(word) = slot.next() {
+            for (to, from) in end
+                .iter_mut()
+                .zip(word.load(Ordering::Relaxed).to_ne_bytes())
+            {
                 *to = from;
             }
         }

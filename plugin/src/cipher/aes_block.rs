@@ -1,8 +1,9 @@
 //! AES with a key length known at run time only, for the generic modes.
 
 use aes::cipher::{
-    Array, BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncClosure, BlockCipherEncrypt,
-    BlockSizeUser, KeyInit, consts::U16,
+    Array, BlockCipherDecBackend, BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncBackend,
+    BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit, ParBlocks, array::ArraySize,
+    consts::U16, typenum::Unsigned,
 };
 use aes::{Aes128Dec, Aes128Enc, Aes192Dec, Aes192Enc, Aes256Dec, Aes256Enc};
 
@@ -73,6 +74,47 @@ impl AesEncrypt {
         let mut result = (*block).into();
         self.encrypt_block(&mut result);
         result.into()
+    }
+}
+
+/// Encrypts fewer blocks than the backend takes at once.
+///
+/// The backend gets as many as it takes, and the compiler leaves out those of which nothing is
+/// used. By itself the backend would encrypt them block by block.
+#[inline(always)]
+pub fn encrypt_some<B, N>(backend: &B, blocks: &mut Array<AesBlock, N>)
+where
+    B: BlockCipherEncBackend<BlockSize = U16>,
+    N: ArraySize,
+{
+    for some in blocks.chunks_mut(B::ParBlocksSize::USIZE) {
+        let mut all = ParBlocks::<B>::default();
+        copy(some, &mut all);
+        backend.encrypt_par_blocks_inplace(&mut all);
+        copy(&all, some);
+    }
+}
+
+/// Decrypts fewer blocks than the backend takes at once, as [`encrypt_some`] encrypts them.
+#[inline(always)]
+pub fn decrypt_some<B, N>(backend: &B, from: &Array<AesBlock, N>, to: &mut Array<AesBlock, N>)
+where
+    B: BlockCipherDecBackend<BlockSize = U16>,
+    N: ArraySize,
+{
+    let size = B::ParBlocksSize::USIZE;
+    for (from, to) in from.chunks(size).zip(to.chunks_mut(size)) {
+        let mut all = ParBlocks::<B>::default();
+        copy(from, &mut all);
+        backend.decrypt_par_blocks_inplace(&mut all);
+        copy(&all, to);
+    }
+}
+
+#[inline(always)]
+fn copy(from: &[AesBlock], to: &mut [AesBlock]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
     }
 }
 

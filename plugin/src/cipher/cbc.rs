@@ -20,8 +20,31 @@ pub struct Cbc {
     held: Block,
     held_bytes: usize,
     iv: Block,
-    key: [u8; MAX_KEY_BYTES],
-    key_bytes: usize,
+    key: RawKey,
+}
+
+/// A key that is not expanded, or not for what it is needed for.
+#[derive(Clone, Copy)]
+pub struct RawKey {
+    bytes: [u8; MAX_KEY_BYTES],
+    length: usize,
+}
+
+impl RawKey {
+    /// Copies `key`, of 32 bytes at most.
+    #[inline(always)]
+    pub fn new(key: &[u8]) -> Self {
+        let mut bytes = [0; MAX_KEY_BYTES];
+        for (to, from) in bytes.iter_mut().zip(key) {
+            *to = *from;
+        }
+        let length = key.len();
+        Self { bytes, length }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or(&self.bytes)
+    }
 }
 
 /// What is done, with the expanded key for it.
@@ -33,13 +56,9 @@ pub enum Mode {
 }
 
 impl Cbc {
-    /// Starts with `key` of 16, 24 or 32 bytes, which is expanded in `mode`.
+    /// Starts with the same `key` that is expanded in `mode`.
     #[inline(always)]
-    pub fn new(mode: Mode, padding: bool, key: &[u8], iv: &Block) -> Self {
-        let mut kept_key = [0; MAX_KEY_BYTES];
-        for (to, from) in kept_key.iter_mut().zip(key) {
-            *to = *from;
-        }
+    pub fn new(mode: Mode, padding: bool, key: RawKey, iv: &Block) -> Self {
         Self {
             mode,
             previous: (*iv).into(),
@@ -47,8 +66,7 @@ impl Cbc {
             held: [0; BLOCK_BYTES],
             held_bytes: 0,
             iv: *iv,
-            key: kept_key,
-            key_bytes: key.len(),
+            key,
         }
     }
 
@@ -179,12 +197,8 @@ impl Cbc {
         if self.held_bytes == 0 {
             return Ok(Tail::EMPTY);
         }
-        let key = self
-            .key
-            .get(..self.key_bytes)
-            .ok_or(CipherError::KeyLength(self.key_bytes))?;
         let mut bytes = self.iv;
-        AesEncrypt::expand(key, |aes| bytes = aes.block(&self.iv))?;
+        AesEncrypt::expand(self.key.as_bytes(), |aes| bytes = aes.block(&self.iv))?;
         for (byte, data) in bytes.iter_mut().zip(self.held_data()) {
             *byte ^= data;
         }

@@ -7,10 +7,13 @@ use core::slice;
 
 use aes::cipher::{
     Array, BlockCipherDecBackend, BlockCipherDecClosure, BlockCipherEncBackend,
-    BlockCipherEncClosure, BlockSizeUser, ParBlocks, consts::U16, inout::InOutBuf,
+    BlockCipherEncClosure, BlockSizeUser, ParBlocks,
+    array::ArraySize,
+    consts::{U1, U8, U16, U32},
+    inout::InOutBuf,
 };
 
-use super::aes_block::{AesBlock, xor};
+use super::aes_block::{AesBlock, decrypt_some, xor};
 
 /// Encrypts blocks, the first of them after `previous`.
 pub struct EncryptChain<'a> {
@@ -58,29 +61,53 @@ impl BlockSizeUser for DecryptChain<'_> {
 impl BlockCipherDecClosure for DecryptChain<'_> {
     #[inline(always)]
     fn call<B: BlockCipherDecBackend<BlockSize = U16>>(self, backend: &B) {
-        let (batches, rest) = self.blocks.into_chunks::<B::ParBlocksSize>();
-        let mut plaintext = ParBlocks::<B>::default();
-        let mut ciphertexts = self
-            .ciphertext
-            .map(|blocks| blocks.chunks_exact(plaintext.len()));
+        let mut links = Links {
+            previous: self.previous,
+            ciphertext: self.ciphertext,
+        };
+        let rest = links.decrypt(self.blocks, |from, to: &mut ParBlocks<B>| {
+            backend.decrypt_par_blocks((from, to).into());
+        });
+        let rest = links.decrypt::<U32>(rest, |from, to| decrypt_some(backend, from, to));
+        let rest = links.decrypt::<U8>(rest, |from, to| decrypt_some(backend, from, to));
+        links.decrypt::<U1>(rest, |Array([from]), Array([to])| {
+            backend.decrypt_block((from, to).into());
+        });
+    }
+}
+
+/// What the blocks to come are XORed with once they are decrypted.
+struct Links<'a> {
+    /// As in [`DecryptChain`].
+    previous: &'a mut AesBlock,
+    /// As in [`DecryptChain`], as much as is left of it.
+    ciphertext: Option<&'a [AesBlock]>,
+}
+
+impl Links<'_> {
+    /// Decrypts as much as makes batches of `N` blocks, and returns the rest.
+    #[inline(always)]
+    fn decrypt<'b, N: ArraySize>(
+        &mut self,
+        blocks: InOutBuf<'b, 'b, AesBlock>,
+        decrypt: impl Fn(&Array<AesBlock, N>, &mut Array<AesBlock, N>),
+    ) -> InOutBuf<'b, 'b, AesBlock> {
+        let (batches, rest) = blocks.into_chunks::<N>();
+        let mut decrypted = Array::default();
         for mut batch in batches {
-            backend.decrypt_par_blocks((batch.get_in(), &mut plaintext).into());
-            match ciphertexts.as_mut().and_then(Iterator::next) {
-                Some(ciphertext) => unchain(self.previous, &plaintext, ciphertext, batch.get_out()),
-                None => unchain_in_place(self.previous, &plaintext, batch.into_buf()),
+            decrypt(batch.get_in(), &mut decrypted);
+            match self
+                .ciphertext
+                .and_then(|all| all.split_at_checked(N::USIZE))
+            {
+                Some((ciphertext, rest)) => {
+                    self.ciphertext = Some(rest);
+                    unchain(self.previous, &decrypted, ciphertext, batch.get_out());
+                }
+                None => unchain_in_place(self.previous, &decrypted, batch.into_buf()),
             }
         }
-        for mut block in rest {
-            let ciphertext = block.clone_in();
-            let mut plaintext = ciphertext;
-            backend.decrypt_block_inplace(&mut plaintext);
-            xor(
-                slice::from_mut(&mut plaintext),
-                slice::from_ref(self.previous),
-            );
-            *block.get_out() = plaintext;
-            *self.previous = ciphertext;
-        }
+        rest
     }
 }
 

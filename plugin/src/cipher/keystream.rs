@@ -6,12 +6,13 @@
 
 use aes::cipher::{
     Array, BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser,
+    ParBlocks,
     array::ArraySize,
-    consts::{U4, U16},
+    consts::{U4, U8, U16, U32},
     inout::InOutBuf,
 };
 
-use super::aes_block::{AesBlock, AesEncrypt};
+use super::aes_block::{AesBlock, AesEncrypt, encrypt_some};
 use super::{BLOCK_BYTES, Block};
 
 /// How much of a counter block counts, at its end.
@@ -88,25 +89,16 @@ impl BlockCipherEncClosure for Apply<'_> {
             block,
         } = self;
         let (blocks, mut partial) = data.into_chunks();
-        let (batches, rest) = blocks.into_chunks::<B::ParBlocksSize>();
-        for batch in batches {
-            let mut keystream = counter.next_blocks::<B::ParBlocksSize>();
-            counter.advance(keystream.len());
-            backend.encrypt_par_blocks_inplace(&mut keystream);
-            mix(batch.into_buf(), &keystream);
+        let rest = counter.mix_batches(blocks, |blocks: &mut ParBlocks<B>| {
+            backend.encrypt_par_blocks_inplace(blocks);
+        });
+        let rest = counter.mix_batches::<U32>(rest, |some| encrypt_some(backend, some));
+        let rest = counter.mix_batches::<U8>(rest, |some| encrypt_some(backend, some));
+        for mut data in rest {
+            data.xor_in2out(&counter.next_encrypted(backend));
         }
-        let needed = rest.len() + usize::from(!partial.is_empty());
-        let Some(last) = needed.checked_sub(1) else {
-            return;
-        };
-        let mut keystream = counter.next_blocks::<B::ParBlocksSize>();
-        counter.advance(needed);
-        for block in keystream.iter_mut().take(needed) {
-            backend.encrypt_block_inplace(block);
-        }
-        mix(rest, &keystream);
-        if let Some(last) = keystream.get(last) {
-            *block = (*last).into();
+        if !partial.is_empty() {
+            *block = counter.next_encrypted(backend).into();
             let (used, _) = block.split_at(partial.len());
             partial.xor_in2out(used);
         }
@@ -150,6 +142,36 @@ impl Counter {
             }
         }
         blocks
+    }
+
+    /// XORs with the keystream as much of the data as makes batches of `N` blocks, and returns the
+    /// rest.
+    #[inline(always)]
+    fn mix_batches<'a, N: ArraySize>(
+        &mut self,
+        data: InOutBuf<'a, 'a, AesBlock>,
+        encrypt: impl Fn(&mut Array<AesBlock, N>),
+    ) -> InOutBuf<'a, 'a, AesBlock> {
+        let (batches, rest) = data.into_chunks::<N>();
+        for batch in batches {
+            let mut keystream = self.next_blocks::<N>();
+            self.advance(keystream.len());
+            encrypt(&mut keystream);
+            mix(batch.into_buf(), &keystream);
+        }
+        rest
+    }
+
+    /// The next block of keystream.
+    #[inline(always)]
+    fn next_encrypted<B: BlockCipherEncBackend<BlockSize = U16>>(
+        &mut self,
+        backend: &B,
+    ) -> AesBlock {
+        let mut block = self.next.to_be_bytes().into();
+        self.advance(1);
+        backend.encrypt_block_inplace(&mut block);
+        block
     }
 
     #[inline(always)]

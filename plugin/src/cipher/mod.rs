@@ -95,12 +95,18 @@ impl Cipher {
         iv: &[u8],
     ) -> Result<(), CipherError> {
         let iv: &Block = iv.try_into().map_err(|_| CipherError::IvLength(iv.len()))?;
-        let cbc = |mode| Some(Self::Cbc(cbc::Cbc::new(mode, task.padding, key, iv)));
+        // Called before the key is expanded, so that the expanded key goes straight to its place.
+        let cbc = || {
+            let key = cbc::RawKey::new(key);
+            move |mode| Some(Self::Cbc(cbc::Cbc::new(mode, task.padding, key, iv)))
+        };
         match (algorithm, task.padding, task.encrypt) {
             (Algorithm::AesCbc, _, true) => {
+                let cbc = cbc();
                 AesEncrypt::expand(key, |aes| *place = cbc(cbc::Mode::Encrypt(aes)))
             }
             (Algorithm::AesCbc, _, false) => {
+                let cbc = cbc();
                 AesDecrypt::expand(key, |aes| *place = cbc(cbc::Mode::Decrypt(aes)))
             }
             (Algorithm::AesCtr, false, _) => {
