@@ -1,6 +1,6 @@
 //! The plugin beside OpenSSL, each called as the server calls it: init, updates, finish.
 //!
-//! `make bench` runs it and prints the table that `table` makes of the results.
+//! `make bench-plugin` runs it.
 
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic)]
@@ -8,17 +8,19 @@
 mod library;
 mod openssl;
 mod start;
+mod table;
 
 use std::hint::black_box;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion};
+use criterion::Criterion;
 use end_to_end_tests::Scene;
 
 use library::{Library, Version};
 use openssl::OpenSsl;
+use table::{Pair, Row};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Algorithm {
@@ -31,6 +33,7 @@ const IV: [u8; 16] = [0x3c; 16];
 const EVENTS: usize = 64;
 const PIECES: usize = 4;
 const PAGE_BYTES: usize = 16 * 1024;
+const SAMPLES: usize = 100;
 
 struct Key {
     algorithm: Algorithm,
@@ -71,108 +74,129 @@ fn pieces() -> Vec<[usize; PIECES]> {
         .collect()
 }
 
-fn ciphers(criterion: &mut Criterion, library: Library, keys: &[Key]) {
-    let source = vec![0x5a; PAGE_BYTES];
-    let mut destination = vec![0; PAGE_BYTES];
-    let mut peer = OpenSsl::new();
-    for key in keys {
-        let (name, directions) = match key.algorithm {
-            Algorithm::Cbc => ("CBC", ["encryption", "decryption"].as_slice()),
-            Algorithm::Ctr => ("CTR", ["both ways"].as_slice()),
-        };
-        for direction in directions {
-            let encrypt = *direction != "decryption";
-            let name = format!("AES-{} {name} {direction}", key.bytes.len() * 8);
-            let mut group = criterion.benchmark_group(name);
-            for bytes in [512, PAGE_BYTES] {
-                let (source, destination) = (&source[..bytes], &mut destination[..bytes]);
-                group.bench_function(BenchmarkId::new("ours", bytes), |bencher| {
-                    bencher.iter(|| {
-                        let buffers = (black_box(source), &mut *destination);
-                        library.crypt(&key.bytes, &IV, key.of, encrypt, buffers, &[bytes])
-                    });
-                });
-                let ours = destination.to_vec();
-                group.bench_function(BenchmarkId::new("OpenSSL", bytes), |bencher| {
-                    bencher.iter(|| {
-                        let buffers = (black_box(source), &mut *destination);
-                        peer.crypt(&key.bytes, &IV, key.algorithm, encrypt, buffers, &[bytes])
-                    });
-                });
-                assert!(ours == *destination, "the results differ");
-            }
-            group.finish();
+/// Times both in turns: the speed of a machine changes from one second to the next, and both are to
+/// meet the same. Criterion says how many calls make a turn, and reports the first of the two.
+fn pairs(
+    criterion: &mut Criterion,
+    name: &str,
+    mut ours: impl FnMut(u64) -> Duration,
+    mut peer: impl FnMut(u64) -> Duration,
+) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    criterion.bench_function(name, |bencher| {
+        bencher.iter_custom(|calls| {
+            let (of_ours, of_peer) = (ours(calls), peer(calls));
+            let nanoseconds = |time: Duration| time.as_nanos() as f64 / calls as f64;
+            pairs.push(Pair {
+                ours: nanoseconds(of_ours),
+                peer: nanoseconds(of_peer),
+            });
+            of_ours
+        });
+    });
+    // Before them come those that criterion warms up with.
+    pairs.split_off(pairs.len().saturating_sub(SAMPLES))
+}
+
+fn timed(mut call: impl FnMut()) -> impl FnMut(u64) -> Duration {
+    move |calls| {
+        let start = Instant::now();
+        for _ in 0..calls {
+            call();
         }
+        start.elapsed()
     }
 }
 
-/// What a server writes to its binlog: for each event an init, a few short updates, a finish.
-fn binlog(criterion: &mut Criterion, library: Library, keys: &[Key]) {
-    let (source, mut destination) = (vec![0x5a; PAGE_BYTES], vec![0; PAGE_BYTES]);
-    let mut peer = OpenSsl::new();
-    let events = pieces();
-    let one_context: Vec<usize> = events
-        .iter()
-        .flatten()
-        .copied()
-        .take(PAGE_BYTES / 300)
-        .collect();
-    for key in keys {
-        let name = match key.algorithm {
+impl Key {
+    fn mode(&self) -> String {
+        let name = match self.algorithm {
             Algorithm::Cbc => "CBC",
             Algorithm::Ctr => "CTR",
         };
-        let mut group = criterion.benchmark_group(format!(
-            "AES-{} {name} binlog-like stream",
-            key.bytes.len() * 8
-        ));
-        for (stream, lengths) in [
-            (
-                "events",
-                events.iter().map(<[usize; PIECES]>::as_slice).collect(),
-            ),
-            ("one context", vec![one_context.as_slice()]),
-        ] {
-            group.bench_function(BenchmarkId::new("ours", stream), |bencher| {
-                bencher.iter(|| {
-                    for lengths in &lengths {
-                        let buffers = (black_box(&*source), &mut *destination);
-                        library.crypt(&key.bytes, &IV, key.of, true, buffers, lengths);
-                    }
-                });
-            });
-            group.bench_function(BenchmarkId::new("OpenSSL", stream), |bencher| {
-                bencher.iter(|| {
-                    for lengths in &lengths {
-                        let buffers = (black_box(&*source), &mut *destination);
-                        peer.crypt(&key.bytes, &IV, key.algorithm, true, buffers, lengths);
-                    }
-                });
-            });
-        }
-        group.finish();
+        format!("AES-{} {name}", self.bytes.len() * 8)
     }
 }
 
-fn key_lookups(criterion: &mut Criterion, library: Library) {
-    let mut group = criterion.benchmark_group("key look-up");
-    group.bench_function("get_latest_key_version", |bencher| {
-        bencher.iter(|| library.latest_version(black_box(1)));
-    });
+fn ciphers(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let source = vec![0x5a; PAGE_BYTES];
+    let mut peer = OpenSsl::new();
+    let directions: &[_] = match key.algorithm {
+        Algorithm::Cbc => &[(" decryption", false), (" encryption", true)],
+        Algorithm::Ctr => &[("", true)],
+    };
+    for (direction, encrypt) in directions {
+        for bytes in [512, PAGE_BYTES] {
+            let (mut our_result, mut their_result) = (vec![0; bytes], vec![0; bytes]);
+            let name = format!("{}{direction}, {bytes} bytes", key.mode());
+            let ours = || {
+                let buffers = (black_box(&source[..bytes]), &mut *our_result);
+                library.crypt(&key.bytes, &IV, key.of, *encrypt, buffers, &[bytes]);
+            };
+            let theirs = || {
+                let buffers = (black_box(&source[..bytes]), &mut *their_result);
+                peer.crypt(&key.bytes, &IV, key.algorithm, *encrypt, buffers, &[bytes]);
+            };
+            let pairs = pairs(criterion, &name, timed(ours), timed(theirs));
+            assert_eq!(our_result, their_result, "{name}");
+            rows.push(Row { name, pairs });
+        }
+    }
+    rows
+}
+
+/// What a server writes to its binlog: for each event an init, a few short updates, a finish. And
+/// the same updates in one context.
+fn binlog(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let source = vec![0x5a; PAGE_BYTES];
+    let (mut our_result, mut their_result) = (vec![0; PAGE_BYTES], vec![0; PAGE_BYTES]);
+    let mut peer = OpenSsl::new();
+    let pieces = pieces();
+    let events: Vec<_> = pieces.iter().map(<[usize; PIECES]>::as_slice).collect();
+    let one_context = &pieces.as_flattened()[..PAGE_BYTES / 300];
+    for (stream, contexts) in [
+        (format!("{EVENTS} events of a binlog"), events),
+        (
+            format!("{} pieces in one context", one_context.len()),
+            vec![one_context],
+        ),
+    ] {
+        let name = format!("{}, {stream}", key.mode());
+        let ours = || {
+            for lengths in &contexts {
+                let buffers = (black_box(&*source), &mut *our_result);
+                library.crypt(&key.bytes, &IV, key.of, true, buffers, lengths);
+            }
+        };
+        let theirs = || {
+            for lengths in &contexts {
+                let buffers = (black_box(&*source), &mut *their_result);
+                peer.crypt(&key.bytes, &IV, key.algorithm, true, buffers, lengths);
+            }
+        };
+        let pairs = pairs(criterion, &name, timed(ours), timed(theirs));
+        rows.push(Row { name, pairs });
+    }
+    rows
+}
+
+fn key_lookups(criterion: &mut Criterion, library: Library) -> Vec<Pair> {
     let mut key = [0; 32];
-    group.bench_function("get_key", |bencher| {
-        bencher.iter(|| library.key(black_box(Version { id: 1, version: 1 }), &mut key));
-    });
-    group.finish();
+    let latest_version = || {
+        library.latest_version(black_box(1));
+    };
+    let get_key = || {
+        library.key(black_box(Version { id: 1, version: 1 }), &mut key);
+    };
+    let name = "get_latest_key_version, get_key";
+    pairs(criterion, name, timed(latest_version), timed(get_key))
 }
 
 /// The same number of calls in each of one and of two threads: the time is the same if neither
 /// waits for the other.
-fn threads(criterion: &mut Criterion, library: Library, keys: &[Key]) {
-    let key = keys
-        .iter()
-        .find(|key| key.algorithm == Algorithm::Ctr)
-        .unwrap();
+fn threads(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Pair> {
     let work = |calls: u64| {
         let source = vec![0x5a; PAGE_BYTES];
         let mut destination = vec![0; PAGE_BYTES];
@@ -184,16 +208,12 @@ fn threads(criterion: &mut Criterion, library: Library, keys: &[Key]) {
             library.crypt(&key.bytes, &IV, key.of, true, buffers, &[512]);
         }
     };
-    let mut group = criterion.benchmark_group("threads");
-    for count in [1, 2] {
-        group.bench_function(
-            BenchmarkId::new("get_key and 512 bytes", count),
-            |bencher| {
-                bencher.iter_custom(|calls| in_threads(count, || work(calls)));
-            },
-        );
-    }
-    group.finish();
+    pairs(
+        criterion,
+        "two threads, one",
+        |calls| in_threads(2, || work(calls)),
+        |calls| in_threads(1, || work(calls)),
+    )
 }
 
 fn in_threads(count: usize, work: impl Fn() + Sync) -> Duration {
@@ -224,11 +244,15 @@ fn main() {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(3))
-        .sample_size(100)
+        .sample_size(SAMPLES)
         .without_plots()
         .configure_from_args();
-    ciphers(&mut criterion, library, &keys);
-    binlog(&mut criterion, library, &keys);
-    key_lookups(&mut criterion, library);
-    threads(&mut criterion, library, &keys);
+    let mut rows = Vec::new();
+    for key in &keys {
+        rows.extend(ciphers(&mut criterion, library, key));
+        rows.extend(binlog(&mut criterion, library, key));
+    }
+    let lookups = key_lookups(&mut criterion, library);
+    let threads = threads(&mut criterion, library, &keys[1]);
+    table::print(&rows, &lookups, &threads);
 }
