@@ -21,7 +21,7 @@ use file::Entry;
 pub const DEFAULT_FIFO: &str = "/run/iam-kms-wrapper/mfa";
 
 /// Every key of the configuration file.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 17] = [
     "kms_mfa_id",
     "kms_mfa_socket",
     "kms_mfa_socket_mode",
@@ -35,6 +35,10 @@ pub const KEYS: [&str; 13] = [
     "handoff",
     "broker_socket",
     "mfa",
+    "reuse_session_min_seconds",
+    "reprompt_wait_seconds",
+    "key_cache",
+    "log_format",
 ];
 
 /// A checked configuration.
@@ -62,6 +66,14 @@ pub struct Config {
     pub handoff: Handoff,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
+    /// How much of a session must be left for a restart to use it again, in seconds.
+    pub reuse_session_min_seconds: i64,
+    /// How long a KMS call may wait for a person to open a session.
+    pub reprompt_wait: Duration,
+    /// How long the broker keeps what it has unwrapped.
+    pub key_cache: KeyCache,
+    /// How the log is written where it does not go to the journal.
+    pub log_format: LogFormat,
 }
 
 /// Where the person's code is turned into a session.
@@ -94,6 +106,24 @@ pub enum Handoff {
     Environment,
     /// Through `iam-kms-broker`, which makes the KMS calls; nothing in the environment.
     Broker,
+}
+
+/// How long the broker keeps unwrapped data keys for other processes of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyCache {
+    /// As long as it lives: backups work after the session's end.
+    Lifetime,
+    /// As long as the session that unwrapped them.
+    Session,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object for each line.
+    Json,
 }
 
 impl Config {
@@ -152,6 +182,12 @@ impl Values<'_> {
             broker_socket: self
                 .absolute_path("broker_socket")?
                 .unwrap_or_else(|| broker_protocol::DEFAULT_SOCKET.into()),
+            reuse_session_min_seconds: self
+                .number("reuse_session_min_seconds", 60, 0, 129_600)?
+                .into(),
+            reprompt_wait: self.seconds("reprompt_wait_seconds", 0, 0)?,
+            key_cache: self.key_cache()?,
+            log_format: self.log_format()?,
         })
     }
 
@@ -229,6 +265,23 @@ impl Values<'_> {
         Ok(self
             .choice("handoff", &known)?
             .unwrap_or(Handoff::Environment))
+    }
+
+    fn key_cache(&self) -> Result<KeyCache, ConfigError> {
+        let known = [
+            ("lifetime", KeyCache::Lifetime),
+            ("session", KeyCache::Session),
+        ];
+        Ok(self
+            .choice("key_cache", &known)?
+            .unwrap_or(KeyCache::Lifetime))
+    }
+
+    fn log_format(&self) -> Result<LogFormat, ConfigError> {
+        let known = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        Ok(self
+            .choice("log_format", &known)?
+            .unwrap_or(LogFormat::Text))
     }
 
     fn mode(&self) -> Result<u32, ConfigError> {
