@@ -16,6 +16,7 @@ mod process;
 mod sandbox;
 mod scene;
 mod server;
+mod terminal;
 mod wrapper;
 
 pub use aws::{LocalAws, aws_cli};
@@ -26,6 +27,7 @@ pub use sandbox::{Sandbox, dist};
 pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
 pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};
+pub use terminal::Terminal;
 pub use wrapper::{Configuration, Wrapper, write_fifo};
 
 /// Longest wait for anything that is expected to happen, in seconds. Generous: the tests run side

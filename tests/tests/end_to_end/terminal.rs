@@ -1,62 +1,15 @@
 //! The code is asked for in a terminal.
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    process::{Command, Stdio},
-};
+use std::process::Command;
 
-use end_to_end_tests::{Scene, Wrapper, after, wait_until};
-use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    pty::openpty,
-    sys::termios::{LocalFlags, tcgetattr},
-};
-
-/// A terminal: what is typed and shown is on one side, the programs are on the other.
-struct Terminal {
-    person: File,
-    programs: File,
-}
-
-impl Terminal {
-    fn open() -> Self {
-        let pair = openpty(None, None).unwrap();
-        fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
-        Self {
-            person: pair.master.into(),
-            programs: pair.slave.into(),
-        }
-    }
-
-    fn stdin(&self) -> Stdio {
-        self.programs.try_clone().unwrap().into()
-    }
-
-    fn type_in(&mut self, text: &str) {
-        self.person.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn echoes(&self) -> bool {
-        let settings = tcgetattr(&self.programs).unwrap();
-        settings.local_flags.contains(LocalFlags::ECHO)
-    }
-
-    /// All that the terminal has shown of what was typed.
-    fn shown(&mut self) -> String {
-        let mut shown = Vec::new();
-        // Ends with "would block".
-        let _ = self.person.read_to_end(&mut shown);
-        String::from_utf8(shown).unwrap()
-    }
-}
+use end_to_end_tests::{Scene, Terminal, Wrapper, after, wait_until};
 
 fn scene() -> Scene {
     Scene::new().without("kms_mfa_socket")
 }
 
 fn start(scene: &Scene, terminal: &Terminal, command: &mut Command) -> Wrapper {
-    let wrapper = scene.spawn(command.stdin(terminal.stdin()));
+    let wrapper = scene.spawn(command.stdin(terminal.programs()));
     let line = wrapper.process.wait_for("waiting for the MFA code of ");
     assert!(line.ends_with("type it here"), "{line}");
     wrapper
@@ -65,7 +18,7 @@ fn start(scene: &Scene, terminal: &Terminal, command: &mut Command) -> Wrapper {
 #[test]
 fn the_code_is_taken_from_the_terminal_and_never_shown() {
     let scene = scene();
-    let mut terminal = Terminal::open();
+    let mut terminal = Terminal::new();
     let wrapper = start(&scene, &terminal, &mut scene.command(&["sleep", "1000"]));
     assert!(!terminal.echoes());
     terminal.type_in("11167\n");
@@ -83,7 +36,7 @@ fn the_code_is_taken_from_the_terminal_and_never_shown() {
 #[test]
 fn the_prompt_stands_alone_on_its_line() {
     let scene = scene();
-    let mut terminal = Terminal::open();
+    let mut terminal = Terminal::new();
     let mut wrapper = start(&scene, &terminal, &mut scene.command(&["true"]));
     terminal.type_in("11167\n");
     wrapper.process.wait_for("ignored 5 digits instead of six");
@@ -96,7 +49,7 @@ fn the_prompt_stands_alone_on_its_line() {
 #[test]
 fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
     let scene = scene();
-    let mut terminal = Terminal::open();
+    let mut terminal = Terminal::new();
     // A shell is at the terminal before and after.
     let script = "trap : INT; \"$@\"; echo \"status $?\"; stty -a";
     let prefix = ["setsid", "--ctty", "sh", "-c", script, "sh"];
@@ -113,7 +66,7 @@ fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
 #[test]
 fn a_terminal_that_is_closed_ends_the_wait() {
     let scene = scene();
-    let mut terminal = Terminal::open();
+    let mut terminal = Terminal::new();
     let mut wrapper = start(&scene, &terminal, &mut scene.command(&["true"]));
     terminal.type_in("\x04");
     let output = wrapper.ends_with(125);
@@ -127,8 +80,8 @@ fn a_terminal_that_is_closed_ends_the_wait() {
 #[test]
 fn a_configured_fifo_is_used_even_at_a_terminal() {
     let scene = Scene::new();
-    let terminal = Terminal::open();
-    let wrapper = scene.spawn(scene.command(&["true"]).stdin(terminal.stdin()));
+    let terminal = Terminal::new();
+    let wrapper = scene.spawn(scene.command(&["true"]).stdin(terminal.programs()));
     wrapper.wait_for_fifo();
     assert!(terminal.echoes());
     wait_until("the FIFO", || scene.fifo().exists());
