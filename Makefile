@@ -14,10 +14,11 @@ FUZZ_SECONDS := 60
 MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring:: locked_memory::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
+SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p local-aws
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers dist test-plugin packages install bench bench-launcher bench-plugin fuzz miri clean
+.PHONY: help demo test lint unit e2e test-servers test-systemd dist test-plugin packages install bench bench-launcher bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,13 @@ test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, a
 	@scripts/install-packages debootstrap
 	scripts/test-servers $(DIST)
 
+test-systemd: dist ## The service under a systemd of its own, in a container
+	@scripts/install-packages debootstrap systemd-container
+	rm -rf $(SYSTEMD_INSTALLED)
+	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
+	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
+		IAM_KMS_SYSTEMD_ROOT=$$root cargo test --locked -p end-to-end-tests --test systemd -- --test-threads=3
+
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.
 dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release $(SERVICES)
@@ -63,9 +71,15 @@ test-plugin: packages
 	cargo build --locked -p aws-key-management-plugin --features fault-points,mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
-install: ## Install programs and plugin (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
+install: ## Install programs, plugin and units (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
+	install -D -t $(DESTDIR)$(PREFIX)/libexec systemd/iam-kms-wrapper-prompt
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.path systemd/*.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/mariadb.service.d systemd/mariadb.service.d/*
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
+	find $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper -type f -name '*iam-kms-*' \
+		-exec sed -i 's|/usr/local/|$(PREFIX)/|' {} +
 
 bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run
 

@@ -1,0 +1,90 @@
+//! Who gets which credentials.
+
+use end_to_end_tests::write_fifo;
+
+use crate::site::{SERVICE, Site};
+
+/// The environment of the service's main process.
+fn environment(site: &crate::site::Running) -> Vec<String> {
+    let main_pid = site.machine.property(SERVICE, "MainPID");
+    let environment = site
+        .machine
+        .sh(&format!("tr '\\0' '\\n' < /proc/{main_pid}/environ"));
+    environment.lines().map(Into::into).collect()
+}
+
+fn value(environment: &[String], name: &str) -> String {
+    let mut values = environment
+        .iter()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    values
+        .next_back()
+        .unwrap_or_else(|| panic!("no {name}"))
+        .into()
+}
+
+#[test]
+fn neither_the_journal_nor_the_server_gets_a_secret() {
+    let site = Site::new().boot();
+    let code = site.echo_code();
+    site.wait_until_active();
+    let (_, secret_access_key) = site.aws.long_term_key();
+    let journal = site
+        .machine
+        .sh("journalctl --sync; journalctl --output=export");
+    for secret in [&code, &secret_access_key] {
+        assert!(!journal.contains(secret), "{secret} is in the journal");
+    }
+    let environment = environment(&site);
+    for name in [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+    ] {
+        assert!(
+            !environment.iter().any(|line| line.starts_with(name)),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_set_up_of_the_manual_works_unchanged() {
+    let site = Site::bare();
+    let credentials = site.credentials("AWS_ACCESS_KEY_ID=\nAWS_SECRET_ACCESS_KEY=\n");
+    let config = format!(
+        "[kms]\nkms_mfa_id = {}\nkms_mfa_socket = /tmp/kms_mfa_socket\n",
+        site.aws.serial_number()
+    );
+    let drop_ins = "/etc/systemd/system/mariadb.service.d";
+    let site = site
+        .file(&format!("{drop_ins}/aws-kms.env"), 0o600, &credentials)
+        .file("/etc/my.cnf.d/iam-kms-wrapper.config", 0o644, &config)
+        .file(
+            &format!("{drop_ins}/aws-kms.conf"),
+            0o644,
+            "[Service]\n\
+             EnvironmentFile=/etc/systemd/system/mariadb.service.d/aws-kms.env\n\
+             ExecStart=\n\
+             ExecStart=/usr/local/bin/iam-kms-wrapper --config=/etc/my.cnf.d/iam-kms-wrapper.config /usr/sbin/mysqld $MYSQLD_OPTS\n",
+        )
+        .boot_with_fifo("/tmp/kms_mfa_socket");
+    // Not as `echo` opens it: with fs.protected_fifos the kernel refuses that there.
+    write_fifo(
+        &site.machine.path("/tmp/kms_mfa_socket"),
+        site.aws.code().as_bytes(),
+    );
+    site.wait_until_active();
+    let environment = environment(&site);
+    let (access_key_id, _) = site.aws.long_term_key();
+    assert_ne!(value(&environment, "AWS_ACCESS_KEY_ID"), access_key_id);
+    let journal = site
+        .machine
+        .sh("journalctl --sync; journalctl --output=export");
+    for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        assert!(
+            !journal.contains(&value(&environment, name)),
+            "{name} is in the journal"
+        );
+    }
+}

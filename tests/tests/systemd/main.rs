@@ -1,0 +1,10 @@
+//! MariaDB's own service under a systemd of its own, with the units and examples of this repository.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod hand_over;
+mod prompt;
+mod site;
+mod starting;
+mod stopping;
+mod units;

@@ -1,0 +1,143 @@
+//! The code asked for by systemd's password agents.
+
+use std::{process::Child, time::Instant};
+
+use end_to_end_tests::{Terminal, wait_until};
+
+use crate::site::{FIFO, Running, SERVICE, Site};
+
+const PATH_UNIT: &str = "iam-kms-wrapper-prompt.path";
+const PROMPT_UNIT: &str = "iam-kms-wrapper-prompt.service";
+const QUESTION: &str = "MFA code for mariadb.service:";
+
+/// Questions that systemd's agents are to ask.
+fn open_questions(site: &Running) -> String {
+    site.machine
+        .sh("ls /run/systemd/ask-password | grep '^ask\\.' || :")
+}
+
+fn wait_for_question(site: &Running) {
+    site.machine.wait_until("a question", PROMPT_UNIT, || {
+        !open_questions(site).is_empty()
+    });
+}
+
+/// A script that answers the question as an agent does; nothing is a cancelled question.
+fn reply(answer: &str) -> String {
+    let answered = u8::from(!answer.is_empty());
+    format!(
+        "socket=$(sed -n s/^Socket=//p /run/systemd/ask-password/ask.*)
+         printf '%s' '{answer}' | /lib/systemd/systemd-reply-password {answered} $socket"
+    )
+}
+
+fn assert_asked_after_a_pause(terminal: &mut Terminal, nth: usize) {
+    let start = Instant::now();
+    terminal.wait_for_nth(QUESTION, nth);
+    assert!(start.elapsed().as_secs() >= 4, "{}", terminal.shown());
+}
+
+fn wait_for_success(mut child: Child, terminal: &mut Terminal) {
+    let mut status = None;
+    wait_until("the end of systemctl", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success(), "{}", terminal.shown());
+}
+
+#[test]
+fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
+    let site = Site::new().boot_and_stop();
+    let mut terminal = Terminal::new();
+    let systemctl = site
+        .machine
+        .start_in(&terminal, &["systemctl", "start", SERVICE]);
+    terminal.wait_for_nth(QUESTION, 1);
+    terminal.type_in(&format!("{}\n", site.aws.wrong_code()));
+    terminal.wait_for_nth(QUESTION, 2);
+    let shown = terminal.shown();
+    assert!(
+        shown.contains("AWS refused the code: mistyped, or used before"),
+        "{shown}"
+    );
+    // While AWS has not judged it, nobody is asked for another.
+    site.aws
+        .fault("--operation GetSessionToken --kind 500 --count 2");
+    let code = site.aws.code();
+    terminal.type_in(&format!("{code}\n"));
+    wait_for_success(systemctl, &mut terminal);
+    assert_eq!(site.state(), "active");
+    let shown = terminal.shown();
+    assert_eq!(shown.matches(QUESTION).count(), 2, "{shown}");
+    assert!(!shown.contains(&code), "{shown}");
+    assert!(!site.machine.journal("*").contains(&code));
+    site.machine
+        .wait_for_property(PATH_UNIT, "ActiveState", "inactive");
+}
+
+#[test]
+fn a_question_is_withdrawn_when_the_code_came_through_the_fifo() {
+    let site = Site::new().boot();
+    wait_for_question(&site);
+    site.echo_code();
+    site.wait_until_active();
+    site.machine
+        .wait_until("the end of the question", PROMPT_UNIT, || {
+            open_questions(&site).is_empty()
+        });
+    assert_eq!(site.machine.property(PROMPT_UNIT, "Result"), "success");
+}
+
+#[test]
+fn an_empty_answer_and_a_cancelled_question_are_asked_again_after_a_pause() {
+    let site = Site::new().boot_and_stop();
+    let mut terminal = Terminal::new();
+    let systemctl = site
+        .machine
+        .start_in(&terminal, &["systemctl", "start", SERVICE]);
+    terminal.wait_for_nth(QUESTION, 1);
+    terminal.type_in("\n");
+    assert_asked_after_a_pause(&mut terminal, 2);
+    site.machine.sh(&reply(""));
+    assert_asked_after_a_pause(&mut terminal, 3);
+    assert_eq!(site.aws.calls("GetSessionToken"), 0);
+    terminal.type_in(&format!("{}\n", site.aws.code()));
+    wait_for_success(systemctl, &mut terminal);
+}
+
+#[test]
+fn what_is_no_fifo_is_neither_asked_for_nor_written_to() {
+    let site = Site::new().boot_and_stop();
+    site.machine.sh(&format!(
+        "install -d -o mysql /run/iam-kms-wrapper
+         echo untouched > /run/other
+         ln -s /run/other {FIFO}
+         systemctl start {PATH_UNIT}"
+    ));
+    site.machine
+        .wait_for_property(PROMPT_UNIT, "ActiveState", "active");
+    let started = site
+        .machine
+        .property(PROMPT_UNIT, "ExecMainStartTimestampMonotonic");
+    // With a FIFO in its place the question comes, from the program that was started first.
+    site.machine.sh(&format!("rm {FIFO}; mkfifo {FIFO}"));
+    wait_for_question(&site);
+    assert_eq!(
+        site.machine
+            .property(PROMPT_UNIT, "ExecMainStartTimestampMonotonic"),
+        started
+    );
+    // Swapped again in the very moment of the answer.
+    site.machine
+        .sh(&format!("ln -sfn /run/other {FIFO}; {}", reply("123456")));
+    site.machine.wait_until("a refusal", PROMPT_UNIT, || {
+        let journal = site.machine.journal(PROMPT_UNIT);
+        journal.contains("Too many levels of symbolic links")
+    });
+    assert_eq!(site.machine.sh("cat /run/other"), "untouched");
+    site.machine.sh(&format!("rm {FIFO}"));
+    site.machine
+        .wait_for_property(PROMPT_UNIT, "ActiveState", "inactive");
+    assert_eq!(site.machine.property(PATH_UNIT, "SubState"), "waiting");
+}

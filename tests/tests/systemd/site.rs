@@ -1,0 +1,175 @@
+//! A machine as the README sets it up, and AWS.
+
+use end_to_end_tests::{Image, LocalAws, Machine, Sandbox};
+
+pub const SERVICE: &str = "mariadb.service";
+pub const FIFO: &str = "/run/iam-kms-wrapper/mfa";
+const CONFIG: &str = include_str!("../../../examples/configuration/iam-kms-wrapper.config");
+const AWS_ENV: &str = include_str!("../../../examples/configuration/aws.env");
+const ENCRYPTION: &str = include_str!("../../../examples/configuration/60-encryption.cnf");
+const DROP_IN: &str = include_str!("../../../systemd/mariadb.service.d/iam-kms-wrapper.conf");
+
+/// AWS outside, the machine's files inside.
+pub struct Site {
+    pub aws: LocalAws,
+    pub image: Image,
+    sandbox: Sandbox,
+}
+
+impl Site {
+    /// Nothing is configured but that machines side by side, which share the network, do not get in
+    /// each other's way.
+    pub fn bare() -> Self {
+        let sandbox = Sandbox::new();
+        let aws = LocalAws::start(&sandbox);
+        let image = Image::new(&sandbox)
+            .file(
+                "/etc/systemd/system/mariadb.socket.d/alone.conf",
+                0o644,
+                "[Socket]\nListenStream=\nListenStream=/run/mysqld/mysqld.sock\n",
+            )
+            .file(
+                "/etc/mysql/mariadb.conf.d/90-alone.cnf",
+                0o644,
+                "[mariadb]\nskip-networking\n",
+            );
+        Self {
+            aws,
+            image,
+            sandbox,
+        }
+    }
+
+    /// What the README says.
+    pub fn new() -> Self {
+        let site = Self::bare();
+        let config: Vec<_> = CONFIG
+            .lines()
+            .map(|line| match line.split_once(" = ") {
+                Some(("kms_mfa_id", _)) => format!("kms_mfa_id = {}", site.aws.serial_number()),
+                _ => line.into(),
+            })
+            .collect();
+        let credentials = site.credentials(AWS_ENV);
+        site.file(
+            "/etc/iam-kms-wrapper/iam-kms-wrapper.config",
+            0o644,
+            &(config.join("\n") + "\n"),
+        )
+        .file("/etc/iam-kms-wrapper/aws.env", 0o600, &credentials)
+        .file(
+            "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
+            0o644,
+            ENCRYPTION,
+        )
+        .file(
+            "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
+            0o644,
+            DROP_IN,
+        )
+    }
+
+    /// Lines for `EnvironmentFile=` with the long-term key filled in, and where AWS is.
+    pub fn credentials(&self, lines: &str) -> String {
+        let (access_key_id, secret_access_key) = self.aws.long_term_key();
+        let filled = lines
+            .replace(
+                "AWS_ACCESS_KEY_ID=",
+                &format!("AWS_ACCESS_KEY_ID={access_key_id}"),
+            )
+            .replace(
+                "AWS_SECRET_ACCESS_KEY=",
+                &format!("AWS_SECRET_ACCESS_KEY={secret_access_key}"),
+            );
+        format!("{filled}AWS_ENDPOINT_URL={}\n", self.aws.endpoint())
+    }
+
+    /// Adds a file.
+    pub fn file(mut self, path: &str, mode: u32, text: &str) -> Self {
+        self.image = self.image.file(path, mode, text);
+        self
+    }
+
+    /// Adds lines to the section `[Service]` of mariadb.service.
+    pub fn service(self, lines: &str) -> Self {
+        let text = format!("[Service]\n{lines}\n");
+        self.file(
+            "/etc/systemd/system/mariadb.service.d/zz.conf",
+            0o644,
+            &text,
+        )
+    }
+
+    /// Boots the machine, and waits until its mariadb.service waits for a code.
+    pub fn boot(self) -> Running {
+        self.boot_with_fifo(FIFO)
+    }
+
+    /// The same with another FIFO.
+    pub fn boot_with_fifo(self, fifo: &str) -> Running {
+        let running = Running {
+            machine: self.image.boot(),
+            aws: self.aws,
+            _sandbox: self.sandbox,
+        };
+        running.wait_for_fifo_at(fifo);
+        running
+    }
+
+    /// Boots the machine and stops what it has started of MariaDB.
+    pub fn boot_and_stop(self) -> Running {
+        let running = self.boot();
+        running
+            .machine
+            .sh("systemctl stop mariadb.socket mariadb.service");
+        running
+    }
+}
+
+/// A site whose machine runs.
+pub struct Running {
+    pub machine: Machine,
+    pub aws: LocalAws,
+    _sandbox: Sandbox,
+}
+
+impl Running {
+    pub fn wait_for_fifo(&self) {
+        self.wait_for_fifo_at(FIFO);
+    }
+
+    fn wait_for_fifo_at(&self, path: &str) {
+        self.machine
+            .wait_until(&format!("the FIFO {path}"), SERVICE, || {
+                self.machine.path(path).exists()
+            });
+    }
+
+    /// As the README says. Returns the code.
+    pub fn echo_code(&self) -> String {
+        let code = self.aws.code();
+        self.machine.sh(&format!("echo {code} > {FIFO}"));
+        code
+    }
+
+    pub fn state(&self) -> String {
+        self.machine.property(SERVICE, "ActiveState")
+    }
+
+    pub fn wait_until_active(&self) {
+        self.machine
+            .wait_for_property(SERVICE, "ActiveState", "active");
+    }
+
+    /// What a statement prints.
+    pub fn sql(&self, statement: &str) -> String {
+        self.machine.sh(&format!(
+            "mariadb --batch --skip-column-names -e '{statement}'"
+        ))
+    }
+
+    /// Programs that run in the machine, by their names in `/proc`.
+    pub fn programs(&self) -> String {
+        self.machine.sh("cat /proc/[0-9]*/comm 2> /dev/null || :")
+    }
+}
