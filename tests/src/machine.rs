@@ -165,6 +165,11 @@ impl Machine {
         ))
     }
 
+    /// All that the journal holds, with all fields.
+    pub fn whole_journal(&self) -> String {
+        self.sh("journalctl --sync; journalctl --output=export")
+    }
+
     /// A unit's journal as it grows.
     pub fn follow_journal(&self, unit: &str) -> Process {
         let unit = format!("--unit={unit}");

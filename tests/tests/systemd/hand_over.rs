@@ -29,9 +29,7 @@ fn neither_the_journal_nor_the_server_gets_a_secret() {
     let code = site.echo_code();
     site.wait_until_active();
     let (_, secret_access_key) = site.aws.long_term_key();
-    let journal = site
-        .machine
-        .sh("journalctl --sync; journalctl --output=export");
+    let journal = site.machine.whole_journal();
     for secret in [&code, &secret_access_key] {
         assert!(!journal.contains(secret), "{secret} is in the journal");
     }
@@ -78,9 +76,7 @@ fn the_set_up_of_the_manual_works_unchanged() {
     let environment = environment(&site);
     let (access_key_id, _) = site.aws.long_term_key();
     assert_ne!(value(&environment, "AWS_ACCESS_KEY_ID"), access_key_id);
-    let journal = site
-        .machine
-        .sh("journalctl --sync; journalctl --output=export");
+    let journal = site.machine.whole_journal();
     for name in ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
         assert!(
             !journal.contains(&value(&environment, name)),

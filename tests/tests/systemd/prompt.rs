@@ -71,22 +71,27 @@ fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
     let shown = terminal.shown();
     assert_eq!(shown.matches(QUESTION).count(), 2, "{shown}");
     assert!(!shown.contains(&code), "{shown}");
-    assert!(!site.machine.journal("*").contains(&code));
+    assert!(!site.machine.whole_journal().contains(&code));
     site.machine
         .wait_for_property(PATH_UNIT, "ActiveState", "inactive");
 }
 
 #[test]
 fn a_question_is_withdrawn_when_the_code_came_through_the_fifo() {
-    let site = Site::new().boot();
-    wait_for_question(&site);
+    let site = Site::new().boot_and_stop();
+    let mut terminal = Terminal::new();
+    let systemctl = site
+        .machine
+        .start_in(&terminal, &["systemctl", "start", SERVICE]);
+    terminal.wait_for_nth(QUESTION, 1);
+    assert!(!terminal.echoes());
     site.echo_code();
-    site.wait_until_active();
+    wait_for_success(systemctl, &mut terminal);
+    assert!(terminal.echoes(), "the shell has a terminal without echo");
     site.machine
-        .wait_until("the end of the question", PROMPT_UNIT, || {
-            open_questions(&site).is_empty()
-        });
+        .wait_for_property(PROMPT_UNIT, "ActiveState", "inactive");
     assert_eq!(site.machine.property(PROMPT_UNIT, "Result"), "success");
+    assert_eq!(open_questions(&site), "");
 }
 
 #[test]
@@ -140,4 +145,20 @@ fn what_is_no_fifo_is_neither_asked_for_nor_written_to() {
     site.machine
         .wait_for_property(PROMPT_UNIT, "ActiveState", "inactive");
     assert_eq!(site.machine.property(PATH_UNIT, "SubState"), "waiting");
+}
+
+#[test]
+fn a_server_that_crashes_has_the_code_asked_for_again_where_no_session_is_to_be_reused() {
+    let site = Site::new()
+        .configuration("reuse_session_min_seconds = 129600")
+        .boot();
+    site.echo_code();
+    site.wait_until_active();
+    assert_eq!(open_questions(&site), "");
+    site.machine.sh(&format!(
+        "systemctl kill --kill-whom=main --signal=SEGV {SERVICE}"
+    ));
+    wait_for_question(&site);
+    site.echo_code();
+    site.wait_until_active();
 }

@@ -43,30 +43,28 @@ impl Site {
     /// What the README says.
     pub fn new() -> Self {
         let site = Self::bare();
-        let config: Vec<_> = CONFIG
-            .lines()
-            .map(|line| match line.split_once(" = ") {
-                Some(("kms_mfa_id", _)) => format!("kms_mfa_id = {}", site.aws.serial_number()),
-                _ => line.into(),
-            })
-            .collect();
         let credentials = site.credentials(AWS_ENV);
-        site.file(
-            "/etc/iam-kms-wrapper/iam-kms-wrapper.config",
-            0o644,
-            &(config.join("\n") + "\n"),
-        )
-        .file("/etc/iam-kms-wrapper/aws.env", 0o600, &credentials)
-        .file(
-            "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
-            0o644,
-            ENCRYPTION,
-        )
-        .file(
-            "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
-            0o644,
-            DROP_IN,
-        )
+        site.configuration("")
+            .file("/etc/iam-kms-wrapper/aws.env", 0o600, &credentials)
+            .file(
+                "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
+                0o644,
+                ENCRYPTION,
+            )
+            .file(
+                "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
+                0o644,
+                DROP_IN,
+            )
+    }
+
+    /// The example's configuration file with further lines.
+    pub fn configuration(self, lines: &str) -> Self {
+        let (before, rest) = CONFIG.split_once("kms_mfa_id = ").unwrap();
+        let (_, after) = rest.split_once('\n').unwrap();
+        let serial_number = self.aws.serial_number();
+        let text = format!("{before}kms_mfa_id = {serial_number}\n{after}{lines}\n");
+        self.file("/etc/iam-kms-wrapper/iam-kms-wrapper.config", 0o644, &text)
     }
 
     /// Lines for `EnvironmentFile=` with the long-term key filled in, and where AWS is.

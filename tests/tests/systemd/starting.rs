@@ -45,17 +45,10 @@ fn a_boot_waits_says_so_and_goes_on_with_the_code_written_to_the_fifo() {
 fn a_wait_outlasts_the_units_start_timeout_and_ends_at_prompt_timeout_seconds() {
     // Longer than the minute that systemd is asked for at a time.
     let prompt_timeout = Duration::from_secs(75);
-    let config = format!(
-        "[kms]\nkms_mfa_id = arn:aws:iam::111122223333:mfa/any\nprompt_timeout_seconds = {}\n",
-        prompt_timeout.as_secs()
-    );
+    let seconds = prompt_timeout.as_secs();
     let start = Instant::now();
     let site = Site::new()
-        .file(
-            "/etc/iam-kms-wrapper/iam-kms-wrapper.config",
-            0o644,
-            &config,
-        )
+        .configuration(&format!("prompt_timeout_seconds = {seconds}"))
         .service("TimeoutStartSec=3")
         .boot();
     let journal = site.machine.follow_journal(SERVICE);
