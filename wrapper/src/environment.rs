@@ -72,6 +72,17 @@ pub fn add_session(variables: &mut Variables, session: &Session) {
     }
 }
 
+/// Says which descriptors systemd passes to the command, by their names from descriptor 3 on;
+/// `LISTEN_PID` is right as it is, since exec keeps the process.
+pub fn set_passed_descriptors(variables: &mut Variables, names: &[String]) {
+    variables.retain(|(name, _)| !is_in(&["LISTEN_FDS", "LISTEN_FDNAMES"], name));
+    if names.is_empty() {
+        return variables.retain(|(name, _)| name != "LISTEN_PID");
+    }
+    variables.push(("LISTEN_FDS".into(), names.len().to_string().into()));
+    variables.push(("LISTEN_FDNAMES".into(), names.join(":").into()));
+}
+
 /// Whether the environment itself names a region.
 pub fn has_region(variables: &Variables) -> bool {
     let names = ["AWS_REGION", "AWS_DEFAULT_REGION"];

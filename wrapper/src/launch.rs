@@ -24,10 +24,10 @@ use crate::{
     config::{Config, ConfigError, Handoff, Mfa},
     credentials::{self, CredentialsError},
     environment::{self, Variables},
-    logging,
+    listen_fds, logging,
     session::Session,
     signals::Signals,
-    systemd,
+    stored_session, systemd,
 };
 
 /// Name of the program, in the log and in its help.
@@ -114,6 +114,9 @@ fn launch(command_line: CommandLine) -> LaunchError {
 
 /// Does everything up to the exec.
 fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchError> {
+    let taken = listen_fds::take(stored_session::NAME)
+        .map_err(|error| LaunchError::System("take the kept session out of LISTEN_FDS", error))?;
+    let (kept_file, passed_on) = taken.map(|taken| (taken.file, taken.left)).unzip();
     let config = Config::read(&command_line.config)?;
     let command = Command::find(command_line.command)?;
     let source = credentials::find_for_mfa(&config)?;
@@ -122,12 +125,21 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         Handoff::Environment => None,
     };
     let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
-    let session = match obtain_session(&config, source.as_ref(), &signals) {
+    let kept = kept_file.and_then(|file| stored_session::reuse(&config, file));
+    let is_kept = kept.is_some();
+    let obtained = kept.map_or_else(|| obtain_session(&config, source.as_ref(), &signals), Ok);
+    let session = match obtained {
         Err(LaunchError::Asking(AskingError::Interrupted)) => return Err(end_by_signal(signals)),
         session => session?,
     };
-    report(&config, &session, &command);
+    if !is_kept {
+        stored_session::keep(&config, &session);
+    }
+    report(&config, &session, is_kept, &command);
     let mut variables = environment::without_credentials(env::vars_os().collect());
+    if let Some(names) = passed_on {
+        environment::set_passed_descriptors(&mut variables, &names);
+    }
     if !environment::has_region(&variables)
         && let Some(region) = find_region(&config)?
     {
@@ -196,17 +208,24 @@ fn announce(config: &Config, channel: &Channel) {
     systemd::status(&format!("Waiting for {wanted}: {instruction}"));
 }
 
-fn report(config: &Config, session: &Session, command: &Command) {
+fn report(config: &Config, session: &Session, is_kept: bool, command: &Command) {
     let until = session.expiration_text();
     let command = command.path().display();
+    let how = if is_kept {
+        " (kept by systemd, so no code is asked for)"
+    } else {
+        ""
+    };
     match config.mfa {
         Mfa::Off => info!("no MFA code is asked for (mfa = false); starting {command}"),
         _ => info!(
-            "session {} is open until {until}; starting {command}",
+            "session {} is open until {until}{how}; starting {command}",
             session.access_key_id
         ),
     }
-    systemd::status(&format!("Session open until {until}; starting {command}"));
+    systemd::status(&format!(
+        "Session open until {until}{how}; starting {command}"
+    ));
 }
 
 fn end_by_signal(signals: Signals) -> LaunchError {

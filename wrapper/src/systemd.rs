@@ -1,10 +1,11 @@
-//! What systemd is told while a code is awaited: a status line and more time.
+//! What systemd is told: a status line and more time while a code is awaited, what to keep for a
+//! restart.
 //!
 //! Never `READY=1`: that is the command's to say. Source: sd_notify(3).
 
-use std::time::Duration;
+use std::{io, os::fd::BorrowedFd, time::Duration};
 
-use sd_notify::{NotifyState, notify};
+use sd_notify::{NotifyState, notify, notify_with_fds};
 use tracing::warn;
 
 /// Longer than the ten seconds between two signs of life, by a margin for slow moments.
@@ -12,19 +13,35 @@ const EXTENSION: Duration = Duration::from_secs(60);
 
 /// Shows `text` in `systemctl status`.
 pub fn status(text: &str) {
-    send(NotifyState::Status(text));
+    send(&[NotifyState::Status(text)]);
 }
 
 /// Puts the start time-out off.
 pub fn extend_timeout() {
-    send(NotifyState::ExtendTimeoutUsec(
+    send(&[NotifyState::ExtendTimeoutUsec(
         u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX),
-    ));
+    )]);
+}
+
+/// Has systemd keep `descriptor` under `name` for the next start, in place of the one that it may
+/// have of that name.
+pub fn store_descriptor(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    // First, since a full store takes nothing.
+    drop_descriptor(name);
+    notify_with_fds(
+        &[NotifyState::FdStore, NotifyState::FdName(name)],
+        &[descriptor],
+    )
+}
+
+/// Has systemd drop what it keeps under `name`.
+pub fn drop_descriptor(name: &str) {
+    send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }
 
 /// Does nothing without `$NOTIFY_SOCKET`.
-fn send(state: NotifyState<'_>) {
-    if let Err(error) = notify(&[state]) {
+fn send(state: &[NotifyState<'_>]) {
+    if let Err(error) = notify(state) {
         warn!("cannot notify systemd: {error}");
     }
 }

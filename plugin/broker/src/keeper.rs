@@ -14,6 +14,7 @@ use iam_kms_wrapper::{
     config::{Config, Mfa},
     credentials,
     session::Session,
+    stored_session,
 };
 use tracing::{error, info};
 
@@ -201,6 +202,7 @@ impl Keeper {
             session.access_key_id,
             session.expiration_text()
         );
+        stored_session::keep(&self.config, &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
             session: Some(Arc::new(session)),
@@ -212,7 +214,9 @@ impl Keeper {
     }
 
     fn close(&self, state: &mut State) {
-        state.session = None;
+        if state.session.take().is_some() && self.config.mfa != Mfa::Off {
+            stored_session::forget();
+        }
         self.changed.notify_all();
     }
 

@@ -24,9 +24,10 @@ use iam_kms_wrapper::{
     broker::{Handover, Started},
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
-    logging,
+    listen_fds, logging,
     session::Session,
     signals::Signals,
+    stored_session,
 };
 use tracing::{error, info};
 
@@ -119,8 +120,18 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
 /// As a service of its own, or started by hand.
 fn run_alone(config: Config) -> Result<(), BrokerError> {
     let signals = prepare_process()?;
+    let kept = listen_fds::take(stored_session::NAME)
+        .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
     let source = credentials::find_for_mfa(&config)?;
-    let session = source.clone().filter(|_| config.mfa == Mfa::Off);
+    let kept = kept.and_then(|taken| stored_session::reuse(&config, taken.file));
+    if let Some(session) = &kept {
+        info!(
+            "session {} is open until {} (kept by systemd, so no code is asked for)",
+            session.access_key_id,
+            session.expiration_text()
+        );
+    }
+    let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
     let listener = Listener::bind(&config.broker_socket)?;
     serve(config, session, source, listener, || {
         server::wait_for_signal(&signals)

@@ -72,7 +72,7 @@ fn broker(scene: &Scene) -> Pid {
     Peer::connect(&scene.configuration.broker_socket).broker()
 }
 
-fn phase(scene: &Scene) -> SessionPhase {
+pub fn phase(scene: &Scene) -> SessionPhase {
     match ask(scene, &Request::Session) {
         Reply::Session(state) => state.phase,
         reply => panic!("{reply:?}"),
@@ -96,7 +96,7 @@ fn generated(scene: &Scene) -> Vec<u8> {
     }
 }
 
-fn failure(scene: &Scene) -> Failure {
+pub fn failure(scene: &Scene) -> Failure {
     match ask(scene, &generate(16)) {
         Reply::Failed(failure) => failure,
         reply => panic!("{reply:?}"),

@@ -4,6 +4,7 @@
 
 mod broker;
 mod code_channel;
+mod crash_restart;
 mod exit_codes;
 mod go_compatibility;
 mod inheritance;

@@ -1,66 +1,22 @@
 //! What systemd is told while a code is awaited.
 
-use std::{
-    fs,
-    os::unix::{fs::MetadataExt, net::UnixDatagram},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
 
-use end_to_end_tests::{PATIENCE_SECONDS, Scene, after, inspection::variable, wait_until};
+use end_to_end_tests::{Manager, Scene, after, inspection::variable, wait_until};
 
-/// The other end of `$NOTIFY_SOCKET`.
-struct Manager {
-    socket: UnixDatagram,
-    address: String,
-    heard: Vec<String>,
-}
-
-impl Manager {
-    fn start(scene: &Scene) -> Self {
-        let path = scene.sandbox.path("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        let patience = Some(Duration::from_secs(PATIENCE_SECONDS));
-        socket.set_read_timeout(patience).unwrap();
-        Self {
-            socket,
-            address: path.to_str().unwrap().into(),
-            heard: Vec::new(),
-        }
-    }
-
-    fn wait_for(&mut self, text: &str) -> String {
-        loop {
-            if let Some(heard) = self.heard.iter().find(|heard| heard.contains(text)) {
-                return heard.clone();
-            }
-            let mut buffer = [0; 4096];
-            let length = self.socket.recv(&mut buffer).unwrap();
-            self.heard
-                .push(String::from_utf8(buffer[..length].to_vec()).unwrap());
-        }
-    }
-
-    fn assert_never_ready(&mut self) {
-        self.socket.set_nonblocking(true).unwrap();
-        let mut buffer = [0; 4096];
-        while let Ok(length) = self.socket.recv(&mut buffer) {
-            self.heard
-                .push(String::from_utf8(buffer[..length].to_vec()).unwrap());
-        }
-        for heard in &self.heard {
-            assert!(!heard.contains("READY"), "{heard}");
-            assert!(!heard.contains("MAINPID"), "{heard}");
-        }
+fn assert_never_ready(manager: &mut Manager) {
+    for heard in manager.heard() {
+        assert!(!heard.contains("READY"), "{heard}");
+        assert!(!heard.contains("MAINPID"), "{heard}");
     }
 }
 
 #[test]
 fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_ready() {
     let scene = Scene::new();
-    let mut manager = Manager::start(&scene);
+    let mut manager = Manager::start(&scene.sandbox);
     let mut command = scene.command(&["sleep", "1000"]);
-    command.env("NOTIFY_SOCKET", &manager.address);
+    command.env("NOTIFY_SOCKET", manager.address());
     let wrapper = scene.spawn(&mut command);
     let status = manager.wait_for("STATUS=Waiting for the MFA code of ");
     assert!(status.contains(&scene.aws.serial_number()), "{status}");
@@ -77,11 +33,11 @@ fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_r
     wrapper.give_code(&scene.aws);
     manager.wait_for("STATUS=Session open until ");
     wrapper.wait_for_command("sleep");
-    manager.assert_never_ready();
+    assert_never_ready(&mut manager);
     // READY is the command's to say.
     assert_eq!(
         variable(wrapper.process.pid(), "NOTIFY_SOCKET"),
-        manager.address
+        manager.address()
     );
 }
 
