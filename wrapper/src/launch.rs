@@ -137,6 +137,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     }
     report(&config, &session, is_kept, &command);
     let mut variables = environment::without_credentials(env::vars_os().collect());
+    if credentials::file_of_service().is_some() {
+        variables.retain(|(name, _)| name != credentials::DIRECTORY_VARIABLE);
+    }
     if let Some(names) = passed_on {
         environment::set_passed_descriptors(&mut variables, &names);
     }

@@ -5,6 +5,7 @@
 mod broker;
 mod code_channel;
 mod crash_restart;
+mod credential_directory;
 mod exit_codes;
 mod go_compatibility;
 mod inheritance;
