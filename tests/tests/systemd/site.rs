@@ -5,7 +5,7 @@ use end_to_end_tests::{Image, LocalAws, Machine, Sandbox};
 pub const SERVICE: &str = "mariadb.service";
 pub const FIFO: &str = "/run/iam-kms-wrapper/mfa";
 const CONFIG: &str = include_str!("../../../examples/configuration/iam-kms-wrapper.config");
-const AWS_ENV: &str = include_str!("../../../examples/configuration/aws.env");
+const CREDENTIALS: &str = include_str!("../../../examples/configuration/aws-credentials");
 const ENCRYPTION: &str = include_str!("../../../examples/configuration/60-encryption.cnf");
 const DROP_IN: &str = include_str!("../../../systemd/mariadb.service.d/iam-kms-wrapper.conf");
 
@@ -43,9 +43,15 @@ impl Site {
     /// What the README says.
     pub fn new() -> Self {
         let site = Self::bare();
-        let credentials = site.credentials(AWS_ENV);
+        let credentials = site.credential_file();
+        let endpoint = format!("Environment=AWS_ENDPOINT_URL={}", site.aws.endpoint());
         site.configuration("")
-            .file("/etc/iam-kms-wrapper/aws.env", 0o600, &credentials)
+            .file("/etc/iam-kms-wrapper/aws-credentials", 0o600, &credentials)
+            .file(
+                "/etc/systemd/system/mariadb.service.d/endpoint.conf",
+                0o644,
+                &format!("[Service]\n{endpoint}\n"),
+            )
             .file(
                 "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
                 0o644,
@@ -65,6 +71,20 @@ impl Site {
         let serial_number = self.aws.serial_number();
         let text = format!("{before}kms_mfa_id = {serial_number}\n{after}{lines}\n");
         self.file("/etc/iam-kms-wrapper/iam-kms-wrapper.config", 0o644, &text)
+    }
+
+    /// The example's credentials file with the long-term key filled in.
+    fn credential_file(&self) -> String {
+        let (access_key_id, secret_access_key) = self.aws.long_term_key();
+        CREDENTIALS
+            .replace(
+                "aws_access_key_id =",
+                &format!("aws_access_key_id = {access_key_id}"),
+            )
+            .replace(
+                "aws_secret_access_key =",
+                &format!("aws_secret_access_key = {secret_access_key}"),
+            )
     }
 
     /// Lines for `EnvironmentFile=` with the long-term key filled in, and where AWS is.

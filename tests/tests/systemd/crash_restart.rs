@@ -1,0 +1,101 @@
+//! Restarts without a person, and where the session and the long-term key lie meanwhile.
+
+use crate::site::{Running, SERVICE, Site};
+
+fn started_with_code(site: Site) -> Running {
+    let site = site.boot();
+    site.echo_code();
+    site.wait_until_active();
+    site
+}
+
+fn stored(site: &Running) -> String {
+    site.machine.property(SERVICE, "NFileDescriptorStore")
+}
+
+fn main_pid(site: &Running) -> String {
+    site.machine.property(SERVICE, "MainPID")
+}
+
+/// Runs `command` and waits until the service runs anew.
+fn restart(site: &Running, command: &str) {
+    let before = main_pid(site);
+    site.machine.sh(command);
+    site.machine.wait_until("the restart", SERVICE, || {
+        site.state() == "active" && main_pid(site) != before
+    });
+}
+
+/// How often a code has been asked for.
+fn questions(site: &Running) -> usize {
+    let journal = site.machine.journal(SERVICE);
+    journal.matches("waiting for the MFA code").count()
+}
+
+#[test]
+fn a_crash_and_a_restart_within_the_session_need_no_code_and_a_start_after_a_stop_does() {
+    let site = started_with_code(Site::new());
+    assert_eq!(stored(&site), "1");
+    for command in [
+        "systemctl kill --signal=SEGV --kill-who=main mariadb",
+        "systemctl restart mariadb",
+    ] {
+        restart(&site, command);
+        assert_eq!(questions(&site), 1);
+        assert_eq!(site.sql("SELECT 1"), "1");
+        let descriptors = format!("ls -l /proc/{}/fd", main_pid(&site));
+        let descriptors = site.machine.sh(&descriptors);
+        assert!(!descriptors.contains("iam-kms-session"), "{descriptors}");
+    }
+    assert_eq!(site.aws.calls("GetSessionToken"), 1);
+    site.machine
+        .sh("systemctl stop mariadb.socket mariadb.service");
+    assert_eq!(stored(&site), "0");
+    site.machine.sh("systemctl start --no-block mariadb");
+    site.wait_for_fifo();
+}
+
+#[test]
+fn the_broker_has_systemd_drop_a_session_that_is_over_and_keep_the_next() {
+    let mut site = Site::new();
+    let endpoint = site.aws.endpoint();
+    site.aws.serve_again(&endpoint, &["--session-lifetime=300"]);
+    let site = started_with_code(site);
+    let create = "CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7";
+    // It is over by AWS's clock; this host's says that there are minutes left.
+    site.aws.set_clock("360");
+    site.machine
+        .sh(&format!("! mariadb -e '{create}' 2> /dev/null"));
+    site.wait_for_fifo();
+    assert_eq!(stored(&site), "0");
+    site.echo_code();
+    site.machine
+        .wait_for_property(SERVICE, "NFileDescriptorStore", "1");
+    site.sql(create);
+    restart(&site, "systemctl restart mariadb");
+    assert_eq!(questions(&site), 1);
+    site.sql("SELECT * FROM mysql.other");
+}
+
+#[test]
+fn without_a_store_each_start_asks() {
+    let site = started_with_code(Site::new().service("FileDescriptorStoreMax=0"));
+    site.machine.sh("systemctl restart --no-block mariadb");
+    site.wait_for_fifo();
+    let journal = site.machine.journal(SERVICE);
+    let refusals = journal.matches("FileDescriptorStoreMax=0").count();
+    assert_eq!(refusals, 1, "{journal}");
+}
+
+#[test]
+fn user_mysql_cannot_read_the_long_term_key_once_the_server_is_up() {
+    let site = started_with_code(Site::new());
+    for _ in 0..2 {
+        // Once as all processes see it, once as the server does.
+        for root in [String::new(), format!("/proc/{}/root", main_pid(&site))] {
+            let path = format!("{root}/run/credentials/{SERVICE}");
+            assert_eq!(site.machine.sh(&format!("ls -A {path}")), "");
+        }
+        restart(&site, "systemctl restart mariadb");
+    }
+}
