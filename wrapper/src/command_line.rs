@@ -18,8 +18,9 @@ To give the code, write it to the FIFO that the log and `systemctl status` name:
   echo 123456 > /run/iam-kms-wrapper/mfa
 In a terminal, and with no kms_mfa_socket configured, the code is asked for there.
 
-The long-term AWS key comes from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from
-wherever the AWS CLI would find it. COMMAND never sees it.
+The long-term AWS key comes from the service's credential aws-credentials (LoadCredential=
+in the unit), from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from wherever the AWS CLI
+would find it. COMMAND never sees it.
 
 FILE is the INI of MariaDB's manual, or TOML if its name ends in .toml:
   [kms]
