@@ -99,3 +99,20 @@ fn user_mysql_cannot_read_the_long_term_key_once_the_server_is_up() {
         restart(&site, "systemctl restart mariadb");
     }
 }
+
+#[test]
+fn the_long_term_key_may_be_encrypted_on_the_disk() {
+    let site = Site::new().boot_and_stop();
+    site.machine.sh("cd /etc/iam-kms-wrapper
+         systemd-creds encrypt --with-key=host --name=aws-credentials aws-credentials encrypted
+         mv encrypted aws-credentials
+         sed -i s/^LoadCredential=/LoadCredentialEncrypted=/ \
+             /etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf
+         systemctl daemon-reload
+         systemctl start --no-block mariadb");
+    site.wait_for_fifo();
+    site.echo_code();
+    site.wait_until_active();
+    let left = format!("ls -A /run/credentials/{SERVICE}");
+    assert_eq!(site.machine.sh(&left), "");
+}
