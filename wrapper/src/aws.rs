@@ -13,6 +13,8 @@ use aws_config::{
 };
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_sts::config::endpoint::{self, DefaultResolver, ResolveEndpoint};
+use aws_types::service_config::ServiceConfigKey;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{config::Config, http_client, session::Session};
@@ -59,6 +61,47 @@ pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
     }
     .load()
     .await
+}
+
+/// A service of AWS that this project calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Security Token Service.
+    Sts,
+    /// Key Management Service.
+    Kms,
+}
+
+/// The URL at which calls of `service` are made: of the environment or the profile, else AWS's own.
+///
+/// The error says why the region has none.
+pub async fn endpoint(config: &Config, service: Service) -> Result<String, String> {
+    let (id, host) = match service {
+        Service::Sts => ("STS", "https://sts."),
+        Service::Kms => ("KMS", "https://kms."),
+    };
+    let settings = load(config, None).await;
+    let key = ServiceConfigKey::builder()
+        .service_id(id)
+        .env("AWS_ENDPOINT_URL")
+        .profile("endpoint_url")
+        .build()
+        .map_err(|error| error.to_string())?;
+    let configured = settings
+        .service_config()
+        .and_then(|settings| settings.load_config(key))
+        .or_else(|| settings.endpoint_url().map(Into::into));
+    if let Some(url) = configured {
+        return Ok(url);
+    }
+    // Of the SDK's list of partitions: not every region is in amazonaws.com.
+    let region = settings.region().map_or(DEFAULT_REGION, AsRef::as_ref);
+    let parameters = endpoint::Params::builder().region(region).build();
+    let of_sts = DefaultResolver::new()
+        .resolve_endpoint(&parameters.map_err(|error| error.to_string())?)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(of_sts.url().replacen("https://sts.", host, 1))
 }
 
 /// A runtime for one call. It lives only as long: a process that waits needs none of it.

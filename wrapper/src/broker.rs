@@ -131,6 +131,11 @@ impl Broker {
         Ok(Self { program })
     }
 
+    /// The program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Starts it, gives it `handover` and returns when its socket listens.
     pub fn start(&self, handover: &Handover, environment: Variables) -> Result<(), BrokerError> {
         let failed = |source| BrokerError::Start {

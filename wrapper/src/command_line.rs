@@ -12,7 +12,8 @@ use clap::Parser;
 #[command(
     name = "iam-kms-wrapper",
     version,
-    override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]",
+    override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]\n       \
+iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]",
     after_help = "\
 To give the code, write it to the FIFO that the log and `systemctl status` name:
   echo 123456 > /run/iam-kms-wrapper/mfa
@@ -36,10 +37,17 @@ pub struct CommandLine {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 
+    /// Check configuration, credentials, clock, AWS's endpoints, FIFO, command, broker and plugin
+    /// without a code; prints a list, and ends with 0, or 125 if anything in it FAILED.
+    ///
+    /// Run it as the service would run: as its user and with its environment.
+    #[arg(long)]
+    pub check: bool,
+
     /// The command to run and its arguments.
     #[arg(
         value_name = "COMMAND",
-        required = true,
+        required_unless_present = "check",
         trailing_var_arg = true,
         allow_hyphen_values = true
     )]
@@ -112,9 +120,26 @@ mod tests {
     }
 
     #[test]
+    fn a_check_takes_a_command_or_none() {
+        for (line, command) in [
+            ("--check --config=f", &[][..]),
+            (
+                "--config=f --check -- mysqld --check",
+                &["mysqld", "--check"],
+            ),
+        ] {
+            let parsed = parse(line).unwrap();
+            assert!(parsed.check, "{line}");
+            assert_eq!(parsed.command, command, "{line}");
+        }
+        assert!(!parse("--config=f mysqld --check").unwrap().check);
+    }
+
+    #[test]
     fn a_command_and_a_configuration_are_required() {
         assert!(parse("--config=f").is_err());
         assert!(parse("mysqld").is_err());
+        assert!(parse("--check mysqld").is_err());
         assert!(parse("--confg=f mysqld").is_err());
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     aws,
     broker::{Broker, BrokerError, Handover},
     channel::{Channel, FifoError},
+    check,
     command::{Command, CommandError},
     command_line::CommandLine,
     config::{Config, ConfigError, Handoff, Mfa},
@@ -74,6 +75,7 @@ pub fn main() -> i32 {
         Err(usage) => return show_usage(&usage),
     };
     let failure = match protect_process() {
+        Ok(()) if command_line.check => return check::run(command_line),
         Ok(()) => launch(command_line),
         Err(failure) => failure,
     };

@@ -11,6 +11,7 @@ pub mod asking;
 pub mod aws;
 pub mod broker;
 pub mod channel;
+pub mod check;
 pub mod command;
 pub mod command_line;
 pub mod config;

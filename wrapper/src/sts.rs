@@ -34,6 +34,16 @@ pub enum Outcome {
     Hopeless(String),
 }
 
+impl Outcome {
+    /// What happened, where no code was sent.
+    fn into_text(self) -> String {
+        match self {
+            Self::Opened(session) => format!("session {}", session.access_key_id),
+            Self::Spent(text) | Self::NotJudged(text) | Self::Hopeless(text) => text,
+        }
+    }
+}
+
 /// Sends `token_code` to STS with the source credentials: `AssumeRole` where the configuration
 /// names a role, else `GetSessionToken`.
 pub async fn trade(
@@ -75,8 +85,47 @@ pub async fn trade(
     match answer {
         Ok(Some(credentials)) => Outcome::Opened(session(&credentials)),
         Ok(None) => Outcome::Spent(format!("STS answered without credentials; {PROXY_HINT}")),
-        Err(refusal) => refusal.judge(serial_number, &source.access_key_id, token_code),
+        Err(refusal) => refusal.judge(serial_number, &source.access_key_id, Some(token_code)),
     }
+}
+
+/// Asks AWS whom `source` belongs to: the ARN. Needs no permission and spends no code.
+///
+/// The error says why AWS does not take `source`, and what to do.
+pub async fn identify(config: &Config, source: &Session) -> Result<String, String> {
+    let client = Client::new(&aws::load(config, Some(source)).await);
+    let answer = client.get_caller_identity().send().await;
+    answer
+        .map_err(|error| refusal(config, &error).judge("", &source.access_key_id, None))
+        .map_err(Outcome::into_text)?
+        .arn
+        .ok_or_else(|| format!("STS answered without a name; {PROXY_HINT}"))
+}
+
+/// Whether AWS answers at `endpoint`, of STS or of any other service: how many seconds this host's
+/// clock is ahead of it. Any refusal is an answer, so the request is of a key that nobody has.
+///
+/// The error says what came instead.
+pub async fn reach(config: &Config, endpoint: &str) -> Result<i64, String> {
+    let nobody = Session {
+        access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
+        secret_access_key: SecretString::from("none"),
+        session_token: None,
+        expiration_unix_seconds: None,
+    };
+    let settings = aws::load(config, Some(&nobody)).await;
+    let settings = aws_sdk_sts::config::Builder::from(&settings).endpoint_url(endpoint);
+    let client = Client::from_conf(settings.build());
+    let Err(error) = client.get_caller_identity().send().await else {
+        return Err(format!("it answers to a key that nobody has; {PROXY_HINT}"));
+    };
+    let Some(answer) = error.raw_response() else {
+        return Err(no_answer(config, &error));
+    };
+    let has_request_id = answer.headers().contains_key("x-amzn-requestid");
+    clock_offset_seconds(answer)
+        .filter(|_| has_request_id)
+        .ok_or_else(|| not_aws("AWS's", answer.status().as_u16()))
 }
 
 const PROXY_HINT: &str = "look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS";
@@ -125,10 +174,6 @@ where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     match error {
-        SdkError::TimeoutError(_) => Refusal::NoAnswer(format!(
-            "no answer within {} seconds (request_timeout_seconds)",
-            config.request_timeout.as_secs()
-        )),
         SdkError::ResponseError(context) => Refusal::Garbage {
             status: context.raw().status().as_u16(),
         },
@@ -143,8 +188,25 @@ where
                 status: context.raw().status().as_u16(),
             },
         },
-        other => Refusal::NoAnswer(root_cause(other)),
+        other => Refusal::NoAnswer(no_answer(config, other)),
     }
+}
+
+fn no_answer<E>(config: &Config, error: &SdkError<E, HttpResponse>) -> String
+where
+    E: std::error::Error + 'static,
+{
+    match error {
+        SdkError::TimeoutError(_) => format!(
+            "no answer within {} seconds (request_timeout_seconds)",
+            config.request_timeout.as_secs()
+        ),
+        other => root_cause(other),
+    }
+}
+
+fn not_aws(whose: &str, status: u16) -> String {
+    format!("the answer (HTTP status {status}) is not {whose}; {PROXY_HINT}")
 }
 
 /// How many seconds this host's clock is ahead of STS's, by the answer's Date header.
@@ -154,15 +216,18 @@ fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
 }
 
 impl Refusal {
-    fn judge(self, serial_number: &str, access_key_id: &str, token_code: &TokenCode) -> Outcome {
+    fn judge(
+        self,
+        serial_number: &str,
+        access_key_id: &str,
+        token_code: Option<&TokenCode>,
+    ) -> Outcome {
         match self {
             Self::NoAnswer(why) => Outcome::NotJudged(format!("cannot reach STS: {why}")),
             Self::Garbage {
                 status: status @ 500..,
             } => Outcome::NotJudged(format!("STS failed with HTTP status {status}")),
-            Self::Garbage { status } => Outcome::Spent(format!(
-                "the answer (HTTP status {status}) is not STS's; {PROXY_HINT}"
-            )),
+            Self::Garbage { status } => Outcome::Spent(not_aws("STS's", status)),
             Self::Service {
                 status,
                 code,
@@ -236,21 +301,31 @@ impl Meaning {
 }
 
 fn skew_text(clock_offset_seconds: Option<i64>) -> String {
-    let off = match clock_offset_seconds {
-        Some(ahead @ 1..) => format!("is {ahead} seconds ahead of AWS's"),
-        Some(behind) => format!("is {} seconds behind AWS's", behind.abs()),
-        None => "differs from AWS's".into(),
+    let off = clock_offset_seconds.map_or_else(
+        || "this host's clock differs from AWS's".into(),
+        offset_text,
+    );
+    format!("{off}, so AWS refuses its requests; set the clock (timedatectl)")
+}
+
+/// How far this host's clock is off.
+pub fn offset_text(ahead_seconds: i64) -> String {
+    let direction = if ahead_seconds > 0 {
+        "ahead of"
+    } else {
+        "behind"
     };
-    format!("this host's clock {off}, so AWS refuses its requests; set the clock (timedatectl)")
+    let seconds = ahead_seconds.unsigned_abs();
+    format!("this host's clock is {seconds} seconds {direction} AWS's")
 }
 
 /// AWS's own words, bounded, on one line, and without the code.
-fn presentable(message: &str, token_code: &TokenCode) -> String {
-    message
-        .replace(token_code.expose(), "[code]")
-        .chars()
-        .take(300)
-        .collect()
+fn presentable(message: &str, token_code: Option<&TokenCode>) -> String {
+    let message = match token_code {
+        Some(code) => message.replace(code.expose(), "[code]"),
+        None => message.into(),
+    };
+    message.chars().take(300).collect()
 }
 
 #[cfg(test)]
@@ -342,7 +417,7 @@ mod tests {
     fn a_code_that_aws_echoes_is_not_shown() {
         let code = TokenCode::new(b"111676").unwrap();
         assert_eq!(
-            presentable("Value '111676' at 'tokenCode'", &code),
+            presentable("Value '111676' at 'tokenCode'", Some(&code)),
             "Value '[code]' at 'tokenCode'"
         );
     }

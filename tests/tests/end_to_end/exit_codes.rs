@@ -156,6 +156,11 @@ fn the_commands_death_by_a_signal_passes_through() {
 fn help_and_version_are_0_and_go_to_standard_output() {
     for (program, option, text) in [
         ("iam-kms-wrapper", "--help", "Exit status:"),
+        (
+            "iam-kms-wrapper",
+            "--help",
+            "iam-kms-wrapper --check --config=FILE",
+        ),
         ("iam-kms-wrapper", "-h", "Usage: iam-kms-wrapper"),
         ("iam-kms-wrapper", "--version", "iam-kms-wrapper 0."),
         ("iam-kms-broker", "--help", "Exit status:"),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod broker;
+mod check;
 mod code_channel;
 mod crash_restart;
 mod credential_directory;

@@ -17,7 +17,7 @@ use nix::{
     sys::stat::{
         FchmodatFlags::FollowSymlink, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat,
     },
-    unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, mkfifoat, unlinkat},
+    unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, access, fchown, geteuid, mkfifoat, unlinkat},
 };
 use tracing::warn;
 
@@ -155,6 +155,20 @@ impl Drop for Fifo {
             );
         }
     }
+}
+
+/// Whether a FIFO could be made at `path`; the error is the one of making it. Changes nothing.
+pub fn check(path: &Path) -> Result<(), FifoError> {
+    let (directory, status) = open_directory(path)?;
+    check_directory(path, &status)?;
+    if path.symlink_metadata().is_ok() {
+        return check_left_behind(path, &directory);
+    }
+    access(
+        path.parent().unwrap_or(Path::new("/")),
+        AccessFlags::W_OK | AccessFlags::X_OK,
+    )
+    .map_err(|error| make_error(path, "make", error))
 }
 
 fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
@@ -323,11 +337,13 @@ mod tests {
         (directory, path)
     }
 
+    /// Why no FIFO is made at `path`, which a check beforehand tells in the same words.
     fn refusal(path: &Path) -> String {
-        Fifo::make(path, PRIVATE)
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default()
+        let text = |error: FifoError| error.to_string();
+        let checked = check(path).err().map(text).unwrap_or_default();
+        let made = Fifo::make(path, PRIVATE).err().map(text);
+        assert_eq!(checked, made.unwrap_or_default());
+        checked
     }
 
     #[test]
@@ -353,6 +369,7 @@ mod tests {
         let (_directory, path) = directory();
         nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
         let before = path.metadata().unwrap().ino();
+        check(&path).unwrap();
         let _fifo = Fifo::make(&path, PRIVATE).unwrap();
         assert_eq!(path.metadata().unwrap().ino(), before);
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o600);
@@ -401,6 +418,7 @@ mod tests {
         assert!(refusal(&path).contains("every user can write its directory"));
         set_mode(0o1777);
         assert_eq!(refusal(&path), "");
+        assert!(!path.exists());
     }
 
     #[test]

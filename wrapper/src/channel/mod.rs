@@ -22,7 +22,7 @@ use nix::{
 use zeroize::Zeroizing;
 
 use fifo::Fifo;
-pub use fifo::FifoError;
+pub use fifo::{FifoError, check as check_fifo};
 use input::Assembler;
 pub use input::{Input, TokenCode};
 use terminal::Terminal;

@@ -1,0 +1,250 @@
+//! `--check`: what it finds, what it says of it, and that it leaves no trace.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    process::{Command, Output},
+    thread,
+};
+
+use end_to_end_tests::{Database, Scene};
+
+/// A check that was run.
+struct Checked {
+    code: Option<i32>,
+    list: String,
+}
+
+impl Checked {
+    fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, .. } = command.output().unwrap();
+        Self {
+            code: status.code(),
+            list: String::from_utf8(stdout).unwrap(),
+        }
+    }
+
+    /// The line about `what`.
+    fn line(&self, what: &str) -> &str {
+        let about = format!("{what}: ");
+        let mut lines = self.list.lines();
+        lines
+            .find(|line| {
+                line.get(VERDICT_WIDTH..)
+                    .is_some_and(|l| l.starts_with(&about))
+            })
+            .unwrap_or_else(|| panic!("nothing about {what}:\n{}", self.list))
+    }
+
+    fn says(&self, what: &str, verdict: &str, text: &str) {
+        let line = self.line(what);
+        assert!(
+            line.starts_with(&format!("{verdict:<VERDICT_WIDTH$}")),
+            "{}",
+            self.list
+        );
+        assert!(line.contains(text), "{text:?} is not in\n{}", self.list);
+    }
+}
+
+/// Columns before the name of what was checked.
+const VERDICT_WIDTH: usize = 13;
+
+fn check(scene: &Scene, command: &[&str]) -> Command {
+    let mut arguments = vec!["--check"];
+    arguments.extend(command);
+    scene.command(&arguments)
+}
+
+fn assert_no_trace(scene: &Scene) {
+    let directory = scene.fifo().parent().unwrap();
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    assert_eq!(scene.aws.calls("GetSessionToken"), 0);
+}
+
+#[test]
+fn a_host_that_is_ready_is_0_with_a_list_of_what_was_checked() {
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox);
+    let line = database.command_line();
+    let line: Vec<_> = line.iter().map(String::as_str).collect();
+    let checked = Checked::of(&mut check(&scene, &line));
+    assert_eq!(checked.code, Some(0), "{}", checked.list);
+    assert!(
+        checked.list.lines().all(|line| line.starts_with("ok ")),
+        "{}",
+        checked.list
+    );
+    checked.says("AWS credentials", "ok", &scene.aws.long_term_key().0);
+    checked.says(
+        "AWS credentials",
+        "ok",
+        "arn:aws:iam::111122223333:user/mariadb",
+    );
+    checked.says("STS", "ok", &scene.aws.endpoint());
+    checked.says("KMS", "ok", &scene.aws.endpoint());
+    checked.says("clock", "ok", "second");
+    checked.says("FIFO", "ok", scene.fifo().to_str().unwrap());
+    checked.says("command", "ok", line[0]);
+    checked.says("broker", "ok", "/iam-kms-broker");
+    checked.says("plugin", "ok", "/plugin/aws_key_management.so");
+    assert_no_trace(&scene);
+
+    // The code is as good as before.
+    let mut wrapper = scene.start(&["true"]);
+    wrapper.give_code(&scene.aws);
+    wrapper.ends_with(0);
+}
+
+#[test]
+fn every_mistake_is_in_the_list_and_the_status_is_125() {
+    let scene = Scene::new()
+        .with_broker()
+        .without("kms_mfa_socket")
+        .without("broker_socket")
+        .line("kms_mfa_socket = /nonexistent/mfa")
+        .line("broker_socket = /nonexistent/broker.sock");
+    let empty = scene.sandbox.directory("empty");
+    let plugin_dir = format!("--plugin-dir={}", empty.display());
+    let mut command = check(&scene, &["/nonexistent/mariadbd", &plugin_dir]);
+    command.env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE");
+    let checked = Checked::of(&mut command);
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    checked.says("configuration", "ok", "/iam-kms-wrapper.config");
+    checked.says(
+        "AWS credentials",
+        "FAILED",
+        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists",
+    );
+    checked.says(
+        "FIFO",
+        "FAILED",
+        "cannot open the directory of the FIFO /nonexistent/mfa",
+    );
+    checked.says("command", "FAILED", "cannot find \"/nonexistent/mariadbd\"");
+    checked.says(
+        "broker",
+        "FAILED",
+        "cannot make the broker's socket /nonexistent/broker.sock",
+    );
+    checked.says("plugin", "FAILED", &format!("{} ", empty.display()));
+    assert!(!checked.list.contains(&scene.aws.long_term_key().1));
+}
+
+#[test]
+fn a_wrong_configuration_is_125_and_the_command_is_checked_all_the_same() {
+    let scene = Scene::new().line("regoin = us-east-1");
+    let checked = Checked::of(&mut check(&scene, &["true"]));
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    checked.says(
+        "configuration",
+        "FAILED",
+        "line 4: there is no key regoin; did you mean region?",
+    );
+    checked.says("command", "ok", "/true");
+    checked.says("all else", "not checked", "configuration");
+    assert_eq!(scene.aws.log(), "");
+}
+
+#[test]
+fn a_check_without_a_command_says_so() {
+    let checked = Checked::of(&mut check(&Scene::new(), &[]));
+    assert_eq!(checked.code, Some(0), "{}", checked.list);
+    checked.says("command", "not checked", "no COMMAND was given");
+}
+
+#[test]
+fn a_clock_that_is_off_is_told_in_seconds() {
+    let scene = Scene::new();
+    for (aws_ahead, verdict, text) in [
+        ("60", "ok", " seconds behind AWS's"),
+        ("600", "FAILED", " seconds behind AWS's"),
+        ("-600", "FAILED", " seconds ahead of AWS's"),
+        ("3600", "FAILED", "set the clock (timedatectl)"),
+    ] {
+        scene.aws.set_clock(aws_ahead);
+        let checked = Checked::of(&mut check(&scene, &["true"]));
+        checked.says("clock", verdict, text);
+        let code = if verdict == "ok" { 0 } else { 125 };
+        assert_eq!(checked.code, Some(code), "{}", checked.list);
+    }
+}
+
+#[test]
+fn an_aws_that_does_not_answer_is_told_from_credentials_that_are_wrong() {
+    let mut scene = Scene::new();
+    let mut command = check(&scene, &["true"]);
+    scene.aws.stop();
+    let checked = Checked::of(&mut command);
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    checked.says("STS", "FAILED", "Connection refused");
+    checked.says("KMS", "FAILED", "Connection refused");
+    checked.says("clock", "not checked", "AWS");
+    checked.says("AWS credentials", "not checked", "STS does not answer");
+    checked.says("FIFO", "ok", "mfa");
+}
+
+#[test]
+fn an_answer_that_is_not_of_aws_is_told() {
+    let scene = Scene::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let page = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(page.as_bytes());
+        }
+    });
+    let checked = Checked::of(check(&scene, &["true"]).env("AWS_ENDPOINT_URL_KMS", url));
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    checked.says("STS", "ok", "answers");
+    checked.says("KMS", "FAILED", "is not AWS's; look for a proxy");
+}
+
+#[test]
+fn a_host_that_takes_sessions_from_elsewhere_needs_no_credentials_and_no_sts() {
+    let scene = Scene::new().without("kms_mfa_id").line("mfa = elsewhere");
+    let mut command = check(&scene, &["true"]);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    let checked = Checked::of(&mut command);
+    assert_eq!(checked.code, Some(0), "{}", checked.list);
+    checked.says("AWS credentials", "not needed", "mfa = elsewhere");
+    checked.says("STS", "not needed", "mfa = elsewhere");
+    checked.says("clock", "ok", "second");
+    checked.says("KMS", "ok", "answers");
+}
+
+#[test]
+fn no_credentials_and_temporary_ones_are_failures() {
+    let scene = Scene::new();
+    let mut command = check(&scene, &["true"]);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    Checked::of(&mut command).says("AWS credentials", "FAILED", "found no AWS credentials");
+    let mut command = check(&scene, &["true"]);
+    command.env("AWS_SESSION_TOKEN", "token");
+    Checked::of(&mut command).says("AWS credentials", "FAILED", "takes long-term keys only");
+}
+
+#[test]
+fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
+    let scene = Scene::new().with_broker();
+    let plugin_dir = scene.sandbox.directory("plugin");
+    let options = scene.sandbox.write(
+        "my.cnf",
+        &format!("[mariadbd]\nplugin_dir = {}\n", plugin_dir.display()),
+    );
+    let defaults = format!("--defaults-file={}", options.display());
+    let command = ["mariadbd", &defaults];
+    let missing = Checked::of(&mut check(&scene, &command));
+    missing.says("plugin", "FAILED", &format!("{} ", plugin_dir.display()));
+    let plugin = scene.sandbox.write("plugin/aws_key_management.so", "");
+    Checked::of(&mut check(&scene, &command)).says("plugin", "ok", plugin.to_str().unwrap());
+    Checked::of(&mut check(&scene, &["true"])).says("plugin", "not checked", "no mariadbd");
+}

@@ -1,0 +1,213 @@
+//! The preflight, `--check`: all that can be known before a start, without spending a code and
+//! without leaving a trace.
+
+mod plugin;
+
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    io::{self, Write},
+};
+
+use tracing::error;
+
+use crate::{
+    aws::{self, Service},
+    broker::Broker,
+    channel,
+    command::Command,
+    command_line::CommandLine,
+    config::{Config, Handoff, Mfa},
+    credentials, sts,
+};
+use plugin::PluginSearch;
+
+/// AWS wants a request "within five minutes of the time stamp in the request".
+///
+/// Source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-signing-elements.html>.
+const MOST_CLOCK_OFFSET_SECONDS: u64 = 300;
+
+const ELSEWHERE: &str = "sessions are opened on another machine (mfa = elsewhere)";
+
+/// What a check has found. The texts of failures say what to do.
+enum Finding {
+    Fine(String),
+    Failure(String),
+    NotChecked(String),
+    NotNeeded(String),
+}
+
+impl Finding {
+    fn of<T>(result: Result<T, impl Display>, fine: impl FnOnce(T) -> String) -> Self {
+        match result {
+            Ok(found) => Self::Fine(fine(found)),
+            Err(failure) => Self::Failure(failure.to_string()),
+        }
+    }
+}
+
+/// Checks everything, one line of standard output each; returns the exit code: 0, or 125 if
+/// anything failed.
+pub fn run(command_line: CommandLine) -> i32 {
+    let mut list = List { failures: 0 };
+    match list.check_all(command_line) {
+        Ok(()) if list.failures == 0 => 0,
+        Ok(()) => 125,
+        Err(failure) => {
+            error!("cannot check everything: {failure}");
+            125
+        }
+    }
+}
+
+struct List {
+    failures: usize,
+}
+
+impl List {
+    fn check_all(&mut self, command_line: CommandLine) -> io::Result<()> {
+        let config = Config::read(&command_line.config);
+        let path = command_line.config.display().to_string();
+        self.add("configuration", Finding::of(config.as_ref(), |_| path))?;
+        match config {
+            Ok(config) => {
+                self.check_aws(&config)?;
+                self.check_host(&config, &command_line.command)?;
+            }
+            Err(_) => {
+                let why = "depends on the configuration".into();
+                self.add("all else", Finding::NotChecked(why))?;
+            }
+        }
+        self.add("command", check_command(command_line.command))
+    }
+
+    fn check_aws(&mut self, config: &Config) -> io::Result<()> {
+        let sts = match config.mfa {
+            Mfa::Elsewhere => None,
+            _ => Some(reach(config, Service::Sts)?),
+        };
+        let kms = reach(config, Service::Kms)?;
+        self.add("AWS credentials", check_credentials(config, sts.as_ref())?)?;
+        self.add("clock", check_clock(sts.iter().chain([&kms])))?;
+        let sts = sts.map_or_else(
+            || Finding::NotNeeded(ELSEWHERE.into()),
+            Answer::into_finding,
+        );
+        self.add("STS", sts)?;
+        self.add("KMS", kms.into_finding())
+    }
+
+    fn check_host(&mut self, config: &Config, command: &[OsString]) -> io::Result<()> {
+        let fifo = config.fifo_or_default();
+        if config.mfa != Mfa::Off {
+            let can_be_made = |()| format!("{} can be made", fifo.display());
+            self.add("FIFO", Finding::of(channel::check_fifo(fifo), can_be_made))?;
+        }
+        if config.handoff == Handoff::Broker {
+            let startable = |broker: Broker| {
+                let (program, socket) =
+                    (broker.program().display(), config.broker_socket.display());
+                format!("{program}, and {socket} can be made")
+            };
+            self.add("broker", Finding::of(Broker::find(config), startable))?;
+            self.add("plugin", check_plugin(command))?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, what: &str, finding: Finding) -> io::Result<()> {
+        let (verdict, text) = match finding {
+            Finding::Fine(text) => ("ok", text),
+            Finding::Failure(text) => {
+                self.failures += 1;
+                ("FAILED", text)
+            }
+            Finding::NotChecked(text) => ("not checked", text),
+            Finding::NotNeeded(text) => ("not needed", text),
+        };
+        writeln!(io::stdout(), "{verdict:<13}{what}: {text}")
+    }
+}
+
+/// What a service of AWS answers to nobody in particular.
+struct Answer {
+    url: String,
+    clock_offset_seconds: Result<i64, String>,
+}
+
+impl Answer {
+    fn into_finding(self) -> Finding {
+        let Self {
+            url,
+            clock_offset_seconds,
+        } = self;
+        match clock_offset_seconds {
+            Ok(_) => Finding::Fine(format!("{url} answers")),
+            Err(why) => Finding::Failure(format!("cannot reach {url}: {why}")),
+        }
+    }
+}
+
+fn reach(config: &Config, service: Service) -> io::Result<Answer> {
+    Ok(aws::runtime()?.block_on(async {
+        match aws::endpoint(config, service).await {
+            Ok(url) => Answer {
+                clock_offset_seconds: sts::reach(config, &url).await,
+                url,
+            },
+            Err(why) => Answer {
+                url: "AWS".into(),
+                clock_offset_seconds: Err(why),
+            },
+        }
+    }))
+}
+
+fn check_credentials(config: &Config, sts: Option<&Answer>) -> io::Result<Finding> {
+    let source = match credentials::find_for_mfa(config) {
+        Ok(Some(source)) => source,
+        Ok(None) => return Ok(Finding::NotNeeded(ELSEWHERE.into())),
+        Err(failure) => return Ok(Finding::Failure(failure.to_string())),
+    };
+    let key = &source.access_key_id;
+    if sts.is_some_and(|answer| answer.clock_offset_seconds.is_err()) {
+        let why = format!("{key} is there, but STS does not answer");
+        return Ok(Finding::NotChecked(why));
+    }
+    let identity = aws::runtime()?.block_on(sts::identify(config, &source));
+    Ok(Finding::of(identity, |arn| format!("{key} of {arn}")))
+}
+
+fn check_clock<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Finding {
+    let Some(offset) = answers.find_map(|answer| answer.clock_offset_seconds.as_ref().ok()) else {
+        return Finding::NotChecked("AWS, whose clock it is compared with, does not answer".into());
+    };
+    let off = sts::offset_text(*offset);
+    if offset.unsigned_abs() <= MOST_CLOCK_OFFSET_SECONDS {
+        return Finding::Fine(off);
+    }
+    Finding::Failure(format!(
+        "{off}, and it refuses requests when it is {MOST_CLOCK_OFFSET_SECONDS} or more; set the clock (timedatectl)"
+    ))
+}
+
+fn check_command(command: Vec<OsString>) -> Finding {
+    if command.is_empty() {
+        return Finding::NotChecked("no COMMAND was given".into());
+    }
+    Finding::of(Command::find(command), |command| {
+        command.path().display().to_string()
+    })
+}
+
+fn check_plugin(command: &[OsString]) -> Finding {
+    match plugin::search(command) {
+        PluginSearch::Found(path) => Finding::Fine(path.display().to_string()),
+        PluginSearch::Missing(directories) => Finding::Failure(format!(
+            "{directories} holds no readable {}; install it into the server's plugin_dir",
+            plugin::FILE
+        )),
+        PluginSearch::Unknown(why) => Finding::NotChecked(why.into()),
+    }
+}

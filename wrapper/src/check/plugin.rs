@@ -1,0 +1,94 @@
+//! Where the server will look for the plugin.
+
+use std::{env, ffi::OsString, path::PathBuf, process};
+
+use nix::unistd::{AccessFlags, access};
+
+use crate::command::find_program;
+
+/// The plugin's file.
+pub(super) const FILE: &str = "aws_key_management.so";
+
+/// Default of `plugin_dir` in the packages of Debian and Ubuntu, of MariaDB and Red Hat, of Fedora,
+/// of Arch and Alpine, and in MariaDB's tarballs.
+const USUAL_DIRECTORIES: [&str; 5] = [
+    "/usr/lib/mysql/plugin",
+    "/usr/lib64/mysql/plugin",
+    "/usr/lib64/mariadb/plugin",
+    "/usr/lib/mariadb/plugin",
+    "/usr/local/mysql/lib/plugin",
+];
+
+/// Where the plugin is.
+pub(super) enum PluginSearch {
+    /// Here.
+    Found(PathBuf),
+    /// In none of these directories.
+    Missing(String),
+    /// Nobody can know, and why.
+    Unknown(&'static str),
+}
+
+/// Looks for the plugin where `command`, if it is a MariaDB server, would: in the `plugin_dir` of its
+/// arguments or its option files, else in the usual directories.
+pub(super) fn search(command: &[OsString]) -> PluginSearch {
+    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
+    let is_server = |text: &str| text.contains("mariadbd") || text.contains("mysqld");
+    if !arguments.iter().any(|argument| is_server(argument)) {
+        return PluginSearch::Unknown("no mariadbd or mysqld is named in COMMAND");
+    }
+    let configured = plugin_dir(arguments.iter().map(AsRef::as_ref))
+        .or_else(|| plugin_dir(option_files(command).lines()));
+    let directories: Vec<PathBuf> = match configured {
+        Some(directory) => vec![directory],
+        None => USUAL_DIRECTORIES.iter().map(PathBuf::from).collect(),
+    };
+    let files = directories.iter().map(|directory| directory.join(FILE));
+    for file in files {
+        if access(&file, AccessFlags::R_OK).is_ok() {
+            return PluginSearch::Found(file);
+        }
+    }
+    let names: Vec<_> = directories
+        .iter()
+        .filter(|directory| directories.len() == 1 || directory.is_dir())
+        .map(|directory| directory.display().to_string())
+        .collect();
+    if names.is_empty() {
+        return PluginSearch::Unknown(
+            "the server's plugin directory is not known; name it with --plugin-dir in COMMAND or plugin_dir in an option file",
+        );
+    }
+    PluginSearch::Missing(names.join(" or "))
+}
+
+/// The last one counts, as for the server.
+fn plugin_dir<'a>(options: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
+    let value = |option: &'a str| {
+        option
+            .strip_prefix("--plugin-dir=")
+            .or_else(|| option.strip_prefix("--plugin_dir="))
+    };
+    options.filter_map(value).last().map(PathBuf::from)
+}
+
+/// The server's options of its option files, as MariaDB's own tool reads them, one a line; none
+/// where there is no such tool.
+fn option_files(command: &[OsString]) -> String {
+    let Ok(tool) = find_program("my_print_defaults".as_ref()) else {
+        return String::new();
+    };
+    let which_files = command.iter().filter(|argument| {
+        let text = argument.to_string_lossy();
+        text == "--no-defaults" || text.starts_with("--defaults-")
+    });
+    // Not our environment: it holds the AWS key.
+    process::Command::new(tool)
+        .args(which_files)
+        .arg("--mysqld")
+        .env_clear()
+        .envs(env::var_os("HOME").map(|home| ("HOME", home)))
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default()
+}
