@@ -19,6 +19,10 @@ pub enum ErrorKind {
     SignatureMismatch,
     /// A session that is over.
     ExpiredSession,
+    /// A web identity token that nobody here has issued.
+    InvalidIdentityToken,
+    /// A web identity token that is over.
+    ExpiredIdentityToken,
     /// A policy does not allow it.
     AccessDenied,
     /// A parameter outside its constraints.
@@ -53,6 +57,8 @@ impl ErrorKind {
             (K::SignatureMismatch, Kms) => ("InvalidSignatureException", 400),
             (K::ExpiredSession, Sts) => ("ExpiredToken", 403),
             (K::ExpiredSession, Kms) => ("ExpiredTokenException", 400),
+            (K::InvalidIdentityToken, _) => ("InvalidIdentityToken", 400),
+            (K::ExpiredIdentityToken, _) => ("ExpiredTokenException", 400),
             (K::AccessDenied, Sts) => ("AccessDenied", 403),
             (K::AccessDenied, Kms) => ("AccessDeniedException", 400),
             (K::Validation, Sts) => ("ValidationError", 400),

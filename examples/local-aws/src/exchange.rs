@@ -29,6 +29,8 @@ pub struct Exchange {
     pub store: Store,
     /// How long new sessions last whatever was asked for; `None` for what was asked for.
     pub session_lifetime_seconds: Option<u32>,
+    /// The role of the machine that clients run on; `None` for a machine outside AWS.
+    pub machine_role: Option<String>,
 }
 
 /// What comes back to the client.
@@ -123,6 +125,12 @@ impl Exchange {
         let mut key_arns = Vec::new();
         let answer = match (instead, &caller) {
             (Some(kind), _) => fault_answer(kind, operation),
+            // Its caller has no key yet.
+            (None, _) if operation.name == sts::UNSIGNED => Answer::Outcome(sts::call_unsigned(
+                state,
+                operation,
+                self.session_lifetime_seconds,
+            )),
             (None, Err(error)) => Answer::Outcome(Err(error.clone())),
             (None, Ok(caller)) => Answer::Outcome(match operation.service {
                 Service::Sts => sts::call(state, caller, operation, self.session_lifetime_seconds),

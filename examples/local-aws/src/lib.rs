@@ -17,6 +17,7 @@ pub mod exchange;
 pub mod fault;
 pub mod identifier;
 pub mod kms;
+pub mod machine;
 pub mod mfa;
 pub mod operation;
 pub mod policy;

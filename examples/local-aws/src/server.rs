@@ -24,6 +24,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::error::complain;
 use crate::exchange::{Ending, Exchange};
+use crate::machine;
 use crate::operation::Request;
 use crate::store::StoreError;
 
@@ -106,6 +107,7 @@ pub async fn serve(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| ServeError::Listen { address, source })?;
+    machine::write_tokens(&exchange)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr()?);
     exchange
@@ -190,9 +192,6 @@ async fn respond(
     let Ok(body) = Limited::new(body, MAX_BODY_BYTES).collect().await else {
         return Ok(bare(StatusCode::PAYLOAD_TOO_LARGE));
     };
-    if head.uri.path() != "/" {
-        return Ok(bare(StatusCode::NOT_FOUND));
-    }
     let request = Request {
         method: head.method,
         uri: head.uri,
@@ -200,6 +199,9 @@ async fn respond(
         body: body.to_bytes(),
         source_ip: peer.ip(),
     };
+    if request.uri.path() != "/" {
+        return Ok(machine::answer(exchange, &request));
+    }
     match exchange.answer(request).await {
         Ending::Response(response) => Ok(response),
         Ending::Reset => Err(ResetOnDemand),

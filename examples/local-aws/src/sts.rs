@@ -11,6 +11,7 @@ use crate::caller::{Caller, Principal};
 use crate::constraint::{Violations, required};
 use crate::error::{ApiError, ErrorKind};
 use crate::identifier::is_name_byte;
+use crate::machine::{self, WebIdentity};
 use crate::mfa;
 use crate::operation::{Operation, malformed_request};
 use crate::policy::{Context, PolicyKind};
@@ -18,7 +19,15 @@ use crate::session_token::Session;
 use crate::state::State;
 
 /// The operations there are.
-pub const OPERATIONS: [&str; 3] = ["AssumeRole", "GetCallerIdentity", "GetSessionToken"];
+pub const OPERATIONS: [&str; 4] = [
+    "AssumeRole",
+    UNSIGNED,
+    "GetCallerIdentity",
+    "GetSessionToken",
+];
+
+/// The operation that is called without a key.
+pub const UNSIGNED: &str = "AssumeRoleWithWebIdentity";
 
 const MIN_SESSION_SECONDS: u32 = 900;
 const MAX_SESSION_SECONDS: u32 = 129_600;
@@ -49,6 +58,44 @@ pub fn call(
     }
 }
 
+/// Calls [`UNSIGNED`], as [`call`] does the others.
+pub fn call_unsigned(
+    state: &State,
+    operation: &Operation,
+    session_lifetime_seconds: Option<u32>,
+) -> Result<Value, ApiError> {
+    let request: AssumeRoleWithWebIdentity = parse(operation.parameters.clone()?)?;
+    let (seconds, role_arn, session_name) = role_session(
+        request.role_arn,
+        request.role_session_name,
+        request.duration_seconds.as_deref(),
+        Violations::default(),
+    )?;
+    let token = required("webIdentityToken", request.web_identity_token)?;
+    let refused = |kind, message: &str| Err(ApiError::new(kind, message));
+    let role = match machine::web_identity(state, &token) {
+        WebIdentity::Role(role) => role,
+        WebIdentity::Expired => {
+            return refused(ErrorKind::ExpiredIdentityToken, "Token expired");
+        }
+        WebIdentity::Unknown => {
+            let message = "The web identity token that was passed could not be validated";
+            return refused(ErrorKind::InvalidIdentityToken, message);
+        }
+    };
+    if !state.roles.contains_key(&role) || state.role_arn(&role) != role_arn {
+        return Err(denied(
+            "Not authorized to perform sts:AssumeRoleWithWebIdentity",
+        ));
+    }
+    give_role_session(
+        state,
+        role,
+        session_name,
+        session_lifetime_seconds.unwrap_or(seconds),
+    )
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NoParameters {}
@@ -69,6 +116,15 @@ struct AssumeRole {
     duration_seconds: Option<String>,
     serial_number: Option<String>,
     token_code: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct AssumeRoleWithWebIdentity {
+    duration_seconds: Option<String>,
+    role_arn: Option<String>,
+    role_session_name: Option<String>,
+    web_identity_token: Option<String>,
 }
 
 fn get_session_token(
@@ -108,14 +164,39 @@ fn assume_role(
     request: AssumeRole,
     session_lifetime_seconds: Option<u32>,
 ) -> Result<Value, ApiError> {
-    let seconds = parse_seconds(request.duration_seconds.as_deref(), ROLE_SESSION_SECONDS)?;
     let (serial_number, code) = (
         request.serial_number.as_deref(),
         request.token_code.as_deref(),
     );
-    let role_arn = required("roleArn", request.role_arn)?;
-    let session_name = required("roleSessionName", request.role_session_name)?;
     let mut violations = Violations::default();
+    check_mfa_parameters(&mut violations, serial_number, code);
+    let (seconds, role_arn, session_name) = role_session(
+        request.role_arn,
+        request.role_session_name,
+        request.duration_seconds.as_deref(),
+        violations,
+    )?;
+    let mfa = mfa::take_code(state, &caller.principal, serial_number, code)?;
+    let role = authorize_assume_role(state, caller, &role_arn, mfa)?;
+    give_role_session(
+        state,
+        role,
+        session_name,
+        session_lifetime_seconds.unwrap_or(seconds),
+    )
+}
+
+/// Checks how long, of which role and by which name a session is wanted; `violations` are those of
+/// the other parameters.
+fn role_session(
+    role_arn: Option<String>,
+    session_name: Option<String>,
+    seconds: Option<&str>,
+    mut violations: Violations,
+) -> Result<(u32, String, String), ApiError> {
+    let seconds = parse_seconds(seconds, ROLE_SESSION_SECONDS)?;
+    let role_arn = required("roleArn", role_arn)?;
+    let session_name = required("roleSessionName", session_name)?;
     violations.check_length("roleArn", &role_arn, 20, 2048);
     violations.check_length("roleSessionName", &session_name, 2, 64);
     violations.check_pattern(
@@ -130,21 +211,26 @@ fn assume_role(
         MIN_SESSION_SECONDS,
         MAX_ROLE_SESSION_SECONDS,
     );
-    check_mfa_parameters(&mut violations, serial_number, code);
     violations.into_result()?;
     if seconds > ROLE_SESSION_SECONDS {
         let message =
             "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
         return Err(ApiError::new(ErrorKind::Validation, message));
     }
-    let mfa = mfa::take_code(state, &caller.principal, serial_number, code)?;
-    let role = authorize_assume_role(state, caller, &role_arn, mfa)?;
+    Ok((seconds, role_arn, session_name))
+}
+
+fn give_role_session(
+    state: &State,
+    role: String,
+    session_name: String,
+    seconds: u32,
+) -> Result<Value, ApiError> {
     let principal = Principal::AssumedRole { role, session_name };
     let assumed_role_user = json!({
         "AssumedRoleId": principal.user_id(state),
         "Arn": principal.arn(state),
     });
-    let seconds = session_lifetime_seconds.unwrap_or(seconds);
     let session = Session::new(state, principal, false, seconds)?;
     Ok(json!({
         "Credentials": credentials(state, &session)?,

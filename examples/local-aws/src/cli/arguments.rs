@@ -97,6 +97,12 @@ pub struct Serve {
     /// How long sessions last, whatever was asked for
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub session_lifetime: Option<u32>,
+    /// The role of the machine that clients run on
+    ///
+    /// Its sessions are at EC2's metadata service, version 2, and at the container credentials
+    /// endpoint, both at the server's URL. Its trust policy is not asked.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub machine_role: Option<String>,
     /// The server's certificate and its chain, for HTTPS
     #[arg(long, value_name = "PEM", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,

@@ -91,6 +91,7 @@ fn serve(arguments: arguments::Serve) -> Result<(), CommandError> {
     let exchange = Exchange {
         store: Store::open(&arguments.state)?,
         session_lifetime_seconds: arguments.session_lifetime,
+        machine_role: arguments.machine_role,
     };
     let tls = arguments.tls_cert.zip(arguments.tls_key);
     let tls = tls.map(|(certificates, key)| TlsFiles { certificates, key });

@@ -31,6 +31,11 @@ fn sessions_codes_and_roles_are_as_boto3_expects() {
 }
 
 #[test]
+fn the_role_of_a_machine_is_as_botocore_expects() {
+    passes("test_machine");
+}
+
+#[test]
 fn keys_and_blobs_are_as_boto3_expects() {
     passes("test_kms");
 }
