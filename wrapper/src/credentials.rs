@@ -46,6 +46,11 @@ pub enum CredentialsError {
         /// Why.
         why: String,
     },
+    /// None were found to be used as they are.
+    #[error(
+        "found no AWS credentials to use as they are (mfa = false): {0}; give this host a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )]
+    NoneToUse(String),
     /// Temporary ones, which `GetSessionToken` does not take.
     #[error(
         "the AWS credentials found are temporary ({0}), but GetSessionToken takes long-term keys only; set role_arn, or mfa = false to use them as they are"
@@ -77,7 +82,10 @@ pub fn find(config: &Config) -> Result<Session, CredentialsError> {
         (None, None, Some(session)) => session,
         _ => aws::runtime()?
             .block_on(aws::find_credentials(config))
-            .map_err(CredentialsError::NotFound)?,
+            .map_err(|why| match config.mfa {
+                Mfa::Off => CredentialsError::NoneToUse(why),
+                _ => CredentialsError::NotFound(why),
+            })?,
     };
     match session.remaining_seconds() {
         Some(left) if left <= 0 => Err(CredentialsError::Expired(

@@ -13,12 +13,13 @@ use iam_kms_wrapper::{
     channel::{Channel, sleep_until},
     config::{Config, Mfa},
     credentials,
-    session::Session,
+    session::{Session, unix_seconds_now, utc_text},
     stored_session,
 };
 use tracing::{error, info};
 
-/// Sessions that renew themselves (an instance role's) are renewed this long before their end.
+/// Sessions that renew themselves (an instance role's) are renewed this long before their end, as
+/// soon as AWS has the next, or half-way to it where there is less left.
 const RENEW_AHEAD_SECONDS: i64 = 300;
 
 /// Between two attempts to make the FIFO, or to renew a session without a person.
@@ -37,6 +38,8 @@ pub(crate) struct Keeper {
 
 struct State {
     session: Option<Arc<Session>>,
+    /// Where there is a session: when the next one is due, unless never.
+    renewal_unix_seconds: Option<i64>,
     /// End of the present or last session.
     expiration_unix_seconds: Option<i64>,
     /// The FIFO that awaits a code.
@@ -52,6 +55,7 @@ impl Keeper {
         config.prompt_timeout = None;
         let state = State {
             expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
+            renewal_unix_seconds: session.as_ref().and_then(|s| renewal(&config.mfa, s)),
             session: session.map(Arc::new),
             fifo: None,
             failure: None,
@@ -147,10 +151,12 @@ impl Keeper {
             if sleep_until(Instant::now(), interrupt) {
                 return false;
             }
-            let Some(session) = &state.session else {
+            if state.session.is_none() {
                 return true;
-            };
-            let remaining = self.seconds_to_renewal(session);
+            }
+            let remaining = state
+                .renewal_unix_seconds
+                .map(|due| due.saturating_sub(unix_seconds_now()));
             if remaining.is_some_and(|seconds| seconds <= 0) {
                 return true;
             }
@@ -160,15 +166,6 @@ impl Keeper {
             let waited = self.changed.wait_timeout(state, pause);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn seconds_to_renewal(&self, session: &Session) -> Option<i64> {
-        let ahead = if self.config.mfa == Mfa::Off {
-            RENEW_AHEAD_SECONDS
-        } else {
-            0
-        };
-        session.remaining_seconds().map(|seconds| seconds - ahead)
     }
 
     fn renew(&self, interrupt: BorrowedFd<'_>) -> Result<Session, AskingError> {
@@ -205,6 +202,7 @@ impl Keeper {
         stored_session::keep(&self.config, &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
+            renewal_unix_seconds: renewal(&self.config.mfa, &session),
             session: Some(Arc::new(session)),
             fifo: None,
             failure: None,
@@ -222,10 +220,7 @@ impl Keeper {
 
     fn session_over(&self, state: &State) -> Failure {
         let over = match state.expiration_unix_seconds {
-            Some(end) => format!(
-                "the AWS session ended at {}",
-                iam_kms_wrapper::session::utc_text(end)
-            ),
+            Some(end) => format!("the AWS session ended at {}", utc_text(end)),
             None => "there is no AWS session yet".into(),
         };
         let fifo = self.config.fifo_or_default().display();
@@ -251,8 +246,60 @@ impl Keeper {
     }
 }
 
+/// When the session after `session` is due. AWS hands the same one out again until it has the next,
+/// so each look comes when half of what was left is over: never many in a row.
+fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
+    let end = session.expiration_unix_seconds?;
+    if *mfa != Mfa::Off {
+        return Some(end);
+    }
+    let now = unix_seconds_now();
+    let half_way = now.saturating_add(end.saturating_sub(now).max(2) / 2);
+    Some(half_way.max(end.saturating_sub(RENEW_AHEAD_SECONDS)))
+}
+
 fn is_over(session: &Session) -> bool {
     session
         .remaining_seconds()
         .is_some_and(|seconds| seconds <= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds_to_renewal(mfa: &Mfa, remaining_seconds: i64) -> i64 {
+        let now = unix_seconds_now();
+        let session = Session {
+            access_key_id: "ASIAX".into(),
+            secret_access_key: "secret".into(),
+            session_token: None,
+            expiration_unix_seconds: Some(now + remaining_seconds),
+        };
+        renewal(mfa, &session).unwrap() - now
+    }
+
+    #[test]
+    fn a_session_without_a_person_is_renewed_ahead_of_its_end_but_never_many_times_in_a_row() {
+        for (remaining, expected) in [
+            (21_600, 21_300),
+            (900, 600),
+            (400, 200),
+            (300, 150),
+            (2, 1),
+            (1, 1),
+            (-5, 1),
+        ] {
+            let seconds = seconds_to_renewal(&Mfa::Off, remaining);
+            assert!(
+                (expected..=expected + 1).contains(&seconds),
+                "{remaining}: {seconds}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_session_of_a_person_is_used_to_its_end() {
+        assert!((900..=901).contains(&seconds_to_renewal(&Mfa::Elsewhere, 900)));
+    }
 }

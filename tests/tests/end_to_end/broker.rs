@@ -72,7 +72,7 @@ fn broker(scene: &Scene) -> Pid {
     Peer::connect(&scene.configuration.broker_socket).broker()
 }
 
-pub fn phase(scene: &Scene) -> SessionPhase {
+pub(crate) fn phase(scene: &Scene) -> SessionPhase {
     match ask(scene, &Request::Session) {
         Reply::Session(state) => state.phase,
         reply => panic!("{reply:?}"),
@@ -87,7 +87,7 @@ fn generate(key_bytes: u8) -> Request {
     })
 }
 
-fn generated(scene: &Scene) -> Vec<u8> {
+pub(crate) fn generated(scene: &Scene) -> Vec<u8> {
     match ask(scene, &generate(16)) {
         Reply::Generated {
             ciphertext_blob, ..
@@ -96,7 +96,7 @@ fn generated(scene: &Scene) -> Vec<u8> {
     }
 }
 
-pub fn failure(scene: &Scene) -> Failure {
+pub(crate) fn failure(scene: &Scene) -> Failure {
     match ask(scene, &generate(16)) {
         Reply::Failed(failure) => failure,
         reply => panic!("{reply:?}"),

@@ -13,6 +13,7 @@ mod inheritance;
 mod key_file_crashes;
 mod key_file_faults;
 mod kms_outages;
+mod machine_role;
 mod mock;
 mod plugin_in_c;
 mod secrets;

@@ -1,0 +1,146 @@
+//! `mfa = false`: sessions of the machine's role, renewed by the broker with no prompt.
+
+use std::process::Command;
+
+use broker_protocol::SessionPhase;
+use end_to_end_tests::{Scene, Wrapper, wait_until};
+
+use crate::broker::{failure, generated, phase};
+
+const SLEEP: [&str; 2] = ["sleep", "1000"];
+
+/// A host with a role, whose sessions last this long, and no other credentials.
+fn scene(session_lifetime_seconds: &str) -> Scene {
+    let arguments = [
+        "--machine-role=host",
+        "--session-lifetime",
+        session_lifetime_seconds,
+    ];
+    let scene = Scene::with_aws(&arguments)
+        .with_broker()
+        .without("kms_mfa_id")
+        .line("mfa = false");
+    let trust = scene.sandbox.write(
+        "trust.json",
+        r#"{"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+            "Action": "sts:AssumeRole"}]}"#,
+    );
+    scene
+        .aws
+        .run(&["role", "host", "--trust", trust.to_str().unwrap()]);
+    scene
+}
+
+fn without_key(scene: &Scene) -> Command {
+    let mut command = scene.command(&SLEEP);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    command
+}
+
+fn with_container(scene: &Scene) -> Command {
+    let mut command = without_key(scene);
+    let uri = format!("{}/container-credentials", scene.aws.endpoint());
+    command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri).env(
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        scene.aws.path("container-token"),
+    );
+    command
+}
+
+fn with_instance(scene: &Scene) -> Command {
+    let mut command = without_key(scene);
+    command
+        .env_remove("AWS_EC2_METADATA_DISABLED")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", scene.aws.endpoint());
+    command
+}
+
+fn with_web_identity(scene: &Scene) -> Command {
+    let mut command = without_key(scene);
+    command
+        .env(
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            scene.aws.path("web-identity-token"),
+        )
+        .env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/host");
+    command
+}
+
+fn renewals(wrapper: &Wrapper) -> usize {
+    let opened = "iam-kms-broker: session ASIA";
+    wrapper.process.output().matches(opened).count()
+}
+
+/// Data keys can be had at every moment, through more than one session, and nobody is asked.
+fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
+    let scene = scene("6");
+    let wrapper = scene.spawn(&mut with_source(&scene));
+    wrapper.wait_for_command("sleep");
+    let mut calls = 0;
+    while renewals(&wrapper) < 3 {
+        generated(&scene);
+        calls += 1;
+    }
+    generated(&scene);
+    assert!(calls > 3);
+    assert!(!scene.fifo().exists());
+    let log = scene.aws.log();
+    assert!(log.contains("arn:aws:sts::111122223333:assumed-role/host/"));
+    let output = wrapper.process.output();
+    assert!(!output.contains("write a"), "{output}");
+    assert!(!output.contains("ended"), "{output}");
+}
+
+#[test]
+fn container_credentials_are_renewed_before_they_end() {
+    sessions_follow_each_other(with_container);
+}
+
+#[test]
+fn instance_credentials_are_renewed_before_they_end() {
+    sessions_follow_each_other(with_instance);
+}
+
+#[test]
+fn web_identity_credentials_are_renewed_before_they_end() {
+    sessions_follow_each_other(with_web_identity);
+}
+
+#[test]
+fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
+    let mut scene = scene("2");
+    let wrapper = scene.spawn(&mut with_container(&scene));
+    wrapper.wait_for_command("sleep");
+    generated(&scene);
+    let endpoint = scene.aws.endpoint();
+    scene.aws.serve_again(&endpoint, &[]);
+    let line = wrapper.process.wait_for("cannot get a new AWS session");
+    assert!(
+        line.contains("found no AWS credentials to use as they are (mfa = false)"),
+        "{line}"
+    );
+    wait_until("the end of the session", || {
+        phase(&scene) == SessionPhase::Failed
+    });
+    let message = failure(&scene).message;
+    assert!(
+        message.contains("no new one can be had: found no AWS credentials"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_host_without_a_role_is_125() {
+    let scene = scene("900");
+    let output = scene.spawn(&mut without_key(&scene)).ends_with(125);
+    assert!(
+        output.contains(
+            "found no AWS credentials to use as they are (mfa = false): environment, profile, web identity, container and instance offer none; give this host a role"
+        ),
+        "{output}"
+    );
+}
