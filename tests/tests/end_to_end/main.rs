@@ -14,6 +14,7 @@ mod key_file_crashes;
 mod key_file_faults;
 mod kms_outages;
 mod machine_role;
+mod many_hosts;
 mod mock;
 mod plugin_in_c;
 mod secrets;
