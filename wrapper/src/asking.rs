@@ -25,6 +25,9 @@ const CODE_LIFE: Duration = Duration::from_secs(2 * TIME_STEP_SECONDS);
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Between two calls of STS: whoever writes to the channel cannot have it flooded.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 pub enum AskingError {
@@ -112,7 +115,8 @@ impl Asking<'_> {
                 Event::Input(Input::Session(session)) => return Ok(session),
                 Event::Input(Input::Refused(why)) => {
                     warn!(
-                        "ignored {why}; write the six digits of the MFA device: {}",
+                        "ignored {why}; write {}: {}",
+                        self.wanted(),
                         channel.instruction(&self.config.mfa)
                     );
                 }
@@ -122,6 +126,13 @@ impl Asking<'_> {
                     }
                 }
             }
+        }
+    }
+
+    fn wanted(&self) -> &'static str {
+        match self.trade {
+            Some(_) => "the six digits of the MFA device",
+            None => "a session document",
         }
     }
 
@@ -144,6 +155,12 @@ impl Asking<'_> {
             );
             return Ok(None);
         };
+        if spent
+            .next_call()
+            .is_some_and(|time| sleep_until(time, self.interrupt))
+        {
+            return Err(AskingError::Interrupted);
+        }
         let outcome = self.trade_while_fresh(trade, code)?;
         if !matches!(outcome, Outcome::NotJudged(_)) {
             spent.add(code.clone());
@@ -172,7 +189,7 @@ impl Asking<'_> {
         code: &TokenCode,
     ) -> Result<Outcome, AskingError> {
         let too_old = Instant::now() + CODE_LIFE;
-        let mut pause = Duration::from_secs(1);
+        let mut pause = SHORTEST_PAUSE;
         loop {
             (self.alive)();
             let outcome = self.trade_once(trade, code)?;
@@ -221,6 +238,11 @@ impl SpentCodes {
         self.0
             .iter()
             .any(|(spent, when)| spent == code && when.elapsed() < 2 * CODE_LIFE)
+    }
+
+    /// When the next code may be sent; `None`: at once.
+    fn next_call(&self) -> Option<Instant> {
+        self.0.last().map(|(_, when)| *when + SHORTEST_PAUSE)
     }
 
     fn add(&mut self, code: TokenCode) {

@@ -116,19 +116,19 @@ pub fn utc_text(unix_seconds: i64) -> String {
 struct Document {
     credentials: Option<DocumentCredentials>,
     // Not `#[serde(flatten)]`, which would leave copies of the secrets behind.
-    access_key_id: Option<String>,
+    access_key_id: Option<SecretString>,
     secret_access_key: Option<SecretString>,
     session_token: Option<SecretString>,
-    expiration: Option<String>,
+    expiration: Option<SecretString>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DocumentCredentials {
-    access_key_id: Option<String>,
+    access_key_id: Option<SecretString>,
     secret_access_key: Option<SecretString>,
     session_token: Option<SecretString>,
-    expiration: Option<String>,
+    expiration: Option<SecretString>,
 }
 
 impl Document {
@@ -152,33 +152,41 @@ pub fn parse_document(json: &[u8]) -> Result<Session, String> {
     let credentials = serde_json::from_slice(json)
         .map(Document::credentials)
         .map_err(|error| not_a_document(error.classify()).to_owned())?;
-    let missing = |field: &str| format!("a session document without {field}");
-    let expiration = credentials
-        .expiration
-        .ok_or_else(|| missing("Expiration"))?;
-    let expiration = DateTime::from_str(&expiration, Format::DateTimeWithOffset)
+    let expiration = complete("Expiration", credentials.expiration)?;
+    let expiration = DateTime::from_str(expiration.expose_secret(), Format::DateTimeWithOffset)
         .map_err(|_| "a session document whose Expiration is no time".to_owned())?;
     let session = Session {
-        access_key_id: credentials
-            .access_key_id
-            .ok_or_else(|| missing("AccessKeyId"))?,
-        secret_access_key: credentials
-            .secret_access_key
-            .ok_or_else(|| missing("SecretAccessKey"))?,
-        session_token: Some(
-            credentials
-                .session_token
-                .ok_or_else(|| missing("SessionToken"))?,
-        ),
+        access_key_id: complete("AccessKeyId", credentials.access_key_id)?
+            .expose_secret()
+            .to_owned(),
+        secret_access_key: complete("SecretAccessKey", credentials.secret_access_key)?,
+        session_token: Some(complete("SessionToken", credentials.session_token)?),
         expiration_unix_seconds: Some(expiration.secs()),
     };
     match session.remaining_seconds() {
+        Some(..=0) => Err(format!(
+            "a session document that ended at {}",
+            session.expiration_text()
+        )),
         Some(left) if left < LEAST_REMAINING_SECONDS => Err(format!(
-            "a session document that ends at {}: too late",
+            "a session document that ends at {}, in less than {LEAST_REMAINING_SECONDS} seconds",
             session.expiration_text()
         )),
         _ => Ok(session),
     }
+}
+
+/// The value of `field`, which must be there and, as it becomes part of headers, variables and log
+/// lines, printable ASCII without spaces.
+fn complete(field: &str, value: Option<SecretString>) -> Result<SecretString, String> {
+    let value = value.ok_or_else(|| format!("a session document without {field}"))?;
+    let text = value.expose_secret();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!(
+            "a session document whose {field} is empty or not printable"
+        ));
+    }
+    Ok(value)
 }
 
 fn not_a_document(mistake: Category) -> &'static str {
@@ -227,12 +235,27 @@ mod tests {
     }
 
     #[test]
+    fn values_that_could_not_be_sent_are_refused() {
+        for (value, instead) in [
+            ("ASIAX", ""),
+            ("s3cret", "two words"),
+            ("t0ken", "line\\nend"),
+            ("t0ken", "nul\\u0000"),
+            ("2099-01-01T00:00:00+00:00", ""),
+        ] {
+            let json = format!("{{{}}}", CREDENTIALS.replace(value, instead));
+            let error = parse_document(json.as_bytes()).unwrap_err();
+            assert!(error.ends_with("is empty or not printable"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_document_at_its_end_is_refused() {
         let json = format!("{{{}}}", CREDENTIALS.replace("2099", "2020"));
         let error = parse_document(json.as_bytes()).unwrap_err();
         assert_eq!(
             error,
-            "a session document that ends at 2020-01-01T00:00:00Z: too late"
+            "a session document that ended at 2020-01-01T00:00:00Z"
         );
     }
 

@@ -22,6 +22,8 @@ use nix::{
     unistd::{Group, mkfifo},
 };
 
+use crate::broker::{failure, generated};
+
 const COMMAND: [&str; 2] = ["echo", "the command runs"];
 
 fn assert_command_runs(wrapper: &mut Wrapper) {
@@ -200,6 +202,81 @@ fn a_host_without_an_aws_key_starts_with_a_session_document() {
     // As `credential_process` prints it.
     wrapper.write(document.replacen('{', "{\"Version\":1,", 1).as_bytes());
     assert_command_runs(&mut wrapper);
+}
+
+/// `document` with another end, in seconds from now.
+fn ending_in(document: &serde_json::Value, seconds: i64) -> String {
+    let output = Command::new("date")
+        .args(["--utc", "--iso-8601=seconds"])
+        .arg(format!("--date={seconds} seconds"))
+        .output()
+        .unwrap();
+    let end = String::from_utf8(output.stdout).unwrap();
+    let mut changed = document.clone();
+    changed["Credentials"]["Expiration"] = end.trim().into();
+    changed.to_string()
+}
+
+/// Writes documents that are none, and reads of each what is wrong with it.
+fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Value) {
+    let mut empty = document.clone();
+    empty["Credentials"]["SessionToken"] = "".into();
+    let twice = document
+        .to_string()
+        .replacen('{', "{\"Credentials\":null,", 1);
+    for (written, says) in [
+        (ending_in(document, -3600), "that ended at 20"),
+        (ending_in(document, 30), "60 seconds"),
+        (
+            empty.to_string(),
+            "whose SessionToken is empty or not printable",
+        ),
+        (twice, "JSON, but not a session document"),
+        (
+            format!("{{\"Other\":{}", "[".repeat(10_000)),
+            "a session document that breaks off",
+        ),
+        (
+            format!("{{\"Credentials\":\"{}", "x".repeat(100_000)),
+            "100016 characters",
+        ),
+    ] {
+        let of_program = |line: &&str| line.starts_with(&format!("{program}: ignored "));
+        let seen = wrapper.process.output();
+        let seen = seen.lines().filter(of_program).count();
+        wrapper.write(written.as_bytes());
+        let ignored = format!("{program}: ignored ");
+        let line = wrapper.process.wait_for_nth(&ignored, seen + 1);
+        assert!(line.contains(says), "{line}");
+        assert!(
+            line.contains("; write a session document: cat session.json > "),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_document_is_checked_at_the_start_and_at_the_next_prompt() {
+    let scene = Scene::with_aws(&["--session-lifetime", "300"])
+        .with_broker()
+        .without("kms_mfa_id")
+        .line("mfa = elsewhere");
+    let document = session_document(&scene);
+    let wrapper = scene.start(&["sleep", "1000"]);
+    wrapper.wait_for_fifo();
+    refuses_documents(&wrapper, "iam-kms-wrapper", &document);
+    wrapper.write(document.to_string().as_bytes());
+    wrapper.wait_for_command("sleep");
+    generated(&scene);
+
+    // Over for KMS, so the broker asks.
+    scene.aws.set_clock("360");
+    failure(&scene);
+    wrapper.process.wait_for("write a new session document");
+    refuses_documents(&wrapper, "iam-kms-broker", &document);
+    wrapper.write(session_document(&scene).to_string().as_bytes());
+    wrapper.process.wait_for("iam-kms-broker: session ASIA");
+    generated(&scene);
 }
 
 /// What an operator gets on a machine of their own.

@@ -1,5 +1,7 @@
 //! What STS may answer, what the operator reads of it, and what happens to the code.
 
+use std::time::{Duration, Instant};
+
 use end_to_end_tests::{Scene, Wrapper, wait_until};
 use nix::sys::signal::{SIGINT, SIGTERM};
 
@@ -74,6 +76,34 @@ fn a_wrong_code_is_named_and_another_one_asked_for() {
     wrapper.give_code(&scene.aws);
     assert_command_runs(&mut wrapper);
     assert_eq!(calls(&scene), 2);
+}
+
+#[test]
+fn codes_that_follow_each_other_are_sent_a_second_apart() {
+    let scene = Scene::new();
+    let wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let codes = [1_000_000_000, 1_000_000_030, 1_000_000_060].map(|time| scene.aws.code_at(time));
+    let start = Instant::now();
+    wrapper.write(codes.map(|code| code + "\n").concat().as_bytes());
+    wrapper.process.wait_for_nth("AWS refused the code", 3);
+    assert!(start.elapsed() >= Duration::from_secs(2));
+    assert_eq!(calls(&scene), 3);
+}
+
+#[test]
+fn a_signal_ends_the_pause_before_the_next_code() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let codes: Vec<_> = (0..60)
+        .map(|step| scene.aws.code_at(1_000_000_000 + step * 30) + "\n")
+        .collect();
+    wrapper.write(codes.concat().as_bytes());
+    wrapper.process.wait_for("AWS refused the code");
+    wrapper.process.signal(SIGTERM);
+    wrapper.dies_of(SIGTERM);
+    assert!(calls(&scene) < 60);
 }
 
 #[test]
