@@ -103,3 +103,23 @@ fn a_start_makes_the_servers_runtime_directory_where_only_exec_start_pre_would()
     site.echo_code();
     site.wait_until_active();
 }
+
+#[test]
+fn what_the_readme_checks_before_the_start_is_all_right_and_takes_nothing_from_it() {
+    let site = Site::new().boot_and_stop();
+    let checked = site.machine.sh(
+        "systemd-run --quiet --pipe --wait -p User=mysql -p EnvironmentFile=/etc/iam-kms-wrapper/aws.env \
+            -p RuntimeDirectory=iam-kms-wrapper -p RuntimeDirectoryPreserve=yes \
+            iam-kms-wrapper --check --config=/etc/iam-kms-wrapper/iam-kms-wrapper.config /usr/sbin/mariadbd",
+    );
+    assert_eq!(checked.lines().count(), 9, "{checked}");
+    assert!(
+        checked.lines().all(|line| line.starts_with("ok ")),
+        "{checked}"
+    );
+    assert_eq!(site.aws.calls("GetSessionToken"), 0);
+    site.machine.sh("systemctl start --no-block mariadb");
+    site.wait_for_fifo();
+    site.echo_code();
+    site.wait_until_active();
+}
