@@ -12,6 +12,7 @@ use crate::{
     aws,
     channel::{Channel, Event, FifoError, Input, TokenCode, Wait, sleep_until},
     config::{Config, Mfa},
+    logging::AUDIT,
     session::{Session, unix_seconds_now},
     sts::{self, Outcome},
 };
@@ -112,9 +113,13 @@ impl Asking<'_> {
                     let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
                     return Err(AskingError::DeadlinePassed(seconds));
                 }
-                Event::Input(Input::Session(session)) => return Ok(session),
+                Event::Input(Input::Session(session)) => {
+                    info!(target: AUDIT, event = "session_document_taken", "took a session document");
+                    return Ok(session);
+                }
                 Event::Input(Input::Refused(why)) => {
                     warn!(
+                        event = "input_refused",
                         "ignored {why}; write {}: {}",
                         self.wanted(),
                         channel.instruction(&self.config.mfa)
@@ -144,6 +149,7 @@ impl Asking<'_> {
     ) -> Result<Option<Session>, AskingError> {
         if spent.contains(code) {
             warn!(
+                event = "code_refused",
                 "this code has been used; the next one comes in {} seconds",
                 seconds_to_next_code()
             );
@@ -151,6 +157,7 @@ impl Asking<'_> {
         }
         let Some(trade) = self.trade else {
             warn!(
+                event = "code_refused",
                 "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document"
             );
             return Ok(None);
@@ -166,14 +173,24 @@ impl Asking<'_> {
             spent.add(code.clone());
         }
         match outcome {
-            Outcome::Opened(session) => return Ok(Some(session)),
+            Outcome::Opened(session) => {
+                info!(target: AUDIT, event = "code_taken", "AWS has taken the code");
+                return Ok(Some(session));
+            }
             Outcome::Hopeless(why) if self.when_hopeless == WhenHopeless::GiveUp => {
                 return Err(AskingError::Hopeless(why));
             }
-            Outcome::Hopeless(why) => warn!("{why}; waiting for a session document or a new code"),
-            Outcome::NotJudged(why) => warn!("{why}; the code is too old by now, write a new one"),
+            Outcome::Hopeless(why) => warn!(
+                event = "code_refused",
+                "{why}; waiting for a session document or a new code"
+            ),
+            Outcome::NotJudged(why) => warn!(
+                event = "code_refused",
+                "{why}; the code is too old by now, write a new one"
+            ),
             Outcome::Spent(why) => {
                 warn!(
+                    event = "code_refused",
                     "{why}; write the next code, which comes in {} seconds",
                     seconds_to_next_code()
                 );

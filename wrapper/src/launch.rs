@@ -120,6 +120,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         .map_err(|error| LaunchError::System("take the kept session out of LISTEN_FDS", error))?;
     let (kept_file, passed_on) = taken.map(|taken| (taken.file, taken.left)).unzip();
     let config = Config::read(&command_line.config)?;
+    logging::use_format(config.log_format);
     let command = Command::find(command_line.command)?;
     let source = credentials::find_for_mfa(&config)?;
     let broker = match config.handoff {
@@ -209,7 +210,7 @@ fn announce(config: &Config, channel: &Channel) {
         _ => "a session document".into(),
     };
     let instruction = channel.instruction(&config.mfa);
-    info!("waiting for {wanted}: {instruction}");
+    info!(event = "prompt", "waiting for {wanted}: {instruction}");
     systemd::status(&format!("Waiting for {wanted}: {instruction}"));
 }
 
@@ -224,6 +225,9 @@ fn report(config: &Config, session: &Session, is_kept: bool, command: &Command) 
     match config.mfa {
         Mfa::Off => info!("no MFA code is asked for (mfa = false); starting {command}"),
         _ => info!(
+            event = "session_open",
+            access_key_id = session.access_key_id,
+            expiration = until,
             "session {} is open until {until}{how}; starting {command}",
             session.access_key_id
         ),

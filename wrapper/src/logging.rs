@@ -1,4 +1,5 @@
-//! The log: one line an event, to standard error.
+//! The log: one event, one line. To the journal with all fields where standard error leads there,
+//! else to standard error: the message, or everything as a JSON object (`log_format = json`).
 //!
 //! Standard output belongs to the command (systemd's `galera_recovery` parses it), so nothing is
 //! ever written there.
@@ -7,21 +8,38 @@ use std::{
     env,
     fmt::{self, Write as _},
     io::{self, Write as _},
+    os::unix::net::UnixDatagram,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use nix::sys::stat::fstat;
+use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span,
 };
 
+use crate::{
+    config::LogFormat,
+    session::{unix_seconds_now, utc_text},
+};
+
 /// Targets of our own crates. What the SDK says of itself is nothing for an operator.
 const OWN_TARGETS: &str = "iam_kms_";
 
-/// Sends all events of this process to standard error, each line beginning with `program`.
+/// Target of events that are for an audit only: the log for people is without them.
+pub const AUDIT: &str = "iam_kms_audit";
+
+/// Where the journal takes events with fields. Source: the "Native Journal Protocol",
+/// <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Sends all events of this process to the journal or to standard error, in the name of `program`.
 pub fn init(program: &'static str) {
-    let log = StandardErrorLog {
+    let log = Log {
         program,
         is_journal: is_journal(),
     };
@@ -29,25 +47,39 @@ pub fn init(program: &'static str) {
     let _ = tracing::subscriber::set_global_default(log);
 }
 
-struct StandardErrorLog {
+/// Writes events in this format from now on, where they do not go to the journal.
+pub fn use_format(format: LogFormat) {
+    IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+}
+
+struct Log {
     program: &'static str,
     is_journal: bool,
 }
 
-impl Subscriber for StandardErrorLog {
+impl Subscriber for Log {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::INFO && metadata.target().starts_with(OWN_TARGETS)
     }
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = String::new();
-        if self.is_journal {
-            line.push_str(syslog_prefix(*event.metadata().level()));
+        let mut record = Record {
+            program: self.program,
+            level: *event.metadata().level(),
+            message: String::new(),
+            fields: Map::new(),
+        };
+        event.record(&mut record);
+        if self.is_journal && send_to_journal(&record.journal_entry()).is_ok() {
+            return;
         }
-        line.push_str(self.program);
-        line.push_str(": ");
-        event.record(&mut Message(&mut line));
-        line.push('\n');
+        let line = if IS_JSON.load(Ordering::Relaxed) {
+            record.json()
+        } else if event.metadata().target() == AUDIT && !self.is_journal {
+            return;
+        } else {
+            record.text(self.is_journal)
+        };
         // One write, so that lines of other processes cannot come in between. Where even standard
         // error fails, there is nobody left to tell.
         let _ = io::stderr().write_all(line.as_bytes());
@@ -66,31 +98,105 @@ impl Subscriber for StandardErrorLog {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// Writes an event's message, with line ends made visible: one event, one line.
-struct Message<'a>(&'a mut String);
+/// An event; no text in it has control characters.
+struct Record {
+    program: &'static str,
+    level: Level,
+    message: String,
+    fields: Map<String, Value>,
+}
 
-impl Visit for Message<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            let text = format!("{value:?}");
-            for c in text.chars() {
-                if c.is_control() {
-                    let _ = write!(self.0, "{}", c.escape_default());
-                } else {
-                    self.0.push(c);
-                }
-            }
+impl Record {
+    fn text(&self, has_level: bool) -> String {
+        let prefix = if has_level {
+            format!("<{}>", priority(self.level))
+        } else {
+            String::new()
+        };
+        format!("{prefix}{}: {}\n", self.program, self.message)
+    }
+
+    fn json(mut self) -> String {
+        let common = [
+            ("time", utc_text(unix_seconds_now())),
+            ("level", self.level.as_str().to_ascii_lowercase()),
+            ("program", self.program.into()),
+            ("message", self.message),
+        ];
+        for (name, value) in common {
+            self.fields.insert(name.into(), value.into());
         }
+        format!("{}\n", Value::Object(self.fields))
+    }
+
+    /// Fields other than the journal's own get our prefix.
+    fn journal_entry(&self) -> String {
+        let mut entry = format!(
+            "MESSAGE={}\nPRIORITY={}\nSYSLOG_IDENTIFIER={}\n",
+            self.message,
+            priority(self.level),
+            self.program
+        );
+        for (name, value) in &self.fields {
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            // Writing to a String does not fail.
+            let _ = writeln!(entry, "IAM_KMS_{}={value}", name.to_ascii_uppercase());
+        }
+        entry
     }
 }
 
-/// Source: sd-daemon(3).
-fn syslog_prefix(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "<3>",
-        Level::WARN => "<4>",
-        _ => "<6>",
+impl Visit for Record {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = one_line(&format!("{value:?}"));
+        match field.name() {
+            "message" => self.message = text,
+            name => drop(self.fields.insert(name.into(), text.into())),
+        }
     }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.fields.insert(field.name().into(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.fields.insert(field.name().into(), value.into());
+    }
+}
+
+/// Makes line ends and their like visible: one event, one line.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+/// Source: sd-daemon(3) and syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        _ => 6,
+    }
+}
+
+fn send_to_journal(entry: &str) -> io::Result<()> {
+    // No socket is kept: descriptors are closed and passed on here.
+    UnixDatagram::unbound()?
+        .send_to(entry.as_bytes(), JOURNAL_SOCKET)
+        .map(drop)
 }
 
 /// Whether standard error is a stream to systemd's journal, which takes levels as prefixes.
@@ -101,4 +207,91 @@ fn is_journal() -> bool {
         return false;
     };
     fstat(io::stderr()).is_ok_and(|status| stream == format!("{}:{}", status.st_dev, status.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tracing::info;
+
+    use super::*;
+
+    /// The record that an event makes.
+    fn record_of(say: impl FnOnce()) -> Record {
+        struct Catcher(Mutex<Option<Record>>);
+        impl Subscriber for Catcher {
+            fn enabled(&self, _: &Metadata<'_>) -> bool {
+                true
+            }
+            fn event(&self, event: &Event<'_>) {
+                let mut record = Record {
+                    program: "iam-kms-broker",
+                    level: *event.metadata().level(),
+                    message: String::new(),
+                    fields: Map::new(),
+                };
+                event.record(&mut record);
+                *self.0.lock().unwrap() = Some(record);
+            }
+            fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+                span::Id::from_u64(1)
+            }
+            fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+            fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+            fn enter(&self, _: &span::Id) {}
+            fn exit(&self, _: &span::Id) {}
+        }
+        let catcher = std::sync::Arc::new(Catcher(Mutex::new(None)));
+        tracing::subscriber::with_default(std::sync::Arc::clone(&catcher), say);
+        catcher.0.lock().unwrap().take().unwrap()
+    }
+
+    fn example() -> Record {
+        record_of(|| {
+            info!(
+                event = "kms_call",
+                request_id = "a\nPRIORITY=0",
+                peer_uid = 27_u32,
+                absent = None::<&str>,
+                "one\ntwo"
+            );
+        })
+    }
+
+    #[test]
+    fn the_journal_gets_each_field_on_one_line_and_no_other() {
+        let entry = example().journal_entry();
+        let mut lines: Vec<_> = entry.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "IAM_KMS_EVENT=kms_call",
+                "IAM_KMS_PEER_UID=27",
+                "IAM_KMS_REQUEST_ID=a\\nPRIORITY=0",
+                "MESSAGE=one\\ntwo",
+                "PRIORITY=6",
+                "SYSLOG_IDENTIFIER=iam-kms-broker",
+            ]
+        );
+        assert!(entry.ends_with('\n'));
+    }
+
+    #[test]
+    fn json_is_one_object_on_one_line_with_numbers_as_numbers() {
+        let line = example().json();
+        assert_eq!(line.trim_end().lines().count(), 1);
+        let object: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["message"], "one\\ntwo");
+        assert_eq!(object["level"], "info");
+        assert_eq!(object["peer_uid"], 27);
+        assert_eq!(object["request_id"], "a\\nPRIORITY=0");
+    }
+
+    #[test]
+    fn text_is_the_message_alone() {
+        assert_eq!(example().text(false), "iam-kms-broker: one\\ntwo\n");
+        assert_eq!(example().text(true), "<6>iam-kms-broker: one\\ntwo\n");
+    }
 }

@@ -1,7 +1,5 @@
 //! What systemd is told: a status line and more time while a code is awaited, what to keep for a
-//! restart.
-//!
-//! Never `READY=1`: that is the command's to say. Source: sd_notify(3).
+//! restart. Source: sd_notify(3).
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
@@ -10,6 +8,11 @@ use tracing::warn;
 
 /// Longer than the ten seconds between two signs of life, by a margin for slow moments.
 const EXTENSION: Duration = Duration::from_secs(60);
+
+/// Says that the broker's own service is up. Never of the launcher: there it is the command's to say.
+pub fn ready() {
+    send(&[NotifyState::Ready]);
+}
 
 /// Shows `text` in `systemctl status`.
 pub fn status(text: &str) {

@@ -52,6 +52,10 @@ fn a_notify_socket_that_nobody_reads_is_a_warning_and_no_failure() {
     assert!(output.contains("cannot notify systemd"), "{output}");
 }
 
+/// Runs the program with this directory in the place of journald's.
+const WITH_JOURNAL: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+     mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
+
 /// A file for standard error, and the lines in it when the program has ended.
 fn journal_of(scene: &Scene, journal_stream: impl Fn(&fs::Metadata) -> String) -> String {
     let journal: PathBuf = scene.sandbox.write("journal", "");
@@ -59,13 +63,54 @@ fn journal_of(scene: &Scene, journal_stream: impl Fn(&fs::Metadata) -> String) -
     let mut command = scene.command(&["true"]);
     command.env("JOURNAL_STREAM", stream);
     let script = "exec \"$@\" 2>> \"$0\"";
-    let mut command = after(&["sh", "-c", script, journal.to_str().unwrap()], &command);
+    let command = after(&["sh", "-c", script, journal.to_str().unwrap()], &command);
+    let directory = scene.sandbox.directory("journald");
+    let namespace = ["unshare", "--mount", "sh", "-c", WITH_JOURNAL, "sh"];
+    let prefix = [&namespace[..], &[directory.to_str().unwrap()]].concat();
+    let mut command = after(&prefix, &command);
     let mut wrapper = scene.spawn(&mut command);
     wait_until("the FIFO", || scene.fifo().exists());
     wrapper.write(b"11167\n");
     wrapper.write(format!("{}\n", scene.aws.code()).as_bytes());
     assert_eq!(wrapper.ends_with(0), "");
     fs::read_to_string(&journal).unwrap()
+}
+
+#[test]
+fn the_journal_gets_the_fields_of_each_event() {
+    let scene = Scene::new();
+    let path = scene.sandbox.directory("journald").join("socket");
+    let journald = UnixDatagram::bind(path).unwrap();
+    let rest = journal_of(&scene, |file| format!("{}:{}", file.dev(), file.ino()));
+    assert_eq!(rest, "");
+    journald.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 4096];
+    let entries: Vec<String> = std::iter::from_fn(|| {
+        let length = journald.recv(&mut buffer).ok()?;
+        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+    })
+    .collect();
+    let entry_of = |event: &str| {
+        let field = format!("\nIAM_KMS_EVENT={event}\n");
+        let entry = entries.iter().find(|entry| entry.contains(&field));
+        entry.unwrap_or_else(|| panic!("no {event} in {entries:?}"))
+    };
+    for (event, fields) in [
+        (
+            "prompt",
+            &["MESSAGE=waiting for the MFA code", "PRIORITY=6"][..],
+        ),
+        ("input_refused", &["MESSAGE=ignored", "PRIORITY=4"]),
+        ("code_taken", &["SYSLOG_IDENTIFIER=iam-kms-wrapper"]),
+        (
+            "session_open",
+            &["IAM_KMS_ACCESS_KEY_ID=ASIA", "IAM_KMS_EXPIRATION="],
+        ),
+    ] {
+        for field in fields {
+            assert!(entry_of(event).contains(field), "{}", entry_of(event));
+        }
+    }
 }
 
 #[test]
