@@ -11,7 +11,8 @@ CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
 FUZZ_TARGETS := frames key_names ciphers cipher_calls
 FUZZ_SECONDS := 60
-MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring:: locked_memory::
+MIRI := cargo +nightly miri test --locked --lib
+MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
@@ -105,8 +106,9 @@ fuzz: packages $(CARGO_FUZZ) ## Fuzz protocol, key file names and ciphers, FUZZ_
 miri: packages ## Run under Miri what can run there of the plugin's unsafe code
 	rustup toolchain list | grep -q '^nightly' || rustup toolchain install --profile minimal nightly
 	rustup component add --toolchain nightly miri rust-src
-	RUST_BACKTRACE=0 MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p aws-key-management-plugin --lib \
+	RUST_BACKTRACE=0 MIRIFLAGS=-Zmiri-disable-isolation $(MIRI) -p aws-key-management-plugin \
 		--target-dir $(CARGO_TARGET_DIR)/miri -- $(MIRI_TESTS)
+	RUST_BACKTRACE=0 MIRIFLAGS=-Zmiri-disable-isolation $(MIRI) -p locked-memory --target-dir $(CARGO_TARGET_DIR)/miri
 
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages

@@ -6,8 +6,9 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use locked_memory::{Arena, LockedKey};
+
 use crate::key_name::{Algorithm, KeyName};
-use crate::locked_memory::{Arena, LockedKey};
 
 const BUCKETS: usize = 1024;
 

@@ -15,7 +15,7 @@
 //! | system variables | `entry::variables`, then [`settings`] and [`rotation`] |
 //! | status variables | `entry::status`, then [`status`] |
 //!
-//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`locked_memory`], [`plugin`] and
+//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`plugin`] and
 //! [`server_symbols`].
 
 #![deny(unsafe_code)]
@@ -33,7 +33,6 @@ pub mod key_manager;
 pub mod key_name;
 pub mod keyring;
 pub mod kms;
-pub mod locked_memory;
 #[cfg(feature = "mock")]
 mod mock;
 pub mod plugin;

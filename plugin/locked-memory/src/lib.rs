@@ -1,4 +1,5 @@
-//! Memory for data keys: never swapped, not in core dumps, wiped when it is no longer needed.
+//! Memory for data keys: never swapped, not in core dumps, wiped when it is no longer needed. For the
+//! plugin, which keeps them for the server, and the broker, which keeps them for other processes.
 
 #![allow(unsafe_code)]
 
