@@ -78,15 +78,22 @@ impl BrokerClient {
         }
     }
 
-    /// Sends one request and waits for its answer, for `patience` in all.
+    /// Sends one request and waits for its answer, for `patience` in all; where the broker says that
+    /// it waits for a person, anew each time that it does. `waiting` gets what it says, and returns
+    /// false to give up.
     ///
     /// A connection that was kept may be one to a broker that is no more: then the request goes
     /// out once again over a new one.
-    pub fn request(&self, request: &Request, patience: Duration) -> Result<Reply, BrokerError> {
+    pub fn request(
+        &self,
+        request: &Request,
+        patience: Duration,
+        waiting: impl Fn(&str) -> bool,
+    ) -> Result<Reply, BrokerError> {
         let until = Instant::now() + patience;
         let kept = self.idle().pop();
         if let Some(connection) = kept {
-            match self.exchange(connection, request, until) {
+            match self.exchange(connection, request, until, patience, &waiting) {
                 Err(FrameError::Io(error)) if is_timeout(&error) => {
                     return Err(self.timed_out(patience));
                 }
@@ -96,7 +103,7 @@ impl BrokerClient {
         }
         match self.connect(until.saturating_duration_since(Instant::now())) {
             Ok(connection) => self
-                .exchange(connection, request, until)
+                .exchange(connection, request, until, patience, &waiting)
                 .map_err(|error| self.explain(error, patience)),
             Err(Errno::EAGAIN) => Err(self.timed_out(patience)),
             Err(error) => Err(BrokerError::NoBroker {
@@ -111,13 +118,22 @@ impl BrokerClient {
         connection: OwnedFd,
         request: &Request,
         until: Instant,
+        patience: Duration,
+        waiting: impl Fn(&str) -> bool,
     ) -> Result<Reply, FrameError> {
         let mut stream = TimedStream {
             descriptor: connection,
             until,
         };
         write_frame(&mut stream, request)?;
-        let reply = read_frame(&mut stream)?;
+        let reply = loop {
+            match read_frame(&mut stream)? {
+                // What waits there is left behind with the connection.
+                Reply::Waiting(why) if !waiting(&why) => return Ok(Reply::Waiting(why)),
+                Reply::Waiting(_) => stream.until = Instant::now() + patience,
+                reply => break reply,
+            }
+        };
         let mut idle = self.idle();
         if idle.len() < MAX_IDLE {
             idle.push(stream.descriptor);

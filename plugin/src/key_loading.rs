@@ -162,9 +162,11 @@ fn work_off(
         let Some(name) = next else { return };
         let may_retry = |error: &KmsError| {
             *lock(&work.trouble) = Some(error.to_string());
-            !work.stopped.load(Ordering::Relaxed) && lock(&work.last_success).elapsed() < PATIENCE
+            let progress = Some(*lock(&work.last_success)).max(manager.kms.waits.last());
+            !work.stopped.load(Ordering::Relaxed)
+                && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
-        let result = manager.load(directory, &name, may_retry);
+        let result = manager.load(directory, &name, manager.may_wait(), may_retry);
         match &result {
             Ok(()) => *lock(&work.last_success) = Instant::now(),
             Err(error) if error.is_for_all_keys() => work.stopped.store(true, Ordering::Relaxed),
@@ -178,7 +180,7 @@ fn work_off(
 
 fn report(manager: &KeyManager, work: &Work, count: usize, receiver: &mpsc::Receiver<Outcome>) {
     let mut said_stopped = false;
-    let mut done = 0;
+    let (mut done, mut said_done) = (0, 0);
     let mut next_progress = Instant::now() + PROGRESS_INTERVAL;
     loop {
         match receiver.recv_timeout(next_progress.saturating_duration_since(Instant::now())) {
@@ -198,11 +200,15 @@ fn report(manager: &KeyManager, work: &Work, count: usize, receiver: &mpsc::Rece
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if Instant::now() >= next_progress {
+            next_progress = Instant::now() + PROGRESS_INTERVAL;
             let trouble = lock(&work.trouble).take();
+            if done == said_done && trouble.is_none() {
+                continue;
+            }
+            said_done = done;
             let trouble =
                 trouble.map_or(String::new(), |reason| format!("; trying again: {reason}"));
             server_log::note(&format!("{done} of {count} key files done{trouble}"));
-            next_progress = Instant::now() + PROGRESS_INTERVAL;
         }
     }
 }

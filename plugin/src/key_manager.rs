@@ -9,14 +9,16 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use broker_protocol::MayWait;
+
 use crate::attempts::Attempts;
 use crate::fault_points::{self, Step};
 use crate::key_directory::{FileError, KeyDirectory, Placement, Stored};
 use crate::key_name::{KeyName, is_valid_number};
 use crate::keyring::Keyring;
-use crate::kms::{Kms, KmsError};
+use crate::kms::{Kms, KmsError, Purpose};
 use crate::server_log;
-use crate::server_symbols::statement_may_name_new_key;
+use crate::server_symbols::{server_is_starting, statement_may_name_new_key, statement_may_wait};
 use crate::settings::{Dynamic, Fixed};
 
 /// How long a statement waits for a KMS that fails at once, beyond its first call.
@@ -207,7 +209,10 @@ impl KeyManager {
             KeyError::NoSuchVersion { id, version, path }
         })?;
         self.directory.sync()?;
-        self.load(&self.directory, &name, until(STATEMENT_PATIENCE))
+        // Not even a moment for a person: InnoDB holds a latch while it reads a page, and ends the
+        // server when that takes it too long.
+        let may_wait = MayWait::No;
+        self.load(&self.directory, &name, may_wait, until(STATEMENT_PATIENCE))
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -221,7 +226,12 @@ impl KeyManager {
         if self.missing().contains(&id) {
             return Err(self.file_missing(id));
         }
-        match self.make(id, Placement::First, until(STATEMENT_PATIENCE))? {
+        match self.make(
+            id,
+            Placement::First,
+            self.may_wait(),
+            until(STATEMENT_PATIENCE),
+        )? {
             Some(name) => Ok(name.version),
             // Another process made it between our look and our attempt.
             None => self.find_latest(id)?.ok_or_else(|| self.lost(id)),
@@ -270,8 +280,22 @@ impl KeyManager {
         };
         self.directory.check_conflict(&versions, name)?;
         self.directory.sync()?;
-        self.load(&self.directory, name, until(STATEMENT_PATIENCE))?;
+        let may_wait = self.may_wait();
+        self.load(&self.directory, name, may_wait, until(STATEMENT_PATIENCE))?;
         Ok(Some(name.version))
+    }
+
+    /// How long this thread may wait for a person to open a session.
+    pub(crate) fn may_wait(&self) -> MayWait {
+        if self.backup {
+            MayWait::Statement
+        } else if server_is_starting() {
+            MayWait::Start
+        } else if statement_may_wait() {
+            MayWait::Statement
+        } else {
+            MayWait::No
+        }
     }
 
     /// Reads and unwraps one key file.
@@ -279,12 +303,18 @@ impl KeyManager {
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
+        may_wait: MayWait,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<(), KeyError> {
         let blob = directory.read(name)?;
+        let purpose = Purpose {
+            key_id: name.id,
+            key_version: name.version,
+            may_wait,
+        };
         let key = self
             .kms
-            .decrypt(blob, may_retry)
+            .decrypt(blob, purpose, may_retry)
             .map_err(|source| KeyError::Decrypt {
                 path: directory.path_of(name),
                 source,
@@ -300,6 +330,7 @@ impl KeyManager {
         &self,
         id: u32,
         placement: Placement,
+        may_wait: MayWait,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<Option<KeyName>, KeyError> {
         if self.backup {
@@ -316,14 +347,19 @@ impl KeyManager {
             source,
         };
         let key_bytes = self.dynamic.key_bytes();
+        let purpose = Purpose {
+            key_id: id,
+            key_version: 0,
+            may_wait,
+        };
         let wrapped = self
             .kms
-            .generate(master_key_id.clone(), key_bytes, &may_retry)
+            .generate(master_key_id.clone(), key_bytes, purpose, &may_retry)
             .map_err(failed)?;
         fault_points::reach(Step::Generated);
         let key = self
             .kms
-            .decrypt(wrapped.ciphertext_blob.clone(), &may_retry)
+            .decrypt(wrapped.ciphertext_blob.clone(), purpose, &may_retry)
             .map_err(failed)?;
         if key.expose().len() != usize::from(key_bytes) {
             return Err(failed(KmsError::WrongReply));

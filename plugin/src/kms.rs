@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_protocol::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, PlaintextKey, Reply, Request,
-    SessionState,
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MayWait, PlaintextKey, Reply,
+    Request, SessionState,
 };
 
 use crate::broker_client::{BrokerClient, BrokerError};
 use crate::server_log;
 use crate::settings::{Dynamic, Fixed, LogLevel};
+use crate::waiting::Waits;
 
 /// What the broker may take beyond the time limit of the KMS call itself.
 const BROKER_MARGIN: Duration = Duration::from_secs(2);
@@ -29,6 +30,9 @@ pub enum KmsError {
     /// The broker gave no answer.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The statement was killed, or the server told to end.
+    #[error("given up while waiting for a person: {0}")]
+    GivenUp(String),
     /// The broker answered another question.
     #[error("the broker answered something else than it was asked; see its log")]
     WrongReply,
@@ -40,7 +44,7 @@ impl KmsError {
         match self {
             Self::Failed(failure) => failure.kind.is_retryable(),
             Self::Broker(error) => error.is_retryable(),
-            Self::WrongReply => false,
+            Self::WrongReply | Self::GivenUp(_) => false,
         }
     }
 
@@ -51,7 +55,11 @@ impl KmsError {
 
     /// Tells whether every call fails until a person has written a code.
     pub fn is_for_a_person(&self) -> bool {
-        matches!(self, Self::Failed(failure) if failure.kind == FailureKind::SessionOver)
+        match self {
+            Self::Failed(failure) => failure.kind == FailureKind::SessionOver,
+            Self::GivenUp(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -88,6 +96,19 @@ pub struct Kms {
     mock: bool,
     /// For the status variables.
     pub counters: Counters,
+    /// The calls that waited for a person.
+    pub waits: Waits,
+}
+
+/// What a call is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose {
+    /// Key id.
+    pub key_id: u32,
+    /// Key version; 0 before a new one is stored.
+    pub key_version: u32,
+    /// How long a person may be waited for.
+    pub may_wait: MayWait,
 }
 
 /// A new key, wrapped.
@@ -107,12 +128,23 @@ impl Kms {
                 region: settings.region.clone(),
                 endpoint_url: settings.endpoint_url.clone(),
                 request_timeout_milliseconds: settings.request_timeout_milliseconds,
+                ..KmsOptions::default()
             },
             call_patience: settings.request_timeout() + BROKER_MARGIN,
             dynamic,
             #[cfg(feature = "mock")]
             mock: settings.mock,
             counters: Counters::default(),
+            waits: Waits::default(),
+        }
+    }
+
+    fn options(&self, purpose: Purpose) -> KmsOptions {
+        KmsOptions {
+            may_wait: purpose.may_wait,
+            key_id: purpose.key_id,
+            key_version: purpose.key_version,
+            ..self.options.clone()
         }
     }
 
@@ -120,11 +152,12 @@ impl Kms {
     pub fn decrypt(
         &self,
         ciphertext_blob: Vec<u8>,
+        purpose: Purpose,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<PlaintextKey, KmsError> {
         let request = Request::Decrypt(Decrypt {
             ciphertext_blob,
-            options: self.options.clone(),
+            options: self.options(purpose),
         });
         match self.call("Decrypt", &request, may_retry)? {
             Reply::Decrypted { key, .. } => Ok(key),
@@ -138,12 +171,13 @@ impl Kms {
         &self,
         master_key_id: String,
         key_bytes: u8,
+        purpose: Purpose,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<WrappedKey, KmsError> {
         let request = Request::GenerateDataKey(GenerateDataKey {
             master_key_id,
             key_bytes,
-            options: self.options.clone(),
+            options: self.options(purpose),
         });
         match self.call("GenerateDataKeyWithoutPlaintext", &request, may_retry)? {
             Reply::Generated {
@@ -201,6 +235,7 @@ impl Kms {
         let start = Instant::now();
         let result = match self.ask(request, self.call_patience) {
             Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
+            Ok(Reply::Waiting(why)) => Err(KmsError::GivenUp(why)),
             Ok(reply) => Ok(reply),
             Err(error) => Err(error.into()),
         };
@@ -228,7 +263,8 @@ impl Kms {
         if self.mock {
             return Ok(crate::mock::answer(request));
         }
-        self.broker.request(request, patience)
+        let waiting = |why: &str| self.waits.go_on(why);
+        self.broker.request(request, patience, waiting)
     }
 
     fn log(&self, level: LogLevel, text: impl FnOnce() -> String) {
@@ -246,6 +282,6 @@ fn request_of(reply: &Reply) -> String {
         Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
             format!(" (request {request_id})")
         }
-        Reply::Session(_) | Reply::Failed(_) => String::new(),
+        _ => String::new(),
     }
 }

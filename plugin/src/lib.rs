@@ -43,3 +43,4 @@ pub mod settings;
 pub mod status;
 #[cfg(test)]
 mod test_broker;
+pub mod waiting;

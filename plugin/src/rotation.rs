@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use broker_protocol::MayWait;
+
 use crate::key_directory::Placement;
 use crate::key_manager::{KeyError, KeyManager, until};
 use crate::key_name::KeyName;
@@ -127,7 +129,9 @@ fn rotate_id(
     may_retry: impl Fn(&KmsError) -> bool,
 ) -> Result<KeyName, String> {
     let known = manager.keyring.latest_version(id).unwrap_or(0);
-    match manager.make(id, Placement::Next { known }, may_retry) {
+    // A SET is short whatever happens.
+    let may_wait = MayWait::No;
+    match manager.make(id, Placement::Next { known }, may_wait, may_retry) {
         Ok(Some(name)) => Ok(name),
         Ok(None) => Err("another process is making keys in the same directory; try again".into()),
         Err(error) => Err(error.to_string()),

@@ -26,8 +26,8 @@ type PrintfError = unsafe extern "C" fn(c_uint, *const c_char, c_ulong, ...);
 /// `_current_thd` of the server's `sql_class.h`.
 type CurrentThd = unsafe extern "C" fn() -> *mut c_void;
 
-/// `thd_sql_command` of `plugin.h`.
-type SqlCommand = unsafe extern "C" fn(*const c_void) -> c_int;
+/// `thd_sql_command` and `thd_killed` of `plugin.h`.
+type ThreadQuestion = unsafe extern "C" fn(*const c_void) -> c_int;
 
 /// `SQLCOM_CREATE_TABLE` of the server's `sql_cmd.h`.
 const CREATE_TABLE: c_int = 1;
@@ -76,19 +76,56 @@ pub fn thread_has_client() -> bool {
 /// table, or sets `innodb_default_encryption_key_id`. Whoever else wants a key has data of it. True
 /// where the program does not say.
 pub fn statement_may_name_new_key() -> bool {
-    static FUNCTION: OnceLock<Option<SqlCommand>> = OnceLock::new();
+    statement_is_one_of(&[CREATE_TABLE, ALTER_TABLE, SET_OPTION])
+}
+
+/// Tells whether this thread's statement makes or changes a table: whoever sent it is there, and it
+/// holds no lock yet that others need, when it first asks for a key. True where the program does not
+/// say.
+pub fn statement_may_wait() -> bool {
+    statement_is_one_of(&[CREATE_TABLE, ALTER_TABLE])
+}
+
+fn statement_is_one_of(commands: &[c_int]) -> bool {
+    static FUNCTION: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
     let function = FUNCTION.get_or_init(|| {
         // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
-        unsafe { core::mem::transmute::<*mut c_void, Option<SqlCommand>>(find(c"thd_sql_command")) }
+        unsafe {
+            core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(c"thd_sql_command"))
+        }
     });
     match (current_thread(), function) {
         (Some(thread), Some(function)) => {
             // SAFETY: not null, and the server's own description of this thread.
             let command = || unsafe { function(thread) };
-            !thread.is_null() && matches!(command(), CREATE_TABLE | ALTER_TABLE | SET_OPTION)
+            !thread.is_null() && commands.contains(&command())
         }
         _ => true,
     }
+}
+
+/// Tells whether this thread's statement was killed, or its server is shutting down.
+pub fn statement_is_killed() -> bool {
+    static FUNCTION: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
+    let function = FUNCTION.get_or_init(|| {
+        // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
+        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(c"thd_killed")) }
+    });
+    match (current_thread(), function) {
+        (Some(thread), Some(function)) if !thread.is_null() => {
+            // SAFETY: not null, and the server's own description of this thread.
+            unsafe { function(thread) != 0 }
+        }
+        _ => false,
+    }
+}
+
+/// Tells whether the server has yet to say that it is ready for connections. False where the program
+/// does not say.
+pub fn server_is_starting() -> bool {
+    let started = find(c"mysqld_server_started").cast::<u8>();
+    // SAFETY: what a MariaDB server calls by this name is a `bool` that lives as long as it does.
+    !started.is_null() && unsafe { started.read_volatile() } == 0
 }
 
 /// The server's description of this thread: null outside of statements, `None` where the program

@@ -7,14 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_protocol::{Failure, FailureKind, SessionPhase, SessionState};
+use broker_protocol::{
+    Failure, FailureKind, MayWait, SessionPhase, SessionState, WAITING_INTERVAL,
+};
 use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
     channel::{Channel, sleep_until},
     config::{Config, Mfa},
     credentials,
+    logging::AUDIT,
     session::{Session, unix_seconds_now, utc_text},
-    stored_session,
+    stored_session, systemd,
 };
 use tracing::{error, info};
 
@@ -28,9 +31,19 @@ const RETRY_PAUSE: Duration = Duration::from_secs(30);
 /// The longest wait before the clock is looked at again: it may have been set, or have slept.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
+/// For whom the session is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// One server, which started us.
+    OfServer,
+    /// Anybody admitted; our state is that of a unit of our own.
+    Service,
+}
+
 /// The session and what becomes of it.
 pub(crate) struct Keeper {
     config: Config,
+    role: Role,
     source: Option<Session>,
     state: Mutex<State>,
     changed: Condvar,
@@ -50,7 +63,12 @@ struct State {
 
 impl Keeper {
     /// Keeps `session`, or asks for one at once if there is none.
-    pub fn new(mut config: Config, source: Option<Session>, session: Option<Session>) -> Self {
+    pub fn new(
+        mut config: Config,
+        source: Option<Session>,
+        session: Option<Session>,
+        role: Role,
+    ) -> Self {
         // That limit is for a start that somebody waits for.
         config.prompt_timeout = None;
         let state = State {
@@ -62,6 +80,7 @@ impl Keeper {
         };
         Self {
             config,
+            role,
             source,
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -99,6 +118,39 @@ impl Keeper {
             self.close(&mut state);
         }
         self.session_over(&state)
+    }
+
+    /// How long a request may wait for the next session; `None`: as long as it takes.
+    pub fn wait_limit(&self, may_wait: MayWait) -> Option<Duration> {
+        match may_wait {
+            MayWait::No => Some(Duration::ZERO),
+            MayWait::Statement => Some(self.config.reprompt_wait),
+            MayWait::Start => None,
+        }
+    }
+
+    /// Waits until a session is open; false once it is `until`, or `say_waiting` has failed, which
+    /// gets the failure that the person should mend and is called at once and then every
+    /// [`WAITING_INTERVAL`].
+    pub fn wait_for_session(
+        &self,
+        until: Option<Instant>,
+        mut say_waiting: impl FnMut(Failure) -> bool,
+    ) -> bool {
+        loop {
+            let Err(over) = self.session() else {
+                return true;
+            };
+            let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if remaining.is_some_and(|remaining| remaining.is_zero()) || !say_waiting(over) {
+                return false;
+            }
+            let state = self.lock();
+            if state.session.is_none() {
+                let pause = remaining.map_or(WAITING_INTERVAL, |it| it.min(WAITING_INTERVAL));
+                drop(self.changed.wait_timeout(state, pause));
+            }
+        }
     }
 
     /// How the session stands.
@@ -190,15 +242,22 @@ impl Keeper {
         self.close(&mut state);
         state.fifo = channel.fifo_path();
         state.failure = None;
-        info!("{}", self.session_over(&state).message);
+        let message = self.session_over(&state).message;
+        info!(event = "prompt", "{message}");
+        self.show_status(&message);
+    }
+
+    /// The status line of a server's unit is the server's.
+    fn show_status(&self, status: &str) {
+        if self.role == Role::Service {
+            systemd::status(status);
+        }
     }
 
     fn open(&self, session: Session) {
-        let opened = format!(
-            "session {} is open until {}",
-            session.access_key_id,
-            session.expiration_text()
-        );
+        let (access_key_id, expiration) =
+            (session.access_key_id.clone(), session.expiration_text());
+        let opened = format!("session {access_key_id} is open until {expiration}");
         stored_session::keep(&self.config, &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
@@ -207,13 +266,27 @@ impl Keeper {
             fifo: None,
             failure: None,
         };
+        self.changed.notify_all();
         // Whoever acts on this line finds it true.
-        info!("{opened}");
+        info!(
+            event = "session_open",
+            access_key_id, expiration, "{opened}"
+        );
+        self.show_status(&opened);
     }
 
     fn close(&self, state: &mut State) {
-        if state.session.take().is_some() && self.config.mfa != Mfa::Off {
-            stored_session::forget();
+        if let Some(session) = state.session.take() {
+            if self.config.mfa != Mfa::Off {
+                stored_session::forget();
+            }
+            info!(
+                target: AUDIT,
+                event = "session_end",
+                access_key_id = session.access_key_id,
+                "session {} is over",
+                session.access_key_id
+            );
         }
         self.changed.notify_all();
     }

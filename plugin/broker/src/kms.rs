@@ -19,7 +19,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::timeout::TimeoutConfig;
 use broker_protocol::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_CIPHERTEXT_BYTES, PlaintextKey,
-    Reply,
+    Reply, Request,
 };
 use iam_kms_wrapper::{
     aws::{self, root_cause},
@@ -28,12 +28,13 @@ use iam_kms_wrapper::{
 };
 use tokio::runtime::Handle;
 
-use crate::keeper::Keeper;
+use crate::{keeper::Keeper, key_cache::KeyCache};
 
 /// Calls KMS with the session that is open.
 pub(crate) struct Kms {
     runtime: Handle,
     clients: Mutex<Clients>,
+    cache: KeyCache,
 }
 
 /// Clients of one session, by region and endpoint: they hold its connections.
@@ -47,20 +48,54 @@ struct Clients {
 const MAX_CLIENTS: usize = 16;
 
 impl Kms {
-    pub fn new(runtime: Handle) -> Self {
+    pub fn new(runtime: Handle, cache: KeyCache) -> Self {
         Self {
             runtime,
             clients: Mutex::default(),
+            cache,
         }
     }
 
-    /// Unwraps a data key.
-    pub fn decrypt(&self, keeper: &Keeper, request: Decrypt) -> Result<Reply, Failure> {
-        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&request.ciphertext_blob.len()) {
+    /// Does what `request` asks of KMS.
+    pub fn answer(&self, keeper: &Keeper, request: &Request) -> Result<Reply, Failure> {
+        match request {
+            Request::Session => Ok(Reply::Session(keeper.state())),
+            Request::Decrypt(request) => self.decrypt(keeper, request),
+            Request::GenerateDataKey(request) => self.generate_data_key(keeper, request),
+        }
+    }
+
+    /// Unwraps a data key; one that was unwrapped before, without a session and a request id.
+    fn decrypt(&self, keeper: &Keeper, request: &Decrypt) -> Result<Reply, Failure> {
+        let ciphertext_blob = &request.ciphertext_blob;
+        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&ciphertext_blob.len()) {
             return Err(invalid("a wrapped key must have 1 to 6144 bytes"));
         }
+        let answered = self.call_decrypt(keeper, request);
+        match &answered {
+            Ok(Reply::Decrypted {
+                key,
+                master_key_arn,
+                ..
+            }) => self.cache.keep(ciphertext_blob, key, master_key_arn),
+            Err(failure) if failure.kind == FailureKind::SessionOver => {
+                if let Some((key, master_key_arn)) = self.cache.find(ciphertext_blob) {
+                    return Ok(Reply::Decrypted {
+                        key,
+                        master_key_arn,
+                        request_id: String::new(),
+                    });
+                }
+            }
+            Err(failure) => self.cache.refused(ciphertext_blob, failure.kind),
+            Ok(_) => {}
+        }
+        answered
+    }
+
+    fn call_decrypt(&self, keeper: &Keeper, request: &Decrypt) -> Result<Reply, Failure> {
         let (session, client) = self.client(keeper, &request.options)?;
-        let blob = Blob::new(request.ciphertext_blob);
+        let blob = Blob::new(request.ciphertext_blob.as_slice());
         let call = client
             .decrypt()
             .ciphertext_blob(blob)
@@ -81,10 +116,10 @@ impl Kms {
     }
 
     /// Makes a wrapped data key.
-    pub fn generate_data_key(
+    fn generate_data_key(
         &self,
         keeper: &Keeper,
-        request: GenerateDataKey,
+        request: &GenerateDataKey,
     ) -> Result<Reply, Failure> {
         if !matches!(request.key_bytes, 16 | 32) {
             return Err(invalid("a data key must have 16 or 32 bytes"));
@@ -95,7 +130,7 @@ impl Kms {
         let (session, client) = self.client(keeper, &request.options)?;
         let call = client
             .generate_data_key_without_plaintext()
-            .key_id(request.master_key_id)
+            .key_id(&request.master_key_id)
             .number_of_bytes(request.key_bytes.into())
             .customize()
             .config_override(timeouts(keeper, &request.options))

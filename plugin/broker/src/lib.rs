@@ -8,9 +8,11 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod command_line;
 mod conversation;
 mod keeper;
+mod key_cache;
 mod kms;
 mod listener;
 mod process;
@@ -25,16 +27,17 @@ use iam_kms_wrapper::{
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
     listen_fds, logging,
-    session::Session,
     signals::Signals,
-    stored_session,
+    stored_session, systemd,
 };
 use tracing::{error, info};
 
 use command_line::CommandLine;
-use keeper::Keeper;
+use conversation::Service;
+use keeper::{Keeper, Role};
+use key_cache::KeyCache;
 use kms::Kms;
-use listener::{Listener, ListenerError};
+use listener::{Admission, Listener, ListenerError};
 use nix::sys::eventfd::EventFd;
 use server::Server;
 
@@ -101,9 +104,15 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         source,
         server_pid,
     } = read_frame(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
+    logging::use_format(config.log_format);
     let listener = Server::open(server_pid)
         .map_err(|error| BrokerError::System("watch the server", error))
-        .and_then(|server| Ok((server, Listener::bind(&config.broker_socket)?)));
+        .and_then(|server| {
+            Ok((
+                server,
+                Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
+            ))
+        });
     let started: Started = match &listener {
         Ok(_) => Ok(()),
         Err(failure) => Err(failure.to_string()),
@@ -114,11 +123,13 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         .map_err(|error| BrokerError::System("close standard input and output", error))?;
     // SIGTERM goes to every process of the unit; the server still needs us while it shuts down.
     drop(signals);
-    serve(config, Some(session), source, listener, || server.wait())
+    let keeper = Keeper::new(config, source, Some(session), Role::OfServer);
+    serve(keeper, listener, || server.wait())
 }
 
 /// As a service of its own, or started by hand.
 fn run_alone(config: Config) -> Result<(), BrokerError> {
+    logging::use_format(config.log_format);
     let signals = prepare_process()?;
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
@@ -126,16 +137,20 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
     let kept = kept.and_then(|taken| stored_session::reuse(&config, taken.file));
     if let Some(session) = &kept {
         info!(
+            event = "session_open",
+            access_key_id = session.access_key_id,
+            expiration = session.expiration_text(),
             "session {} is open until {} (kept by systemd, so no code is asked for)",
             session.access_key_id,
             session.expiration_text()
         );
     }
     let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
-    let listener = Listener::bind(&config.broker_socket)?;
-    serve(config, session, source, listener, || {
-        server::wait_for_signal(&signals)
-    })
+    let listener = Listener::bind(&config.broker_socket, config.broker_socket_gid)?;
+    // Not only once there is a session: what is ordered after us waits for that by itself.
+    systemd::ready();
+    let keeper = Keeper::new(config, source, session, Role::Service);
+    serve(keeper, listener, || server::wait_for_signal(&signals))
 }
 
 fn prepare_process() -> Result<Signals, BrokerError> {
@@ -146,9 +161,7 @@ fn prepare_process() -> Result<Signals, BrokerError> {
 
 /// Serves peers and keeps the session until `wait_for_end` returns.
 fn serve(
-    config: Config,
-    session: Option<Session>,
-    source: Option<Session>,
+    keeper: Keeper,
     listener: Listener,
     wait_for_end: impl FnOnce() -> io::Result<()>,
 ) -> Result<(), BrokerError> {
@@ -162,18 +175,20 @@ fn serve(
     let socket = listener
         .acceptor()
         .map_err(|error| BrokerError::System("accept", error))?;
-    let keeper = Arc::new(Keeper::new(config, source, session));
-    let kms = Arc::new(Kms::new(runtime.handle().clone()));
+    let cache = KeyCache::new(keeper.config().key_cache);
+    let kms = Kms::new(runtime.handle().clone(), cache);
+    let admission = Admission::new(keeper.config().broker_socket_gid);
+    let service = Arc::new(Service::new(keeper, kms, admission));
     info!("listening at {}", listener.path().display());
     let ended = thread::scope(|scope| {
-        scope.spawn(|| keeper.run(stop.as_fd()));
-        let (keeper_of_peers, kms) = (Arc::clone(&keeper), Arc::clone(&kms));
+        scope.spawn(|| service.keeper.run(stop.as_fd()));
+        let accepting = Arc::clone(&service);
         // Not of this scope: it accepts until the process ends.
-        thread::spawn(move || conversation::accept(&socket, &keeper_of_peers, &kms));
+        thread::spawn(move || accepting.accept(&socket));
         let ended = wait_for_end().map_err(|error| BrokerError::System("wait for the end", error));
         stop.write(1)
             .map_err(|error| BrokerError::System("stop", error.into()))?;
-        keeper.wake();
+        service.keeper.wake();
         ended
     });
     // Peers may be in the middle of a call; it ends with the process, not with a panic.

@@ -1,9 +1,9 @@
-//! The socket: made for our user alone, its peers checked.
+//! The socket: made for our user alone or for a group too, its peers checked.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::{
-        fs::MetadataExt,
+        fs::{MetadataExt, PermissionsExt, chown},
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -11,8 +11,8 @@ use std::{
 
 use iam_kms_wrapper::broker::is_free_or_socket;
 use nix::{
-    sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials},
-    unistd::geteuid,
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::{Gid, Group, Uid, User, geteuid},
 };
 use tracing::warn;
 
@@ -24,6 +24,11 @@ pub(crate) enum ListenerError {
         path = path.display()
     )]
     Bind { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot give {path} to broker_socket_group: {source}; start the broker in that group (Group= in the unit)",
+        path = path.display()
+    )]
+    Group { path: PathBuf, source: io::Error },
     #[error("another broker listens at {path}; stop its server first", path = path.display())]
     Busy { path: PathBuf },
     #[error(
@@ -41,8 +46,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds `path` with mode 0600, which the process's umask gives it.
-    pub fn bind(path: &Path) -> Result<Self, ListenerError> {
+    /// Binds `path` with mode 0600, which the process's umask gives it, or 0660 for the group `gid`.
+    pub fn bind(path: &Path, gid: Option<u32>) -> Result<Self, ListenerError> {
         let failed = |source| ListenerError::Bind {
             path: path.into(),
             source,
@@ -50,11 +55,28 @@ impl Listener {
         remove_left_behind(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
-        Ok(Self {
+        let listener = Self {
             path: path.into(),
             socket,
             identity: (metadata.dev(), metadata.ino()),
-        })
+        };
+        if let Some(gid) = gid {
+            listener.open_to(gid, &metadata)?;
+        }
+        Ok(listener)
+    }
+
+    fn open_to(&self, gid: u32, metadata: &fs::Metadata) -> Result<(), ListenerError> {
+        let failed = |source| ListenerError::Group {
+            path: self.path.clone(),
+            source,
+        };
+        // The group first: nobody else is let in meanwhile. Where it is our own, systemd may have
+        // forbidden the call.
+        if metadata.gid() != gid {
+            chown(&self.path, None, Some(gid)).map_err(failed)?;
+        }
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o660)).map_err(failed)
     }
 
     /// A socket to accept from in another thread.
@@ -96,18 +118,66 @@ fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
     }
 }
 
-/// A peer that may be served: one of our own user, or of root.
-pub(crate) fn check_peer(stream: &UnixStream) -> Result<UnixCredentials, String> {
-    let peer = getsockopt(stream, PeerCredentials).map_err(|error| format!("unknown: {error}"))?;
-    if peer.uid() == geteuid().as_raw() || peer.uid() == 0 {
-        return Ok(peer);
+/// Who has connected.
+pub(crate) struct Peer {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: i32,
+}
+
+impl Peer {
+    /// As the kernel tells it.
+    pub fn of(stream: &UnixStream) -> io::Result<Self> {
+        let credentials = getsockopt(stream, PeerCredentials)?;
+        Ok(Self {
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            pid: credentials.pid(),
+        })
     }
-    Err(format!(
-        "uid {}, pid {}: only uid {} and root are served",
-        peer.uid(),
-        peer.pid(),
-        geteuid()
-    ))
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {}, pid {}", self.uid, self.pid)
+    }
+}
+
+/// Who is served: our own user, root, and the members of a group where one is configured.
+pub(crate) struct Admission {
+    gid: Option<u32>,
+}
+
+impl Admission {
+    pub fn new(gid: Option<u32>) -> Self {
+        Self { gid }
+    }
+
+    /// The error says who is served.
+    pub fn check(&self, peer: &Peer) -> Result<(), String> {
+        let own = geteuid();
+        if peer.uid == own.as_raw() || peer.uid == 0 {
+            return Ok(());
+        }
+        match self.gid {
+            Some(gid) if peer.gid == gid || is_member(peer.uid, gid) => Ok(()),
+            Some(gid) => Err(format!(
+                "only uid {own}, root and members of group {gid} are served"
+            )),
+            None => Err(format!("only uid {own} and root are served")),
+        }
+    }
+}
+
+/// Whether the host's database of groups has the user in it. One that cannot be read has nobody.
+fn is_member(uid: u32, gid: u32) -> bool {
+    let (Ok(Some(user)), Ok(Some(group))) = (
+        User::from_uid(Uid::from_raw(uid)),
+        Group::from_gid(Gid::from_raw(gid)),
+    ) else {
+        return false;
+    };
+    group.mem.contains(&user.name)
 }
 
 #[cfg(test)]
@@ -119,9 +189,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&path).unwrap();
+        let listener = Listener::bind(&path, None).unwrap();
         assert!(matches!(
-            Listener::bind(&path),
+            Listener::bind(&path, None),
             Err(ListenerError::Busy { .. })
         ));
         drop(listener);
@@ -134,7 +204,7 @@ mod tests {
         let path = directory.path().join("broker.sock");
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
-            Listener::bind(&path),
+            Listener::bind(&path, None),
             Err(ListenerError::Occupied { .. })
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
@@ -144,9 +214,9 @@ mod tests {
     fn the_socket_of_a_successor_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
-        let first = Listener::bind(&path).unwrap();
+        let first = Listener::bind(&path, None).unwrap();
         fs::remove_file(&path).unwrap();
-        let _second = Listener::bind(&path).unwrap();
+        let _second = Listener::bind(&path, None).unwrap();
         drop(first);
         assert!(path.exists());
     }
@@ -154,6 +224,20 @@ mod tests {
     #[test]
     fn peers_of_our_own_user_are_served() {
         let (one, _other) = UnixStream::pair().unwrap();
-        assert_eq!(check_peer(&one).unwrap().uid(), geteuid().as_raw());
+        let peer = Peer::of(&one).unwrap();
+        assert_eq!(peer.uid, geteuid().as_raw());
+        assert_eq!(Admission::new(None).check(&peer), Ok(()));
+    }
+
+    #[test]
+    fn of_other_users_only_the_group_is_served() {
+        let peer = |gid| Peer {
+            uid: 65_534,
+            gid,
+            pid: 1,
+        };
+        assert!(Admission::new(None).check(&peer(0)).is_err());
+        assert!(Admission::new(Some(3000)).check(&peer(3001)).is_err());
+        assert_eq!(Admission::new(Some(3000)).check(&peer(3000)), Ok(()));
     }
 }

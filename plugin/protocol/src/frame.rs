@@ -98,7 +98,7 @@ fn header_bytes(length: u32) -> [u8; HEADER_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Decrypt, KmsOptions, MAX_CIPHERTEXT_BYTES, PlaintextKey, Reply, Request};
+    use crate::{Decrypt, KmsOptions, MAX_CIPHERTEXT_BYTES, MayWait, PlaintextKey, Reply, Request};
 
     fn longest_request() -> Request {
         Request::Decrypt(Decrypt {
@@ -107,6 +107,9 @@ mod tests {
                 region: "r".repeat(64),
                 endpoint_url: "u".repeat(2048),
                 request_timeout_milliseconds: u32::MAX,
+                may_wait: MayWait::Start,
+                key_id: u32::MAX,
+                key_version: u32::MAX,
             },
         })
     }

@@ -15,6 +15,17 @@ pub enum Request {
     Session,
 }
 
+impl Request {
+    /// The options of a call of KMS; `None` where it is not called.
+    pub fn options(&self) -> Option<&KmsOptions> {
+        match self {
+            Self::Decrypt(request) => Some(&request.options),
+            Self::GenerateDataKey(request) => Some(&request.options),
+            Self::Session => None,
+        }
+    }
+}
+
 /// KMS `Decrypt` of one key file.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>.
@@ -39,7 +50,8 @@ pub struct GenerateDataKey {
     pub options: KmsOptions,
 }
 
-/// The plugin's own settings of a KMS call. Empty and zero leave it to the broker's configuration.
+/// The plugin's own settings of a KMS call, and what it is for. Empty and zero leave a setting to the
+/// broker's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KmsOptions {
     /// AWS region (`aws_key_management_region`), or empty.
@@ -48,6 +60,24 @@ pub struct KmsOptions {
     pub endpoint_url: String,
     /// Time limit of the call in milliseconds (`aws_key_management_request_timeout`), or 0.
     pub request_timeout_milliseconds: u32,
+    /// How long a person may be waited for where no session is open.
+    pub may_wait: MayWait,
+    /// The key that the call is for, for the audit; 0 where that is not known.
+    pub key_id: u32,
+    /// Its version; 0 where that is not known, as before a new one is stored.
+    pub key_version: u32,
+}
+
+/// How long a request may wait for a person to open a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MayWait {
+    /// Not at all: locks are held, or nobody is there.
+    #[default]
+    No,
+    /// As long as `reprompt_wait_seconds` says.
+    Statement,
+    /// As long as it takes: a server starts, and can do nothing without its keys.
+    Start,
 }
 
 /// What the broker answers.
@@ -75,6 +105,9 @@ pub enum Reply {
     Session(SessionState),
     /// The request could not be served.
     Failed(Failure),
+    /// No answer yet: a person is waited for, who should do what this line says. Comes again after
+    /// [`crate::WAITING_INTERVAL`] until there is an answer.
+    Waiting(String),
 }
 
 /// Why a request could not be served.

@@ -11,6 +11,11 @@ use crate::test_broker::TestBroker;
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(100);
 
+/// Gives up as soon as the broker waits.
+fn never(_: &str) -> bool {
+    false
+}
+
 fn session() -> Reply {
     Reply::Session(SessionState {
         phase: SessionPhase::Open,
@@ -24,7 +29,7 @@ fn a_connection_serves_many_requests() {
     let broker = TestBroker::honest();
     let client = BrokerClient::new(&broker.socket());
     for _ in 0..5 {
-        client.request(&Request::Session, LONG).unwrap();
+        client.request(&Request::Session, LONG, never).unwrap();
     }
     assert_eq!(broker.connections.load(Ordering::SeqCst), 1);
 }
@@ -39,7 +44,7 @@ fn threads_do_not_wait_for_each_others_connections() {
     let client = BrokerClient::new(&broker.socket());
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| client.request(&Request::Session, LONG).unwrap());
+            scope.spawn(|| client.request(&Request::Session, LONG, never).unwrap());
         }
     });
 }
@@ -54,7 +59,7 @@ fn a_kept_connection_that_broke_is_replaced() {
     });
     let client = BrokerClient::new(&broker.socket());
     for _ in 0..3 {
-        client.request(&Request::Session, LONG).unwrap();
+        client.request(&Request::Session, LONG, never).unwrap();
     }
     assert_eq!(broker.connections.load(Ordering::SeqCst), 3);
 }
@@ -64,7 +69,7 @@ fn no_broker_is_told_with_the_socket_and_what_to_start() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");
     let error = BrokerClient::new(&socket)
-        .request(&Request::Session, LONG)
+        .request(&Request::Session, LONG, never)
         .unwrap_err();
     assert!(matches!(error, BrokerError::NoBroker { .. }));
     assert!(!error.is_retryable());
@@ -81,7 +86,7 @@ fn no_broker_is_told_with_the_socket_and_what_to_start() {
 #[test]
 fn a_socket_path_that_is_too_long_is_an_error() {
     let client = BrokerClient::new(Path::new(&"x".repeat(200)));
-    let result = client.request(&Request::Session, LONG);
+    let result = client.request(&Request::Session, LONG, never);
     assert!(matches!(result, Err(BrokerError::NoBroker { .. })));
 }
 
@@ -91,7 +96,7 @@ fn silence_ends_with_the_time_limit_and_is_not_asked_twice() {
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
     let client = BrokerClient::new(&broker.socket());
-    let error = client.request(&Request::Session, SHORT).unwrap_err();
+    let error = client.request(&Request::Session, SHORT, never).unwrap_err();
     assert!(
         matches!(
             error,
@@ -119,7 +124,7 @@ fn an_answer_byte_by_byte_does_not_stretch_the_time_limit() {
     });
     let client = BrokerClient::new(&broker.socket());
     let start = Instant::now();
-    let error = client.request(&Request::Session, SHORT).unwrap_err();
+    let error = client.request(&Request::Session, SHORT, never).unwrap_err();
     assert!(matches!(error, BrokerError::TimedOut { .. }), "{error}");
     assert!(start.elapsed() < LONG);
 }
@@ -136,9 +141,12 @@ fn rubbish_is_an_error_and_the_next_request_is_served() {
         write_frame(&mut stream, &session()).unwrap();
     });
     let client = BrokerClient::new(&broker.socket());
-    let error = client.request(&Request::Session, LONG).unwrap_err();
+    let error = client.request(&Request::Session, LONG, never).unwrap_err();
     assert!(matches!(error, BrokerError::Conversation { .. }), "{error}");
-    assert_eq!(client.request(&Request::Session, LONG).unwrap(), session());
+    assert_eq!(
+        client.request(&Request::Session, LONG, never).unwrap(),
+        session()
+    );
 }
 
 #[test]
@@ -148,10 +156,51 @@ fn a_broker_of_another_release_is_named_as_such() {
         stream.write_all(&[2, 0, 0, 0, 0]).unwrap();
     });
     let client = BrokerClient::new(&broker.socket());
-    let error = client.request(&Request::Session, LONG).unwrap_err();
+    let error = client.request(&Request::Session, LONG, never).unwrap_err();
     assert!(
         error.to_string().contains("of different releases"),
         "{error}"
     );
     assert!(!error.is_retryable());
+}
+
+/// Says each 60 ms that it waits, `count` times, and answers then.
+fn waiting_broker(count: u32) -> TestBroker {
+    TestBroker::with_connections(move |mut stream| {
+        while read_frame::<Request>(&mut stream).is_ok() {
+            for number in 0..count {
+                std::thread::sleep(SHORT.mul_f64(0.6));
+                let waiting = Reply::Waiting(number.to_string());
+                if write_frame(&mut stream, &waiting).is_err() {
+                    return;
+                }
+            }
+            write_frame(&mut stream, &session()).unwrap();
+        }
+    })
+}
+
+#[test]
+fn a_broker_that_says_that_it_waits_is_waited_for_beyond_the_time_limit() {
+    let broker = waiting_broker(5);
+    let client = BrokerClient::new(&broker.socket());
+    let heard = std::sync::Mutex::new(Vec::new());
+    let waiting = |why: &str| {
+        heard.lock().unwrap().push(why.to_owned());
+        true
+    };
+    let reply = client.request(&Request::Session, SHORT, waiting).unwrap();
+    assert_eq!(reply, session());
+    assert_eq!(heard.into_inner().unwrap(), ["0", "1", "2", "3", "4"]);
+}
+
+#[test]
+fn who_gives_up_waiting_leaves_the_connection() {
+    let broker = waiting_broker(1);
+    let client = BrokerClient::new(&broker.socket());
+    for connections in 1..3 {
+        let reply = client.request(&Request::Session, LONG, never).unwrap();
+        assert_eq!(reply, Reply::Waiting("0".into()));
+        assert_eq!(broker.connections.load(Ordering::SeqCst), connections);
+    }
 }

@@ -13,8 +13,8 @@ use std::{
 };
 
 use broker_protocol::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_FRAME_BYTES, Reply, Request,
-    SessionPhase, read_frame, write_frame,
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_FRAME_BYTES, MayWait, Reply,
+    Request, SessionPhase, read_frame, write_frame,
 };
 use end_to_end_tests::{
     NOBODY, PATIENCE_SECONDS, Process, Scene, after_python, contains_bytes,
@@ -48,7 +48,12 @@ impl Peer {
 
     fn ask(&mut self, request: &Request) -> Reply {
         write_frame(&mut self.0, request).unwrap();
-        read_frame(&mut self.0).unwrap()
+        loop {
+            match read_frame(&mut self.0).unwrap() {
+                Reply::Waiting(_) => {}
+                reply => return reply,
+            }
+        }
     }
 
     /// The process that listens.
@@ -64,7 +69,8 @@ impl Peer {
     }
 }
 
-fn ask(scene: &Scene, request: &Request) -> Reply {
+/// The answer to `request`, after all waiting.
+pub fn ask(scene: &Scene, request: &Request) -> Reply {
     Peer::connect(&scene.configuration.broker_socket).ask(request)
 }
 
@@ -87,7 +93,20 @@ fn generate(key_bytes: u8) -> Request {
     })
 }
 
-pub(crate) fn generated(scene: &Scene) -> Vec<u8> {
+/// Asks for a key of 16 bytes.
+pub fn generate_with(may_wait: MayWait) -> Request {
+    Request::GenerateDataKey(GenerateDataKey {
+        master_key_id: "alias/mariadb".into(),
+        key_bytes: 16,
+        options: KmsOptions {
+            may_wait,
+            ..KmsOptions::default()
+        },
+    })
+}
+
+/// A new wrapped key.
+pub fn generated(scene: &Scene) -> Vec<u8> {
     match ask(scene, &generate(16)) {
         Reply::Generated {
             ciphertext_blob, ..

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod broker;
+mod broker_service;
 mod check;
 mod code_channel;
 mod crash_restart;
@@ -29,3 +30,4 @@ mod server_session;
 mod sts_answers;
 mod systemd_notify;
 mod terminal;
+mod waiting_calls;

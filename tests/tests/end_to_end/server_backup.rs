@@ -13,7 +13,10 @@ use end_to_end_tests::{
 };
 use nix::unistd::User;
 
-use crate::server_main_job::ENCRYPT_ALL;
+use crate::{
+    server_main_job::ENCRYPT_ALL,
+    server_session::{NEW_KEY, end_session},
+};
 
 const ROOT: u32 = 0;
 const MAKE: &str = "GenerateDataKeyWithoutPlaintext";
@@ -253,6 +256,24 @@ fn on_another_host_a_backup_is_prepared_and_started_with_a_code() {
     let _second = scene.start_database(&restored);
     assert_restored(&restored, ROWS, ROWS);
     assert_eq!(scene.aws.calls(MAKE), made);
+}
+
+#[test]
+fn after_the_end_of_the_session_a_backup_gets_the_keys_that_the_server_has() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+    let database = database(&scene);
+    let server = scene.start_database(&database);
+    database.sql(SCHEMA);
+    end_session(&scene.aws);
+    database.sql_error(NEW_KEY);
+    server.process.wait_for("the AWS session ended");
+    let full = scene.sandbox.path("full");
+    take(&scene, ROOT, &database, &full, &[]);
+    backup(ROOT, &["--prepare", &option("target-dir", &full)]);
+    let restored = copy_back(&scene, ROOT, &database, &full);
+    let _second = restored.start();
+    assert_restored(&restored, ROWS, ROWS);
+    assert_eq!(scene.aws.calls(TRADE), 1);
 }
 
 /// mariadb-backup copies key files from the datadir only.

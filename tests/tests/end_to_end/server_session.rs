@@ -4,10 +4,11 @@ use end_to_end_tests::{
     Configuration, Database, LocalAws, Process, Sandbox, Wrapper, wait_until, write_fifo,
 };
 
-const NEW_KEY: &str = "CREATE TABLE d.t4 (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=4";
+pub const NEW_KEY: &str =
+    "CREATE TABLE d.t4 (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=4";
 
 /// Moves AWS's clock past the end of the session. The broker learns it from KMS.
-fn end_session(aws: &LocalAws) {
+pub fn end_session(aws: &LocalAws) {
     // Within the quarter of an hour by which AWS lets clocks differ.
     aws.set_clock("800");
 }

@@ -21,7 +21,7 @@ use file::Entry;
 pub const DEFAULT_FIFO: &str = "/run/iam-kms-wrapper/mfa";
 
 /// Every key of the configuration file.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "kms_mfa_id",
     "kms_mfa_socket",
     "kms_mfa_socket_mode",
@@ -34,6 +34,7 @@ pub const KEYS: [&str; 17] = [
     "region",
     "handoff",
     "broker_socket",
+    "broker_socket_group",
     "mfa",
     "reuse_session_min_seconds",
     "reprompt_wait_seconds",
@@ -66,6 +67,8 @@ pub struct Config {
     pub handoff: Handoff,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
+    /// Group whose members may use the broker; `None`: only its own user and root.
+    pub broker_socket_gid: Option<u32>,
     /// How much of a session must be left for a restart to use it again, in seconds.
     pub reuse_session_min_seconds: i64,
     /// How long a KMS call may wait for a person to open a session.
@@ -113,7 +116,7 @@ pub enum Handoff {
 pub enum KeyCache {
     /// As long as it lives: backups work after the session's end.
     Lifetime,
-    /// As long as the session that unwrapped them.
+    /// Not beyond the session: without one there are no keys.
     Session,
 }
 
@@ -169,7 +172,7 @@ impl Values<'_> {
             fifo: self.absolute_path("kms_mfa_socket")?,
             fifo_access: FifoAccess {
                 mode: self.mode()?,
-                gid: self.gid()?,
+                gid: self.gid("kms_mfa_socket_group")?,
             },
             session_duration_seconds: self.number("session_duration_seconds", 900, 900, 129_600)?,
             request_timeout: self.seconds("request_timeout_seconds", 10, 1)?,
@@ -182,6 +185,7 @@ impl Values<'_> {
             broker_socket: self
                 .absolute_path("broker_socket")?
                 .unwrap_or_else(|| broker_protocol::DEFAULT_SOCKET.into()),
+            broker_socket_gid: self.gid("broker_socket_group")?,
             reuse_session_min_seconds: self
                 .number("reuse_session_min_seconds", 60, 0, 129_600)?
                 .into(),
@@ -295,8 +299,8 @@ impl Values<'_> {
         }
     }
 
-    fn gid(&self) -> Result<Option<u32>, ConfigError> {
-        let Some(entry) = self.entry("kms_mfa_socket_group") else {
+    fn gid(&self, key: &str) -> Result<Option<u32>, ConfigError> {
+        let Some(entry) = self.entry(key) else {
             return Ok(None);
         };
         match Group::from_name(&entry.value) {
