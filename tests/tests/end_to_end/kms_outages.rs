@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use end_to_end_tests::{Database, LocalAws, Scene, Wrapper, run_client, wait_until};
+use end_to_end_tests::{
+    Database, LocalAws, Process, Scene, Wrapper, run_client, wait_until, write_fifo,
+};
 use nix::{
     sys::{
         signal::{Signal::SIGKILL, kill},
@@ -180,7 +182,15 @@ fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
     server.check_serves();
     assert_eq!(status(&server.database, "session_state"), "no broker");
 
-    let _broker = scene.start_broker();
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    server.check_tells(&["write a new MFA code", "echo 123456 > "]);
+    server.check_serves();
+    wait_until("the status", || {
+        status(&server.database, "session_state") == "awaiting code"
+    });
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    broker.wait_for("is open until");
     // Nobody beyond this host was asked, so nothing is waited for.
     server.database.sql(&create(20));
     server.check_serves();

@@ -1,6 +1,6 @@
 //! Calls of KMS that wait for a person to open a session, and those that must not.
 
-use std::{os::unix::net::UnixStream, thread};
+use std::{fs, os::unix::net::UnixStream, thread};
 
 use broker_protocol::{MayWait, Reply, read_frame, write_frame};
 use end_to_end_tests::{Database, Process, Scene, Wrapper, wait_until, write_fifo};
@@ -59,7 +59,7 @@ fn a_statement_fails_with_the_reason_once_it_has_waited_long_enough() {
 
 #[test]
 fn a_rotation_does_not_wait() {
-    let (_scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 600");
+    let (_scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 20");
     let warning = database.sql(ROTATE);
     assert!(warning.contains("key 1 was not rotated: "), "{warning}");
     assert!(warning.contains("write a new MFA code"), "{warning}");
@@ -112,6 +112,59 @@ fn a_call_that_may_not_wait_is_answered_at_once_beside_one_that_does() {
         }
     };
     assert!(matches!(answer, Reply::Generated { .. }), "{answer:?}");
+}
+
+#[test]
+fn so_many_calls_wait_that_others_are_still_served() {
+    let scene = Scene::new()
+        .with_broker()
+        .line("reprompt_wait_seconds = 600");
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    let _waiting: Vec<UnixStream> = (0..64)
+        .map(|_| {
+            let mut peer = UnixStream::connect(&scene.configuration.broker_socket).unwrap();
+            write_frame(&mut peer, &generate_with(MayWait::Statement)).unwrap();
+            let first: Reply = read_frame(&mut peer).unwrap();
+            assert!(matches!(first, Reply::Waiting(_)), "{first:?}");
+            peer
+        })
+        .collect();
+    let one_more = ask(&scene, &generate_with(MayWait::Statement));
+    assert!(
+        format!("{one_more:?}").contains("SessionOver"),
+        "{one_more:?}"
+    );
+}
+
+#[test]
+fn reading_a_page_does_not_wait() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"])
+        .with_broker()
+        .line("reprompt_wait_seconds = 20")
+        .line("key_cache = session");
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&["--innodb-encrypt-tables=ON"]);
+    let mut wrapper = scene.start_database(&database);
+    database.sql("CREATE DATABASE d");
+    database.sql(NEW_KEY);
+    database.stop(&mut wrapper.process);
+    let file = database.datadir.join("aws-kms-key.4.1");
+    let away = scene.sandbox.path("away");
+    fs::rename(&file, &away).unwrap();
+    wait_until("the broker to leave", || {
+        !scene.configuration.broker_socket.exists()
+    });
+
+    let wrapper = scene.start_database(&database);
+    fs::rename(&away, &file).unwrap();
+    end_session(&scene.aws);
+    database.sql_error("SELECT * FROM d.t4");
+    wrapper
+        .process
+        .wait_for("aws-kms-key.4.1': the AWS session ended at ");
+    assert!(!wrapper.process.output().contains(WAITS));
 }
 
 /// A server as the distribution starts it, beside a broker that runs alone and has no session yet.
