@@ -166,7 +166,7 @@ fn work_off(
             !work.stopped.load(Ordering::Relaxed)
                 && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
-        let result = manager.load(directory, &name, manager.may_wait(), may_retry);
+        let result = manager.load(directory, &name, manager.load_may_wait(), may_retry);
         match &result {
             Ok(()) => *lock(&work.last_success) = Instant::now(),
             Err(error) if error.is_for_all_keys() => work.stopped.store(true, Ordering::Relaxed),

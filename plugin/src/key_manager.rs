@@ -209,9 +209,7 @@ impl KeyManager {
             KeyError::NoSuchVersion { id, version, path }
         })?;
         self.directory.sync()?;
-        // Not even a moment for a person: InnoDB holds a latch while it reads a page, and ends the
-        // server when that takes it too long.
-        let may_wait = MayWait::No;
+        let may_wait = self.load_may_wait();
         self.load(&self.directory, &name, may_wait, until(STATEMENT_PATIENCE))
     }
 
@@ -229,7 +227,7 @@ impl KeyManager {
         match self.make(
             id,
             Placement::First,
-            self.may_wait(),
+            self.make_may_wait(),
             until(STATEMENT_PATIENCE),
         )? {
             Some(name) => Ok(name.version),
@@ -280,21 +278,28 @@ impl KeyManager {
         };
         self.directory.check_conflict(&versions, name)?;
         self.directory.sync()?;
-        let may_wait = self.may_wait();
+        let may_wait = self.load_may_wait();
         self.load(&self.directory, name, may_wait, until(STATEMENT_PATIENCE))?;
         Ok(Some(name.version))
     }
 
-    /// How long this thread may wait for a person to open a session.
-    pub(crate) fn may_wait(&self) -> MayWait {
+    /// How long loading a key may wait for a person to open a session. Once the server runs, not at
+    /// all: it opens tables and reads pages under latches, and ends itself when one is held too long.
+    pub(crate) fn load_may_wait(&self) -> MayWait {
         if self.backup {
             MayWait::Statement
         } else if server_is_starting() {
             MayWait::Start
-        } else if statement_may_wait() {
-            MayWait::Statement
         } else {
             MayWait::No
+        }
+    }
+
+    /// The same for making a key, which a statement that names a new one asks for first of all.
+    fn make_may_wait(&self) -> MayWait {
+        match self.load_may_wait() {
+            MayWait::No if statement_may_wait() => MayWait::Statement,
+            other => other,
         }
     }
 

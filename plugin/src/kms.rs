@@ -279,6 +279,9 @@ impl Kms {
 
 fn request_of(reply: &Reply) -> String {
     match reply {
+        Reply::Decrypted { request_id, .. } if request_id.is_empty() => {
+            " (kept by the broker)".into()
+        }
         Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
             format!(" (request {request_id})")
         }

@@ -80,8 +80,7 @@ pub fn statement_may_name_new_key() -> bool {
 }
 
 /// Tells whether this thread's statement makes or changes a table: whoever sent it is there, and it
-/// holds no lock yet that others need, when it first asks for a key. True where the program does not
-/// say.
+/// holds no latch yet when it asks for a new key. True where the program does not say.
 pub fn statement_may_wait() -> bool {
     statement_is_one_of(&[CREATE_TABLE, ALTER_TABLE])
 }

@@ -28,8 +28,8 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
             },
         ) => {
             let from = match request_id.as_str() {
-                "" => "from the key cache",
-                _ => "from KMS",
+                "" => "from the key cache".into(),
+                id => format!("from KMS, request {id}"),
             };
             info!(
                 target: AUDIT,
@@ -41,7 +41,7 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
                 key_version,
                 peer_uid = peer.uid,
                 peer_pid = peer.pid,
-                "{operation} of key {key_id}, version {key_version}, for {peer}: {from} {request_id}"
+                "{operation} of key {key_id}, version {key_version}, for {peer}: {from}"
             );
         }
         Err(failure) => warn!(

@@ -89,7 +89,7 @@ pub enum Reply {
         key: PlaintextKey,
         /// ARN of the master key that wrapped it.
         master_key_arn: String,
-        /// KMS's request id.
+        /// KMS's request id; empty if KMS was not asked, because the broker had kept the key.
         request_id: String,
     },
     /// The wrapped key of a [`Request::GenerateDataKey`].

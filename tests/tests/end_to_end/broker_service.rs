@@ -154,6 +154,7 @@ fn each_step_is_an_event_for_an_audit_and_no_event_has_a_code() {
     ask(&scene, &generate_with(MayWait::No));
     decrypted(&scene, &blob).unwrap();
     broker.wait_for("from the key cache");
+    broker.wait_for_nth("\"prompt\"", 2);
 
     let output = broker.output();
     assert!(
