@@ -2,7 +2,9 @@
 //!
 //! The only process beside the server that talks to AWS. It listens at a Unix socket
 //! (`listener`), speaks the protocol of `broker-protocol` with each peer (`conversation`),
-//! performs KMS calls (`kms`), and gets a new session when one has ended (`keeper`).
+//! performs KMS calls (`kms`), keeps what they unwrapped for the time without a session
+//! (`key_cache`), tells an audit of them (`audit`), and gets a new session when one has ended
+//! (`keeper`).
 //! Started by `iam-kms-wrapper` it takes the session over from there and lives as long as the
 //! server (`server`); started with `--config` it asks for a code itself.
 

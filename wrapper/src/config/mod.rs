@@ -71,7 +71,7 @@ pub struct Config {
     pub broker_socket_gid: Option<u32>,
     /// How much of a session must be left for a restart to use it again, in seconds.
     pub reuse_session_min_seconds: i64,
-    /// How long a KMS call may wait for a person to open a session.
+    /// How long a KMS call that may wait does so for a person to open a session.
     pub reprompt_wait: Duration,
     /// How long the broker keeps what it has unwrapped.
     pub key_cache: KeyCache,
