@@ -3,14 +3,11 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use broker_protocol::{Decrypt, KmsOptions, MayWait, Reply, Request};
-use end_to_end_tests::{NOBODY, PATIENCE_SECONDS, Process, Scene, mode, write_fifo};
+use end_to_end_tests::{Manager, NOBODY, PATIENCE_SECONDS, Process, Scene, mode, write_fifo};
 use nix::unistd::{Gid, Group, Uid};
 use serde_json::Value;
 
-use crate::{
-    broker::{ask, generate_with, generated},
-    systemd_notify::Manager,
-};
+use crate::broker::{ask, generate_with, generated};
 
 fn decrypt(ciphertext_blob: Vec<u8>) -> Request {
     Request::Decrypt(Decrypt {
@@ -125,9 +122,9 @@ fn members_of_the_group_are_served_and_no_other_user() {
 #[test]
 fn systemd_is_told_that_the_service_is_ready_and_where_to_write() {
     let scene = Scene::new().with_broker();
-    let mut manager = Manager::start(&scene);
+    let mut manager = Manager::start(&scene.sandbox);
     let mut command = scene.broker_command();
-    command.env("NOTIFY_SOCKET", &manager.address);
+    command.env("NOTIFY_SOCKET", manager.address());
     let broker = Process::start(&mut command);
     manager.wait_for("READY=1");
     let status = manager.wait_for("STATUS=");

@@ -1,6 +1,10 @@
 //! What systemd is told while a code is awaited.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt, net::UnixDatagram},
+    path::PathBuf,
+};
 
 use end_to_end_tests::{Manager, Scene, after, inspection::variable, wait_until};
 

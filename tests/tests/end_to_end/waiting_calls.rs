@@ -3,13 +3,12 @@
 use std::{fs, os::unix::net::UnixStream, thread};
 
 use broker_protocol::{MayWait, Reply, read_frame, write_frame};
-use end_to_end_tests::{Database, Process, Scene, Wrapper, wait_until, write_fifo};
+use end_to_end_tests::{Database, Manager, Process, Scene, Wrapper, wait_until, write_fifo};
 use nix::sys::signal::Signal::SIGTERM;
 
 use crate::{
     broker::{ask, generate_with},
     server_session::{NEW_KEY, end_session, status},
-    systemd_notify::Manager,
 };
 
 const WAITS: &str = "waiting: ";
@@ -181,9 +180,9 @@ fn beside_a_broker(scene: &Scene) -> (Process, Database) {
 fn a_server_beside_a_broker_waits_for_the_code_and_systemd_gives_it_the_time() {
     let scene = Scene::new().with_broker();
     let (broker, database) = beside_a_broker(&scene);
-    let mut manager = Manager::start(&scene);
+    let mut manager = Manager::start(&scene.sandbox);
     let mut command = database.command();
-    command.env("NOTIFY_SOCKET", &manager.address);
+    command.env("NOTIFY_SOCKET", manager.address());
     let mut server = Process::start(&mut command);
     server.wait_for(WAITS);
     let told = manager.wait_for("EXTEND_TIMEOUT_USEC=60000000");
