@@ -107,11 +107,13 @@ fn a_start_makes_the_servers_runtime_directory_where_only_exec_start_pre_would()
 #[test]
 fn what_the_readme_checks_before_the_start_is_all_right_and_takes_nothing_from_it() {
     let site = Site::new().boot_and_stop();
-    let checked = site.machine.sh(
-        "systemd-run --quiet --pipe --wait -p User=mysql -p EnvironmentFile=/etc/iam-kms-wrapper/aws.env \
+    let checked = site.machine.sh(&format!(
+        "systemd-run --quiet --pipe --wait -p User=mysql -p Environment=AWS_ENDPOINT_URL={} \
+            -p LoadCredential=aws-credentials:/etc/iam-kms-wrapper/aws-credentials \
             -p RuntimeDirectory=iam-kms-wrapper -p RuntimeDirectoryPreserve=yes \
             iam-kms-wrapper --check --config=/etc/iam-kms-wrapper/iam-kms-wrapper.config /usr/sbin/mariadbd",
-    );
+        site.aws.endpoint()
+    ));
     assert_eq!(checked.lines().count(), 9, "{checked}");
     assert!(
         checked.lines().all(|line| line.starts_with("ok ")),
