@@ -59,7 +59,7 @@ fn no_source_credentials_are_125_with_where_to_put_them() {
     let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
     assert!(output.contains("found no AWS credentials"), "{output}");
     assert!(
-        output.contains("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        output.contains("set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID"),
         "{output}"
     );
     assert_eq!(output.lines().count(), 1, "{output}");
