@@ -7,6 +7,7 @@ use std::{
     sync::Mutex,
 };
 
+use memchr::memmem;
 use nix::{sys::signal::Signal, unistd::geteuid};
 
 use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, wait_until};
@@ -241,7 +242,7 @@ pub fn run_client(socket: &Path, statements: &str) -> Output {
 
 /// Whether `bytes` occur in `content`.
 pub fn contains_bytes(content: &[u8], bytes: &[u8]) -> bool {
-    content.windows(bytes.len()).any(|window| window == bytes)
+    memmem::find(content, bytes).is_some()
 }
 
 /// A fresh datadir, made once for all tests of a run and copied by each.

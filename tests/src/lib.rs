@@ -19,6 +19,7 @@ mod sandbox;
 mod scene;
 mod server;
 mod terminal;
+mod traces;
 mod wrapper;
 
 pub use aws::{LocalAws, aws_cli};
@@ -32,6 +33,7 @@ pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
 pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};
 pub use terminal::Terminal;
+pub use traces::traces;
 pub use wrapper::{Configuration, Wrapper, write_fifo};
 
 /// Longest wait for anything that is expected to happen, in seconds. Generous: the tests run side

@@ -10,7 +10,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, Uid},
 };
 
 use crate::{Process, Sandbox, Terminal, after, inspection, process::wait_until_with, wait_until};
@@ -123,6 +123,22 @@ impl Machine {
         let output = self.command(&["sh", "-ec", script]).output().unwrap();
         assert!(output.status.success(), "{script}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim_end().into()
+    }
+
+    /// Its processes, by the host's numbers.
+    pub fn processes(&self) -> Vec<Pid> {
+        let of = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let numbers = fs::read_dir("/proc").unwrap();
+        numbers
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+            .map(Pid::from_raw)
+            .filter(|pid| of(*pid).is_some() && of(*pid) == of(self.leader))
+            .collect()
+    }
+
+    /// The number of a user.
+    pub fn user(&self, name: &str) -> Uid {
+        Uid::from_raw(self.sh(&format!("id -u {name}")).parse().unwrap())
     }
 
     /// A command in the foreground of a terminal.

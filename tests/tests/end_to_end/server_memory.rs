@@ -2,8 +2,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use end_to_end_tests::{Database, Scene, Wrapper, after, inspection};
-use memchr::memmem;
+use end_to_end_tests::{Database, Scene, Wrapper, after, contains_bytes, inspection};
 use nix::unistd::{Pid, User};
 
 use crate::{server_keys::unwrap, server_main_job::ENCRYPT_ALL};
@@ -71,7 +70,7 @@ fn a_core_holds_no_key_but_what_the_server_copied_for_itself() {
     ));
 
     let core = core(&scene, &server);
-    let holds = |bytes: &[u8]| memmem::find(&core, bytes).is_some();
+    let holds = |bytes: &[u8]| contains_bytes(&core, bytes);
     assert!(holds(MARKER.as_bytes()), "this is no core of the server");
     // The server encrypts the binary log with the key itself, in memory of its own.
     const OF_THE_BINARY_LOG: &str = "aws-kms-key.1.2";

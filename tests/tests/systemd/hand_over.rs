@@ -1,11 +1,12 @@
 //! Who gets which credentials.
 
-use end_to_end_tests::write_fifo;
+use end_to_end_tests::{contains_bytes, traces, write_fifo};
+use serde_json::Value;
 
-use crate::site::{SERVICE, Site};
+use crate::site::{FIFO, Running, SERVICE, Site};
 
 /// The environment of the service's main process.
-fn environment(site: &crate::site::Running) -> Vec<String> {
+fn environment(site: &Running) -> Vec<String> {
     let main_pid = site.machine.property(SERVICE, "MainPID");
     let environment = site
         .machine
@@ -33,17 +34,74 @@ fn neither_the_journal_nor_the_server_gets_a_secret() {
     for secret in [&code, &secret_access_key] {
         assert!(!journal.contains(secret), "{secret} is in the journal");
     }
-    let environment = environment(&site);
-    for name in [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-    ] {
+}
+
+/// A session of which the secrets are known.
+fn session_document(site: &Running) -> (String, String, String) {
+    let document = site.aws.cli(&[
+        "sts",
+        "get-session-token",
+        "--serial-number",
+        &site.aws.serial_number(),
+        "--token-code",
+        &site.aws.code(),
+    ]);
+    let parsed: Value = serde_json::from_str(&document).unwrap();
+    let secret = |name| parsed["Credentials"][name].as_str().unwrap().to_owned();
+    let (key, token) = (secret("SecretAccessKey"), secret("SessionToken"));
+    (document, key, token)
+}
+
+/// The long-term secret key, that of the session and the session's token, where user mysql could
+/// get them.
+fn traces_for_user_mysql(site: Site) -> Vec<String> {
+    let site = site.boot();
+    let (document, secret_access_key, session_token) = session_document(&site);
+    write_fifo(&site.machine.path(FIFO), document.as_bytes());
+    site.wait_until_active();
+    // Now with the session that systemd has kept.
+    site.machine.sh("systemctl restart mariadb");
+    let (_, long_term_key) = site.aws.long_term_key();
+    let secrets = [
+        ("long-term key", long_term_key.as_bytes()),
+        ("secret key", secret_access_key.as_bytes()),
+        ("session token", session_token.as_bytes()),
+    ];
+    let journal = site.machine.whole_journal();
+    for (what, secret) in &secrets {
         assert!(
-            !environment.iter().any(|line| line.starts_with(name)),
-            "{name}"
+            !contains_bytes(journal.as_bytes(), secret),
+            "{what} is in the journal"
         );
     }
+    let user = site.machine.user("mysql");
+    traces(&site.machine.processes(), user, &secrets)
+}
+
+#[test]
+fn user_mysql_finds_no_secret_in_any_process() {
+    let found = traces_for_user_mysql(Site::new());
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// That shows that the test before this one would find something.
+#[test]
+fn user_mysql_finds_the_session_where_it_is_handed_over_in_the_environment() {
+    let site = Site::new().configuration("handoff = environment").file(
+        "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
+        0o644,
+        "",
+    );
+    let found = traces_for_user_mysql(site);
+    assert_eq!(
+        found,
+        [
+            "secret key in the environment of mariadbd",
+            "secret key in the memory of mariadbd",
+            "session token in the environment of mariadbd",
+            "session token in the memory of mariadbd",
+        ]
+    );
 }
 
 #[test]
