@@ -48,6 +48,10 @@ fn units_installed_under_another_prefix_name_the_programs_there() {
             "libexec/iam-kms-wrapper-prompt",
         ),
         (
+            "lib/systemd/system/iam-kms-broker.service",
+            "bin/iam-kms-broker",
+        ),
+        (
             "share/iam-kms-wrapper/mariadb.service.d/iam-kms-wrapper.conf",
             "bin/iam-kms-wrapper",
         ),
