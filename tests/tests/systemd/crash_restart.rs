@@ -2,27 +2,16 @@
 
 use crate::site::{Running, SERVICE, Site};
 
-fn started_with_code(site: Site) -> Running {
-    let site = site.boot();
-    site.echo_code();
-    site.wait_until_active();
-    site
-}
-
 fn stored(site: &Running) -> String {
     site.machine.property(SERVICE, "NFileDescriptorStore")
 }
 
-fn main_pid(site: &Running) -> String {
-    site.machine.property(SERVICE, "MainPID")
-}
-
 /// Runs `command` and waits until the service runs anew.
 fn restart(site: &Running, command: &str) {
-    let before = main_pid(site);
+    let before = site.main_pid(SERVICE);
     site.machine.sh(command);
     site.machine.wait_until("the restart", SERVICE, || {
-        site.state() == "active" && main_pid(site) != before
+        site.state() == "active" && site.main_pid(SERVICE) != before
     });
 }
 
@@ -34,7 +23,7 @@ fn questions(site: &Running) -> usize {
 
 #[test]
 fn a_crash_and_a_restart_within_the_session_need_no_code_and_a_start_after_a_stop_does() {
-    let site = started_with_code(Site::new());
+    let site = Site::new().boot_with_code();
     assert_eq!(stored(&site), "1");
     for command in [
         "systemctl kill --signal=SEGV --kill-who=main mariadb",
@@ -43,7 +32,7 @@ fn a_crash_and_a_restart_within_the_session_need_no_code_and_a_start_after_a_sto
         restart(&site, command);
         assert_eq!(questions(&site), 1);
         assert_eq!(site.sql("SELECT 1"), "1");
-        let descriptors = format!("ls -l /proc/{}/fd", main_pid(&site));
+        let descriptors = format!("ls -l /proc/{}/fd", site.main_pid(SERVICE));
         let descriptors = site.machine.sh(&descriptors);
         assert!(!descriptors.contains("iam-kms-session"), "{descriptors}");
     }
@@ -60,7 +49,7 @@ fn the_broker_has_systemd_drop_a_session_that_is_over_and_keep_the_next() {
     let mut site = Site::new();
     let endpoint = site.aws.endpoint();
     site.aws.serve_again(&endpoint, &["--session-lifetime=300"]);
-    let site = started_with_code(site);
+    let site = site.boot_with_code();
     let create = "CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7";
     // It is over by AWS's clock; this host's says that there are minutes left.
     site.aws.set_clock("360");
@@ -79,7 +68,9 @@ fn the_broker_has_systemd_drop_a_session_that_is_over_and_keep_the_next() {
 
 #[test]
 fn without_a_store_each_start_asks() {
-    let site = started_with_code(Site::new().service("FileDescriptorStoreMax=0"));
+    let site = Site::new()
+        .service("FileDescriptorStoreMax=0")
+        .boot_with_code();
     site.machine.sh("systemctl restart --no-block mariadb");
     site.wait_for_fifo();
     let journal = site.machine.journal(SERVICE);
@@ -89,10 +80,13 @@ fn without_a_store_each_start_asks() {
 
 #[test]
 fn user_mysql_cannot_read_the_long_term_key_once_the_server_is_up() {
-    let site = started_with_code(Site::new());
+    let site = Site::new().boot_with_code();
     for _ in 0..2 {
         // Once as all processes see it, once as the server does.
-        for root in [String::new(), format!("/proc/{}/root", main_pid(&site))] {
+        for root in [
+            String::new(),
+            format!("/proc/{}/root", site.main_pid(SERVICE)),
+        ] {
             let path = format!("{root}/run/credentials/{SERVICE}");
             assert_eq!(site.machine.sh(&format!("ls -A {path}")), "");
         }

@@ -54,13 +54,18 @@ fn session_document(site: &Running) -> (String, String, String) {
 
 /// The long-term secret key, that of the session and the session's token, where user mysql could
 /// get them.
-fn traces_for_user_mysql(site: Site) -> Vec<String> {
+pub fn traces_for_user_mysql(site: Site) -> Vec<String> {
     let site = site.boot();
     let (document, secret_access_key, session_token) = session_document(&site);
     write_fifo(&site.machine.path(FIFO), document.as_bytes());
     site.wait_until_active();
     // Now with the session that systemd has kept.
     site.machine.sh("systemctl restart mariadb");
+    // Processes that end are hard to look into; this script goes on in the background.
+    site.machine
+        .wait_until("the end of debian-start", SERVICE, || {
+            !site.programs().contains("debian-start")
+        });
     let (_, long_term_key) = site.aws.long_term_key();
     let secrets = [
         ("long-term key", long_term_key.as_bytes()),

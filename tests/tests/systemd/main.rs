@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod broker_service;
 mod crash_restart;
 mod hand_over;
 mod prompt;

@@ -3,11 +3,14 @@
 use end_to_end_tests::{Image, LocalAws, Machine, Sandbox};
 
 pub const SERVICE: &str = "mariadb.service";
+pub const BROKER: &str = "iam-kms-broker.service";
 pub const FIFO: &str = "/run/iam-kms-wrapper/mfa";
 const CONFIG: &str = include_str!("../../../examples/configuration/iam-kms-wrapper.config");
 const CREDENTIALS: &str = include_str!("../../../examples/configuration/aws-credentials");
 const ENCRYPTION: &str = include_str!("../../../examples/configuration/60-encryption.cnf");
 const DROP_IN: &str = include_str!("../../../systemd/mariadb.service.d/iam-kms-wrapper.conf");
+pub const BROKER_DROP_IN: &str =
+    include_str!("../../../systemd/mariadb.service.d/iam-kms-broker.conf");
 
 /// AWS outside, the machine's files inside.
 pub struct Site {
@@ -42,26 +45,45 @@ impl Site {
 
     /// What the README says.
     pub fn new() -> Self {
+        Self::encrypted(SERVICE).configuration("").file(
+            "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
+            0o644,
+            DROP_IN,
+        )
+    }
+
+    /// What the README says of the broker as a service, with the unit where `make install` puts it.
+    pub fn with_broker_service() -> Self {
+        Self::encrypted(BROKER)
+            .configuration("broker_socket_group = mysql")
+            .file(
+                "/etc/systemd/system/mariadb.service.d/iam-kms-broker.conf",
+                0o644,
+                BROKER_DROP_IN,
+            )
+    }
+
+    /// A server that encrypts, and the long-term key for `service`.
+    fn encrypted(service: &str) -> Self {
         let site = Self::bare();
         let credentials = site.credential_file();
-        let endpoint = format!("Environment=AWS_ENDPOINT_URL={}", site.aws.endpoint());
-        site.configuration("")
+        site.told_where_aws_is(service)
             .file("/etc/iam-kms-wrapper/aws-credentials", 0o600, &credentials)
-            .file(
-                "/etc/systemd/system/mariadb.service.d/endpoint.conf",
-                0o644,
-                &format!("[Service]\n{endpoint}\n"),
-            )
             .file(
                 "/etc/mysql/mariadb.conf.d/60-encryption.cnf",
                 0o644,
                 ENCRYPTION,
             )
-            .file(
-                "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
-                0o644,
-                DROP_IN,
-            )
+    }
+
+    /// Has `service` find AWS.
+    pub fn told_where_aws_is(self, service: &str) -> Self {
+        let endpoint = self.aws.endpoint();
+        self.file(
+            &format!("/etc/systemd/system/{service}.d/endpoint.conf"),
+            0o644,
+            &format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n"),
+        )
     }
 
     /// The example's configuration file with further lines.
@@ -134,6 +156,14 @@ impl Site {
         running
     }
 
+    /// Boots the machine, and waits until its mariadb.service runs with a code.
+    pub fn boot_with_code(self) -> Running {
+        let running = self.boot();
+        running.echo_code();
+        running.wait_until_active();
+        running
+    }
+
     /// Boots the machine and stops what it has started of MariaDB.
     pub fn boot_and_stop(self) -> Running {
         let running = self.boot();
@@ -168,6 +198,10 @@ impl Running {
         let code = self.aws.code();
         self.machine.sh(&format!("echo {code} > {FIFO}"));
         code
+    }
+
+    pub fn main_pid(&self, unit: &str) -> String {
+        self.machine.property(unit, "MainPID")
     }
 
     pub fn state(&self) -> String {

@@ -1,0 +1,212 @@
+//! The broker as a service of its own, beside a mariadb.service that starts without the wrapper.
+
+use std::time::{Duration, Instant};
+
+use end_to_end_tests::{Process, wait_until};
+
+use crate::hand_over::traces_for_user_mysql;
+use crate::site::{BROKER, BROKER_DROP_IN, FIFO, Running, SERVICE, Site};
+
+const README: &str = include_str!("../../../README.md");
+
+/// The README's chapter.
+fn chapter() -> &'static str {
+    let (_, after) = README.split_once("### The broker as a service\n").unwrap();
+    after.split_once("\n#").unwrap().0
+}
+
+/// What a person is told.
+const TO_DO: &str = "write a new MFA code of ";
+
+fn wait_for_status(site: &Running, text: &str) {
+    site.machine.wait_until(text, SERVICE, || {
+        site.machine.property(SERVICE, "StatusText").contains(text)
+    });
+}
+
+fn questions(site: &Running) -> usize {
+    let journal = site.machine.journal(BROKER);
+    journal.matches(TO_DO).count()
+}
+
+#[test]
+fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
+    let site = Site::with_broker_service()
+        .service("TimeoutStartSec=10")
+        .boot();
+    let start = Instant::now();
+    let to_do = format!(
+        "write a new MFA code of {}: echo 123456 > {FIFO}",
+        site.aws.serial_number()
+    );
+    wait_for_status(&site, &to_do);
+    assert_eq!(site.state(), "activating");
+    for (unit, text) in [(SERVICE, to_do.as_str()), (BROKER, "echo 123456 > ")] {
+        let status = format!("systemctl status --no-pager --lines=0 {unit} || :");
+        let status = site.machine.sh(&status);
+        assert!(status.contains(text), "{status}");
+    }
+    wait_until("the time-out of the unit to pass", || {
+        start.elapsed() > Duration::from_secs(15)
+    });
+    assert_eq!(site.state(), "activating");
+
+    site.echo_code();
+    site.wait_until_active();
+    site.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (a INT) ENCRYPTED=YES; INSERT INTO d.t VALUES (7)",
+    );
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    assert_eq!(site.aws.calls("GetSessionToken"), 1);
+    assert_eq!(questions(&site), 1);
+    let server = site.main_pid(SERVICE);
+    let command_line = format!("tr '\\0' ' ' < /proc/{server}/cmdline");
+    assert_eq!(site.machine.sh(&command_line), "/usr/sbin/mariadbd");
+    assert!(!site.programs().contains("iam-kms-wrapper"));
+}
+
+#[test]
+fn what_the_readme_says_makes_it_from_the_service_with_the_wrapper() {
+    let source = "/usr/local/src/iam-kms-wrapper";
+    let site = Site::new()
+        .told_where_aws_is(BROKER)
+        .file(
+            &format!("{source}/systemd/mariadb.service.d/iam-kms-broker.conf"),
+            0o644,
+            BROKER_DROP_IN,
+        )
+        .boot();
+    let mut script = format!("cd {source}\n");
+    for step in chapter().lines().filter(|line| line.starts_with("    ")) {
+        script += &format!("{step}\n");
+    }
+    assert!(script.ends_with("systemctl restart mariadb\n"), "{script}");
+    let mut steps = Process::start(&mut site.machine.command(&["sh", "-ec", &script]));
+    wait_for_status(&site, TO_DO);
+    site.echo_code();
+    let (status, output) = steps.finish();
+    assert!(status.success(), "{output}");
+    site.sql("CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7");
+    let broker = site.main_pid(BROKER);
+    assert_eq!(site.machine.sh("pidof iam-kms-broker"), broker);
+}
+
+#[test]
+fn user_mysql_reads_neither_the_long_term_key_nor_the_brokers_process() {
+    let site = Site::with_broker_service().boot_with_code();
+    let broker = site.main_pid(BROKER);
+    let user = site.machine.sh(&format!("stat --format=%U /proc/{broker}"));
+    assert!(!["root", "mysql"].contains(&user.as_str()), "{user}");
+    let (_, secret_access_key) = site.aws.long_term_key();
+    let credential = format!("/run/credentials/{BROKER}/aws");
+    let text = site.machine.sh(&format!("cat {credential}"));
+    assert!(text.contains(&secret_access_key));
+    for file in [
+        "/etc/iam-kms-wrapper/aws-credentials",
+        &credential,
+        &format!("/proc/{broker}/environ"),
+        &format!("/proc/{broker}/mem"),
+        &format!("/proc/{broker}/maps"),
+        &format!("/proc/{broker}/root/run"),
+        &format!("/proc/{broker}/fd/0"),
+    ] {
+        let open = |as_user: &str| {
+            site.machine
+                .sh(&format!("{as_user} sh -c ': < {file}' 2>&1 || :"))
+        };
+        // What is refused is there.
+        assert_eq!(open(""), "");
+        let refusal = open("setpriv --reuid=mysql --regid=mysql --init-groups");
+        assert!(refusal.contains("Permission denied"), "{file}: {refusal}");
+    }
+}
+
+#[test]
+fn user_mysql_finds_no_secret_in_any_process() {
+    let found = traces_for_user_mysql(Site::with_broker_service());
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn a_killed_broker_is_started_again_and_asks_and_the_server_goes_on() {
+    let site = Site::with_broker_service().boot_with_code();
+    site.sql("CREATE TABLE mysql.known (a INT) ENGINE=InnoDB ENCRYPTED=YES");
+    let server = site.main_pid(SERVICE);
+    let create = "CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7";
+    site.machine
+        .sh(&format!("systemctl kill --signal=KILL {BROKER}"));
+    site.machine.wait_for_property(BROKER, "NRestarts", "1");
+    site.machine
+        .wait_until("the second question", BROKER, || questions(&site) == 2);
+    assert_eq!(
+        site.sql("INSERT INTO mysql.known VALUES (7); SELECT a FROM mysql.known"),
+        "7"
+    );
+    let refusal = site.machine.sh(&format!("mariadb -e '{create}' 2>&1 || :"));
+    assert!(refusal.contains(TO_DO), "{refusal}");
+    site.echo_code();
+    site.machine.wait_until("the second session", BROKER, || {
+        site.machine
+            .journal(BROKER)
+            .matches("is open until")
+            .count()
+            == 2
+    });
+    site.sql(create);
+    assert_eq!(site.main_pid(SERVICE), server);
+}
+
+#[test]
+fn a_server_that_is_restarted_after_the_sessions_end_needs_no_code() {
+    let mut site = Site::with_broker_service();
+    let endpoint = site.aws.endpoint();
+    site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
+    let site = site.boot_with_code();
+    site.sql("CREATE TABLE mysql.known (a INT) ENGINE=InnoDB ENCRYPTED=YES");
+    // It is over by AWS's clock; the broker notices when a key is wanted.
+    site.aws.set_clock("800");
+    site.machine.sh(&format!("systemctl restart {SERVICE}"));
+    assert_eq!(site.sql("SELECT COUNT(*) FROM mysql.known"), "0");
+    assert_eq!(site.aws.calls("GetSessionToken"), 1);
+    site.wait_for_fifo();
+}
+
+#[test]
+fn each_use_of_a_key_is_in_the_journal_with_the_user_who_had_it() {
+    let site = Site::with_broker_service().boot_with_code();
+    let user = site.machine.user("mysql");
+    let events = site.machine.sh(&format!(
+        "journalctl --sync
+         journalctl _SYSTEMD_UNIT={BROKER} IAM_KMS_EVENT=kms_call IAM_KMS_PEER_UID={user} \
+            IAM_KMS_KEY_ID=1 --output=cat --output-fields=IAM_KMS_OPERATION"
+    ));
+    assert_eq!(events, "GenerateDataKeyWithoutPlaintext\nDecrypt");
+}
+
+#[test]
+fn the_broker_may_lock_its_keys_in_memory() {
+    let site = Site::with_broker_service().boot_with_code();
+    let broker = site.main_pid(BROKER);
+    let locked = site
+        .machine
+        .sh(&format!("grep VmLck: /proc/{broker}/status"));
+    assert!(!locked.ends_with(" 0 kB"), "{locked}");
+    let journal = site.machine.journal(BROKER);
+    assert!(
+        !journal.contains("data keys that are kept may be swapped"),
+        "{journal}"
+    );
+}
+
+#[test]
+fn systemd_analyze_finds_nothing_wrong_and_rates_the_unit_as_the_readme_says() {
+    let site = Site::with_broker_service().boot();
+    let complaints = format!("systemd-analyze verify --man=no {BROKER} {SERVICE} 2>&1");
+    assert_eq!(site.machine.sh(&complaints), "");
+    let (before, _) = chapter().split_once(" of 10.").unwrap();
+    let claim = before.split_whitespace().next_back().unwrap();
+    let security = format!("systemd-analyze security --no-pager {BROKER}");
+    let rating = site.machine.sh(&security);
+    let overall = format!("Overall exposure level for {BROKER}: {claim} ");
+    assert!(rating.contains(&overall), "{rating}");
+}
