@@ -139,9 +139,8 @@ fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
 fn parse_file(text: &str, section: &str) -> Result<Session, String> {
     let value = |key| match value_in(text, section, key) {
-        Some(value) if value.is_empty() || value.contains(char::is_whitespace) => {
-            Err(format!("its {key} is no key"))
-        }
+        Some("") => Err(format!("its {key} is empty")),
+        Some(value) if value.contains(char::is_whitespace) => Err(format!("its {key} is no key")),
         value => Ok(value),
     };
     let needed = |key| value(key)?.ok_or_else(|| format!("it has no {key} in [{section}]"));
@@ -220,7 +219,7 @@ mod tests {
             ),
             (
                 "[default]\naws_access_key_id =",
-                "its aws_access_key_id is no key",
+                "its aws_access_key_id is empty",
             ),
             (
                 "[default]\naws_access_key_id = a\naws_secret_access_key = b # mine",

@@ -14,6 +14,10 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
         Request::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.options),
     };
     let (key_id, key_version) = (options.key_id, options.key_version);
+    let key = match key_version {
+        0 => format!("a new version of key {key_id}"),
+        version => format!("key {key_id}, version {version}"),
+    };
     match answered {
         Ok(
             Reply::Decrypted {
@@ -41,7 +45,7 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
                 key_version,
                 peer_uid = peer.uid,
                 peer_pid = peer.pid,
-                "{operation} of key {key_id}, version {key_version}, for {peer}: {from}"
+                "{operation} of {key}, for {peer}: {from}"
             );
         }
         Err(failure) => warn!(
@@ -53,7 +57,7 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
             key_version,
             peer_uid = peer.uid,
             peer_pid = peer.pid,
-            "{operation} of key {key_id}, version {key_version}, for {peer}: {}",
+            "{operation} of {key}, for {peer}: {}",
             failure.message
         ),
         Ok(_) => {}
