@@ -34,6 +34,17 @@ fn neither_the_journal_nor_the_server_gets_a_secret() {
     for secret in [&code, &secret_access_key] {
         assert!(!journal.contains(secret), "{secret} is in the journal");
     }
+    let environment = environment(&site);
+    for name in [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+    ] {
+        assert!(
+            !environment.iter().any(|line| line.starts_with(name)),
+            "{name}"
+        );
+    }
 }
 
 /// A session of which the secrets are known.

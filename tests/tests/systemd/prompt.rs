@@ -31,6 +31,17 @@ fn reply(answer: &str) -> String {
     )
 }
 
+/// `systemctl start` in a terminal, with its question.
+fn asked_in_a_terminal() -> (Running, Terminal, Child) {
+    let site = Site::new().boot_and_stop();
+    let mut terminal = Terminal::new();
+    let systemctl = site
+        .machine
+        .start_in(&terminal, &["systemctl", "start", SERVICE]);
+    terminal.wait_for_nth(QUESTION, 1);
+    (site, terminal, systemctl)
+}
+
 fn assert_asked_after_a_pause(terminal: &mut Terminal, nth: usize) {
     let start = Instant::now();
     terminal.wait_for_nth(QUESTION, nth);
@@ -48,12 +59,7 @@ fn wait_for_success(mut child: Child, terminal: &mut Terminal) {
 
 #[test]
 fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
-    let site = Site::new().boot_and_stop();
-    let mut terminal = Terminal::new();
-    let systemctl = site
-        .machine
-        .start_in(&terminal, &["systemctl", "start", SERVICE]);
-    terminal.wait_for_nth(QUESTION, 1);
+    let (site, mut terminal, systemctl) = asked_in_a_terminal();
     terminal.type_in(&format!("{}\n", site.aws.wrong_code()));
     terminal.wait_for_nth(QUESTION, 2);
     let shown = terminal.shown();
@@ -78,12 +84,7 @@ fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
 
 #[test]
 fn a_question_is_withdrawn_when_the_code_came_through_the_fifo() {
-    let site = Site::new().boot_and_stop();
-    let mut terminal = Terminal::new();
-    let systemctl = site
-        .machine
-        .start_in(&terminal, &["systemctl", "start", SERVICE]);
-    terminal.wait_for_nth(QUESTION, 1);
+    let (site, mut terminal, systemctl) = asked_in_a_terminal();
     assert!(!terminal.echoes());
     site.echo_code();
     wait_for_success(systemctl, &mut terminal);
@@ -96,12 +97,7 @@ fn a_question_is_withdrawn_when_the_code_came_through_the_fifo() {
 
 #[test]
 fn an_empty_answer_and_a_cancelled_question_are_asked_again_after_a_pause() {
-    let site = Site::new().boot_and_stop();
-    let mut terminal = Terminal::new();
-    let systemctl = site
-        .machine
-        .start_in(&terminal, &["systemctl", "start", SERVICE]);
-    terminal.wait_for_nth(QUESTION, 1);
+    let (site, mut terminal, systemctl) = asked_in_a_terminal();
     terminal.type_in("\n");
     assert_asked_after_a_pause(&mut terminal, 2);
     site.machine.sh(&reply(""));
