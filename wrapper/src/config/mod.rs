@@ -181,7 +181,14 @@ impl Values<'_> {
             role_arn: self.role_arn()?,
             profile: self.text("profile")?,
             region: self.region()?,
-            handoff: self.handoff()?,
+            handoff: self.choice(
+                "handoff",
+                Handoff::Environment,
+                &[
+                    ("environment", Handoff::Environment),
+                    ("broker", Handoff::Broker),
+                ],
+            )?,
             broker_socket: self
                 .absolute_path("broker_socket")?
                 .unwrap_or_else(|| broker_protocol::DEFAULT_SOCKET.into()),
@@ -190,8 +197,19 @@ impl Values<'_> {
                 .number("reuse_session_min_seconds", 60, 0, 129_600)?
                 .into(),
             reprompt_wait: self.seconds("reprompt_wait_seconds", 0, 0)?,
-            key_cache: self.key_cache()?,
-            log_format: self.log_format()?,
+            key_cache: self.choice(
+                "key_cache",
+                KeyCache::Lifetime,
+                &[
+                    ("lifetime", KeyCache::Lifetime),
+                    ("session", KeyCache::Session),
+                ],
+            )?,
+            log_format: self.choice(
+                "log_format",
+                LogFormat::Text,
+                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            )?,
         })
     }
 
@@ -208,7 +226,7 @@ impl Values<'_> {
             ("false", Word::False),
         ];
         match (
-            self.choice("mfa", &known)?.unwrap_or(Word::True),
+            self.choice("mfa", Word::True, &known)?,
             self.entry("kms_mfa_id"),
         ) {
             (Word::True, Some(entry)) => self.serial_number(entry),
@@ -259,33 +277,6 @@ impl Values<'_> {
             }
             entry => Ok(entry.map(|entry| entry.value.clone())),
         }
-    }
-
-    fn handoff(&self) -> Result<Handoff, ConfigError> {
-        let known = [
-            ("environment", Handoff::Environment),
-            ("broker", Handoff::Broker),
-        ];
-        Ok(self
-            .choice("handoff", &known)?
-            .unwrap_or(Handoff::Environment))
-    }
-
-    fn key_cache(&self) -> Result<KeyCache, ConfigError> {
-        let known = [
-            ("lifetime", KeyCache::Lifetime),
-            ("session", KeyCache::Session),
-        ];
-        Ok(self
-            .choice("key_cache", &known)?
-            .unwrap_or(KeyCache::Lifetime))
-    }
-
-    fn log_format(&self) -> Result<LogFormat, ConfigError> {
-        let known = [("text", LogFormat::Text), ("json", LogFormat::Json)];
-        Ok(self
-            .choice("log_format", &known)?
-            .unwrap_or(LogFormat::Text))
     }
 
     fn mode(&self) -> Result<u32, ConfigError> {
@@ -342,12 +333,17 @@ impl Values<'_> {
         }
     }
 
-    fn choice<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+    fn choice<T: Copy>(
+        &self,
+        key: &str,
+        default: T,
+        known: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
         let Some(entry) = self.entry(key) else {
-            return Ok(None);
+            return Ok(default);
         };
         if let Some((_, value)) = known.iter().find(|(name, _)| *name == entry.value) {
-            return Ok(Some(*value));
+            return Ok(*value);
         }
         let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
         Err(self.bad_value(entry, &names.join(" or ")))
