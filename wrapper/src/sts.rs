@@ -120,7 +120,10 @@ pub async fn reach(config: &Config, endpoint: &str) -> Result<i64, String> {
         return Err(format!("it answers to a key that nobody has; {PROXY_HINT}"));
     };
     let Some(answer) = error.raw_response() else {
-        return Err(no_answer(config, &error));
+        return Err(format!(
+            "{}; check DNS, firewall and proxy, or set AWS_ENDPOINT_URL",
+            no_answer(config, &error)
+        ));
     };
     let has_request_id = answer.headers().contains_key("x-amzn-requestid");
     clock_offset_seconds(answer)
