@@ -1,7 +1,7 @@
 //! A child process whose lines can be waited for.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, PipeReader, pipe},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -30,20 +30,22 @@ struct Lines {
 #[derive(Default)]
 struct Text {
     lines: Vec<String>,
-    open_streams: usize,
+    ended: bool,
 }
 
 impl Process {
-    /// Starts `command` and collects the lines of its standard output and error.
+    /// Starts `command` and collects the lines of its standard output and error: both go into one
+    /// pipe, so they come in the order in which they were written.
     pub fn start(command: &mut Command) -> Self {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command
+        let (reader, writer) = pipe().unwrap();
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        // The command holds the writing end until it gets others.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let lines = Arc::new(Lines::default());
-        lines.lock().open_streams = 2;
-        Lines::collect(&lines, child.stdout.take().unwrap());
-        Lines::collect(&lines, child.stderr.take().unwrap());
+        Lines::collect(&lines, reader);
         Self { child, lines }
     }
 
@@ -73,7 +75,7 @@ impl Process {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || guard.open_streams == 0 {
+            if left.is_zero() || guard.ended {
                 panic!(
                     "waited for {text:?} ({nth}), got:\n{}",
                     guard.lines.join("\n")
@@ -110,7 +112,7 @@ impl Process {
         let status = self.wait();
         let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
         let mut guard = self.lines.lock();
-        while guard.open_streams > 0 && Instant::now() < deadline {
+        while !guard.ended && Instant::now() < deadline {
             guard = self
                 .lines
                 .grew
@@ -140,7 +142,7 @@ impl Lines {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn collect(lines: &Arc<Self>, stream: impl Read + Send + 'static) {
+    fn collect(lines: &Arc<Self>, stream: PipeReader) {
         let lines = Arc::clone(lines);
         thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n') {
@@ -149,7 +151,7 @@ impl Lines {
                 lines.lock().lines.push(line);
                 lines.grew.notify_all();
             }
-            lines.lock().open_streams -= 1;
+            lines.lock().ended = true;
             lines.grew.notify_all();
         });
     }
