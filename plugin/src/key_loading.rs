@@ -10,9 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::key_directory::{KeyDirectory, Listing};
+use key_files::key_directory::{KeyDirectory, Listing};
+use key_files::key_name::KeyName;
+
 use crate::key_manager::{KeyError, KeyManager};
-use crate::key_name::KeyName;
 use crate::kms::KmsError;
 use crate::server_log;
 

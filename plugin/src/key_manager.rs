@@ -10,11 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker_protocol::MayWait;
+use key_files::fault_points::{self, Step};
+use key_files::key_directory::{FileError, KeyDirectory, Placement, Stored};
+use key_files::key_name::{Algorithm, KeyName, is_valid_number};
 
 use crate::attempts::Attempts;
-use crate::fault_points::{self, Step};
-use crate::key_directory::{FileError, KeyDirectory, Placement, Stored};
-use crate::key_name::{KeyName, is_valid_number};
 use crate::keyring::Keyring;
 use crate::kms::{Kms, KmsError, Purpose};
 use crate::server_log;
@@ -204,7 +204,7 @@ impl KeyManager {
             let path = self.directory.path_of(&KeyName {
                 id,
                 version,
-                algorithm: crate::key_name::Algorithm::AesCbc,
+                algorithm: Algorithm::AesCbc,
             });
             KeyError::NoSuchVersion { id, version, path }
         })?;

@@ -6,9 +6,8 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use key_files::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
-
-use crate::key_name::{Algorithm, KeyName};
 
 const BUCKETS: usize = 1024;
 

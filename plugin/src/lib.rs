@@ -26,11 +26,8 @@ pub mod broker_client;
 pub mod cipher;
 mod entry;
 mod exports;
-pub mod fault_points;
-pub mod key_directory;
 pub mod key_loading;
 pub mod key_manager;
-pub mod key_name;
 pub mod keyring;
 pub mod kms;
 #[cfg(feature = "mock")]

@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use broker_protocol::MayWait;
+use key_files::key_directory::Placement;
+use key_files::key_name::KeyName;
 
-use crate::key_directory::Placement;
 use crate::key_manager::{KeyError, KeyManager, until};
-use crate::key_name::KeyName;
 use crate::kms::KmsError;
 
 const WORKERS: usize = 32;

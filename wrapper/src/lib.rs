@@ -18,6 +18,7 @@ pub mod config;
 pub mod credentials;
 pub mod environment;
 pub mod http_client;
+pub mod kms_failure;
 pub mod launch;
 pub mod listen_fds;
 pub mod logging;

@@ -1,4 +1,4 @@
-//! The KMS calls, one try each, and what their failures mean.
+//! The KMS calls, one try each.
 //!
 //! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
 
@@ -11,19 +11,18 @@ use std::{
 use aws_sdk_kms::{
     Client,
     config::{Builder, Region},
-    error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
     primitives::Blob,
 };
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::timeout::TimeoutConfig;
 use broker_protocol::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_CIPHERTEXT_BYTES, PlaintextKey,
     Reply, Request,
 };
 use iam_kms_wrapper::{
-    aws::{self, root_cause},
+    aws,
     config::is_region,
+    kms_failure::{self, failure},
     session::Session,
 };
 use tokio::runtime::Handle;
@@ -240,199 +239,16 @@ fn invalid(why: &str) -> Failure {
 fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
     Failure {
         kind: FailureKind::Other,
-        message: format!("KMS {operation}{} answered with {why}", request(answer)),
-    }
-}
-
-/// Names the request for AWS's support and call log. Near the beginning of a message, whose end
-/// may be cut off.
-fn request(answer: &impl RequestId) -> String {
-    answer
-        .request_id()
-        .map(|id| format!(" (request {})", printable(id, 64)))
-        .unwrap_or_default()
-}
-
-/// The first `limit` characters of what the other side said, on one line.
-fn printable(text: &str, limit: usize) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(limit)
-        .collect()
-}
-
-/// Reads the failure of a call. `session_over` is asked where KMS says that the session has ended.
-fn failure<E>(
-    operation: &str,
-    error: &SdkError<E, HttpResponse>,
-    session_over: impl FnOnce() -> Failure,
-) -> Failure
-where
-    E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
-{
-    let failed = format!("KMS {operation}{} failed", request(error));
-    let service_error = error.as_service_error();
-    let status = error
-        .raw_response()
-        .map_or(0, |answer| answer.status().as_u16());
-    let Some(code) = service_error.and_then(ProvideErrorMetadata::code) else {
-        return Failure {
-            kind: FailureKind::Unavailable,
-            message: format!("{failed}: {}", no_answer(error, status)),
-        };
-    };
-    let (kind, advice) = meaning(code, status);
-    if kind == FailureKind::SessionOver {
-        let over = session_over();
-        return Failure {
-            message: format!("{}; {failed}: {code}", over.message),
-            ..over
-        };
-    }
-    let said = service_error
-        .and_then(ProvideErrorMetadata::message)
-        .unwrap_or_default();
-    let advice = match advice {
-        "" => String::new(),
-        advice => format!("; {advice}"),
-    };
-    // What AWS says is the longest part and comes last.
-    let said = match printable(said, 400) {
-        said if said.is_empty() => said,
-        said => format!("; AWS says: {said}"),
-    };
-    Failure {
-        kind,
-        message: format!("{failed}: {code}{advice}{said}"),
-    }
-}
-
-fn no_answer<E>(error: &SdkError<E, HttpResponse>, status: u16) -> String
-where
-    E: std::error::Error + 'static,
-{
-    match error {
-        SdkError::TimeoutError(_) => "no answer in time".into(),
-        SdkError::ResponseError(_) | SdkError::ServiceError(_) => {
-            format!(
-                "the answer (HTTP status {status}) is not KMS's; look for a proxy or a wrong endpoint URL"
-            )
-        }
-        other => format!("cannot reach it: {}", root_cause(other)),
-    }
-}
-
-/// What an error code of KMS means, and what a person should do about it.
-fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
-    use FailureKind as Kind;
-    match code {
-        "ExpiredTokenException" | "ExpiredToken" => (Kind::SessionOver, ""),
-        "AccessDeniedException" => (
-            Kind::AccessDenied,
-            "check account and region of the master key, and in its key policy the user or role, aws:MultiFactorAuthPresent and aws:SourceIp",
+        message: format!(
+            "KMS {operation}{} answered with {why}",
+            kms_failure::request(answer)
         ),
-        "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "InvalidSignatureException"
-        | "IncompleteSignature"
-        | "MissingAuthenticationToken" => (
-            Kind::AccessDenied,
-            "check this host's clock and the user's access key",
-        ),
-        "DisabledException" => (
-            Kind::KeyUnusable,
-            "enable the master key (aws kms enable-key)",
-        ),
-        "KMSInvalidStateException" => (
-            Kind::KeyUnusable,
-            "cancel the deletion of the master key and enable it (aws kms cancel-key-deletion, aws kms enable-key)",
-        ),
-        "InvalidKeyUsageException" | "InvalidGrantTokenException" => (
-            Kind::KeyUnusable,
-            "the master key must be a symmetric encryption key",
-        ),
-        "NotFoundException" => (
-            Kind::NotFound,
-            "check aws_key_management_master_key_id and the region",
-        ),
-        "InvalidCiphertextException" | "IncorrectKeyException" => (
-            Kind::InvalidCiphertext,
-            "the wrapped key is damaged or no key of KMS; restore its file from a backup of the key files",
-        ),
-        "ThrottlingException" | "LimitExceededException" => (Kind::Throttled, ""),
-        "DependencyTimeoutException" | "KeyUnavailableException" | "KMSInternalException" => {
-            (Kind::Unavailable, "")
-        }
-        "ValidationException" | "InvalidArnException" => (Kind::InvalidRequest, ""),
-        _ if status >= 500 => (Kind::Unavailable, ""),
-        _ if status == 429 => (Kind::Throttled, ""),
-        _ => (Kind::Other, ""),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_kms::operation::decrypt::DecryptError;
-    use aws_smithy_types::{body::SdkBody, error::ErrorMetadata};
-
     use super::*;
-
-    /// The failure that the plugin gets when KMS answers with this error.
-    fn failure_of(code: &str, said: &str) -> Failure {
-        let metadata = ErrorMetadata::builder().code(code).message(said).build();
-        let mut answer = HttpResponse::new(400.try_into().unwrap(), SdkBody::empty());
-        answer.headers_mut().insert("x-amzn-requestid", "8a6f");
-        let error = SdkError::service_error(DecryptError::generic(metadata), answer);
-        failure("Decrypt", &error, || Failure {
-            kind: FailureKind::SessionOver,
-            message: "the session is over".into(),
-        })
-    }
-
-    #[test]
-    fn the_request_id_and_the_advice_come_before_what_may_be_cut_off() {
-        let message = failure_of("AccessDeniedException", &"said\n".repeat(1000)).message;
-        let beginning =
-            "KMS Decrypt (request 8a6f) failed: AccessDeniedException; check account and region";
-        assert!(message.starts_with(beginning), "{message}");
-        assert!(message.contains("AWS says: saidsaid"), "{message}");
-        assert!(message.len() < 700, "{message}");
-    }
-
-    #[test]
-    fn the_end_of_the_session_is_told_with_the_request_too() {
-        let failure = failure_of("ExpiredTokenException", "");
-        assert_eq!(failure.kind, FailureKind::SessionOver);
-        assert_eq!(
-            failure.message,
-            "the session is over; KMS Decrypt (request 8a6f) failed: ExpiredTokenException"
-        );
-    }
-
-    #[test]
-    fn both_names_of_an_expired_token_end_the_session() {
-        for code in ["ExpiredToken", "ExpiredTokenException"] {
-            assert_eq!(meaning(code, 400).0, FailureKind::SessionOver);
-        }
-    }
-
-    #[test]
-    fn only_what_may_pass_by_itself_is_retryable() {
-        for (code, status, retryable) in [
-            ("ThrottlingException", 400, true),
-            ("DependencyTimeoutException", 503, true),
-            ("KeyUnavailableException", 500, true),
-            ("KMSInternalException", 500, true),
-            ("ServiceUnavailable", 503, true),
-            ("DisabledException", 409, false),
-            ("AccessDeniedException", 400, false),
-            ("InvalidCiphertextException", 400, false),
-            ("NotFoundException", 400, false),
-            ("SomethingNew", 400, false),
-        ] {
-            assert_eq!(meaning(code, status).0.is_retryable(), retryable, "{code}");
-        }
-    }
 
     #[test]
     fn a_region_that_would_lead_to_another_host_is_refused() {

@@ -164,12 +164,12 @@ fn a_broker_of_another_release_is_named_as_such() {
     assert!(!error.is_retryable());
 }
 
-/// Says each 60 ms that it waits, `count` times, and answers then.
+/// Says each [`SHORT`] that it waits, `count` times, and answers then.
 fn waiting_broker(count: u32) -> TestBroker {
     TestBroker::with_connections(move |mut stream| {
         while read_frame::<Request>(&mut stream).is_ok() {
             for number in 0..count {
-                std::thread::sleep(SHORT.mul_f64(0.6));
+                std::thread::sleep(SHORT);
                 let waiting = Reply::Waiting(number.to_string());
                 if write_frame(&mut stream, &waiting).is_err() {
                     return;
@@ -182,16 +182,18 @@ fn waiting_broker(count: u32) -> TestBroker {
 
 #[test]
 fn a_broker_that_says_that_it_waits_is_waited_for_beyond_the_time_limit() {
-    let broker = waiting_broker(5);
+    let broker = waiting_broker(8);
     let client = BrokerClient::new(&broker.socket());
     let heard = std::sync::Mutex::new(Vec::new());
     let waiting = |why: &str| {
         heard.lock().unwrap().push(why.to_owned());
         true
     };
-    let reply = client.request(&Request::Session, SHORT, waiting).unwrap();
+    let reply = client
+        .request(&Request::Session, SHORT * 5, waiting)
+        .unwrap();
     assert_eq!(reply, session());
-    assert_eq!(heard.into_inner().unwrap(), ["0", "1", "2", "3", "4"]);
+    assert_eq!(heard.into_inner().unwrap().len(), 8);
 }
 
 #[test]

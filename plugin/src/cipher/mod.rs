@@ -18,9 +18,10 @@ mod keystream;
 #[cfg(test)]
 mod tests;
 
+use key_files::key_name::Algorithm;
+
 pub use buffers::Buffers;
 
-use crate::key_name::Algorithm;
 use aes_block::{AesDecrypt, AesEncrypt};
 
 /// Length of an AES block, an IV and a GCM tag in bytes.

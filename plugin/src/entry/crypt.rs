@@ -3,10 +3,11 @@
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
 use core::mem::{MaybeUninit, align_of, size_of};
 
+use key_files::key_name::Algorithm;
+
 use super::guard;
 use crate::abi::{AES_BAD_DATA, AES_BAD_KEYSIZE, AES_ERROR, AES_OK, FLAG_ENCRYPT, FLAG_NOPAD};
 use crate::cipher::{Buffers, Cipher, CipherError, Task, encrypted_bytes};
-use crate::key_name::Algorithm;
 use crate::plugin;
 
 /// The caller's memory, which is aligned to nothing, holds one of these somewhere.

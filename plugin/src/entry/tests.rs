@@ -6,12 +6,12 @@ use core::ptr::{null, null_mut};
 use std::fs;
 use std::sync::Once;
 
+use key_files::key_name::Algorithm;
 use proptest::prelude::*;
 
 use super::crypt::*;
 use super::keys::*;
 use crate::abi::*;
-use crate::key_name::Algorithm;
 use crate::plugin;
 use crate::settings::DYNAMIC;
 use crate::test_broker::{TestBroker, settings, wrapped};

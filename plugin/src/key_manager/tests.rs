@@ -3,10 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use broker_protocol::{FailureKind, PlaintextKey, Reply, Request};
+use key_files::key_name::Algorithm;
 use tempfile::TempDir;
 
 use super::*;
-use crate::key_name::Algorithm;
 use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, settings, wrapped};
 
 fn directory() -> TempDir {

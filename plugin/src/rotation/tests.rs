@@ -3,9 +3,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use broker_protocol::{FailureKind, Request};
+use key_files::key_name::Algorithm;
 
 use super::*;
-use crate::key_name::Algorithm;
 use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, wrapped};
 
 #[test]

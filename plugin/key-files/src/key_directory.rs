@@ -1,8 +1,6 @@
 //! The directory with the key files: reading them, and making new ones so that a crash at any
 //! moment leaves either a whole key file or none.
 
-#![forbid(unsafe_code)]
-
 mod lock;
 mod read;
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! Names of key files: `aws-kms-key.<id>.<version>`, with `.ctr` for a version of AES_CTR.
 
-#![forbid(unsafe_code)]
-
 use core::fmt;
 
 const PREFIX: &str = "aws-kms-key.";

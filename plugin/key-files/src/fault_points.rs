@@ -5,8 +5,6 @@
 //! compiled in. With it, `AWS_KEY_MANAGEMENT_KILL_AT=STEP:N` names the [`Step`] and tells that its
 //! N-th occurrence in the process's life is the end.
 
-#![forbid(unsafe_code)]
-
 use std::fs::File;
 use std::io::{self, Write};
 
