@@ -167,6 +167,19 @@ impl LocalAws {
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 
+    /// What the operator's `aws sts get-session-token` prints for a code.
+    pub fn session_document(&self) -> String {
+        self.cli(&[
+            "sts",
+            "get-session-token",
+            "--output=json",
+            "--serial-number",
+            &self.serial_number(),
+            "--token-code",
+            &self.code(),
+        ])
+    }
+
     /// Wraps a data key, in hexadecimal digits, into a key file.
     pub fn wrap_key(&self, sandbox: &Sandbox, key_hex: &str, file: &Path) {
         let hex = sandbox.write("hex", key_hex);

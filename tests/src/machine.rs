@@ -51,6 +51,19 @@ impl Image {
         self
     }
 
+    /// Copies a folder of the host.
+    #[must_use]
+    pub fn folder(self, from: &Path, to: &str) -> Self {
+        let to = self.changes.join("upper").join(to.trim_start_matches('/'));
+        fs::create_dir_all(&to).unwrap();
+        let mut copy = Command::new("cp");
+        copy.args(["--recursive", "--no-target-directory"])
+            .arg(from)
+            .arg(to);
+        assert!(copy.status().unwrap().success(), "{copy:?}");
+        self
+    }
+
     /// Boots it, and returns when its systemd can be asked. Network and clock are the host's.
     pub fn boot(self) -> Machine {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/boot-root");

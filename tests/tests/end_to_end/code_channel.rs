@@ -281,18 +281,7 @@ fn a_document_is_checked_at_the_start_and_at_the_next_prompt() {
 
 /// What an operator gets on a machine of their own.
 fn session_document(scene: &Scene) -> serde_json::Value {
-    let serial_number = scene.aws.serial_number();
-    let code = scene.aws.code();
-    let printed = scene.aws.cli(&[
-        "sts",
-        "get-session-token",
-        "--output=json",
-        "--serial-number",
-        &serial_number,
-        "--token-code",
-        &code,
-    ]);
-    serde_json::from_str(&printed).unwrap()
+    serde_json::from_str(&scene.aws.session_document()).unwrap()
 }
 
 #[test]

@@ -49,14 +49,7 @@ fn neither_the_journal_nor_the_server_gets_a_secret() {
 
 /// A session of which the secrets are known.
 fn session_document(site: &Running) -> (String, String, String) {
-    let document = site.aws.cli(&[
-        "sts",
-        "get-session-token",
-        "--serial-number",
-        &site.aws.serial_number(),
-        "--token-code",
-        &site.aws.code(),
-    ]);
+    let document = site.aws.session_document();
     let parsed: Value = serde_json::from_str(&document).unwrap();
     let secret = |name| parsed["Credentials"][name].as_str().unwrap().to_owned();
     let (key, token) = (secret("SecretAccessKey"), secret("SessionToken"));

@@ -4,6 +4,7 @@
 
 mod broker_service;
 mod crash_restart;
+mod examples;
 mod hand_over;
 mod prompt;
 mod site;

@@ -147,13 +147,18 @@ impl Site {
 
     /// The same with another FIFO.
     pub fn boot_with_fifo(self, fifo: &str) -> Running {
-        let running = Running {
+        let running = self.boot_without_waiting();
+        running.wait_for_fifo_at(fifo);
+        running
+    }
+
+    /// Boots the machine, whatever starts there.
+    pub fn boot_without_waiting(self) -> Running {
+        Running {
             machine: self.image.boot(),
             aws: self.aws,
             _sandbox: self.sandbox,
-        };
-        running.wait_for_fifo_at(fifo);
-        running
+        }
     }
 
     /// Boots the machine, and waits until its mariadb.service runs with a code.
