@@ -50,7 +50,7 @@ test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, a
 	@scripts/install-packages debootstrap
 	scripts/test-servers $(DIST)
 
-test-systemd: dist ## The service under a systemd of its own, in a container
+test-systemd: dist test-plugin ## The service under a systemd of its own, in a container
 	@scripts/install-packages debootstrap systemd-container
 	rm -rf $(SYSTEMD_INSTALLED)
 	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)

@@ -51,11 +51,11 @@ impl Image {
         self
     }
 
-    /// Copies a folder of the host.
+    /// Copies a file or folder of the host.
     #[must_use]
-    pub fn folder(self, from: &Path, to: &str) -> Self {
+    pub fn copy(self, from: &Path, to: &str) -> Self {
         let to = self.changes.join("upper").join(to.trim_start_matches('/'));
-        fs::create_dir_all(&to).unwrap();
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
         let mut copy = Command::new("cp");
         copy.args(["--recursive", "--no-target-directory"])
             .arg(from)

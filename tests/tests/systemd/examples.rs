@@ -3,36 +3,66 @@
 
 use std::{fs, path::Path};
 
-use end_to_end_tests::{Process, write_fifo};
+use end_to_end_tests::{LocalAws, Process, dist, write_fifo};
 
 use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
 
 /// Where the machine has this repository.
 const SOURCE: &str = "/usr/local/src/iam-kms-wrapper";
 
-/// A machine on which nothing is configured, with the repository, and with an editor that fills in
-/// what only this person knows.
+/// A machine on which nothing is configured, with the repository and an editor.
 fn bare() -> Site {
     let site = Site::bare();
-    let (access_key_id, secret_access_key) = site.aws.long_term_key();
-    let serial_number = site.aws.serial_number();
-    let editor = format!(
-        "#!/bin/sh\nexec sed -i \
-         -e 's|^kms_mfa_id = .*|kms_mfa_id = {serial_number}|' \
-         -e 's|^aws_access_key_id =$|aws_access_key_id = {access_key_id}|' \
-         -e 's|^aws_secret_access_key =$|aws_secret_access_key = {secret_access_key}|' \"$@\"\n"
-    );
-    let mut site = site
-        .told_where_aws_is(SERVICE)
-        .told_where_aws_is(BROKER)
-        .file("/usr/local/bin/editor", 0o755, &editor);
+    let editor = fill_in_key(&site.aws);
+    with_repository(site).file(EDITOR, 0o755, &editor)
+}
+
+/// The same, of an EC2 instance with a role.
+fn instance() -> Site {
+    let site = Site::bare_with_aws(|sandbox| {
+        let aws = LocalAws::start_with(sandbox, &["--machine-role=mariadb"]);
+        let trust = sandbox.write(
+            "trust.json",
+            r#"{"Version": "2012-10-17", "Statement": [{
+                "Effect": "Allow",
+                "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+                "Action": "sts:AssumeRole"}]}"#,
+        );
+        aws.run(&["role", "mariadb", "--trust", trust.to_str().unwrap()]);
+        aws
+    });
+    with_repository(site)
+}
+
+fn with_repository(site: Site) -> Site {
+    let endpoint = site.aws.endpoint();
+    let mut site = told_where_aws_is(site, &endpoint);
     for folder in ["examples", "systemd"] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("..")
             .join(folder);
-        site.image = site.image.folder(&from, &format!("{SOURCE}/{folder}"));
+        site.image = site.image.copy(&from, &format!("{SOURCE}/{folder}"));
     }
     site
+}
+
+fn told_where_aws_is(site: Site, endpoint: &str) -> Site {
+    site.told_that_aws_is_at(SERVICE, endpoint)
+        .told_that_aws_is_at(BROKER, endpoint)
+}
+
+/// In the place of a person at an editor, who fills in what only that person knows.
+const EDITOR: &str = "/usr/local/bin/editor";
+
+fn fill_in_key(aws: &LocalAws) -> String {
+    let (access_key_id, secret_access_key) = aws.long_term_key();
+    let serial_number = aws.serial_number();
+    format!(
+        "#!/bin/sh\nexec sed -i \"$@\" \
+         -e 's|^kms_mfa_id = .*|kms_mfa_id = {serial_number}|' \
+         -e 's|^aws_access_key_id =$|aws_access_key_id = {access_key_id}|' \
+         -e 's|^aws_secret_access_key =$|aws_secret_access_key = {secret_access_key}|'"
+    )
 }
 
 /// The blocks of commands of a page, in order.
@@ -121,4 +151,128 @@ fn the_broker_under_its_own_user() {
     assert!(calls.contains("IAM_KMS_PEER_UID="), "{calls}");
     let unit = site.machine.sh(&format!("systemctl is-enabled {BROKER}"));
     assert_eq!(unit, "enabled");
+}
+
+#[test]
+fn an_instance_with_a_role_asks_nobody() {
+    let site = instance().boot_without_waiting();
+    done(&site, "ec2-role", 0);
+    encrypts(&site);
+    assert_eq!(site.aws.calls("GetSessionToken"), 0);
+    let denied = site.machine.property(SERVICE, "IPAddressDeny");
+    assert!(denied.contains("169.254.169.254/32"), "{denied}");
+}
+
+#[test]
+fn a_backup_at_night_needs_no_code_and_is_restored() {
+    let mut site = bare();
+    let endpoint = site.aws.endpoint();
+    site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
+    let site = site.boot_without_waiting();
+    done_with_code(&site, "mfa-at-boot", 0);
+    encrypts(&site);
+    // It is over by AWS's clock; the broker notices when a key is wanted.
+    site.aws.set_clock("800");
+    done(&site, "nightly-backup", 0);
+    let log = site.machine.journal("mariadb-nightly-backup.service");
+    assert!(
+        log.contains("backup complete: /var/backups/mariadb/"),
+        "{log}"
+    );
+    // Makes the same day's again, and removes old ones.
+    let old = "/var/backups/mariadb/2020-01-01";
+    site.machine
+        .sh(&format!("mkdir {old}; touch -d 2020-01-01 {old}"));
+    site.sql("INSERT INTO d.t VALUES (8)");
+    site.machine
+        .sh("systemctl start mariadb-nightly-backup.service");
+    let backups = site.machine.sh("ls /var/backups/mariadb");
+    assert_eq!(backups.lines().count(), 1, "{backups}");
+    assert_eq!(site.aws.calls("GetSessionToken"), 1);
+
+    site.sql("DROP TABLE d.t");
+    // Else the broker's FIFO could be taken for that of the start.
+    site.machine.sh("systemctl stop mariadb.socket mariadb");
+    done_with_code(&site, "nightly-backup", 1);
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7\n8");
+}
+
+#[test]
+fn no_backup_of_a_server_that_does_not_run_and_a_failed_one_leaves_the_last() {
+    let site = bare().boot_without_waiting();
+    done_with_code(&site, "mfa-at-boot", 0);
+    done(&site, "nightly-backup", 0);
+    let backups = site.machine.sh("ls /var/backups/mariadb");
+    site.machine.sh("systemctl stop mariadb.socket mariadb");
+    let start = "systemctl start mariadb-nightly-backup.service";
+    let failed = site.machine.sh(&format!("! {start} 2>&1"));
+    assert!(failed.contains("dependency job"), "{failed}");
+    assert_eq!(site.machine.sh("ls /var/backups/mariadb"), backups);
+}
+
+/// The stock plugin may not be distributed. In its place stands ours with `mock`, which has all its
+/// variables and needs no broker.
+#[test]
+fn the_stock_plugin_has_the_session_in_the_servers_environment() {
+    let plugin = dist("test-plugin/aws_key_management.so");
+    let mut site = bare().file(
+        "/etc/mysql/mariadb.conf.d/90-mock.cnf",
+        0o644,
+        "[mariadb]\naws-key-management-mock = ON\n",
+    );
+    site.image = site
+        .image
+        .copy(&plugin, "/usr/lib/mysql/plugin/aws_key_management.so");
+    let site = site.boot_without_waiting();
+    done_with_code(&site, "stock-plugin", 0);
+    assert!(!site.programs().contains("iam-kms-broker"));
+    let server = site.main_pid(SERVICE);
+    let environment = site
+        .machine
+        .sh(&format!("tr '\\0' '\\n' < /proc/{server}/environ"));
+    let value = |name: &str| {
+        let line = environment.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name}")).to_owned()
+    };
+    assert!(value("AWS_ACCESS_KEY_ID=").starts_with("ASIA"));
+    assert!(!value("AWS_SESSION_TOKEN=").is_empty());
+    let (_, long_term_key) = site.aws.long_term_key();
+    assert_ne!(value("AWS_SECRET_ACCESS_KEY="), long_term_key);
+}
+
+/// A node among others that share this host's network, each with an address of its own.
+fn node(site: Site, own: &str, all: &str, editor: &str) -> Site {
+    let alone = format!(
+        "[mariadb]\nport = 3307\nwsrep-sst-receive-address = {own}\n\
+         wsrep-provider-options = \"gmcast.listen_addr=tcp://{own}:4567;ist.recv_addr={own}\"\n"
+    );
+    let editor =
+        format!("{editor} -e 's|gcomm:.*|gcomm://{all}|' -e '/-address = 10/s|10.0.0.10|{own}|'");
+    site.file("/etc/mysql/mariadb.conf.d/90-alone.cnf", 0o644, &alone)
+        .file(EDITOR, 0o755, &editor)
+}
+
+#[test]
+fn a_node_on_premises_joins_a_cluster_in_ec2() {
+    let (first, second) = ("127.0.7.1", "127.0.7.2");
+    let all = format!("{first},{second}");
+    let page = "on-premises-and-ec2";
+    let cloud = node(instance(), first, &all, "#!/bin/sh\nexec sed -i \"$@\"");
+    let cloud = cloud.boot_without_waiting();
+    done(&cloud, "on-premises-and-ec2/ec2", 0);
+    done(&cloud, page, 0);
+    encrypts(&cloud);
+
+    // An AWS of its own, too, which it does not know of.
+    let site = told_where_aws_is(with_repository(Site::bare()), &cloud.aws.endpoint());
+    let cellar = node(site, second, &all, &fill_in_key(&cloud.aws)).boot_without_waiting();
+    let steps = follow(&cellar, "on-premises-and-ec2/on-premises", 0);
+    cellar.wait_for_fifo();
+    cellar.echo(&cloud.aws.code());
+    succeeds(steps, &cellar);
+    done(&cellar, page, 1);
+    assert_eq!(cellar.sql("SELECT a FROM d.t"), "7");
+    cellar.sql("INSERT INTO d.t VALUES (8)");
+    let rows = "SET wsrep_sync_wait = 1; SELECT a FROM d.t";
+    assert_eq!(cloud.sql(rows), "7\n8");
 }

@@ -23,8 +23,13 @@ impl Site {
     /// Nothing is configured but that machines side by side, which share the network, do not get in
     /// each other's way.
     pub fn bare() -> Self {
+        Self::bare_with_aws(LocalAws::start)
+    }
+
+    /// The same with another AWS.
+    pub fn bare_with_aws(start: impl FnOnce(&Sandbox) -> LocalAws) -> Self {
         let sandbox = Sandbox::new();
-        let aws = LocalAws::start(&sandbox);
+        let aws = start(&sandbox);
         let image = Image::new(&sandbox)
             .file(
                 "/etc/systemd/system/mariadb.socket.d/alone.conf",
@@ -79,10 +84,18 @@ impl Site {
     /// Has `service` find AWS.
     pub fn told_where_aws_is(self, service: &str) -> Self {
         let endpoint = self.aws.endpoint();
+        self.told_that_aws_is_at(service, &endpoint)
+    }
+
+    /// Has `service` find another AWS.
+    pub fn told_that_aws_is_at(self, service: &str, endpoint: &str) -> Self {
         self.file(
             &format!("/etc/systemd/system/{service}.d/endpoint.conf"),
             0o644,
-            &format!("[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint}\n"),
+            &format!(
+                "[Service]\nEnvironment=AWS_ENDPOINT_URL={endpoint} \
+                 AWS_EC2_METADATA_SERVICE_ENDPOINT={endpoint}\n"
+            ),
         )
     }
 
@@ -201,8 +214,12 @@ impl Running {
     /// As the README says. Returns the code.
     pub fn echo_code(&self) -> String {
         let code = self.aws.code();
-        self.machine.sh(&format!("echo {code} > {FIFO}"));
+        self.echo(&code);
         code
+    }
+
+    pub fn echo(&self, code: &str) {
+        self.machine.sh(&format!("echo {code} > {FIFO}"));
     }
 
     pub fn main_pid(&self, unit: &str) -> String {
