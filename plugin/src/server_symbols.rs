@@ -86,37 +86,34 @@ pub fn statement_may_wait() -> bool {
 }
 
 fn statement_is_one_of(commands: &[c_int]) -> bool {
-    static FUNCTION: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
-    let function = FUNCTION.get_or_init(|| {
-        // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
-        unsafe {
-            core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(c"thd_sql_command"))
-        }
-    });
-    match (current_thread(), function) {
-        (Some(thread), Some(function)) => {
-            // SAFETY: not null, and the server's own description of this thread.
-            let command = || unsafe { function(thread) };
-            !thread.is_null() && commands.contains(&command())
-        }
-        _ => true,
-    }
+    static COMMAND: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
+    let is_one = |command| commands.contains(&command);
+    ask_of_statement(&COMMAND, c"thd_sql_command").is_none_or(|answer| answer.is_some_and(is_one))
 }
 
 /// Tells whether this thread's statement was killed, or its server is shutting down.
 pub fn statement_is_killed() -> bool {
-    static FUNCTION: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
-    let function = FUNCTION.get_or_init(|| {
+    static KILLED: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
+    let answer = ask_of_statement(&KILLED, c"thd_killed").flatten();
+    answer.is_some_and(|killed| killed != 0)
+}
+
+/// What the server's function `name` of plugin.h says of this thread: `Some(None)` where the thread
+/// serves no statement, `None` where the program does not say.
+fn ask_of_statement(
+    function: &OnceLock<Option<ThreadQuestion>>,
+    name: &CStr,
+) -> Option<Option<c_int>> {
+    let function = (*function.get_or_init(|| {
         // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
-        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(c"thd_killed")) }
-    });
-    match (current_thread(), function) {
-        (Some(thread), Some(function)) if !thread.is_null() => {
-            // SAFETY: not null, and the server's own description of this thread.
-            unsafe { function(thread) != 0 }
-        }
-        _ => false,
+        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(name)) }
+    }))?;
+    let thread = current_thread()?;
+    if thread.is_null() {
+        return Some(None);
     }
+    // SAFETY: not null, and the server's own description of this thread.
+    Some(Some(unsafe { function(thread) }))
 }
 
 /// Tells whether the server has yet to say that it is ready for connections. False where the program

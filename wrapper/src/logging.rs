@@ -39,9 +39,10 @@ static IS_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Sends all events of this process to the journal or to standard error, in the name of `program`.
 pub fn init(program: &'static str) {
+    let is_journal = is_journal();
     let log = Log {
         program,
-        is_journal: is_journal(),
+        write: move |record| write(record, is_journal),
     };
     // Fails only where a log is set already; then that one serves.
     let _ = tracing::subscriber::set_global_default(log);
@@ -52,12 +53,29 @@ pub fn use_format(format: LogFormat) {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
 }
 
-struct Log {
-    program: &'static str,
-    is_journal: bool,
+fn write(record: Record, is_journal: bool) {
+    if is_journal && send_to_journal(&record.journal_entry()).is_ok() {
+        return;
+    }
+    let line = if IS_JSON.load(Ordering::Relaxed) {
+        record.json()
+    } else if record.is_for_audit && !is_journal {
+        return;
+    } else {
+        record.text(is_journal)
+    };
+    // One write, so that lines of other processes cannot come in between. Where even standard
+    // error fails, there is nobody left to tell.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
-impl Subscriber for Log {
+/// Makes records of our own events.
+struct Log<W> {
+    program: &'static str,
+    write: W,
+}
+
+impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::INFO && metadata.target().starts_with(OWN_TARGETS)
     }
@@ -66,23 +84,12 @@ impl Subscriber for Log {
         let mut record = Record {
             program: self.program,
             level: *event.metadata().level(),
+            is_for_audit: event.metadata().target() == AUDIT,
             message: String::new(),
             fields: Map::new(),
         };
         event.record(&mut record);
-        if self.is_journal && send_to_journal(&record.journal_entry()).is_ok() {
-            return;
-        }
-        let line = if IS_JSON.load(Ordering::Relaxed) {
-            record.json()
-        } else if event.metadata().target() == AUDIT && !self.is_journal {
-            return;
-        } else {
-            record.text(self.is_journal)
-        };
-        // One write, so that lines of other processes cannot come in between. Where even standard
-        // error fails, there is nobody left to tell.
-        let _ = io::stderr().write_all(line.as_bytes());
+        (self.write)(record);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -102,6 +109,7 @@ impl Subscriber for Log {
 struct Record {
     program: &'static str,
     level: Level,
+    is_for_audit: bool,
     message: String,
     fields: Map<String, Value>,
 }
@@ -211,7 +219,7 @@ fn is_journal() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::mpsc;
 
     use tracing::info;
 
@@ -219,32 +227,13 @@ mod tests {
 
     /// The record that an event makes.
     fn record_of(say: impl FnOnce()) -> Record {
-        struct Catcher(Mutex<Option<Record>>);
-        impl Subscriber for Catcher {
-            fn enabled(&self, _: &Metadata<'_>) -> bool {
-                true
-            }
-            fn event(&self, event: &Event<'_>) {
-                let mut record = Record {
-                    program: "iam-kms-broker",
-                    level: *event.metadata().level(),
-                    message: String::new(),
-                    fields: Map::new(),
-                };
-                event.record(&mut record);
-                *self.0.lock().unwrap() = Some(record);
-            }
-            fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-                span::Id::from_u64(1)
-            }
-            fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-            fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-            fn enter(&self, _: &span::Id) {}
-            fn exit(&self, _: &span::Id) {}
-        }
-        let catcher = std::sync::Arc::new(Catcher(Mutex::new(None)));
-        tracing::subscriber::with_default(std::sync::Arc::clone(&catcher), say);
-        catcher.0.lock().unwrap().take().unwrap()
+        let (sender, receiver) = mpsc::channel();
+        let log = Log {
+            program: "iam-kms-broker",
+            write: move |record| sender.send(record).unwrap(),
+        };
+        tracing::subscriber::with_default(log, say);
+        receiver.recv().unwrap()
     }
 
     fn example() -> Record {
