@@ -13,7 +13,7 @@ use tracing::error;
 
 use crate::{
     aws::{self, Service},
-    broker::Broker,
+    broker::{Broker, BrokerError},
     channel,
     command::Command,
     command_line::CommandLine,
@@ -110,7 +110,14 @@ impl List {
                     (broker.program().display(), config.broker_socket.display());
                 format!("{program}, and {socket} can be made")
             };
-            self.add("broker", Finding::of(Broker::find(config), startable))?;
+            let broker = match Broker::find(config) {
+                Err(BrokerError::AlreadyThere { path }) => Finding::NotChecked(format!(
+                    "one listens at {}; that is right if its server runs, and ends it when it stops",
+                    path.display()
+                )),
+                found => Finding::of(found, startable),
+            };
+            self.add("broker", broker)?;
             self.add("plugin", check_plugin(command))?;
         }
         Ok(())

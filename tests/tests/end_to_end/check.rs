@@ -248,3 +248,14 @@ fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
     Checked::of(&mut check(&scene, &command)).says("plugin", "ok", plugin.to_str().unwrap());
     Checked::of(&mut check(&scene, &["true"])).says("plugin", "not checked", "no mariadbd");
 }
+
+#[test]
+fn a_host_whose_server_runs_is_checked_beside_it() {
+    let scene = Scene::new().with_broker();
+    let wrapper = scene.start(&["sleep", "1000"]);
+    wrapper.give_code(&scene.aws);
+    wrapper.wait_for_command("sleep");
+    let checked = Checked::of(&mut check(&scene, &["sleep"]));
+    assert_eq!(checked.code, Some(0), "{}", checked.list);
+    checked.says("broker", "not checked", "one listens at ");
+}
