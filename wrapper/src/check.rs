@@ -183,7 +183,20 @@ fn check_credentials(config: &Config, sts: Option<&Answer>) -> io::Result<Findin
         return Ok(Finding::NotChecked(why));
     }
     let identity = aws::runtime()?.block_on(sts::identify(config, &source));
-    Ok(Finding::of(identity, |arn| format!("{key} of {arn}")))
+    Ok(match (identity, &config.mfa) {
+        (Ok(arn), Mfa::Here { serial_number }) if !is_same_account(serial_number, &arn) => {
+            Finding::Failure(format!(
+                "{key} is of {arn}, and kms_mfa_id, {serial_number}, of another account; correct one of them"
+            ))
+        }
+        (identity, _) => Finding::of(identity, |arn| format!("{key} of {arn}")),
+    })
+}
+
+/// The serial number of a hardware token names no account.
+fn is_same_account(serial_number: &str, arn: &str) -> bool {
+    let account = |arn: &str| arn.split(':').nth(4).map(str::to_owned);
+    account(serial_number).is_none_or(|of_device| Some(of_device) == account(arn))
 }
 
 fn check_clock<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Finding {

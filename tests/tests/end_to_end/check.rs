@@ -250,6 +250,17 @@ fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
 }
 
 #[test]
+fn a_device_of_another_account_than_the_keys_is_found() {
+    let scene = Scene::new()
+        .without("kms_mfa_id")
+        .line("kms_mfa_id = arn:aws:iam::123456789012:mfa/mariadb");
+    let checked = Checked::of(&mut check(&scene, &["true"]));
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    let device = "kms_mfa_id, arn:aws:iam::123456789012:mfa/mariadb, of another account";
+    checked.says("AWS credentials", "FAILED", device);
+}
+
+#[test]
 fn a_host_whose_server_runs_is_checked_beside_it() {
     let scene = Scene::new().with_broker();
     let wrapper = scene.start(&["sleep", "1000"]);
