@@ -1,0 +1,33 @@
+//! What the documents name is there.
+
+use std::{fs, path::Path};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+fn read(name: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(name)).unwrap()
+}
+
+/// What stands between backticks.
+fn code(markdown: &str) -> impl Iterator<Item = &str> {
+    markdown.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn each_test_that_the_threat_model_names_exists() {
+    let security = read("SECURITY.md");
+    let mut named = 0;
+    for (module, test) in code(&security).filter_map(|text| text.split_once("::")) {
+        if module == "module" {
+            continue;
+        }
+        named += 1;
+        let is_there = ["end_to_end", "systemd"].iter().any(|suite| {
+            let file = Path::new(ROOT).join(format!("tests/tests/{suite}/{module}.rs"));
+            let source = fs::read_to_string(file).unwrap_or_default();
+            source.contains(&format!("#[test]\nfn {test}()"))
+        });
+        assert!(is_there, "{module}::{test}");
+    }
+    assert!(named > 30, "{named}");
+}
