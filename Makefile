@@ -59,27 +59,30 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.
 dist: packages ## Build what is installed, into target/dist
-	cargo build --locked --release $(SERVICES)
+	cargo build --locked --release $(SERVICES) -p packaging
 	cargo build --locked --release -p aws-key-management-plugin
 	cargo build --locked --profile launcher -p iam-kms-wrapper
 	install -d $(DIST)/bin $(DIST)/plugin
 	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
+	rm -rf $(DIST)/share
+	$(CARGO_TARGET_DIR)/release/packaging $(DIST)/share
 
 # With fault points and mock, for the tests only. In a folder of its own: cargo would take one build for the other.
 test-plugin: packages
 	cargo build --locked -p aws-key-management-plugin --features fault-points,mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
-install: ## Install programs, plugin and units (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
+install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 	install -D -t $(DESTDIR)$(PREFIX)/libexec systemd/iam-kms-wrapper-prompt
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.path systemd/*.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/mariadb.service.d systemd/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
-	find $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper -type f -name '*iam-kms-*' \
+	cp -R $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
+	find $(addprefix $(DESTDIR)$(PREFIX)/,lib/systemd/system share/iam-kms-wrapper share/man) -type f -name '*iam-kms-*' \
 		-exec sed -i 's|/usr/local/|$(PREFIX)/|' {} +
 
 bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run

@@ -156,4 +156,14 @@ mod tests {
         assert_eq!(utc_of_unix_seconds(-1), "");
         assert_eq!(utc_of_unix_seconds(i64::MAX), "");
     }
+
+    #[test]
+    fn the_manual_page_has_every_variable() {
+        let page = include_str!("../../packaging/man/aws_key_management.7");
+        for (name, _) in VARIABLES {
+            let heading = format!(".TP\n.B {}\n", name.to_str().unwrap());
+            assert!(page.contains(&heading), "{name:?}");
+        }
+        assert_eq!(page.matches(".B Aws_key_").count(), VARIABLES.len());
+    }
 }

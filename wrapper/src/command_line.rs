@@ -5,9 +5,6 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::Parser;
 
 /// Starts a command with an AWS session that a person has opened with an MFA code.
-///
-/// Makes a FIFO, waits for six digits in it, trades them at AWS STS for a short session, and
-/// becomes COMMAND with that session.
 #[derive(Debug, Parser)]
 #[command(
     name = "iam-kms-wrapper",
@@ -17,34 +14,25 @@ iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]",
     after_help = "\
 To give the code, write it to the FIFO that the log and `systemctl status` name:
   echo 123456 > /run/iam-kms-wrapper/mfa
-In a terminal, and with no kms_mfa_socket configured, the code is asked for there.
+In a terminal, and with no kms_mfa_socket configured, it is asked for there.
 
-The long-term AWS key comes from the service's credential aws-credentials (LoadCredential=
-in the unit), from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from wherever the AWS CLI
-would find it. COMMAND never sees it.
-
-FILE is the INI of MariaDB's manual, or TOML if its name ends in .toml:
+The least that FILE holds:
   [kms]
   kms_mfa_id = arn:aws:iam::123456789012:mfa/NAME
-  kms_mfa_socket = /run/iam-kms-wrapper/mfa
 
-Exit status: COMMAND's own; before that 125 if the session cannot be had, 126 if COMMAND
-cannot be executed, 127 if it is not found, 128+n (death) on signal n.",
-    max_term_width = 92
+Exit status: COMMAND's own; before that 125 if the session cannot be had, 126
+if COMMAND cannot be executed, 127 if not found. More in iam-kms-wrapper(8)."
 )]
 pub struct CommandLine {
-    /// The configuration file.
+    /// Configuration: INI, or TOML if its name ends in .toml.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 
-    /// Check configuration, credentials, clock, AWS's endpoints, FIFO, command, broker and plugin
-    /// without a code; prints a list, and ends with 0, or 125 if anything in it FAILED.
-    ///
-    /// Run it as the service would run: as its user and with its environment.
+    /// Look whether all is in its place, without a code.
     #[arg(long)]
     pub check: bool,
 
-    /// The command to run and its arguments.
+    /// What to become with the session, and its arguments.
     #[arg(
         value_name = "COMMAND",
         required_unless_present = "check",

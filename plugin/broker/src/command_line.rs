@@ -5,25 +5,23 @@ use std::path::PathBuf;
 use clap::Parser;
 
 /// Holds the AWS session and calls KMS for MariaDB's aws_key_management plugin.
-///
-/// iam-kms-wrapper starts it where its configuration says handoff = broker; there is nothing to do
-/// by hand then. Started with --config it runs alone: it listens at broker_socket, asks for an MFA
-/// code when it starts and whenever the session has ended, and ends on SIGTERM.
 #[derive(Debug, Parser)]
 #[command(
     name = "iam-kms-broker",
     version,
     override_usage = "iam-kms-broker --config=FILE",
     after_help = "\
-FILE is the configuration of iam-kms-wrapper. To give the code, write it to the FIFO that the
-log names:
+iam-kms-wrapper starts it where its configuration says handoff = broker; there
+is nothing to do by hand then. Started with --config it runs alone: it asks for
+an MFA code when it starts and whenever the session has ended. To give the code,
+write it to the FIFO that the log names:
   echo 123456 > /run/iam-kms-wrapper/mfa
 
-Exit status: 0 when ended by SIGTERM, SIGINT or SIGHUP, or with its server; 125 otherwise.",
-    max_term_width = 92
+Exit status: 0 when ended by SIGTERM, SIGINT or SIGHUP, or with its server; 125
+otherwise. More in iam-kms-broker(8)."
 )]
-pub(crate) struct CommandLine {
-    /// The configuration file.
+pub struct CommandLine {
+    /// The configuration of iam-kms-wrapper.
     #[arg(
         long,
         value_name = "FILE",

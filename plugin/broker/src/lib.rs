@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod audit;
-mod command_line;
+pub mod command_line;
 mod conversation;
 mod keeper;
 mod key_cache;

@@ -269,3 +269,16 @@ fn variables_are_the_stock_plugins_and_two_more() {
         }
     }
 }
+
+#[test]
+fn the_manual_page_has_every_variable_with_its_default() {
+    let page = include_str!("../../../packaging/man/aws_key_management.7");
+    for variable in VARIABLES {
+        let words: Vec<_> = variable.split(' ').collect();
+        let name = words[0].to_lowercase();
+        let default = if words[2] == "-" { "empty" } else { words[2] };
+        let entry = format!(".B aws_key_management_{name}\nDefault: {default}.\n");
+        assert!(page.contains(&entry), "{entry}");
+    }
+    assert_eq!(page.matches("\n.B aws_key_").count(), VARIABLES.len());
+}

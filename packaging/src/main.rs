@@ -1,0 +1,110 @@
+//! Writes the man pages and shell completions of all programs into the folder given as argument, as
+//! they lie below `share/`.
+
+#![forbid(unsafe_code)]
+
+mod configuration_page;
+mod programs;
+
+use std::{env, fs, io, path::Path, process::ExitCode};
+
+use clap_complete::{generate_to, shells};
+use clap_mangen::Man;
+
+use programs::{Program, SECTION, programs};
+
+/// Pages that no command line is described in, by their file names.
+const PAGES: [(&str, &str); 1] = [(
+    "aws_key_management.7",
+    include_str!("../man/aws_key_management.7"),
+)];
+
+fn main() -> ExitCode {
+    let Some(share) = env::args_os().nth(1) else {
+        eprintln!("Usage: packaging DIRECTORY");
+        return ExitCode::from(2);
+    };
+    match write(Path::new(&share)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("packaging: cannot write below {}: {error}", share.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(share: &Path) -> io::Result<()> {
+    for program in programs() {
+        write_completions(&program, share)?;
+        for (name, page) in pages(&program)? {
+            write_page(share, &name, &page)?;
+        }
+    }
+    for (name, page) in PAGES {
+        write_page(share, name, page.as_bytes())?;
+    }
+    let (name, page) = configuration_page::render()?;
+    write_page(share, name, &page)
+}
+
+/// The page of a program and one for each of its subcommands, with their file names.
+fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut command = program.command.clone().disable_help_subcommand(true);
+    command.build();
+    let mut pages = Vec::new();
+    for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+        let page = Man::new(subcommand.clone()).section(SECTION);
+        let mut text = description(&page)?;
+        text.extend(format!(".SH \"SEE ALSO\"\n.BR {} ({SECTION})\n", program.name()).bytes());
+        pages.push((page.get_filename(), text));
+    }
+    let has_subcommands = !pages.is_empty();
+    let page = Man::new(command).section(SECTION);
+    let mut text = description(&page)?;
+    if has_subcommands {
+        page.render_subcommands_section(&mut text)?;
+    }
+    text.extend(program.sections.bytes());
+    pages.push((page.get_filename(), text));
+    Ok(pages)
+}
+
+fn description(page: &Man) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    Ok(text)
+}
+
+fn write_page(share: &Path, name: &str, page: &[u8]) -> io::Result<()> {
+    let (_, section) = name.rsplit_once('.').unwrap_or((name, SECTION));
+    let folder = share.join(format!("man/man{section}"));
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join(name), page)
+}
+
+fn write_completions(program: &Program, share: &Path) -> io::Result<()> {
+    let bash = folder(share, "bash-completion/completions")?;
+    let zsh = folder(share, "zsh/site-functions")?;
+    let fish = folder(share, "fish/vendor_completions.d")?;
+    let mut command = program.command.clone();
+    let name = program.name().to_owned();
+    let written = generate_to(shells::Bash, &mut command, &name, &bash)?;
+    // Found by the name of the program.
+    fs::rename(written, bash.join(&name))?;
+    generate_to(shells::Zsh, &mut command, &name, &zsh)?;
+    generate_to(shells::Fish, &mut command, &name, &fish)?;
+    Ok(())
+}
+
+fn folder(share: &Path, name: &str) -> io::Result<std::path::PathBuf> {
+    let folder = share.join(name);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,35 @@
+//! The programs that have a man page and completions.
+
+use clap::{Command, CommandFactory};
+
+/// Section of the manual: commands for the administrator of a system.
+pub const SECTION: &str = "8";
+
+/// A program, and what its man page says besides its command line.
+pub struct Program {
+    /// Its command line.
+    pub command: Command,
+    /// Further sections of its page, in the language of man(7).
+    pub sections: &'static str,
+}
+
+impl Program {
+    /// The name that it is installed under.
+    pub fn name(&self) -> &str {
+        self.command.get_name()
+    }
+}
+
+/// All programs that are installed into a folder of `$PATH`.
+pub fn programs() -> Vec<Program> {
+    vec![
+        Program {
+            command: iam_kms_wrapper::command_line::CommandLine::command(),
+            sections: include_str!("../man/iam-kms-wrapper.8"),
+        },
+        Program {
+            command: iam_kms_broker::command_line::CommandLine::command(),
+            sections: include_str!("../man/iam-kms-broker.8"),
+        },
+    ]
+}
