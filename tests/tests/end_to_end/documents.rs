@@ -31,3 +31,9 @@ fn each_test_that_the_threat_model_names_exists() {
     }
     assert!(named > 30, "{named}");
 }
+
+#[test]
+fn the_changelog_has_the_version() {
+    let heading = format!("\n## [{}]", env!("CARGO_PKG_VERSION"));
+    assert!(read("CHANGELOG.md").contains(&heading), "{heading}");
+}
