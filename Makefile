@@ -7,6 +7,12 @@ BENCH_PACKAGES := golang-go golang-github-aws-aws-sdk-go-dev golang-github-robfi
 TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+CARGO_ABOUT := $(TOOLS)/bin/cargo-about
+CARGO_ABOUT_VERSION := 0.9.3
+CARGO_DEB := $(TOOLS)/bin/cargo-deb
+CARGO_DEB_VERSION := 3.8.0
+CARGO_GENERATE_RPM := $(TOOLS)/bin/cargo-generate-rpm
+CARGO_GENERATE_RPM_VERSION := 0.21.1
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
 FUZZ_TARGETS := frames key_names ciphers cipher_calls
@@ -17,9 +23,19 @@ PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p local-aws
+EXAMPLES := configuration many-hosts
+DOC = $(PREFIX)/share/doc/iam-kms-wrapper
+PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
+PACKAGES := $(CARGO_TARGET_DIR)/packages
+# Below target/release, where both tools of packaging look.
+STAGED := $(CARGO_TARGET_DIR)/release/staged
+SYSTEMD_TESTS := cargo test --locked -p end-to-end-tests --test systemd -- --test-threads=3
+THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
+# Times in the packages are those of the commit, whenever they are built.
+PACKAGE_ENVIRONMENT = SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers test-systemd dist test-plugin packages install bench bench-launcher bench-plugin fuzz miri clean
+.PHONY: help demo test lint unit e2e test-servers test-systemd dist test-plugin packages install package test-package bench bench-launcher bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +71,12 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 	rm -rf $(SYSTEMD_INSTALLED)
 	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
 	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
-		IAM_KMS_SYSTEMD_ROOT=$$root cargo test --locked -p end-to-end-tests --test systemd -- --test-threads=3
+		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) --skip package::
+
+test-package: package ## The packages: installed, upgraded, removed, as the README says
+	@scripts/install-packages debootstrap systemd-container
+	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
+		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) package::
 
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.
 dist: packages ## Build what is installed, into target/dist
@@ -82,8 +103,30 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/mariadb.service.d systemd/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
 	cp -R $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
+	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md SECURITY.md
+	install -d $(DESTDIR)$(DOC)/examples
+	cp -R $(addprefix examples/,$(EXAMPLES)) $(DESTDIR)$(DOC)/examples
 	find $(addprefix $(DESTDIR)$(PREFIX)/,lib/systemd/system share/iam-kms-wrapper share/man) -type f -name '*iam-kms-*' \
 		-exec sed -i 's|/usr/local/|$(PREFIX)/|' {} +
+
+# Everything that is installed, with what only packages have: licences, and where distributions want things.
+package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debian and RPM packages, into target/packages
+	@scripts/install-packages lintian rpm
+	rm -rf $(STAGED) $(PACKAGES)
+	install -d $(STAGED) $(PACKAGES)
+	$(MAKE) --silent install PREFIX=/usr DESTDIR=$(STAGED)/debian
+	mv $(STAGED)/debian/usr/share/zsh/site-functions $(STAGED)/debian/usr/share/zsh/vendor-completions
+	mv $(STAGED)/debian$(PACKAGE_DOC)/CHANGELOG.md $(STAGED)/debian$(PACKAGE_DOC)/changelog
+	packaging/debian/changelog > $(STAGED)/debian$(PACKAGE_DOC)/changelog.Debian
+	find $(STAGED)/debian -type f '(' -path '*/man/*' -o -name 'changelog*' ')' -exec gzip -9n {} +
+	install -m 644 -t $(STAGED)/debian$(PACKAGE_DOC) $(THIRD_PARTY_LICENSES)
+	install -D -m 644 -T packaging/debian/lintian-overrides $(STAGED)/debian/usr/share/lintian/overrides/iam-kms-wrapper
+	$(MAKE) --silent install PREFIX=/usr PLUGIN_DIR=/usr/lib64/mysql/plugin DESTDIR=$(STAGED)/redhat
+	install -D -m 644 -t $(STAGED)/redhat/usr/share/licenses/iam-kms-wrapper \
+		LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY_LICENSES)
+	$(PACKAGE_ENVIRONMENT) $(CARGO_DEB) --no-build --no-strip --package packaging --output $(PACKAGES)/
+	$(PACKAGE_ENVIRONMENT) $(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
+	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
 bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run
 
@@ -116,8 +159,21 @@ miri: packages ## Run under Miri what can run there of the plugin's unsafe code
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages
 
+$(THIRD_PARTY_LICENSES): Cargo.lock deny.toml packaging/third-party-licenses packaging/third-party-licenses.hbs | $(CARGO_ABOUT)
+	packaging/third-party-licenses $(CARGO_ABOUT) > $@.new
+	mv $@.new $@
+
 $(CARGO_DENY):
 	cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+
+$(CARGO_ABOUT):
+	cargo install --locked --root $(TOOLS) --features cli cargo-about@$(CARGO_ABOUT_VERSION)
+
+$(CARGO_DEB):
+	cargo install --locked --root $(TOOLS) cargo-deb@$(CARGO_DEB_VERSION)
+
+$(CARGO_GENERATE_RPM):
+	cargo install --locked --root $(TOOLS) cargo-generate-rpm@$(CARGO_GENERATE_RPM_VERSION)
 
 $(CARGO_FUZZ):
 	cargo install --locked --root $(TOOLS) cargo-fuzz@$(CARGO_FUZZ_VERSION)

@@ -25,16 +25,27 @@ const INSTALLED: &str = "IAM_KMS_INSTALLED";
 pub struct Image {
     changes: PathBuf,
     name: String,
+    layers: &'static [&'static str],
 }
 
 impl Image {
     /// Nothing is configured yet.
     pub fn new(sandbox: &Sandbox) -> Self {
+        Self::of(sandbox, &[INSTALLED, ROOT])
+    }
+
+    /// Nothing of ours is installed.
+    pub fn clean(sandbox: &Sandbox) -> Self {
+        Self::of(sandbox, &[ROOT])
+    }
+
+    fn of(sandbox: &Sandbox, layers: &'static [&'static str]) -> Self {
         let changes = sandbox.directory("machine");
         let name = changes.parent().and_then(Path::file_name).unwrap();
         Self {
             name: name.to_string_lossy().into(),
             changes,
+            layers,
         }
     }
 
@@ -67,14 +78,12 @@ impl Image {
     /// Boots it, and returns when its systemd can be asked. Network and clock are the host's.
     pub fn boot(self) -> Machine {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/boot-root");
-        let layer = |variable| {
-            std::env::var_os(variable).expect("run these tests with `make test-systemd`")
-        };
+        let layer = |variable| std::env::var_os(variable).expect("`make test-systemd` sets it");
         let mut command = Command::new(script);
         command
             .arg(&self.name)
             .arg(&self.changes)
-            .args([layer(INSTALLED), layer(ROOT)])
+            .args(self.layers.iter().map(layer))
             .stdin(Stdio::null());
         let nspawn = Process::start(&mut command);
         let mut leader = None;

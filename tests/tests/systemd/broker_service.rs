@@ -67,16 +67,15 @@ fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
 
 #[test]
 fn what_the_readme_says_makes_it_from_the_service_with_the_wrapper() {
-    let source = "/usr/local/src/iam-kms-wrapper";
     let site = Site::new()
         .told_where_aws_is(BROKER)
         .file(
-            &format!("{source}/systemd/mariadb.service.d/iam-kms-broker.conf"),
+            "/usr/share/iam-kms-wrapper/mariadb.service.d/iam-kms-broker.conf",
             0o644,
             BROKER_DROP_IN,
         )
         .boot();
-    let mut script = format!("cd {source}\n");
+    let mut script = String::new();
     for step in chapter().lines().filter(|line| line.starts_with("    ")) {
         script += &format!("{step}\n");
     }

@@ -122,7 +122,7 @@ fn encrypts(site: &Running) {
 
 #[test]
 fn one_host_with_a_code_at_boot() {
-    let site = bare().boot_without_waiting();
+    let site = bare().boot_as_it_is();
     done_with_code(&site, "mfa-at-boot", 0);
     encrypts(&site);
     assert!(site.programs().contains("iam-kms-broker"));
@@ -130,7 +130,7 @@ fn one_host_with_a_code_at_boot() {
 
 #[test]
 fn a_host_without_a_key_takes_the_session_of_the_operator() {
-    let site = bare().boot_without_waiting();
+    let site = bare().boot_as_it_is();
     // The first block is the operator's, who has no part in this test.
     let steps = follow(&site, "many-hosts", 1);
     site.wait_for_fifo();
@@ -144,7 +144,7 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
 
 #[test]
 fn the_broker_under_its_own_user() {
-    let site = bare().boot_without_waiting();
+    let site = bare().boot_as_it_is();
     done_with_code(&site, "broker-service", 0);
     encrypts(&site);
     let calls = site.machine.sh(&blocks("broker-service")[1]);
@@ -155,7 +155,7 @@ fn the_broker_under_its_own_user() {
 
 #[test]
 fn an_instance_with_a_role_asks_nobody() {
-    let site = instance().boot_without_waiting();
+    let site = instance().boot_as_it_is();
     done(&site, "ec2-role", 0);
     encrypts(&site);
     assert_eq!(site.aws.calls("GetSessionToken"), 0);
@@ -168,7 +168,7 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     let mut site = bare();
     let endpoint = site.aws.endpoint();
     site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
-    let site = site.boot_without_waiting();
+    let site = site.boot_as_it_is();
     done_with_code(&site, "mfa-at-boot", 0);
     encrypts(&site);
     // It is over by AWS's clock; the broker notices when a key is wanted.
@@ -199,7 +199,7 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
 
 #[test]
 fn no_backup_of_a_server_that_does_not_run_and_a_failed_one_leaves_the_last() {
-    let site = bare().boot_without_waiting();
+    let site = bare().boot_as_it_is();
     done_with_code(&site, "mfa-at-boot", 0);
     done(&site, "nightly-backup", 0);
     let backups = site.machine.sh("ls /var/backups/mariadb");
@@ -223,7 +223,7 @@ fn the_stock_plugin_has_the_session_in_the_servers_environment() {
     site.image = site
         .image
         .copy(&plugin, "/usr/lib/mysql/plugin/aws_key_management.so");
-    let site = site.boot_without_waiting();
+    let site = site.boot_as_it_is();
     done_with_code(&site, "stock-plugin", 0);
     assert!(!site.programs().contains("iam-kms-broker"));
     let server = site.main_pid(SERVICE);
@@ -258,14 +258,14 @@ fn a_node_on_premises_joins_a_cluster_in_ec2() {
     let all = format!("{first},{second}");
     let page = "on-premises-and-ec2";
     let cloud = node(instance(), first, &all, "#!/bin/sh\nexec sed -i \"$@\"");
-    let cloud = cloud.boot_without_waiting();
+    let cloud = cloud.boot_as_it_is();
     done(&cloud, "on-premises-and-ec2/ec2", 0);
     done(&cloud, page, 0);
     encrypts(&cloud);
 
     // An AWS of its own, too, which it does not know of.
     let site = told_where_aws_is(with_repository(Site::bare()), &cloud.aws.endpoint());
-    let cellar = node(site, second, &all, &fill_in_key(&cloud.aws)).boot_without_waiting();
+    let cellar = node(site, second, &all, &fill_in_key(&cloud.aws)).boot_as_it_is();
     let steps = follow(&cellar, "on-premises-and-ec2/on-premises", 0);
     cellar.wait_for_fifo();
     cellar.echo(&cloud.aws.code());

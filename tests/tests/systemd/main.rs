@@ -6,6 +6,7 @@ mod broker_service;
 mod crash_restart;
 mod examples;
 mod hand_over;
+mod package;
 mod prompt;
 mod site;
 mod starting;

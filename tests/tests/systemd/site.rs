@@ -20,17 +20,26 @@ pub struct Site {
 }
 
 impl Site {
-    /// Nothing is configured but that machines side by side, which share the network, do not get in
-    /// each other's way.
+    /// Nothing is configured.
     pub fn bare() -> Self {
-        Self::bare_with_aws(LocalAws::start)
+        Self::on(LocalAws::start, Image::new)
     }
 
     /// The same with another AWS.
-    pub fn bare_with_aws(start: impl FnOnce(&Sandbox) -> LocalAws) -> Self {
+    pub fn bare_with_aws(aws: fn(&Sandbox) -> LocalAws) -> Self {
+        Self::on(aws, Image::new)
+    }
+
+    /// Nothing of ours is installed.
+    pub fn clean() -> Self {
+        Self::on(LocalAws::start, Image::clean)
+    }
+
+    /// Machines side by side, which share the network, do not get in each other's way.
+    fn on(aws: fn(&Sandbox) -> LocalAws, image: fn(&Sandbox) -> Image) -> Self {
         let sandbox = Sandbox::new();
-        let aws = start(&sandbox);
-        let image = Image::new(&sandbox)
+        let aws = aws(&sandbox);
+        let image = image(&sandbox)
             .file(
                 "/etc/systemd/system/mariadb.socket.d/alone.conf",
                 0o644,
@@ -160,17 +169,17 @@ impl Site {
 
     /// The same with another FIFO.
     pub fn boot_with_fifo(self, fifo: &str) -> Running {
-        let running = self.boot_without_waiting();
+        let running = self.boot_as_it_is();
         running.wait_for_fifo_at(fifo);
         running
     }
 
-    /// Boots the machine, whatever starts there.
-    pub fn boot_without_waiting(self) -> Running {
+    /// Boots the machine, and waits for nothing of ours.
+    pub fn boot_as_it_is(self) -> Running {
         Running {
             machine: self.image.boot(),
             aws: self.aws,
-            _sandbox: self.sandbox,
+            sandbox: self.sandbox,
         }
     }
 
@@ -196,7 +205,7 @@ impl Site {
 pub struct Running {
     pub machine: Machine,
     pub aws: LocalAws,
-    _sandbox: Sandbox,
+    pub sandbox: Sandbox,
 }
 
 impl Running {

@@ -1,0 +1,299 @@
+//! The Debian package on a clean Debian, used as the README says, and the RPM beside it.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use end_to_end_tests::{Process, Sandbox};
+
+use crate::site::{FIFO, Running, SERVICE, Site};
+
+const README: &str = include_str!("../../../README.md");
+
+/// What the package may never touch.
+const KEPT: &str = "/var/lib/mysql /etc/iam-kms-wrapper /etc/mysql /etc/systemd/system";
+
+/// The commands of a step of the README's installation.
+fn step(number: usize) -> String {
+    let (_, after) = README.split_once("\n## Install on a real host\n").unwrap();
+    let (chapter, _) = after.split_once("\n##").unwrap();
+    let (_, after) = chapter.split_once(&format!("\n{number}. ")).unwrap();
+    let end = after.find(&format!("\n{}. ", number + 1));
+    let step = &after[..end.unwrap_or(after.len())];
+    let commands = step
+        .lines()
+        .filter_map(|line| line.strip_prefix("        "))
+        .map(|line| format!("{line}\n"));
+    commands.collect()
+}
+
+/// The package that `make package` made, by the end of its name.
+fn package(ending: &str) -> PathBuf {
+    let folder = env::var_os("IAM_KMS_PACKAGES").expect("run these tests with `make test-package`");
+    let files = fs::read_dir(folder).unwrap();
+    let mut found = files.map(|file| file.unwrap().path());
+    found
+        .find(|path| path.to_string_lossy().ends_with(ending))
+        .unwrap()
+}
+
+/// Runs a program; returns what it prints.
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {output:?}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A machine with MariaDB that knows nothing of us but the package's file, and whose `editor` is a
+/// person who fills in the user's MFA device and access key.
+fn clean_machine() -> Running {
+    let site = Site::clean();
+    let (access_key_id, secret_access_key) = site.aws.long_term_key();
+    let editor = format!(
+        "#!/bin/sh
+        sed -i 's|^kms_mfa_id = .*|kms_mfa_id = {}|' \"$1\"
+        sed -i 's|^aws_access_key_id =|& {access_key_id}|; s|^aws_secret_access_key =|& {secret_access_key}|' \"$2\"\n",
+        site.aws.serial_number()
+    );
+    let running = site
+        .told_where_aws_is(SERVICE)
+        .file("/usr/bin/editor", 0o755, &editor)
+        // There is no mirror to take the recommended CA certificates from.
+        .file(
+            "/etc/apt/apt.conf.d/alone",
+            0o644,
+            "APT::Install-Recommends \"false\";\n",
+        )
+        .boot_as_it_is();
+    running.wait_until_active();
+    put(&running, &package(".deb"));
+    running
+}
+
+/// Puts a package where the README's step finds it, in the place of the one before.
+fn put(running: &Running, package: &Path) {
+    running.machine.sh("rm -f /root/*.deb");
+    let name = package.file_name().unwrap().to_string_lossy();
+    fs::copy(package, running.machine.path(&format!("/root/{name}"))).unwrap();
+}
+
+fn install(running: &Running) -> String {
+    let machine = &running.machine;
+    machine.sh(&format!("cd /root\n{} 2>&1", step(2).trim_end()))
+}
+
+/// Runs a script that starts the server, and gives the code.
+fn start(running: &Running, script: &str) {
+    let mut start = Process::start(&mut running.machine.command(&["sh", "-ec", script]));
+    running.wait_for_fifo();
+    running.echo_code();
+    let (status, output) = start.finish();
+    assert!(status.success(), "{output}");
+    running.wait_until_active();
+}
+
+/// Follows the README from the package to an encrypted server with a row in it.
+fn encrypted_server() -> Running {
+    let running = clean_machine();
+    install(&running);
+    running.machine.sh(&format!("{}{}", step(3), step(4)));
+    let aws = format!(
+        "-p User=mysql -p Environment=AWS_ENDPOINT_URL={}",
+        running.aws.endpoint()
+    );
+    let checked = running.machine.sh(&step(5).replace("-p User=mysql", &aws));
+    assert!(
+        checked.lines().all(|line| line.starts_with("ok ")),
+        "{checked}"
+    );
+    let start_and_code = step(6);
+    let mut commands = start_and_code.lines();
+    start(&running, commands.next().unwrap());
+    assert_eq!(commands.next(), Some(&*format!("echo 123456 > {FIFO}")));
+    running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
+    running
+}
+
+/// What lies in the places that are to be kept: names, owners, modes and content.
+fn kept(running: &Running) -> String {
+    running.machine.sh(&format!(
+        "find {KEPT} -printf '%p %u %g %m\\n' | sort; find {KEPT} -type f -exec sha256sum {{}} + | sort"
+    ))
+}
+
+/// The same package with a higher version.
+fn newer_package(sandbox: &Sandbox) -> PathBuf {
+    let tree = sandbox.path("newer");
+    let tree_text = tree.to_string_lossy();
+    run(
+        "dpkg-deb",
+        &[
+            "--raw-extract",
+            &package(".deb").to_string_lossy(),
+            &tree_text,
+        ],
+    );
+    let control = tree.join("DEBIAN/control");
+    let text = fs::read_to_string(&control).unwrap();
+    let newer = text.replace("\nVersion: ", "\nVersion: 9");
+    assert_ne!(newer, text);
+    fs::write(control, newer).unwrap();
+    let package = sandbox.path("iam-kms-wrapper_newer.deb");
+    run(
+        "dpkg-deb",
+        &[
+            "--root-owner-group",
+            "--build",
+            &tree_text,
+            &package.to_string_lossy(),
+        ],
+    );
+    package
+}
+
+#[test]
+fn the_package_starts_enables_and_configures_nothing() {
+    let running = clean_machine();
+    let server = running.main_pid(SERVICE);
+    let before = kept(&running);
+    let output = install(&running);
+    assert!(!output.contains("warning"), "{output}");
+    assert_eq!(kept(&running), before);
+    assert_eq!(running.main_pid(SERVICE), server);
+    for unit in ["iam-kms-broker.service", "iam-kms-wrapper-prompt.path"] {
+        assert_eq!(running.machine.property(unit, "LoadState"), "loaded");
+        assert_eq!(running.machine.property(unit, "ActiveState"), "inactive");
+    }
+    let enabled = "systemctl is-enabled iam-kms-broker.service || :";
+    assert_eq!(running.machine.sh(enabled), "disabled");
+}
+
+#[test]
+fn what_the_readme_says_starts_an_encrypted_server_from_the_package() {
+    let running = encrypted_server();
+    assert_eq!(
+        running.sql("SELECT ENCRYPTION_SCHEME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME=\"mysql/marked\""),
+        "1"
+    );
+    running
+        .machine
+        .sh("systemctl stop mariadb.socket mariadb.service");
+    let found = "grep -rl marker-in-clear /var/lib/mysql || :";
+    assert_eq!(running.machine.sh(found), "");
+    let version = run(
+        "dpkg-deb",
+        &["--field", &package(".deb").to_string_lossy(), "Version"],
+    );
+    let programs = running
+        .machine
+        .sh("iam-kms-wrapper --version; iam-kms-broker --version");
+    for line in programs.lines() {
+        let (_, program_version) = line.split_once(' ').unwrap();
+        assert_eq!(format!("{program_version}-1"), version.trim(), "{line}");
+    }
+}
+
+#[test]
+fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afterwards() {
+    let running = encrypted_server();
+    let machine = &running.machine;
+    let server = running.main_pid(SERVICE);
+    put(&running, &newer_package(&running.sandbox));
+    install(&running);
+    let version = machine.sh("dpkg-query --show --showformat='${Version}' iam-kms-wrapper");
+    assert!(version.starts_with('9'), "{version}");
+    assert_eq!(running.main_pid(SERVICE), server);
+    // The broker before the upgrade still serves.
+    running.sql("CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7");
+
+    machine.sh("systemctl stop mariadb.socket mariadb.service");
+    let before = kept(&running);
+    assert!(
+        before.contains("/var/lib/mysql/aws-kms-key.1.1 "),
+        "{before}"
+    );
+    assert!(
+        before.contains("/var/lib/mysql/aws-kms-key.7.1 "),
+        "{before}"
+    );
+    let told = machine.sh("apt-get remove --yes iam-kms-wrapper 2>&1");
+    assert!(
+        told.contains("mariadb.service.d/iam-kms-wrapper.conf still has"),
+        "{told}"
+    );
+    assert_eq!(kept(&running), before);
+    let told = machine.sh("apt-get purge --yes iam-kms-wrapper 2>&1");
+    assert!(
+        told.contains("/etc/iam-kms-wrapper is left as it is"),
+        "{told}"
+    );
+    assert_eq!(kept(&running), before);
+    let left =
+        "find / -xdev '(' -name '*iam-kms-*' -o -name 'aws_key_management*' ')' -path '/usr/*'";
+    assert_eq!(machine.sh(left), "");
+
+    put(&running, &package(".deb"));
+    install(&running);
+    start(&running, "systemctl start mariadb");
+    assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+}
+
+#[test]
+fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
+    let rpm = package(".rpm");
+    let rpm = rpm.to_string_lossy();
+    assert!(run("rpm", &["--checksig", "--nosignature", &rpm]).ends_with("digests OK\n"));
+    let query = |what: &str| run("rpm", &["--query", "--package", what, &rpm]);
+    let requires = query("--requires");
+    assert!(requires.contains("libc.so.6(GLIBC_2."), "{requires}");
+    assert!(requires.contains("/bin/sh"), "{requires}");
+    assert!(query("--conflicts").contains("MariaDB-aws-key-management"));
+    let scripts = query("--scripts");
+    assert!(scripts.contains("daemon-reload"), "{scripts}");
+    for word in ["enable", "start ", "restart", "/etc", "/var", "rm "] {
+        assert!(!scripts.contains(word), "{word}: {scripts}");
+    }
+
+    let sandbox = Sandbox::new();
+    let (redhat, debian) = (sandbox.directory("redhat"), sandbox.directory("debian"));
+    let unpack = format!(
+        "rpm2archive - < '{rpm}' | tar --extract --gzip --directory {}",
+        redhat.display()
+    );
+    run("sh", &["-ec", &unpack]);
+    run(
+        "dpkg-deb",
+        &[
+            "--extract",
+            &package(".deb").to_string_lossy(),
+            &debian.to_string_lossy(),
+        ],
+    );
+    let unit = "usr/lib/systemd/system/iam-kms-broker.service";
+    let unit = fs::read_to_string(redhat.join(unit)).unwrap();
+    assert!(
+        unit.contains("ExecStart=/usr/bin/iam-kms-broker "),
+        "{unit}"
+    );
+    // Each distribution has its own places for these.
+    let elsewhere = ["/share/doc/", "/share/licenses/", "/share/lintian/"];
+    let as_on_debian = |path: String| {
+        path.replace("/lib64/", "/lib/")
+            .replace("/zsh/site-functions/", "/zsh/vendor-completions/")
+    };
+    let files = |folder: &Path| -> BTreeSet<String> {
+        let list = "cd \"$1\"; find . -type f -printf '%m %p\\n'";
+        let list = run("sh", &["-ec", list, "sh", &folder.to_string_lossy()]);
+        list.lines()
+            .filter(|line| !elsewhere.iter().any(|place| line.contains(place)))
+            .map(|line| as_on_debian(line.trim_end_matches(".gz").to_owned()))
+            .collect()
+    };
+    assert_eq!(files(&redhat), files(&debian));
+}
