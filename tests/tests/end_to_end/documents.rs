@@ -33,6 +33,18 @@ fn each_test_that_the_threat_model_names_exists() {
 }
 
 #[test]
+fn each_file_that_contributing_names_exists() {
+    let contributing = read("CONTRIBUTING.md");
+    let (_, map) = contributing.split_once("## Map of the code\n").unwrap();
+    let mut named = 0;
+    for path in code(map).filter(|text| text.contains('/')) {
+        named += 1;
+        assert!(Path::new(ROOT).join(path).exists(), "{path}");
+    }
+    assert!(named > 30, "{named}");
+}
+
+#[test]
 fn the_changelog_has_the_version() {
     let heading = format!("\n## [{}]", env!("CARGO_PKG_VERSION"));
     assert!(read("CHANGELOG.md").contains(&heading), "{heading}");
