@@ -35,10 +35,10 @@ THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 PACKAGE_ENVIRONMENT = SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers test-systemd dist test-plugin packages install package test-package bench bench-launcher bench-plugin fuzz miri clean
+.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples dist test-plugin packages install package test-package bench bench-launcher bench-plugin fuzz miri clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you type the code)
 	@IAM_KMS_DIST=$(DIST) INTERACTIVE=$(INTERACTIVE) examples/demo/demo
@@ -77,6 +77,9 @@ test-package: package ## The packages: installed, upgraded, removed, as the READ
 	@scripts/install-packages debootstrap systemd-container
 	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) package::
+
+test-examples: dist ## The policies of examples/: what they allow and refuse
+	scripts/test-examples $(DIST)
 
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.
 dist: packages ## Build what is installed, into target/dist

@@ -20,13 +20,13 @@ ROOT = f"arn:aws:iam::{ACCOUNT}:root"
 
 
 class LocalAws:
-    """A state directory and the server on it."""
+    """A state directory, made by init with these arguments, and the server on it."""
 
-    def __init__(self):
+    def __init__(self, *init_arguments):
         self.parent = tempfile.mkdtemp(prefix="local-aws-")
         self.state = os.path.join(self.parent, "state")
         self.server = None
-        self.run("init")
+        self.run("init", *init_arguments)
 
     def run(self, command, *arguments):
         """Runs a command on the state; its standard output."""
