@@ -23,7 +23,8 @@ PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p local-aws
-EXAMPLES := configuration many-hosts
+EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
+	stock-plugin policies
 DOC = $(PREFIX)/share/doc/iam-kms-wrapper
 PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
 PACKAGES := $(CARGO_TARGET_DIR)/packages

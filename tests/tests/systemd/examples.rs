@@ -21,14 +21,9 @@ fn bare() -> Site {
 fn instance() -> Site {
     let site = Site::bare_with_aws(|sandbox| {
         let aws = LocalAws::start_with(sandbox, &["--machine-role=mariadb"]);
-        let trust = sandbox.write(
-            "trust.json",
-            r#"{"Version": "2012-10-17", "Statement": [{
-                "Effect": "Allow",
-                "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-                "Action": "sts:AssumeRole"}]}"#,
-        );
-        aws.run(&["role", "mariadb", "--trust", trust.to_str().unwrap()]);
+        let policies = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/policies/iam");
+        let trust = format!("{policies}/server-role-trust-ec2.json");
+        aws.run(&["role", "mariadb", "--trust", &trust]);
         aws
     });
     with_repository(site)
