@@ -79,7 +79,7 @@ test-package: package ## The packages: installed, upgraded, removed, as the READ
 	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) package::
 
-test-examples: dist ## The policies of examples/: what they allow and refuse
+test-examples: dist ## Policies and audit stack of examples/: what they allow, refuse and tell of
 	scripts/test-examples $(DIST)
 
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.

@@ -109,7 +109,7 @@ class Account:
         self.aws.run("user", "admin")
         self.admin = self.aws.client("kms", self.aws.long_term("admin"))
         self.nothing = self.aws.write("nothing.json", {"Statement": NOTHING})
-        self.known = {}
+        self.known, self.clients = {}, {}
 
     def add_user(self, name, policy=None):
         self.aws.run("user", name, "--policy", policy or self.nothing)
@@ -141,7 +141,11 @@ class Account:
 
     def allowed(self, caller, kind, address, key):
         """Which operations the caller may do on the key."""
-        kms = from_address(self.aws.client("kms", self.credentials(caller, kind)), address)
+        who = (caller, kind, address)
+        if who not in self.clients:
+            kms = self.aws.client("kms", self.credentials(caller, kind))
+            self.clients[who] = from_address(kms, address)
+        kms = self.clients[who]
         return {operation for operation in OPERATIONS if is_allowed(kms, operation, key)}
 
 
