@@ -24,7 +24,7 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
-	stock-plugin policies
+	stock-plugin policies audit
 DOC = $(PREFIX)/share/doc/iam-kms-wrapper
 PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
 PACKAGES := $(CARGO_TARGET_DIR)/packages
@@ -32,8 +32,6 @@ PACKAGES := $(CARGO_TARGET_DIR)/packages
 STAGED := $(CARGO_TARGET_DIR)/release/staged
 SYSTEMD_TESTS := cargo test --locked -p end-to-end-tests --test systemd -- --test-threads=3
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
-# Times in the packages are those of the commit, whenever they are built.
-PACKAGE_ENVIRONMENT = SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit e2e test-servers test-systemd test-examples dist test-plugin packages install package test-package bench bench-launcher bench-plugin fuzz miri clean
@@ -113,7 +111,10 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 	find $(addprefix $(DESTDIR)$(PREFIX)/,lib/systemd/system share/iam-kms-wrapper share/man) -type f -name '*iam-kms-*' \
 		-exec sed -i 's|/usr/local/|$(PREFIX)/|' {} +
 
+# Times in the packages are those of the commit, whenever they are built.
+package: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 # Everything that is installed, with what only packages have: licences, and where distributions want things.
+# MariaDB.org's server for Red Hat has its plugins below lib64/mysql, Red Hat's own below lib64/mariadb.
 package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debian and RPM packages, into target/packages
 	@scripts/install-packages lintian rpm
 	rm -rf $(STAGED) $(PACKAGES)
@@ -126,10 +127,11 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	install -m 644 -t $(STAGED)/debian$(PACKAGE_DOC) $(THIRD_PARTY_LICENSES)
 	install -D -m 644 -T packaging/debian/lintian-overrides $(STAGED)/debian/usr/share/lintian/overrides/iam-kms-wrapper
 	$(MAKE) --silent install PREFIX=/usr PLUGIN_DIR=/usr/lib64/mysql/plugin DESTDIR=$(STAGED)/redhat
+	install -D -m 644 -t $(STAGED)/redhat/usr/lib64/mariadb/plugin $(DIST)/plugin/aws_key_management.so
 	install -D -m 644 -t $(STAGED)/redhat/usr/share/licenses/iam-kms-wrapper \
 		LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY_LICENSES)
-	$(PACKAGE_ENVIRONMENT) $(CARGO_DEB) --no-build --no-strip --package packaging --output $(PACKAGES)/
-	$(PACKAGE_ENVIRONMENT) $(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
+	$(CARGO_DEB) --no-build --no-strip --package packaging --output $(PACKAGES)/
+	$(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
 	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
 bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run

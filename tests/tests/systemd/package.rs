@@ -281,8 +281,18 @@ fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
         unit.contains("ExecStart=/usr/bin/iam-kms-broker "),
         "{unit}"
     );
+    let plugin = |server: &str| {
+        let file = format!("usr/lib64/{server}/plugin/aws_key_management.so");
+        fs::read(redhat.join(file)).unwrap()
+    };
+    assert!(plugin("mysql") == plugin("mariadb"), "two plugins");
     // Each distribution has its own places for these.
-    let elsewhere = ["/share/doc/", "/share/licenses/", "/share/lintian/"];
+    let elsewhere = [
+        "/lib64/mariadb/",
+        "/share/doc/",
+        "/share/licenses/",
+        "/share/lintian/",
+    ];
     let as_on_debian = |path: String| {
         path.replace("/lib64/", "/lib/")
             .replace("/zsh/site-functions/", "/zsh/vendor-completions/")
