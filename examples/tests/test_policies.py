@@ -17,6 +17,8 @@ import botocore.exceptions
 import pytest
 import urllib3
 from botocore.awsrequest import AWSResponse
+from botocore.credentials import InstanceMetadataProvider
+from botocore.utils import InstanceMetadataFetcher
 from support import ACCOUNT, LocalAws, as_credentials
 
 POLICIES = pathlib.Path(__file__).parents[1] / "policies"
@@ -104,8 +106,8 @@ NOTHING = {"Effect": "Allow", "Action": "sts:GetCallerIdentity", "Resource": "*"
 class Account:
     """A local-aws with a user "admin", who may do everything."""
 
-    def __init__(self):
-        self.aws = LocalAws("--user", "first").serve()
+    def __init__(self, *serve_arguments):
+        self.aws = LocalAws("--user", "first").serve(*serve_arguments)
         self.aws.run("user", "admin")
         self.admin = self.aws.client("kms", self.aws.long_term("admin"))
         self.nothing = self.aws.write("nothing.json", {"Statement": NOTHING})
@@ -299,6 +301,21 @@ def test_a_trust_policy_lets_assume_the_role(empty_account, trust, caller, kind,
     else:
         with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied.*sts:AssumeRole"):
             account.assume_role(caller, kind, code)
+
+
+@pytest.mark.parametrize(
+    ("trust", "allowed"), [("server-role-trust-ec2", True), ("server-role-trust-mfa", False)]
+)
+def test_an_instance_has_sessions_of_the_role_if_it_is_trusted(trust, allowed):
+    account = Account("--machine-role", ROLE)
+    try:
+        account.add_user("mariadb")
+        account.add_role(trust)
+        fetcher = InstanceMetadataFetcher(base_url=account.aws.url + "/")
+        credentials = InstanceMetadataProvider(iam_role_fetcher=fetcher).load()
+    finally:
+        account.aws.remove()
+    assert (credentials is not None) == allowed
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,20 @@ pub fn decide(
     Ok(combine(identity, resource))
 }
 
+/// Whether the role's trust policy lets an AWS service, such as `ec2.amazonaws.com`, assume it.
+pub fn trusts_service(state: &State, role: &str, service: &str) -> Result<bool, ApiError> {
+    let Some(trust_policy) = state.roles.get(role).map(|role| &role.trust_policy) else {
+        return Ok(false);
+    };
+    let verdict = parse_stored(trust_policy, PolicyKind::Trust)?.ask(&Question {
+        action: "sts:AssumeRole",
+        resource: &state.role_arn(role),
+        principal: &PrincipalNames::of_service(service),
+        context: &Context::new(),
+    });
+    Ok(verdict.allowed && !verdict.denied)
+}
+
 fn combine(identity: Verdict, resource: Verdict) -> Option<Denial> {
     match (identity, resource) {
         (Verdict { denied: true, .. }, _) => Some(Denial::ExplicitByIdentity),
@@ -169,6 +183,7 @@ fn principal_names(state: &State, principal: &Principal) -> PrincipalNames {
         arns: vec![principal.entity_arn(state), principal.arn(state)],
         account: state.account.clone(),
         root_arn: state.root_arn(),
+        service: None,
     }
 }
 

@@ -13,6 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::authorization;
 use crate::caller::Principal;
 use crate::error::ApiError;
 use crate::exchange::Exchange;
@@ -162,7 +163,7 @@ fn respond(exchange: &Exchange, state: &State, request: &Request) -> Result<Stri
             check_token(state, token, Purpose::Metadata)?;
             match name {
                 "" => Ok(role.clone()),
-                name if name == role => credentials(exchange, state, role),
+                name if name == role => instance_credentials(exchange, state, role),
                 _ => Err(StatusCode::NOT_FOUND),
             }
         }
@@ -197,6 +198,28 @@ fn check_token(state: &State, token: Option<&str>, purpose: Purpose) -> Result<(
         .ok_or(StatusCode::UNAUTHORIZED)
 }
 
+/// EC2 assumes the role for its instance, if the trust policy lets it. A refusal is a document, too.
+fn instance_credentials(
+    exchange: &Exchange,
+    state: &State,
+    role: &str,
+) -> Result<String, StatusCode> {
+    match authorization::trusts_service(state, role, "ec2.amazonaws.com") {
+        Ok(true) => credentials(exchange, state, role),
+        Ok(false) => Ok(json!({
+            "Code": "AssumeRoleUnauthorizedAccess",
+            "Message": format!("EC2 cannot assume the role {role}."),
+            "LastUpdated": timestamp(state.now()),
+        })
+        .to_string()),
+        Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR),
+    }
+}
+
+fn timestamp(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
 fn credentials(exchange: &Exchange, state: &State, role: &str) -> Result<String, StatusCode> {
     let seconds = exchange.session_lifetime_seconds.unwrap_or(SESSION_SECONDS);
     let principal = Principal::AssumedRole {
@@ -205,16 +228,15 @@ fn credentials(exchange: &Exchange, state: &State, role: &str) -> Result<String,
     };
     Session::new(state, principal, false, seconds)
         .and_then(|session| {
-            let time = |time: Timestamp| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
             let document = json!({
                 "Code": "Success",
                 "Type": "AWS-HMAC",
-                "LastUpdated": time(session.facts.created),
+                "LastUpdated": timestamp(session.facts.created),
                 "RoleArn": state.role_arn(role),
                 "AccessKeyId": session.access_key_id,
                 "SecretAccessKey": session.secret_access_key.expose(),
                 "Token": session.token(state)?,
-                "Expiration": time(session.expiration),
+                "Expiration": timestamp(session.expiration),
             });
             Ok(document.to_string())
         })

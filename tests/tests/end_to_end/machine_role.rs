@@ -24,7 +24,7 @@ fn scene(session_lifetime_seconds: &str) -> Scene {
         "trust.json",
         r#"{"Version": "2012-10-17", "Statement": [{
             "Effect": "Allow",
-            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+            "Principal": {"Service": "ec2.amazonaws.com"},
             "Action": "sts:AssumeRole"}]}"#,
     );
     scene

@@ -100,7 +100,8 @@ pub struct Serve {
     /// The role of the machine that clients run on
     ///
     /// Its sessions are at EC2's metadata service, version 2, and at the container credentials
-    /// endpoint, both at the server's URL. Its trust policy is not asked.
+    /// endpoint, both at the server's URL. The former are for a role that
+    /// lets ec2.amazonaws.com assume it.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub machine_role: Option<String>,
     /// The server's certificate and its chain, for HTTPS

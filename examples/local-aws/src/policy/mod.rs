@@ -54,6 +54,7 @@ mod tests {
             arns: vec![USER.to_owned()],
             account: "111122223333".to_owned(),
             root_arn: "arn:aws:iam::111122223333:root".to_owned(),
+            service: None,
         }
     }
 

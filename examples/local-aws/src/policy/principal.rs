@@ -14,6 +14,20 @@ pub struct PrincipalNames {
     pub account: String,
     /// The ARN of the account's root.
     pub root_arn: String,
+    /// The AWS service that calls, such as `ec2.amazonaws.com`; `None` for a user or role.
+    pub service: Option<String>,
+}
+
+impl PrincipalNames {
+    /// Those of an AWS service, which belongs to no account.
+    pub fn of_service(name: &str) -> Self {
+        Self {
+            arns: Vec::new(),
+            account: String::new(),
+            root_arn: String::new(),
+            service: Some(name.to_owned()),
+        }
+    }
 }
 
 /// How a `Principal` element means a caller.
@@ -40,7 +54,13 @@ pub enum Principal {
 impl Principal {
     /// How this element means the caller of these names.
     pub fn matches(&self, names: &PrincipalNames) -> Match {
-        let mut best = Match::No;
+        let mut best = match self
+            .services()
+            .any(|text| Some(text) == names.service.as_deref())
+        {
+            true => Match::Direct,
+            false => Match::No,
+        };
         for text in self.aws() {
             if text == "*" || names.arns.iter().any(|arn| arn == text) {
                 return Match::Direct;
@@ -70,8 +90,20 @@ impl Principal {
     pub fn aws(&self) -> impl Iterator<Item = &str> {
         let texts = match self {
             Self::Text(text) => std::slice::from_ref(text),
-            Self::ByType(types) => types.get("AWS").map_or(&[][..], |texts| &texts.0),
+            Self::ByType(_) => self.of_type("AWS"),
         };
         texts.iter().map(String::as_str)
+    }
+
+    /// The names of AWS's services.
+    fn services(&self) -> impl Iterator<Item = &str> {
+        self.of_type("Service").iter().map(String::as_str)
+    }
+
+    fn of_type(&self, name: &str) -> &[String] {
+        match self {
+            Self::Text(_) => &[],
+            Self::ByType(types) => types.get(name).map_or(&[], |texts| &texts.0),
+        }
     }
 }

@@ -16,12 +16,11 @@ TOKEN = "X-aws-ec2-metadata-token"
 CREDENTIALS = "/latest/meta-data/iam/security-credentials/"
 
 
-class MachineRole(Case):
+class Machine(Case):
     serve_arguments = ("--machine-role", "host")
 
-    def setUp(self):
-        super().setUp()
-        statement = {"Effect": "Allow", "Principal": {"AWS": ROOT}, "Action": "sts:AssumeRole"}
+    def add_role(self, principal):
+        statement = {"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}
         trust = self.aws.write("trust", {"Version": "2012-10-17", "Statement": [statement]})
         self.aws.run("role", "host", "--trust", trust)
 
@@ -49,6 +48,12 @@ class MachineRole(Case):
             },
         )
         return sts.get_caller_identity()["Arn"]
+
+
+class MachineRole(Machine):
+    def setUp(self):
+        super().setUp()
+        self.add_role({"Service": ["ecs-tasks.amazonaws.com", "ec2.amazonaws.com"]})
 
     def test_botocore_finds_them_in_instance_metadata(self):
         fetcher = InstanceMetadataFetcher(base_url=self.aws.url + "/")
@@ -108,6 +113,19 @@ class MachineRole(Case):
         self.aws.run("clock", "--offset-seconds", "21601")
         refused(400, "ExpiredTokenException", "", assume)
         self.assertNotIn(token, self.aws.read("cloudtrail.jsonl"))
+
+
+class UntrustedMachine(Machine):
+    def test_an_instance_has_no_credentials_of_a_role_that_does_not_trust_it(self):
+        self.add_role({"AWS": ROOT, "Service": "ecs-tasks.amazonaws.com"})
+        _, token = self.metadata_token()
+        answer = self.ask(CREDENTIALS + "host", **{TOKEN.replace("-", "_"): token})
+        self.assertEqual(answer[0], 200)
+        document = json.loads(answer[1])
+        self.assertEqual(document["Code"], "AssumeRoleUnauthorizedAccess")
+        self.assertNotIn("AccessKeyId", document)
+        fetcher = InstanceMetadataFetcher(base_url=self.aws.url + "/")
+        self.assertIsNone(InstanceMetadataProvider(iam_role_fetcher=fetcher).load())
 
 
 class NoMachineRole(Case):
