@@ -38,6 +38,9 @@ pub enum AskingError {
     /// AWS will not take any code.
     #[error("{0}")]
     Hopeless(String),
+    /// What was given is no code that AWS takes, and there is nobody to ask again.
+    #[error("{0}")]
+    Refused(String),
     /// Nobody wrote a code.
     #[error("no MFA code was written within {0} seconds (prompt_timeout_seconds)")]
     DeadlinePassed(u64),
@@ -78,6 +81,21 @@ impl<'a> Trade<'a> {
     }
 }
 
+/// Why an input has given no session: the name of the event, and what to do next.
+struct Refusal {
+    event: &'static str,
+    why: String,
+}
+
+impl Refusal {
+    fn of_code(why: String) -> Self {
+        Self {
+            event: "code_refused",
+            why,
+        }
+    }
+}
+
 /// Asks for codes and trades them.
 pub struct Asking<'a> {
     /// The configuration.
@@ -93,7 +111,8 @@ pub struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Waits for a code or a session document until one of them gives a session.
+    /// Waits for a code or a session document until one of them gives a session. Of a channel that
+    /// is one line, the first must.
     pub fn session(&self, channel: &mut Channel) -> Result<Session, AskingError> {
         let deadline = self
             .config
@@ -107,7 +126,7 @@ impl Asking<'_> {
         let mut spent = SpentCodes::default();
         loop {
             channel.prompt();
-            match channel.next(&wait)? {
+            let outcome = match channel.next(&wait)? {
                 Event::Interrupted => return Err(AskingError::Interrupted),
                 Event::DeadlinePassed => {
                     let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
@@ -117,21 +136,30 @@ impl Asking<'_> {
                     info!(target: AUDIT, event = "session_document_taken", "took a session document");
                     return Ok(session);
                 }
-                Event::Input(Input::Refused(why)) => {
-                    warn!(
-                        event = "input_refused",
+                Event::Input(Input::Refused(why)) => Err(Refusal {
+                    event: "input_refused",
+                    why: format!(
                         "ignored {why}; write {}: {}",
                         self.wanted(),
                         channel.instruction(&self.config.mfa)
-                    );
+                    ),
+                }),
+                Event::Input(Input::TokenCode(code)) => self.try_code(&code, &mut spent)?,
+            };
+            match outcome {
+                Ok(session) => return Ok(session),
+                Err(refusal) if channel.is_line() => {
+                    return Err(AskingError::Refused(refusal.why));
                 }
-                Event::Input(Input::TokenCode(code)) => {
-                    if let Some(session) = self.try_code(&code, &mut spent)? {
-                        return Ok(session);
-                    }
-                }
+                Err(Refusal { event, why }) => warn!(event, "{why}"),
             }
         }
+    }
+
+    /// Trades the one code that there is.
+    pub fn trade_code(&self, code: &TokenCode) -> Result<Session, AskingError> {
+        self.try_code(code, &mut SpentCodes::default())?
+            .map_err(|refusal| AskingError::Refused(refusal.why))
     }
 
     fn wanted(&self) -> &'static str {
@@ -141,26 +169,22 @@ impl Asking<'_> {
         }
     }
 
-    /// `None`: another code is needed, and the reason has been logged.
+    /// A refusal: another code is needed.
     fn try_code(
         &self,
         code: &TokenCode,
         spent: &mut SpentCodes,
-    ) -> Result<Option<Session>, AskingError> {
+    ) -> Result<Result<Session, Refusal>, AskingError> {
         if spent.contains(code) {
-            warn!(
-                event = "code_refused",
+            return Ok(Err(Refusal::of_code(format!(
                 "this code has been used; the next one comes in {} seconds",
                 seconds_to_next_code()
-            );
-            return Ok(None);
+            ))));
         }
         let Some(trade) = self.trade else {
-            warn!(
-                event = "code_refused",
-                "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document"
-            );
-            return Ok(None);
+            return Ok(Err(Refusal::of_code(
+                "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document".into(),
+            )));
         };
         if spent
             .next_call()
@@ -172,31 +196,26 @@ impl Asking<'_> {
         if !matches!(outcome, Outcome::NotJudged(_)) {
             spent.add(code.clone());
         }
-        match outcome {
+        let why = match outcome {
             Outcome::Opened(session) => {
                 info!(target: AUDIT, event = "code_taken", "AWS has taken the code");
-                return Ok(Some(session));
+                return Ok(Ok(session));
             }
             Outcome::Hopeless(why) if self.when_hopeless == WhenHopeless::GiveUp => {
                 return Err(AskingError::Hopeless(why));
             }
-            Outcome::Hopeless(why) => warn!(
-                event = "code_refused",
-                "{why}; waiting for a session document or a new code"
-            ),
-            Outcome::NotJudged(why) => warn!(
-                event = "code_refused",
-                "{why}; the code is too old by now, write a new one"
-            ),
-            Outcome::Spent(why) => {
-                warn!(
-                    event = "code_refused",
-                    "{why}; write the next code, which comes in {} seconds",
-                    seconds_to_next_code()
-                );
+            Outcome::Hopeless(why) => {
+                format!("{why}; waiting for a session document or a new code")
             }
-        }
-        Ok(None)
+            Outcome::NotJudged(why) => {
+                format!("{why}; the code is too old by now, write a new one")
+            }
+            Outcome::Spent(why) => format!(
+                "{why}; write the next code, which comes in {} seconds",
+                seconds_to_next_code()
+            ),
+        };
+        Ok(Err(Refusal::of_code(why)))
     }
 
     /// Sends the code again for as long as AWS has not judged it and could still take it.
@@ -230,12 +249,21 @@ impl Asking<'_> {
 
     /// One call of STS.
     fn trade_once(&self, trade: Trade<'_>, code: &TokenCode) -> Result<Outcome, AskingError> {
-        aws::runtime()?.block_on(async {
-            tokio::select! {
-                outcome = sts::trade(self.config, trade.serial_number, trade.source, code) => Ok(outcome),
-                () = readable(self.interrupt) => Err(AskingError::Interrupted),
-            }
-        })
+        let call = sts::trade(self.config, trade.serial_number, trade.source, code);
+        aws::runtime()?
+            .block_on(unless_readable(self.interrupt, call))
+            .ok_or(AskingError::Interrupted)
+    }
+}
+
+/// The outcome of `call`; `None` if `interrupt` became readable first.
+pub async fn unless_readable<T>(
+    interrupt: BorrowedFd<'_>,
+    call: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        outcome = call => Some(outcome),
+        () = readable(interrupt) => None,
     }
 }
 

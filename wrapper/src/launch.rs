@@ -4,14 +4,10 @@
 use std::{
     env,
     io::{self, IsTerminal},
-    os::fd::{AsRawFd, IntoRawFd},
     process::id,
 };
 
-use nix::{
-    fcntl::{OFlag, open},
-    sys::{prctl, signal::Signal, stat::Mode},
-};
+use nix::sys::signal::Signal;
 use tracing::{error, info};
 
 use crate::{
@@ -25,7 +21,7 @@ use crate::{
     config::{Config, ConfigError, Handoff, Mfa},
     credentials::{self, CredentialsError},
     environment::{self, Variables},
-    listen_fds, logging,
+    listen_fds, logging, process,
     session::Session,
     signals::Signals,
     stored_session, systemd,
@@ -74,10 +70,10 @@ pub fn main() -> i32 {
         Ok(command_line) => command_line,
         Err(usage) => return show_usage(&usage),
     };
-    let failure = match protect_process() {
+    let failure = match process::protect() {
         Ok(()) if command_line.check => return check::run(command_line),
         Ok(()) => launch(command_line),
-        Err(failure) => failure,
+        Err(error) => LaunchError::System("protect this process", error),
     };
     error!("{failure}");
     failure.exit_code()
@@ -88,22 +84,6 @@ fn show_usage(usage: &clap::Error) -> i32 {
     // Without standard output or error there is nobody to tell.
     let _ = usage.print();
     if usage.use_stderr() { 125 } else { 0 }
-}
-
-/// Keeps what we hold from core dumps and from other processes of our user (exec undoes it), and
-/// our descriptors from taking the place of standard ones that our parent has closed.
-fn protect_process() -> Result<(), LaunchError> {
-    prctl::set_dumpable(false)
-        .map_err(|error| LaunchError::System("turn core dumps off", error.into()))?;
-    loop {
-        let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|error| LaunchError::System("open /dev/null", error.into()))?;
-        if null.as_raw_fd() > io::stderr().as_raw_fd() {
-            return Ok(());
-        }
-        // Stays open until exec closes it, so that the command finds the place as empty as we did.
-        let _ = null.into_raw_fd();
-    }
 }
 
 /// Becomes the command; returns only with the reason why not.
@@ -205,13 +185,9 @@ fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
 }
 
 fn announce(config: &Config, channel: &Channel) {
-    let wanted = match &config.mfa {
-        Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
-        _ => "a session document".into(),
-    };
-    let instruction = channel.instruction(&config.mfa);
-    info!(event = "prompt", "waiting for {wanted}: {instruction}");
-    systemd::status(&format!("Waiting for {wanted}: {instruction}"));
+    let wanted = channel.wanted(&config.mfa);
+    info!(event = "prompt", "waiting for {wanted}");
+    systemd::status(&format!("Waiting for {wanted}"));
 }
 
 fn report(config: &Config, session: &Session, is_kept: bool, command: &Command) {

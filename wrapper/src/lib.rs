@@ -22,6 +22,8 @@ pub mod kms_failure;
 pub mod launch;
 pub mod listen_fds;
 pub mod logging;
+pub mod operator;
+pub mod process;
 pub mod process_status;
 pub mod session;
 pub mod signals;

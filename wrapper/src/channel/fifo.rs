@@ -72,9 +72,9 @@ pub enum FifoError {
     /// Waiting for a code failed.
     #[error("cannot wait for a code: {0}")]
     Wait(io::Error),
-    /// The terminal is gone.
+    /// The terminal is gone, or standard input has ended.
     #[error("standard input was closed before a code was typed")]
-    TerminalClosed,
+    InputClosed,
 }
 
 impl FifoError {

@@ -1,4 +1,5 @@
-//! The code channel: how a code or a session reaches us, through a FIFO or a terminal.
+//! The code channel: how a code or a session reaches us, through a FIFO, a terminal or a line of
+//! standard input.
 //!
 //! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `terminal` turns
 //! the echo off; this module waits.
@@ -8,7 +9,7 @@ mod input;
 mod terminal;
 
 use std::{
-    io,
+    io::{self, Stdin},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -46,6 +47,8 @@ pub struct Channel {
 enum Source {
     Fifo(Fifo),
     Terminal(Terminal),
+    /// What follows the first input is somebody else's.
+    Line(Stdin),
 }
 
 /// How a wait ended.
@@ -79,6 +82,16 @@ impl Channel {
         Ok(Self::new(Source::Terminal(Terminal::open()?)))
     }
 
+    /// Takes one line of standard input, or one session document, and nothing of what follows.
+    pub fn line() -> Self {
+        Self::new(Source::Line(io::stdin()))
+    }
+
+    /// Whether there is nobody to ask again after the first input.
+    pub fn is_line(&self) -> bool {
+        matches!(self.source, Source::Line(_))
+    }
+
     fn new(source: Source) -> Self {
         Self {
             source,
@@ -93,6 +106,7 @@ impl Channel {
     pub fn instruction(&self, mfa: &Mfa) -> String {
         match (&self.source, mfa) {
             (Source::Terminal(_), _) => "type it here".into(),
+            (Source::Line(_), _) => "write it to standard input".into(),
             (Source::Fifo(fifo), Mfa::Here { .. }) => {
                 format!("echo 123456 > {}", fifo.path().display())
             }
@@ -100,11 +114,20 @@ impl Channel {
         }
     }
 
+    /// What is awaited, and where to write it.
+    pub fn wanted(&self, mfa: &Mfa) -> String {
+        let wanted = match mfa {
+            Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
+            _ => "a session document".into(),
+        };
+        format!("{wanted}: {}", self.instruction(mfa))
+    }
+
     /// The FIFO's path, if it is one.
     pub fn fifo_path(&self) -> Option<PathBuf> {
         match &self.source {
             Source::Fifo(fifo) => Some(fifo.path().into()),
-            Source::Terminal(_) => None,
+            Source::Terminal(_) | Source::Line(_) => None,
         }
     }
 
@@ -156,7 +179,9 @@ impl Channel {
 
     fn receive(&mut self) -> Result<(), FifoError> {
         let mut chunk = Zeroizing::new([0; 4096]);
-        let received = read(self.as_fd(), chunk.as_mut_slice());
+        // What comes after the line must stay unread, and a pipe cannot be looked into.
+        let most = if self.is_line() { 1 } else { chunk.len() };
+        let received = read(self.as_fd(), chunk.get_mut(..most).unwrap_or_default());
         if let Source::Terminal(terminal) = &mut self.source {
             terminal.end_prompt();
         }
@@ -176,6 +201,9 @@ impl Channel {
     /// The last writer has closed, so what is there is whole.
     fn end_of_file(&mut self) -> Result<(), FifoError> {
         self.ready.extend(self.assembler.finish());
+        if self.is_line() && !self.ready.is_empty() {
+            return Ok(());
+        }
         if self.silent {
             self.ready
                 .push(Input::Refused("a writer that wrote nothing".into()));
@@ -184,7 +212,7 @@ impl Channel {
         self.last_bytes = None;
         match &mut self.source {
             Source::Fifo(fifo) => fifo.reopen(),
-            Source::Terminal(_) => Err(FifoError::TerminalClosed),
+            Source::Terminal(_) | Source::Line(_) => Err(FifoError::InputClosed),
         }
     }
 
@@ -206,6 +234,7 @@ impl AsFd for Channel {
         match &self.source {
             Source::Fifo(fifo) => fifo.as_fd(),
             Source::Terminal(terminal) => terminal.as_fd(),
+            Source::Line(stdin) => stdin.as_fd(),
         }
     }
 }

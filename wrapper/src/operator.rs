@@ -1,0 +1,98 @@
+//! The session of a tool that a person runs: from an argument, a terminal or standard input.
+
+use std::{
+    io::{self, IsTerminal},
+    os::fd::BorrowedFd,
+};
+
+use tracing::{info, warn};
+
+use crate::{
+    asking::{Asking, AskingError, Trade, WhenHopeless},
+    channel::{Channel, FifoError, TokenCode},
+    config::{Config, Mfa},
+    credentials::{self, CredentialsError},
+    session::Session,
+};
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// No source credentials.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// Neither a terminal nor standard input can be read.
+    #[error(transparent)]
+    Channel(#[from] FifoError),
+    /// The code gave no session.
+    #[error(transparent)]
+    Asking(#[from] AskingError),
+    /// The terminal cannot be used.
+    #[error("cannot read the terminal: {0}")]
+    Terminal(io::Error),
+    /// An argument that is no code.
+    #[error("the code on the command line is not six digits; leave it out, and it is asked for")]
+    NoCode,
+    /// A code where none is wanted.
+    #[error(
+        "there is a code on the command line, but mfa = {0} in the configuration; leave it out"
+    )]
+    CodeNotWanted(&'static str),
+}
+
+/// Opens the session that `config` describes, with the `code` of the command line, or else one that
+/// is asked for: at the terminal, again after a wrong one, or on one line of standard input where
+/// that is no terminal (what follows the line stays there, for others to read). A session document
+/// is taken there too. The FIFO of the configuration is not for this.
+///
+/// With `mfa = false` nothing is asked for, and the session is the source credentials. The asking
+/// ends with [`AskingError::Interrupted`] when `interrupt` becomes readable.
+pub fn open_session(
+    config: &Config,
+    code: Option<&str>,
+    interrupt: BorrowedFd<'_>,
+) -> Result<Session, OperatorError> {
+    let code = code
+        .map(|code| code_of_argument(config, code))
+        .transpose()?;
+    let source = credentials::find_for_mfa(config)?;
+    if let (Mfa::Off, Some(source)) = (&config.mfa, &source) {
+        return Ok(source.clone());
+    }
+    let asking = Asking {
+        config,
+        trade: Trade::new(config, source.as_ref()),
+        when_hopeless: WhenHopeless::GiveUp,
+        interrupt,
+        alive: &|| {},
+    };
+    if let Some(code) = code {
+        return Ok(asking.trade_code(&code)?);
+    }
+    let mut channel = open_channel()?;
+    info!(
+        event = "prompt",
+        "waiting for {}",
+        channel.wanted(&config.mfa)
+    );
+    Ok(asking.session(&mut channel)?)
+}
+
+fn code_of_argument(config: &Config, code: &str) -> Result<TokenCode, OperatorError> {
+    match config.mfa {
+        Mfa::Here { .. } => {}
+        Mfa::Elsewhere => return Err(OperatorError::CodeNotWanted("elsewhere")),
+        Mfa::Off => return Err(OperatorError::CodeNotWanted("false")),
+    }
+    warn!(
+        "a code on the command line shows in the list of processes (ps); leave it out, and it is asked for"
+    );
+    TokenCode::new(code.as_bytes()).ok_or(OperatorError::NoCode)
+}
+
+fn open_channel() -> Result<Channel, OperatorError> {
+    if io::stdin().is_terminal() {
+        return Channel::terminal().map_err(OperatorError::Terminal);
+    }
+    Ok(Channel::line())
+}
