@@ -29,6 +29,8 @@ pub struct Exchange {
     pub store: Store,
     /// How long new sessions last whatever was asked for; `None` for what was asked for.
     pub session_lifetime_seconds: Option<u32>,
+    /// How long EnableKey and DisableKey take to have an effect.
+    pub key_state_delay: Duration,
     /// The role of the machine that clients run on; `None` for a machine outside AWS.
     pub machine_role: Option<String>,
 }
@@ -134,7 +136,13 @@ impl Exchange {
             (None, Err(error)) => Answer::Outcome(Err(error.clone())),
             (None, Ok(caller)) => Answer::Outcome(match operation.service {
                 Service::Sts => sts::call(state, caller, operation, self.session_lifetime_seconds),
-                Service::Kms => kms::call(state, caller, operation, &mut key_arns),
+                Service::Kms => kms::call(
+                    state,
+                    caller,
+                    operation,
+                    self.key_state_delay,
+                    &mut key_arns,
+                ),
             }),
         };
         Made {

@@ -73,12 +73,24 @@ pub struct Key {
     pub description: String,
     /// The key policy as it was put.
     pub policy: String,
-    /// Whether it may be used.
+    /// Whether it may be used, once the last change has taken effect.
     pub enabled: bool,
+    /// The state before the last change, and until when it counts.
+    #[serde(default)]
+    pub before: Option<StateBefore>,
     /// When it will be gone, if its deletion is scheduled.
     pub deletion: Option<Timestamp>,
     /// 256 bits for AES-GCM.
     pub material: Secret,
+}
+
+/// What a key was, until a change takes effect.
+#[derive(Serialize, Deserialize)]
+pub struct StateBefore {
+    /// Whether it might be used.
+    pub enabled: bool,
+    /// When that is over.
+    pub until: Timestamp,
 }
 
 /// Another name for a key.
@@ -218,8 +230,26 @@ impl Key {
             description,
             policy,
             enabled: true,
+            before: None,
             deletion: None,
             material,
         })
+    }
+
+    /// Whether it may be used at `time`.
+    pub fn is_enabled(&self, time: Timestamp) -> bool {
+        match &self.before {
+            Some(before) if time < before.until => before.enabled,
+            _ => self.enabled,
+        }
+    }
+
+    /// Enables or disables it at `time`, with effect from `effective` on.
+    pub fn set_enabled(&mut self, enabled: bool, time: Timestamp, effective: Timestamp) {
+        self.before = Some(StateBefore {
+            enabled: self.is_enabled(time),
+            until: effective,
+        });
+        self.enabled = enabled;
     }
 }

@@ -97,6 +97,10 @@ pub struct Serve {
     /// How long sessions last, whatever was asked for
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub session_lifetime: Option<u32>,
+    /// How long it takes until EnableKey and DisableKey have an effect, on DescribeKey as on all
+    /// that uses the key; with AWS, seconds to minutes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub key_state_delay_milliseconds: u32,
     /// The role of the machine that clients run on
     ///
     /// Its sessions are at EC2's metadata service, version 2, and at the container credentials

@@ -5,6 +5,7 @@ mod arguments;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -91,6 +92,7 @@ fn serve(arguments: arguments::Serve) -> Result<(), CommandError> {
     let exchange = Exchange {
         store: Store::open(&arguments.state)?,
         session_lifetime_seconds: arguments.session_lifetime,
+        key_state_delay: Duration::from_millis(arguments.key_state_delay_milliseconds.into()),
         machine_role: arguments.machine_role,
     };
     let tls = arguments.tls_cert.zip(arguments.tls_key);

@@ -152,7 +152,11 @@ impl Call<'_> {
         let key_id = self.find_without_alias("keyId", request.key_id)?;
         self.authorize(action, key_id, Context::new())?;
         self.check_not_pending_deletion(key_id)?;
-        self.key_mut(key_id)?.enabled = enabled;
+        let now = self.state.now();
+        let effective = now
+            .checked_add(self.key_state_delay)
+            .map_err(ApiError::internal)?;
+        self.key_mut(key_id)?.set_enabled(enabled, now, effective);
         Ok(Value::Null)
     }
 
@@ -203,13 +207,14 @@ impl Call<'_> {
         let key_id = self.find_without_alias("keyId", request.key_id)?;
         self.authorize("kms:CancelKeyDeletion", key_id, Context::new())?;
         let arn = self.state.key_arn(key_id);
+        let now = self.state.now();
         let key = self.key_mut(key_id)?;
         if key.deletion.take().is_none() {
             let message = format!("{arn} is not pending deletion.");
             return Err(ApiError::kms("KMSInvalidStateException", message));
         }
         // As AWS does: a key that was to be deleted is not used again unless someone enables it.
-        key.enabled = false;
+        key.set_enabled(false, now, now);
         Ok(json!({ "KeyId": arn }))
     }
 
@@ -233,15 +238,16 @@ impl Call<'_> {
 
     fn metadata(&self, key_id: Uuid) -> Result<Value, ApiError> {
         let key = self.key(key_id)?;
+        let enabled = key.is_enabled(self.state.now());
         let mut metadata = json!({
             "AWSAccountId": self.state.account,
             "KeyId": key_id,
             "Arn": self.state.key_arn(key_id),
             "CreationDate": seconds(key.created),
-            "Enabled": key.enabled && key.deletion.is_none(),
+            "Enabled": enabled && key.deletion.is_none(),
             "Description": key.description,
             "KeyUsage": "ENCRYPT_DECRYPT",
-            "KeyState": key_state(key),
+            "KeyState": key_state(key, enabled),
             "Origin": "AWS_KMS",
             "KeyManager": "CUSTOMER",
             "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
@@ -256,8 +262,8 @@ impl Call<'_> {
     }
 }
 
-fn key_state(key: &Key) -> &'static str {
-    match (key.deletion, key.enabled) {
+fn key_state(key: &Key, enabled: bool) -> &'static str {
+    match (key.deletion, enabled) {
         (Some(_), _) => "PendingDeletion",
         (None, true) => "Enabled",
         (None, false) => "Disabled",

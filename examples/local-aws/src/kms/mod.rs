@@ -7,6 +7,8 @@ mod cryptography;
 mod lookup;
 mod management;
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -38,16 +40,19 @@ pub const OPERATIONS: [&str; 15] = [
     "ScheduleKeyDeletion",
 ];
 
-/// Calls the operation. The ARNs of the keys that it came to use are added to `key_arns`.
+/// Calls the operation. The ARNs of the keys that it came to use are added to `key_arns`;
+/// EnableKey and DisableKey take effect after `key_state_delay`.
 pub fn call(
     state: &mut State,
     caller: &Caller,
     operation: &Operation,
+    key_state_delay: Duration,
     key_arns: &mut Vec<String>,
 ) -> Result<Value, ApiError> {
     Call {
         state,
         caller,
+        key_state_delay,
         key_arns,
     }
     .perform(operation)
@@ -56,6 +61,7 @@ pub fn call(
 struct Call<'a> {
     state: &'a mut State,
     caller: &'a Caller,
+    key_state_delay: Duration,
     key_arns: &'a mut Vec<String>,
 }
 
@@ -145,7 +151,7 @@ impl Call<'_> {
     /// Errors: DisabledException besides those of a pending deletion.
     fn check_usable(&self, key_id: Uuid) -> Result<(), ApiError> {
         self.check_not_pending_deletion(key_id)?;
-        match self.key(key_id)?.enabled {
+        match self.key(key_id)?.is_enabled(self.state.now()) {
             true => Ok(()),
             false => {
                 let message = format!("{} is disabled.", self.state.key_arn(key_id));

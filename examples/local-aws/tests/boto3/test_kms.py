@@ -293,6 +293,32 @@ class Management(Case):
         kms.enable_key(KeyId=key_id)
         self.assertEqual(kms.decrypt(CiphertextBlob=blob)["Plaintext"], b"x")
 
+    def test_a_switched_key_stays_as_it_was_until_the_change_has_its_effect(self):
+        key_id = self.key_id()
+        blob = self.kms.encrypt(KeyId=key_id, Plaintext=b"x")["CiphertextBlob"]
+        self.aws.stop()
+        self.aws.serve("--key-state-delay-milliseconds", "60000")
+        kms = self.aws.client("kms")
+        state = lambda: kms.describe_key(KeyId=key_id)["KeyMetadata"]["KeyState"]
+        kms.disable_key(KeyId=key_id)
+        self.assertEqual(state(), "Enabled")
+        self.assertEqual(kms.decrypt(CiphertextBlob=blob)["Plaintext"], b"x")
+        self.aws.run("clock", "--offset-seconds", "60")
+        self.assertEqual(state(), "Disabled")
+        self.assert_error(
+            400, "DisabledException", "is disabled.", kms.decrypt, CiphertextBlob=blob
+        )
+        kms.enable_key(KeyId=key_id)
+        self.assertEqual(state(), "Disabled")
+        self.aws.run("clock", "--offset-seconds", "120")
+        self.assertEqual(state(), "Enabled")
+        # One that takes the other back has nothing to wait for.
+        kms.disable_key(KeyId=key_id)
+        kms.enable_key(KeyId=key_id)
+        self.assertEqual(kms.decrypt(CiphertextBlob=blob)["Plaintext"], b"x")
+        self.aws.run("clock", "--offset-seconds", "180")
+        self.assertEqual(state(), "Enabled")
+
     def test_a_key_to_be_deleted_refuses_until_that_is_cancelled(self):
         key_id = self.key_id()
         blob = self.kms.encrypt(KeyId=key_id, Plaintext=b"x")["CiphertextBlob"]
