@@ -86,7 +86,7 @@ dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release -p aws-key-management-plugin
 	cargo build --locked --profile launcher -p iam-kms-wrapper
 	install -d $(DIST)/bin $(DIST)/plugin
-	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper \
+	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper $(CARGO_TARGET_DIR)/launcher/kms-manage-key \
 		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
 	rm -rf $(DIST)/share
@@ -98,7 +98,8 @@ test-plugin: packages
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
 install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
-	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker \
+		$(DIST)/bin/kms-manage-key
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 	install -D -t $(DESTDIR)$(PREFIX)/libexec systemd/iam-kms-wrapper-prompt
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.path systemd/*.service

@@ -128,6 +128,16 @@ impl Scene {
         behind(&[broker.to_str().unwrap()], &self.command(&[]), false)
     }
 
+    /// The command line of `kms-manage-key` with this configuration.
+    pub fn manage_key_command(&self, arguments: &[&str]) -> Command {
+        let program = dist("bin/kms-manage-key");
+        behind(
+            &[program.to_str().unwrap()],
+            &self.command(arguments),
+            false,
+        )
+    }
+
     /// Starts a broker alone, gives it a good code and waits until it has a session.
     pub fn start_broker(&self) -> Process {
         let broker = Process::start(&mut self.broker_command());

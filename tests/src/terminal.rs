@@ -2,14 +2,15 @@
 
 use std::{
     cell::RefCell,
-    fs::File,
+    fs::{File, OpenOptions},
     io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
     process::Stdio,
 };
 
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
-    pty::openpty,
+    fcntl::OFlag,
+    pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt},
     sys::termios::{LocalFlags, tcgetattr},
 };
 
@@ -17,7 +18,7 @@ use crate::process::wait_until_with;
 
 /// A terminal: what is typed and shown is on one side, the programs are on the other.
 pub struct Terminal {
-    person: File,
+    person: PtyMaster,
     programs: File,
     shown: String,
 }
@@ -26,11 +27,19 @@ impl Terminal {
     /// Opens a new one.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        let pair = openpty(None, None).unwrap();
-        fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        // No program may inherit the person's side: it would keep the terminal alive.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let person = posix_openpt(flags).unwrap();
+        grantpt(&person).unwrap();
+        unlockpt(&person).unwrap();
+        let programs = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(ptsname_r(&person).unwrap());
         Self {
-            person: pair.master.into(),
-            programs: pair.slave.into(),
+            person,
+            programs: programs.unwrap(),
             shown: String::new(),
         }
     }

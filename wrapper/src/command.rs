@@ -1,4 +1,4 @@
-//! The command: found before a code is asked for, and run in our place.
+//! The command: found before a code is asked for, and run in our place or as our child.
 
 use std::{
     env,
@@ -10,7 +10,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    unistd::{AccessFlags, access, execve},
+    spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn},
+    sys::signal::{SigSet, Signal},
+    unistd::{AccessFlags, Pid, access, execve},
 };
 
 /// Why the command cannot be run.
@@ -54,10 +56,49 @@ impl Command {
         &self.path
     }
 
+    /// Starts the command as a child, with exactly `environment` and with `mask` as its signal mask.
+    /// It gets SIGPIPE as its parents would have it, which Rust's start-up has us ignore.
+    pub fn start(
+        &self,
+        environment: &[(OsString, OsString)],
+        mask: &SigSet,
+    ) -> Result<Pid, CommandError> {
+        let strings = self.strings(environment)?;
+        let attributes = || {
+            let mut attributes = PosixSpawnAttr::init()?;
+            attributes.set_sigmask(mask)?;
+            attributes.set_sigdefault(&SigSet::from(Signal::SIGPIPE))?;
+            attributes.set_flags(
+                PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+            )?;
+            Ok((attributes, PosixSpawnFileActions::init()?))
+        };
+        attributes()
+            .and_then(|(attributes, actions)| {
+                posix_spawn(
+                    strings.path.as_c_str(),
+                    &actions,
+                    &attributes,
+                    &strings.arguments,
+                    &strings.environment,
+                )
+            })
+            .map_err(|error| self.not_executable(error))
+    }
+
     /// Replaces this process by the command, which sees exactly `environment`; returns only if
     /// that fails. Everything else passes over as it is: execve(2), not std's `exec`, which would
     /// change the signal mask.
     pub fn replace_process(&self, environment: &[(OsString, OsString)]) -> CommandError {
+        let strings = match self.strings(environment) {
+            Ok(strings) => strings,
+            Err(error) => return error,
+        };
+        let Err(error) = execve(&strings.path, &strings.arguments, &strings.environment);
+        self.not_executable(error)
+    }
+
+    fn strings(&self, environment: &[(OsString, OsString)]) -> Result<Strings, CommandError> {
         let path = CString::new(self.path.as_os_str().as_bytes());
         let arguments: Result<Vec<_>, _> = self
             .arguments
@@ -65,11 +106,14 @@ impl Command {
             .map(|argument| CString::new(argument.as_bytes()))
             .collect();
         let environment: Result<Vec<_>, _> = environment.iter().map(assignment).collect();
-        let (Ok(path), Ok(arguments), Ok(environment)) = (path, arguments, environment) else {
-            return CommandError::Nul;
-        };
-        let Err(error) = execve(&path, &arguments, &environment);
-        self.not_executable(error)
+        match (path, arguments, environment) {
+            (Ok(path), Ok(arguments), Ok(environment)) => Ok(Strings {
+                path,
+                arguments,
+                environment,
+            }),
+            _ => Err(CommandError::Nul),
+        }
     }
 
     fn not_executable(&self, error: Errno) -> CommandError {
@@ -81,6 +125,13 @@ impl Command {
             source: error.into(),
         }
     }
+}
+
+/// As execve(2) takes them.
+struct Strings {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
 }
 
 /// Finds `name` as execvp(3) does, and tells what is there but not executable from what is not

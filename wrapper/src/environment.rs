@@ -1,10 +1,10 @@
 //! The command's environment: no source credentials, and the session if it is handed over there.
 
-use std::ffi::OsString;
+use std::{env, ffi::OsString};
 
 use secrecy::ExposeSecret;
 
-use crate::session::Session;
+use crate::{credentials, session::Session};
 
 const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
@@ -52,10 +52,20 @@ pub fn without_secrets(mut variables: Variables) -> Variables {
     variables
 }
 
-/// `variables` without anything of the source credentials. For the command.
-pub fn without_credentials(variables: Variables) -> Variables {
+/// `variables` without anything of the source credentials.
+fn without_credentials(variables: Variables) -> Variables {
     let mut variables = without_secrets(variables);
     variables.retain(|(name, _)| !is_in(&SOURCES, name));
+    variables
+}
+
+/// This process's own variables without anything of the source credentials, the service's
+/// credential too. For a command that we start.
+pub fn for_command() -> Variables {
+    let mut variables = without_credentials(env::vars_os().collect());
+    if credentials::file_of_service().is_some() {
+        variables.retain(|(name, _)| name != credentials::DIRECTORY_VARIABLE);
+    }
     variables
 }
 

@@ -119,7 +119,7 @@ fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
         ),
         "NotFoundException" => (
             Kind::NotFound,
-            "check aws_key_management_master_key_id and the region",
+            "check the id of the master key (aws_key_management_master_key_id, or master_key_id) and the region",
         ),
         "InvalidCiphertextException" | "IncorrectKeyException" => (
             Kind::InvalidCiphertext,

@@ -17,7 +17,7 @@ use crate::{
     channel::{Channel, FifoError},
     check,
     command::{Command, CommandError},
-    command_line::CommandLine,
+    command_line::{CommandLine, show_usage},
     config::{Config, ConfigError, Handoff, Mfa},
     credentials::{self, CredentialsError},
     environment::{self, Variables},
@@ -79,13 +79,6 @@ pub fn main() -> i32 {
     failure.exit_code()
 }
 
-/// `--help` and `--version` are no failure; a wrong command line is one of ours.
-fn show_usage(usage: &clap::Error) -> i32 {
-    // Without standard output or error there is nobody to tell.
-    let _ = usage.print();
-    if usage.use_stderr() { 125 } else { 0 }
-}
-
 /// Becomes the command; returns only with the reason why not.
 fn launch(command_line: CommandLine) -> LaunchError {
     match prepare(command_line) {
@@ -119,10 +112,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         stored_session::keep(&config, &session);
     }
     report(&config, &session, is_kept, &command);
-    let mut variables = environment::without_credentials(env::vars_os().collect());
-    if credentials::file_of_service().is_some() {
-        variables.retain(|(name, _)| name != credentials::DIRECTORY_VARIABLE);
-    }
+    let mut variables = environment::for_command();
     if let Some(names) = passed_on {
         environment::set_passed_descriptors(&mut variables, &names);
     }

@@ -1,7 +1,7 @@
 //! Starts a command with an AWS session that a person has opened with an MFA code.
 //!
-//! [`launch`] is the procedure of `iam-kms-wrapper`; the rest are its parts, which
-//! `iam-kms-broker` uses too: the configuration ([`config`]), the source credentials
+//! [`launch`] is the procedure of `iam-kms-wrapper` and [`manage_key`] that of `kms-manage-key`; the
+//! rest are their parts, which `iam-kms-broker` uses too: the configuration ([`config`]), the source credentials
 //! ([`credentials`]), the FIFO or terminal ([`channel`]), the trade at STS ([`sts`]), and the loop
 //! that leads from a code to a session ([`asking`]).
 
@@ -22,6 +22,8 @@ pub mod kms_failure;
 pub mod launch;
 pub mod listen_fds;
 pub mod logging;
+pub mod manage_key;
+pub mod master_key_id;
 pub mod operator;
 pub mod process;
 pub mod process_status;

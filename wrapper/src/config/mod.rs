@@ -17,12 +17,15 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 use file::Entry;
 
+use crate::master_key_id::MasterKeyId;
+
 /// Where the FIFO is made unless `kms_mfa_socket` says otherwise.
 pub const DEFAULT_FIFO: &str = "/run/iam-kms-wrapper/mfa";
 
 /// Every key of the configuration file.
-pub const KEYS: [&str; 18] = [
+pub const KEYS: [&str; 19] = [
     "kms_mfa_id",
+    "master_key_id",
     "kms_mfa_socket",
     "kms_mfa_socket_mode",
     "kms_mfa_socket_group",
@@ -47,6 +50,8 @@ pub const KEYS: [&str; 18] = [
 pub struct Config {
     /// Where the person's code is turned into a session.
     pub mfa: Mfa,
+    /// The master key that `kms-manage-key` is for.
+    pub master_key_id: Option<MasterKeyId>,
     /// Where the code is written to; `None` where nothing is configured.
     pub fifo: Option<PathBuf>,
     /// Who may write a code.
@@ -169,6 +174,7 @@ impl Values<'_> {
         }
         Ok(Config {
             mfa: self.mfa()?,
+            master_key_id: self.master_key_id()?,
             fifo: self.absolute_path("kms_mfa_socket")?,
             fifo_access: FifoAccess {
                 mode: self.mode()?,
@@ -252,6 +258,14 @@ impl Values<'_> {
             entry,
             "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME",
         ))
+    }
+
+    fn master_key_id(&self) -> Result<Option<MasterKeyId>, ConfigError> {
+        let Some(entry) = self.entry("master_key_id") else {
+            return Ok(None);
+        };
+        let parsed = entry.value.parse().map(Some);
+        parsed.map_err(|_| self.bad_value(entry, MasterKeyId::EXPECTED))
     }
 
     fn role_arn(&self) -> Result<Option<String>, ConfigError> {

@@ -1,0 +1,7 @@
+//! `kms-manage-key`: see [`iam_kms_wrapper::manage_key`].
+
+use std::process::exit;
+
+fn main() {
+    exit(iam_kms_wrapper::manage_key::main());
+}

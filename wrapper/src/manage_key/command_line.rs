@@ -1,0 +1,164 @@
+//! The command line of `kms-manage-key`.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::master_key_id::MasterKeyId;
+
+/// Enables, disables or shows the KMS master key, with an MFA code.
+///
+/// The code is asked for in the terminal, or is one line of standard input. Waits until KMS
+/// really shows the new state, which takes seconds to minutes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kms-manage-key",
+    version,
+    disable_help_subcommand = true,
+    verbatim_doc_comment,
+    override_usage = "kms-manage-key [OPTIONS] enable|disable|status [CODE]\n       \
+kms-manage-key [OPTIONS] unlock [--] COMMAND [ARG…]",
+    after_help = "\
+FILE is that of iam-kms-wrapper; of its keys these count here:
+  [kms]
+  kms_mfa_id = arn:aws:iam::123456789012:mfa/NAME
+  master_key_id = arn:aws:kms:us-east-1:123456789012:key/ID
+and mfa, role_arn, profile, region, session_duration_seconds, request_timeout_seconds,
+prompt_timeout_seconds, log_format. An ARN's region is that of the key.
+
+A CODE on the command line shows in ps: leave it out.
+
+Exit status: 0 done (status: the key is enabled), 3 disabled, 4 neither (status only),
+121 unlock could not disable the key again, 122 done but not confirmed (kms:DescribeKey),
+123 refused by KMS, 124 not confirmed in time, 125 own failure (usage, configuration, no
+session), 126 COMMAND cannot be executed, 127 it is not found; unlock: else COMMAND's own.",
+    max_term_width = 92
+)]
+pub struct CommandLine {
+    /// The configuration file; else /etc/iam-kms-wrapper/kms-manage-key.config
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/iam-kms-wrapper/kms-manage-key.config",
+        hide_default_value = true
+    )]
+    pub config: PathBuf,
+
+    /// The master key by id, ARN or alias, in place of the configuration's master_key_id
+    #[arg(long, global = true, value_name = "KEY")]
+    pub key: Option<MasterKeyId>,
+
+    /// How long to wait until KMS shows the new state; else 300
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        default_value = "300",
+        hide_default_value = true,
+        value_parser = seconds
+    )]
+    pub timeout_seconds: Duration,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with the key.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Let the key be used
+    #[command(visible_alias = "e")]
+    Enable {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Let nobody use the key
+    #[command(visible_alias = "d")]
+    Disable {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Print the key's state and ARN
+    Status {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Enable the key, run COMMAND, and disable the key again whatever happens
+    ///
+    /// One code for both steps. COMMAND gets our standard streams, and none of the AWS credentials
+    /// in our environment; signals are passed on to it. The key is disabled at the end also if it
+    /// was enabled before.
+    #[command(verbatim_doc_comment)]
+    Unlock {
+        /// The command to run and its arguments
+        #[arg(
+            value_name = "COMMAND",
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        command: Vec<OsString>,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("must be a number from 1 to 86400".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_manuals_words_and_codes_are_taken() {
+        for line in ["kms-manage-key e 111676", "kms-manage-key enable 111676"] {
+            let Action::Enable { code } = parse(line).unwrap().action else {
+                panic!("{line}");
+            };
+            assert_eq!(code.as_deref(), Some("111676"));
+        }
+        for line in ["kms-manage-key d", "kms-manage-key disable"] {
+            let action = parse(line).unwrap().action;
+            assert!(matches!(action, Action::Disable { code: None }), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_stand_before_and_after_the_action_but_not_after_the_command() {
+        for line in [
+            "kms-manage-key --config=f --key=alias/a unlock -- sh -c x --config=g",
+            "kms-manage-key unlock --config f --key alias/a sh -c x --config=g",
+        ] {
+            let parsed = parse(line).unwrap();
+            assert_eq!(parsed.config, PathBuf::from("f"), "{line}");
+            assert_eq!(parsed.key.unwrap().as_str(), "alias/a");
+            let Action::Unlock { command } = parsed.action else {
+                panic!("{line}");
+            };
+            assert_eq!(command, ["sh", "-c", "x", "--config=g"]);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "kms-manage-key",
+            "kms-manage-key unlock",
+            "kms-manage-key destroy",
+            "kms-manage-key enable --timeout-seconds=0",
+            "kms-manage-key enable --key=key/1",
+            "kms-manage-key enable 111676 alias/a",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

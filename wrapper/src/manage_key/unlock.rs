@@ -1,0 +1,108 @@
+//! `unlock`: the key is enabled for as long as a command runs, and not longer.
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use aws_sdk_kms::types::KeyState;
+use tracing::{error, info, warn};
+
+use super::{Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, child, not_described};
+use crate::{command::Command, config::Mfa, session::Session};
+
+/// How long the key is tried to be disabled while KMS does not answer: as long as the shortest
+/// session lasts.
+const DISABLE_PATIENCE: Duration = Duration::from_secs(900);
+
+/// Enables the key, runs `command`, and disables the key again, whatever has happened meanwhile.
+/// Without kms:DescribeKey nothing is begun: neither state could be verified.
+pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageError> {
+    let session = tool.open_session(None)?;
+    let key = tool.open_key(&session, Some(tool.signals.descriptor()))?;
+    let (caller, description) = key.look(tool.key.as_str());
+    let description = description.map_err(not_described)?;
+    let was_enabled = description.state == KeyState::Enabled;
+    let arn = description.changeable().map_err(ManageError::Refused)?;
+    if was_enabled {
+        warn!("{arn} is enabled already; it is disabled at the end all the same");
+    }
+    let enable = Attempt {
+        key: &key,
+        id: &arn,
+        change: Change::Enable,
+        caller: &caller,
+        request_patience: tool.timeout,
+        timeout: tool.timeout,
+    };
+    let outcome = match enable.make() {
+        Ok(()) => {
+            announce(command, &session);
+            child::run(command, tool.signals)
+        }
+        Err(refusal @ (ChangeError::Refused(_) | ChangeError::SessionOver(_))) => {
+            return Err(refusal.into());
+        }
+        Err(failure) => Err(failure.into()),
+    };
+    // What came while we waited for KMS, before there was a command to get it.
+    let outcome = match (outcome, tool.signals.received()) {
+        (Err(ManageError::Interrupted(_)), Some(signal)) => {
+            warn!("{signal} came before the command was started");
+            Ok(End::Signal(signal))
+        }
+        (outcome, _) => outcome,
+    };
+    let disabled = disable(tool, session, &arn, &caller);
+    if let (Err(failure), Err(_)) = (&outcome, &disabled) {
+        error!("{failure}");
+    }
+    disabled.and(outcome)
+}
+
+fn announce(command: &Command, session: &Session) {
+    let path = command.path().display();
+    match session.expiration_unix_seconds {
+        Some(_) => info!(
+            "starting {path}; the session, which the key is to be disabled with, is open until {} (session_duration_seconds)",
+            session.expiration_text()
+        ),
+        None => info!("starting {path}"),
+    }
+}
+
+/// No signal ends this; where the session is over, a new one is opened if that is possible.
+fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result<(), ManageError> {
+    let with = |session: &Session| {
+        let key = tool.open_key(session, None)?;
+        let attempt = Attempt {
+            key: &key,
+            id: arn,
+            change: Change::Disable,
+            caller,
+            request_patience: DISABLE_PATIENCE,
+            timeout: tool.timeout,
+        };
+        attempt.make()
+    };
+    let left_enabled = |why: String| {
+        ManageError::LeftEnabled(format!(
+            "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} --config={} --key={arn} disable",
+            tool.config_path.display()
+        ))
+    };
+    let why = match with(&session) {
+        Err(ChangeError::SessionOver(why)) => why,
+        result => return result.map_err(|error| left_enabled(error.to_string())),
+    };
+    if tool.config.mfa != Mfa::Off && !io::stdin().is_terminal() {
+        return Err(left_enabled(why));
+    }
+    warn!("{why}; a new one is needed to disable the key");
+    // They were not meant for the question that comes now.
+    while tool.signals.received().is_some() {}
+    let session = tool
+        .open_session(None)
+        .map_err(|error| left_enabled(error.to_string()))?;
+    with(&session).map_err(|error| left_enabled(error.to_string()))
+}
