@@ -22,7 +22,7 @@ MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
-SERVICES := -p iam-kms-broker -p local-aws
+SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
 	stock-plugin policies audit
 DOC = $(PREFIX)/share/doc/iam-kms-wrapper
@@ -86,8 +86,8 @@ dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release -p aws-key-management-plugin
 	cargo build --locked --profile launcher -p iam-kms-wrapper
 	install -d $(DIST)/bin $(DIST)/plugin
-	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/launcher/iam-kms-wrapper $(CARGO_TARGET_DIR)/launcher/kms-manage-key \
-		$(CARGO_TARGET_DIR)/release/iam-kms-broker $(CARGO_TARGET_DIR)/release/local-aws
+	install -t $(DIST)/bin $(addprefix $(CARGO_TARGET_DIR)/launcher/,iam-kms-wrapper kms-manage-key) \
+		$(addprefix $(CARGO_TARGET_DIR)/release/,iam-kms-broker kms-data-keys local-aws)
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
 	rm -rf $(DIST)/share
 	$(CARGO_TARGET_DIR)/release/packaging $(DIST)/share
@@ -98,8 +98,7 @@ test-plugin: packages
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 
 install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
-	install -D -t $(DESTDIR)$(PREFIX)/bin $(DIST)/bin/iam-kms-wrapper $(DIST)/bin/iam-kms-broker \
-		$(DIST)/bin/kms-manage-key
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(DIST)/bin/,iam-kms-wrapper iam-kms-broker kms-manage-key kms-data-keys)
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 	install -D -t $(DESTDIR)$(PREFIX)/libexec systemd/iam-kms-wrapper-prompt
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.path systemd/*.service

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Targets of our own crates. What the SDK says of itself is nothing for an operator.
-const OWN_TARGETS: &str = "iam_kms_";
+const OWN_TARGETS: [&str; 2] = ["iam_kms_", "kms_data_keys"];
 
 /// Target of events that are for an audit only: the log for people is without them.
 pub const AUDIT: &str = "iam_kms_audit";
@@ -77,7 +77,8 @@ struct Log<W> {
 
 impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.target().starts_with(OWN_TARGETS)
+        let is_ours = |name: &&str| metadata.target().starts_with(name);
+        *metadata.level() <= Level::INFO && OWN_TARGETS.iter().any(is_ours)
     }
 
     fn event(&self, event: &Event<'_>) {

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::time::{Duration, SystemTime};
 
 use broker_protocol::MAX_CIPHERTEXT_BYTES;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat};
 
 use super::{FileError, KeyDirectory};
 use crate::key_name::{Algorithm, KeyName};
@@ -49,6 +50,18 @@ impl KeyDirectory {
                 Err(self.unusable(name, problem))
             }
         }
+    }
+
+    /// When the file of `name` was last written.
+    pub fn modified(&self, name: &KeyName) -> Result<SystemTime, FileError> {
+        let status = fstatat(
+            &self.descriptor,
+            name.to_string().as_str(),
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .map_err(|error| self.file_error(name, "look at", error))?;
+        let seconds = u64::try_from(status.st_mtime).unwrap_or_default();
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
     }
 
     /// Looks for the file of one version.

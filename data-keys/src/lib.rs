@@ -1,0 +1,94 @@
+//! Looks after the wrapped data keys of MariaDB's `aws_key_management` plugin.
+//!
+//! Each subcommand is a module with its `Arguments` and its `run`.
+
+#![forbid(unsafe_code)]
+
+mod command_line;
+mod list;
+mod table;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use iam_kms_wrapper::logging;
+use key_files::key_directory::FileError;
+use tracing::error;
+
+use command_line::{Command, CommandLine};
+
+const PROGRAM: &str = "kms-data-keys";
+
+/// The subcommand could not do its work, as for `iam-kms-wrapper`.
+const FAILURE: u8 = 125;
+
+/// What a subcommand that did its work has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Everything is as it should be.
+    Good,
+    /// Something is not, and has been told.
+    Bad,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Good => Self::SUCCESS,
+            Outcome::Bad => Self::FAILURE,
+        }
+    }
+}
+
+/// Why a subcommand could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum DataKeysError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    logging::init(PROGRAM);
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(usage) => {
+            // Without standard output or error there is nobody to tell.
+            let _ = usage.print();
+            return if usage.use_stderr() {
+                ExitCode::from(FAILURE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let done = match command_line.command {
+        Command::List(arguments) => list::run(&arguments),
+    };
+    match done {
+        Ok(outcome) => outcome.into(),
+        Err(failure) => {
+            error!("{failure}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// Writes `text` to standard output. Nobody reading it to its end is no failure.
+fn print(text: &str) -> Result<(), DataKeysError> {
+    let mut output = io::stdout().lock();
+    match output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(DataKeysError::System("write to the standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
