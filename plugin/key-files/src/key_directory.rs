@@ -3,6 +3,7 @@
 
 mod lock;
 mod read;
+mod replace;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -1,5 +1,5 @@
-//! The files in which wrapped data keys lie: their names ([`key_name`]), reading them and making
-//! new ones that no crash can spoil ([`key_directory`]).
+//! The files in which wrapped data keys lie: their names ([`key_name`]), reading them, making
+//! new ones and wrapping them anew so that no crash can spoil them ([`key_directory`]).
 //!
 //! The plugin and the operator's tools share it.
 

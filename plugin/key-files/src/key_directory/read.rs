@@ -1,7 +1,7 @@
 //! Reading key files.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::time::{Duration, SystemTime};
 
 use broker_protocol::MAX_CIPHERTEXT_BYTES;
@@ -15,6 +15,12 @@ use crate::key_name::{Algorithm, KeyName};
 impl KeyDirectory {
     /// Reads a wrapped key: 1 to [`MAX_CIPHERTEXT_BYTES`] bytes of a regular file.
     pub fn read(&self, name: &KeyName) -> Result<Vec<u8>, FileError> {
+        let (file, metadata) = self.open_file(name)?;
+        self.content(name, &file, &metadata)
+    }
+
+    /// Opens a regular file.
+    pub(super) fn open_file(&self, name: &KeyName) -> Result<(File, Metadata), FileError> {
         // Without O_NONBLOCK a FIFO of that name would stop the server.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = openat(
@@ -25,20 +31,25 @@ impl KeyDirectory {
         )
         .map(File::from)
         .map_err(|error| self.file_error(name, "open", error))?;
-        let io_error = |source| FileError::File {
-            action: "read",
-            path: self.path_of(name),
-            source,
-            advice: "check the disk",
-        };
-        let metadata = file.metadata().map_err(io_error)?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| self.read_error(name, error))?;
         if !metadata.is_file() {
             return Err(self.unusable(name, "is not a regular file".into()));
         }
+        Ok((file, metadata))
+    }
+
+    pub(super) fn content(
+        &self,
+        name: &KeyName,
+        file: &File,
+        metadata: &Metadata,
+    ) -> Result<Vec<u8>, FileError> {
         let mut blob = Vec::new();
         file.take(MAX_CIPHERTEXT_BYTES as u64 + 1)
             .read_to_end(&mut blob)
-            .map_err(io_error)?;
+            .map_err(|error| self.read_error(name, error))?;
         match blob.len() {
             0 => Err(self.unusable(name, "is empty".into())),
             1..=MAX_CIPHERTEXT_BYTES => Ok(blob),
@@ -49,6 +60,15 @@ impl KeyDirectory {
                 );
                 Err(self.unusable(name, problem))
             }
+        }
+    }
+
+    fn read_error(&self, name: &KeyName, source: io::Error) -> FileError {
+        FileError::File {
+            action: "read",
+            path: self.path_of(name),
+            source,
+            advice: "check the disk",
         }
     }
 

@@ -280,3 +280,60 @@ fn a_directory_that_is_not_there_is_named_with_the_variable() {
         "{text}"
     );
 }
+
+/// Content, mode and owner of a file, and how many files there are.
+fn state(directory: &TempDir, name: &KeyName) -> (Vec<u8>, u32, u32, usize) {
+    let path = directory.path().join(name.to_string());
+    let metadata = fs::metadata(&path).unwrap();
+    let files = fs::read_dir(directory.path()).unwrap().count();
+    (
+        fs::read(path).unwrap(),
+        metadata.permissions().mode() & 0o7777,
+        metadata.uid(),
+        files,
+    )
+}
+
+#[test]
+fn a_replaced_file_has_its_owner_and_mode_and_leaves_nothing_else() {
+    let (directory, keys) = open();
+    let name = cbc(3, 1);
+    store(&keys, 3, Placement::First);
+    let path = keys.path_of(&name);
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+    // Only root can give files away.
+    let uid = match fs::metadata(&path).unwrap().uid() {
+        0 => 65_534,
+        own => own,
+    };
+    std::os::unix::fs::chown(&path, Some(uid), None).unwrap();
+    keys.replace(&name, b"wrapped", b"wrapped anew").unwrap();
+    assert_eq!(
+        state(&directory, &name),
+        (b"wrapped anew".to_vec(), 0o640, uid, 1)
+    );
+}
+
+#[test]
+fn a_file_that_was_replaced_meanwhile_is_left_alone() {
+    let (directory, keys) = open();
+    let name = cbc(3, 1);
+    store(&keys, 3, Placement::First);
+    let error = keys
+        .replace(&name, b"before", b"new")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("somebody else has replaced it"), "{error}");
+    assert_eq!(state(&directory, &name).0, b"wrapped");
+}
+
+#[test]
+fn what_lies_behind_a_symbolic_link_is_not_replaced() {
+    let (directory, keys) = open();
+    let name = cbc(3, 1);
+    let target = directory.path().join("target");
+    fs::write(&target, b"wrapped").unwrap();
+    symlink(&target, keys.path_of(&name)).unwrap();
+    assert!(keys.replace(&name, b"wrapped", b"new").is_err());
+    assert_eq!(fs::read(target).unwrap(), b"wrapped");
+}

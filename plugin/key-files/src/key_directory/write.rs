@@ -1,6 +1,7 @@
 //! Making key files.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{MetadataExt, fchown};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
@@ -45,6 +46,30 @@ const fn first_version(algorithm: Algorithm) -> u32 {
     }
 }
 
+/// Who may use a file.
+#[derive(Clone, Copy)]
+pub(super) struct Access {
+    mode: Mode,
+    /// User and group; `None`: those of the process.
+    owner: Option<(u32, u32)>,
+}
+
+impl Access {
+    /// Only the user who makes it.
+    const OURS: Self = Self {
+        mode: Mode::S_IRUSR.union(Mode::S_IWUSR),
+        owner: None,
+    };
+
+    /// The same as another file.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            mode: Mode::from_bits_truncate(metadata.mode()),
+            owner: Some((metadata.uid(), metadata.gid())),
+        }
+    }
+}
+
 impl KeyDirectory {
     /// Puts a wrapped key on disk and returns when it would survive a power failure.
     ///
@@ -70,8 +95,8 @@ impl KeyDirectory {
         let temporary = name.temporary_name();
         self.remove_temporary(&lock, &name, &temporary)?;
         let written = self
-            .write_temporary(&name, &temporary, blob)
-            .and_then(|()| self.publish(&name, &temporary));
+            .write_temporary(&name, &temporary, blob, Access::OURS)
+            .and_then(|_| self.publish(&name, &temporary));
         if written.is_err() {
             // The first failure is the one to tell; what stays is removed at the next start.
             let _ = self.remove_temporary(&lock, &name, &temporary);
@@ -124,21 +149,32 @@ impl KeyDirectory {
         }
     }
 
-    fn write_temporary(
+    /// Makes the temporary file with its content, on disk.
+    pub(super) fn write_temporary(
         &self,
         name: &KeyName,
         temporary: &str,
         blob: &[u8],
-    ) -> Result<(), FileError> {
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        access: Access,
+    ) -> Result<File, FileError> {
         let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let mut file = openat(&self.descriptor, temporary, flags, mode)
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = openat(&self.descriptor, temporary, flags, Access::OURS.mode)
             .map(File::from)
             .map_err(|error| self.making_error(name, "make", error))?;
         fault_points::reach(Step::TemporaryMade);
+        // Before there is something to be read.
+        if let Some((uid, gid)) = access.owner {
+            fchown(&file, Some(uid), Some(gid)).map_err(|source| FileError::File {
+                action: "give to its owner the new",
+                path: self.path_of(name),
+                source,
+                advice: "run this as root, or as the owner of the file",
+            })?;
+        }
         // A umask of 0277 or the like takes bits away.
-        fchmod(&file, mode).map_err(|error| self.making_error(name, "set the mode of", error))?;
+        fchmod(&file, access.mode)
+            .map_err(|error| self.making_error(name, "set the mode of", error))?;
         fault_points::write_all(&mut file, blob)
             .inspect(|()| fault_points::reach(Step::Written))
             .and_then(|()| file.sync_all())
@@ -151,7 +187,8 @@ impl KeyDirectory {
                     source: error,
                     advice: "check the disk",
                 },
-            })
+            })?;
+        Ok(file)
     }
 
     /// Gives the file its name; false if the name is taken.
@@ -193,7 +230,12 @@ impl KeyDirectory {
     }
 
     /// What is missing then is the right to write to the directory.
-    fn making_error(&self, name: &KeyName, action: &'static str, error: Errno) -> FileError {
+    pub(super) fn making_error(
+        &self,
+        name: &KeyName,
+        action: &'static str,
+        error: Errno,
+    ) -> FileError {
         match error {
             Errno::EACCES | Errno::EPERM => FileError::File {
                 action,
@@ -205,7 +247,7 @@ impl KeyDirectory {
         }
     }
 
-    fn remove_temporary(
+    pub(super) fn remove_temporary(
         &self,
         _lock: &DirectoryLock,
         name: &KeyName,
