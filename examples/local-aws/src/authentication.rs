@@ -55,6 +55,7 @@ pub fn authenticate(
         access_key_id: authorization.access_key_id,
         session: credentials.session.map(|session| session.facts),
         source_ip: request.source_ip,
+        region: authorization.region,
     })
 }
 
@@ -126,7 +127,11 @@ fn check_scope(
         region,
         ..
     } = authorization;
-    if *region != state.region {
+    let is_valid = match service {
+        Service::Sts => *region == state.region,
+        Service::Kms => state.has_region(region),
+    };
+    if !is_valid {
         let message = format!("Credential should be scoped to a valid region, not '{region}'. ");
         return Err(mismatch(&message));
     }

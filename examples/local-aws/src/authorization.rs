@@ -2,7 +2,8 @@
 //! caller's own.
 //!
 //! Source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>,
-//! for calls within one account.
+//! and for keys of other accounts
+//! <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic-cross-account.html>.
 
 use crate::caller::{Caller, Principal};
 use crate::error::{ApiError, ErrorKind};
@@ -80,7 +81,8 @@ pub fn decide(
             ..Verdict::default()
         },
     };
-    Ok(combine(identity, resource))
+    let is_ours = access.resource == "*" || account_of(access.resource) == Some(&state.account);
+    Ok(combine(identity, resource, is_ours))
 }
 
 /// Whether the role's trust policy lets an AWS service, such as `ec2.amazonaws.com`, assume it.
@@ -97,10 +99,21 @@ pub fn trusts_service(state: &State, role: &str, service: &str) -> Result<bool, 
     Ok(verdict.allowed && !verdict.denied)
 }
 
-fn combine(identity: Verdict, resource: Verdict) -> Option<Denial> {
+/// The account that an ARN names.
+fn account_of(arn: &str) -> Option<&str> {
+    arn.split(':').nth(4)
+}
+
+/// What the resource's policy allows is enough in its own account only; in another, the caller's own
+/// policy must allow it, too.
+fn combine(identity: Verdict, resource: Verdict, is_ours: bool) -> Option<Denial> {
     match (identity, resource) {
         (Verdict { denied: true, .. }, _) => Some(Denial::ExplicitByIdentity),
         (_, Verdict { denied: true, .. }) => Some(Denial::ExplicitByResource),
+        (_, Verdict { allowed: true, .. }) if is_ours => None,
+        (Verdict { allowed: false, .. }, Verdict { allowed: true, .. }) => {
+            Some(Denial::NotAllowedByIdentity)
+        }
         (_, Verdict { allowed: true, .. }) => None,
         (
             _,
@@ -231,20 +244,35 @@ mod tests {
 
     #[test]
     fn a_denial_wins_and_an_allowance_is_needed() {
-        for (identity, resource, expected) in [
-            (ALLOWED, DELEGATED, None),
-            (NOTHING, ALLOWED, None),
-            (ALLOWED, NOTHING, Some(Denial::NotAllowedByResource)),
-            (NOTHING, DELEGATED, Some(Denial::NotAllowedByIdentity)),
-            (NOTHING, NOTHING, Some(Denial::NotAllowedByResource)),
-            (ALLOWED, DENIED, Some(Denial::ExplicitByResource)),
-            (DENIED, ALLOWED, Some(Denial::ExplicitByIdentity)),
+        let by_identity = Some(Denial::NotAllowedByIdentity);
+        let by_resource = Some(Denial::NotAllowedByResource);
+        for (identity, resource, in_account, across) in [
+            (ALLOWED, DELEGATED, None, None),
+            (ALLOWED, ALLOWED, None, None),
+            (NOTHING, ALLOWED, None, by_identity),
+            (ALLOWED, NOTHING, by_resource, by_resource),
+            (NOTHING, DELEGATED, by_identity, by_identity),
+            (NOTHING, NOTHING, by_resource, by_resource),
+            (
+                ALLOWED,
+                DENIED,
+                Some(Denial::ExplicitByResource),
+                Some(Denial::ExplicitByResource),
+            ),
+            (
+                DENIED,
+                ALLOWED,
+                Some(Denial::ExplicitByIdentity),
+                Some(Denial::ExplicitByIdentity),
+            ),
         ] {
-            assert_eq!(
-                combine(identity, resource),
-                expected,
-                "{identity:?} {resource:?}"
-            );
+            for (is_ours, expected) in [(true, in_account), (false, across)] {
+                assert_eq!(
+                    combine(identity, resource, is_ours),
+                    expected,
+                    "{identity:?} {resource:?} {is_ours}"
+                );
+            }
         }
     }
 

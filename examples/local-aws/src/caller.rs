@@ -48,6 +48,8 @@ pub struct Caller {
     pub session: Option<SessionFacts>,
     /// From where.
     pub source_ip: IpAddr,
+    /// The region that it called.
+    pub region: String,
 }
 
 impl Principal {

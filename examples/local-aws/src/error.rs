@@ -73,6 +73,7 @@ impl ErrorKind {
             (K::Internal, Kms) => ("KMSInternalException", 500),
             (K::Unavailable, Sts) => ("ServiceUnavailable", 503),
             (K::Unavailable, Kms) => ("ServiceUnavailableException", 503),
+            (K::Kms(code @ "DryRunOperationException"), _) => (code, 412),
             (K::Kms(code), _) => (code, 400),
         }
     }

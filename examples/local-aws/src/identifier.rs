@@ -54,6 +54,17 @@ fn random_base32(bytes: usize) -> Result<Zeroizing<String>, getrandom::Error> {
     Ok(Zeroizing::new(BASE32_NOPAD.encode(&random)))
 }
 
+/// Whether `text` is a name that a KMS alias may have: `alias/` and letters, digits, `/`, `_`, `-`.
+///
+/// Source: AliasName in <https://docs.aws.amazon.com/kms/latest/APIReference/API_CreateAlias.html>.
+pub fn is_alias_name(text: &str) -> bool {
+    let is_alias_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-".contains(&byte);
+    text.len() <= 256
+        && text.strip_prefix("alias/").is_some_and(|rest| {
+            !rest.is_empty() && !rest.starts_with("aws/") && rest.bytes().all(is_alias_byte)
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

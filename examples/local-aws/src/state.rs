@@ -16,7 +16,7 @@ use crate::secret::Secret;
 pub struct State {
     /// The account's number, 12 digits.
     pub account: String,
-    /// The region that credentials must be scoped to and ARNs carry.
+    /// The region of STS, and of the first key.
     pub region: String,
     /// Users by name.
     pub users: BTreeMap<String, User>,
@@ -26,7 +26,7 @@ pub struct State {
     pub roles: BTreeMap<String, Role>,
     /// KMS keys by their id.
     pub keys: BTreeMap<Uuid, Key>,
-    /// KMS aliases by name, `alias/` included.
+    /// KMS aliases by ARN.
     pub aliases: BTreeMap<String, Alias>,
     /// Seals session tokens.
     pub session_token_key: Secret,
@@ -64,9 +64,27 @@ pub struct Role {
     pub policy: Option<String>,
 }
 
+/// Where a key or an alias is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its region.
+    pub region: String,
+    /// The account that owns it, 12 digits.
+    pub account: String,
+}
+
+impl Place {
+    /// The ARN of a KMS resource there: `key/…` or `alias/…`.
+    pub fn arn(&self, resource: &str) -> String {
+        format!("arn:aws:kms:{}:{}:{resource}", self.region, self.account)
+    }
+}
+
 /// A symmetric KMS key.
 #[derive(Serialize, Deserialize)]
 pub struct Key {
+    /// Where it is.
+    pub place: Place,
     /// When it was made.
     pub created: Timestamp,
     /// Free text.
@@ -117,13 +135,41 @@ impl State {
             faults: Vec::new(),
             clock_offset_seconds: 0,
         };
-        let (key_id, created) = (Uuid::new_v4(), state.now());
-        let key = Key::new(created, String::new(), state.default_key_policy())?;
-        state.keys.insert(key_id, key);
-        state
-            .aliases
-            .insert("alias/mariadb".to_owned(), Alias { key_id, created });
+        let home = state.place_in(region);
+        state.add_key(home, None, Some("alias/mariadb"))?;
         Ok(state)
+    }
+
+    /// Makes a key, with a name if that is given, and returns its ARN. Without a policy it gets the
+    /// one that AWS gives.
+    pub fn add_key(
+        &mut self,
+        place: Place,
+        policy: Option<String>,
+        alias: Option<&str>,
+    ) -> Result<String, getrandom::Error> {
+        let (key_id, created) = (Uuid::new_v4(), self.now());
+        let policy = policy.unwrap_or_else(|| default_key_policy(&place.account));
+        if let Some(alias) = alias {
+            self.aliases
+                .insert(place.arn(alias), Alias { key_id, created });
+        }
+        self.keys
+            .insert(key_id, Key::new(place, created, String::new(), policy)?);
+        Ok(self.key_arn(key_id))
+    }
+
+    /// Where what this account makes in `region` is.
+    pub fn place_in(&self, region: &str) -> Place {
+        Place {
+            region: region.to_owned(),
+            account: self.account.clone(),
+        }
+    }
+
+    /// Whether there is anything in `region`.
+    pub fn has_region(&self, region: &str) -> bool {
+        region == self.region || self.keys.values().any(|key| key.place.region == region)
     }
 
     /// The time on the server's clock.
@@ -163,28 +209,11 @@ impl State {
 
     /// The ARN of a KMS key.
     pub fn key_arn(&self, key_id: Uuid) -> String {
-        self.kms_arn(&format!("key/{key_id}"))
-    }
-
-    /// The ARN of a KMS resource: `key/…` or `alias/…`.
-    pub fn kms_arn(&self, resource: &str) -> String {
-        format!("arn:aws:kms:{}:{}:{resource}", self.region, self.account)
-    }
-
-    /// The key policy that AWS gives to a key made without one: it leaves all to IAM policies.
-    pub fn default_key_policy(&self) -> String {
-        serde_json::json!({
-            "Version": "2012-10-17",
-            "Id": "key-default-1",
-            "Statement": [{
-                "Sid": "Enable IAM User Permissions",
-                "Effect": "Allow",
-                "Principal": { "AWS": self.root_arn() },
-                "Action": "kms:*",
-                "Resource": "*",
-            }],
-        })
-        .to_string()
+        let resource = format!("key/{key_id}");
+        match self.keys.get(&key_id) {
+            Some(key) => key.place.arn(&resource),
+            None => self.place_in(&self.region).arn(&resource),
+        }
     }
 
     fn iam_arn(&self, resource: &str) -> String {
@@ -217,15 +246,33 @@ impl Role {
     }
 }
 
+/// The key policy that AWS gives to a key made without one: it leaves all to IAM policies.
+pub fn default_key_policy(account: &str) -> String {
+    serde_json::json!({
+        "Version": "2012-10-17",
+        "Id": "key-default-1",
+        "Statement": [{
+            "Sid": "Enable IAM User Permissions",
+            "Effect": "Allow",
+            "Principal": { "AWS": format!("arn:aws:iam::{account}:root") },
+            "Action": "kms:*",
+            "Resource": "*",
+        }],
+    })
+    .to_string()
+}
+
 impl Key {
     /// An enabled key with new material.
     pub fn new(
+        place: Place,
         created: Timestamp,
         description: String,
         policy: String,
     ) -> Result<Self, getrandom::Error> {
         let material = Secret::random(sealing::KEY_BYTES)?;
         Ok(Self {
+            place,
             created,
             description,
             policy,

@@ -17,7 +17,7 @@ use crate::state::State;
 pub const FILE: &str = "cloudtrail.jsonl";
 
 /// The parameters that the log shows. All others are secret, long, or unknown to this program.
-const SHOWN: [&str; 25] = [
+const SHOWN: [&str; 26] = [
     "AliasName",
     "BypassPolicyLockoutSafetyCheck",
     "CustomerMasterKeySpec",
@@ -25,6 +25,7 @@ const SHOWN: [&str; 25] = [
     "DestinationEncryptionAlgorithm",
     "DestinationEncryptionContext",
     "DestinationKeyId",
+    "DryRun",
     "DurationSeconds",
     "EncryptionAlgorithm",
     "EncryptionContext",
@@ -88,7 +89,7 @@ pub fn line(state: &State, event: &Event<'_>) -> String {
         "eventTime": time(event.time),
         "eventSource": format!("{}.amazonaws.com", service.name()),
         "eventName": event.operation.name,
-        "awsRegion": state.region,
+        "awsRegion": event.caller.map_or(&state.region, |caller| &caller.region),
         "sourceIPAddress": event.source_ip,
         "userAgent": event.user_agent,
         "requestParameters": request_parameters(event.operation.parameters.as_ref()),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::fault::{self, FaultKind};
-use crate::identifier::is_name;
+use crate::identifier::{is_alias_name, is_name};
 
 /// A hundred years.
 const MAX_OFFSET_SECONDS: i64 = 100 * 366 * 86_400;
@@ -54,6 +54,11 @@ pub enum Command {
     User(User),
     /// Add a role
     Role(Role),
+    /// Add a KMS key, also in another region or of another account, and print its ARN
+    ///
+    /// The server answers for every region that has a key. The policy of another account's key must
+    /// allow this account, and the policy of the user its use.
+    Key(Key),
     /// Make calls fail
     ///
     /// A fault takes the place of the operation: nothing is done, and no MFA code is spent. It
@@ -147,6 +152,26 @@ pub struct Role {
     pub policy: Option<PathBuf>,
 }
 
+/// `key`
+#[derive(Args)]
+pub struct Key {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// The key's region; that of `init` without it
+    #[arg(long, value_parser = region)]
+    pub region: Option<String>,
+    /// The key's account, 12 digits; that of `init` without it
+    #[arg(long, value_parser = account)]
+    pub account: Option<String>,
+    /// A name for it: alias/…
+    #[arg(long, value_parser = alias)]
+    pub alias: Option<String>,
+    /// Who may use it (a key policy, JSON); its account decides without it
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
 /// `fault`
 #[derive(Args)]
 pub struct Fault {
@@ -196,6 +221,13 @@ fn account(text: &str) -> Result<String, String> {
     match text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit()) {
         true => Ok(text.to_owned()),
         false => Err("an account number has 12 digits".to_owned()),
+    }
+}
+
+fn alias(text: &str) -> Result<String, String> {
+    match is_alias_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("an alias is like alias/mariadb".to_owned()),
     }
 }
 

@@ -63,6 +63,7 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Serve(arguments) => serve(arguments),
         Command::User(arguments) => add_user(arguments),
         Command::Role(arguments) => add_role(arguments),
+        Command::Key(arguments) => add_key(&arguments),
         Command::Fault(arguments) => set_fault(arguments),
         Command::Clock(arguments) => Ok(Store::open(&arguments.state)?
             .transaction(|state| state.clock_offset_seconds = arguments.offset_seconds)?),
@@ -138,6 +139,26 @@ fn add_role(arguments: arguments::Role) -> Result<(), CommandError> {
         Ok(arn)
     })??;
     say(&format!("made role {arn}"))
+}
+
+fn add_key(arguments: &arguments::Key) -> Result<(), CommandError> {
+    let policy = arguments.policy.as_deref().map(read).transpose()?;
+    let arn = Store::open(&arguments.state)?.transaction(|state| {
+        let region = arguments.region.as_ref().unwrap_or(&state.region);
+        let mut place = state.place_in(region);
+        if let Some(account) = &arguments.account {
+            place.account.clone_from(account);
+        }
+        let alias = arguments.alias.as_deref();
+        if alias.is_some_and(|alias| state.aliases.contains_key(&place.arn(alias))) {
+            return Err(CommandError::Taken("alias"));
+        }
+        let policy = policy
+            .map(|policy| policy.check(state, PolicyKind::Key))
+            .transpose()?;
+        Ok(state.add_key(place, policy, alias)?)
+    })??;
+    say(&arn)
 }
 
 /// Sets a fault; clears all if there is none to set.

@@ -75,6 +75,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::state::Place;
 
     fn context(pairs: &[(&str, &str)]) -> EncryptionContext {
         pairs
@@ -84,7 +85,11 @@ mod tests {
     }
 
     fn key() -> Key {
-        Key::new(Timestamp::UNIX_EPOCH, String::new(), String::new()).unwrap()
+        let place = Place {
+            region: String::new(),
+            account: String::new(),
+        };
+        Key::new(place, Timestamp::UNIX_EPOCH, String::new(), String::new()).unwrap()
     }
 
     #[test]

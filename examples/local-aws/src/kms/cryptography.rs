@@ -35,6 +35,8 @@ pub(super) struct Encrypt {
     encryption_context: EncryptionContext,
     #[serde(default)]
     encryption_algorithm: Algorithm,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +48,8 @@ pub(super) struct Decrypt {
     encryption_context: EncryptionContext,
     #[serde(default)]
     encryption_algorithm: Algorithm,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +66,8 @@ pub(super) struct ReEncrypt {
     destination_encryption_context: EncryptionContext,
     #[serde(default)]
     destination_encryption_algorithm: Algorithm,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +78,8 @@ pub(super) struct GenerateDataKey {
     number_of_bytes: Option<u32>,
     #[serde(default)]
     encryption_context: EncryptionContext,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -101,6 +109,7 @@ impl Call<'_> {
         self.authorize("kms:Encrypt", key_id, condition_keys(&context))?;
         self.check_usable(key_id)?;
         let blob = blob::encrypt(key_id, self.key(key_id)?, &plaintext, &context)?;
+        check_not_dry(request.dry_run)?;
         Ok(json!({
             "CiphertextBlob": base64(&blob),
             "KeyId": self.state.key_arn(key_id),
@@ -115,6 +124,7 @@ impl Call<'_> {
         self.authorize("kms:Decrypt", key_id, condition_keys(&context))?;
         self.check_usable(key_id)?;
         let plaintext = blob::decrypt(key_id, self.key(key_id)?, &blob, &context)?;
+        check_not_dry(request.dry_run)?;
         Ok(json!({
             "KeyId": self.state.key_arn(key_id),
             "Plaintext": base64(&plaintext),
@@ -139,6 +149,7 @@ impl Call<'_> {
         let plaintext = blob::decrypt(source, self.key(source)?, &blob, &source_context)?;
         let key = self.key(destination)?;
         let blob = blob::encrypt(destination, key, &plaintext, &destination_context)?;
+        check_not_dry(request.dry_run)?;
         Ok(json!({
             "CiphertextBlob": base64(&blob),
             "SourceKeyId": self.state.key_arn(source),
@@ -181,6 +192,7 @@ impl Call<'_> {
         let context = request.encryption_context;
         self.authorize(action, key_id, condition_keys(&context))?;
         self.check_usable(key_id)?;
+        check_not_dry(request.dry_run)?;
         let mut plaintext = Zeroizing::new(vec![0; length]);
         getrandom::fill(&mut plaintext).map_err(ApiError::internal)?;
         let ciphertext = blob::encrypt(key_id, self.key(key_id)?, &plaintext, &context)?;
@@ -204,7 +216,7 @@ impl Call<'_> {
                            this operation.";
             return Err(ApiError::kms("IncorrectKeyException", message));
         }
-        if !self.exists(named) {
+        if !self.exists(named) || self.key(named)?.place.region != self.caller.region {
             let message = "The ciphertext refers to a customer master key that does not exist, \
                            does not exist in this region, or you are not allowed to access.";
             return Err(ApiError::new(ErrorKind::AccessDenied, message));
@@ -227,6 +239,19 @@ fn data_key_bytes(spec: Option<DataKeySpec>, number: Option<u32>) -> Result<usiz
     violations.check_range("numberOfBytes", number, 1, MAX_DATA_KEY_BYTES);
     violations.into_result()?;
     usize::try_from(number).map_err(ApiError::internal)
+}
+
+/// What would have succeeded is refused all the same where that was asked for.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/testing-permissions.html>.
+fn check_not_dry(dry_run: bool) -> Result<(), ApiError> {
+    match dry_run {
+        false => Ok(()),
+        true => Err(ApiError::kms(
+            "DryRunOperationException",
+            "The request would have succeeded, but the DryRun option is set.",
+        )),
+    }
 }
 
 fn ciphertext(blob: Option<String>) -> Result<Vec<u8>, ApiError> {

@@ -9,8 +9,9 @@ use super::{Call, OfKey, cryptography::Algorithm};
 use crate::authorization::{self, Access};
 use crate::constraint::{Violations, required};
 use crate::error::ApiError;
+use crate::identifier::is_alias_name;
 use crate::policy::{Context, PolicyKind};
-use crate::state::{Alias, Key};
+use crate::state::{Alias, Key, default_key_policy};
 
 const MAX_DESCRIPTION_CHARACTERS: usize = 8192;
 const HOURS_A_DAY: i64 = 24;
@@ -84,15 +85,17 @@ impl Call<'_> {
         violations.into_result()?;
         self.authorize_by_identity("kms:CreateKey", "*")?;
         let key_id = Uuid::new_v4();
+        let place = self.state.place_in(&self.caller.region);
         let policy = match request.policy {
-            None => self.state.default_key_policy(),
+            None => default_key_policy(&place.account),
             Some(policy) => {
                 let bypass = request.bypass_policy_lockout_safety_check;
                 self.check_policy(key_id, &policy, bypass)?;
                 policy
             }
         };
-        let key = Key::new(self.state.now(), description, policy).map_err(ApiError::internal)?;
+        let key =
+            Key::new(place, self.state.now(), description, policy).map_err(ApiError::internal)?;
         self.state.keys.insert(key_id, key);
         self.key_arns.push(self.state.key_arn(key_id));
         Ok(json!({ "KeyMetadata": self.metadata(key_id)? }))
@@ -102,16 +105,16 @@ impl Call<'_> {
         let name = required("aliasName", request.alias_name)?;
         check_alias_name(&name)?;
         let key_id = self.find_without_alias("targetKeyId", request.target_key_id)?;
-        let arn = self.state.kms_arn(&name);
+        let arn = self.state.place_in(&self.caller.region).arn(&name);
         self.authorize_by_identity("kms:CreateAlias", &arn)?;
         self.authorize("kms:CreateAlias", key_id, Context::new())?;
-        if self.state.aliases.contains_key(&name) {
+        if self.state.aliases.contains_key(&arn) {
             let message = format!("An alias with the name {arn} already exists");
             return Err(ApiError::kms("AlreadyExistsException", message));
         }
         self.check_not_pending_deletion(key_id)?;
         let created = self.state.now();
-        self.state.aliases.insert(name, Alias { key_id, created });
+        self.state.aliases.insert(arn, Alias { key_id, created });
         Ok(Value::Null)
     }
 
@@ -121,13 +124,15 @@ impl Call<'_> {
             None => None,
             some => Some(self.find_without_alias("keyId", some)?),
         };
+        let here = self.state.place_in(&self.caller.region).arn("");
         let aliases = self.state.aliases.iter();
         let asked = aliases.filter(|(_, alias)| of_key.is_none_or(|key_id| alias.key_id == key_id));
         let aliases: Vec<Value> = asked
-            .map(|(name, alias)| {
+            .filter_map(|(arn, alias)| Some((arn, arn.strip_prefix(&here)?, alias)))
+            .map(|(arn, name, alias)| {
                 json!({
                     "AliasName": name,
-                    "AliasArn": self.state.kms_arn(name),
+                    "AliasArn": arn,
                     "TargetKeyId": alias.key_id,
                     "CreationDate": seconds(alias.created),
                     "LastUpdatedDate": seconds(alias.created),
@@ -240,7 +245,7 @@ impl Call<'_> {
         let key = self.key(key_id)?;
         let enabled = key.is_enabled(self.state.now());
         let mut metadata = json!({
-            "AWSAccountId": self.state.account,
+            "AWSAccountId": key.place.account,
             "KeyId": key_id,
             "Arn": self.state.key_arn(key_id),
             "CreationDate": seconds(key.created),
@@ -276,17 +281,9 @@ fn seconds(time: Timestamp) -> Value {
 }
 
 fn check_alias_name(name: &str) -> Result<(), ApiError> {
-    let is_alias_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-".contains(&byte);
-    match name.strip_prefix("alias/") {
-        Some(rest)
-            if !rest.is_empty()
-                && name.len() <= 256
-                && !rest.starts_with("aws/")
-                && rest.bytes().all(is_alias_byte) =>
-        {
-            Ok(())
-        }
-        _ => {
+    match is_alias_name(name) {
+        true => Ok(()),
+        false => {
             let message = format!(
                 "Alias must start with the prefix \"alias/\", must not start with \"alias/aws/\" \
                  and may hold letters, digits, '/', '_' and '-' only, but is '{name}'"

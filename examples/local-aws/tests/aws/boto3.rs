@@ -41,6 +41,11 @@ fn keys_and_blobs_are_as_boto3_expects() {
 }
 
 #[test]
+fn other_regions_accounts_and_dry_runs_are_as_boto3_expects() {
+    passes("test_places");
+}
+
+#[test]
 fn policies_allow_and_deny_as_boto3_expects() {
     passes("test_policies");
 }

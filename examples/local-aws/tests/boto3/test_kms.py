@@ -170,11 +170,11 @@ class Cryptography(Case):
         self.assert_error(
             400,
             "SerializationException",
-            "unknown field `DryRun`",
+            "unknown field `GrantTokens`",
             self.kms.encrypt,
             KeyId=self.id,
             Plaintext=b"x",
-            DryRun=True,
+            GrantTokens=["token"],
         )
 
 
