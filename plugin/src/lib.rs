@@ -22,7 +22,6 @@
 
 pub mod abi;
 pub mod attempts;
-pub mod broker_client;
 pub mod cipher;
 mod entry;
 mod exports;

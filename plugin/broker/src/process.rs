@@ -6,17 +6,15 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
-use iam_kms_wrapper::process_status;
+use iam_kms_wrapper::process;
 use nix::{
     errno::Errno,
     sys::{
         prctl,
-        resource::{RLIM_INFINITY, Resource, getrlimit},
         stat::{Mode, umask},
     },
     unistd::{close, daemon, dup2_stdin, dup2_stdout},
 };
-use rustix::mm::{MlockAllFlags, mlockall};
 use tracing::info;
 
 /// Continues as a child of init, in a session of its own. The process that `iam-kms-wrapper`
@@ -34,27 +32,13 @@ pub(crate) fn harden() -> io::Result<()> {
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
     umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
-    lock_memory();
-    Ok(())
-}
-
-/// Locks all memory, present and to come, page by page as it is used. Under a limit it is left
-/// alone: reaching that later would end the process.
-fn lock_memory() {
-    let limit_bytes = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
-    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-    if (limit_bytes == RLIM_INFINITY || may_lock_without_limit()) && mlockall(flags).is_ok() {
-        return;
+    if let Err(limit_bytes) = process::lock_memory() {
+        info!(
+            "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \
+             set LimitMEMLOCK=infinity in the unit, or encrypt the swap"
+        );
     }
-    info!(
-        "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \
-         set LimitMEMLOCK=infinity in the unit, or encrypt the swap"
-    );
-}
-
-/// Whether we have CAP_IPC_LOCK, capability 14 of capabilities(7).
-fn may_lock_without_limit() -> bool {
-    process_status::mask("CapEff") >> 14 & 1 == 1
+    Ok(())
 }
 
 /// Closes all descriptors but the standard ones: what the server inherits is not for us to hold.

@@ -14,14 +14,14 @@ use super::keys::*;
 use crate::abi::*;
 use crate::plugin;
 use crate::settings::DYNAMIC;
-use crate::test_broker::{TestBroker, settings, wrapped};
+use crate::test_broker::{honest, settings, wrapped};
 
 /// Key 1, version 1 is AES_CBC, version 2 AES_CTR; key 3 has 32 bytes.
 fn start() {
     static STARTED: Once = Once::new();
     // Socket and key files are not needed once the plugin has started.
     STARTED.call_once(|| {
-        let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+        let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
         for (name, key) in [
             ("1.1", [1; 16].as_slice()),
             ("1.2.ctr", &[2; 16]),

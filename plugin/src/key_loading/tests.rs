@@ -6,7 +6,8 @@ use broker_protocol::{FailureKind, Request};
 use tempfile::TempDir;
 
 use super::*;
-use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, wrapped};
+use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
+use broker_client::test_broker::TestBroker;
 
 fn key_files(names: &[&str]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -26,7 +27,7 @@ fn load(broker: &TestBroker, directory: &TempDir) -> (KeyManager, Result<(), Sta
 #[test]
 fn all_key_files_are_loaded() {
     let directory = key_files(&["1.1", "1.2.ctr", "4294967294.4294967294"]);
-    let (manager, result) = load(&TestBroker::honest(), &directory);
+    let (manager, result) = load(&honest(), &directory);
     result.unwrap();
     assert_eq!(manager.keyring.latest_version(1), Some(2));
     assert_eq!(
@@ -46,8 +47,8 @@ fn all_key_files_are_loaded() {
 #[test]
 fn without_key_files_only_the_broker_must_be_there() {
     let directory = key_files(&[]);
-    load(&TestBroker::honest(), &directory).1.unwrap();
-    let gone = TestBroker::honest();
+    load(&honest(), &directory).1.unwrap();
+    let gone = honest();
     fs::remove_file(gone.socket()).unwrap();
     let text = load(&gone, &directory).1.unwrap_err().to_string();
     assert!(text.contains(gone.socket().to_str().unwrap()), "{text}");
@@ -84,7 +85,7 @@ fn one_key_that_fails_does_not_keep_the_others() {
     let directory = key_files(&["1.1", "2.1", "3.1"]);
     fs::write(directory.path().join("aws-kms-key.2.1"), "rubbish").unwrap();
     fs::write(directory.path().join("aws-kms-key.4.1"), "").unwrap();
-    let (manager, result) = load(&TestBroker::honest(), &directory);
+    let (manager, result) = load(&honest(), &directory);
     result.unwrap();
     assert_eq!(manager.keyring.ids().len(), 2);
 }
@@ -92,7 +93,7 @@ fn one_key_that_fails_does_not_keep_the_others() {
 #[test]
 fn a_version_in_two_algorithms_is_not_loaded_at_all() {
     let directory = key_files(&["1.1", "1.1.ctr", "1.2"]);
-    let (manager, result) = load(&TestBroker::honest(), &directory);
+    let (manager, result) = load(&honest(), &directory);
     result.unwrap();
     assert!(manager.keyring.key(1, 1).is_none());
     assert_eq!(manager.keyring.latest_version(1), Some(2));
@@ -102,7 +103,7 @@ fn a_version_in_two_algorithms_is_not_loaded_at_all() {
 fn if_no_key_file_can_be_loaded_the_plugin_does_not_start() {
     let directory = key_files(&[]);
     fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
-    let result = load(&TestBroker::honest(), &directory).1;
+    let result = load(&honest(), &directory).1;
     assert!(matches!(result, Err(StartError::NoKeyLoaded(1))));
 }
 
@@ -146,7 +147,7 @@ fn what_a_dead_server_left_is_removed_but_not_by_a_backup() {
     let directory = key_files(&["1.1"]);
     let left = directory.path().join(".aws-kms-key.1.2.4711.new");
     fs::write(&left, "part").unwrap();
-    let broker = TestBroker::honest();
+    let broker = honest();
     let manager = manager(&broker, directory.path(), dynamic());
     load_all(&manager, true).unwrap();
     assert!(left.exists());
@@ -157,7 +158,7 @@ fn what_a_dead_server_left_is_removed_but_not_by_a_backup() {
 #[test]
 fn the_keys_that_only_an_increment_has_are_loaded_too() {
     let (full, increment) = (key_files(&["1.1"]), key_files(&["1.1", "1.2", "9.1"]));
-    let broker = TestBroker::honest();
+    let broker = honest();
     let (manager, result) = load(&broker, &full);
     result.unwrap();
     load_increment(&manager, increment.path()).unwrap();

@@ -7,7 +7,8 @@ use key_files::key_name::Algorithm;
 use tempfile::TempDir;
 
 use super::*;
-use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, settings, wrapped};
+use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, settings, wrapped};
+use broker_client::test_broker::TestBroker;
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -38,7 +39,7 @@ fn failing_broker(kind: FailureKind) -> (TestBroker, Arc<AtomicBool>) {
 
 #[test]
 fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
-    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_key_spec(1);
     assert_eq!(manager.latest_version(20), Ok(1));
@@ -51,7 +52,7 @@ fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
 
 #[test]
 fn the_algorithm_of_a_new_version_is_in_its_name_and_that_of_ctr_is_no_first_one() {
-    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_algorithm(1);
     assert_eq!(manager.latest_version(1), Ok(2));
@@ -64,7 +65,7 @@ fn the_algorithm_of_a_new_version_is_in_its_name_and_that_of_ctr_is_no_first_one
 
 #[test]
 fn threads_that_want_the_same_new_key_make_one() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     std::thread::scope(|scope| {
         for _ in 0..16 {
@@ -105,7 +106,7 @@ fn waiting_for_one_key_does_not_hold_up_another() {
 
 #[test]
 fn a_key_once_served_is_served_without_a_broker() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     manager.latest_version(1).unwrap();
     fs::remove_file(broker.socket()).unwrap();
@@ -115,7 +116,7 @@ fn a_key_once_served_is_served_without_a_broker() {
 
 #[test]
 fn a_key_that_is_on_disk_is_loaded_and_not_made() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     fs::write(
         directory.path().join("aws-kms-key.9.3.ctr"),
         wrapped(&[3; 16]),
@@ -136,7 +137,7 @@ fn a_key_that_is_on_disk_is_loaded_and_not_made() {
 
 #[test]
 fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
     let manager = manager(&broker, directory.path(), dynamic());
     let reason = manager.latest_version(1).unwrap_err();
@@ -149,7 +150,7 @@ fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
 
 #[test]
 fn a_version_that_is_nowhere_names_its_file() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     let reason = manager.ensure_loaded(1, 7).unwrap_err();
     assert!(reason.contains("aws-kms-key.1.7"), "{reason}");
@@ -163,7 +164,7 @@ fn a_version_that_is_nowhere_names_its_file() {
 
 #[test]
 fn without_a_master_key_no_key_is_made() {
-    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_master_key_id("");
     let reason = manager.latest_version(1).unwrap_err();
@@ -178,7 +179,7 @@ fn without_a_master_key_no_key_is_made() {
 
 #[test]
 fn a_backup_reads_keys_and_makes_none() {
-    let (broker, directory, dynamic) = (TestBroker::honest(), directory(), dynamic());
+    let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     dynamic.set_master_key_id("alias/test");
     fs::write(directory.path().join("aws-kms-key.1.1"), wrapped(&[1; 16])).unwrap();
     let settings = settings(&broker, directory.path());
@@ -268,7 +269,7 @@ fn a_key_that_does_not_open_again_is_not_stored() {
 
 #[test]
 fn numbers_with_another_meaning_are_no_keys() {
-    let (broker, directory) = (TestBroker::honest(), directory());
+    let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     for number in [0, u32::MAX] {
         assert!(manager.latest_version(number).is_err());

@@ -6,11 +6,12 @@ use broker_protocol::{FailureKind, Request};
 use key_files::key_name::Algorithm;
 
 use super::*;
-use crate::test_broker::{TestBroker, dynamic, failure, honest_answer, manager, wrapped};
+use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
+use broker_client::test_broker::TestBroker;
 
 #[test]
 fn all_keys_get_a_new_version_that_is_the_latest() {
-    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
     let manager = manager(&broker, directory.path(), dynamic());
     for id in [1, 2, 20] {
         manager.latest_version(id).unwrap();
@@ -33,11 +34,7 @@ fn all_keys_get_a_new_version_that_is_the_latest() {
 
 #[test]
 fn one_key_is_rotated_alone_and_takes_the_new_settings() {
-    let (broker, directory, dynamic) = (
-        TestBroker::honest(),
-        tempfile::tempdir().unwrap(),
-        dynamic(),
-    );
+    let (broker, directory, dynamic) = (honest(), tempfile::tempdir().unwrap(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     manager.latest_version(1).unwrap();
     manager.latest_version(2).unwrap();
@@ -54,7 +51,7 @@ fn one_key_is_rotated_alone_and_takes_the_new_settings() {
 
 #[test]
 fn a_key_that_is_only_on_disk_is_rotated_above_its_files() {
-    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
     fs::write(directory.path().join("aws-kms-key.7.4"), wrapped(&[4; 16])).unwrap();
     let manager = manager(&broker, directory.path(), dynamic());
     let rotated = rotate(&manager, Target::Id(7)).unwrap();
@@ -63,7 +60,7 @@ fn a_key_that_is_only_on_disk_is_rotated_above_its_files() {
 
 #[test]
 fn a_key_that_does_not_exist_is_not_made_by_rotating_it() {
-    let (broker, directory) = (TestBroker::honest(), tempfile::tempdir().unwrap());
+    let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
     let manager = manager(&broker, directory.path(), dynamic());
     let rotated = rotate(&manager, Target::Id(7)).unwrap();
     assert_eq!(rotated.failed, [(7, "there is no such key".to_owned())]);

@@ -144,6 +144,21 @@ impl Config {
         .check()
     }
 
+    /// What holds without a file: the credentials that the AWS CLI would find, used as they are.
+    pub fn without_file() -> Result<Self, ConfigError> {
+        let no_code = Entry {
+            key: "mfa".into(),
+            value: "false".into(),
+            is_text: false,
+            line: 0,
+        };
+        Values {
+            path: Path::new(""),
+            entries: vec![no_code],
+        }
+        .check()
+    }
+
     /// The FIFO's path, configured or not.
     pub fn fifo_or_default(&self) -> &Path {
         self.fifo.as_deref().unwrap_or(Path::new(DEFAULT_FIFO))

@@ -26,7 +26,7 @@ fn session() -> Reply {
 
 #[test]
 fn a_connection_serves_many_requests() {
-    let broker = TestBroker::honest();
+    let broker = TestBroker::new(|_| session());
     let client = BrokerClient::new(&broker.socket());
     for _ in 0..5 {
         client.request(&Request::Session, LONG, never).unwrap();

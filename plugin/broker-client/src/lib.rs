@@ -1,4 +1,4 @@
-//! Connections to `iam-kms-broker`.
+//! Connections to `iam-kms-broker`, for the plugin and the operator's tools.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ const MAX_IDLE: usize = 8;
 pub enum BrokerError {
     /// Nothing listens.
     #[error(
-        "no broker at '{}': {source}; start the server under iam-kms-wrapper with handoff = \"broker\", or start the iam-kms-broker service, or set aws_key_management_broker_socket", socket.display()
+        "no broker at '{}': {source}; start the server under iam-kms-wrapper with handoff = \"broker\", or start the iam-kms-broker service, or name another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
     )]
     NoBroker {
         /// The socket.
@@ -227,5 +227,7 @@ impl Write for TimedStream {
     }
 }
 
+#[cfg(any(test, feature = "test-broker"))]
+pub mod test_broker;
 #[cfg(test)]
 mod tests;
