@@ -48,6 +48,7 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock --all-targets -- -D warnings
+	cargo clippy --locked -p kms-data-keys --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
@@ -96,6 +97,8 @@ dist: packages ## Build what is installed, into target/dist
 test-plugin: packages
 	cargo build --locked -p aws-key-management-plugin --features fault-points,mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
+	cargo build --locked -p kms-data-keys --features fault-points
+	install -D -t $(DIST)/test-bin $(CARGO_TARGET_DIR)/debug/kms-data-keys
 
 install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(DIST)/bin/,iam-kms-wrapper iam-kms-broker kms-manage-key kms-data-keys)

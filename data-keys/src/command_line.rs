@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::list;
+use crate::{list, rewrap, verify};
 
 /// Looks after the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
@@ -12,6 +12,9 @@ use crate::list;
     after_help = "\
 A data key lies in the file aws-kms-key.ID.VERSION (with .ctr for AES_CTR) in the server's data
 directory, or in aws_key_management_keyfile_dir where that is set, wrapped by a master key of KMS.
+
+KMS is called with the credentials that the AWS CLI would find, so also with those of a session:
+  iam-kms-wrapper --config=FILE kms-data-keys verify DIR
 
 Exit status: 0 if all is well, 1 if something is not, 125 if it could not be done.",
     max_term_width = 92
@@ -25,4 +28,6 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     List(list::Arguments),
+    Verify(verify::Arguments),
+    Rewrap(rewrap::Arguments),
 }

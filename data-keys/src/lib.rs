@@ -4,9 +4,15 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod command_line;
+mod each;
+mod kms;
 mod list;
+mod rewrap;
 mod table;
+mod unwrapping;
+mod verify;
 
 use std::{
     io::{self, Write},
@@ -14,8 +20,12 @@ use std::{
 };
 
 use clap::Parser;
-use iam_kms_wrapper::logging;
+use iam_kms_wrapper::{
+    aws, config::ConfigError, credentials::CredentialsError, logging, operator::OperatorError,
+    process,
+};
 use key_files::key_directory::FileError;
+use tokio::runtime::Runtime;
 use tracing::error;
 
 use command_line::{Command, CommandLine};
@@ -48,6 +58,14 @@ impl From<Outcome> for ExitCode {
 enum DataKeysError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Session(#[from] OperatorError),
+    #[error("cannot wrap keys under '{key}': {why}")]
+    MasterKey { key: String, why: String },
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
 }
@@ -67,15 +85,36 @@ pub fn main() -> ExitCode {
             };
         }
     };
-    let done = match command_line.command {
-        Command::List(arguments) => list::run(&arguments),
-    };
-    match done {
+    match run(&command_line.command) {
         Ok(outcome) => outcome.into(),
         Err(failure) => {
             error!("{failure}");
             ExitCode::from(FAILURE)
         }
+    }
+}
+
+fn run(command: &Command) -> Result<Outcome, DataKeysError> {
+    process::protect().map_err(|error| DataKeysError::System("protect this process", error))?;
+    // Where that is not allowed, a key may be swapped out in the moment for which it is here.
+    let _ = process::lock_memory();
+    match command {
+        Command::List(arguments) => list::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Rewrap(arguments) => rewrap::run(arguments),
+    }
+}
+
+/// What runs the calls of KMS.
+fn runtime() -> Result<Runtime, DataKeysError> {
+    aws::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))
+}
+
+/// So many data keys, in words.
+fn data_keys(count: usize) -> String {
+    match count {
+        1 => "1 data key".into(),
+        _ => format!("{count} data keys"),
     }
 }
 

@@ -1,28 +1,38 @@
 //! `list`: which data keys there are.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use clap::Args;
 use key_files::{
-    key_directory::KeyDirectory,
+    key_directory::{KeyDirectory, Listing},
     key_name::{Algorithm, KeyName},
 };
 use tracing::warn;
 
-use crate::{DataKeysError, Outcome, print, table};
+use crate::{
+    DataKeysError, Outcome, each::each, print, runtime, table, unwrapping::UnwrapperArguments,
+};
 
-/// List the data keys: id, version, algorithm, file and age
+/// List the data keys: id, version, algorithm, file and time since it was written
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
+    /// Unwrap each at KMS, and list its length in bytes and its master key too
+    #[arg(long)]
+    kms: bool,
+
+    #[command(flatten)]
+    unwrapper: UnwrapperArguments,
+
     /// The data directory, or aws_key_management_keyfile_dir where that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// Prints the table, and tells of each file that is none or too many.
+/// Prints the table, and tells of each file that is none, too many, or cannot be unwrapped.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let listing = directory.list()?;
@@ -38,10 +48,61 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             age(now.duration_since(written).unwrap_or_default()),
         ]);
     }
-    print(&table::layout(
-        ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"],
-        &rows,
-    ))?;
+    let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
+    if !arguments.kms {
+        print(&table::layout(titles, &rows))?;
+        return Ok(check_names(&directory, &listing));
+    }
+    let known = ask_kms(arguments, &directory, &listing)?;
+    let rows: Vec<_> = listing
+        .keys
+        .iter()
+        .zip(rows)
+        .map(|(key, [id, version, algorithm, file, age])| {
+            let (bytes, master_key) = match known.get(key) {
+                Some(known) => (known.bytes.to_string(), known.master_key_arn.clone()),
+                None => ("-".into(), "-".into()),
+            };
+            [id, version, algorithm, bytes, master_key, file, age]
+        })
+        .collect();
+    let [id, version, algorithm, file, age] = titles;
+    let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
+    print(&table::layout(titles, &rows))?;
+    match check_names(&directory, &listing) {
+        names if known.len() == listing.keys.len() => Ok(names),
+        _ => Ok(Outcome::Bad),
+    }
+}
+
+/// What an unwrapped data key tells.
+struct Known {
+    bytes: usize,
+    master_key_arn: String,
+}
+
+/// Unwraps all; tells of those that cannot be had, which are not in the result.
+fn ask_kms(
+    arguments: &Arguments,
+    directory: &KeyDirectory,
+    listing: &Listing,
+) -> Result<BTreeMap<KeyName, Known>, DataKeysError> {
+    let mut known = BTreeMap::new();
+    let runtime = runtime()?;
+    let unwrapper = arguments.unwrapper.open(&runtime)?;
+    let work = async |name: &KeyName| unwrapper.unwrap(directory, name).await;
+    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+        let answer = Known {
+            bytes: unwrapped.key.expose().len(),
+            master_key_arn: unwrapped.master_key_arn,
+        };
+        known.insert(*name, answer);
+    }));
+    Ok(known)
+}
+
+/// Tells of names that are none, and of versions that are there twice.
+pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcome {
     let mut outcome = Outcome::Good;
     for key in &listing.keys {
         // Either of the two would be told of the other.
@@ -55,11 +116,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     for name in &listing.malformed {
         outcome = Outcome::Bad;
         warn!(
-            "'{}' has a name like a key file's, but no key and version: the server does not use it",
+            "'{}' has a name like a key file's, but no key and version: the server does not use it; move it away",
             directory.path().join(name).display()
         );
     }
-    Ok(outcome)
+    outcome
 }
 
 /// The server's word for it (aws_key_management_encryption_algorithm).

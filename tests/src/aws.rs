@@ -180,8 +180,30 @@ impl LocalAws {
         ])
     }
 
+    /// Makes another master key, with the arguments of `local-aws key`; returns its ARN.
+    pub fn key(&self, arguments: &[&str]) -> String {
+        run(&self.state, &[&["key"], arguments].concat())
+            .trim()
+            .into()
+    }
+
+    /// Puts a key policy on `alias/mariadb`.
+    pub fn put_key_policy(&self, sandbox: &Sandbox, policy: &str) {
+        let describe = ["kms", "describe-key", "--key-id=alias/mariadb"];
+        let text = ["--query=KeyMetadata.KeyId", "--output=text"];
+        let key_id = format!("--key-id={}", self.cli(&[&describe[..], &text].concat()));
+        let policy = sandbox.write("policy.json", policy);
+        let policy = format!("--policy=file://{}", policy.display());
+        self.cli(&["kms", "put-key-policy", &key_id, &policy]);
+    }
+
     /// Wraps a data key, in hexadecimal digits, into a key file.
     pub fn wrap_key(&self, sandbox: &Sandbox, key_hex: &str, file: &Path) {
+        self.wrap_key_under("alias/mariadb", sandbox, key_hex, file);
+    }
+
+    /// The same under another master key.
+    pub fn wrap_key_under(&self, master_key: &str, sandbox: &Sandbox, key_hex: &str, file: &Path) {
         let hex = sandbox.write("hex", key_hex);
         let plaintext = sandbox.path("plaintext");
         convert("xxd", &["-r", "-p"], &hex, &plaintext);
@@ -189,7 +211,7 @@ impl LocalAws {
         let wrapped = self.cli(&[
             "kms",
             "encrypt",
-            "--key-id=alias/mariadb",
+            &format!("--key-id={master_key}"),
             "--query=CiphertextBlob",
             "--output=text",
             &plaintext,
@@ -268,7 +290,7 @@ fn serve(state: &Path, arguments: &Vec<String>) -> Process {
     server
 }
 
-fn run(state: &Path, arguments: &[&str]) {
+fn run(state: &Path, arguments: &[&str]) -> String {
     let output = Command::new(dist("bin/local-aws"))
         .args(arguments)
         .arg("--state")
@@ -279,6 +301,7 @@ fn run(state: &Path, arguments: &[&str]) {
         output.status.success(),
         "local-aws {arguments:?}: {output:?}"
     );
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn convert(program: &str, arguments: &[&str], from: &Path, to: &Path) {

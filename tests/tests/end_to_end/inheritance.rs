@@ -377,9 +377,10 @@ fn the_configured_region_reaches_the_command_unless_it_has_one() {
     assert!(!environment.iter().any(|(name, _)| name == "AWS_REGION"));
 }
 
-const ONLY_WITH_MFA: &str = r#"{"Version": "2012-10-17", "Statement": [
+/// A policy of `alias/mariadb`.
+pub const ONLY_WITH_MFA: &str = r#"{"Version": "2012-10-17", "Statement": [
     {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-     "Action": "kms:GenerateDataKey*", "Resource": "*",
+     "Action": ["kms:GenerateDataKey*", "kms:Decrypt"], "Resource": "*",
      "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}},
     {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
      "Action": "kms:*KeyPolicy", "Resource": "*"}]}"#;
@@ -387,18 +388,18 @@ const ONLY_WITH_MFA: &str = r#"{"Version": "2012-10-17", "Statement": [
 #[test]
 fn the_aws_cli_as_the_command_uses_a_key_that_wants_mfa() {
     let scene = Scene::new();
-    let describe = ["kms", "describe-key", "--key-id=alias/mariadb"];
-    let text = ["--query=KeyMetadata.KeyId", "--output=text"];
-    let key_id = scene.aws.cli(&[&describe[..], &text].concat());
-    let policy = scene.sandbox.write("policy.json", ONLY_WITH_MFA);
-    let policy = format!("--policy=file://{}", policy.display());
-    let key_id = format!("--key-id={key_id}");
-    scene.aws.cli(&["kms", "put-key-policy", &key_id, &policy]);
+    scene.aws.put_key_policy(&scene.sandbox, ONLY_WITH_MFA);
 
     let aws_cli = aws_cli();
     let aws = aws_cli.get_program().to_str().unwrap();
     let generate = "generate-data-key-without-plaintext";
-    let mut command = scene.command(&[aws, "kms", generate, &key_id, "--key-spec=AES_256"]);
+    let mut command = scene.command(&[
+        aws,
+        "kms",
+        generate,
+        "--key-id=alias/mariadb",
+        "--key-spec=AES_256",
+    ]);
     let mut wrapper = scene.spawn(command.env("AWS_DEFAULT_REGION", "us-east-1"));
     wrapper.give_code(&scene.aws);
     let output = wrapper.ends_with(0);

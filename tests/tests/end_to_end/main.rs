@@ -8,6 +8,7 @@ mod check;
 mod code_channel;
 mod crash_restart;
 mod credential_directory;
+mod data_keys;
 mod documents;
 mod exit_codes;
 mod go_compatibility;

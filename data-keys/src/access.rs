@@ -1,0 +1,54 @@
+//! With whose credentials KMS is called.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use iam_kms_wrapper::{
+    config::Config, credentials, logging, operator, session::Session, signals::Signals,
+};
+
+use crate::DataKeysError;
+
+/// Where the credentials come from.
+#[derive(Debug, Args)]
+pub(crate) struct AccessArguments {
+    /// Ask for an MFA code, as this configuration of iam-kms-wrapper says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Credentials, and how AWS is called with them.
+pub(crate) struct Access {
+    pub config: Config,
+    pub session: Session,
+}
+
+impl AccessArguments {
+    /// Gets the credentials: those that the AWS CLI would find, or a session for a code.
+    pub fn open(&self) -> Result<Access, DataKeysError> {
+        match &self.config {
+            None => {
+                let config = Config::without_file()?;
+                let session = credentials::find(&config)?;
+                Ok(Access { config, session })
+            }
+            Some(path) => {
+                let config = Config::read(path)?;
+                logging::use_format(config.log_format);
+                let session = ask(&config)?;
+                Ok(Access { config, session })
+            }
+        }
+    }
+}
+
+/// Asks at the terminal, or reads a line of standard input.
+fn ask(config: &Config) -> Result<Session, DataKeysError> {
+    let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
+    let session = operator::open_session(config, None, signals.descriptor());
+    // One that ended the asking ends the program here.
+    signals
+        .release()
+        .map_err(|error| DataKeysError::System("release signals", error))?;
+    Ok(session?)
+}

@@ -1,0 +1,214 @@
+//! The KMS calls, tried again where that may help.
+//!
+//! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
+
+use aws_sdk_kms::{
+    Client,
+    config::{Builder, Region, retry::RetryConfig, timeout::TimeoutConfig},
+    error::{ProvideErrorMetadata, SdkError},
+    operation::RequestId,
+    primitives::Blob,
+};
+use broker_protocol::{Failure, FailureKind, MAX_CIPHERTEXT_BYTES, PlaintextKey};
+use iam_kms_wrapper::{
+    aws::{self, DEFAULT_REGION},
+    kms_failure,
+};
+
+use crate::{access::Access, unwrapping::Unwrapped};
+
+/// With pauses that double, about half a minute.
+const MAX_ATTEMPTS: u32 = 6;
+
+/// What KMS answers to a call with DryRun that would have succeeded.
+const DRY_RUN_SUCCESS: &str = "DryRunOperationException";
+
+/// KMS in one region.
+pub(crate) struct Kms {
+    client: Client,
+}
+
+impl Kms {
+    /// KMS in `region`, or where the configuration, the environment or the profile says.
+    pub async fn new(access: &Access, region: Option<&str>) -> Self {
+        let settings = aws::load(&access.config, Some(&access.session)).await;
+        let timeout = access.config.request_timeout;
+        let timeouts = TimeoutConfig::builder()
+            .operation_attempt_timeout(timeout)
+            .operation_timeout(timeout * MAX_ATTEMPTS)
+            .connect_timeout(timeout);
+        let mut builder = Builder::from(&settings)
+            .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
+            .timeout_config(timeouts.build());
+        if let Some(region) = region {
+            builder = builder.region(Region::new(region.to_owned()));
+        }
+        Self {
+            client: Client::from_conf(builder.build()),
+        }
+    }
+
+    /// The region that is called.
+    pub fn region(&self) -> &str {
+        self.client
+            .config()
+            .region()
+            .map_or(DEFAULT_REGION, AsRef::as_ref)
+    }
+
+    /// Returns the ARN of the master key that `key` (id, ARN, alias name or alias ARN) means.
+    pub async fn master_key_arn(&self, key: &str) -> Result<String, Failure> {
+        const OPERATION: &str = "DescribeKey";
+        let called = self.client.describe_key().key_id(key).send().await;
+        let answer = called.map_err(|error| failure(OPERATION, &error))?;
+        match answer.key_metadata().and_then(|metadata| metadata.arn()) {
+            Some(arn) => Ok(arn.to_owned()),
+            None => Err(incomplete(OPERATION, &answer, "no ARN")),
+        }
+    }
+
+    /// Unwraps a data key, which must be of `master_key` where that is given.
+    pub async fn decrypt(
+        &self,
+        ciphertext_blob: &[u8],
+        master_key: Option<&str>,
+    ) -> Result<Unwrapped, Failure> {
+        const OPERATION: &str = "Decrypt";
+        let call = self
+            .client
+            .decrypt()
+            .ciphertext_blob(Blob::new(ciphertext_blob))
+            .set_key_id(master_key.map(str::to_owned));
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| failure(OPERATION, &error))?;
+        let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
+        Ok(Unwrapped {
+            key: PlaintextKey::new(plaintext)
+                .map_err(|error| incomplete(OPERATION, &answer, &error.to_string()))?,
+            master_key_arn: answer.key_id().unwrap_or_default().to_owned(),
+            is_from_kms: true,
+        })
+    }
+
+    /// Wraps a wrapped data key under another master key of this region, given by its ARN. The data
+    /// key does not leave KMS.
+    pub async fn re_encrypt(
+        &self,
+        ciphertext_blob: &[u8],
+        master_key_arn: &str,
+    ) -> Result<Vec<u8>, Failure> {
+        const OPERATION: &str = "ReEncrypt";
+        let call = self
+            .client
+            .re_encrypt()
+            .ciphertext_blob(Blob::new(ciphertext_blob))
+            .destination_key_id(master_key_arn);
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| failure(OPERATION, &error))?;
+        let blob = answer.ciphertext_blob().map(AsRef::as_ref);
+        checked(OPERATION, &answer, blob, answer.key_id(), master_key_arn)
+    }
+
+    /// Wraps a data key under a master key of this region, given by its ARN.
+    pub async fn encrypt(
+        &self,
+        key: &PlaintextKey,
+        master_key_arn: &str,
+    ) -> Result<Vec<u8>, Failure> {
+        const OPERATION: &str = "Encrypt";
+        let call = self
+            .client
+            .encrypt()
+            .plaintext(Blob::new(key.expose()))
+            .key_id(master_key_arn);
+        let answer = call
+            .send()
+            .await
+            .map_err(|error| failure(OPERATION, &error))?;
+        let blob = answer.ciphertext_blob().map(AsRef::as_ref);
+        checked(OPERATION, &answer, blob, answer.key_id(), master_key_arn)
+    }
+
+    /// Asks whether [`Self::re_encrypt`] would succeed.
+    pub async fn try_re_encrypt(
+        &self,
+        ciphertext_blob: &[u8],
+        master_key_arn: &str,
+    ) -> Result<(), Failure> {
+        let call = self
+            .client
+            .re_encrypt()
+            .ciphertext_blob(Blob::new(ciphertext_blob))
+            .destination_key_id(master_key_arn)
+            .dry_run(true);
+        tried("ReEncrypt", call.send().await)
+    }
+
+    /// Asks whether [`Self::encrypt`] would succeed. The data key is not sent.
+    pub async fn try_encrypt(&self, master_key_arn: &str) -> Result<(), Failure> {
+        let call = self
+            .client
+            .encrypt()
+            .plaintext(Blob::new([0; 16]))
+            .key_id(master_key_arn)
+            .dry_run(true);
+        tried("Encrypt", call.send().await)
+    }
+}
+
+/// The new wrapped key, if it is one of the wanted master key.
+fn checked(
+    operation: &str,
+    answer: &impl RequestId,
+    blob: Option<&[u8]>,
+    named: Option<&str>,
+    wanted: &str,
+) -> Result<Vec<u8>, Failure> {
+    let blob = blob.unwrap_or_default();
+    if named != Some(wanted) {
+        return Err(incomplete(operation, answer, "another master key"));
+    }
+    if !(1..=MAX_CIPHERTEXT_BYTES).contains(&blob.len()) {
+        let why = "a wrapped key of no or too many bytes";
+        return Err(incomplete(operation, answer, why));
+    }
+    Ok(blob.to_vec())
+}
+
+fn tried<T, E>(operation: &str, called: Result<T, SdkError<E>>) -> Result<(), Failure>
+where
+    E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
+{
+    match called {
+        Err(error) if error.code() == Some(DRY_RUN_SUCCESS) => Ok(()),
+        Err(error) => Err(failure(operation, &error)),
+        Ok(_) => Err(Failure {
+            kind: FailureKind::Other,
+            message: format!("KMS {operation} does not know DryRun"),
+        }),
+    }
+}
+
+fn failure<E>(operation: &str, error: &SdkError<E>) -> Failure
+where
+    E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
+{
+    kms_failure::failure(operation, error, || Failure {
+        kind: FailureKind::SessionOver,
+        message: "the session is over; run it again with a new one".into(),
+    })
+}
+
+fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
+    Failure {
+        kind: FailureKind::Other,
+        message: format!(
+            "KMS {operation}{} answered with {why}",
+            kms_failure::request(answer)
+        ),
+    }
+}

@@ -1,0 +1,286 @@
+//! `rewrap`: the data keys under another master key.
+//!
+//! Each file by itself: KMS wraps its key anew, the new wrapping is unwrapped and compared, and only
+//! then replaces the old one on disk. What was done is seen in the files alone, so whoever starts
+//! again goes on where the last one ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use broker_protocol::Failure;
+use clap::Args;
+use iam_kms_wrapper::config::is_region;
+use key_files::{
+    fault_points::{self, Step},
+    key_directory::KeyDirectory,
+    key_name::KeyName,
+};
+use subtle::ConstantTimeEq;
+use tracing::info;
+
+use crate::{
+    DataKeysError, Outcome,
+    access::{Access, AccessArguments},
+    data_keys,
+    each::each,
+    kms::Kms,
+    list, print, runtime,
+    unwrapping::{Unwrapped, check_length, failed},
+};
+
+/// Wrap every data key under another master key
+///
+/// Works while the server runs, and can be interrupted at any moment and started again. A file is
+/// replaced when the new one has been proven to hold the same data key.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The master key: id, ARN, alias name or alias ARN; in another region or account by its ARN
+    #[arg(long, value_name = "KEY")]
+    to: String,
+
+    /// Change nothing: say what would be done, and ask KMS whether it would be allowed
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Wraps all, tells of each that fails, and sums up.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let names = list::check_names(&directory, &directory.list()?);
+    let access = arguments.access.open()?;
+    let summary = runtime()?.block_on(async {
+        let rewrapping = Rewrapping::new(arguments, &directory, &access).await?;
+        rewrapping.run_until_no_file_is_new().await
+    })?;
+    print(&summary.text(arguments.dry_run))?;
+    match summary.failed {
+        0 => Ok(names),
+        _ => Ok(Outcome::Bad),
+    }
+}
+
+struct Rewrapping<'a> {
+    directory: &'a KeyDirectory,
+    source: Kms,
+    destination: Kms,
+    master_key_arn: String,
+    dry_run: bool,
+}
+
+/// What was done.
+struct Summary {
+    master_key_arn: String,
+    /// How many keys each other master key had wrapped.
+    moved: BTreeMap<String, usize>,
+    /// How many keys the master key had wrapped already.
+    left: usize,
+    failed: usize,
+}
+
+impl<'a> Rewrapping<'a> {
+    async fn new(
+        arguments: &Arguments,
+        directory: &'a KeyDirectory,
+        access: &Access,
+    ) -> Result<Self, DataKeysError> {
+        let key = &arguments.to;
+        let destination = Kms::new(access, region_of(key)).await;
+        let master_key_arn =
+            destination
+                .master_key_arn(key)
+                .await
+                .map_err(|failure| DataKeysError::MasterKey {
+                    key: key.clone(),
+                    why: failure.message,
+                })?;
+        Ok(Self {
+            directory,
+            source: Kms::new(access, None).await,
+            destination,
+            master_key_arn,
+            dry_run: arguments.dry_run,
+        })
+    }
+
+    /// The server may make keys meanwhile, under the old master key.
+    async fn run_until_no_file_is_new(self) -> Result<Summary, DataKeysError> {
+        if !self.dry_run {
+            for name in self.directory.remove_stale_temporaries()? {
+                info!("removed {name}, which was left by a program that was killed");
+            }
+        }
+        let mut summary = Summary {
+            master_key_arn: self.master_key_arn.clone(),
+            moved: BTreeMap::new(),
+            left: 0,
+            failed: 0,
+        };
+        let mut seen = BTreeSet::new();
+        loop {
+            let mut keys = self.directory.list()?.keys;
+            keys.retain(|name| seen.insert(*name));
+            if keys.is_empty() {
+                return Ok(summary);
+            }
+            let work = async |name: &KeyName| self.rewrap(name).await;
+            let (mut left, mut moved) = (0, Vec::new());
+            summary.failed += each(&keys, work, |_, before| {
+                if before == self.master_key_arn {
+                    left += 1;
+                } else {
+                    moved.push(before);
+                }
+            })
+            .await;
+            summary.left += left;
+            for before in moved {
+                *summary.moved.entry(before).or_default() += 1;
+            }
+        }
+    }
+
+    /// Returns the ARN of the master key that had wrapped the data key before.
+    async fn rewrap(&self, name: &KeyName) -> Result<String, String> {
+        let failed = |failure: Failure| failed(self.directory, name, &failure);
+        let old = self
+            .directory
+            .read(name)
+            .map_err(|error| error.to_string())?;
+        let before = self.unwrap(&old).await.map_err(failed)?;
+        check_length(self.directory, name, &before.key)?;
+        if before.master_key_arn == self.master_key_arn {
+            return Ok(before.master_key_arn);
+        }
+        if self.dry_run {
+            self.try_wrap(&old).await.map_err(failed)?;
+            return Ok(before.master_key_arn);
+        }
+        let new = self.wrap(&old, &before).await.map_err(failed)?;
+        fault_points::reach(Step::Generated);
+        let after = self
+            .destination
+            .decrypt(&new, Some(&self.master_key_arn))
+            .await
+            .map_err(failed)?;
+        if !bool::from(after.key.expose().ct_eq(before.key.expose())) {
+            return Err(format!(
+                "key file '{}' was left as it is: KMS has wrapped another data key than was asked for; try again",
+                self.directory.path_of(name).display()
+            ));
+        }
+        fault_points::reach(Step::Unwrapped);
+        self.directory
+            .replace(name, &old, &new)
+            .map_err(|error| error.to_string())?;
+        Ok(before.master_key_arn)
+    }
+
+    fn is_one_region(&self) -> bool {
+        self.source.region() == self.destination.region()
+    }
+
+    /// Unwraps a file of the old master key, or of the new one where an earlier run has been at it.
+    async fn unwrap(&self, blob: &[u8]) -> Result<Unwrapped, Failure> {
+        let at_source = self.source.decrypt(blob, None).await;
+        match at_source {
+            Err(failure) if !self.is_one_region() && !failure.kind.is_retryable() => {
+                let key = Some(self.master_key_arn.as_str());
+                let at_destination = self.destination.decrypt(blob, key).await;
+                at_destination.map_err(|_| failure)
+            }
+            answered => answered,
+        }
+    }
+
+    async fn wrap(&self, blob: &[u8], unwrapped: &Unwrapped) -> Result<Vec<u8>, Failure> {
+        let destination = &self.destination;
+        match self.is_one_region() {
+            true => destination.re_encrypt(blob, &self.master_key_arn).await,
+            false => {
+                destination
+                    .encrypt(&unwrapped.key, &self.master_key_arn)
+                    .await
+            }
+        }
+    }
+
+    async fn try_wrap(&self, blob: &[u8]) -> Result<(), Failure> {
+        let destination = &self.destination;
+        match self.is_one_region() {
+            true => destination.try_re_encrypt(blob, &self.master_key_arn).await,
+            false => destination.try_encrypt(&self.master_key_arn).await,
+        }
+    }
+}
+
+impl Summary {
+    fn text(&self, dry_run: bool) -> String {
+        let Self {
+            master_key_arn,
+            moved,
+            left,
+            failed,
+        } = self;
+        let done = match dry_run {
+            true => "would be wrapped",
+            false => "wrapped",
+        };
+        let all = moved.values().sum();
+        let mut text = format!(
+            "{} {done} under {master_key_arn}, {left} under it already, {failed} failed\n",
+            data_keys(all)
+        );
+        for (arn, count) in moved {
+            text += &format!(
+                "{} of {arn}: copies in backups stay under it, so keep it for as long as they are to be restored\n",
+                data_keys(*count)
+            );
+        }
+        if all > 0 {
+            text += &format!(
+                "New data keys: set aws_key_management_master_key_id = {master_key_arn} in the server's configuration, and with SET GLOBAL\n"
+            );
+        }
+        text
+    }
+}
+
+/// The region that an ARN names, as in `arn:aws:kms:REGION:ACCOUNT:key/ID`.
+fn region_of(key: &str) -> Option<&str> {
+    let region = key.strip_prefix("arn:")?.split(':').nth(2)?;
+    is_region(region).then_some(region)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arn_names_its_region_and_nothing_else_does() {
+        for (key, region) in [
+            (
+                "arn:aws:kms:eu-west-1:111122223333:key/1",
+                Some("eu-west-1"),
+            ),
+            (
+                "arn:aws-cn:kms:cn-north-1:111122223333:alias/a",
+                Some("cn-north-1"),
+            ),
+            ("arn:aws:kms:evil.example/:111122223333:key/1", None),
+            ("arn:aws", None),
+            ("alias/mariadb", None),
+            ("1234abcd-12ab-34cd-56ef-1234567890ab", None),
+        ] {
+            assert_eq!(region_of(key), region, "{key}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Data keys out of their files: at KMS, or through a broker that runs.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use broker_client::BrokerClient;
+use broker_protocol::{Decrypt, Failure, FailureKind, KmsOptions, PlaintextKey, Reply, Request};
+use clap::Args;
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use tokio::runtime::Runtime;
+
+use crate::{DataKeysError, access::AccessArguments, kms::Kms};
+
+/// The broker tries each call for as long as its request_timeout_seconds says.
+const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who unwraps.
+#[derive(Debug, Args)]
+pub(crate) struct UnwrapperArguments {
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// Ask a broker that runs, which needs no code while it has a session
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    broker_socket: Option<PathBuf>,
+}
+
+/// Who unwraps.
+pub(crate) enum Unwrapper {
+    /// KMS itself.
+    Kms(Kms),
+    /// A broker.
+    Broker(Arc<BrokerClient>),
+}
+
+/// An unwrapped data key.
+pub(crate) struct Unwrapped {
+    /// The data key in the clear.
+    pub key: PlaintextKey,
+    /// ARN of the master key that had wrapped it.
+    pub master_key_arn: String,
+    /// Whether KMS has unwrapped it now, and not a broker's memory.
+    pub is_from_kms: bool,
+}
+
+impl UnwrapperArguments {
+    /// Gets the credentials, or connects to the broker at the first call.
+    pub fn open(&self, runtime: &Runtime) -> Result<Unwrapper, DataKeysError> {
+        match &self.broker_socket {
+            Some(socket) => Ok(Unwrapper::Broker(Arc::new(BrokerClient::new(socket)))),
+            None => {
+                let access = self.access.open()?;
+                Ok(Unwrapper::Kms(runtime.block_on(Kms::new(&access, None))))
+            }
+        }
+    }
+}
+
+impl Unwrapper {
+    /// Unwraps a key file. The error says which, why it failed and what to do.
+    pub async fn unwrap(
+        &self,
+        directory: &KeyDirectory,
+        name: &KeyName,
+    ) -> Result<Unwrapped, String> {
+        let blob = directory.read(name).map_err(|error| error.to_string())?;
+        let unwrapped = match self {
+            Self::Kms(kms) => kms.decrypt(&blob, None).await,
+            Self::Broker(client) => ask_broker(client, name, blob).await,
+        };
+        let unwrapped = unwrapped.map_err(|failure| failed(directory, name, &failure))?;
+        check_length(directory, name, &unwrapped.key)?;
+        Ok(unwrapped)
+    }
+}
+
+/// The client waits for its answers, so each has a thread of its own.
+async fn ask_broker(
+    client: &Arc<BrokerClient>,
+    name: &KeyName,
+    ciphertext_blob: Vec<u8>,
+) -> Result<Unwrapped, Failure> {
+    let request = Request::Decrypt(Decrypt {
+        ciphertext_blob,
+        options: KmsOptions {
+            key_id: name.id,
+            key_version: name.version,
+            ..KmsOptions::default()
+        },
+    });
+    let client = Arc::clone(client);
+    let asked =
+        tokio::task::spawn_blocking(move || client.request(&request, BROKER_PATIENCE, |_| false));
+    let other = |message: String| Failure {
+        kind: FailureKind::Other,
+        message,
+    };
+    match asked.await.map_err(|error| other(error.to_string()))? {
+        Ok(Reply::Decrypted {
+            key,
+            master_key_arn,
+            request_id,
+        }) => Ok(Unwrapped {
+            key,
+            master_key_arn,
+            is_from_kms: !request_id.is_empty(),
+        }),
+        Ok(Reply::Failed(failure)) => Err(failure),
+        Ok(_) => Err(other(
+            "the broker answered something else than it was asked; see its log".into(),
+        )),
+        Err(error) => Err(other(error.to_string())),
+    }
+}
+
+/// A failure of KMS, with the file that it is about.
+pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, failure: &Failure) -> String {
+    let path = directory.path_of(name);
+    format!("key file '{}': {}", path.display(), failure.message)
+}
+
+/// The server takes keys of AES-128 and AES-256 only.
+pub(crate) fn check_length(
+    directory: &KeyDirectory,
+    name: &KeyName,
+    key: &PlaintextKey,
+) -> Result<(), String> {
+    match key.expose().len() {
+        16 | 32 => Ok(()),
+        length => Err(format!(
+            "key file '{}' holds a data key of {length} bytes, and the server takes 16 or 32; restore it from a backup of the key files",
+            directory.path_of(name).display()
+        )),
+    }
+}

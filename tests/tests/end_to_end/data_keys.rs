@@ -1,0 +1,627 @@
+//! `kms-data-keys`: lists, verifies and wraps anew what servers have made.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use broker_protocol::MAX_CIPHERTEXT_BYTES;
+use end_to_end_tests::{
+    Database, LocalAws, NOBODY, Process, Sandbox, Scene, Terminal, contains_bytes, dist, key_files,
+};
+use nix::sys::signal::Signal::SIGKILL;
+
+use crate::{inheritance::ONLY_WITH_MFA, server_main_job::ENCRYPT_ALL};
+
+const KEY_1: &str = "000102030405060708090a0b0c0d0e0f";
+const KEY_2: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfefff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
+const KILL_AT: &str = "AWS_KEY_MANAGEMENT_KILL_AT";
+
+/// AWS, and a directory with wrapped keys of both algorithms and lengths.
+struct Keys {
+    sandbox: Sandbox,
+    aws: LocalAws,
+    directory: PathBuf,
+}
+
+impl Keys {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let aws = LocalAws::start(&sandbox);
+        let keys = Self {
+            directory: sandbox.directory("keys"),
+            sandbox,
+            aws,
+        };
+        keys.wrap("aws-kms-key.1.1", KEY_1);
+        keys.wrap("aws-kms-key.7.12.ctr", KEY_2);
+        keys
+    }
+
+    fn wrap(&self, name: &str, key_hex: &str) {
+        self.aws.wrap_key(&self.sandbox, key_hex, &self.file(name));
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// `kms-data-keys` with the credentials that the AWS CLI would find.
+    fn command(&self, arguments: &[&str]) -> Command {
+        command_in(&self.aws, "bin", arguments, &self.directory)
+    }
+
+    /// Runs it; exit status, standard output and standard error.
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        run(&mut self.command(arguments))
+    }
+
+    /// The master key and the plaintext of a file, by AWS's own CLI in `region`.
+    fn decrypted(&self, name: &str, region: &str) -> (String, String) {
+        decrypted(&self.aws, &self.file(name), region)
+    }
+
+    fn contents(&self) -> Vec<(String, Vec<u8>)> {
+        let content = |name: String| (name.clone(), fs::read(self.file(&name)).unwrap());
+        key_files(&self.directory)
+            .into_iter()
+            .map(content)
+            .collect()
+    }
+}
+
+fn command_in(aws: &LocalAws, folder: &str, arguments: &[&str], directory: &Path) -> Command {
+    let mut command = Command::new(dist(folder).join("kms-data-keys"));
+    command
+        .args(arguments)
+        .arg(directory)
+        .env_clear()
+        .env("AWS_ENDPOINT_URL", aws.endpoint())
+        .env("AWS_SHARED_CREDENTIALS_FILE", aws.path("credentials"))
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().expect("an exit status");
+    (code, text(output.stdout), text(output.stderr))
+}
+
+fn decrypted(aws: &LocalAws, file: &Path, region: &str) -> (String, String) {
+    let blob = format!("--ciphertext-blob=fileb://{}", file.display());
+    let answer = aws.cli(&[
+        "kms",
+        "decrypt",
+        &format!("--region={region}"),
+        "--query=[KeyId,Plaintext]",
+        "--output=text",
+        &blob,
+    ]);
+    let (key, plaintext) = answer.split_once('\t').unwrap();
+    (key.into(), plaintext.into())
+}
+
+#[test]
+fn list_needs_no_aws_and_names_what_the_server_would_not_use() {
+    let mut keys = Keys::new();
+    let mut list = keys.command(&["list"]);
+    keys.aws.stop();
+    let (code, table, errors) = run(&mut list);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    let rows: Vec<Vec<_>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0], ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"]);
+    assert_eq!(rows[1][..4], ["1", "1", "AES_CBC", "aws-kms-key.1.1"]);
+    assert_eq!(rows[2][..4], ["7", "12", "AES_CTR", "aws-kms-key.7.12.ctr"]);
+
+    fs::write(keys.file("aws-kms-key.7.12.bak"), "").unwrap();
+    fs::copy(
+        keys.file("aws-kms-key.1.1"),
+        keys.file("aws-kms-key.1.1.ctr"),
+    )
+    .unwrap();
+    let (code, table, errors) = run(&mut list);
+    assert_eq!(code, 1);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    for told in [
+        "aws-kms-key.7.12.bak' has a name like",
+        "same version of the same key",
+    ] {
+        assert!(errors.contains(told), "{errors}");
+    }
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+}
+
+#[test]
+fn list_with_kms_tells_length_and_master_key() {
+    let keys = Keys::new();
+    let arn = keys.decrypted("aws-kms-key.1.1", "us-east-1").0;
+    let (code, table, errors) = keys.run(&["list", "--kms"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    for (line, length) in table.lines().skip(1).zip(["16", "32"]) {
+        let cells: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(cells[3..5], [length, arn.as_str()], "{line}");
+    }
+
+    fs::write(keys.file("aws-kms-key.1.1"), "damaged").unwrap();
+    let (code, table, errors) = keys.run(&["list", "--kms"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("InvalidCiphertextException"), "{errors}");
+    let cells: Vec<_> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(cells[3..5], ["-", "-"], "{table}");
+}
+
+#[test]
+fn verify_says_that_all_is_well() {
+    let keys = Keys::new();
+    let (code, summary, errors) = keys.run(&["verify"]);
+    assert_eq!(
+        (code, summary.as_str(), errors.as_str()),
+        (0, "2 data keys verified at KMS, 0 failed\n", "")
+    );
+    assert_eq!(keys.aws.calls("Decrypt"), 2);
+}
+
+#[test]
+fn verify_names_each_file_that_cannot_be_had_and_why() {
+    let keys = Keys::new();
+    let other = keys.aws.key(&["--alias", "alias/other"]);
+    keys.aws.wrap_key_under(
+        "alias/other",
+        &keys.sandbox,
+        KEY_1,
+        &keys.file("aws-kms-key.2.1"),
+    );
+    keys.aws.cli(&[
+        "kms",
+        "disable-key",
+        "--key-id",
+        other.rsplit('/').next().unwrap(),
+    ]);
+    fs::write(keys.file("aws-kms-key.3.1"), "").unwrap();
+    fs::write(keys.file("aws-kms-key.4.1"), [7; MAX_CIPHERTEXT_BYTES + 1]).unwrap();
+    fs::write(keys.file("aws-kms-key.5.1"), "damaged").unwrap();
+    keys.wrap("aws-kms-key.6.1", &KEY_2[..48]);
+    let (code, summary, errors) = keys.run(&["verify"]);
+    assert_eq!(code, 1);
+    assert_eq!(summary, "2 data keys verified at KMS, 5 failed\n");
+    let lines: Vec<_> = errors.lines().collect();
+    let expected = [
+        (
+            "aws-kms-key.2.1",
+            "DisabledException; enable the master key",
+        ),
+        ("aws-kms-key.3.1", "is empty"),
+        ("aws-kms-key.4.1", "is 6145 bytes long"),
+        ("aws-kms-key.5.1", "InvalidCiphertextException"),
+        ("aws-kms-key.6.1", "a data key of 24 bytes"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{errors}");
+    for (line, (file, why)) in lines.into_iter().zip(expected) {
+        assert!(line.contains(file) && line.contains(why), "{line}");
+    }
+}
+
+#[test]
+fn verify_outlasts_throttling() {
+    let keys = Keys::new();
+    keys.aws
+        .fault("--operation Decrypt --kind throttle --count 3");
+    let (code, summary, errors) = keys.run(&["verify"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
+    assert_eq!(keys.aws.calls("Decrypt"), 5);
+}
+
+#[test]
+fn who_waits_for_long_at_a_terminal_sees_the_progress() {
+    let keys = Keys::new();
+    keys.aws
+        .fault("--operation Decrypt --kind delay --milliseconds 2500");
+    let mut terminal = Terminal::new();
+    let mut command = keys.command(&["verify"]);
+    command.env("TERM", "xterm").stderr(terminal.programs());
+    let output = command.output().unwrap();
+    assert!(output.status.success());
+    terminal.wait_for_nth("of 2 data keys", 1);
+    let (code, _, errors) = keys.run(&["verify"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+}
+
+#[test]
+fn what_cannot_be_done_at_all_ends_with_125() {
+    let mut keys = Keys::new();
+    for arguments in [&["verify", "--nothing"][..], &["rewrap"], &[]] {
+        assert_eq!(keys.run(arguments).0, 125, "{arguments:?}");
+    }
+    let nowhere = keys.sandbox.path("nowhere");
+    for subcommand in ["list", "verify"] {
+        let (code, _, errors) = run(&mut command_in(&keys.aws, "bin", &[subcommand], &nowhere));
+        assert_eq!(code, 125, "{errors}");
+        assert!(
+            errors.contains("nowhere") && errors.lines().count() == 1,
+            "{errors}"
+        );
+    }
+    let (code, _, errors) = run(keys
+        .command(&["verify"])
+        .env_remove("AWS_SHARED_CREDENTIALS_FILE"));
+    assert_eq!(code, 125);
+    assert!(errors.contains("found no AWS credentials"), "{errors}");
+    let (code, _, errors) = keys.run(&["rewrap", "--to", "alias/none"]);
+    assert_eq!(code, 125);
+    assert!(
+        errors.contains("alias/none") && errors.contains("NotFoundException"),
+        "{errors}"
+    );
+    let mut rewrap = keys.command(&["rewrap", "--to", "alias/mariadb"]);
+    keys.aws.stop();
+    assert_eq!(run(&mut rewrap).0, 125);
+}
+
+#[test]
+fn verify_runs_under_the_wrapper_with_the_session_of_a_code() {
+    let scene = Scene::new();
+    let keys = scene.sandbox.directory("keys");
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.1.1"));
+    scene.aws.put_key_policy(&scene.sandbox, ONLY_WITH_MFA);
+    let (program, keys) = (dist("bin/kms-data-keys"), keys.display().to_string());
+    let command = [program.to_str().unwrap(), "verify", &keys];
+    let mut wrapper = scene.start(&command);
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(0);
+    assert!(
+        output.contains("1 data key verified at KMS, 0 failed"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_code_is_read_from_standard_input_or_asked_for_in_a_terminal() {
+    let scene = Scene::new();
+    let keys = scene.sandbox.directory("keys");
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.1.1"));
+    scene.aws.put_key_policy(&scene.sandbox, ONLY_WITH_MFA);
+    let config = format!(
+        "--config={}",
+        scene.configuration.write(&scene.sandbox).display()
+    );
+    let command = || command_in(&scene.aws, "bin", &["verify", &config], &keys);
+
+    let code = scene
+        .sandbox
+        .write("code", &format!("{}\n", scene.aws.code()));
+    let (status, summary, errors) = run(command().stdin(fs::File::open(code).unwrap()));
+    assert_eq!(status, 0, "{errors}");
+    assert_eq!(summary, "1 data key verified at KMS, 0 failed\n");
+
+    let (status, _, errors) = run(&mut command());
+    assert_eq!(status, 125);
+    assert!(errors.contains("standard input was closed"), "{errors}");
+
+    let mut terminal = Terminal::new();
+    let mut program = Process::start(command().stdin(terminal.programs()));
+    program.wait_for("type it here");
+    terminal.type_in(&format!("{}\n", scene.aws.code()));
+    let (status, output) = program.finish();
+    assert!(status.success(), "{output}");
+    assert!(
+        output.contains("1 data key verified at KMS, 0 failed"),
+        "{output}"
+    );
+}
+
+#[test]
+fn rewrap_puts_every_key_under_another_master_key_and_keeps_owner_and_mode() {
+    let keys = Keys::new();
+    let arn = keys.aws.key(&["--alias", "alias/new"]);
+    let file = keys.file("aws-kms-key.1.1");
+    chown(&file, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+    let before =
+        ["aws-kms-key.1.1", "aws-kms-key.7.12.ctr"].map(|name| keys.decrypted(name, "us-east-1"));
+    for (to, summary) in [
+        ("alias/new", "2 data keys wrapped under"),
+        (arn.as_str(), "0 data keys wrapped under"),
+        (arn.rsplit('/').next().unwrap(), "0 data keys wrapped under"),
+    ] {
+        let (code, output, errors) = keys.run(&["rewrap", "--to", to]);
+        assert_eq!((code, errors.as_str()), (0, ""));
+        assert!(output.starts_with(&format!("{summary} {arn}")), "{output}");
+        // The old master key is still needed, once it has been left.
+        assert_eq!(output.contains(&before[0].0), to == "alias/new", "{output}");
+        assert_eq!(
+            output.contains("aws_key_management_master_key_id"),
+            to == "alias/new"
+        );
+    }
+    assert_eq!(keys.aws.calls("ReEncrypt"), 2);
+    assert_eq!(keys.aws.calls("Encrypt"), 2, "those that made the files");
+    for (name, (_, plaintext)) in ["aws-kms-key.1.1", "aws-kms-key.7.12.ctr"]
+        .iter()
+        .zip(before)
+    {
+        assert_eq!(keys.decrypted(name, "us-east-1"), (arn.clone(), plaintext));
+    }
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!(
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777),
+        (NOBODY, NOBODY, 0o640)
+    );
+    assert_eq!(fs::read_dir(&keys.directory).unwrap().count(), 2);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_what_would_be_refused() {
+    let keys = Keys::new();
+    let arn = keys.aws.key(&["--alias", "alias/new"]);
+    let before = keys.contents();
+    let (code, output, errors) = keys.run(&["rewrap", "--dry-run", "--to", "alias/new"]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(
+        output.starts_with(&format!("2 data keys would be wrapped under {arn}")),
+        "{output}"
+    );
+    keys.aws.cli(&[
+        "kms",
+        "disable-key",
+        "--key-id",
+        arn.rsplit('/').next().unwrap(),
+    ]);
+    let (code, output, errors) = keys.run(&["rewrap", "--dry-run", "--to", "alias/new"]);
+    assert_eq!(code, 1);
+    assert!(output.contains("2 failed"), "{output}");
+    assert_eq!(errors.matches("DisabledException").count(), 2, "{errors}");
+    assert_eq!(keys.contents(), before);
+}
+
+#[test]
+fn rewrap_to_another_region_goes_on_where_it_was_interrupted() {
+    let keys = Keys::new();
+    let arn = keys.aws.key(&["--region", "eu-west-1"]);
+    let before = keys.decrypted("aws-kms-key.1.1", "us-east-1").1;
+    let dry = keys.run(&["rewrap", "--dry-run", "--to", &arn]);
+    assert_eq!((dry.0, dry.2.as_str()), (0, ""));
+    // The second file fails, and is done by the next run, which skips the first.
+    let whole = fs::read(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    fs::write(keys.file("aws-kms-key.7.12.ctr"), "damaged").unwrap();
+    let (code, output, errors) = keys.run(&["rewrap", "--to", &arn]);
+    assert_eq!(code, 1);
+    assert!(
+        output.contains("1 data key wrapped") && output.contains("1 failed"),
+        "{output}"
+    );
+    assert!(errors.contains("aws-kms-key.7.12.ctr"), "{errors}");
+    fs::write(keys.file("aws-kms-key.7.12.ctr"), whole).unwrap();
+    let (code, output, errors) = keys.run(&["rewrap", "--to", &arn]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(
+        output.contains("1 data key wrapped") && output.contains("1 under it already"),
+        "{output}"
+    );
+    assert_eq!(
+        keys.decrypted("aws-kms-key.1.1", "eu-west-1"),
+        (arn, before)
+    );
+    assert_eq!(keys.aws.calls("ReEncrypt"), 0);
+}
+
+#[test]
+fn rewrap_to_another_account_needs_that_accounts_permission() {
+    let keys = Keys::new();
+    let closed = keys.aws.key(&["--account", "444455556666"]);
+    let before = keys.contents();
+    let (code, _, errors) = keys.run(&["rewrap", "--to", &closed]);
+    assert_eq!(code, 125);
+    assert!(
+        errors.contains("AccessDeniedException") && errors.contains(&closed),
+        "{errors}"
+    );
+    assert_eq!(keys.contents(), before);
+
+    // One that may be wrapped under, but not unwrapped again: nothing may be replaced.
+    let policy = |actions: &str| {
+        format!(
+            r#"{{"Version":"2012-10-17","Statement":[{{"Effect":"Allow","Principal":{{"AWS":"111122223333"}},"Action":[{actions}],"Resource":"*"}}]}}"#
+        )
+    };
+    let lopsided = keys
+        .sandbox
+        .write("policy", &policy(r#""kms:DescribeKey","kms:ReEncrypt*""#));
+    let arn = keys.aws.key(&[
+        "--account",
+        "444455556666",
+        "--policy",
+        lopsided.to_str().unwrap(),
+    ]);
+    let (code, output, errors) = keys.run(&["rewrap", "--to", &arn]);
+    assert_eq!(code, 1, "{output}");
+    assert_eq!(
+        errors.matches("allows the kms:Decrypt action").count(),
+        2,
+        "{errors}"
+    );
+    assert_eq!(keys.contents(), before);
+
+    let open = keys.sandbox.write("policy", &policy(r#""kms:*""#));
+    let arn = keys.aws.key(&[
+        "--account",
+        "444455556666",
+        "--policy",
+        open.to_str().unwrap(),
+    ]);
+    assert_eq!(keys.run(&["rewrap", "--to", &arn]).0, 0);
+    assert_eq!(keys.decrypted("aws-kms-key.1.1", "us-east-1").0, arn);
+}
+
+#[test]
+fn rewrap_killed_at_any_step_loses_nothing_and_is_resumed() {
+    let keys = Keys::new();
+    let names = ["aws-kms-key.1.1", "aws-kms-key.7.12.ctr"];
+    let before = names.map(|name| keys.decrypted(name, "us-east-1").1);
+    let mut arn = String::new();
+    for (step, is_replaced, leaves_temporary_file) in [
+        ("Generated", false, false),
+        ("Unwrapped", false, false),
+        ("TemporaryMade", false, true),
+        ("HalfWritten", false, true),
+        ("Written", false, true),
+        ("FileSynced", false, true),
+        ("Named", true, false),
+        ("DirectorySynced", true, false),
+    ] {
+        arn = keys.aws.key(&[]);
+        let arguments = ["rewrap", "--to", &arn];
+        let mut command = command_in(&keys.aws, "test-bin", &arguments, &keys.directory);
+        let end = format!("{step}:1");
+        let status = command.env(KILL_AT, end).status().unwrap();
+        assert_eq!(status.signal(), Some(SIGKILL as i32), "{step}");
+        let replaced = usize::from(is_replaced);
+        let files = || fs::read_dir(&keys.directory).unwrap().count();
+        assert_eq!(files(), 2 + usize::from(leaves_temporary_file), "{step}");
+        // Each file is whole, and of the old or of the new master key.
+        let (code, table, errors) = keys.run(&["list", "--kms"]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{step}");
+        assert_eq!(table.matches(&arn).count(), replaced, "{step}: {table}");
+
+        let (code, output, errors) = keys.run(&arguments);
+        assert_eq!(code, 0, "{step}: {errors}");
+        let left = format!("{replaced} under it already, 0 failed");
+        assert!(output.contains(&left), "{step}: {output}");
+        let is_removed = errors.contains("removed .aws-kms-key");
+        assert_eq!(is_removed, leaves_temporary_file, "{step}: {errors}");
+        assert_eq!(files(), 2, "{step}");
+    }
+    for (name, plaintext) in names.into_iter().zip(before) {
+        assert_eq!(keys.decrypted(name, "us-east-1"), (arn.clone(), plaintext));
+    }
+}
+
+#[test]
+fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+    let keys = scene.sandbox.directory("keys");
+    let file = keys.join("aws-kms-key.1.1");
+    scene.aws.wrap_key(&scene.sandbox, KEY_1, &file);
+    scene.aws.put_key_policy(&scene.sandbox, ONLY_WITH_MFA);
+    let socket = scene.configuration.broker_socket.display();
+    let socket = format!("--broker-socket={socket}");
+    let verify = || {
+        run(&mut command_in(
+            &scene.aws,
+            "bin",
+            &["verify", &socket],
+            &keys,
+        ))
+    };
+
+    let (code, _, errors) = verify();
+    assert_eq!(code, 1);
+    assert!(errors.contains("no broker at"), "{errors}");
+
+    let _broker = scene.start_broker();
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert_eq!(summary, "1 data key verified at KMS, 0 failed\n");
+
+    // The session is over, and the clock of this host still near enough.
+    scene.aws.set_clock("800");
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(
+        summary.starts_with("0 data keys verified at KMS, 0 failed, 1 data key unchanged"),
+        "{summary}"
+    );
+
+    fs::write(&file, "damaged").unwrap();
+    let (code, summary, errors) = verify();
+    assert_eq!(code, 1, "{summary}");
+    assert!(
+        errors.contains("aws-kms-key.1.1") && errors.contains("session ended"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn what_is_installed_to_look_after_data_keys_has_no_fault_points() {
+    let has_them = |folder: &str| {
+        contains_bytes(
+            &fs::read(dist(folder).join("kms-data-keys")).unwrap(),
+            KILL_AT.as_bytes(),
+        )
+    };
+    assert!(has_them("test-bin"));
+    assert!(!has_them("bin"));
+}
+
+#[test]
+fn a_server_that_makes_and_rotates_keys_meanwhile_starts_on_the_rewrapped_files() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let sandbox = Sandbox::new();
+    let database = Database::new(&sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&ENCRYPT_ALL)
+        .options(&["--aws-key-management=FORCE"]);
+    let mut server = database.start();
+    database.sql("CREATE DATABASE d");
+    let arn = scene.aws.key(&["--alias", "alias/new"]);
+    let rewrap = || {
+        command_in(
+            &scene.aws,
+            "bin",
+            &["rewrap", "--to", "alias/new"],
+            &database.datadir,
+        )
+    };
+    let make = |id: u32| {
+        database.sql(&format!(
+            "CREATE TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id};
+             INSERT INTO d.t{id} SELECT seq FROM d.seq_1_to_100;
+             SET GLOBAL aws_key_management_rotate_key=-1"
+        ));
+    };
+    make(10);
+    for id in 11..20 {
+        let mut program = Process::start(&mut rewrap());
+        make(id);
+        let (status, output) = program.finish();
+        assert!(status.success(), "{output}");
+    }
+    database.sql("SET GLOBAL aws_key_management_master_key_id='alias/new'");
+    let (code, _, errors) = run(&mut rewrap());
+    assert_eq!(code, 0, "{errors}");
+    make(20);
+    let names = database.key_files();
+    assert!(names.len() > 50, "{names:?}");
+    let (code, table, errors) = run(&mut command_in(
+        &scene.aws,
+        "bin",
+        &["list", "--kms"],
+        &database.datadir,
+    ));
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(table.matches(&arn).count(), names.len(), "{table}");
+    database.stop(&mut server);
+    let mut server = database.start();
+    for id in 10..=20 {
+        assert_eq!(
+            database.sql(&format!("SELECT COUNT(*), SUM(i) FROM d.t{id}")),
+            "100\t5050"
+        );
+    }
+    database.stop(&mut server);
+}
