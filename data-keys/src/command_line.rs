@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{list, rewrap, verify};
+use crate::{check, list, rewrap, verify};
 
 /// Looks after the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
@@ -30,4 +30,5 @@ pub(crate) enum Command {
     List(list::Arguments),
     Verify(verify::Arguments),
     Rewrap(rewrap::Arguments),
+    Check(check::Arguments),
 }

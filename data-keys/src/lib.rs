@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod check;
 mod command_line;
 mod each;
 mod kms;
 mod list;
+mod progress;
 mod rewrap;
 mod table;
 mod unwrapping;
@@ -68,6 +70,10 @@ enum DataKeysError {
     MasterKey { key: String, why: String },
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
+    #[error(transparent)]
+    NotStopped(#[from] check::NotStopped),
+    #[error("remove no key file: it is not certain which are needed")]
+    Undetermined,
 }
 
 /// Runs the program.
@@ -102,6 +108,7 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
         Command::List(arguments) => list::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Rewrap(arguments) => rewrap::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
     }
 }
 

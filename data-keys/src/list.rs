@@ -124,7 +124,7 @@ pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcom
 }
 
 /// The server's word for it (aws_key_management_encryption_algorithm).
-fn algorithm(key: &KeyName) -> &'static str {
+pub(crate) fn algorithm(key: &KeyName) -> &'static str {
     match key.algorithm {
         Algorithm::AesCbc => "AES_CBC",
         Algorithm::AesCtr => "AES_CTR",

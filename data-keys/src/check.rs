@@ -1,0 +1,240 @@
+//! `check`: which key versions the files of a stopped server still need.
+
+mod aria;
+mod binary_log;
+mod files;
+mod innodb;
+mod reading;
+mod redo_log;
+mod scan;
+mod stopped;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use tracing::warn;
+
+use crate::{DataKeysError, Outcome, list::algorithm, print, table};
+use files::Files;
+use reading::{Findings, Need};
+pub(crate) use stopped::NotStopped;
+use stopped::Stopped;
+
+/// Tell which data keys the files of a stopped server need, which are missing, which may go
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay logs, at the speed of
+the disk, and starts nothing. Of each key id the latest version stays: the server goes on with it.
+Keep removed key files with the backups: a backup of the data needs the keys of its time.
+
+Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125 if a file does not tell
+what it needs, the server was not shut down in an orderly way, or it runs.")]
+pub(crate) struct Arguments {
+    /// The data directory
+    #[arg(value_name = "DATADIR")]
+    datadir: PathBuf,
+    /// Further directories where the server has undo tablespaces, redo or binary logs
+    #[arg(value_name = "DIR")]
+    further: Vec<PathBuf>,
+    /// Where the key files are, if not in the data directory
+    #[arg(long, value_name = "DIR")]
+    keyfile_dir: Option<PathBuf>,
+}
+
+/// What becomes of a key version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A file needs it.
+    Needed,
+    /// The server will use it next.
+    Latest,
+    /// A file needs it, and it is not there.
+    Missing,
+    /// Nothing needs it.
+    NotNeeded,
+    /// Nothing that could be read needs it.
+    Unknown,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Needed => "needed",
+            Self::Latest => "latest",
+            Self::Missing => "MISSING",
+            Self::NotNeeded => "not needed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A line of the table.
+#[derive(Debug)]
+struct Row<'a> {
+    id: u32,
+    version: u32,
+    /// None if it is missing.
+    key: Option<&'a KeyName>,
+    state: State,
+    need: Option<&'a Need>,
+}
+
+/// Prints the table, and what may be removed.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let datadir = &arguments.datadir;
+    let keyfile_dir = arguments.keyfile_dir.as_ref().unwrap_or(datadir);
+    let directory = KeyDirectory::open(keyfile_dir)?;
+    let keys = directory.list()?.keys;
+    let stopped = Stopped::lock(datadir)?;
+    let directories = std::iter::once(datadir).chain(&arguments.further);
+    let files = Files::find(directories.map(PathBuf::as_path));
+    let (has_system_tablespace, redo_logs) =
+        (!files.system_tablespace.is_empty(), files.redo_logs.len());
+    let findings = reading::read(files);
+    drop(stopped);
+
+    let mut doubts = doubts(&findings, datadir);
+    if !has_system_tablespace || redo_logs != 1 || !findings.has_undo_tablespaces() {
+        doubts.push(format!(
+            "ibdata1, ib_logfile0 alone and the undo tablespaces are not all in '{}': name the directories of \
+             innodb_log_group_home_dir and innodb_undo_directory too",
+            datadir.display()
+        ));
+    } else if findings.unreadable.is_empty() && !findings.shut_down_cleanly() {
+        doubts.push(
+            "the server was not shut down in an orderly way, and reads more when it recovers: start it, stop it, \
+             check again"
+                .into(),
+        );
+    }
+    for doubt in &doubts {
+        warn!("{doubt}");
+    }
+    let rows = rows(&keys, &findings.needs, doubts.is_empty());
+    print(&report(&rows, &directory, datadir))?;
+    if rows.iter().any(|row| row.state == State::Missing) {
+        Ok(Outcome::Bad)
+    } else if doubts.is_empty() {
+        Ok(Outcome::Good)
+    } else {
+        Err(DataKeysError::Undetermined)
+    }
+}
+
+fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
+    let doubt = |(path, error): &(PathBuf, _)| {
+        format!(
+            "cannot tell which keys '{}' needs: it {error}",
+            short(path, datadir).display()
+        )
+    };
+    findings.unreadable.iter().map(doubt).collect()
+}
+
+/// Puts key files and needs side by side.
+fn rows<'a>(
+    keys: &'a [KeyName],
+    needs: &'a BTreeMap<(u32, u32), Need>,
+    all_read: bool,
+) -> Vec<Row<'a>> {
+    let latest: BTreeMap<u32, u32> = keys.iter().map(|key| (key.id, key.version)).collect();
+    let mut rows: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            let need = needs.get(&(key.id, key.version));
+            let state = match need {
+                Some(_) => State::Needed,
+                None if latest.get(&key.id) == Some(&key.version) => State::Latest,
+                None if all_read => State::NotNeeded,
+                None => State::Unknown,
+            };
+            Row {
+                id: key.id,
+                version: key.version,
+                key: Some(key),
+                state,
+                need,
+            }
+        })
+        .collect();
+    let is_there = |id, version| {
+        keys.iter()
+            .any(|key| (key.id, key.version) == (id, version))
+    };
+    for (&(id, version), need) in needs {
+        if !is_there(id, version) {
+            rows.push(Row {
+                id,
+                version,
+                key: None,
+                state: State::Missing,
+                need: Some(need),
+            });
+        }
+    }
+    rows.sort_by_key(|row| (row.id, row.version));
+    rows
+}
+
+fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String {
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let number = |of: fn(&Need) -> u64| row.need.map_or(0, of).to_string();
+            [
+                row.id.to_string(),
+                row.version.to_string(),
+                row.key.map_or("-", algorithm).to_owned(),
+                row.state.word().to_owned(),
+                number(|need| need.files),
+                number(|need| need.pages),
+                row.need.map_or_else(
+                    || "-".into(),
+                    |need| short(&need.first, datadir).display().to_string(),
+                ),
+            ]
+        })
+        .collect();
+    let mut text = table::layout(
+        [
+            "ID",
+            "VERSION",
+            "ALGORITHM",
+            "STATE",
+            "FILES",
+            "PAGES",
+            "FIRST FILE",
+        ],
+        &cells,
+    );
+    let removable: Vec<_> = rows
+        .iter()
+        .filter(|row| row.state == State::NotNeeded)
+        .filter_map(|row| row.key)
+        .collect();
+    if !removable.is_empty() {
+        text.push_str(
+            "\nNothing here needs these; keep them with the backups, which may, and remove them:\n",
+        );
+        for key in removable {
+            text.push_str(&format!("  {}\n", directory.path_of(key).display()));
+        }
+    }
+    for row in rows.iter().filter(|row| row.state == State::Missing) {
+        text.push_str(&format!(
+            "\nKey {}, version {} is MISSING: restore its file, aws-kms-key.{0}.{1} or aws-kms-key.{0}.{1}.ctr, from a \
+             backup of the key files.\n",
+            row.id, row.version
+        ));
+    }
+    text
+}
+
+/// As it is called in the data directory.
+fn short<'a>(path: &'a Path, datadir: &Path) -> &'a Path {
+    path.strip_prefix(datadir).unwrap_or(path)
+}

@@ -1,0 +1,142 @@
+//! Which files of a data directory may be encrypted.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::{binary_log, scan::ScanError};
+
+/// More than any list of binary logs, or path, is long.
+const MAX_LIST_BYTES: u64 = 16 << 20;
+
+/// What may be encrypted with data keys and is still there after a start of the server.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// `ibdata1` and those that follow it, in order.
+    pub system_tablespace: Vec<PathBuf>,
+    /// Tables and undo tablespaces of InnoDB.
+    pub tablespaces: Vec<PathBuf>,
+    /// InnoDB's redo logs: one is as it should be.
+    pub redo_logs: Vec<PathBuf>,
+    /// Binary logs and relay logs.
+    pub binary_logs: BTreeSet<PathBuf>,
+    /// Index files of Aria's tables.
+    pub aria_indexes: Vec<PathBuf>,
+    /// What could not be looked into.
+    pub unreadable: Vec<(PathBuf, ScanError)>,
+}
+
+impl Files {
+    /// Looks through `directories`, the data directory first, and their databases.
+    pub(super) fn find<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Self {
+        let mut files = Self::default();
+        let mut lists = Vec::new();
+        for directory in directories {
+            for path in files.entries(directory) {
+                if path.is_dir() {
+                    for path in files.entries(&path) {
+                        files.add_table(path);
+                    }
+                } else if path
+                    .extension()
+                    .is_some_and(|extension| extension == "index")
+                {
+                    lists.push((directory, path));
+                } else {
+                    files.add_of_server(path);
+                }
+            }
+        }
+        for (directory, list) in lists {
+            files.add_listed(directory, list);
+        }
+        files
+            .system_tablespace
+            .sort_by_key(|path| number_after(path, "ibdata"));
+        files
+    }
+
+    fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        entries.unwrap_or_else(|error: io::Error| {
+            self.unreadable.push((directory.to_owned(), error.into()));
+            Vec::new()
+        })
+    }
+
+    /// A file in the directory of a database.
+    fn add_table(&mut self, path: PathBuf) {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("ibd") => self.tablespaces.push(path),
+            // DATA DIRECTORY: the file names the tablespace, which lies elsewhere.
+            Some("isl") => match read_list(&path) {
+                Ok(target) => self.tablespaces.push(PathBuf::from(target.trim())),
+                Err(error) => self.unreadable.push((path, error.into())),
+            },
+            Some("MAI") => self.aria_indexes.push(path),
+            _ => {}
+        }
+    }
+
+    /// A file in the data directory itself.
+    fn add_of_server(&mut self, path: PathBuf) {
+        if number_after(&path, "ibdata").is_some() {
+            self.system_tablespace.push(path);
+        } else if number_after(&path, "undo").is_some() {
+            self.tablespaces.push(path);
+        } else if matches!(number_after(&path, "ib_logfile"), Some(0..=100)) {
+            self.redo_logs.push(path);
+        } else if path.is_file() {
+            match begins_like_a_binary_log(&path) {
+                Ok(true) => self.add_binary_log(path),
+                Ok(false) => {}
+                Err(error) => self.unreadable.push((path, error.into())),
+            }
+        }
+    }
+
+    /// The binary logs that `list` names, wherever they are.
+    fn add_listed(&mut self, directory: &Path, list: PathBuf) {
+        match read_list(&list) {
+            Ok(names) => {
+                for name in names.lines().filter(|name| !name.is_empty()) {
+                    self.add_binary_log(directory.join(name));
+                }
+            }
+            Err(error) => self.unreadable.push((list, error.into())),
+        }
+    }
+
+    fn add_binary_log(&mut self, path: PathBuf) {
+        // One name for each, since lists call them ./NAME; what is not there is told when it is read.
+        self.binary_logs.insert(path.canonicalize().unwrap_or(path));
+    }
+}
+
+fn begins_like_a_binary_log(path: &Path) -> io::Result<bool> {
+    let mut beginning = Vec::new();
+    let bytes = binary_log::MAGIC.len() as u64;
+    File::open(path)?.take(bytes).read_to_end(&mut beginning)?;
+    Ok(beginning == binary_log::MAGIC)
+}
+
+fn read_list(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(MAX_LIST_BYTES)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The number that follows `prefix` in the name of a file.
+fn number_after(path: &Path, prefix: &str) -> Option<u32> {
+    let digits = path.file_name()?.to_str()?.strip_prefix(prefix)?;
+    digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| digits.parse().ok())?
+}

@@ -1,0 +1,214 @@
+//! InnoDB's tablespaces: the system tablespace, undo tablespaces and tables.
+//!
+//! Page 0 tells the page size, the format of the pages and the key id; each page tells the key
+//! version under which it was written. The formats are those of MariaDB 10.5 to 11.8
+//! (<https://mariadb.com/kb/en/innodb-page-structure/> does not tell them; the server's sources do,
+//! `storage/innobase`).
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Seek, SeekFrom},
+    ops::Range,
+};
+
+use super::scan::{
+    Needs, ScanError, bytes_at, count, for_each_block, read_at, u16_at, u32_at, u64_at,
+};
+
+/// The largest page.
+const MAX_PAGE_BYTES: usize = 64 << 10;
+const DEFAULT_PAGE_BYTES: usize = 16 << 10;
+
+const PAGE_NUMBER: usize = 4;
+const PAGE_TYPE: usize = 24;
+const TYPE_FSP_HDR: u16 = 8;
+const TYPE_RTREE: u16 = 17854;
+
+/// On page 0 of the system tablespace, up to 10.7: where the log ended at a clean shutdown.
+const FLUSH_LSN: usize = 26;
+/// Where a page has its key version: first of all with `innodb_checksum_algorithm=full_crc32`, in
+/// the place of the flush LSN before it.
+const KEY_VERSION_FULL_CRC32: usize = 0;
+const KEY_VERSION: usize = 26;
+
+const SPACE_SIZE_PAGES: usize = 46;
+const SPACE_FLAGS: usize = 54;
+/// After the headers of page and tablespace, the extent descriptors begin; after those, the
+/// encryption.
+const EXTENT_DESCRIPTORS: usize = 188;
+const CRYPT_MAGIC: [u8; 6] = *b"s\x0e\x0cREt";
+const CRYPT_KEY_ID: usize = 28;
+
+const SPACE_ID: usize = 34;
+const TRX_SYS_PAGE: u64 = 5;
+/// 128 rollback segments: space id and page number of each.
+const ROLLBACK_SEGMENTS: Range<usize> = 56..56 + 128 * ROLLBACK_SEGMENT_BYTES;
+const ROLLBACK_SEGMENT_BYTES: usize = 8;
+const NONE: u32 = u32::MAX;
+/// Offset of the doublewrite buffer's description from the end of the page.
+const DOUBLEWRITE_FROM_END: usize = 200;
+const DOUBLEWRITE_MAGIC: u32 = 536_853_855;
+
+/// What page 0 tells of a tablespace.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    page_bytes: usize,
+    extent_pages: usize,
+    full_crc32: bool,
+    /// None without encryption.
+    key_id: Option<u32>,
+    /// Number of the tablespace, 0 for the system tablespace.
+    pub space_id: u32,
+    /// Length of the tablespace, in pages.
+    pub size_pages: u32,
+    /// Where the log ended when the server last shut down, in the system tablespace up to 10.7.
+    pub flush_lsn: u64,
+}
+
+impl Layout {
+    /// Reads page 0 at the beginning of `file`.
+    pub(super) fn read(file: &mut (impl Read + Seek)) -> Result<Self, ScanError> {
+        Self::parse(&read_at(file, 0, MAX_PAGE_BYTES)?).ok_or(ScanError::Malformed(
+            "does not begin with the first page of a tablespace",
+        ))
+    }
+
+    fn parse(page: &[u8]) -> Option<Self> {
+        if u16_at(page, PAGE_TYPE)? != TYPE_FSP_HDR || u32_at(page, PAGE_NUMBER)? != 0 {
+            return None;
+        }
+        let flags = u32_at(page, SPACE_FLAGS)?;
+        let full_crc32 = flags & 1 << 4 != 0;
+        let (logical_bytes, page_bytes) = if full_crc32 {
+            let bytes = page_size(flags & 15)?;
+            (bytes, bytes)
+        } else {
+            let logical = match flags >> 6 & 15 {
+                0 => DEFAULT_PAGE_BYTES,
+                shift => page_size(shift)?,
+            };
+            let physical = match flags >> 1 & 15 {
+                0 => logical,
+                shift => 512usize
+                    .checked_shl(shift)
+                    .filter(|&bytes| bytes <= logical)?,
+            };
+            (logical, physical)
+        };
+        let extent_pages = if logical_bytes <= DEFAULT_PAGE_BYTES {
+            (1 << 20) / logical_bytes
+        } else {
+            64
+        };
+        let descriptor_bytes = 24 + extent_pages / 4;
+        let crypt = EXTENT_DESCRIPTORS + descriptor_bytes * (page_bytes / extent_pages);
+        let key_id = match bytes_at(page, crypt)? {
+            CRYPT_MAGIC => Some(u32_at(page, crypt + CRYPT_KEY_ID)?),
+            _ => None,
+        };
+        Some(Self {
+            page_bytes,
+            extent_pages,
+            full_crc32,
+            key_id,
+            space_id: u32_at(page, SPACE_ID)?,
+            size_pages: u32_at(page, SPACE_SIZE_PAGES)?,
+            flush_lsn: u64_at(page, FLUSH_LSN)?,
+        })
+    }
+
+    /// The key version of a page; 0 if it is not encrypted.
+    fn key_version(&self, page: &[u8]) -> u32 {
+        let offset = if self.full_crc32 {
+            KEY_VERSION_FULL_CRC32
+        } else if u16_at(page, PAGE_TYPE) == Some(TYPE_RTREE) {
+            // Never encrypted in this format, which keeps something else there.
+            return 0;
+        } else {
+            KEY_VERSION
+        };
+        u32_at(page, offset).unwrap_or_default()
+    }
+
+    /// Counts the pages of `file` by key, without those in `skipped`.
+    pub(super) fn scan(
+        &self,
+        file: &mut (impl Read + Seek),
+        skipped: &[Range<u64>],
+    ) -> Result<Scanned, ScanError> {
+        file.seek(SeekFrom::Start(0))?;
+        let mut scanned = Scanned::default();
+        let mut without_key = false;
+        for_each_block(file, self.page_bytes, |number, page| {
+            scanned.pages = number + 1;
+            if skipped.iter().any(|range| range.contains(&number)) {
+                return;
+            }
+            let version = self.key_version(page);
+            match self.key_id {
+                Some(key_id) => count(&mut scanned.needs, key_id, version),
+                None => without_key |= version != 0,
+            }
+        })?;
+        if without_key {
+            return Err(ScanError::Malformed(
+                "has encrypted pages, but page 0 tells no key id",
+            ));
+        }
+        Ok(scanned)
+    }
+
+    /// Reads the page of the system tablespace that tells of other places.
+    pub(super) fn read_trx_sys(&self, file: &mut (impl Read + Seek)) -> Result<TrxSys, ScanError> {
+        let page = read_at(file, TRX_SYS_PAGE * self.page_bytes as u64, self.page_bytes)?;
+        self.parse_trx_sys(&page)
+            .ok_or(ScanError::Malformed("ends before its page 5"))
+    }
+
+    fn parse_trx_sys(&self, page: &[u8]) -> Option<TrxSys> {
+        let segments = page.get(ROLLBACK_SEGMENTS)?;
+        let undo_spaces = segments
+            .chunks_exact(ROLLBACK_SEGMENT_BYTES)
+            .filter_map(|segment| Some((u32_at(segment, 0)?, u32_at(segment, 4)?)))
+            .filter(|&(space_id, page)| page != NONE && ![0, NONE].contains(&space_id))
+            .map(|(space_id, _)| space_id)
+            .collect();
+        let description = page.get(self.page_bytes.checked_sub(DOUBLEWRITE_FROM_END)?..)?;
+        let block = |offset| {
+            let start = u64::from(u32_at(description, offset)?);
+            Some(start..start + self.extent_pages as u64)
+        };
+        let doublewrite_buffer = match u32_at(description, 10)? {
+            DOUBLEWRITE_MAGIC => vec![block(14)?, block(18)?],
+            _ => Vec::new(),
+        };
+        Some(TrxSys {
+            undo_spaces,
+            doublewrite_buffer,
+        })
+    }
+}
+
+/// What page 5 of the system tablespace tells.
+#[derive(Debug)]
+pub(super) struct TrxSys {
+    /// The undo tablespaces that the server opens.
+    pub undo_spaces: BTreeSet<u32>,
+    /// The pages of the system tablespace in which InnoDB keeps copies of pages of any tablespace.
+    /// They are read when a server has crashed, and not after that.
+    pub doublewrite_buffer: Vec<Range<u64>>,
+}
+
+/// What the pages of a file need, and how many there are.
+#[derive(Debug, Default)]
+pub(super) struct Scanned {
+    pub needs: Needs,
+    pub pages: u64,
+}
+
+/// Page 0 of each file of a tablespace of its own.
+pub(super) const PAGE_0: Range<u64> = 0..1;
+
+fn page_size(shift: u32) -> Option<usize> {
+    (3..=7).contains(&shift).then(|| 512 << shift)
+}

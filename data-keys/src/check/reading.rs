@@ -1,0 +1,270 @@
+//! Reads all files of a data directory, several at a time, and puts together what they need.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::{
+    aria, binary_log,
+    files::Files,
+    innodb::{self, PAGE_0},
+    redo_log::{self, LogEnd},
+    scan::{Needs, ScanError},
+};
+use crate::progress::Progress;
+
+/// Enough for the disk to be the limit; each has a buffer of 1 MiB.
+const MAX_THREADS: usize = 8;
+
+/// Who needs a key version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Pages, blocks of a log, or binary logs.
+    pub pages: u64,
+    /// Files that have them.
+    pub files: u64,
+    /// The first of the files by name.
+    pub first: PathBuf,
+}
+
+/// What all files together tell.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// By key id and version.
+    pub needs: BTreeMap<(u32, u32), Need>,
+    /// Files that do not tell what they need.
+    pub unreadable: Vec<(PathBuf, ScanError)>,
+    log_end: Option<LogEnd>,
+    flush_lsn: Option<u64>,
+    /// Tablespaces that were read, by number.
+    spaces: BTreeSet<u32>,
+    /// Undo tablespaces that the system tablespace names.
+    undo_spaces: BTreeSet<u32>,
+}
+
+impl Findings {
+    /// Whether the server, when it starts, has nothing to recover. Only then is it certain that it
+    /// reads nothing but what was counted.
+    pub(super) fn shut_down_cleanly(&self) -> bool {
+        match self.log_end {
+            Some(LogEnd::Clean) => true,
+            Some(LogEnd::CleanIfFlushedTo(lsn)) => self.flush_lsn == Some(lsn),
+            Some(LogEnd::Unclean) | None => false,
+        }
+    }
+
+    /// Whether all undo tablespaces were there.
+    pub(super) fn has_undo_tablespaces(&self) -> bool {
+        self.undo_spaces.is_subset(&self.spaces)
+    }
+
+    fn add(&mut self, path: &Path, needs: Needs) {
+        for (key, pages) in needs {
+            let need = self.needs.entry(key).or_insert_with(|| Need {
+                pages: 0,
+                files: 0,
+                first: path.to_owned(),
+            });
+            need.pages += pages;
+            need.files += 1;
+            if path < need.first {
+                path.clone_into(&mut need.first);
+            }
+        }
+    }
+}
+
+/// What is read in one go.
+enum Job<'a> {
+    SystemTablespace(&'a [PathBuf]),
+    Tablespace(&'a Path),
+    RedoLog(&'a Path),
+    BinaryLog(&'a Path),
+    AriaTable(&'a Path),
+}
+
+/// Reads them all.
+pub(super) fn read(mut files: Files) -> Findings {
+    let unreadable = std::mem::take(&mut files.unreadable);
+    let jobs = jobs(&files);
+    let reader = Reader {
+        progress: Progress::of_bytes(jobs.iter().map(Job::bytes).sum()),
+        findings: Mutex::new(Findings {
+            unreadable,
+            ..Findings::default()
+        }),
+    };
+    let next = AtomicUsize::new(0);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 0..threads.min(MAX_THREADS) {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    reader.run(job);
+                }
+            });
+        }
+    });
+    let mut findings = reader
+        .findings
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    findings.unreadable.sort_by(|(a, _), (b, _)| a.cmp(b));
+    findings
+}
+
+fn jobs(files: &Files) -> Vec<Job<'_>> {
+    // The largest is likely to be the first.
+    let mut jobs = vec![Job::SystemTablespace(&files.system_tablespace)];
+    jobs.extend(files.tablespaces.iter().map(|path| Job::Tablespace(path)));
+    jobs.extend(files.aria_indexes.iter().map(|path| Job::AriaTable(path)));
+    jobs.extend(files.redo_logs.iter().map(|path| Job::RedoLog(path)));
+    jobs.extend(files.binary_logs.iter().map(|path| Job::BinaryLog(path)));
+    jobs
+}
+
+fn aria_data(index: &Path) -> PathBuf {
+    index.with_extension("MAD")
+}
+
+impl Job<'_> {
+    /// How much of it is read from end to end.
+    fn bytes(&self) -> u64 {
+        let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+        match self {
+            Self::SystemTablespace(paths) => paths.iter().map(|path| length(path)).sum(),
+            Self::Tablespace(path) => length(path),
+            Self::AriaTable(index) => length(index) + length(&aria_data(index)),
+            Self::RedoLog(_) | Self::BinaryLog(_) => 0,
+        }
+    }
+}
+
+/// What the threads share.
+struct Reader {
+    progress: Progress,
+    findings: Mutex<Findings>,
+}
+
+impl Reader {
+    fn run(&self, job: &Job<'_>) {
+        match job {
+            Job::SystemTablespace(paths) => self.system_tablespace(paths),
+            Job::Tablespace(path) => self.read(path, |file| {
+                let layout = innodb::Layout::read(file)?;
+                self.findings().spaces.insert(layout.space_id);
+                Ok(layout.scan(file, &[PAGE_0])?.needs)
+            }),
+            Job::AriaTable(index) => self.aria_table(index),
+            Job::BinaryLog(path) => self.read(path, |file| binary_log::scan(file)),
+            Job::RedoLog(path) => self.read(path, |file| {
+                let log = redo_log::scan(file)?;
+                self.findings().log_end = Some(log.end);
+                Ok(log.needs)
+            }),
+        }
+    }
+
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what `scan` finds that a file needs, or why it does not tell.
+    fn read(&self, path: &Path, scan: impl FnOnce(&mut Counted<'_>) -> Result<Needs, ScanError>) {
+        let scanned = self.open(path).and_then(|mut file| scan(&mut file));
+        let mut findings = self.findings();
+        match scanned {
+            Ok(needs) => findings.add(path, needs),
+            Err(error) => findings.unreadable.push((path.to_owned(), error)),
+        }
+    }
+
+    fn open(&self, path: &Path) -> Result<Counted<'_>, ScanError> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(ScanError::Malformed("is not a regular file"));
+        }
+        let progress = &self.progress;
+        Ok(Counted { file, progress })
+    }
+
+    fn system_tablespace(&self, paths: &[PathBuf]) {
+        let Some(first) = paths.first() else {
+            return;
+        };
+        let described = self.open(first).and_then(|mut file| {
+            let layout = innodb::Layout::read(&mut file)?;
+            let trx_sys = layout.read_trx_sys(&mut file)?;
+            Ok((layout, trx_sys))
+        });
+        let (layout, trx_sys) = match described {
+            Ok(described) => described,
+            Err(error) => return self.findings().unreadable.push((first.clone(), error)),
+        };
+        let mut skipped = trx_sys.doublewrite_buffer;
+        skipped.push(PAGE_0);
+        {
+            let mut findings = self.findings();
+            findings.flush_lsn = Some(layout.flush_lsn);
+            findings.undo_spaces = trx_sys.undo_spaces;
+        }
+        let mut pages = 0;
+        for path in paths {
+            let skipped = if path == first {
+                skipped.as_slice()
+            } else {
+                &[]
+            };
+            self.read(path, |file| {
+                let scanned = layout.scan(file, skipped)?;
+                pages += scanned.pages;
+                Ok(scanned.needs)
+            });
+        }
+        if pages < u64::from(layout.size_pages) {
+            let error = ScanError::Malformed(
+                "is shorter than its page 0 says: innodb_data_file_path names a file that is not there",
+            );
+            self.findings().unreadable.push((first.clone(), error));
+        }
+    }
+
+    fn aria_table(&self, index: &Path) {
+        let mut layout = None;
+        self.read(index, |file| {
+            layout = aria::Layout::read(file)?;
+            layout.map_or_else(|| Ok(Needs::new()), |layout| layout.scan_index(file))
+        });
+        if let Some(layout) = layout {
+            self.read(&aria_data(index), |file| layout.scan_data(file));
+        }
+    }
+}
+
+/// A file whose reading is shown.
+struct Counted<'a> {
+    file: File,
+    progress: &'a Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.file.read(buffer)?;
+        self.progress.add(bytes as u64);
+        Ok(bytes)
+    }
+}
+
+impl Seek for Counted<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}

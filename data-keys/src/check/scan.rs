@@ -1,0 +1,96 @@
+//! What reading the files of a data directory has in common.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Seek, SeekFrom},
+};
+
+/// Key id of the redo log, binary logs and Aria (`ENCRYPTION_KEY_SYSTEM_DATA` of the server).
+pub(super) const SYSTEM_KEY_ID: u32 = 1;
+
+/// Read at once from a file that is read from end to end; every block size divides it.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// How many pages or blocks need each key: by key id and version.
+pub(super) type Needs = BTreeMap<(u32, u32), u64>;
+
+/// Why a file does not tell what it needs. Completes "cannot tell which keys 'FILE' needs: it …".
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ScanError {
+    /// A system call.
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// What was read.
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+/// Counts one page or block. Version 0 stands for an unencrypted one.
+pub(super) fn count(needs: &mut Needs, key_id: u32, version: u32) {
+    if version != 0 {
+        *needs.entry((key_id, version)).or_default() += 1;
+    }
+}
+
+/// Calls `inspect` with the number and the bytes of each block of `file`, which is to begin at the
+/// first.
+pub(super) fn for_each_block(
+    file: &mut impl Read,
+    block_bytes: usize,
+    mut inspect: impl FnMut(u64, &[u8]),
+) -> Result<(), ScanError> {
+    let mut number = 0;
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    loop {
+        chunk.clear();
+        file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+        let blocks = chunk.chunks_exact(block_bytes);
+        if !blocks.remainder().is_empty() {
+            return Err(ScanError::Malformed("ends within a page"));
+        }
+        for block in blocks {
+            inspect(number, block);
+            number += 1;
+        }
+        if chunk.len() < CHUNK_BYTES {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads `bytes` at `offset`, fewer only at the end of the file.
+pub(super) fn read_at(
+    file: &mut (impl Read + Seek),
+    offset: u64,
+    bytes: usize,
+) -> io::Result<Vec<u8>> {
+    let mut buffer = Vec::with_capacity(bytes);
+    file.seek(SeekFrom::Start(offset))?;
+    file.take(bytes as u64).read_to_end(&mut buffer)?;
+    Ok(buffer)
+}
+
+/// The `N` bytes at `offset`, if there are as many.
+pub(super) fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+    bytes.get(offset..)?.first_chunk().copied()
+}
+
+/// A number of two bytes, the highest first.
+pub(super) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes_at(bytes, offset).map(u16::from_be_bytes)
+}
+
+/// A number of four bytes, the highest first.
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes_at(bytes, offset).map(u32::from_be_bytes)
+}
+
+/// A number of four bytes, the lowest first.
+pub(super) fn u32_le_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes_at(bytes, offset).map(u32::from_le_bytes)
+}
+
+/// A number of eight bytes, the highest first.
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes_at(bytes, offset).map(u64::from_be_bytes)
+}

@@ -1,0 +1,77 @@
+//! That no server runs on a data directory, and that none starts meanwhile.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+
+/// The files of a stopped server, locked for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    _locks: Vec<File>,
+}
+
+/// Why the files cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotStopped {
+    /// A server holds the lock.
+    #[error(
+        "a server runs on the data directory '{}', whose files change while it runs: stop it and check again",
+        .0.display()
+    )]
+    Running(PathBuf),
+    /// The file with the lock.
+    #[error("cannot lock '{}' to make sure that no server runs: {source}", path.display())]
+    System {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Stopped {
+    /// Takes read locks where a server takes write locks (fcntl(2), the whole file).
+    ///
+    /// They are locks of open file descriptions: those of the process would end when the file is
+    /// read and closed.
+    pub(super) fn lock(datadir: &Path) -> Result<Self, NotStopped> {
+        let mut locks = Vec::new();
+        for name in ["ibdata1", "aria_log_control"] {
+            let path = datadir.join(name);
+            match lock(&path) {
+                Ok(file) => locks.push(file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(NotStopped::Running(datadir.to_owned()));
+                }
+                Err(source) => return Err(NotStopped::System { path, source }),
+            }
+        }
+        Ok(Self { _locks: locks })
+    }
+}
+
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    let whole = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
+        // As POSIX has it, either may say that the lock is held.
+        Err(Errno::EACCES) => Err(Errno::EAGAIN.into()),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(file),
+    }
+}
