@@ -104,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
              innodb_log_group_home_dir and innodb_undo_directory too",
             datadir.display()
         ));
-    } else if findings.unreadable.is_empty() && !findings.shut_down_cleanly() {
+    } else if findings.must_recover() {
         doubts.push(
             "the server was not shut down in an orderly way, and reads more when it recovers: start it, stop it, \
              check again"

@@ -107,6 +107,11 @@ impl Process {
         status.unwrap()
     }
 
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the end of the process and of its output: its status and all its lines.
     pub fn finish(&mut self) -> (ExitStatus, String) {
         let status = self.wait();

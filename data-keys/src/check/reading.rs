@@ -51,13 +51,12 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Whether the server, when it starts, has nothing to recover. Only then is it certain that it
-    /// reads nothing but what was counted.
-    pub(super) fn shut_down_cleanly(&self) -> bool {
+    /// Whether the server recovers when it starts. It may then read pages that were not counted.
+    pub(super) fn must_recover(&self) -> bool {
         match self.log_end {
-            Some(LogEnd::Clean) => true,
-            Some(LogEnd::CleanIfFlushedTo(lsn)) => self.flush_lsn == Some(lsn),
-            Some(LogEnd::Unclean) | None => false,
+            Some(LogEnd::Unclean) => true,
+            Some(LogEnd::CleanIfFlushedTo(lsn)) => self.flush_lsn != Some(lsn),
+            Some(LogEnd::Clean) | None => false,
         }
     }
 

@@ -24,6 +24,7 @@ mod plugin_in_c;
 mod secrets;
 mod server_algorithms;
 mod server_backup;
+mod server_check_datadir;
 mod server_keys;
 mod server_lifecycle;
 mod server_main_job;

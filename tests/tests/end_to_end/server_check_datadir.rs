@@ -1,0 +1,551 @@
+//! `kms-data-keys check`: what it says of the files of real servers, and that the servers agree.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use end_to_end_tests::{Database, Process, Scene, dist, run_client, wait_until};
+use nix::sys::signal::SIGKILL;
+
+use crate::server_main_job::ENCRYPT_ALL;
+
+/// InnoDB's tables, each with a key of its own.
+const INNODB_TABLES: [(&str, u32, &str); 6] = [
+    ("plain", 3, ""),
+    ("redundant", 4, "ROW_FORMAT=REDUNDANT"),
+    ("compressed", 5, "ROW_FORMAT=COMPRESSED"),
+    ("pages", 6, "PAGE_COMPRESSED=1"),
+    ("parts", 7, "PARTITION BY HASH (i) PARTITIONS 3"),
+    ("rotated_once", 8, ""),
+];
+const ARIA_TABLES: [(&str, &str); 2] = [("aria", ""), ("aria_plain", "TRANSACTIONAL=0")];
+
+/// What the table of `check` says of a key version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Told {
+    state: String,
+    first_file: String,
+}
+
+/// What `check` has said.
+struct Checked {
+    exit_code: Option<i32>,
+    keys: BTreeMap<(u32, u32), Told>,
+    output: String,
+}
+
+impl Checked {
+    fn state(&self, id: u32, version: u32) -> &str {
+        self.keys
+            .get(&(id, version))
+            .map_or("", |told| told.state.as_str())
+    }
+
+    /// Versions of a key that files need, in order.
+    fn needed(&self, id: u32) -> Vec<u32> {
+        let of_key = self.keys.range((id, 0)..=(id, u32::MAX));
+        of_key
+            .filter(|(_, told)| told.state == "needed")
+            .map(|((_, version), _)| *version)
+            .collect()
+    }
+
+    fn assert_exit_code(&self, code: i32) -> &Self {
+        assert_eq!(self.exit_code, Some(code), "{}", self.output);
+        self
+    }
+
+    fn assert_tells(&self, text: &str) -> &Self {
+        assert!(self.output.contains(text), "{text}\n{}", self.output);
+        self
+    }
+}
+
+fn check(datadir: &Path) -> Checked {
+    check_with(&[datadir])
+}
+
+fn check_with(arguments: &[&Path]) -> Checked {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(dist("bin/kms-data-keys"))
+        .arg("check")
+        .args(arguments)
+        .output()
+        .unwrap();
+    let table = String::from_utf8(stdout).unwrap();
+    let mut keys = BTreeMap::new();
+    for line in table.lines().skip(1).take_while(|line| !line.is_empty()) {
+        let cells: Vec<_> = line.split("  ").filter(|cell| !cell.is_empty()).collect();
+        let cell = |number: usize| cells[number].trim().to_owned();
+        let told = Told {
+            state: cell(3),
+            first_file: cell(6),
+        };
+        keys.insert((cell(0).parse().unwrap(), cell(1).parse().unwrap()), told);
+    }
+    Checked {
+        exit_code: status.code(),
+        keys,
+        output: table + &String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn scene() -> Scene {
+    Scene::new().with_broker()
+}
+
+fn database(scene: &Scene) -> Database {
+    Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&ENCRYPT_ALL)
+        .options(&["--aws-key-management=FORCE"])
+}
+
+/// Makes the server begin with an InnoDB of its own, which takes other options than that of the
+/// template.
+fn without_innodb(database: &Database) {
+    let mysql = database.datadir.join("mysql");
+    for file in database.files() {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let of_server = ["ibdata", "ib_", "undo"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        if of_server {
+            fs::remove_file(&file).unwrap();
+        } else if name.ends_with(".ibd") {
+            assert_eq!(file.parent(), Some(mysql.as_path()));
+            fs::remove_file(file.with_extension("frm")).unwrap();
+            fs::remove_file(&file).unwrap();
+        }
+    }
+}
+
+fn tables(compressed: bool) -> Vec<&'static str> {
+    let innodb = INNODB_TABLES.iter().map(|(name, ..)| *name);
+    let all = innodb.chain(ARIA_TABLES.iter().map(|(name, _)| *name));
+    all.filter(|name| compressed || *name != "compressed")
+        .collect()
+}
+
+fn make_tables(database: &Database, compressed: bool) {
+    database.sql("CREATE DATABASE d");
+    for (name, key_id, options) in INNODB_TABLES {
+        if compressed || name != "compressed" {
+            database.sql(&format!(
+                "CREATE TABLE d.{name} (i INT PRIMARY KEY, t TEXT) ENGINE=InnoDB ENCRYPTION_KEY_ID={key_id} {options}"
+            ));
+        }
+    }
+    for (name, options) in ARIA_TABLES {
+        database.sql(&format!(
+            "CREATE TABLE d.{name} (i INT PRIMARY KEY, t TEXT) ENGINE=Aria {options}"
+        ));
+    }
+    // What a spatial index has in its pages must not be taken for a key version.
+    database.sql(
+        "CREATE TABLE d.places (g GEOMETRY NOT NULL, SPATIAL INDEX (g)) ENGINE=InnoDB ENCRYPTION_KEY_ID=9;
+         INSERT INTO d.places SELECT ST_GeomFromText(CONCAT('POINT(', seq, ' ', seq, ')')) FROM d.seq_1_to_2000;
+         CREATE TABLE d.clear (i INT) ENGINE=InnoDB ENCRYPTED=NO; INSERT INTO d.clear VALUES (1)",
+    );
+}
+
+fn insert(database: &Database, tables: &[&str], from: u32, to: u32) {
+    for table in tables {
+        database.sql(&format!(
+            "INSERT INTO d.{table} SELECT seq, REPEAT('text ', 40) FROM d.seq_{from}_to_{to}"
+        ));
+    }
+}
+
+fn assert_rows(database: &Database, tables: &[&str], count: u32) {
+    for table in tables {
+        assert_eq!(
+            database.sql(&format!(
+                "SELECT COUNT(*), SUM(i), MIN(t = REPEAT('text ', 40)) FROM d.{table}"
+            )),
+            format!("{count}\t{}\t1", count * (count + 1) / 2),
+            "{table}"
+        );
+        let checked = database.sql(&format!("CHECK TABLE d.{table} EXTENDED"));
+        assert!(checked.ends_with("\tOK"), "{checked}");
+    }
+}
+
+/// Reads every binary log to its end, and returns their names.
+fn read_binary_logs(database: &Database) -> Vec<String> {
+    let logs = database.sql("SHOW BINARY LOGS");
+    let names: Vec<String> = logs
+        .lines()
+        .map(|line| line.split('\t').next().unwrap().to_owned())
+        .collect();
+    for name in &names {
+        database.sql(&format!("SHOW BINLOG EVENTS IN '{name}'"));
+    }
+    names
+}
+
+/// The lowest key version of each key id that InnoDB says to have, by the tables of `d`.
+fn lowest_versions(database: &Database) -> BTreeMap<u32, u32> {
+    let rows = database.sql(
+        "SELECT CURRENT_KEY_ID, MIN(MIN_KEY_VERSION) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION
+         WHERE ENCRYPTION_SCHEME = 1 AND CURRENT_KEY_ID > 1 GROUP BY 1",
+    );
+    rows.lines()
+        .map(|line| {
+            let (id, version) = line.split_once('\t').unwrap();
+            (id.parse().unwrap(), version.parse().unwrap())
+        })
+        .collect()
+}
+
+fn remove_key(database: &Database, id: u32, version: u32) {
+    fs::remove_file(database.datadir.join(format!("aws-kms-key.{id}.{version}"))).unwrap();
+}
+
+/// Tables of all kinds through three versions of every key; then the server does without those
+/// that are not needed, and misses one that is.
+fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene)
+        .options(&["--innodb-encryption-threads=2"])
+        .options(innodb_options);
+    without_innodb(&database);
+    let mut server = database.start();
+    make_tables(&database, compressed);
+    let tables = tables(compressed);
+    insert(&database, &tables, 1, 500);
+    // On disk before the rotation, or all of it would be written under the new version. InnoDB leaves
+    // alone what is one version behind; so it moves everything else at the second rotation.
+    database.sql(
+        "FLUSH TABLES d.rotated_once FOR EXPORT; UNLOCK TABLES;
+         SET GLOBAL aws_key_management_rotate_key=8",
+    );
+    for id in [1, 2, 3, 4, 5, 6, 7, 9] {
+        if compressed || id != 5 {
+            database.sql(&format!(
+                "SET GLOBAL aws_key_management_rotate_key={id}; SET GLOBAL aws_key_management_rotate_key={id}"
+            ));
+        }
+    }
+    wait_until("InnoDB to encrypt its tables anew", || {
+        let lowest = lowest_versions(&database);
+        lowest
+            .iter()
+            .all(|(id, version)| *version == if *id == 8 { 1 } else { 3 })
+    });
+    insert(&database, &tables, 501, 1000);
+    let newest = database.sql("FLUSH BINARY LOGS; SHOW MASTER STATUS");
+    let newest = newest.split('\t').next().unwrap();
+    database.sql(&format!("PURGE BINARY LOGS TO '{newest}'"));
+    let lowest = lowest_versions(&database);
+    database.stop(&mut server);
+
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    for (id, version) in &lowest {
+        let needed = checked.needed(*id);
+        assert_eq!(
+            needed.first(),
+            Some(version),
+            "key {id}\n{}",
+            checked.output
+        );
+        let latest = if *id == 8 { 2 } else { 3 };
+        assert_eq!(needed.last(), Some(&latest), "key {id}\n{}", checked.output);
+    }
+    assert_eq!(checked.needed(8), [1, 2], "{}", checked.output);
+    let mut removed = 0;
+    for ((id, version), told) in &checked.keys {
+        let path = database.datadir.join(format!("aws-kms-key.{id}.{version}"));
+        let listed = checked.output.contains(&format!("  {}\n", path.display()));
+        assert_eq!(listed, told.state == "not needed", "{}", checked.output);
+        if listed {
+            remove_key(&database, *id, *version);
+            removed += 1;
+        }
+    }
+    assert!(removed >= 10, "{}", checked.output);
+
+    let mut server = database.start();
+    assert_rows(&database, &tables, 1000);
+    assert_eq!(
+        database.sql("SELECT COUNT(*) FROM d.places WHERE ST_X(g) > 0"),
+        "2000"
+    );
+    assert!(read_binary_logs(&database).len() > 1);
+    database.stop(&mut server);
+    let log = server.output();
+    assert!(!log.contains("[ERROR]"), "{log}");
+
+    remove_key(&database, 8, 1);
+    let checked = check(&database.datadir);
+    checked
+        .assert_exit_code(1)
+        .assert_tells("Key 8, version 1 is MISSING: restore its file");
+    assert_eq!(checked.state(8, 1), "MISSING");
+    let mut server = database.start();
+    let missed = database.sql_error("SELECT COUNT(*) FROM d.rotated_once");
+    assert!(missed.contains("rotated_once"), "{missed}");
+    database.stop(&mut server);
+}
+
+#[test]
+fn a_server_reads_everything_without_the_keys_that_check_calls_not_needed_and_misses_another() {
+    needs_of_a_server(&[], true);
+}
+
+#[test]
+fn pages_of_4_kib_in_the_older_format_tell_their_keys_and_undo_tablespaces_too() {
+    needs_of_a_server(
+        &[
+            "--innodb-page-size=4k",
+            "--innodb-checksum-algorithm=crc32",
+            "--innodb-undo-tablespaces=3",
+        ],
+        true,
+    );
+}
+
+#[test]
+fn pages_of_64_kib_tell_their_keys() {
+    needs_of_a_server(&["--innodb-page-size=64k"], false);
+}
+
+/// What fails on a server that misses `key`, if anything.
+fn failure_without(database: &Database, (id, version): (u32, u32)) -> Option<String> {
+    remove_key(database, id, version);
+    let mut server = Process::start(&mut database.command());
+    let ready = wait_for_start(&mut server);
+    if !ready {
+        return Some("start".into());
+    }
+    let mut failures = Vec::new();
+    let mut try_to = |what: &str| {
+        let output = run_client(&database.socket, what);
+        if !output.status.success() {
+            failures.push(what.to_owned());
+        }
+    };
+    try_to("SELECT SUM(i) FROM d.aria");
+    let logs = database.sql("SHOW BINARY LOGS");
+    for log in logs.lines().map(|line| line.split('\t').next().unwrap()) {
+        try_to(&format!("SHOW BINLOG EVENTS IN '{log}'"));
+    }
+    database.stop(&mut server);
+    failures.pop()
+}
+
+/// Whether the server gets ready, and does not end before that.
+fn wait_for_start(server: &mut Process) -> bool {
+    let mut ready = false;
+    wait_until("the server to start or to end", || {
+        ready = server.output().contains("ready for connections");
+        ready || server.has_ended()
+    });
+    ready
+}
+
+#[test]
+fn the_redo_log_aria_and_binary_logs_need_their_versions_just_when_check_says_so() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene).options(&["--innodb-encrypt-tables=OFF"]);
+    let mut server = database.start();
+    let rotate = "SET GLOBAL aws_key_management_rotate_key=1";
+    database.sql(&format!(
+        "{rotate}; CREATE DATABASE d;
+         CREATE TABLE d.aria (i INT PRIMARY KEY, t TEXT) ENGINE=Aria;
+         INSERT INTO d.aria SELECT seq, REPEAT('text ', 40) FROM d.seq_1_to_500; FLUSH TABLES;
+         {rotate}; FLUSH BINARY LOGS; {rotate}; FLUSH BINARY LOGS"
+    ));
+    let logs = database.sql("SHOW BINARY LOGS");
+    let second = logs.lines().nth(1).unwrap().split('\t').next().unwrap();
+    database.sql(&format!("PURGE BINARY LOGS TO '{second}'"));
+    database.stop(&mut server);
+
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    let first_file = |version| checked.keys[&(1, version)].first_file.clone();
+    assert!(first_file(2).starts_with("d/aria.MA"), "{}", checked.output);
+    assert_eq!(first_file(3), second, "{}", checked.output);
+    let mut needed = 0;
+    for version in 1..=3 {
+        let datadir = scene.sandbox.path(&format!("without-{version}"));
+        copy(&database.datadir, &datadir);
+        let other = database.on_datadir(&datadir);
+        let failure = failure_without(&other, (1, version));
+        let is_needed = checked.state(1, version) == "needed";
+        assert_eq!(
+            failure.is_some(),
+            is_needed,
+            "version {version}: {failure:?}\n{}",
+            checked.output
+        );
+        needed += u32::from(is_needed);
+    }
+    assert!(needed >= 2, "{}", checked.output);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    assert!(copy.arg("-a").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_server_that_runs_is_refused_and_one_that_was_killed_is_to_be_started_and_stopped() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene);
+    let mut server = database.start();
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=3;
+         SET GLOBAL aws_key_management_rotate_key=3; INSERT INTO d.t SELECT seq FROM d.seq_1_to_5000",
+    );
+    let refused = check(&database.datadir);
+    refused
+        .assert_exit_code(125)
+        .assert_tells("a server runs on the data directory");
+    assert!(refused.keys.is_empty(), "{}", refused.output);
+
+    server.signal(SIGKILL);
+    server.wait();
+    let killed = check(&database.datadir);
+    killed
+        .assert_exit_code(125)
+        .assert_tells("start it, stop it, check again");
+    assert!(
+        killed.keys.values().all(|told| told.state != "not needed"),
+        "{}",
+        killed.output
+    );
+
+    let mut server = database.start();
+    database.stop(&mut server);
+    check(&database.datadir).assert_exit_code(0);
+}
+
+/// Does something to a copy of the datadir, of which `check` then must not be sure.
+fn assert_unsure(datadir: &Path, why: &str, spoil: impl FnOnce(&Path)) {
+    let copied = datadir.with_extension("copy");
+    copy(datadir, &copied);
+    spoil(&copied);
+    let checked = check(&copied);
+    checked.assert_exit_code(125).assert_tells(why);
+    assert!(
+        checked.keys.values().all(|told| told.state != "not needed"),
+        "{}",
+        checked.output
+    );
+    fs::remove_dir_all(&copied).unwrap();
+}
+
+#[test]
+fn nothing_is_called_not_needed_while_a_file_is_missing_or_does_not_tell() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene).options(&["--innodb-undo-tablespaces=2"]);
+    without_innodb(&database);
+    let mut server = database.start();
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=3;
+         CREATE TABLE d.a (i INT PRIMARY KEY) ENGINE=Aria; INSERT INTO d.a VALUES (1);
+         SET GLOBAL aws_key_management_rotate_key=2; FLUSH BINARY LOGS",
+    );
+    database.stop(&mut server);
+    let datadir = &database.datadir;
+    let checked = check(datadir);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(2, 1), "not needed", "{}", checked.output);
+
+    let truncate = |path: PathBuf, bytes: u64| {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(bytes).unwrap();
+    };
+    let remove = |path: PathBuf| fs::remove_file(path).unwrap();
+    assert_unsure(
+        datadir,
+        "'d/t.ibd' needs: it ends within a page",
+        |copied| {
+            truncate(copied.join("d/t.ibd"), 40_000);
+        },
+    );
+    assert_unsure(
+        datadir,
+        "'d/t.ibd' needs: it does not begin with",
+        |copied| {
+            fs::write(copied.join("d/t.ibd"), [0; 16384]).unwrap();
+        },
+    );
+    assert_unsure(datadir, "'d/a.MAI' needs: it has no header", |copied| {
+        fs::write(copied.join("d/a.MAI"), "nothing of the kind").unwrap();
+    });
+    assert_unsure(datadir, "'d/a.MAD' needs: it cannot be read", |copied| {
+        remove(copied.join("d/a.MAD"));
+    });
+    assert_unsure(datadir, "'ibdata1' needs: it is shorter than", |copied| {
+        truncate(copied.join("ibdata1"), 1 << 20);
+    });
+    assert_unsure(datadir, "'ib_logfile0' needs: it has no header", |copied| {
+        fs::write(copied.join("ib_logfile0"), [1; 20480]).unwrap();
+    });
+    for name in ["ibdata1", "ib_logfile0", "undo002"] {
+        assert_unsure(datadir, "name the directories of", |copied| {
+            remove(copied.join(name));
+        });
+    }
+    assert_unsure(
+        datadir,
+        "binlog.000001' needs: it cannot be read",
+        |copied| {
+            remove(copied.join("binlog.000001"));
+        },
+    );
+}
+
+#[test]
+fn files_outside_the_data_directory_are_found_or_asked_for() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let directory = |name: &str| scene.sandbox.directory(name);
+    let (logs, undo, tables, keys) = (
+        directory("logs"),
+        directory("undo"),
+        directory("tables"),
+        directory("keys"),
+    );
+    let option = |name: &str, path: &Path| format!("--{name}={}", path.display());
+    let database = database(&scene).options(&[
+        "--innodb-undo-tablespaces=2",
+        &option("log-bin", &logs.join("binlog")),
+        &option("innodb-log-group-home-dir", &logs),
+        &option("innodb-undo-directory", &undo),
+        &option("aws-key-management-keyfile-dir", &keys),
+    ]);
+    without_innodb(&database);
+    let mut server = database.start();
+    database.sql(&format!(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=3 DATA DIRECTORY='{}';
+         INSERT INTO d.t VALUES (1); FLUSH BINARY LOGS",
+        tables.display()
+    ));
+    database.stop(&mut server);
+
+    let datadir = database.datadir.as_path();
+    let keyfile_dir = option("keyfile-dir", &keys);
+    let keyfile_dir = Path::new(&keyfile_dir);
+    check_with(&[datadir, keyfile_dir])
+        .assert_exit_code(125)
+        .assert_tells("name the directories of");
+    let checked = check_with(&[datadir, &logs, &undo, keyfile_dir]);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(3, 1), "needed", "{}", checked.output);
+    let first_file = &checked.keys[&(3, 1)].first_file;
+    assert!(Path::new(first_file).starts_with(&tables), "{first_file}");
+}
