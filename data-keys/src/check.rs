@@ -8,6 +8,8 @@ mod reading;
 mod redo_log;
 mod scan;
 mod stopped;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -92,25 +94,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let stopped = Stopped::lock(datadir)?;
     let directories = std::iter::once(datadir).chain(&arguments.further);
     let files = Files::find(directories.map(PathBuf::as_path));
-    let (has_system_tablespace, redo_logs) =
-        (!files.system_tablespace.is_empty(), files.redo_logs.len());
     let findings = reading::read(files);
     drop(stopped);
 
-    let mut doubts = doubts(&findings, datadir);
-    if !has_system_tablespace || redo_logs != 1 || !findings.has_undo_tablespaces() {
-        doubts.push(format!(
-            "ibdata1, ib_logfile0 alone and the undo tablespaces are not all in '{}': name the directories of \
-             innodb_log_group_home_dir and innodb_undo_directory too",
-            datadir.display()
-        ));
-    } else if findings.must_recover() {
-        doubts.push(
-            "the server was not shut down in an orderly way, and reads more when it recovers: start it, stop it, \
-             check again"
-                .into(),
-        );
-    }
+    let doubts = doubts(&findings, datadir);
     for doubt in &doubts {
         warn!("{doubt}");
     }
@@ -125,14 +112,30 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
 }
 
+/// Why there may be more needs than were found.
 fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
-    let doubt = |(path, error): &(PathBuf, _)| {
+    let unreadable = |(path, error): &(PathBuf, _)| {
         format!(
             "cannot tell which keys '{}' needs: it {error}",
             short(path, datadir).display()
         )
     };
-    findings.unreadable.iter().map(doubt).collect()
+    let mut doubts: Vec<_> = findings.unreadable.iter().map(unreadable).collect();
+    if !findings.has_all_of_innodb() {
+        doubts.push(format!(
+            "ibdata1, ib_logfile0 alone and the undo tablespaces are not all in '{}': name the directories of \
+             innodb_log_group_home_dir and innodb_undo_directory too",
+            datadir.display()
+        ));
+    }
+    if findings.must_recover() {
+        doubts.push(
+            "the server was not shut down in an orderly way, and reads more when it recovers: start it, stop it, \
+             check again"
+                .into(),
+        );
+    }
+    doubts
 }
 
 /// Puts key files and needs side by side.

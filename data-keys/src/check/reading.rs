@@ -42,6 +42,8 @@ pub(super) struct Findings {
     pub needs: BTreeMap<(u32, u32), Need>,
     /// Files that do not tell what they need.
     pub unreadable: Vec<(PathBuf, ScanError)>,
+    /// Whether the system tablespace was there and one redo log.
+    has_main_files: bool,
     log_end: Option<LogEnd>,
     flush_lsn: Option<u64>,
     /// Tablespaces that were read, by number.
@@ -60,9 +62,9 @@ impl Findings {
         }
     }
 
-    /// Whether all undo tablespaces were there.
-    pub(super) fn has_undo_tablespaces(&self) -> bool {
-        self.undo_spaces.is_subset(&self.spaces)
+    /// Whether the files were there without which InnoDB does not start.
+    pub(super) fn has_all_of_innodb(&self) -> bool {
+        self.has_main_files && self.undo_spaces.is_subset(&self.spaces)
     }
 
     fn add(&mut self, path: &Path, needs: Needs) {
@@ -98,6 +100,7 @@ pub(super) fn read(mut files: Files) -> Findings {
         progress: Progress::of_bytes(jobs.iter().map(Job::bytes).sum()),
         findings: Mutex::new(Findings {
             unreadable,
+            has_main_files: !files.system_tablespace.is_empty() && files.redo_logs.len() == 1,
             ..Findings::default()
         }),
     };

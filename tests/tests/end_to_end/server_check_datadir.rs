@@ -214,7 +214,11 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
     let scene = scene();
     let _broker = scene.start_broker();
     let database = database(&scene)
-        .options(&["--innodb-encryption-threads=2"])
+        .options(&[
+            "--innodb-encryption-threads=2",
+            // Its tables are among those that the next line removes.
+            "--innodb-stats-persistent=OFF",
+        ])
         .options(innodb_options);
     without_innodb(&database);
     let mut server = database.start();
@@ -291,8 +295,8 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
         .assert_tells("Key 8, version 1 is MISSING: restore its file");
     assert_eq!(checked.state(8, 1), "MISSING");
     let mut server = database.start();
-    let missed = database.sql_error("SELECT COUNT(*) FROM d.rotated_once");
-    assert!(missed.contains("rotated_once"), "{missed}");
+    database.sql_error("SELECT COUNT(*) FROM d.rotated_once");
+    assert_eq!(database.sql("SELECT COUNT(*) FROM d.plain"), "1000");
     database.stop(&mut server);
 }
 
