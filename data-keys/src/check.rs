@@ -87,13 +87,20 @@ struct Row<'a> {
 
 /// Prints the table, and what may be removed.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let datadir = &arguments.datadir;
-    let keyfile_dir = arguments.keyfile_dir.as_ref().unwrap_or(datadir);
-    let directory = KeyDirectory::open(keyfile_dir)?;
+    let datadir = &arguments
+        .datadir
+        .canonicalize()
+        .map_err(|error| DataKeysError::System("find the data directory", error))?;
+    let directory = KeyDirectory::open(arguments.keyfile_dir.as_ref().unwrap_or(datadir))?;
     let keys = directory.list()?.keys;
+    if keys.is_empty() {
+        warn!(
+            "no key files are in '{}': name their directory with --keyfile-dir",
+            directory.path().display()
+        );
+    }
     let stopped = Stopped::lock(datadir)?;
-    let directories = std::iter::once(datadir).chain(&arguments.further);
-    let files = Files::find(directories.map(PathBuf::as_path));
+    let files = Files::find(datadir, &arguments.further);
     let findings = reading::read(files);
     drop(stopped);
 

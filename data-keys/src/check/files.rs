@@ -2,12 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
-use super::{binary_log, scan::ScanError};
+use super::{
+    binary_log,
+    scan::{ScanError, open},
+};
 
 /// More than any list of binary logs, or path, is long.
 const MAX_LIST_BYTES: u64 = 16 << 20;
@@ -30,33 +33,37 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Looks through `directories`, the data directory first, and their databases.
-    pub(super) fn find<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Self {
+    /// Looks through the data directory, the further ones, and the directories in each.
+    pub(super) fn find(datadir: &Path, further: &[PathBuf]) -> Self {
         let mut files = Self::default();
-        let mut lists = Vec::new();
-        for directory in directories {
-            for path in files.entries(directory) {
+        let mut directories = BTreeSet::from([datadir.to_owned()]);
+        for directory in further {
+            files.add_directory(directory, &mut directories);
+        }
+        for directory in directories.clone() {
+            for path in files.entries(&directory) {
                 if path.is_dir() {
-                    for path in files.entries(&path) {
-                        files.add_table(path);
-                    }
-                } else if path
-                    .extension()
-                    .is_some_and(|extension| extension == "index")
-                {
-                    lists.push((directory, path));
-                } else {
-                    files.add_of_server(path);
+                    files.add_directory(&path, &mut directories);
                 }
             }
         }
-        for (directory, list) in lists {
-            files.add_listed(directory, list);
+        for directory in directories {
+            for path in files.entries(&directory) {
+                files.add(path, datadir);
+            }
         }
         files
             .system_tablespace
             .sort_by_key(|path| number_after(path, "ibdata"));
         files
+    }
+
+    /// Adds a directory once, whatever it is called.
+    fn add_directory(&mut self, directory: &Path, directories: &mut BTreeSet<PathBuf>) {
+        match directory.canonicalize() {
+            Ok(directory) => drop(directories.insert(directory)),
+            Err(error) => self.unreadable.push((directory.to_owned(), error.into())),
+        }
     }
 
     fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
@@ -68,46 +75,48 @@ impl Files {
         })
     }
 
-    /// A file in the directory of a database.
-    fn add_table(&mut self, path: PathBuf) {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("ibd") => self.tablespaces.push(path),
-            // DATA DIRECTORY: the file names the tablespace, which lies elsewhere.
-            Some("isl") => match read_list(&path) {
-                Ok(target) => self.tablespaces.push(PathBuf::from(target.trim())),
-                Err(error) => self.unreadable.push((path, error.into())),
-            },
-            Some("MAI") => self.aria_indexes.push(path),
-            _ => {}
-        }
-    }
-
-    /// A file in the data directory itself.
-    fn add_of_server(&mut self, path: PathBuf) {
+    fn add(&mut self, path: PathBuf, datadir: &Path) {
         if number_after(&path, "ibdata").is_some() {
             self.system_tablespace.push(path);
         } else if number_after(&path, "undo").is_some() {
             self.tablespaces.push(path);
         } else if matches!(number_after(&path, "ib_logfile"), Some(0..=100)) {
             self.redo_logs.push(path);
-        } else if path.is_file() {
+        } else {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("ibd") => self.tablespaces.push(path),
+                // DATA DIRECTORY: the file names the tablespace, which lies elsewhere.
+                Some("isl") => match read_list(&path) {
+                    Ok(target) => self.tablespaces.push(PathBuf::from(target.trim())),
+                    Err(error) => self.unreadable.push((path, error)),
+                },
+                Some("MAI") => self.aria_indexes.push(path),
+                Some("index") => self.add_listed(path, datadir),
+                _ => self.add_if_binary_log(path),
+            }
+        }
+    }
+
+    fn add_if_binary_log(&mut self, path: PathBuf) {
+        // Sockets and the like cannot be opened, directories are looked through by themselves.
+        if path.is_file() {
             match begins_like_a_binary_log(&path) {
                 Ok(true) => self.add_binary_log(path),
                 Ok(false) => {}
-                Err(error) => self.unreadable.push((path, error.into())),
+                Err(error) => self.unreadable.push((path, error)),
             }
         }
     }
 
     /// The binary logs that `list` names, wherever they are.
-    fn add_listed(&mut self, directory: &Path, list: PathBuf) {
+    fn add_listed(&mut self, list: PathBuf, datadir: &Path) {
         match read_list(&list) {
             Ok(names) => {
                 for name in names.lines().filter(|name| !name.is_empty()) {
-                    self.add_binary_log(directory.join(name));
+                    self.add_binary_log(datadir.join(name));
                 }
             }
-            Err(error) => self.unreadable.push((list, error.into())),
+            Err(error) => self.unreadable.push((list, error)),
         }
     }
 
@@ -117,18 +126,16 @@ impl Files {
     }
 }
 
-fn begins_like_a_binary_log(path: &Path) -> io::Result<bool> {
+fn begins_like_a_binary_log(path: &Path) -> Result<bool, ScanError> {
     let mut beginning = Vec::new();
     let bytes = binary_log::MAGIC.len() as u64;
-    File::open(path)?.take(bytes).read_to_end(&mut beginning)?;
+    open(path)?.take(bytes).read_to_end(&mut beginning)?;
     Ok(beginning == binary_log::MAGIC)
 }
 
-fn read_list(path: &Path) -> io::Result<String> {
+fn read_list(path: &Path) -> Result<String, ScanError> {
     let mut text = String::new();
-    File::open(path)?
-        .take(MAX_LIST_BYTES)
-        .read_to_string(&mut text)?;
+    open(path)?.take(MAX_LIST_BYTES).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -12,12 +12,14 @@ use std::{
     thread,
 };
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{
     aria, binary_log,
     files::Files,
     innodb::{self, PAGE_0},
     redo_log::{self, LogEnd},
-    scan::{Needs, ScanError},
+    scan::{self, Needs, ScanError},
 };
 use crate::progress::Progress;
 
@@ -179,9 +181,16 @@ impl Reader {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what `scan` finds that a file needs, or why it does not tell.
-    fn read(&self, path: &Path, scan: impl FnOnce(&mut Counted<'_>) -> Result<Needs, ScanError>) {
-        let scanned = self.open(path).and_then(|mut file| scan(&mut file));
+    /// Notes what `inspect` finds that a file needs, or why it does not tell.
+    fn read(
+        &self,
+        path: &Path,
+        inspect: impl FnOnce(&mut Counted<'_>) -> Result<Needs, ScanError>,
+    ) {
+        let scanned = self
+            .open(path)
+            .and_then(|mut file| inspect(&mut file))
+            .and_then(scan::check_versions);
         let mut findings = self.findings();
         match scanned {
             Ok(needs) => findings.add(path, needs),
@@ -190,10 +199,9 @@ impl Reader {
     }
 
     fn open(&self, path: &Path) -> Result<Counted<'_>, ScanError> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(ScanError::Malformed("is not a regular file"));
-        }
+        let file = scan::open(path)?;
+        // Twice the read-ahead. Whatever else comes of it is no matter.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
         let progress = &self.progress;
         Ok(Counted { file, progress })
     }

@@ -2,14 +2,22 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
 };
+
+use nix::libc::O_NONBLOCK;
 
 /// Key id of the redo log, binary logs and Aria (`ENCRYPTION_KEY_SYSTEM_DATA` of the server).
 pub(super) const SYSTEM_KEY_ID: u32 = 1;
 
 /// Read at once from a file that is read from end to end; every block size divides it.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// Key versions of one file: what is damaged at random must not fill the memory.
+const MAX_VERSIONS: usize = 10_000;
 
 /// How many pages or blocks need each key: by key id and version.
 pub(super) type Needs = BTreeMap<(u32, u32), u64>;
@@ -27,9 +35,32 @@ pub(super) enum ScanError {
 
 /// Counts one page or block. Version 0 stands for an unencrypted one.
 pub(super) fn count(needs: &mut Needs, key_id: u32, version: u32) {
-    if version != 0 {
+    // One more than there may be, to be told.
+    if version != 0 && needs.len() <= MAX_VERSIONS {
         *needs.entry((key_id, version)).or_default() += 1;
     }
+}
+
+/// Fails if a file needs more versions than any does that is whole.
+pub(super) fn check_versions(needs: Needs) -> Result<Needs, ScanError> {
+    if needs.len() > MAX_VERSIONS {
+        return Err(ScanError::Malformed(
+            "tells more key versions than there can be",
+        ));
+    }
+    Ok(needs)
+}
+
+/// Opens a regular file, and waits for nothing if it is another one.
+pub(super) fn open(path: &Path) -> Result<File, ScanError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(ScanError::Malformed("is not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Calls `inspect` with the number and the bytes of each block of `file`, which is to begin at the

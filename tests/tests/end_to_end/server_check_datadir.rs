@@ -8,7 +8,10 @@ use std::{
 };
 
 use end_to_end_tests::{Database, Process, Scene, dist, run_client, wait_until};
-use nix::sys::signal::SIGKILL;
+use nix::{
+    sys::{signal::SIGKILL, stat::Mode},
+    unistd::mkfifo,
+};
 
 use crate::server_main_job::ENCRYPT_ALL;
 
@@ -511,6 +514,13 @@ fn nothing_is_called_not_needed_while_a_file_is_missing_or_does_not_tell() {
             remove(copied.join("binlog.000001"));
         },
     );
+    assert_unsure(
+        datadir,
+        "'d/fifo.ibd' needs: it is not a regular",
+        |copied| {
+            mkfifo(&copied.join("d/fifo.ibd"), Mode::S_IRWXU).unwrap();
+        },
+    );
 }
 
 #[test]
@@ -552,4 +562,9 @@ fn files_outside_the_data_directory_are_found_or_asked_for() {
     assert_eq!(checked.state(3, 1), "needed", "{}", checked.output);
     let first_file = &checked.keys[&(3, 1)].first_file;
     assert!(Path::new(first_file).starts_with(&tables), "{first_file}");
+    // Once more under another name, and the keys forgotten.
+    check_with(&[datadir, &logs, &undo, &logs.join("../undo"), keyfile_dir]).assert_exit_code(0);
+    check_with(&[datadir, &logs, &undo])
+        .assert_exit_code(1)
+        .assert_tells("name their directory with --keyfile-dir");
 }
