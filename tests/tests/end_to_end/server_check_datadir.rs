@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-use end_to_end_tests::{Database, Process, Scene, dist, run_client, wait_until};
+use end_to_end_tests::{Database, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until};
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
     unistd::mkfifo,
@@ -360,7 +360,7 @@ fn wait_for_start(server: &mut Process) -> bool {
 }
 
 #[test]
-fn the_redo_log_aria_and_binary_logs_need_their_versions_just_when_check_says_so() {
+fn the_redo_log_aria_and_binary_logs_need_versions_just_when_check_says_so_and_until_made_anew() {
     let scene = scene();
     let _broker = scene.start_broker();
     let database = database(&scene).options(&["--innodb-encrypt-tables=OFF"]);
@@ -398,6 +398,20 @@ fn the_redo_log_aria_and_binary_logs_need_their_versions_just_when_check_says_so
         needed += u32::from(is_needed);
     }
     assert!(needed >= 2, "{}", checked.output);
+
+    let database = database.options(&["--innodb-log-file-size=12M"]);
+    let mut server = database.start();
+    let newest = database.sql("ALTER TABLE d.aria FORCE; FLUSH BINARY LOGS; SHOW MASTER STATUS");
+    let newest = newest.lines().last().unwrap().split('\t').next().unwrap();
+    database.sql(&format!("PURGE BINARY LOGS TO '{newest}'"));
+    database.stop(&mut server);
+    let checked = check(&database.datadir);
+    assert_eq!(
+        checked.assert_exit_code(0).needed(1),
+        [4],
+        "{}",
+        checked.output
+    );
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -567,4 +581,24 @@ fn files_outside_the_data_directory_are_found_or_asked_for() {
     check_with(&[datadir, &logs, &undo])
         .assert_exit_code(1)
         .assert_tells("name their directory with --keyfile-dir");
+}
+
+#[test]
+fn who_waits_for_long_at_a_terminal_sees_how_far_the_reading_has_come() {
+    let sandbox = Sandbox::new();
+    let datadir = Database::new(&sandbox).datadir;
+    let table = datadir.join("mysql/gtid_slave_pos.ibd");
+    // Of holes, so it is only the reading that takes its time.
+    let file = fs::File::options().write(true).open(table).unwrap();
+    file.set_len(64 << 30).unwrap();
+    let mut terminal = Terminal::new();
+    let mut checking = Command::new(dist("bin/kms-data-keys"))
+        .arg("check")
+        .arg(&datadir)
+        .stderr(terminal.programs())
+        .spawn()
+        .unwrap();
+    terminal.wait_for_nth("of 64.", 2);
+    checking.kill().unwrap();
+    checking.wait().unwrap();
 }
