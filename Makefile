@@ -15,7 +15,7 @@ CARGO_GENERATE_RPM := $(TOOLS)/bin/cargo-generate-rpm
 CARGO_GENERATE_RPM_VERSION := 0.21.1
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
-FUZZ_TARGETS := frames key_names ciphers cipher_calls
+FUZZ_TARGETS := frames key_names offline_keys ciphers cipher_calls
 FUZZ_SECONDS := 60
 MIRI := cargo +nightly miri test --locked --lib
 MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
@@ -150,7 +150,7 @@ bench-plugin: dist ## The plugin beside OpenSSL, and the start with 1,000 keys
 	install -d $(BENCH)
 	IAM_KMS_DIST=$(DIST) cargo bench --locked -p end-to-end-tests --bench plugin 2>$(BENCH)/plugin.log || (cat $(BENCH)/plugin.log; exit 1)
 
-fuzz: packages $(CARGO_FUZZ) ## Fuzz protocol, key file names and ciphers, FUZZ_SECONDS=60 for each
+fuzz: packages $(CARGO_FUZZ) ## Fuzz protocol, key files and ciphers, FUZZ_SECONDS=60 for each
 	rustup toolchain list | grep -q '^nightly' || rustup toolchain install --profile minimal nightly
 	for target in $(FUZZ_TARGETS); do \
 		echo "Fuzzing $$target for $(FUZZ_SECONDS) seconds"; \

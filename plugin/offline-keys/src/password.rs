@@ -1,0 +1,115 @@
+//! The password of an encrypted key file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// Longest password in bytes, as file_key_management has it.
+pub const MAX_PASSWORD_BYTES: usize = 256;
+
+/// A password: 1 to [`MAX_PASSWORD_BYTES`] bytes. Wiped when dropped, never printed.
+pub struct Password(Zeroizing<Vec<u8>>);
+
+/// Why there is no password.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    /// The file.
+    #[error("cannot read the password file '{}': {source}; check the path and its permissions", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nothing there.
+    #[error("the password is empty")]
+    Empty,
+    /// More than [`MAX_PASSWORD_BYTES`].
+    #[error(
+        "the password is longer than {MAX_PASSWORD_BYTES} bytes, which file_key_management does not read"
+    )]
+    TooLong,
+    /// The server would take what is in front of it for all.
+    #[error("the password has a NUL byte in it, at which file_key_management stops reading")]
+    Nul,
+}
+
+impl Password {
+    /// Takes the bytes as they are.
+    pub fn new(bytes: Zeroizing<Vec<u8>>) -> Result<Self, PasswordError> {
+        match bytes.len() {
+            0 => Err(PasswordError::Empty),
+            1..=MAX_PASSWORD_BYTES if bytes.contains(&0) => Err(PasswordError::Nul),
+            1..=MAX_PASSWORD_BYTES => Ok(Self(bytes)),
+            _ => Err(PasswordError::TooLong),
+        }
+    }
+
+    /// Reads a file, whose line ends at its end do not count, as with file_key_management.
+    pub fn read(path: &Path) -> Result<Self, PasswordError> {
+        let failed = |source| PasswordError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let file = crate::file::open_regular(path).map_err(failed)?;
+        Self::read_from(file).map_err(failed).and_then(Self::new)
+    }
+
+    fn read_from(file: File) -> io::Result<Zeroizing<Vec<u8>>> {
+        const LINE_ENDS: usize = 2;
+        let room = MAX_PASSWORD_BYTES + LINE_ENDS + 1;
+        // As long as it may get, so that it never leaves a copy behind by growing.
+        let mut bytes = Zeroizing::new(vec![0; room]);
+        let mut length = 0;
+        let mut file = file;
+        while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
+            match file.read(rest) {
+                Ok(0) => break,
+                Ok(count) => length += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.truncate(length);
+        while matches!(bytes.last(), Some(b'\r' | b'\n')) {
+            bytes.pop();
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(content: &[u8]) -> Result<Vec<u8>, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        Password::read(file.path())
+            .map(|password| password.expose().to_vec())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn line_ends_at_the_end_do_not_count() {
+        for content in ["se cret", "se cret\n", "se cret\r\n", "se cret\n\n"] {
+            assert_eq!(read(content.as_bytes()).unwrap(), b"se cret");
+        }
+        let longest = [&[b'x'; MAX_PASSWORD_BYTES][..], b"\r\n"].concat();
+        assert_eq!(read(&longest).unwrap().len(), MAX_PASSWORD_BYTES);
+    }
+
+    #[test]
+    fn what_the_server_would_not_take_is_refused() {
+        assert!(read(b"\n").unwrap_err().contains("empty"));
+        assert!(read(b"a\0b").unwrap_err().contains("NUL"));
+        assert!(read(&[b'x'; 257]).unwrap_err().contains("longer than 256"));
+        assert!(read(&[b'x'; 100_000]).unwrap_err().contains("longer"));
+    }
+}
