@@ -33,6 +33,8 @@ pub mod storage {
     pub static ENDPOINT_URL: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
     pub static KEYFILE_DIR: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
     pub static BROKER_SOCKET: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static OFFLINE_KEYS: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static OFFLINE_FILEKEY: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
     pub static KEY_SPEC: ServerOwned<c_ulong> = ServerOwned::new(0);
     pub static ENCRYPTION_ALGORITHM: ServerOwned<c_ulong> = ServerOwned::new(0);
     pub static LOG_LEVEL: ServerOwned<c_ulong> = ServerOwned::new(0);
@@ -112,6 +114,18 @@ static BROKER_SOCKET: ServerOwned<StringVariable> = ServerOwned::new(read_only_s
     c"Unix socket of iam-kms-broker, which calls KMS for the plugin",
     &storage::BROKER_SOCKET,
     DEFAULT_SOCKET,
+));
+static OFFLINE_KEYS: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"offline_keys",
+    c"File with the data keys, as kms-data-keys exports them and file_key_management has them. They are served without broker and KMS, and none are made. Empty: the keys are those of the key files",
+    &storage::OFFLINE_KEYS,
+    c"",
+));
+static OFFLINE_FILEKEY: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"offline_filekey",
+    c"FILE: and the path of the file with the password of aws_key_management_offline_keys. Empty: that file is not encrypted",
+    &storage::OFFLINE_FILEKEY,
+    c"",
 ));
 
 /// A `TYPELIB` of `N` names; the array ends with null.
@@ -231,7 +245,7 @@ static MOCK: ServerOwned<crate::abi::BoolVariable> = ServerOwned::new(crate::abi
     default: 0,
 });
 
-const VARIABLE_COUNT: usize = 10 + cfg!(feature = "mock") as usize;
+const VARIABLE_COUNT: usize = 12 + cfg!(feature = "mock") as usize;
 
 static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> =
     ServerOwned::new([
@@ -244,6 +258,8 @@ static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> 
         ENDPOINT_URL.address().cast(),
         KEYFILE_DIR.address().cast(),
         BROKER_SOCKET.address().cast(),
+        OFFLINE_KEYS.address().cast(),
+        OFFLINE_FILEKEY.address().cast(),
         ENCRYPTION_ALGORITHM.address().cast(),
         #[cfg(feature = "mock")]
         MOCK.address().cast(),

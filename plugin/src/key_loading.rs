@@ -15,6 +15,7 @@ use key_files::key_name::KeyName;
 
 use crate::key_manager::{KeyError, KeyManager};
 use crate::kms::KmsError;
+use crate::offline::OfflineError;
 use crate::server_log;
 
 /// KMS calls at a time: 1,000 keys at 20 ms a call take less than a second, and the broker has room
@@ -33,6 +34,9 @@ pub enum StartError {
     /// The broker cannot be asked.
     #[error(transparent)]
     Kms(#[from] KmsError),
+    /// The offline keys.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
     /// There are key files and none could be used.
     #[error("none of the {0} key files could be loaded; the reasons are above")]
     NoKeyLoaded(usize),

@@ -5,7 +5,7 @@
 use core::ops::RangeInclusive;
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,20 @@ pub enum KeyError {
         /// Why.
         source: Box<KeyError>,
     },
+    /// A key that the offline keys do not have.
+    #[error("{what} is not in '{}' (aws_key_management_offline_keys), and no keys are made without KMS; export the keys again with kms-data-keys, or start the server with a broker and without that variable", path.display())]
+    NotOffline {
+        /// The key, or its version.
+        what: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A new version, with offline keys.
+    #[error("the keys are those of '{}' (aws_key_management_offline_keys), which is only read; start the server with a broker and without that variable to make keys", path.display())]
+    OnlyRead {
+        /// The file.
+        path: PathBuf,
+    },
     /// A number that is no key id or version.
     #[error("{0} is not a key id or version")]
     InvalidNumber(u32),
@@ -147,15 +161,21 @@ pub struct KeyManager {
 }
 
 impl KeyManager {
-    /// Opens the key file directory. `backup` says that keys must not be made.
+    /// Opens the key file directory, unless offline keys take its place. `backup` says that keys must
+    /// not be made.
     pub fn new(
         settings: Fixed,
         dynamic: &'static Dynamic,
         backup: bool,
     ) -> Result<Self, FileError> {
+        // With offline keys nothing is looked for there, and a host that restores need not have it.
+        let keyfile_dir = match settings.offline_keys() {
+            Some(_) => Path::new(""),
+            None => &settings.keyfile_dir,
+        };
         Ok(Self {
             keyring: Keyring::default(),
-            directory: KeyDirectory::open(&settings.keyfile_dir)?,
+            directory: KeyDirectory::open(keyfile_dir)?,
             kms: Kms::new(&settings, dynamic),
             settings,
             dynamic,
@@ -183,6 +203,12 @@ impl KeyManager {
         }
     }
 
+    /// Tells whether the server has another key for what it wants this one for, so that its absence
+    /// is no error: `file_key_management` need not have it either.
+    pub fn is_dispensable(&self, id: u32) -> bool {
+        self.settings.offline_keys().is_some() && id == *SYSTEM_IDS.end()
+    }
+
     /// Makes sure that a key version is in memory. The error is the reason, and has been logged.
     pub fn ensure_loaded(&self, id: u32, version: u32) -> Result<(), String> {
         if self.keyring.key(id, version).is_some() {
@@ -200,6 +226,7 @@ impl KeyManager {
         if self.keyring.key(id, version).is_some() {
             return Ok(());
         }
+        self.expect_key_files(|| format!("version {version} of key {id}"))?;
         let name = self.directory.find(id, version)?.ok_or_else(|| {
             let path = self.directory.path_of(&KeyName {
                 id,
@@ -248,6 +275,17 @@ impl KeyManager {
         })
     }
 
+    /// Fails if the keys are offline keys: all of them are in memory already.
+    fn expect_key_files(&self, what: impl FnOnce() -> String) -> Result<(), KeyError> {
+        match self.settings.offline_keys() {
+            None => Ok(()),
+            Some(path) => Err(KeyError::NotOffline {
+                what: what(),
+                path: path.to_owned(),
+            }),
+        }
+    }
+
     fn file_missing(&self, id: u32) -> KeyError {
         let path = self.directory.path().to_owned();
         KeyError::FileMissing { id, path }
@@ -272,6 +310,7 @@ impl KeyManager {
 
     /// Loads the latest version on disk, if there is any.
     fn find_latest(&self, id: u32) -> Result<Option<u32>, KeyError> {
+        self.expect_key_files(|| format!("key {id}"))?;
         let versions = self.directory.versions(id)?;
         let Some(name) = versions.last() else {
             return Ok(None);
@@ -342,6 +381,10 @@ impl KeyManager {
             let path = self.directory.path().to_owned();
             return Err(KeyError::NotInBackup { id, path });
         }
+        if let Some(path) = self.settings.offline_keys() {
+            let path = path.to_owned();
+            return Err(KeyError::OnlyRead { path });
+        }
         let master_key_id = self.dynamic.master_key_id();
         if master_key_id.is_empty() {
             return Err(KeyError::NoMasterKey { id });
@@ -388,7 +431,11 @@ impl KeyManager {
         Ok(Some(name))
     }
 
-    fn publish(&self, name: &KeyName, key: &[u8]) -> Result<(), KeyError> {
+    pub(crate) fn algorithm_of_new_keys(&self) -> Algorithm {
+        self.dynamic.algorithm()
+    }
+
+    pub(crate) fn publish(&self, name: &KeyName, key: &[u8]) -> Result<(), KeyError> {
         let added = self.keyring.add(*name, key).map_err(KeyError::Memory)?;
         if let Some(reason) = added.lock_failure {
             server_log::warning(&format!(

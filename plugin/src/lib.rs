@@ -31,6 +31,7 @@ pub mod keyring;
 pub mod kms;
 #[cfg(feature = "mock")]
 mod mock;
+pub mod offline;
 pub mod plugin;
 pub mod rotation;
 pub mod server_log;

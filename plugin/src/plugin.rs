@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::key_loading;
 use crate::key_manager::KeyManager;
+use crate::offline;
 use crate::server_log;
 use crate::server_symbols::{incremental_directory, is_backup_program};
 use crate::settings::{DYNAMIC, Fixed};
@@ -53,6 +54,10 @@ fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
     let backup = is_backup_program();
     let manager =
         KeyManager::new(settings, &DYNAMIC, backup).map_err(crate::key_manager::KeyError::from)?;
+    if let Some(path) = manager.settings.offline_keys() {
+        offline::load(&manager, path)?;
+        return Ok(manager);
+    }
     key_loading::load_all(&manager, backup)?;
     if let Some(increment) = incremental_directory() {
         key_loading::load_increment(&manager, &increment)?;

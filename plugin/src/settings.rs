@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -50,6 +50,10 @@ pub struct Fixed {
     pub keyfile_dir: PathBuf,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
+    /// The file that has the keys in place of key files and KMS; empty if there is none.
+    pub offline_keys: PathBuf,
+    /// `FILE:` and the file with its password; empty if it needs none.
+    pub offline_filekey: PathBuf,
     /// Whether the plugin plays broker and KMS itself.
     #[cfg(feature = "mock")]
     pub mock: bool,
@@ -62,6 +66,11 @@ impl Fixed {
             0 => DEFAULT_REQUEST_TIMEOUT,
             milliseconds => Duration::from_millis(milliseconds.into()),
         }
+    }
+
+    /// The file that has the keys in place of key files and KMS, if there is one.
+    pub fn offline_keys(&self) -> Option<&Path> {
+        (!self.offline_keys.as_os_str().is_empty()).then_some(&*self.offline_keys)
     }
 }
 

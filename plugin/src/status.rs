@@ -101,12 +101,17 @@ fn session() -> Option<SessionState> {
     {
         return state.clone();
     }
-    let state = plugin::manager().and_then(|manager| manager.kms.session().ok());
+    let state = plugin::manager()
+        .filter(|manager| manager.settings.offline_keys().is_none())
+        .and_then(|manager| manager.kms.session().ok());
     *asked = Some((Instant::now(), state.clone()));
     state
 }
 
 fn session_state() -> &'static str {
+    if plugin::manager().is_some_and(|manager| manager.settings.offline_keys().is_some()) {
+        return "offline keys";
+    }
     match session().map(|state| state.phase) {
         Some(SessionPhase::Open) => "open",
         Some(SessionPhase::AwaitingCode) => "awaiting code",

@@ -116,6 +116,38 @@ impl Database {
         ])
     }
 
+    /// Adds the options that load our plugin with the keys of a file, and the file of its password.
+    #[must_use]
+    pub fn with_offline_keys(self, keys: &Path, password: Option<&Path>) -> Self {
+        let database = self.options(&[
+            "--plugin-load-add=aws_key_management",
+            &format!("--aws-key-management-offline-keys={}", keys.display()),
+        ]);
+        match password {
+            None => database,
+            Some(file) => database.options(&[&format!(
+                "--aws-key-management-offline-filekey=FILE:{}",
+                file.display()
+            )]),
+        }
+    }
+
+    /// Adds the options that load `file_key_management`, as [`Self::with_offline_keys`] does ours.
+    #[must_use]
+    pub fn with_file_key_management(self, keys: &Path, password: Option<&Path>) -> Self {
+        let database = self.options(&[
+            "--plugin-load-add=file_key_management",
+            &format!("--file-key-management-filename={}", keys.display()),
+        ]);
+        match password {
+            None => database,
+            Some(file) => database.options(&[&format!(
+                "--file-key-management-filekey=FILE:{}",
+                file.display()
+            )]),
+        }
+    }
+
     /// The command line of the server, in the foreground, for `iam-kms-wrapper` or by itself.
     pub fn command_line(&self) -> Vec<String> {
         let mut line = mariadb_program("/usr/sbin/mariadbd");

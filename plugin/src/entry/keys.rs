@@ -13,6 +13,11 @@ pub extern "C" fn get_latest_key_version(key_id: c_uint) -> c_uint {
         let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
+        match manager.keyring.latest_version(key_id) {
+            Some(version) => return version,
+            None if manager.is_dispensable(key_id) => return KEY_VERSION_INVALID,
+            None => {}
+        }
         match manager.latest_version(key_id) {
             Ok(version) => version,
             Err(reason) => {

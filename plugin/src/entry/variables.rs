@@ -39,6 +39,9 @@ pub unsafe fn read_all() -> Fixed {
             } else {
                 OsString::from_vec(socket).into()
             },
+            offline_keys: OsString::from_vec(bytes(storage::OFFLINE_KEYS.address().read())).into(),
+            offline_filekey: OsString::from_vec(bytes(storage::OFFLINE_FILEKEY.address().read()))
+                .into(),
             #[cfg(feature = "mock")]
             mock: storage::MOCK.address().read() != 0,
         }
