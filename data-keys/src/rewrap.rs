@@ -27,7 +27,7 @@ use crate::{
     each::each,
     kms::Kms,
     list, print, runtime,
-    unwrapping::{Unwrapped, check_length, failed},
+    unwrapping::{Unwrapped, failed},
 };
 
 /// Wrap every data key under another master key
@@ -156,7 +156,6 @@ impl<'a> Rewrapping<'a> {
             .read(name)
             .map_err(|error| error.to_string())?;
         let before = self.unwrap(&old).await.map_err(failed)?;
-        check_length(self.directory, name, &before.key)?;
         if before.master_key_arn == self.master_key_arn {
             return Ok(before.master_key_arn);
         }
@@ -255,7 +254,7 @@ impl Summary {
 }
 
 /// The region that an ARN names, as in `arn:aws:kms:REGION:ACCOUNT:key/ID`.
-fn region_of(key: &str) -> Option<&str> {
+pub(crate) fn region_of(key: &str) -> Option<&str> {
     let region = key.strip_prefix("arn:")?.split(':').nth(2)?;
     is_region(region).then_some(region)
 }

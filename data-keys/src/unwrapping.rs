@@ -67,9 +67,7 @@ impl Unwrapper {
             Self::Kms(kms) => kms.decrypt(&blob, None).await,
             Self::Broker(client) => ask_broker(client, name, blob).await,
         };
-        let unwrapped = unwrapped.map_err(|failure| failed(directory, name, &failure))?;
-        check_length(directory, name, &unwrapped.key)?;
-        Ok(unwrapped)
+        unwrapped.map_err(|failure| failed(directory, name, &failure))
     }
 }
 
@@ -116,19 +114,4 @@ async fn ask_broker(
 pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, failure: &Failure) -> String {
     let path = directory.path_of(name);
     format!("key file '{}': {}", path.display(), failure.message)
-}
-
-/// The server takes keys of AES-128 and AES-256 only.
-pub(crate) fn check_length(
-    directory: &KeyDirectory,
-    name: &KeyName,
-    key: &PlaintextKey,
-) -> Result<(), String> {
-    match key.expose().len() {
-        16 | 32 => Ok(()),
-        length => Err(format!(
-            "key file '{}' holds a data key of {length} bytes, and the server takes 16 or 32; restore it from a backup of the key files",
-            directory.path_of(name).display()
-        )),
-    }
 }

@@ -191,7 +191,7 @@ fn verify_names_each_file_that_cannot_be_had_and_why() {
     fs::write(keys.file("aws-kms-key.3.1"), "").unwrap();
     fs::write(keys.file("aws-kms-key.4.1"), [7; MAX_CIPHERTEXT_BYTES + 1]).unwrap();
     fs::write(keys.file("aws-kms-key.5.1"), "damaged").unwrap();
-    keys.wrap("aws-kms-key.6.1", &KEY_2[..48]);
+    keys.wrap("aws-kms-key.6.1", &KEY_2[..40]);
     let (code, summary, errors) = keys.run(&["verify"]);
     assert_eq!(code, 1);
     assert_eq!(summary, "2 data keys verified at KMS, 5 failed\n");
@@ -204,7 +204,7 @@ fn verify_names_each_file_that_cannot_be_had_and_why() {
         ("aws-kms-key.3.1", "is empty"),
         ("aws-kms-key.4.1", "is 6145 bytes long"),
         ("aws-kms-key.5.1", "InvalidCiphertextException"),
-        ("aws-kms-key.6.1", "a data key of 24 bytes"),
+        ("aws-kms-key.6.1", "a data key of 20 bytes"),
     ];
     assert_eq!(lines.len(), expected.len(), "{errors}");
     for (line, (file, why)) in lines.into_iter().zip(expected) {
