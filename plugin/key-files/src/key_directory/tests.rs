@@ -65,6 +65,27 @@ fn a_key_that_exists_is_not_made_again() {
 }
 
 #[test]
+fn a_version_that_is_asked_for_is_made_unless_it_exists_and_belongs_to_the_directory() {
+    let (directory, keys) = open();
+    let owner = nix::unistd::geteuid().is_root().then_some(65534);
+    std::os::unix::fs::chown(directory.path(), owner, owner).unwrap();
+    for existing in ["aws-kms-key.1.5", "aws-kms-key.1.6.ctr"] {
+        fs::write(directory.path().join(existing), "old").unwrap();
+    }
+    let exactly = |version| store(&keys, 1, Placement::Exactly { version });
+    assert_eq!(exactly(5), Stored::Exists);
+    assert_eq!(exactly(6), Stored::Exists);
+    assert_eq!(exactly(4), Stored::New(cbc(1, 4)));
+    let made = fs::metadata(directory.path().join("aws-kms-key.1.4")).unwrap();
+    let of_directory = fs::metadata(directory.path()).unwrap();
+    assert_eq!(
+        (made.uid(), made.gid()),
+        (of_directory.uid(), of_directory.gid())
+    );
+    assert_eq!(made.permissions().mode() & 0o7777, 0o600);
+}
+
+#[test]
 fn the_next_version_is_above_memory_and_disk() {
     let (directory, keys) = open();
     fs::write(directory.path().join("aws-kms-key.1.5.ctr"), "old").unwrap();

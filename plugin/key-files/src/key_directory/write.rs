@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, fchown};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::lock::DirectoryLock;
@@ -22,6 +22,12 @@ pub enum Placement {
     Next {
         /// The highest version in memory.
         known: u32,
+    },
+    /// This version, of which there is no file yet. It belongs to the owner of the directory, whoever
+    /// makes it.
+    Exactly {
+        /// The version.
+        version: u32,
     },
 }
 
@@ -92,10 +98,14 @@ impl KeyDirectory {
             algorithm,
         };
         fault_points::reach(Step::VersionChosen);
+        let access = match placement {
+            Placement::Exactly { .. } => self.access_of_owner()?,
+            Placement::First | Placement::Next { .. } => Access::OURS,
+        };
         let temporary = name.temporary_name();
         self.remove_temporary(&lock, &name, &temporary)?;
         let written = self
-            .write_temporary(&name, &temporary, blob, Access::OURS)
+            .write_temporary(&name, &temporary, blob, access)
             .and_then(|_| self.publish(&name, &temporary));
         if written.is_err() {
             // The first failure is the one to tell; what stays is removed at the next start.
@@ -125,6 +135,16 @@ impl KeyDirectory {
         Ok(stale)
     }
 
+    /// For the owner of the directory alone.
+    fn access_of_owner(&self) -> Result<Access, FileError> {
+        let directory =
+            fstat(&self.descriptor).map_err(|error| self.directory_error("look at", error))?;
+        Ok(Access {
+            owner: Some((directory.st_uid, directory.st_gid)),
+            ..Access::OURS
+        })
+    }
+
     fn free_version(
         &self,
         id: u32,
@@ -135,6 +155,10 @@ impl KeyDirectory {
         match (placement, highest) {
             (Placement::First, None) => Ok(Some(first_version(algorithm))),
             (Placement::First, Some(_)) => Ok(None),
+            (Placement::Exactly { version }, _) => match self.find(id, version)? {
+                None => Ok(Some(version)),
+                Some(_) => Ok(None),
+            },
             (Placement::Next { known }, highest) => {
                 let version = known.max(highest.unwrap_or(0));
                 match version.checked_add(1).filter(|&next| is_valid_number(next)) {
