@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, list, rewrap, verify};
+use crate::{check, export, import, list, rewrap, verify};
 
 /// Looks after the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
@@ -31,4 +31,6 @@ pub(crate) enum Command {
     Verify(verify::Arguments),
     Rewrap(rewrap::Arguments),
     Check(check::Arguments),
+    Export(export::Arguments),
+    Import(import::Arguments),
 }

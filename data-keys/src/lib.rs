@@ -8,8 +8,11 @@ mod access;
 mod check;
 mod command_line;
 mod each;
+mod export;
+mod import;
 mod kms;
 mod list;
+mod password;
 mod progress;
 mod rewrap;
 mod table;
@@ -27,6 +30,7 @@ use iam_kms_wrapper::{
     process,
 };
 use key_files::key_directory::FileError;
+use offline_keys::{file::OfflineFileError, password::PasswordError};
 use tokio::runtime::Runtime;
 use tracing::error;
 
@@ -66,6 +70,14 @@ enum DataKeysError {
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Session(#[from] OperatorError),
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    #[error(transparent)]
+    Offline(#[from] OfflineFileError),
+    #[error("nothing was exported: {0}")]
+    NotExported(String),
+    #[error("nothing was imported: {0}")]
+    NotImported(String),
     #[error("cannot wrap keys under '{key}': {why}")]
     MasterKey { key: String, why: String },
     #[error("cannot {0}: {1}")]
@@ -109,6 +121,8 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
         Command::Verify(arguments) => verify::run(arguments),
         Command::Rewrap(arguments) => rewrap::run(arguments),
         Command::Check(arguments) => check::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
     }
 }
 

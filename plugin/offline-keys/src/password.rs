@@ -12,6 +12,13 @@ pub const MAX_PASSWORD_BYTES: usize = 256;
 /// A password: 1 to [`MAX_PASSWORD_BYTES`] bytes. Wiped when dropped, never printed.
 pub struct Password(Zeroizing<Vec<u8>>);
 
+impl PartialEq for Password {
+    /// For two that a person has typed.
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
 /// Why there is no password.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {

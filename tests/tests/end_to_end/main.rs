@@ -30,6 +30,7 @@ mod server_lifecycle;
 mod server_main_job;
 mod server_memory;
 mod server_messages;
+mod server_migration;
 mod server_offline_keys;
 mod server_session;
 mod sql_user;

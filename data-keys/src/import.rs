@@ -1,0 +1,173 @@
+//! `import`: the keys of file_key_management, or exported ones, into key files.
+
+use std::path::PathBuf;
+
+use broker_protocol::Failure;
+use clap::{Args, ValueEnum};
+use key_files::{
+    key_directory::{KeyDirectory, Placement, Stored},
+    key_name::{Algorithm, KeyName},
+};
+use offline_keys::{
+    file::{self, KeyFile, OfflineFileError},
+    text::OfflineKey,
+};
+use subtle::ConstantTimeEq;
+
+use crate::{
+    DataKeysError, Outcome, access::AccessArguments, data_keys, each::each, kms::Kms, list,
+    password::PasswordArguments, print, rewrap::region_of, runtime, unwrapping::failed,
+};
+
+/// Wrap the keys of a file of file_key_management, or of an export, into key files
+///
+/// Each is wrapped by KMS, proven to unwrap to the same key, and written as the version that it is.
+/// Nothing is overwritten. Do it while the server is stopped, and start it with aws_key_management.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The master key: id, ARN, alias name or alias ARN; in another region by its ARN
+    #[arg(long, value_name = "KEY")]
+    master_key_id: String,
+
+    /// file_key_management_encryption_algorithm, as it was set; exported keys know their own
+    #[arg(long, value_enum, default_value_t = Unnamed::AesCbc)]
+    algorithm: Unnamed,
+
+    #[command(flatten)]
+    password: PasswordArguments,
+
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// The file with the keys
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Unnamed {
+    #[value(name = "AES_CBC")]
+    AesCbc,
+    #[value(name = "AES_CTR")]
+    AesCtr,
+}
+
+/// Wraps all and writes them. It can be run again: what was written before is proven, and left.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let names = list::check_names(&directory, &directory.list()?);
+    let keys = read(arguments)?.keys;
+    check_free(&directory, &keys)?;
+    let access = arguments.access.open()?;
+    let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
+    let (mut written, mut left) = (0, 0);
+    let failed = runtime()?.block_on(async {
+        let kms = Kms::new(&access, region_of(&arguments.master_key_id)).await;
+        let master_key_arn =
+            kms.master_key_arn(&arguments.master_key_id)
+                .await
+                .map_err(|failure| DataKeysError::MasterKey {
+                    key: arguments.master_key_id.clone(),
+                    why: failure.message,
+                })?;
+        let work = async |name: &KeyName| match keys.binary_search_by_key(name, |key| key.name) {
+            Ok(index) => import(&directory, &kms, &master_key_arn, keys.get(index)).await,
+            Err(_) => Ok(false),
+        };
+        Ok::<_, DataKeysError>(
+            each(&names_of_keys, work, |_, new| match new {
+                true => written += 1,
+                false => left += 1,
+            })
+            .await,
+        )
+    })?;
+    print(&format!(
+        "{} imported into '{}' under {}, {left} there already, {failed} failed\n",
+        data_keys(written),
+        directory.path().display(),
+        arguments.master_key_id
+    ))?;
+    match failed {
+        0 => Ok(names),
+        _ => Ok(Outcome::Bad),
+    }
+}
+
+/// Reads the file; the password is asked for if it needs one.
+fn read(arguments: &Arguments) -> Result<KeyFile, DataKeysError> {
+    let unnamed = match arguments.algorithm {
+        Unnamed::AesCbc => Algorithm::AesCbc,
+        Unnamed::AesCtr => Algorithm::AesCtr,
+    };
+    match file::read(&arguments.file, None, unnamed) {
+        Err(OfflineFileError::NoPassword { .. }) => {
+            let password = arguments.password.get()?;
+            Ok(file::read(&arguments.file, Some(&password), unnamed)?)
+        }
+        read => Ok(read?),
+    }
+}
+
+/// Fails if a key has another version than those of the file, or another algorithm: what they
+/// encrypted would be mixed up.
+fn check_free(directory: &KeyDirectory, keys: &[OfflineKey]) -> Result<(), DataKeysError> {
+    for there in directory.list()?.keys {
+        let is_of_the_file = keys.iter().any(|key| key.name == there);
+        if !is_of_the_file && keys.iter().any(|key| key.name.id == there.id) {
+            return Err(DataKeysError::NotImported(format!(
+                "there is '{}', another version of a key that is to be imported; import into a directory without it",
+                directory.path_of(&there).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the key file is new; one that is there must hold the same key.
+async fn import(
+    directory: &KeyDirectory,
+    kms: &Kms,
+    master_key_arn: &str,
+    key: Option<&OfflineKey>,
+) -> Result<bool, String> {
+    let Some(OfflineKey { name, key }) = key else {
+        return Ok(false);
+    };
+    let kms_failed = |failure: Failure| failed(directory, name, &failure);
+    let blob = kms.encrypt(key, master_key_arn).await.map_err(kms_failed)?;
+    let proof = kms
+        .decrypt(&blob, Some(master_key_arn))
+        .await
+        .map_err(kms_failed)?;
+    let path = directory.path_of(name);
+    if !bool::from(proof.key.expose().ct_eq(key.expose())) {
+        return Err(format!(
+            "key file '{}' was not made: KMS has wrapped another data key than was asked for; try again",
+            path.display()
+        ));
+    }
+    let placement = Placement::Exactly {
+        version: name.version,
+    };
+    let stored = directory
+        .store(name.id, name.algorithm, placement, &blob)
+        .map_err(|error| error.to_string())?;
+    if let Stored::New(_) = stored {
+        return Ok(true);
+    }
+    let there = directory.read(name).map_err(|error| error.to_string())?;
+    let there = kms.decrypt(&there, None).await.map_err(kms_failed)?;
+    if bool::from(there.key.expose().ct_eq(key.expose())) {
+        Ok(false)
+    } else {
+        Err(format!(
+            "key file '{}' was left as it is: it holds another key than the file to be imported",
+            path.display()
+        ))
+    }
+}

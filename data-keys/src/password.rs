@@ -1,0 +1,60 @@
+//! The password of an exported key file.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use offline_keys::password::Password;
+use zeroize::Zeroizing;
+
+use crate::DataKeysError;
+
+/// Where the password comes from.
+#[derive(Debug, Args)]
+pub(crate) struct PasswordArguments {
+    /// Read the password of the key file from this file, instead of asking for it at the terminal
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+impl PasswordArguments {
+    /// The file of the password, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.password_file.as_deref()
+    }
+
+    /// Reads the password or asks for it.
+    pub fn get(&self) -> Result<Password, DataKeysError> {
+        match &self.password_file {
+            Some(path) => Ok(Password::read(path)?),
+            None => ask("Password of the key file: "),
+        }
+    }
+
+    /// The same for a new file: who asks for it asks twice.
+    pub fn get_new(&self) -> Result<Password, DataKeysError> {
+        let password = self.get()?;
+        if self.password_file.is_none() && ask("The same again: ")? != password {
+            return Err(DataKeysError::NotExported(
+                "the two passwords differ; run it again".into(),
+            ));
+        }
+        Ok(password)
+    }
+}
+
+fn ask(prompt: &str) -> Result<Password, DataKeysError> {
+    let failed = |error: io::Error| match error.raw_os_error() {
+        // What open(2) says of /dev/tty where there is no terminal.
+        Some(_) => DataKeysError::System(
+            "ask for the password, use --password-file",
+            io::Error::other("there is no terminal"),
+        ),
+        None => DataKeysError::System("read the password", error),
+    };
+    let text = rpassword::prompt_password(prompt).map_err(failed)?;
+    let bytes = Zeroizing::new(text.into_bytes());
+    Ok(Password::new(bytes)?)
+}
