@@ -24,10 +24,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use iam_kms_wrapper::{
-    aws, config::ConfigError, credentials::CredentialsError, logging, operator::OperatorError,
-    process,
+    aws, command_line::show_usage, config::ConfigError, credentials::CredentialsError, logging,
+    operator::OperatorError, process,
 };
 use key_files::key_directory::FileError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
@@ -88,20 +88,17 @@ enum DataKeysError {
     Undetermined,
 }
 
+/// The command line, for its man pages and completions.
+pub fn command_line() -> clap::Command {
+    CommandLine::command()
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     logging::init(PROGRAM);
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
-        Err(usage) => {
-            // Without standard output or error there is nobody to tell.
-            let _ = usage.print();
-            return if usage.use_stderr() {
-                ExitCode::from(FAILURE)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(usage) => return show_usage(&usage).into(),
     };
     match run(&command_line.command) {
         Ok(outcome) => outcome.into(),

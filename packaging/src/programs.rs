@@ -31,5 +31,13 @@ pub fn programs() -> Vec<Program> {
             command: iam_kms_broker::command_line::CommandLine::command(),
             sections: include_str!("../man/iam-kms-broker.8"),
         },
+        Program {
+            command: iam_kms_wrapper::manage_key::command_line::CommandLine::command(),
+            sections: include_str!("../man/kms-manage-key.8"),
+        },
+        Program {
+            command: kms_data_keys::command_line(),
+            sections: include_str!("../man/kms-data-keys.8"),
+        },
     ]
 }

@@ -68,7 +68,7 @@ pub fn main() -> i32 {
     logging::init(PROGRAM);
     let command_line = match CommandLine::parse_arguments(env::args_os()) {
         Ok(command_line) => command_line,
-        Err(usage) => return show_usage(&usage),
+        Err(usage) => return show_usage(&usage).into(),
     };
     let failure = match process::protect() {
         Ok(()) if command_line.check => return check::run(command_line),

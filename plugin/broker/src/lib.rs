@@ -26,6 +26,7 @@ use broker_protocol::{FrameError, read_frame, write_frame};
 use clap::Parser;
 use iam_kms_wrapper::{
     broker::{Handover, Started},
+    command_line::show_usage,
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
     listen_fds, logging,
@@ -68,15 +69,7 @@ pub fn main() -> ExitCode {
     logging::init(PROGRAM);
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
-        Err(usage) => {
-            // Without standard output or error there is nobody to tell.
-            let _ = usage.print();
-            return if usage.use_stderr() {
-                ExitCode::from(FAILURE)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(usage) => return show_usage(&usage).into(),
     };
     let ended = match command_line.config {
         Some(path) => Config::read(&path)

@@ -6,7 +6,7 @@
 
 mod change;
 mod child;
-mod command_line;
+pub mod command_line;
 mod master_key;
 mod unlock;
 
@@ -120,7 +120,7 @@ pub fn main() -> i32 {
     logging::init(PROGRAM);
     let command_line = match CommandLine::try_parse() {
         Ok(command_line) => command_line,
-        Err(usage) => return show_usage(&usage),
+        Err(usage) => return show_usage(&usage).into(),
     };
     let held = process::protect().and_then(|()| Signals::hold_and(&FURTHER_SIGNALS));
     let signals = match held {
