@@ -25,7 +25,6 @@ FILE is that of iam-kms-wrapper; of its keys these count here:
   master_key_id = arn:aws:kms:us-east-1:123456789012:key/ID
 and mfa, role_arn, profile, region, session_duration_seconds, request_timeout_seconds,
 prompt_timeout_seconds, log_format. An ARN's region is that of the key.
-
 A CODE on the command line shows in ps: leave it out.
 
 Exit status: 0 done (status: the key is enabled), 3 disabled, 4 neither (status only),
