@@ -34,10 +34,10 @@ SYSTEMD_TESTS := cargo test --locked -p end-to-end-tests --test systemd -- --tes
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples dist test-plugin packages install package test-package bench bench-launcher bench-plugin fuzz miri clean
+.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you type the code)
 	@IAM_KMS_DIST=$(DIST) INTERACTIVE=$(INTERACTIVE) examples/demo/demo
@@ -137,14 +137,20 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	$(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
 	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb
 
-bench: bench-launcher bench-plugin ## Benchmarks, each beside its peer in one run
+bench: bench-launcher bench-manage-key bench-plugin ## Benchmarks, each beside its peer in one run
 
 bench-launcher: dist ## The launcher beside the Go program
 	@scripts/install-packages $(BENCH_PACKAGES)
 	install -d $(BENCH)
 	cd wrapper/benches/go-peer && GO111MODULE=off GOPATH=/usr/share/gocode go build -trimpath -ldflags='-s -w' -o $(BENCH)/go-peer
 	$(CC) -O2 -static -o $(BENCH)/started wrapper/benches/started.c
-	IAM_KMS_DIST=$(DIST) wrapper/benches/run $(BENCH)
+	IAM_KMS_DIST=$(DIST) PYTHONDONTWRITEBYTECODE=1 wrapper/benches/run $(BENCH)
+
+bench-manage-key: dist ## kms-manage-key beside boto3
+	@scripts/install-packages openssl
+	install -d $(BENCH)
+	$(CC) -O2 -static -o $(BENCH)/measured wrapper/benches/measured.c
+	python=$$(scripts/aws-tools)/python && IAM_KMS_DIST=$(DIST) PYTHONDONTWRITEBYTECODE=1 wrapper/benches/run-manage-key $(BENCH) $$python
 
 bench-plugin: dist ## The plugin beside OpenSSL, and the start with 1,000 keys
 	install -d $(BENCH)
