@@ -24,7 +24,7 @@ PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
-	stock-plugin policies audit
+	stock-plugin policies audit migration
 DOC = $(PREFIX)/share/doc/iam-kms-wrapper
 PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
 PACKAGES := $(CARGO_TARGET_DIR)/packages
