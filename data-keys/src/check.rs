@@ -26,15 +26,17 @@ use reading::{Findings, Need};
 pub(crate) use stopped::NotStopped;
 use stopped::Stopped;
 
-/// Tell which data keys the files of a stopped server need, which are missing, which may go
+/// Tell which data keys a stopped server needs, misses, needs no more
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay logs, at the speed of
-the disk, and starts nothing. Of each key id the latest version stays: the server goes on with it.
-Keep removed key files with the backups: a backup of the data needs the keys of its time.
+Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay
+logs, at the speed of the disk, and starts nothing. Of each key id the latest
+version stays: the server goes on with it. Keep removed key files with the
+backups: a backup of the data needs the keys of its time.
 
-Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125 if a file does not tell
-what it needs, the server was not shut down in an orderly way, or it runs.")]
+Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125
+if a file does not tell what it needs, the server was not shut down in an
+orderly way, or it runs.")]
 pub(crate) struct Arguments {
     /// The data directory
     #[arg(value_name = "DATADIR")]

@@ -9,15 +9,16 @@ use crate::{check, export, import, list, rewrap, verify};
 #[command(
     name = "kms-data-keys",
     version,
+    disable_help_subcommand = true,
     after_help = "\
-A data key lies in the file aws-kms-key.ID.VERSION (with .ctr for AES_CTR) in the server's data
-directory, or in aws_key_management_keyfile_dir where that is set, wrapped by a master key of KMS.
+A data key lies in the file aws-kms-key.ID.VERSION (with .ctr for AES_CTR) in
+the server's data directory, or in aws_key_management_keyfile_dir, wrapped by a
+master key of KMS, which is called with the credentials that the AWS CLI would
+find, or after an MFA code:
+  kms-data-keys verify --config=FILE DIR
 
-KMS is called with the credentials that the AWS CLI would find, so also with those of a session:
-  iam-kms-wrapper --config=FILE kms-data-keys verify DIR
-
-Exit status: 0 if all is well, 1 if something is not, 125 if it could not be done.",
-    max_term_width = 92
+Exit status: 0 if all is well, 1 if something is not, 125 if it could not be
+done. More in kms-data-keys(8)."
 )]
 pub(crate) struct CommandLine {
     #[command(subcommand)]

@@ -28,23 +28,26 @@ const ITERATIONS: u32 = MAX_ITERATIONS;
 const SYSTEM_KEY_ID: u32 = 1;
 
 /// Write all data keys into one encrypted file, for a host without AWS
-///
-/// aws_key_management_offline_keys reads it, and file_key_management the keys of which there is
-/// version 1 alone. Whoever has file and password has the data keys: no KMS is asked any more.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+aws_key_management_offline_keys reads it, and file_key_management the keys of
+which there is version 1 alone. Format pbkdf2 is slow to guess, and for offline
+keys and MariaDB 12.0 and later; sha1 is for file_key_management of every
+MariaDB, and wants a long random password.
+Whoever has file and password has the data keys: no KMS is asked any more.")]
 pub(crate) struct Arguments {
-    /// The file to make, for its owner alone; one that exists is left alone
+    /// The file to make, 0600; one that exists is left alone
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
     #[command(flatten)]
     password: PasswordArguments,
 
-    /// How the file's key is made of the password
-    #[arg(long, value_enum, default_value_t = Format::Pbkdf2)]
+    /// How the file's key is made of the password: pbkdf2, sha1
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Format::Pbkdf2)]
     format: Format,
 
-    /// Leave this key file out, of which the key cannot be had; may be given several times
+    /// Leave this key file out; may be given several times
     #[arg(long, value_name = "NAME")]
     leave_out: Vec<String>,
 

@@ -19,18 +19,20 @@ use crate::{
     password::PasswordArguments, print, rewrap::region_of, runtime, unwrapping::failed,
 };
 
-/// Wrap the keys of a file of file_key_management, or of an export, into key files
-///
-/// Each is wrapped by KMS, proven to unwrap to the same key, and written as the version that it is.
-/// Nothing is overwritten. Do it while the server is stopped, and start it with aws_key_management.
+/// Wrap the keys of a file_key_management or exported file into key files
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Each is wrapped by KMS, proven to unwrap to the same key, and written as the
+version that it is. Nothing is overwritten. Do it while the server is stopped,
+and start it with aws_key_management. ALGORITHM, AES_CBC or AES_CTR, is what
+file_key_management_encryption_algorithm was; exported keys know their own.")]
 pub(crate) struct Arguments {
-    /// The master key: id, ARN, alias name or alias ARN; in another region by its ARN
+    /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
     master_key_id: String,
 
-    /// file_key_management_encryption_algorithm, as it was set; exported keys know their own
-    #[arg(long, value_enum, default_value_t = Unnamed::AesCbc)]
+    /// Of keys that do not say theirs
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 
     #[command(flatten)]

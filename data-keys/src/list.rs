@@ -17,7 +17,7 @@ use crate::{
     DataKeysError, Outcome, each::each, print, runtime, table, unwrapping::UnwrapperArguments,
 };
 
-/// List the data keys: id, version, algorithm, file and time since it was written
+/// List the data keys: id, version, algorithm, file, age
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Unwrap each at KMS, and list its length in bytes and its master key too

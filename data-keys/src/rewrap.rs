@@ -31,16 +31,17 @@ use crate::{
 };
 
 /// Wrap every data key under another master key
-///
-/// Works while the server runs, and can be interrupted at any moment and started again. A file is
-/// replaced when the new one has been proven to hold the same data key.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Works while the server runs, and can be interrupted at any moment and started
+again. A file is replaced when the new one has been proven to hold the same
+data key. A KEY of another region or account goes by its ARN.")]
 pub(crate) struct Arguments {
-    /// The master key: id, ARN, alias name or alias ARN; in another region or account by its ARN
+    /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
     to: String,
 
-    /// Change nothing: say what would be done, and ask KMS whether it would be allowed
+    /// Change nothing: ask KMS whether it would be allowed
     #[arg(long)]
     dry_run: bool,
 

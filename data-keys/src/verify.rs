@@ -10,7 +10,7 @@ use crate::{
     unwrapping::UnwrapperArguments,
 };
 
-/// Unwrap every data key at KMS, and name those that cannot be had
+/// Unwrap every data key, and name those that cannot be had
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]

@@ -7,31 +7,19 @@ use clap::{Parser, Subcommand};
 use crate::master_key_id::MasterKeyId;
 
 /// Enables, disables or shows the KMS master key, with an MFA code.
-///
-/// The code is asked for in the terminal, or is one line of standard input. Waits until KMS
-/// really shows the new state, which takes seconds to minutes.
 #[derive(Debug, Parser)]
 #[command(
     name = "kms-manage-key",
     version,
     disable_help_subcommand = true,
-    verbatim_doc_comment,
     override_usage = "kms-manage-key [OPTIONS] enable|disable|status [CODE]\n       \
 kms-manage-key [OPTIONS] unlock [--] COMMAND [ARG…]",
     after_help = "\
-FILE is that of iam-kms-wrapper; of its keys these count here:
-  [kms]
-  kms_mfa_id = arn:aws:iam::123456789012:mfa/NAME
-  master_key_id = arn:aws:kms:us-east-1:123456789012:key/ID
-and mfa, role_arn, profile, region, session_duration_seconds, request_timeout_seconds,
-prompt_timeout_seconds, log_format. An ARN's region is that of the key.
-A CODE on the command line shows in ps: leave it out.
+The code is asked for in the terminal, or is one line of standard input; on the
+command line it shows in ps. FILE is as that of iam-kms-wrapper.
 
-Exit status: 0 done (status: the key is enabled), 3 disabled, 4 neither (status only),
-121 unlock could not disable the key again, 122 done but not confirmed (kms:DescribeKey),
-123 refused by KMS, 124 not confirmed in time, 125 own failure (usage, configuration, no
-session), 126 COMMAND cannot be executed, 127 it is not found; unlock: else COMMAND's own.",
-    max_term_width = 92
+Exit status: 0 done, 3 disabled, 4 neither, 121 to 125 failed, else COMMAND's
+own: see kms-manage-key(8)."
 )]
 pub struct CommandLine {
     /// The configuration file; else /etc/iam-kms-wrapper/kms-manage-key.config
@@ -44,11 +32,11 @@ pub struct CommandLine {
     )]
     pub config: PathBuf,
 
-    /// The master key by id, ARN or alias, in place of the configuration's master_key_id
+    /// The master key by id, ARN or alias
     #[arg(long, global = true, value_name = "KEY")]
     pub key: Option<MasterKeyId>,
 
-    /// How long to wait until KMS shows the new state; else 300
+    /// How long to wait for the new state; else 300
     #[arg(
         long,
         global = true,
@@ -84,12 +72,11 @@ pub enum Action {
         /// The MFA code; shows in ps
         code: Option<String>,
     },
-    /// Enable the key, run COMMAND, and disable the key again whatever happens
-    ///
-    /// One code for both steps. COMMAND gets our standard streams, and none of the AWS credentials
-    /// in our environment; signals are passed on to it. The key is disabled at the end also if it
-    /// was enabled before.
-    #[command(verbatim_doc_comment)]
+    /// Enable the key, run COMMAND, disable the key again whatever happens
+    #[command(after_help = "\
+One code for both steps. COMMAND gets our standard streams, and none of the AWS
+credentials in our environment; signals are passed on to it. The key is disabled
+at the end also if it was enabled before.")]
     Unlock {
         /// The command to run and its arguments
         #[arg(
