@@ -99,7 +99,10 @@ pub(super) fn read(mut files: Files) -> Findings {
     let unreadable = std::mem::take(&mut files.unreadable);
     let jobs = jobs(&files);
     let reader = Reader {
-        progress: Progress::of_bytes(jobs.iter().map(Job::bytes).sum()),
+        progress: Progress::new(
+            jobs.iter().map(Job::bytes).sum(),
+            "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        ),
         findings: Mutex::new(Findings {
             unreadable,
             has_main_files: !files.system_tablespace.is_empty() && files.redo_logs.len() == 1,
