@@ -1,17 +1,13 @@
 //! The same work for each key file: several at once, a progress bar for whoever waits.
 
-use std::time::{Duration, Instant};
-
 use futures_util::{StreamExt, stream};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use key_files::key_name::KeyName;
 use tracing::error;
 
+use crate::progress::Progress;
+
 /// Far from what KMS takes in a second.
 const AT_ONCE: usize = 16;
-
-/// What takes no longer needs no bar.
-const SHOWN_AFTER: Duration = Duration::from_secs(2);
 
 /// Does `work` for each of `keys`; `done` gets the results in their order. Returns how many failed,
 /// each of which has been told: the error of `work` names the file.
@@ -20,15 +16,8 @@ pub(crate) async fn each<T>(
     work: impl AsyncFn(&KeyName) -> Result<T, String>,
     mut done: impl FnMut(&KeyName, T),
 ) -> usize {
-    let started = Instant::now();
-    let bar = ProgressBar::with_draw_target(
-        Some(u64::try_from(keys.len()).unwrap_or(u64::MAX)),
-        ProgressDrawTarget::hidden(),
-    );
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos} of {len} data keys, {eta} left")
-    {
-        bar.set_style(style);
-    }
+    let total = u64::try_from(keys.len()).unwrap_or(u64::MAX);
+    let progress = Progress::new(total, "{bar:40} {pos} of {len} data keys, {eta} left");
     let mut results = std::pin::pin!(
         stream::iter(keys)
             .map(async |key| (key, work(key).await))
@@ -37,19 +26,13 @@ pub(crate) async fn each<T>(
     let mut failed = 0;
     while let Some((key, result)) = results.next().await {
         match result {
-            Ok(result) => bar.suspend(|| done(key, result)),
+            Ok(result) => progress.suspend(|| done(key, result)),
             Err(why) => {
                 failed += 1;
-                bar.suspend(|| error!("{why}"));
+                progress.suspend(|| error!("{why}"));
             }
         }
-        bar.inc(1);
-        if bar.is_hidden() && started.elapsed() >= SHOWN_AFTER {
-            // Draws nothing where standard error is no terminal.
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-            bar.tick();
-        }
+        progress.add(1);
     }
-    bar.finish_and_clear();
     failed
 }

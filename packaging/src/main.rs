@@ -8,6 +8,7 @@ mod programs;
 
 use std::{env, fs, io, path::Path, process::ExitCode};
 
+use clap::Command;
 use clap_complete::{generate_to, shells};
 use clap_mangen::Man;
 
@@ -53,7 +54,7 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     command.build();
     let mut pages = Vec::new();
     for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
-        let page = Man::new(subcommand.clone()).section(SECTION);
+        let page = Man::new(in_full(subcommand)).section(SECTION);
         let mut text = description(&page)?;
         text.extend(format!(".SH \"SEE ALSO\"\n.BR {} ({SECTION})\n", program.name()).bytes());
         pages.push((page.get_filename(), text));
@@ -67,6 +68,14 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     text.extend(program.sections.bytes());
     pages.push((page.get_filename(), text));
     Ok(pages)
+}
+
+/// With what stands at the end of its help in the description.
+fn in_full(subcommand: &Command) -> Command {
+    match (subcommand.get_about(), subcommand.get_after_help()) {
+        (Some(about), Some(more)) => subcommand.clone().long_about(format!("{about}.\n\n{more}")),
+        _ => subcommand.clone(),
+    }
 }
 
 fn description(page: &Man) -> io::Result<Vec<u8>> {

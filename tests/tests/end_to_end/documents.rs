@@ -49,3 +49,17 @@ fn the_changelog_has_the_version() {
     let heading = format!("\n## [{}]", env!("CARGO_PKG_VERSION"));
     assert!(read("CHANGELOG.md").contains(&heading), "{heading}");
 }
+
+#[test]
+fn each_exit_code_of_kms_manage_key_is_in_its_page_and_the_readme() {
+    let page = read("packaging/man/kms-manage-key.8");
+    let (_, page) = page.split_once("EXIT STATUS").unwrap();
+    let readme = read("README.md");
+    let (_, table) = readme.split_once("| exit status | |").unwrap();
+    for code in [0, 3, 4, 121, 122, 123, 124, 125, 126, 127] {
+        for text in [page, table] {
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+            assert!(words.any(|word| word == code.to_string()), "{code}");
+        }
+    }
+}
