@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use broker_protocol::Failure;
 use clap::{Args, ValueEnum};
+use iam_kms_wrapper::master_key_id::MasterKeyId;
 use key_files::{
     key_directory::{KeyDirectory, Placement, Stored},
     key_name::{Algorithm, KeyName},
@@ -16,7 +17,7 @@ use subtle::ConstantTimeEq;
 
 use crate::{
     DataKeysError, Outcome, access::AccessArguments, data_keys, each::each, kms::Kms, list,
-    password::PasswordArguments, print, rewrap::region_of, runtime, unwrapping::failed,
+    password::PasswordArguments, print, runtime, unwrapping::failed,
 };
 
 /// Wrap the keys of a file_key_management or exported file into key files
@@ -29,7 +30,7 @@ file_key_management_encryption_algorithm was; exported keys know their own.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
-    master_key_id: String,
+    master_key_id: MasterKeyId,
 
     /// Of keys that do not say theirs
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
@@ -68,14 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
     let (mut written, mut left) = (0, 0);
     let failed = runtime()?.block_on(async {
-        let kms = Kms::new(&access, region_of(&arguments.master_key_id)).await;
-        let master_key_arn =
-            kms.master_key_arn(&arguments.master_key_id)
-                .await
-                .map_err(|failure| DataKeysError::MasterKey {
-                    key: arguments.master_key_id.clone(),
-                    why: failure.message,
-                })?;
+        let (kms, master_key_arn) = Kms::of_master_key(&access, &arguments.master_key_id).await?;
         let work = async |name: &KeyName| match keys.binary_search_by_key(name, |key| key.name) {
             Ok(index) => import(&directory, &kms, &master_key_arn, keys.get(index)).await,
             Err(_) => Ok(false),
@@ -92,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         "{} imported into '{}' under {}, {left} there already, {failed} failed\n",
         data_keys(written),
         directory.path().display(),
-        arguments.master_key_id
+        arguments.master_key_id.as_str()
     ))?;
     match failed {
         0 => Ok(names),

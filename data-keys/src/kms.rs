@@ -13,9 +13,10 @@ use broker_protocol::{Failure, FailureKind, MAX_CIPHERTEXT_BYTES, PlaintextKey};
 use iam_kms_wrapper::{
     aws::{self, DEFAULT_REGION},
     kms_failure,
+    master_key_id::MasterKeyId,
 };
 
-use crate::{access::Access, unwrapping::Unwrapped};
+use crate::{DataKeysError, access::Access, unwrapping::Unwrapped};
 
 /// With pauses that double, about half a minute.
 const MAX_ATTEMPTS: u32 = 6;
@@ -48,6 +49,21 @@ impl Kms {
         }
     }
 
+    /// KMS where the master key `key` is, and that key's ARN.
+    pub async fn of_master_key(
+        access: &Access,
+        key: &MasterKeyId,
+    ) -> Result<(Self, String), DataKeysError> {
+        let kms = Self::new(access, key.region()).await;
+        match kms.master_key_arn(key.as_str()).await {
+            Ok(arn) => Ok((kms, arn)),
+            Err(failure) => Err(DataKeysError::MasterKey {
+                key: key.as_str().into(),
+                why: failure.message,
+            }),
+        }
+    }
+
     /// The region that is called.
     pub fn region(&self) -> &str {
         self.client
@@ -56,8 +72,7 @@ impl Kms {
             .map_or(DEFAULT_REGION, AsRef::as_ref)
     }
 
-    /// Returns the ARN of the master key that `key` (id, ARN, alias name or alias ARN) means.
-    pub async fn master_key_arn(&self, key: &str) -> Result<String, Failure> {
+    async fn master_key_arn(&self, key: &str) -> Result<String, Failure> {
         const OPERATION: &str = "DescribeKey";
         let called = self.client.describe_key().key_id(key).send().await;
         let answer = called.map_err(|error| failure(OPERATION, &error))?;

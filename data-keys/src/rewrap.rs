@@ -11,7 +11,7 @@ use std::{
 
 use broker_protocol::Failure;
 use clap::Args;
-use iam_kms_wrapper::config::is_region;
+use iam_kms_wrapper::master_key_id::MasterKeyId;
 use key_files::{
     fault_points::{self, Step},
     key_directory::KeyDirectory,
@@ -39,7 +39,7 @@ data key. A KEY of another region or account goes by its ARN.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
-    to: String,
+    to: MasterKeyId,
 
     /// Change nothing: ask KMS whether it would be allowed
     #[arg(long)]
@@ -93,16 +93,7 @@ impl<'a> Rewrapping<'a> {
         directory: &'a KeyDirectory,
         access: &Access,
     ) -> Result<Self, DataKeysError> {
-        let key = &arguments.to;
-        let destination = Kms::new(access, region_of(key)).await;
-        let master_key_arn =
-            destination
-                .master_key_arn(key)
-                .await
-                .map_err(|failure| DataKeysError::MasterKey {
-                    key: key.clone(),
-                    why: failure.message,
-                })?;
+        let (destination, master_key_arn) = Kms::of_master_key(access, &arguments.to).await?;
         Ok(Self {
             directory,
             source: Kms::new(access, None).await,
@@ -251,36 +242,5 @@ impl Summary {
             );
         }
         text
-    }
-}
-
-/// The region that an ARN names, as in `arn:aws:kms:REGION:ACCOUNT:key/ID`.
-pub(crate) fn region_of(key: &str) -> Option<&str> {
-    let region = key.strip_prefix("arn:")?.split(':').nth(2)?;
-    is_region(region).then_some(region)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_arn_names_its_region_and_nothing_else_does() {
-        for (key, region) in [
-            (
-                "arn:aws:kms:eu-west-1:111122223333:key/1",
-                Some("eu-west-1"),
-            ),
-            (
-                "arn:aws-cn:kms:cn-north-1:111122223333:alias/a",
-                Some("cn-north-1"),
-            ),
-            ("arn:aws:kms:evil.example/:111122223333:key/1", None),
-            ("arn:aws", None),
-            ("alias/mariadb", None),
-            ("1234abcd-12ab-34cd-56ef-1234567890ab", None),
-        ] {
-            assert_eq!(region_of(key), region, "{key}");
-        }
     }
 }
