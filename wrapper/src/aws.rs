@@ -14,6 +14,7 @@ use aws_config::{
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_sts::config::endpoint::{self, DefaultResolver, ResolveEndpoint};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_types::service_config::ServiceConfigKey;
 use tokio::runtime::{Builder, Runtime};
 
@@ -28,7 +29,15 @@ pub const DEFAULT_REGION: &str = "us-east-1";
 /// The SDK retries nothing and corrects no clock: whether an MFA code may be sent again, and what
 /// the operator is told, are ours to decide.
 pub async fn load(config: &Config, credentials: Option<&Session>) -> SdkConfig {
-    let http_client = http_client::new();
+    load_with(config, credentials, http_client::new()).await
+}
+
+/// The same with a client that other services use too.
+pub async fn load_with(
+    config: &Config,
+    credentials: Option<&Session>,
+    http_client: SharedHttpClient,
+) -> SdkConfig {
     let timeouts = TimeoutConfig::builder()
         .operation_timeout(config.request_timeout)
         .connect_timeout(config.request_timeout.min(Duration::from_secs(5)))

@@ -18,7 +18,7 @@ use crate::{
     command::Command,
     command_line::CommandLine,
     config::{Config, Handoff, Mfa},
-    credentials, sts,
+    credentials, http_client, sts,
 };
 use plugin::PluginSearch;
 
@@ -182,7 +182,7 @@ fn check_credentials(config: &Config, sts: Option<&Answer>) -> io::Result<Findin
         let why = format!("{key} is there, but STS does not answer");
         return Ok(Finding::NotChecked(why));
     }
-    let identity = aws::runtime()?.block_on(sts::identify(config, &source));
+    let identity = aws::runtime()?.block_on(sts::identify(config, &source, http_client::new()));
     Ok(match (identity, &config.mfa) {
         (Ok(arn), Mfa::Here { serial_number }) if !is_same_account(serial_number, &arn) => {
             Finding::Failure(format!(

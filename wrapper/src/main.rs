@@ -4,6 +4,8 @@
 // command is to inherit every disposition as it came.
 #![no_main]
 
+mod pow;
+
 use std::ffi::c_int;
 
 /// The C entry point.
@@ -14,16 +16,4 @@ use std::ffi::c_int;
 #[unsafe(no_mangle)]
 extern "C" fn main() -> c_int {
     iam_kms_wrapper::launch::main()
-}
-
-/// `base` to the power of `exponent`: all that the AWS SDK takes from the C library's libm, in one
-/// place, of which the launcher is never in need. Without it, libm would lie in memory for as long
-/// as the code is awaited, a tenth of the whole.
-// SAFETY: the signature is that of C's `pow` (ISO C 7.12.7.4), and so is what it returns; the
-// linker takes the first definition that it finds, and no other symbol of this program has that
-// name.
-#[allow(unsafe_code)]
-#[unsafe(no_mangle)]
-extern "C" fn pow(base: f64, exponent: f64) -> f64 {
-    libm::pow(base, exponent)
 }

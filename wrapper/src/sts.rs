@@ -9,7 +9,7 @@ use aws_sdk_sts::{
     error::{ProvideErrorMetadata, SdkError},
     types::Credentials,
 };
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse};
 use aws_smithy_types::date_time::{DateTime, Format};
 use nix::unistd::{User, geteuid, gethostname};
 use secrecy::SecretString;
@@ -92,8 +92,12 @@ pub async fn trade(
 /// Asks AWS whom `source` belongs to: the ARN. Needs no permission and spends no code.
 ///
 /// The error says why AWS does not take `source`, and what to do.
-pub async fn identify(config: &Config, source: &Session) -> Result<String, String> {
-    let client = Client::new(&aws::load(config, Some(source)).await);
+pub async fn identify(
+    config: &Config,
+    source: &Session,
+    http_client: SharedHttpClient,
+) -> Result<String, String> {
+    let client = Client::new(&aws::load_with(config, Some(source), http_client).await);
     let answer = client.get_caller_identity().send().await;
     answer
         .map_err(|error| refusal(config, &error).judge("", &source.access_key_id, None))

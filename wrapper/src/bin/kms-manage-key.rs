@@ -1,5 +1,8 @@
 //! `kms-manage-key`: see [`iam_kms_wrapper::manage_key`].
 
+#[path = "../pow.rs"]
+mod pow;
+
 use std::process::exit;
 
 fn main() {

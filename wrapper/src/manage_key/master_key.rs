@@ -16,6 +16,7 @@ use aws_sdk_kms::{
     operation::RequestId,
     types::{KeyMetadata, KeyState},
 };
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use broker_protocol::{Failure, FailureKind};
 use tokio::runtime::Runtime;
 
@@ -24,6 +25,7 @@ use crate::{
     aws,
     channel::sleep_until,
     config::Config,
+    http_client,
     kms_failure::failure,
     master_key_id::MasterKeyId,
     session::{Session, unix_seconds_now, utc_text},
@@ -142,6 +144,8 @@ pub struct Taken {
 pub struct MasterKey<'a> {
     runtime: Runtime,
     client: Client,
+    /// For STS too: it holds the CA certificates.
+    http_client: SharedHttpClient,
     config: &'a Config,
     session: &'a Session,
     interrupt: Option<BorrowedFd<'a>>,
@@ -161,10 +165,13 @@ impl<'a> MasterKey<'a> {
         if let Some(region) = key.region() {
             of_key.region = Some(region.into());
         }
-        let client = Client::new(&runtime.block_on(aws::load(&of_key, Some(session))));
+        let http_client = http_client::new();
+        let settings = aws::load_with(&of_key, Some(session), http_client.clone());
+        let client = Client::new(&runtime.block_on(settings));
         Ok(Self {
             runtime,
             client,
+            http_client,
             config,
             session,
             interrupt,
@@ -175,7 +182,7 @@ impl<'a> MasterKey<'a> {
     pub fn look(&self, key: &str) -> (String, Result<Description, CallError>) {
         let both = async {
             tokio::join!(
-                sts::identify(self.config, self.session),
+                sts::identify(self.config, self.session, self.http_client.clone()),
                 self.describing(key)
             )
         };
