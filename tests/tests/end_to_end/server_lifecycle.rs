@@ -12,7 +12,7 @@ const STATUS: &str = "SELECT PLUGIN_STATUS, LOAD_OPTION FROM information_schema.
     WHERE PLUGIN_NAME = 'aws_key_management'";
 
 /// Name, type, default (`-`: empty), read-only, values.
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 12] = [
     "BROKER_SOCKET VARCHAR /run/iam-kms-wrapper/broker.sock YES NULL",
     "ENCRYPTION_ALGORITHM ENUM AES_CBC NO AES_CBC,AES_CTR",
     "ENDPOINT_URL VARCHAR - YES NULL",
@@ -20,6 +20,8 @@ const VARIABLES: [&str; 10] = [
     "KEY_SPEC ENUM AES_128 NO AES_128,AES_256",
     "LOG_LEVEL ENUM Off NO Off,Fatal,Error,Warn,Info,Debug,Trace",
     "MASTER_KEY_ID VARCHAR - NO NULL",
+    "OFFLINE_FILEKEY VARCHAR - YES NULL",
+    "OFFLINE_KEYS VARCHAR - YES NULL",
     "REGION VARCHAR - YES NULL",
     "REQUEST_TIMEOUT INT 0 YES 0..2147483647",
     "ROTATE_KEY INT 0 NO -1..2147483647",
@@ -242,7 +244,7 @@ fn a_new_datadir_made_with_the_plugin_configured_starts() {
 }
 
 #[test]
-fn variables_are_the_stock_plugins_and_two_more() {
+fn variables_are_the_stock_plugins_and_four_more() {
     let scene = Scene::new().with_broker();
     let database =
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
