@@ -12,7 +12,7 @@ use crate::DataKeysError;
 /// Where the credentials come from.
 #[derive(Debug, Args)]
 pub(crate) struct AccessArguments {
-    /// Ask for an MFA code, as this configuration of iam-kms-wrapper says
+    /// Ask for an MFA code, as this configuration says
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

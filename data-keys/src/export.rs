@@ -1,6 +1,9 @@
 //! `export`: all data keys in one encrypted file, from which a server restores without AWS.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{self, Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 use key_files::{
@@ -31,19 +34,19 @@ const SYSTEM_KEY_ID: u32 = 1;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 aws_key_management_offline_keys reads it, and file_key_management the keys of
-which there is version 1 alone. Format pbkdf2 is slow to guess, and for offline
-keys and MariaDB 12.0 and later; sha1 is for file_key_management of every
-MariaDB, and wants a long random password.
+which there is version 1 alone. The password of pbkdf2 is slow to guess, that
+format for offline keys and MariaDB 12.0 and later; sha1 is for every MariaDB,
+and wants a long random password.
 Whoever has file and password has the data keys: no KMS is asked any more.")]
 pub(crate) struct Arguments {
-    /// The file to make, 0600; one that exists is left alone
+    /// The file to make; one that is there is left alone
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
     #[command(flatten)]
     password: PasswordArguments,
 
-    /// How the file's key is made of the password: pbkdf2, sha1
+    /// pbkdf2 or sha1
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Format::Pbkdf2)]
     format: Format,
 
@@ -135,13 +138,11 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
 
 /// What to set on the other host.
 fn summary(arguments: &Arguments, keys: &[OfflineKey]) -> String {
-    let path = arguments.output.display();
+    let path = full(&arguments.output);
     let filekey = arguments
         .password
         .file()
-        .map_or("/path/of/its/password".into(), |file| {
-            file.display().to_string()
-        });
+        .map_or("/path/of/its/password".into(), full);
     let (how, settings) = match arguments.format {
         Format::Pbkdf2 => (
             format!("PBKDF2 with SHA-256, {ITERATIONS} iterations"),
@@ -169,6 +170,12 @@ fn summary(arguments: &Arguments, keys: &[OfflineKey]) -> String {
         Some(why) => format!("Not for file_key_management: {why}\n"),
     };
     text
+}
+
+/// The server has a working directory of its own.
+fn full(path: &Path) -> String {
+    let path = path::absolute(path).unwrap_or_else(|_| path.into());
+    path.display().to_string()
 }
 
 /// Why file_key_management cannot serve what these keys encrypted.

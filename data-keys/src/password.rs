@@ -14,7 +14,7 @@ use crate::DataKeysError;
 /// Where the password comes from.
 #[derive(Debug, Args)]
 pub(crate) struct PasswordArguments {
-    /// Read the password of the key file from this file, instead of asking for it at the terminal
+    /// Where the password is; else it is asked for
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }

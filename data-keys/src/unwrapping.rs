@@ -19,7 +19,7 @@ pub(crate) struct UnwrapperArguments {
     #[command(flatten)]
     access: AccessArguments,
 
-    /// Ask a broker that runs, which needs no code while it has a session
+    /// Ask a broker that runs; it needs no code
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     broker_socket: Option<PathBuf>,
 }
