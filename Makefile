@@ -49,7 +49,6 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock --all-targets -- -D warnings
 	cargo clippy --locked -p kms-data-keys --features fault-points --all-targets -- -D warnings
-	cargo clippy --locked -p kms-data-keys --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items

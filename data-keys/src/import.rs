@@ -88,10 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         directory.path().display(),
         arguments.master_key_id.as_str()
     ))?;
-    match failed {
-        0 => Ok(names),
-        _ => Ok(Outcome::Bad),
-    }
+    Ok(names.unless_failed(failed))
 }
 
 /// Reads the file; the password is asked for if it needs one.

@@ -9,10 +9,10 @@ use aws_sdk_kms::{
     operation::RequestId,
     primitives::Blob,
 };
-use broker_protocol::{Failure, FailureKind, MAX_CIPHERTEXT_BYTES, PlaintextKey};
+use broker_protocol::{Failure, FailureKind, PlaintextKey};
 use iam_kms_wrapper::{
     aws::{self, DEFAULT_REGION},
-    kms_failure,
+    kms_failure::{self, incomplete, wrapped_key},
     master_key_id::MasterKeyId,
 };
 
@@ -183,15 +183,10 @@ fn checked(
     named: Option<&str>,
     wanted: &str,
 ) -> Result<Vec<u8>, Failure> {
-    let blob = blob.unwrap_or_default();
     if named != Some(wanted) {
         return Err(incomplete(operation, answer, "another master key"));
     }
-    if !(1..=MAX_CIPHERTEXT_BYTES).contains(&blob.len()) {
-        let why = "a wrapped key of no or too many bytes";
-        return Err(incomplete(operation, answer, why));
-    }
-    Ok(blob.to_vec())
+    wrapped_key(operation, answer, blob)
 }
 
 fn tried<T, E>(operation: &str, called: Result<T, SdkError<E>>) -> Result<(), Failure>
@@ -216,14 +211,4 @@ where
         kind: FailureKind::SessionOver,
         message: "the session is over; run it again with a new one".into(),
     })
-}
-
-fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
-    Failure {
-        kind: FailureKind::Other,
-        message: format!(
-            "KMS {operation}{} answered with {why}",
-            kms_failure::request(answer)
-        ),
-    }
 }

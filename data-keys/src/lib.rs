@@ -50,6 +50,16 @@ enum Outcome {
     Bad,
 }
 
+impl Outcome {
+    /// The same, unless so many keys have failed.
+    fn unless_failed(self, failed: usize) -> Self {
+        match failed {
+            0 => self,
+            _ => Self::Bad,
+        }
+    }
+}
+
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {

@@ -69,10 +69,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let [id, version, algorithm, file, age] = titles;
     let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
     print(&table::layout(titles, &rows))?;
-    match check_names(&directory, &listing) {
-        names if known.len() == listing.keys.len() => Ok(names),
-        _ => Ok(Outcome::Bad),
-    }
+    let failed = listing.keys.len() - known.len();
+    Ok(check_names(&directory, &listing).unless_failed(failed))
 }
 
 /// What an unwrapped data key tells.

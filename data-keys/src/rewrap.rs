@@ -63,10 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         rewrapping.run_until_no_file_is_new().await
     })?;
     print(&summary.text(arguments.dry_run))?;
-    match summary.failed {
-        0 => Ok(names),
-        _ => Ok(Outcome::Bad),
-    }
+    Ok(names.unless_failed(summary.failed))
 }
 
 struct Rewrapping<'a> {

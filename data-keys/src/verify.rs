@@ -47,8 +47,5 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         "{} verified at KMS, {failed} failed{not_verified}\n",
         data_keys(verified)
     ))?;
-    match failed {
-        0 => Ok(names),
-        _ => Ok(Outcome::Bad),
-    }
+    Ok(names.unless_failed(failed))
 }

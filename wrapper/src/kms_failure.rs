@@ -6,13 +6,37 @@
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use broker_protocol::{Failure, FailureKind};
+use broker_protocol::{Failure, FailureKind, MAX_CIPHERTEXT_BYTES};
 
 use crate::aws::root_cause;
 
+/// The failure of an answer that lacks what it must have.
+pub fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
+    Failure {
+        kind: FailureKind::Other,
+        message: format!("KMS {operation}{} answered with {why}", request(answer)),
+    }
+}
+
+/// The wrapped key of an answer, 1 to [`MAX_CIPHERTEXT_BYTES`] bytes.
+pub fn wrapped_key(
+    operation: &str,
+    answer: &impl RequestId,
+    ciphertext_blob: Option<&[u8]>,
+) -> Result<Vec<u8>, Failure> {
+    let blob = ciphertext_blob.unwrap_or_default();
+    match blob.len() {
+        1..=MAX_CIPHERTEXT_BYTES => Ok(blob.into()),
+        _ => {
+            let why = "a wrapped key of no or too many bytes";
+            Err(incomplete(operation, answer, why))
+        }
+    }
+}
+
 /// Names the request for AWS's support and call log. Near the beginning of a message, whose end
 /// may be cut off.
-pub fn request(answer: &impl RequestId) -> String {
+fn request(answer: &impl RequestId) -> String {
     answer
         .request_id()
         .map(|id| format!(" (request {})", printable(id, 64)))

@@ -22,7 +22,7 @@ use broker_protocol::{
 use iam_kms_wrapper::{
     aws,
     config::is_region,
-    kms_failure::{self, failure},
+    kms_failure::{failure, incomplete, wrapped_key},
     session::Session,
 };
 use tokio::runtime::Handle;
@@ -139,19 +139,9 @@ impl Kms {
             .runtime
             .block_on(call)
             .map_err(|error| failure(OPERATION, &error, || keeper.ended(&session)))?;
-        let ciphertext_blob = answer
-            .ciphertext_blob()
-            .map(AsRef::as_ref)
-            .unwrap_or_default();
-        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&ciphertext_blob.len()) {
-            return Err(incomplete(
-                OPERATION,
-                &answer,
-                "a wrapped key of no or too many bytes",
-            ));
-        }
+        let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
         Ok(Reply::Generated {
-            ciphertext_blob: ciphertext_blob.into(),
+            ciphertext_blob: wrapped_key(OPERATION, &answer, ciphertext_blob)?,
             master_key_arn: answer.key_id().unwrap_or_default().into(),
             request_id: answer.request_id().unwrap_or_default().into(),
         })
@@ -233,16 +223,6 @@ fn invalid(why: &str) -> Failure {
     Failure {
         kind: FailureKind::InvalidRequest,
         message: why.to_owned(),
-    }
-}
-
-fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {
-    Failure {
-        kind: FailureKind::Other,
-        message: format!(
-            "KMS {operation}{} answered with {why}",
-            kms_failure::request(answer)
-        ),
     }
 }
 

@@ -76,6 +76,13 @@ fn password_option(file: &Path) -> String {
     format!("--password-file={}", file.display())
 }
 
+/// 300 rows in each table, and a table of key 7.
+fn fill(database: &Database) {
+    make_tables(database);
+    insert(database, 1, 300);
+    database.sql(SEVEN);
+}
+
 fn ours(scene: &Scene, database: &Database) -> Database {
     database
         .as_other_server()
@@ -112,9 +119,7 @@ fn moves_in(algorithm: &str, suffix: &str) {
         )])
         .options(&ENCRYPT_ALL);
     let mut server = theirs.start();
-    make_tables(&theirs);
-    insert(&theirs, 1, 300);
-    theirs.sql(SEVEN);
+    fill(&theirs);
     theirs.stop(&mut server);
 
     let algorithm = format!("--algorithm={algorithm}");
@@ -174,9 +179,7 @@ fn exported_keys_without_rotation_are_for_file_key_management_too() {
     let database = Database::new(&scene.sandbox);
     let ours = ours(&scene, &database);
     let mut server = scene.start_database(&ours);
-    make_tables(&ours);
-    insert(&ours, 1, 300);
-    ours.sql(SEVEN);
+    fill(&ours);
     let (keys, password, said) = export(&scene, &ours, "sha1");
     assert!(said.contains("3 data keys exported"), "{said}");
     assert!(said.contains("For file_key_management"), "{said}");
@@ -202,9 +205,7 @@ fn with_rotated_keys_a_server_gets_to_file_key_management_by_way_of_no_encryptio
     let database = Database::new(&scene.sandbox);
     let ours = ours(&scene, &database);
     let mut server = scene.start_database(&ours);
-    make_tables(&ours);
-    insert(&ours, 1, 300);
-    ours.sql(SEVEN);
+    fill(&ours);
     ours.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     let (_, _, said) = export(&scene, &ours, "sha1");
     let reason =
@@ -262,9 +263,7 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     let mut scene = Scene::new().with_broker();
     let ours = ours(&scene, &Database::new(&scene.sandbox));
     let mut server = scene.start_database(&ours);
-    make_tables(&ours);
-    insert(&ours, 1, 300);
-    ours.sql(SEVEN);
+    fill(&ours);
     ours.sql(
         "SET GLOBAL aws_key_management_encryption_algorithm=AES_CTR;
          SET GLOBAL aws_key_management_rotate_key=-1",
