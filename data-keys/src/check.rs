@@ -54,6 +54,8 @@ pub(crate) struct Arguments {
 enum State {
     /// A file needs it.
     Needed,
+    /// Pages need it that InnoDB has freed, and nothing else.
+    FreePages,
     /// The server will use it next.
     Latest,
     /// A file needs it, and it is not there.
@@ -68,6 +70,7 @@ impl State {
     fn word(self) -> &'static str {
         match self {
             Self::Needed => "needed",
+            Self::FreePages => "free pages",
             Self::Latest => "latest",
             Self::Missing => "MISSING",
             Self::NotNeeded => "not needed",
@@ -159,8 +162,9 @@ fn rows<'a>(
         .map(|key| {
             let need = needs.get(&(key.id, key.version));
             let state = match need {
-                Some(_) => State::Needed,
-                None if latest.get(&key.id) == Some(&key.version) => State::Latest,
+                Some(need) if need.pages.free < need.pages.all => State::Needed,
+                _ if latest.get(&key.id) == Some(&key.version) => State::Latest,
+                Some(_) => State::FreePages,
                 None if all_read => State::NotNeeded,
                 None => State::Unknown,
             };
@@ -203,7 +207,7 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
                 row.key.map_or("-", algorithm).to_owned(),
                 row.state.word().to_owned(),
                 number(|need| need.files),
-                number(|need| need.pages),
+                number(|need| need.pages.all),
                 row.need.map_or_else(
                     || "-".into(),
                     |need| short(&need.first, datadir).display().to_string(),

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::scan::{
-    Needs, ScanError, bytes_at, count, for_each_block, read_at, u16_at, u32_at, u64_at,
+    Needs, ScanError, bytes_at, count_page, for_each_block, read_at, u16_at, u32_at, u64_at,
 };
 
 /// The largest page.
@@ -22,6 +22,7 @@ const DEFAULT_PAGE_BYTES: usize = 16 << 10;
 const PAGE_NUMBER: usize = 4;
 const PAGE_TYPE: usize = 24;
 const TYPE_FSP_HDR: u16 = 8;
+const TYPE_XDES: u16 = 9;
 const TYPE_RTREE: u16 = 17854;
 
 /// On page 0 of the system tablespace, up to 10.7: where the log ended at a clean shutdown.
@@ -33,9 +34,12 @@ const KEY_VERSION: usize = 26;
 
 const SPACE_SIZE_PAGES: usize = 46;
 const SPACE_FLAGS: usize = 54;
-/// After the headers of page and tablespace, the extent descriptors begin; after those, the
-/// encryption.
-const EXTENT_DESCRIPTORS: usize = 188;
+/// After the headers of page and tablespace, the extent descriptors begin; the encryption is
+/// described 38 bytes after their end.
+const EXTENT_DESCRIPTORS: usize = 150;
+const CRYPT_AFTER_DESCRIPTORS: usize = 38;
+/// In a descriptor: two bits for each page of the extent, of which the lower says that it is free.
+const EXTENT_BITMAP: usize = 24;
 const CRYPT_MAGIC: [u8; 6] = *b"s\x0e\x0cREt";
 const CRYPT_KEY_ID: usize = 28;
 
@@ -100,8 +104,9 @@ impl Layout {
         } else {
             64
         };
-        let descriptor_bytes = 24 + extent_pages / 4;
-        let crypt = EXTENT_DESCRIPTORS + descriptor_bytes * (page_bytes / extent_pages);
+        let crypt = EXTENT_DESCRIPTORS
+            + descriptor_bytes(extent_pages) * (page_bytes / extent_pages)
+            + CRYPT_AFTER_DESCRIPTORS;
         let key_id = match bytes_at(page, crypt)? {
             CRYPT_MAGIC => Some(u32_at(page, crypt + CRYPT_KEY_ID)?),
             _ => None,
@@ -130,6 +135,24 @@ impl Layout {
         u32_at(page, offset).unwrap_or_default()
     }
 
+    /// The extent descriptors of a page that has some: those of `page_bytes` pages, of which it is
+    /// the first.
+    fn descriptors<'a>(&self, page: &'a [u8]) -> Option<&'a [u8]> {
+        match u16_at(page, PAGE_TYPE)? {
+            TYPE_FSP_HDR | TYPE_XDES => page.get(EXTENT_DESCRIPTORS..),
+            _ => None,
+        }
+    }
+
+    /// Whether the descriptors say that a page, by its number after the first of these, is free.
+    fn is_free(&self, descriptors: &[u8], number: usize) -> bool {
+        let extent = number / self.extent_pages * descriptor_bytes(self.extent_pages);
+        let page = number % self.extent_pages;
+        descriptors
+            .get(extent + EXTENT_BITMAP + page / 4)
+            .is_some_and(|bits| bits >> (page % 4 * 2) & 1 != 0)
+    }
+
     /// Counts the pages of `file` by key, without those in `skipped`.
     pub(super) fn scan(
         &self,
@@ -139,14 +162,22 @@ impl Layout {
         file.seek(SeekFrom::Start(0))?;
         let mut scanned = Scanned::default();
         let mut without_key = false;
+        let mut descriptors = Vec::new();
         for_each_block(file, self.page_bytes, |number, page| {
             scanned.pages = number + 1;
+            let among_described = (number % self.page_bytes as u64) as usize;
+            if among_described == 0 {
+                descriptors = self.descriptors(page).unwrap_or_default().to_vec();
+            }
             if skipped.iter().any(|range| range.contains(&number)) {
                 return;
             }
             let version = self.key_version(page);
             match self.key_id {
-                Some(key_id) => count(&mut scanned.needs, key_id, version),
+                Some(key_id) => {
+                    let is_free = self.is_free(&descriptors, among_described);
+                    count_page(&mut scanned.needs, key_id, version, is_free);
+                }
                 None => without_key |= version != 0,
             }
         })?;
@@ -208,6 +239,10 @@ pub(super) struct Scanned {
 
 /// Page 0 of each file of a tablespace of its own.
 pub(super) const PAGE_0: Range<u64> = 0..1;
+
+fn descriptor_bytes(extent_pages: usize) -> usize {
+    EXTENT_BITMAP + extent_pages / 4
+}
 
 fn page_size(shift: u32) -> Option<usize> {
     (3..=7).contains(&shift).then(|| 512 << shift)

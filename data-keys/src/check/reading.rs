@@ -19,7 +19,7 @@ use super::{
     files::Files,
     innodb::{self, PAGE_0},
     redo_log::{self, LogEnd},
-    scan::{self, Needs, ScanError},
+    scan::{self, Needs, Pages, ScanError},
 };
 use crate::progress::Progress;
 
@@ -30,7 +30,7 @@ const MAX_THREADS: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
     /// Pages, blocks of a log, or binary logs.
-    pub pages: u64,
+    pub pages: Pages,
     /// Files that have them.
     pub files: u64,
     /// The first of the files by name.
@@ -72,11 +72,12 @@ impl Findings {
     fn add(&mut self, path: &Path, needs: Needs) {
         for (key, pages) in needs {
             let need = self.needs.entry(key).or_insert_with(|| Need {
-                pages: 0,
+                pages: Pages::default(),
                 files: 0,
                 first: path.to_owned(),
             });
-            need.pages += pages;
+            need.pages.all += pages.all;
+            need.pages.free += pages.free;
             need.files += 1;
             if path < need.first {
                 path.clone_into(&mut need.first);

@@ -19,8 +19,17 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Key versions of one file: what is damaged at random must not fill the memory.
 const MAX_VERSIONS: usize = 10_000;
 
-/// How many pages or blocks need each key: by key id and version.
-pub(super) type Needs = BTreeMap<(u32, u32), u64>;
+/// Which pages or blocks need each key: by key id and version.
+pub(super) type Needs = BTreeMap<(u32, u32), Pages>;
+
+/// How many pages or blocks need a key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Pages {
+    /// All of them.
+    pub all: u64,
+    /// Those among them that InnoDB has freed.
+    pub free: u64,
+}
 
 /// Why a file does not tell what it needs. Completes "cannot tell which keys 'FILE' needs: it …".
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +44,16 @@ pub(super) enum ScanError {
 
 /// Counts one page or block. Version 0 stands for an unencrypted one.
 pub(super) fn count(needs: &mut Needs, key_id: u32, version: u32) {
+    count_page(needs, key_id, version, false);
+}
+
+/// The same, of a page that may be free.
+pub(super) fn count_page(needs: &mut Needs, key_id: u32, version: u32, is_free: bool) {
     // One more than there may be, to be told.
     if version != 0 && needs.len() <= MAX_VERSIONS {
-        *needs.entry((key_id, version)).or_default() += 1;
+        let pages = needs.entry((key_id, version)).or_default();
+        pages.all += 1;
+        pages.free += u64::from(is_free);
     }
 }
 

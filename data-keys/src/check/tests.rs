@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*};
 use super::{
     aria, binary_log, innodb,
     redo_log::{self, LogEnd},
-    scan::{Needs, check_versions},
+    scan::{Needs, Pages, check_versions},
 };
 
 fn write(file: &mut [u8], offset: usize, bytes: &[u8]) {
@@ -29,6 +29,12 @@ fn tablespace(flags: u32, page_bytes: usize, crypt: usize, versions: &[u32]) -> 
     file
 }
 
+/// Key id and version, and how many pages.
+fn needs<const N: usize>(pages: [((u32, u32), u64); N]) -> Needs {
+    let pages = pages.map(|(key, all)| (key, Pages { all, free: 0 }));
+    Needs::from(pages)
+}
+
 fn needs_of_tablespace(file: Vec<u8>) -> Option<Needs> {
     let mut file = Cursor::new(file);
     let layout = innodb::Layout::read(&mut file).ok()?;
@@ -38,7 +44,7 @@ fn needs_of_tablespace(file: Vec<u8>) -> Option<Needs> {
 
 #[test]
 fn tablespaces_of_every_page_size_and_format_tell_key_and_versions() {
-    let needs = Some(Needs::from([((77, 1), 2), ((77, 4_000_000_000), 1)]));
+    let expected = Some(needs([((77, 1), 2), ((77, 4_000_000_000), 1)]));
     // Flags, bytes of a page, and where the encryption is described there.
     for (flags, page_bytes, crypt) in [
         // full_crc32, 4 to 64 KiB
@@ -61,8 +67,52 @@ fn tablespaces_of_every_page_size_and_format_tell_key_and_versions() {
         (3 << 6 | 2 << 1, 2 << 10, 188 + 88 * 8),
     ] {
         let file = tablespace(flags, page_bytes, crypt, &[1, 0, 4_000_000_000, 1]);
-        assert_eq!(needs_of_tablespace(file), needs, "{flags:#x}");
+        assert_eq!(needs_of_tablespace(file), expected, "{flags:#x}");
     }
+}
+
+/// What a descriptor has of four pages: the third is free, or the second, or none.
+const THIRD_FREE: u8 = 0b10_11_10_10;
+const SECOND_FREE: u8 = 0b10_10_11_10;
+const NONE_FREE: u8 = 0b10_10_10_10;
+
+#[test]
+fn free_pages_are_told_by_the_descriptors_before_them() {
+    for (flags, page_bytes, descriptor_bytes) in [
+        (0x13, 4 << 10, 88),
+        (0x15, 16 << 10, 40),
+        (0x17, 64 << 10, 40),
+        (1 << 1, 1 << 10, 40),
+    ] {
+        let crypt = innodb_crypt(page_bytes, descriptor_bytes);
+        let mut file = tablespace(flags, page_bytes, crypt, &[1; 300]);
+        write(&mut file, 150 + 24, &[THIRD_FREE]);
+        write(&mut file, 150 + descriptor_bytes + 24, &[SECOND_FREE]);
+        let pages = needs_of_tablespace(file).unwrap()[&(77, 1)];
+        assert_eq!(pages, Pages { all: 300, free: 2 }, "{flags:#x}");
+    }
+}
+
+#[test]
+fn each_page_of_descriptors_is_for_as_many_pages_as_a_page_has_bytes() {
+    let page_bytes = 1 << 10;
+    let mut file = tablespace(1 << 1, page_bytes, 188 + 40 * 16, &[1; 1100]);
+    write(&mut file, 150 + 24, &[THIRD_FREE]);
+    let page_1024 = page_bytes * 1024;
+    let free = |file: &[u8]| needs_of_tablespace(file.to_vec()).unwrap()[&(77, 1)].free;
+    // A page that is none of descriptors tells nothing.
+    write(&mut file, page_1024 + 150 + 24, &[SECOND_FREE]);
+    assert_eq!(free(&file), 1);
+    write(&mut file, page_1024 + 24, &9u16.to_be_bytes());
+    assert_eq!(free(&file), 2);
+    write(&mut file, page_1024 + 150 + 24, &[NONE_FREE]);
+    assert_eq!(free(&file), 1);
+}
+
+/// Where page 0 describes the encryption.
+fn innodb_crypt(page_bytes: usize, descriptor_bytes: usize) -> usize {
+    let extent_pages = (descriptor_bytes - 24) * 4;
+    188 + descriptor_bytes * (page_bytes / extent_pages)
 }
 
 #[test]
@@ -119,7 +169,7 @@ fn redo_logs_tell_their_versions_and_whether_there_is_something_to_recover() {
         records[0] = 0xfa;
         [records, vec![0]].concat()
     };
-    let version_5 = Needs::from([((1, 5), 1)]);
+    let version_5 = needs([((1, 5), 1)]);
     for format in [b"\xd0hys", b"\xf0\x9f\x97\x9d"] {
         let clean = redo_log_10_8(format, &checkpoint_only(24));
         assert_eq!(redo_log(clean), (version_5.clone(), LogEnd::Clean));
@@ -131,12 +181,12 @@ fn redo_logs_tell_their_versions_and_whether_there_is_something_to_recover() {
         assert_eq!(redo_log(unclean), (version_5.clone(), LogEnd::Unclean));
     }
 
-    let one = Needs::from([((1, 3), 1)]);
+    let one = needs([((1, 3), 1)]);
     assert_eq!(
         redo_log(redo_log_10_5(1)),
         (one, LogEnd::CleanIfFlushedTo(10_000))
     );
-    let two = Needs::from([((1, 3), 1), ((1, 4), 1)]);
+    let two = needs([((1, 3), 1), ((1, 4), 1)]);
     assert_eq!(redo_log(redo_log_10_5(2)), (two, LogEnd::Unclean));
     assert_eq!(redo_log(Vec::new()), (Needs::new(), LogEnd::Clean));
 }
@@ -174,12 +224,9 @@ fn binary_log_file(version: u32) -> Vec<u8> {
 
 #[test]
 fn an_index_of_aria_and_a_binary_log_tell_their_versions() {
-    assert_eq!(
-        needs_of_aria(&aria_index()),
-        Some(Needs::from([((1, 6), 1)]))
-    );
+    assert_eq!(needs_of_aria(&aria_index()), Some(needs([((1, 6), 1)])));
     let log = binary_log::scan(&mut Cursor::new(binary_log_file(9))).unwrap();
-    assert_eq!(log, Needs::from([((1, 9), 1)]));
+    assert_eq!(log, needs([((1, 9), 1)]));
 }
 
 fn scan_as_everything(file: &[u8]) {

@@ -325,6 +325,67 @@ fn pages_of_64_kib_tell_their_keys() {
     needs_of_a_server(&["--innodb-page-size=64k"], false);
 }
 
+/// InnoDB leaves the free pages of ibdata1 as they are, and reads them no more.
+#[test]
+fn pages_that_innodb_has_freed_are_told_apart_from_those_with_rows() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene).options(&[
+        "--innodb-encryption-threads=2",
+        "--innodb-stats-persistent=OFF",
+        "--innodb-undo-tablespaces=0",
+        "--innodb-max-dirty-pages-pct-lwm=0.001",
+        "--innodb-max-dirty-pages-pct=0",
+        "--innodb-encrypt-log=OFF",
+        "--aria-encrypt-tables=OFF",
+        "--encrypt-binlog=OFF",
+    ]);
+    without_innodb(&database);
+    let mut server = database.start();
+    // Its undo log is in ibdata1, and stays there until the transaction is purged.
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT PRIMARY KEY, t TEXT) ENGINE=InnoDB; XA START 'x';
+         INSERT INTO d.t SELECT seq, 'text' FROM d.seq_1_to_20000; UPDATE d.t SET t = REPEAT('more ', 30);
+         XA END 'x'; XA PREPARE 'x'",
+    );
+    let status = |name: &str| {
+        let rows = database.sql(&format!("SHOW GLOBAL STATUS LIKE '{name}'"));
+        rows.split('\t').next_back().map(str::to_owned)
+    };
+    let is_zero = |name: &str| status(name).as_deref() == Some("0");
+    wait_until("the undo log to be on the disk", || {
+        is_zero("Innodb_buffer_pool_pages_dirty")
+    });
+    database.sql("XA COMMIT 'x'");
+    wait_until("the undo log to be purged", || {
+        is_zero("Innodb_history_list_length")
+    });
+    database.sql(
+        "SET GLOBAL aws_key_management_rotate_key=1; SET GLOBAL aws_key_management_rotate_key=1",
+    );
+    wait_until("InnoDB to encrypt its tables anew", || {
+        let left = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION
+            WHERE ENCRYPTION_SCHEME = 1 AND MIN_KEY_VERSION < 3";
+        database.sql(left) == "0"
+    });
+    database.stop(&mut server);
+
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(1, 1), "free pages", "{}", checked.output);
+    assert_eq!(checked.keys[&(1, 1)].first_file, "ibdata1");
+    assert_eq!(checked.state(1, 3), "needed", "{}", checked.output);
+    remove_key(&database, 1, 1);
+    let mut server = database.start();
+    let rows = "SELECT COUNT(*), MIN(t = REPEAT('more ', 30)) FROM d.t";
+    assert_eq!(database.sql(rows), "20000\t1");
+    database.sql("INSERT INTO d.t SELECT seq, REPEAT('more ', 30) FROM d.seq_20001_to_60000");
+    assert!(database.sql("CHECK TABLE d.t").ends_with("\tOK"));
+    database.stop(&mut server);
+    let log = server.output();
+    assert!(!log.contains("[ERROR]"), "{log}");
+}
+
 /// What fails on a server that misses `key`, if anything.
 fn failure_without(database: &Database, (id, version): (u32, u32)) -> Option<String> {
     remove_key(database, id, version);
