@@ -21,6 +21,7 @@ MIRI := cargo +nightly miri test --locked --lib
 MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
+SYSTEMD_ROOT := scripts/server-root bookworm systemd-sysv dbus openssl
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
@@ -70,12 +71,12 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 	@scripts/install-packages debootstrap systemd-container
 	rm -rf $(SYSTEMD_INSTALLED)
 	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
-	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
+	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) --skip package::
 
 test-package: package ## The packages: installed, upgraded, removed, as the README says
 	@scripts/install-packages debootstrap systemd-container
-	root=$$(scripts/server-root bookworm systemd-sysv dbus) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
+	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) package::
 
 test-examples: dist ## Policies and audit stack of examples/: what they allow, refuse and tell of

@@ -1,9 +1,9 @@
 //! The worked set-ups of `examples/`: each page is followed, as root in its folder, on a machine
 //! that has what `make install` installs.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use end_to_end_tests::{LocalAws, Process, dist, write_fifo};
+use end_to_end_tests::{LocalAws, Process, Terminal, dist, wait_until, write_fifo};
 
 use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
 
@@ -60,7 +60,7 @@ fn fill_in_key(aws: &LocalAws) -> String {
     )
 }
 
-/// The blocks of commands of a page, in order.
+/// The blocks of commands of a page, in order. In a step of a list they are indented further.
 fn blocks(page: &str) -> Vec<String> {
     let path = format!(
         "{}/../examples/{page}/README.md",
@@ -78,9 +78,16 @@ fn blocks(page: &str) -> Vec<String> {
     blocks
 }
 
-/// Starts the commands of a block, in the folder of its page.
+/// The commands of a block, in the folder of its page, where its programs find AWS.
+fn script(site: &Running, page: &str, block: usize) -> String {
+    let commands = &blocks(page)[block];
+    let endpoint = site.aws.endpoint();
+    format!("export AWS_ENDPOINT_URL={endpoint}\ncd {SOURCE}/examples/{page}\n{commands}")
+}
+
+/// Starts the commands of a block.
 fn follow(site: &Running, page: &str, block: usize) -> Process {
-    let script = format!("cd {SOURCE}/examples/{page}\n{}", blocks(page)[block]);
+    let script = script(site, page, block);
     Process::start(&mut site.machine.command(&["sh", "-exc", &script]))
 }
 
@@ -106,13 +113,35 @@ fn done_with_code(site: &Running, page: &str, block: usize) {
     succeeds(steps, site);
 }
 
+/// The same in a terminal, where a program of the block asks for a code. Returns what is shown.
+fn done_with_typed_code(site: &Running, page: &str, block: usize) -> String {
+    let mut terminal = Terminal::new();
+    let script = script(site, page, block);
+    let mut steps = site.machine.start_in(&terminal, &["sh", "-exc", &script]);
+    terminal.wait_for_nth("MFA code: ", 1);
+    terminal.type_in(&format!("{}\n", site.aws.code()));
+    let mut status = None;
+    wait_until(&format!("the end of block {block} of {page}"), || {
+        terminal.shown();
+        status = steps.try_wait().unwrap();
+        status.is_some()
+    });
+    let shown = terminal.shown().to_owned();
+    assert!(status.unwrap().success(), "{shown}");
+    shown
+}
+
 /// Tables and redo log are encrypted, and AWS has made the keys.
 fn encrypts(site: &Running) {
+    encrypts_a_table(site);
+    assert!(site.aws.calls("GenerateDataKeyWithoutPlaintext") > 0);
+}
+
+fn encrypts_a_table(site: &Running) {
     site.sql("CREATE DATABASE d; CREATE TABLE d.t (a INT); INSERT INTO d.t VALUES (7)");
     let table = "SELECT ENCRYPTION_SCHEME, CURRENT_KEY_ID
         FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME = \"d/t\"";
     assert_eq!(site.sql(table), "1\t1");
-    assert!(site.aws.calls("GenerateDataKeyWithoutPlaintext") > 0);
 }
 
 #[test]
@@ -270,4 +299,109 @@ fn a_node_on_premises_joins_a_cluster_in_ec2() {
     cellar.sql("INSERT INTO d.t VALUES (8)");
     let rows = "SET wsrep_sync_wait = 1; SELECT a FROM d.t";
     assert_eq!(cloud.sql(rows), "7\n8");
+}
+
+const NEW_KEYS: usize = 14;
+
+/// A server with file_key_management.
+fn with_key_file() -> Running {
+    let site = bare().boot_as_it_is();
+    site.machine
+        .sh("(umask 077; openssl rand -hex 32 > /etc/mysql/keys.password)");
+    done(&site, "migration", NEW_KEYS);
+    site.machine.sh(&format!(
+        "cp {SOURCE}/examples/migration/60-file-key-management.cnf /etc/mysql/mariadb.conf.d
+         chown mysql: /etc/mysql/keys.*
+         systemctl restart mariadb"
+    ));
+    site
+}
+
+/// What a block that is followed prints.
+fn printed(site: &Running, page: &str, block: usize) -> String {
+    let mut steps = follow(site, page, block);
+    let (status, output) = steps.finish();
+    assert!(status.success(), "{output}");
+    output
+}
+
+/// Waits until the statement of a block returns no row.
+fn no_row(site: &Running, page: &str, block: usize) {
+    let commands = &blocks(page)[block];
+    site.machine
+        .wait_until("the block to return no row", SERVICE, || {
+            site.machine.sh(commands).is_empty()
+        });
+}
+
+#[test]
+fn a_server_with_a_key_file_moves_to_kms_and_back() {
+    let page = "migration";
+    let site = with_key_file();
+    encrypts_a_table(&site);
+    done(&site, page, 0);
+    done(&site, page, 1);
+    let said = done_with_typed_code(&site, page, 2);
+    assert!(said.contains("1 data key imported"), "{said}");
+    done_with_code(&site, page, 3);
+    done(&site, page, 4);
+    no_row(&site, page, 5);
+    done(&site, page, 6);
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+
+    let said = printed(&site, page, 7);
+    assert!(said.contains("Not for file_key_management"), "{said}");
+    done(&site, page, 9);
+    no_row(&site, page, 10);
+    done(&site, page, 11);
+    done(&site, page, 12);
+    let said = printed(&site, page, 13);
+    assert!(!said.contains("  needed  "), "{said}");
+    done(&site, page, NEW_KEYS);
+    done(&site, page, 8);
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    assert!(!site.programs().contains("iam-kms-"));
+}
+
+#[test]
+fn a_server_whose_keys_were_never_rotated_goes_on_with_file_key_management() {
+    let page = "migration";
+    let site = bare().boot_as_it_is();
+    done_with_code(&site, "mfa-at-boot", 0);
+    encrypts(&site);
+    let said = printed(&site, page, 7);
+    assert!(said.contains("For file_key_management"), "{said}");
+    done(&site, page, 8);
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    assert!(!site.programs().contains("iam-kms-"));
+}
+
+#[test]
+fn a_backup_is_restored_on_a_host_without_aws() {
+    let page = "migration";
+    let site = bare().boot_as_it_is();
+    done_with_code(&site, "mfa-at-boot", 0);
+    encrypts(&site);
+    site.sql("SET GLOBAL aws_key_management_rotate_key = -1");
+    done(&site, page, 15);
+    site.machine
+        .sh("mariadb-backup --backup --target-dir=/root/backup");
+
+    let host = with_repository(Site::bare()).boot_as_it_is();
+    host.wait_until_active();
+    for (from, to) in [
+        ("/root/keys.enc", "/root"),
+        ("/root/keys.password", "/root"),
+        ("/root/backup", "/var/backups/restore"),
+    ] {
+        let copied = Command::new("cp")
+            .arg("--archive")
+            .args([site.machine.path(from), host.machine.path(to)])
+            .status();
+        assert!(copied.unwrap().success(), "{from}");
+    }
+    done(&host, page, 16);
+    done(&host, page, 17);
+    assert_eq!(host.sql("SELECT a FROM d.t"), "7");
+    assert!(!host.programs().contains("iam-kms-"));
 }
