@@ -134,6 +134,8 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	install -D -m 644 -t $(STAGED)/redhat/usr/lib64/mariadb/plugin $(DIST)/plugin/aws_key_management.so
 	install -D -m 644 -t $(STAGED)/redhat/usr/share/licenses/iam-kms-wrapper \
 		LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY_LICENSES)
+	install -d $(STAGED)/redhat-executable
+	cd $(STAGED)/redhat && find * -type f -perm /111 -exec cp --parents -t ../redhat-executable {} + -exec rm {} +
 	$(CARGO_DEB) --no-build --no-strip --package packaging --output $(PACKAGES)/
 	$(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
 	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb

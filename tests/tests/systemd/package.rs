@@ -289,7 +289,10 @@ fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
     // Each distribution has its own places for these.
     let elsewhere = [
         "/lib64/mariadb/",
-        "/share/doc/",
+        "/changelog",
+        "/CHANGELOG.md",
+        "/copyright",
+        "/THIRD-PARTY-LICENSES",
         "/share/licenses/",
         "/share/lintian/",
     ];
