@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use end_to_end_tests::{LocalAws, Process, Terminal, dist, wait_until, write_fifo};
+use end_to_end_tests::{LocalAws, Process, dist, write_fifo};
 
 use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
 
@@ -111,24 +111,6 @@ fn done_with_code(site: &Running, page: &str, block: usize) {
     site.wait_for_fifo();
     site.echo_code();
     succeeds(steps, site);
-}
-
-/// The same in a terminal, where a program of the block asks for a code. Returns what is shown.
-fn done_with_typed_code(site: &Running, page: &str, block: usize) -> String {
-    let mut terminal = Terminal::new();
-    let script = script(site, page, block);
-    let mut steps = site.machine.start_in(&terminal, &["sh", "-exc", &script]);
-    terminal.wait_for_nth("MFA code: ", 1);
-    terminal.type_in(&format!("{}\n", site.aws.code()));
-    let mut status = None;
-    wait_until(&format!("the end of block {block} of {page}"), || {
-        terminal.shown();
-        status = steps.try_wait().unwrap();
-        status.is_some()
-    });
-    let shown = terminal.shown().to_owned();
-    assert!(status.unwrap().success(), "{shown}");
-    shown
 }
 
 /// Tables and redo log are encrypted, and AWS has made the keys.
@@ -341,7 +323,7 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
     encrypts_a_table(&site);
     done(&site, page, 0);
     done(&site, page, 1);
-    let said = done_with_typed_code(&site, page, 2);
+    let said = site.in_terminal_with_code(&script(&site, page, 2));
     assert!(said.contains("1 data key imported"), "{said}");
     done_with_code(&site, page, 3);
     done(&site, page, 4);

@@ -1,5 +1,7 @@
 //! The Debian package on a clean Debian, used as the README says, and the RPM beside it.
 
+mod operator;
+
 use std::{
     collections::BTreeSet,
     env, fs,
@@ -16,11 +18,18 @@ const README: &str = include_str!("../../../README.md");
 /// What the package may never touch.
 const KEPT: &str = "/var/lib/mysql /etc/iam-kms-wrapper /etc/mysql /etc/systemd/system";
 
+/// A chapter of the README, up to the next heading.
+fn chapter(title: &str) -> &'static str {
+    let (_, after) = README.split_once(&format!("\n## {title}\n")).unwrap();
+    let (chapter, _) = after.split_once("\n##").unwrap();
+    chapter
+}
+
 /// The commands of a step of the README's installation.
 fn step(number: usize) -> String {
-    let (_, after) = README.split_once("\n## Install on a real host\n").unwrap();
-    let (chapter, _) = after.split_once("\n##").unwrap();
-    let (_, after) = chapter.split_once(&format!("\n{number}. ")).unwrap();
+    let (_, after) = chapter("Install on a real host")
+        .split_once(&format!("\n{number}. "))
+        .unwrap();
     let end = after.find(&format!("\n{}. ", number + 1));
     let step = &after[..end.unwrap_or(after.len())];
     let commands = step

@@ -1,6 +1,8 @@
 //! A machine as the README sets it up, and AWS.
 
-use end_to_end_tests::{Image, LocalAws, Machine, Sandbox};
+use std::process::Child;
+
+use end_to_end_tests::{Image, LocalAws, Machine, Sandbox, Terminal};
 
 pub const SERVICE: &str = "mariadb.service";
 pub const BROKER: &str = "iam-kms-broker.service";
@@ -231,6 +233,20 @@ impl Running {
         self.machine.sh(&format!("echo {code} > {FIFO}"));
     }
 
+    /// Runs a script of root's in a terminal, where it asks for a code. Returns what is shown.
+    pub fn in_terminal_with_code(&self, script: &str) -> String {
+        self.start_in_terminal_with_code(script).finish(self)
+    }
+
+    /// Starts it, and types the code.
+    pub fn start_in_terminal_with_code(&self, script: &str) -> InTerminal {
+        let mut terminal = Terminal::new();
+        let shell = self.machine.start_in(&terminal, &["sh", "-exc", script]);
+        terminal.wait_for_nth("MFA code: ", 1);
+        terminal.type_in(&format!("{}\n", self.aws.code()));
+        InTerminal { terminal, shell }
+    }
+
     pub fn main_pid(&self, unit: &str) -> String {
         self.machine.property(unit, "MainPID")
     }
@@ -254,5 +270,26 @@ impl Running {
     /// Programs that run in the machine, by their names in `/proc`.
     pub fn programs(&self) -> String {
         self.machine.sh("cat /proc/[0-9]*/comm 2> /dev/null || :")
+    }
+}
+
+/// A script in a terminal.
+pub struct InTerminal {
+    terminal: Terminal,
+    shell: Child,
+}
+
+impl InTerminal {
+    /// Waits until it has succeeded; returns what is shown.
+    pub fn finish(mut self, site: &Running) -> String {
+        let mut status = None;
+        site.machine.wait_until("the script to end", SERVICE, || {
+            self.terminal.shown();
+            status = self.shell.try_wait().unwrap();
+            status.is_some()
+        });
+        let shown = self.terminal.shown().to_owned();
+        assert!(status.unwrap().success(), "{shown}");
+        shown
     }
 }

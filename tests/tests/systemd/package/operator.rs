@@ -1,0 +1,124 @@
+//! The README's chapters for the operator, whose commands are typed in beside an encrypted server.
+
+use super::{chapter, encrypted_server};
+use crate::site::Running;
+
+const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
+const IN_ENVIRONMENT: &str = "/etc/iam-kms-wrapper/operator.config";
+const DATADIR: &str = "/var/lib/mysql";
+
+/// The commands of a chapter, without their comments.
+fn commands(title: &str) -> Vec<&'static str> {
+    let lines = chapter(title)
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "));
+    lines
+        .filter(|line| line.contains("kms-"))
+        .map(|line| line.split(" # ").next().unwrap().trim_end())
+        .collect()
+}
+
+/// A host with an encrypted server, whose root has AWS credentials as the AWS CLI finds them.
+fn host_of_operator() -> Running {
+    let running = encrypted_server();
+    running
+        .machine
+        .sh("install -D -m 600 /etc/iam-kms-wrapper/aws-credentials /root/.aws/credentials");
+    running
+}
+
+fn typed(running: &Running, command: &str) -> String {
+    let endpoint = running.aws.endpoint();
+    format!("export HOME=/root AWS_ENDPOINT_URL={endpoint} AWS_REGION=us-east-1\n{command}")
+}
+
+#[test]
+fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
+    let running = host_of_operator();
+    let machine = &running.machine;
+    machine.sh(&format!(
+        "cd /usr/share/doc/iam-kms-wrapper/examples/configuration
+         sed -e 's|^kms_mfa_id = .*|kms_mfa_id = {}|' -e 's|^master_key_id = .*|master_key_id = alias/mariadb|' \\
+             kms-manage-key.config > /etc/iam-kms-wrapper/kms-manage-key.config
+         systemctl stop mariadb.socket mariadb",
+        running.aws.serial_number()
+    ));
+    let commands = commands("Master key");
+    let [status, unlock, enable, disable] = commands.as_slice() else {
+        panic!("{commands:?}");
+    };
+    let told = running.in_terminal_with_code(&typed(&running, status));
+    assert!(told.contains("state: Enabled"), "{told}");
+
+    // The command runs here: the operator's host and the server's are one.
+    let unlock = unlock.replace("ssh db1 sudo ", "");
+    let unlocking = running.start_in_terminal_with_code(&typed(&running, &unlock));
+    running.wait_for_fifo();
+    running.echo_code();
+    let told = unlocking.finish(&running);
+    assert!(told.contains("is Disabled: DisableKey"), "{told}");
+    running.wait_until_active();
+    assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+
+    let told = running.in_terminal_with_code(&typed(&running, enable));
+    assert!(told.contains("is Enabled: EnableKey"), "{told}");
+    let told = running.in_terminal_with_code(&typed(&running, disable));
+    assert!(told.contains("is Disabled: DisableKey"), "{told}");
+}
+
+#[test]
+fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
+    let running = host_of_operator();
+    let other = running.aws.key(&["--alias", "alias/other"]);
+    running.machine.sh(&format!(
+        "sed -e 's/^handoff = .*/handoff = environment/' -e '/^kms_mfa_socket/d' {CONFIG} > {IN_ENVIRONMENT}"
+    ));
+    let commands = commands("Data keys");
+    let [
+        list,
+        verify,
+        rewrap,
+        check,
+        asking,
+        under_the_wrapper,
+        through_the_broker,
+    ] = commands.as_slice()
+    else {
+        panic!("{commands:?}");
+    };
+    let typed = |command: &str, config: &str| {
+        let command = command
+            .replace("DATADIR", DATADIR)
+            .replace("DIR", DATADIR)
+            .replace("FILE", config)
+            .replace("KEY", &other);
+        typed(&running, &command)
+    };
+    let printed = |command: &str| running.machine.sh(&typed(command, CONFIG));
+
+    let told = printed(list);
+    assert!(told.contains("aws-kms-key.1.1"), "{told}");
+    let verified = "2 data keys verified at KMS, 0 failed";
+    for told in [
+        printed(verify),
+        running.in_terminal_with_code(&typed(asking, CONFIG)),
+        running.in_terminal_with_code(&typed(under_the_wrapper, IN_ENVIRONMENT)),
+    ] {
+        assert!(told.contains(verified), "{told}");
+    }
+    let told = printed(through_the_broker);
+    assert!(told.contains("verified at KMS"), "{told}");
+
+    let told = printed(rewrap);
+    assert!(
+        told.contains(&format!("2 data keys wrapped under {other}")),
+        "{told}"
+    );
+    assert!(printed(verify).contains(verified));
+    running
+        .machine
+        .sh("systemctl stop mariadb.socket mariadb.service");
+    let told = printed(check);
+    assert!(told.contains("  needed  "), "{told}");
+    assert!(!told.contains("MISSING"), "{told}");
+}
