@@ -31,7 +31,9 @@ PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
 PACKAGES := $(CARGO_TARGET_DIR)/packages
 # Below target/release, where both tools of packaging look.
 STAGED := $(CARGO_TARGET_DIR)/release/staged
-SYSTEMD_TESTS := cargo test --locked -p end-to-end-tests --test systemd -- --test-threads=3
+# Whoever starts make may ignore signals (nohup, a job in the background of a script), which tests would inherit.
+CARGO_TEST := env --default-signal cargo test --locked
+SYSTEMD_TESTS := $(CARGO_TEST) -p end-to-end-tests --test systemd -- --test-threads=3
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
@@ -55,13 +57,13 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
-	cargo test --locked --workspace --exclude end-to-end-tests
-	cargo test --locked -p aws-key-management-plugin --features mock -- mock:: abi::
+	$(CARGO_TEST) --workspace --exclude end-to-end-tests
+	$(CARGO_TEST) -p aws-key-management-plugin --features mock -- mock:: abi::
 	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
-		cargo test --locked -p aws-key-management-plugin --lib cipher
+		$(CARGO_TEST) -p aws-key-management-plugin --lib cipher
 
 e2e: dist test-plugin ## End-to-end tests against a real mariadbd
-	IAM_KMS_DIST=$(DIST) cargo test --locked -p end-to-end-tests -- --test-threads=6
+	IAM_KMS_DIST=$(DIST) $(CARGO_TEST) -p end-to-end-tests -- --test-threads=6
 
 test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, all with one plugin
 	@scripts/install-packages debootstrap
