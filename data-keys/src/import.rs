@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use broker_protocol::Failure;
+use broker_protocol::{Failure, PlaintextKey};
 use clap::{Args, ValueEnum};
 use iam_kms_wrapper::master_key_id::MasterKeyId;
 use key_files::{
@@ -16,8 +16,15 @@ use offline_keys::{
 use subtle::ConstantTimeEq;
 
 use crate::{
-    DataKeysError, Outcome, access::AccessArguments, data_keys, each::each, kms::Kms, list,
-    password::PasswordArguments, print, runtime, unwrapping::failed,
+    DataKeysError, Outcome,
+    access::AccessArguments,
+    data_keys,
+    each::each,
+    kms::Kms,
+    list,
+    password::PasswordArguments,
+    print, runtime,
+    unwrapping::{Unwrapped, failed},
 };
 
 /// Wrap the keys of a file_key_management or exported file into key files
@@ -64,15 +71,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = list::check_names(&directory, &directory.list()?);
     let keys = read(arguments)?.keys;
-    check_free(&directory, &keys)?;
+    let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
     let (mut written, mut left) = (0, 0);
     let failed = runtime()?.block_on(async {
         let (kms, master_key_arn) = Kms::of_master_key(&access, &arguments.master_key_id).await?;
-        let work = async |name: &KeyName| match keys.binary_search_by_key(name, |key| key.name) {
-            Ok(index) => import(&directory, &kms, &master_key_arn, keys.get(index)).await,
-            Err(_) => Ok(false),
+        let import = Import {
+            directory: &directory,
+            kms,
+            master_key_arn,
+        };
+        let work = async |name: &KeyName| match keys.iter().find(|key| key.name == *name) {
+            Some(key) if there.contains(name) => import.prove(key).await.map(|()| false),
+            Some(key) => import.wrap(key).await,
+            None => Ok(false),
         };
         Ok::<_, DataKeysError>(
             each(&names_of_keys, work, |_, new| match new {
@@ -106,61 +119,77 @@ fn read(arguments: &Arguments) -> Result<KeyFile, DataKeysError> {
     }
 }
 
-/// Fails if a key has another version than those of the file, or another algorithm: what they
-/// encrypted would be mixed up.
-fn check_free(directory: &KeyDirectory, keys: &[OfflineKey]) -> Result<(), DataKeysError> {
-    for there in directory.list()?.keys {
-        let is_of_the_file = keys.iter().any(|key| key.name == there);
-        if !is_of_the_file && keys.iter().any(|key| key.name.id == there.id) {
+/// The keys of the file that have a key file already. Fails if a key has another version than those
+/// of the file, or another algorithm: what they encrypted would be mixed up.
+fn those_there(
+    directory: &KeyDirectory,
+    keys: &[OfflineKey],
+) -> Result<Vec<KeyName>, DataKeysError> {
+    let mut there = directory.list()?.keys;
+    there.retain(|name| keys.iter().any(|key| key.name.id == name.id));
+    for name in &there {
+        if !keys.iter().any(|key| key.name == *name) {
             return Err(DataKeysError::NotImported(format!(
                 "there is '{}', another version of a key that is to be imported; import into a directory without it",
-                directory.path_of(&there).display()
+                directory.path_of(name).display()
             )));
         }
     }
-    Ok(())
+    Ok(there)
 }
 
-/// Returns whether the key file is new; one that is there must hold the same key.
-async fn import(
-    directory: &KeyDirectory,
-    kms: &Kms,
-    master_key_arn: &str,
-    key: Option<&OfflineKey>,
-) -> Result<bool, String> {
-    let Some(OfflineKey { name, key }) = key else {
-        return Ok(false);
-    };
-    let kms_failed = |failure: Failure| failed(directory, name, &failure);
-    let blob = kms.encrypt(key, master_key_arn).await.map_err(kms_failed)?;
-    let proof = kms
-        .decrypt(&blob, Some(master_key_arn))
-        .await
-        .map_err(kms_failed)?;
-    let path = directory.path_of(name);
-    if !bool::from(proof.key.expose().ct_eq(key.expose())) {
-        return Err(format!(
-            "key file '{}' was not made: KMS has wrapped another data key than was asked for; try again",
-            path.display()
-        ));
+struct Import<'a> {
+    directory: &'a KeyDirectory,
+    kms: Kms,
+    master_key_arn: String,
+}
+
+impl Import<'_> {
+    /// Returns whether the key file is new. If another program has made it meanwhile, it must hold the
+    /// same key.
+    async fn wrap(&self, offline_key: &OfflineKey) -> Result<bool, String> {
+        let OfflineKey { name, key } = offline_key;
+        let failed = |failure: Failure| failed(self.directory, name, &failure);
+        let encrypted = self.kms.encrypt(key, &self.master_key_arn).await;
+        let blob = encrypted.map_err(failed)?;
+        let decrypted = self.kms.decrypt(&blob, Some(&self.master_key_arn)).await;
+        if !is_same(&decrypted.map_err(failed)?, key) {
+            return Err(format!(
+                "key file '{}' was not made: KMS has wrapped another data key than was asked for; try again",
+                self.directory.path_of(name).display()
+            ));
+        }
+        let placement = Placement::Exactly {
+            version: name.version,
+        };
+        let stored = self
+            .directory
+            .store(name.id, name.algorithm, placement, &blob)
+            .map_err(|error| error.to_string())?;
+        match stored {
+            Stored::New(_) => Ok(true),
+            Stored::Exists => self.prove(offline_key).await.map(|()| false),
+        }
     }
-    let placement = Placement::Exactly {
-        version: name.version,
-    };
-    let stored = directory
-        .store(name.id, name.algorithm, placement, &blob)
-        .map_err(|error| error.to_string())?;
-    if let Stored::New(_) = stored {
-        return Ok(true);
+
+    /// Fails unless the key file that is there holds the same key.
+    async fn prove(&self, OfflineKey { name, key }: &OfflineKey) -> Result<(), String> {
+        let blob = self
+            .directory
+            .read(name)
+            .map_err(|error| error.to_string())?;
+        let decrypted = self.kms.decrypt(&blob, None).await;
+        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure))?;
+        match is_same(&there, key) {
+            true => Ok(()),
+            false => Err(format!(
+                "key file '{}' was left as it is: it holds another key than the file to be imported",
+                self.directory.path_of(name).display()
+            )),
+        }
     }
-    let there = directory.read(name).map_err(|error| error.to_string())?;
-    let there = kms.decrypt(&there, None).await.map_err(kms_failed)?;
-    if bool::from(there.key.expose().ct_eq(key.expose())) {
-        Ok(false)
-    } else {
-        Err(format!(
-            "key file '{}' was left as it is: it holds another key than the file to be imported",
-            path.display()
-        ))
-    }
+}
+
+fn is_same(unwrapped: &Unwrapped, key: &PlaintextKey) -> bool {
+    unwrapped.key.expose().ct_eq(key.expose()).into()
 }

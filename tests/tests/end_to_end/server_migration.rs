@@ -135,6 +135,7 @@ fn moves_in(algorithm: &str, suffix: &str) {
     assert!(said.contains("3 data keys imported"), "{said}");
     let said = succeeds(&scene, &import);
     assert!(said.contains("3 there already"), "{said}");
+    assert_eq!(scene.aws.calls("Encrypt"), 3);
     let names = [1, 2, 7].map(|id| format!("aws-kms-key.{id}.1{suffix}"));
     assert_eq!(key_files(&theirs.datadir), names);
     for name in &names {
