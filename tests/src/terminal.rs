@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::unix::fs::OpenOptionsExt,
-    process::Stdio,
+    process::{Child, Stdio},
 };
 
 use nix::{
@@ -71,13 +71,32 @@ impl Terminal {
 
     /// Waits until it has shown `text` for the `nth` time (from 1).
     pub fn wait_for_nth(&mut self, text: &str, nth: usize) {
+        self.wait_until(&format!("{text:?} ({nth}) in the terminal"), |shown| {
+            shown.matches(text).count() >= nth
+        });
+    }
+
+    /// Waits until a program in it has succeeded; returns all that is shown.
+    pub fn wait_for_success(&mut self, mut program: Child) -> &str {
+        let mut status = None;
+        self.wait_until("the end of the program in the terminal", |_| {
+            status = program.try_wait().unwrap();
+            status.is_some()
+        });
+        let shown = self.shown();
+        assert!(status.unwrap().success(), "{shown}");
+        shown
+    }
+
+    /// Waits for a condition of what it has shown, and reads it, or the programs would have to wait.
+    fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&str) -> bool) {
         let last = RefCell::new(String::new());
         wait_until_with(
-            &format!("{text:?} ({nth}) in the terminal"),
+            what,
             || last.borrow().clone(),
             || {
                 self.shown().clone_into(&mut last.borrow_mut());
-                last.borrow().matches(text).count() >= nth
+                condition(&last.borrow())
             },
         );
     }

@@ -5,15 +5,10 @@ use std::time::{Duration, Instant};
 use end_to_end_tests::{Process, wait_until};
 
 use crate::hand_over::traces_for_user_mysql;
+use crate::readme::chapter;
 use crate::site::{BROKER, BROKER_DROP_IN, FIFO, Running, SERVICE, Site};
 
-const README: &str = include_str!("../../../README.md");
-
-/// The README's chapter.
-fn chapter() -> &'static str {
-    let (_, after) = README.split_once("### The broker as a service\n").unwrap();
-    after.split_once("\n#").unwrap().0
-}
+const CHAPTER: &str = "### The broker as a service";
 
 /// What a person is told.
 const TO_DO: &str = "write a new MFA code of ";
@@ -76,7 +71,10 @@ fn what_the_readme_says_makes_it_from_the_service_with_the_wrapper() {
         )
         .boot();
     let mut script = String::new();
-    for step in chapter().lines().filter(|line| line.starts_with("    ")) {
+    for step in chapter(CHAPTER)
+        .lines()
+        .filter(|line| line.starts_with("    "))
+    {
         script += &format!("{step}\n");
     }
     assert!(script.ends_with("systemctl restart mariadb\n"), "{script}");
@@ -202,7 +200,7 @@ fn systemd_analyze_finds_nothing_wrong_and_rates_the_unit_as_the_readme_says() {
     let site = Site::with_broker_service().boot();
     let complaints = format!("systemd-analyze verify --man=no {BROKER} {SERVICE} 2>&1");
     assert_eq!(site.machine.sh(&complaints), "");
-    let (before, _) = chapter().split_once(" of 10.").unwrap();
+    let (before, _) = chapter(CHAPTER).split_once(" of 10.").unwrap();
     let claim = before.split_whitespace().next_back().unwrap();
     let security = format!("systemd-analyze security --no-pager {BROKER}");
     let rating = site.machine.sh(&security);

@@ -91,18 +91,19 @@ fn follow(site: &Running, page: &str, block: usize) -> Process {
     Process::start(&mut site.machine.command(&["sh", "-exc", &script]))
 }
 
-/// The same, and waits until they have succeeded.
-fn done(site: &Running, page: &str, block: usize) {
-    succeeds(follow(site, page, block), site);
+/// The same, and waits until they have succeeded; returns what they print.
+fn done(site: &Running, page: &str, block: usize) -> String {
+    succeeds(follow(site, page, block), site)
 }
 
-fn succeeds(mut steps: Process, site: &Running) {
+fn succeeds(mut steps: Process, site: &Running) -> String {
     let (status, output) = steps.finish();
     assert!(
         status.success(),
         "{output}\n{}",
         site.machine.journal(SERVICE)
     );
+    output
 }
 
 /// The same, with a code when one is awaited.
@@ -299,14 +300,6 @@ fn with_key_file() -> Running {
     site
 }
 
-/// What a block that is followed prints.
-fn printed(site: &Running, page: &str, block: usize) -> String {
-    let mut steps = follow(site, page, block);
-    let (status, output) = steps.finish();
-    assert!(status.success(), "{output}");
-    output
-}
-
 /// Waits until the statement of a block returns no row.
 fn no_row(site: &Running, page: &str, block: usize) {
     let commands = &blocks(page)[block];
@@ -331,13 +324,13 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
     done(&site, page, 6);
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");
 
-    let said = printed(&site, page, 7);
+    let said = done(&site, page, 7);
     assert!(said.contains("Not for file_key_management"), "{said}");
     done(&site, page, 9);
     no_row(&site, page, 10);
     done(&site, page, 11);
     done(&site, page, 12);
-    let said = printed(&site, page, 13);
+    let said = done(&site, page, 13);
     assert!(!said.contains("  needed  "), "{said}");
     done(&site, page, NEW_KEYS);
     done(&site, page, 8);
@@ -351,7 +344,7 @@ fn a_server_whose_keys_were_never_rotated_goes_on_with_file_key_management() {
     let site = bare().boot_as_it_is();
     done_with_code(&site, "mfa-at-boot", 0);
     encrypts(&site);
-    let said = printed(&site, page, 7);
+    let said = done(&site, page, 7);
     assert!(said.contains("For file_key_management"), "{said}");
     done(&site, page, 8);
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");

@@ -11,23 +11,17 @@ use std::{
 
 use end_to_end_tests::{Process, Sandbox};
 
-use crate::site::{FIFO, Running, SERVICE, Site};
-
-const README: &str = include_str!("../../../README.md");
+use crate::{
+    readme::chapter,
+    site::{FIFO, Running, SERVICE, Site},
+};
 
 /// What the package may never touch.
 const KEPT: &str = "/var/lib/mysql /etc/iam-kms-wrapper /etc/mysql /etc/systemd/system";
 
-/// A chapter of the README, up to the next heading.
-fn chapter(title: &str) -> &'static str {
-    let (_, after) = README.split_once(&format!("\n## {title}\n")).unwrap();
-    let (chapter, _) = after.split_once("\n##").unwrap();
-    chapter
-}
-
 /// The commands of a step of the README's installation.
 fn step(number: usize) -> String {
-    let (_, after) = chapter("Install on a real host")
+    let (_, after) = chapter("## Install on a real host")
         .split_once(&format!("\n{number}. "))
         .unwrap();
     let end = after.find(&format!("\n{}. ", number + 1));

@@ -2,7 +2,7 @@
 
 use std::{process::Child, time::Instant};
 
-use end_to_end_tests::{Terminal, wait_until};
+use end_to_end_tests::Terminal;
 
 use crate::site::{FIFO, Running, SERVICE, Site};
 
@@ -48,15 +48,6 @@ fn assert_asked_after_a_pause(terminal: &mut Terminal, nth: usize) {
     assert!(start.elapsed().as_secs() >= 4, "{}", terminal.shown());
 }
 
-fn wait_for_success(mut child: Child, terminal: &mut Terminal) {
-    let mut status = None;
-    wait_until("the end of systemctl", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    assert!(status.unwrap().success(), "{}", terminal.shown());
-}
-
 #[test]
 fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
     let (site, mut terminal, systemctl) = asked_in_a_terminal();
@@ -72,7 +63,7 @@ fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
         .fault("--operation GetSessionToken --kind 500 --count 2");
     let code = site.aws.code();
     terminal.type_in(&format!("{code}\n"));
-    wait_for_success(systemctl, &mut terminal);
+    terminal.wait_for_success(systemctl);
     assert_eq!(site.state(), "active");
     let shown = terminal.shown();
     assert_eq!(shown.matches(QUESTION).count(), 2, "{shown}");
@@ -87,7 +78,7 @@ fn a_question_is_withdrawn_when_the_code_came_through_the_fifo() {
     let (site, mut terminal, systemctl) = asked_in_a_terminal();
     assert!(!terminal.echoes());
     site.echo_code();
-    wait_for_success(systemctl, &mut terminal);
+    terminal.wait_for_success(systemctl);
     assert!(terminal.echoes(), "the shell has a terminal without echo");
     site.machine
         .wait_for_property(PROMPT_UNIT, "ActiveState", "inactive");
@@ -104,7 +95,7 @@ fn an_empty_answer_and_a_cancelled_question_are_asked_again_after_a_pause() {
     assert_asked_after_a_pause(&mut terminal, 3);
     assert_eq!(site.aws.calls("GetSessionToken"), 0);
     terminal.type_in(&format!("{}\n", site.aws.code()));
-    wait_for_success(systemctl, &mut terminal);
+    terminal.wait_for_success(systemctl);
 }
 
 #[test]

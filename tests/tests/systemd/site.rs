@@ -235,16 +235,17 @@ impl Running {
 
     /// Runs a script of root's in a terminal, where it asks for a code. Returns what is shown.
     pub fn in_terminal_with_code(&self, script: &str) -> String {
-        self.start_in_terminal_with_code(script).finish(self)
+        let (mut terminal, shell) = self.start_in_terminal_with_code(script);
+        terminal.wait_for_success(shell).to_owned()
     }
 
     /// Starts it, and types the code.
-    pub fn start_in_terminal_with_code(&self, script: &str) -> InTerminal {
+    pub fn start_in_terminal_with_code(&self, script: &str) -> (Terminal, Child) {
         let mut terminal = Terminal::new();
         let shell = self.machine.start_in(&terminal, &["sh", "-exc", script]);
         terminal.wait_for_nth("MFA code: ", 1);
         terminal.type_in(&format!("{}\n", self.aws.code()));
-        InTerminal { terminal, shell }
+        (terminal, shell)
     }
 
     pub fn main_pid(&self, unit: &str) -> String {
@@ -270,26 +271,5 @@ impl Running {
     /// Programs that run in the machine, by their names in `/proc`.
     pub fn programs(&self) -> String {
         self.machine.sh("cat /proc/[0-9]*/comm 2> /dev/null || :")
-    }
-}
-
-/// A script in a terminal.
-pub struct InTerminal {
-    terminal: Terminal,
-    shell: Child,
-}
-
-impl InTerminal {
-    /// Waits until it has succeeded; returns what is shown.
-    pub fn finish(mut self, site: &Running) -> String {
-        let mut status = None;
-        site.machine.wait_until("the script to end", SERVICE, || {
-            self.terminal.shown();
-            status = self.shell.try_wait().unwrap();
-            status.is_some()
-        });
-        let shown = self.terminal.shown().to_owned();
-        assert!(status.unwrap().success(), "{shown}");
-        shown
     }
 }

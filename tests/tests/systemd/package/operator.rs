@@ -1,7 +1,7 @@
 //! The README's chapters for the operator, whose commands are typed in beside an encrypted server.
 
-use super::{chapter, encrypted_server};
-use crate::site::Running;
+use super::encrypted_server;
+use crate::{readme::chapter, site::Running};
 
 const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
 const IN_ENVIRONMENT: &str = "/etc/iam-kms-wrapper/operator.config";
@@ -9,7 +9,7 @@ const DATADIR: &str = "/var/lib/mysql";
 
 /// The commands of a chapter, without their comments.
 fn commands(title: &str) -> Vec<&'static str> {
-    let lines = chapter(title)
+    let lines = chapter(&format!("## {title}"))
         .lines()
         .filter_map(|line| line.strip_prefix("    "));
     lines
@@ -52,10 +52,11 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
 
     // The command runs here: the operator's host and the server's are one.
     let unlock = unlock.replace("ssh db1 sudo ", "");
-    let unlocking = running.start_in_terminal_with_code(&typed(&running, &unlock));
+    let unlock = typed(&running, &unlock);
+    let (mut terminal, unlocking) = running.start_in_terminal_with_code(&unlock);
     running.wait_for_fifo();
     running.echo_code();
-    let told = unlocking.finish(&running);
+    let told = terminal.wait_for_success(unlocking);
     assert!(told.contains("is Disabled: DisableKey"), "{told}");
     running.wait_until_active();
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
