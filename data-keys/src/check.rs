@@ -17,7 +17,7 @@ use std::{
 };
 
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_store::{key_directory::KeyDirectory, key_name::KeyName};
 use tracing::warn;
 
 use crate::{DataKeysError, Outcome, list::algorithm, print, table};

@@ -1,7 +1,7 @@
 //! The same work for each key file: several at once, a progress bar for whoever waits.
 
 use futures_util::{StreamExt, stream};
-use key_files::key_name::KeyName;
+use key_store::key_name::KeyName;
 use tracing::error;
 
 use crate::progress::Progress;

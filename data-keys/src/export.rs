@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use key_files::{
+use key_store::{
     key_directory::KeyDirectory,
     key_name::{Algorithm, KeyName},
 };

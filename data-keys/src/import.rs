@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use broker_protocol::{Failure, PlaintextKey};
+use broker_api::Failure;
 use clap::{Args, ValueEnum};
 use iam_kms_wrapper::master_key_id::MasterKeyId;
-use key_files::{
+use key_store::PlaintextKey;
+use key_store::{
     key_directory::{KeyDirectory, Placement, Stored},
     key_name::{Algorithm, KeyName},
 };

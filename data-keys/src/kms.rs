@@ -9,12 +9,13 @@ use aws_sdk_kms::{
     operation::RequestId,
     primitives::Blob,
 };
-use broker_protocol::{Failure, FailureKind, PlaintextKey};
+use broker_api::{Failure, FailureKind};
 use iam_kms_wrapper::{
     aws::{self, DEFAULT_REGION},
     kms_failure::{self, incomplete, wrapped_key},
     master_key_id::MasterKeyId,
 };
+use key_store::PlaintextKey;
 
 use crate::{DataKeysError, access::Access, unwrapping::Unwrapped};
 

@@ -29,7 +29,7 @@ use iam_kms_wrapper::{
     aws, command_line::show_usage, config::ConfigError, credentials::CredentialsError, logging,
     operator::OperatorError, process,
 };
-use key_files::key_directory::FileError;
+use key_store::key_directory::FileError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use tokio::runtime::Runtime;
 use tracing::error;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use key_files::{
+use key_store::{
     key_directory::{KeyDirectory, Listing},
     key_name::{Algorithm, KeyName},
 };

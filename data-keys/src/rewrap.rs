@@ -9,10 +9,10 @@ use std::{
     path::PathBuf,
 };
 
-use broker_protocol::Failure;
+use broker_api::Failure;
 use clap::Args;
 use iam_kms_wrapper::master_key_id::MasterKeyId;
-use key_files::{
+use key_store::{
     fault_points::{self, Step},
     key_directory::KeyDirectory,
     key_name::KeyName,

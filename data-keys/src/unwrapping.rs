@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use broker_api::{Decrypt, Failure, FailureKind, KmsOptions, Reply, Request};
 use broker_client::BrokerClient;
-use broker_protocol::{Decrypt, Failure, FailureKind, KmsOptions, PlaintextKey, Reply, Request};
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_store::PlaintextKey;
+use key_store::{key_directory::KeyDirectory, key_name::KeyName};
 use tokio::runtime::Runtime;
 
 use crate::{DataKeysError, access::AccessArguments, kms::Kms};

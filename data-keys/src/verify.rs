@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_store::{key_directory::KeyDirectory, key_name::KeyName};
 
 use crate::{
     DataKeysError, Outcome, data_keys, each::each, list, print, runtime,

@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use broker_protocol::{MAX_FRAME_BYTES, Reply, Request, read_frame, write_frame};
+use broker_api::{MAX_FRAME_BYTES, Reply, Request, read_frame, write_frame};
 use libfuzzer_sys::fuzz_target;
 
 /// The header that belongs to `body`, and the body.

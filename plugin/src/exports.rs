@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn the_default_socket_is_the_protocols() {
-        assert_eq!(DEFAULT_SOCKET.to_str(), Ok(broker_protocol::DEFAULT_SOCKET));
+        assert_eq!(DEFAULT_SOCKET.to_str(), Ok(broker_api::DEFAULT_SOCKET));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use key_files::key_directory::{KeyDirectory, Listing};
-use key_files::key_name::KeyName;
+use key_store::key_directory::{KeyDirectory, Listing};
+use key_store::key_name::KeyName;
 
 use crate::key_manager::{KeyError, KeyManager};
 use crate::kms::KmsError;

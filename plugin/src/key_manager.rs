@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use broker_protocol::MayWait;
-use key_files::fault_points::{self, Step};
-use key_files::key_directory::{FileError, KeyDirectory, Placement, Stored};
-use key_files::key_name::{Algorithm, KeyName, is_valid_number};
+use broker_api::MayWait;
+use key_store::fault_points::{self, Step};
+use key_store::key_directory::{FileError, KeyDirectory, Placement, Stored};
+use key_store::key_name::{Algorithm, KeyName, is_valid_number};
 
 use crate::attempts::Attempts;
 use crate::keyring::Keyring;

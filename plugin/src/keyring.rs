@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use key_files::key_name::{Algorithm, KeyName};
+use key_store::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
 
 const BUCKETS: usize = 1024;

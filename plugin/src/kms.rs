@@ -5,11 +5,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use broker_client::{BrokerClient, BrokerError};
-use broker_protocol::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MayWait, PlaintextKey, Reply,
-    Request, SessionState,
+use broker_api::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MayWait, Reply, Request,
+    SessionState,
 };
+use broker_client::{BrokerClient, BrokerError};
+use key_store::PlaintextKey;
 
 use crate::server_log;
 use crate::settings::{Dynamic, Fixed, LogLevel};

@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use broker_protocol::{
-    Failure, FailureKind, GenerateDataKey, PlaintextKey, Reply, Request, SessionPhase, SessionState,
+use broker_api::{
+    Failure, FailureKind, GenerateDataKey, Reply, Request, SessionPhase, SessionState,
 };
+use key_store::PlaintextKey;
 
 /// What whoever has left the variable on must not overlook.
 pub const WARNING: &str = "aws_key_management_mock is ON: NOTHING IS PROTECTED, because the key files hold the data keys as they are; for tests only, never for data that matters";
@@ -59,7 +60,7 @@ fn random_bytes(count: usize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use broker_protocol::{Decrypt, KmsOptions};
+    use broker_api::{Decrypt, KmsOptions};
 
     use super::*;
 

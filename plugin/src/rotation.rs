@@ -7,9 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use broker_protocol::MayWait;
-use key_files::key_directory::Placement;
-use key_files::key_name::KeyName;
+use broker_api::MayWait;
+use key_store::key_directory::Placement;
+use key_store::key_name::KeyName;
 
 use crate::key_manager::{KeyError, KeyManager, until};
 use crate::kms::KmsError;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use key_files::key_name::Algorithm;
+use key_store::key_name::Algorithm;
 
 /// Values of `key_spec`: keys of 16 and of 32 bytes.
 pub const KEY_SPECS: [&core::ffi::CStr; 2] = [c"AES_128", c"AES_256"];

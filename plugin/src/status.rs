@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use broker_protocol::{SessionPhase, SessionState};
+use broker_api::{SessionPhase, SessionState};
 
 use crate::key_manager::KeyManager;
 use crate::plugin;

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use broker_api::{Failure, FailureKind, Reply, Request, SessionPhase, SessionState};
 use broker_client::test_broker::TestBroker;
-use broker_protocol::{
-    Failure, FailureKind, PlaintextKey, Reply, Request, SessionPhase, SessionState,
-};
+use key_store::PlaintextKey;
 
 use crate::key_manager::KeyManager;
 use crate::settings::{Dynamic, Fixed};

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_protocol::{FrameError, read_frame, write_frame};
+use broker_api::{FrameError, read_frame, write_frame};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},

@@ -6,7 +6,8 @@
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
-use broker_protocol::{Failure, FailureKind, MAX_CIPHERTEXT_BYTES};
+use broker_api::{Failure, FailureKind};
+use key_store::MAX_CIPHERTEXT_BYTES;
 
 use crate::aws::root_cause;
 

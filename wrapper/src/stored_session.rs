@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use broker_protocol::{FrameError, read_frame, write_frame};
+use broker_api::{FrameError, read_frame, write_frame};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},

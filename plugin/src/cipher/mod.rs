@@ -18,7 +18,7 @@ mod keystream;
 #[cfg(test)]
 mod tests;
 
-use key_files::key_name::Algorithm;
+use key_store::key_name::Algorithm;
 
 pub use buffers::Buffers;
 

@@ -35,7 +35,7 @@ pub unsafe fn read_all() -> Fixed {
                 .unwrap_or(0),
             keyfile_dir: OsString::from_vec(bytes(storage::KEYFILE_DIR.address().read())).into(),
             broker_socket: if socket.is_empty() {
-                broker_protocol::DEFAULT_SOCKET.into()
+                broker_api::DEFAULT_SOCKET.into()
             } else {
                 OsString::from_vec(socket).into()
             },

@@ -2,7 +2,7 @@ use std::fs;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar};
 
-use broker_protocol::{FailureKind, Request};
+use broker_api::{FailureKind, Request};
 use tempfile::TempDir;
 
 use super::*;

@@ -2,8 +2,9 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use broker_protocol::{FailureKind, PlaintextKey, Reply, Request};
-use key_files::key_name::Algorithm;
+use broker_api::{FailureKind, Reply, Request};
+use key_store::PlaintextKey;
+use key_store::key_name::Algorithm;
 use tempfile::TempDir;
 
 use super::*;

@@ -6,9 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
-use broker_protocol::{
-    Decrypt, GenerateDataKey, KmsOptions, Reply, Request, read_frame, write_frame,
-};
+use broker_api::{Decrypt, GenerateDataKey, KmsOptions, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Scene, dist};
 
 use crate::library::Library;

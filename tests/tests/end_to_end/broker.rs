@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use broker_protocol::{
+use broker_api::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MAX_FRAME_BYTES, MayWait, Reply,
     Request, SessionPhase, read_frame, write_frame,
 };

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use broker_protocol::{Decrypt, KmsOptions, MayWait, Reply, Request};
+use broker_api::{Decrypt, KmsOptions, MayWait, Reply, Request};
 use end_to_end_tests::{Manager, NOBODY, PATIENCE_SECONDS, Process, Scene, mode, write_fifo};
 use nix::unistd::{Gid, Group, Uid};
 use serde_json::Value;

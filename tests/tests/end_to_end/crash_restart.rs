@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_protocol::SessionPhase;
+use broker_api::SessionPhase;
 use end_to_end_tests::{
     Database, Manager, Process, Scene, Wrapper,
     inspection::{environment, status, variable},

@@ -10,10 +10,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use broker_protocol::MAX_CIPHERTEXT_BYTES;
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, Scene, Terminal, contains_bytes, dist, key_files,
 };
+use key_store::MAX_CIPHERTEXT_BYTES;
 use nix::sys::signal::Signal::SIGKILL;
 
 use crate::{inheritance::ONLY_WITH_MFA, server_main_job::ENCRYPT_ALL};

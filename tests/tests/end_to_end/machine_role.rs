@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use broker_protocol::SessionPhase;
+use broker_api::SessionPhase;
 use end_to_end_tests::{Scene, Wrapper, wait_until};
 
 use crate::broker::{failure, generated, phase};

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use broker_protocol::{Decrypt, KmsOptions, Reply, Request, read_frame, write_frame};
+use broker_api::{Decrypt, KmsOptions, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper};
 use nix::sys::signal::SIGKILL;
 

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::net::UnixStream, thread};
 
-use broker_protocol::{MayWait, Reply, read_frame, write_frame};
+use broker_api::{MayWait, Reply, read_frame, write_frame};
 use end_to_end_tests::{Database, Manager, Process, Scene, Wrapper, wait_until, write_fifo};
 use nix::sys::signal::Signal::SIGTERM;
 

@@ -212,7 +212,7 @@ impl Values<'_> {
             )?,
             broker_socket: self
                 .absolute_path("broker_socket")?
-                .unwrap_or_else(|| broker_protocol::DEFAULT_SOCKET.into()),
+                .unwrap_or_else(|| broker_api::DEFAULT_SOCKET.into()),
             broker_socket_gid: self.gid("broker_socket_group")?,
             reuse_session_min_seconds: self
                 .number("reuse_session_min_seconds", 60, 0, 129_600)?

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_protocol::{Failure, FailureKind};
+use broker_api::{Failure, FailureKind};
 use tracing::{info, warn};
 
 use super::master_key::{CallError, Change, Description, MasterKey, Taken};

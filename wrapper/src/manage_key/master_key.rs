@@ -17,7 +17,7 @@ use aws_sdk_kms::{
     types::{KeyMetadata, KeyState},
 };
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use broker_protocol::{Failure, FailureKind};
+use broker_api::{Failure, FailureKind};
 use tokio::runtime::Runtime;
 
 use crate::{

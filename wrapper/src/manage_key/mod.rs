@@ -18,7 +18,7 @@ use std::{
 };
 
 use aws_sdk_kms::types::KeyState;
-use broker_protocol::FailureKind;
+use broker_api::FailureKind;
 use clap::Parser;
 use nix::sys::signal::Signal;
 use tracing::error;

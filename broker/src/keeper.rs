@@ -1,0 +1,376 @@
+//! Keeps a session: notices that it has ended and gets the next one through the code channel.
+
+use std::{
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use broker_api::{Failure, FailureKind, MayWait, SessionPhase, SessionState, WAITING_INTERVAL};
+use iam_kms_wrapper::{
+    asking::{Asking, AskingError, Trade, WhenHopeless},
+    channel::{Channel, sleep_until},
+    config::{Config, Mfa},
+    credentials,
+    logging::AUDIT,
+    session::{Session, unix_seconds_now, utc_text},
+    stored_session, systemd,
+};
+use tracing::{error, info};
+
+/// Sessions that renew themselves (an instance role's) are renewed this long before their end, as
+/// soon as AWS has the next, or half-way to it where there is less left.
+const RENEW_AHEAD_SECONDS: i64 = 300;
+
+/// Between two attempts to make the FIFO, or to renew a session without a person.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest wait before the clock is looked at again: it may have been set, or have slept.
+const CLOCK_CHECK: Duration = Duration::from_secs(30);
+
+/// For whom the session is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// One server, which started us.
+    OfServer,
+    /// Anybody admitted; our state is that of a unit of our own.
+    Service,
+}
+
+/// The session and what becomes of it.
+pub(crate) struct Keeper {
+    config: Config,
+    role: Role,
+    source: Option<Session>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    session: Option<Arc<Session>>,
+    /// Where there is a session: when the next one is due, unless never.
+    renewal_unix_seconds: Option<i64>,
+    /// End of the present or last session.
+    expiration_unix_seconds: Option<i64>,
+    /// The FIFO that awaits a code.
+    fifo: Option<PathBuf>,
+    /// Why there can be no session, if that is so.
+    failure: Option<String>,
+}
+
+impl Keeper {
+    /// Keeps `session`, or asks for one at once if there is none.
+    pub fn new(
+        mut config: Config,
+        source: Option<Session>,
+        session: Option<Session>,
+        role: Role,
+    ) -> Self {
+        // That limit is for a start that somebody waits for.
+        config.prompt_timeout = None;
+        let state = State {
+            expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
+            renewal_unix_seconds: session.as_ref().and_then(|s| renewal(&config.mfa, s)),
+            session: session.map(Arc::new),
+            fifo: None,
+            failure: None,
+        };
+        Self {
+            config,
+            role,
+            source,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The open session, or the failure that tells the person where to write a code.
+    pub fn session(&self) -> Result<Arc<Session>, Failure> {
+        let mut state = self.lock();
+        if state
+            .session
+            .as_ref()
+            .is_some_and(|session| is_over(session))
+        {
+            self.close(&mut state);
+        }
+        state
+            .session
+            .clone()
+            .ok_or_else(|| self.session_over(&state))
+    }
+
+    /// Takes KMS's word that `session` has ended, whatever our clock says.
+    pub fn ended(&self, session: &Arc<Session>) -> Failure {
+        let mut state = self.lock();
+        if state
+            .session
+            .as_ref()
+            .is_some_and(|present| Arc::ptr_eq(present, session))
+        {
+            self.close(&mut state);
+        }
+        self.session_over(&state)
+    }
+
+    /// How long a request may wait for the next session; `None`: as long as it takes.
+    pub fn wait_limit(&self, may_wait: MayWait) -> Option<Duration> {
+        match may_wait {
+            MayWait::No => Some(Duration::ZERO),
+            MayWait::Statement => Some(self.config.reprompt_wait),
+            MayWait::Start => None,
+        }
+    }
+
+    /// Waits until a session is open; false once it is `until`, or `say_waiting` has failed, which
+    /// gets the failure that the person should mend and is called at once and then every
+    /// [`WAITING_INTERVAL`].
+    pub fn wait_for_session(
+        &self,
+        until: Option<Instant>,
+        mut say_waiting: impl FnMut(Failure) -> bool,
+    ) -> bool {
+        loop {
+            let Err(over) = self.session() else {
+                return true;
+            };
+            let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if remaining.is_some_and(|remaining| remaining.is_zero()) || !say_waiting(over) {
+                return false;
+            }
+            let state = self.lock();
+            if state.session.is_none() {
+                let pause = remaining.map_or(WAITING_INTERVAL, |it| it.min(WAITING_INTERVAL));
+                drop(self.changed.wait_timeout(state, pause));
+            }
+        }
+    }
+
+    /// How the session stands.
+    pub fn state(&self) -> SessionState {
+        // For its side effect of noticing the end.
+        let open = self.session().is_ok();
+        let state = self.lock();
+        SessionState {
+            phase: match (&state.failure, open) {
+                (_, true) => SessionPhase::Open,
+                (Some(_), false) => SessionPhase::Failed,
+                (None, false) => SessionPhase::AwaitingCode,
+            },
+            expiration_unix_seconds: state.expiration_unix_seconds,
+            fifo: state.fifo.as_ref().map(|path| path.display().to_string()),
+        }
+    }
+
+    /// Gets a new session whenever there is none, until `interrupt` becomes readable.
+    pub fn run(&self, interrupt: BorrowedFd<'_>) {
+        while self.wait_for_end(interrupt) {
+            match self.renew(interrupt) {
+                Ok(session) => self.open(session),
+                Err(AskingError::Interrupted) => return,
+                Err(failure) => {
+                    error!(
+                        "cannot get a new AWS session: {failure}; trying again in {} seconds",
+                        RETRY_PAUSE.as_secs()
+                    );
+                    self.lock().failure = Some(failure.to_string());
+                    if sleep_until(Instant::now() + RETRY_PAUSE, interrupt) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes [`Self::run`] look at its `interrupt`.
+    pub fn wake(&self) {
+        // With the lock: it must not be between its look and its wait.
+        let _state = self.lock();
+        self.changed.notify_all();
+    }
+
+    /// True when a new session is needed, false when it is time to stop.
+    fn wait_for_end(&self, interrupt: BorrowedFd<'_>) -> bool {
+        let mut state = self.lock();
+        loop {
+            if sleep_until(Instant::now(), interrupt) {
+                return false;
+            }
+            if state.session.is_none() {
+                return true;
+            }
+            let remaining = state
+                .renewal_unix_seconds
+                .map(|due| due.saturating_sub(unix_seconds_now()));
+            if remaining.is_some_and(|seconds| seconds <= 0) {
+                return true;
+            }
+            let pause = remaining.map_or(CLOCK_CHECK, |seconds| {
+                Duration::from_secs(seconds.unsigned_abs()).min(CLOCK_CHECK)
+            });
+            let waited = self.changed.wait_timeout(state, pause);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn renew(&self, interrupt: BorrowedFd<'_>) -> Result<Session, AskingError> {
+        if self.config.mfa == Mfa::Off {
+            return credentials::find(&self.config)
+                .map_err(|error| AskingError::Hopeless(error.to_string()));
+        }
+        let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
+        self.announce(&channel);
+        let asking = Asking {
+            config: &self.config,
+            trade: Trade::new(&self.config, self.source.as_ref()),
+            when_hopeless: WhenHopeless::AskOn,
+            interrupt,
+            alive: &|| {},
+        };
+        asking.session(&mut channel)
+    }
+
+    fn announce(&self, channel: &Channel) {
+        let mut state = self.lock();
+        self.close(&mut state);
+        state.fifo = channel.fifo_path();
+        state.failure = None;
+        let message = self.session_over(&state).message;
+        info!(event = "prompt", "{message}");
+        self.show_status(&message);
+    }
+
+    /// The status line of a server's unit is the server's.
+    fn show_status(&self, status: &str) {
+        if self.role == Role::Service {
+            systemd::status(status);
+        }
+    }
+
+    fn open(&self, session: Session) {
+        let (access_key_id, expiration) =
+            (session.access_key_id.clone(), session.expiration_text());
+        let opened = format!("session {access_key_id} is open until {expiration}");
+        stored_session::keep(&self.config, &session);
+        *self.lock() = State {
+            expiration_unix_seconds: session.expiration_unix_seconds,
+            renewal_unix_seconds: renewal(&self.config.mfa, &session),
+            session: Some(Arc::new(session)),
+            fifo: None,
+            failure: None,
+        };
+        self.changed.notify_all();
+        // Whoever acts on this line finds it true.
+        info!(
+            event = "session_open",
+            access_key_id, expiration, "{opened}"
+        );
+        self.show_status(&opened);
+    }
+
+    fn close(&self, state: &mut State) {
+        if let Some(session) = state.session.take() {
+            if self.config.mfa != Mfa::Off {
+                stored_session::forget();
+            }
+            info!(
+                target: AUDIT,
+                event = "session_end",
+                access_key_id = session.access_key_id,
+                "session {} is over",
+                session.access_key_id
+            );
+        }
+        self.changed.notify_all();
+    }
+
+    fn session_over(&self, state: &State) -> Failure {
+        let over = match state.expiration_unix_seconds {
+            Some(end) => format!("the AWS session ended at {}", utc_text(end)),
+            None => "there is no AWS session yet".into(),
+        };
+        let fifo = self.config.fifo_or_default().display();
+        let next = match (&state.failure, &self.config.mfa) {
+            (Some(failure), _) => format!("and no new one can be had: {failure}"),
+            (None, Mfa::Here { serial_number }) => {
+                format!("write a new MFA code of {serial_number}: echo 123456 > {fifo}")
+            }
+            (None, Mfa::Elsewhere) => {
+                format!("write a new session document: cat session.json > {fifo}")
+            }
+            (None, Mfa::Off) => "a new one is being fetched".into(),
+        };
+        Failure {
+            kind: FailureKind::SessionOver,
+            message: format!("{over}; {next}"),
+        }
+    }
+
+    /// The state is whole at every unlock, so a thread that panicked has not left it in pieces.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// When the session after `session` is due. AWS hands the same one out again until it has the next,
+/// so each look comes when half of what was left is over: never many in a row.
+fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
+    let end = session.expiration_unix_seconds?;
+    if *mfa != Mfa::Off {
+        return Some(end);
+    }
+    let now = unix_seconds_now();
+    let half_way = now.saturating_add(end.saturating_sub(now).max(2) / 2);
+    Some(half_way.max(end.saturating_sub(RENEW_AHEAD_SECONDS)))
+}
+
+fn is_over(session: &Session) -> bool {
+    session
+        .remaining_seconds()
+        .is_some_and(|seconds| seconds <= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds_to_renewal(mfa: &Mfa, remaining_seconds: i64) -> i64 {
+        let now = unix_seconds_now();
+        let session = Session {
+            access_key_id: "ASIAX".into(),
+            secret_access_key: "secret".into(),
+            session_token: None,
+            expiration_unix_seconds: Some(now + remaining_seconds),
+        };
+        renewal(mfa, &session).unwrap() - now
+    }
+
+    #[test]
+    fn a_session_without_a_person_is_renewed_ahead_of_its_end_but_never_many_times_in_a_row() {
+        for (remaining, expected) in [
+            (21_600, 21_300),
+            (900, 600),
+            (400, 200),
+            (300, 150),
+            (2, 1),
+            (1, 1),
+            (-5, 1),
+        ] {
+            let seconds = seconds_to_renewal(&Mfa::Off, remaining);
+            assert!(
+                (expected..=expected + 1).contains(&seconds),
+                "{remaining}: {seconds}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_session_of_a_person_is_used_to_its_end() {
+        assert!((900..=901).contains(&seconds_to_renewal(&Mfa::Elsewhere, 900)));
+    }
+}

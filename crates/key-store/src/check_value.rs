@@ -1,0 +1,138 @@
+//! What proves which data key is which, without giving anything of the key away.
+
+use core::fmt;
+use core::str::FromStr;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::PlaintextKey;
+
+/// Length of a check value in bytes.
+pub const CHECK_VALUE_BYTES: usize = 16;
+
+const INFO: &[u8] = b"aws-kms-key check v1";
+
+/// The check value of a data key: the first 16 bytes of HKDF-Expand with SHA-256 (RFC 5869,
+/// section 2.3), with the data key as its pseudorandom key. It may be published.
+///
+/// It is no output of AES under the data key: MariaDB's page keys are such outputs, and so is the hash
+/// key of GCM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckValue([u8; CHECK_VALUE_BYTES]);
+
+/// A text that is no check value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a check value has 32 hexadecimal digits, in lower case")]
+pub struct InvalidCheckValue;
+
+impl CheckValue {
+    /// Computes the check value of `key`.
+    pub fn of(key: &PlaintextKey) -> Self {
+        // The one block of HKDF-Expand that 16 bytes take: HMAC(key, info || 1). The crate `hkdf` refuses
+        // keys that are shorter than the hash, as AES's are.
+        let mut check = [0; CHECK_VALUE_BYTES];
+        // HMAC takes a key of any length.
+        if let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key.expose()) {
+            mac.update(INFO);
+            mac.update(&[1]);
+            let block = mac.finalize().into_bytes();
+            for (to, from) in check.iter_mut().zip(block) {
+                *to = from;
+            }
+        }
+        Self(check)
+    }
+
+    /// Takes the bytes that [`Self::to_bytes`] gave.
+    pub const fn from_bytes(bytes: [u8; CHECK_VALUE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub const fn to_bytes(self) -> [u8; CHECK_VALUE_BYTES] {
+        self.0
+    }
+}
+
+impl fmt::Display for CheckValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for CheckValue {
+    type Err = InvalidCheckValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCheckValue> {
+        let digits = text.as_bytes();
+        let (pairs, odd) = digits.as_chunks::<2>();
+        if pairs.len() != CHECK_VALUE_BYTES || !odd.is_empty() {
+            return Err(InvalidCheckValue);
+        }
+        let mut bytes = [0; CHECK_VALUE_BYTES];
+        for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = digit(high)? << 4 | digit(low)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+fn digit(digit: u8) -> Result<u8, InvalidCheckValue> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(InvalidCheckValue),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// HKDF-Expand as OpenSSL has it.
+    fn openssl(key_hex: &str) -> String {
+        let output = Command::new("openssl")
+            .args(["kdf", "-keylen", "16", "-kdfopt", "digest:SHA256"])
+            .args(["-kdfopt", "mode:EXPAND_ONLY"])
+            .args(["-kdfopt", &format!("hexkey:{key_hex}")])
+            .args(["-kdfopt", "info:aws-kms-key check v1", "HKDF"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.trim().replace(':', "").to_ascii_lowercase()
+    }
+
+    #[test]
+    fn a_check_value_is_what_openssl_computes() {
+        for length in [16, 24, 32] {
+            let bytes: Vec<u8> = (100..100 + length).collect();
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let check = CheckValue::of(&PlaintextKey::new(&bytes).unwrap());
+            assert_eq!(check.to_string(), openssl(&hex), "{length}");
+        }
+    }
+
+    #[test]
+    fn only_32_lower_case_digits_are_read_back() {
+        let text = "00112233445566778899aabbccddeeff";
+        assert_eq!(text.parse::<CheckValue>().unwrap().to_string(), text);
+        for wrong in [
+            "",
+            "0",
+            &text[1..],
+            &format!("{text}0"),
+            &text.to_uppercase(),
+            &text.replace('0', "g"),
+        ] {
+            assert_eq!(
+                wrong.parse::<CheckValue>(),
+                Err(InvalidCheckValue),
+                "{wrong}"
+            );
+        }
+    }
+}
