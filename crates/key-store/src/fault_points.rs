@@ -2,11 +2,13 @@
 //! the server.
 //!
 //! For tests only: the feature `fault-points` is off by default, and without it nothing of this is
-//! compiled in. With it, `AWS_KEY_MANAGEMENT_KILL_AT=STEP:N` names the [`Step`] and tells that its
-//! N-th occurrence in the process's life is the end.
+//! compiled in. With it, `AWS_KEY_MANAGEMENT_KILL_AT=STEP:N` ends the process at the N-th occurrence of
+//! a [`Step`] of a key file, `Manifest` in front of the step means the manifest's.
 
 use std::fs::File;
 use std::io::{self, Write};
+
+use crate::file_error::FileKind;
 
 /// A step of making a key that has just been done.
 #[cfg_attr(feature = "fault-points", derive(Debug))]
@@ -34,20 +36,26 @@ pub enum Step {
     Published,
 }
 
-/// Ends the process if this is where it is to end.
+/// Ends the process if it is to end at this step of making a key file.
+#[inline(always)]
+pub fn reach(step: Step) {
+    reach_of(FileKind::Key, step);
+}
+
+/// Ends the process if it is to end at this step of making a file.
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
-pub fn reach(_step: Step) {}
+pub(crate) fn reach_of(_kind: FileKind, _step: Step) {}
 
 /// Writes all of `content`.
 #[cfg(not(feature = "fault-points"))]
-pub fn write_all(file: &mut File, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(_kind: FileKind, file: &mut File, content: &[u8]) -> io::Result<()> {
     file.write_all(content)
 }
 
-/// Ends the process if this is where it is to end.
+/// Ends the process if it is to end at this step of making a file.
 #[cfg(feature = "fault-points")]
-pub fn reach(step: Step) {
+pub(crate) fn reach_of(kind: FileKind, step: Step) {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use nix::sys::signal::{Signal, kill};
@@ -61,7 +69,11 @@ pub fn reach(step: Step) {
     let Some((name, number)) = end.split_once(':') else {
         return;
     };
-    if name != format!("{step:?}") {
+    let prefix = match kind {
+        FileKind::Key => "",
+        FileKind::Manifest => "Manifest",
+    };
+    if name != format!("{prefix}{step:?}") {
         return;
     }
     let occurrence = OCCURRENCES.fetch_add(1, Ordering::SeqCst) + 1;
@@ -73,9 +85,9 @@ pub fn reach(step: Step) {
 
 /// Writes all of `content`, with [`Step::HalfWritten`] in the middle.
 #[cfg(feature = "fault-points")]
-pub fn write_all(file: &mut File, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_all(kind: FileKind, file: &mut File, content: &[u8]) -> io::Result<()> {
     let (first, second) = content.split_at(content.len() / 2);
     file.write_all(first)?;
-    reach(Step::HalfWritten);
+    reach_of(kind, Step::HalfWritten);
     file.write_all(second)
 }

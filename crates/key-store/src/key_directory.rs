@@ -1,82 +1,28 @@
 //! The directory with the key files: reading them, and making new ones so that a crash at any
 //! moment leaves either a whole key file or none.
 
-mod lock;
-mod read;
-mod replace;
 #[cfg(test)]
 mod tests;
-mod write;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use nix::dir::Dir;
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::Flock;
 
-use crate::key_name::{Algorithm, KeyName, ParsedName};
-pub use write::{Placement, Stored};
+use crate::MAX_CIPHERTEXT_BYTES;
+use crate::directory::{Access, Directory, FileName};
+use crate::fault_points::{self, Step};
+pub use crate::file_error::{FileError, FileKind};
+use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 
-/// Why a key file could not be read or made. Each message names the file and the next step.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// The directory itself.
-    #[error("cannot {action} the key file directory '{}': {source}; check aws_key_management_keyfile_dir and the permissions of the server's user", path.display())]
-    Directory {
-        /// What was tried.
-        action: &'static str,
-        /// The directory.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// A system call on a key file.
-    #[error("cannot {action} key file '{}': {source}; {advice}", path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// Something that is no key file lies there.
-    #[error("key file '{}' {problem}; restore it from a backup of the key files", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The same version for two algorithms.
-    #[error("key files '{}' and '{}' are the same version of the same key; move the one away with which no data was encrypted", cbc.display(), ctr.display())]
-    Conflict {
-        /// The file of AES_CBC.
-        cbc: PathBuf,
-        /// The file of AES_CTR.
-        ctr: PathBuf,
-    },
-    /// The last version number is taken.
-    #[error("key {id} has version {version} in '{}', and no higher version number is left", path.display())]
-    NoVersionLeft {
-        /// Key id.
-        id: u32,
-        /// Its highest version.
-        version: u32,
-        /// The directory.
-        path: PathBuf,
-    },
-}
+/// The file that a server locks in the directory for as long as it runs. mariadb-backup does not copy it.
+const SERVER_LOCK: &str = ".aws-kms-keys.lock";
 
 /// An open key file directory.
-pub struct KeyDirectory {
-    descriptor: OwnedFd,
-    path: PathBuf,
-}
+#[derive(Debug)]
+pub struct KeyDirectory(Directory);
 
 /// What lies in the directory.
 #[derive(Debug, Default)]
@@ -88,55 +34,80 @@ pub struct Listing {
     temporary: Vec<String>,
 }
 
+/// Keeps other servers from making keys in the directory, until it is dropped or the process dies.
+#[derive(Debug)]
+pub struct ServerLock(#[expect(dead_code, reason = "held")] Option<Flock<File>>);
+
+/// Which version a new key file becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// The first version, unless the key exists meanwhile.
+    First,
+    /// One above `known` and above all that is on disk.
+    Next {
+        /// The highest version that is known from elsewhere.
+        known: u32,
+    },
+    /// This version, of which there is no file yet. It belongs to the owner of the directory, whoever
+    /// makes it.
+    Exactly {
+        /// The version.
+        version: u32,
+    },
+}
+
+/// What came of storing a key.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The key is on disk for good, under this name.
+    New(KeyName),
+    /// Somebody else has made the key meanwhile; nothing was stored.
+    Exists,
+}
+
+/// The version that a key begins with.
+///
+/// The stock plugin does not see files of AES_CTR, and makes version 1 of a key of which it sees no
+/// file. If there were data of an AES_CTR version 1, it would take them for its own and decrypt them to
+/// garbage; any other version it refuses as one that it does not have.
+const fn first_version(algorithm: Algorithm) -> u32 {
+    match algorithm {
+        Algorithm::AesCbc => 1,
+        Algorithm::AesCtr => 2,
+    }
+}
+
 impl KeyDirectory {
     /// Opens `keyfile_dir`, or the working directory if it is empty.
     pub fn open(keyfile_dir: &Path) -> Result<Self, FileError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let (to_open, path) = if keyfile_dir.as_os_str().is_empty() {
-            let here = Path::new(".");
-            (
-                here,
-                std::env::current_dir().unwrap_or_else(|_| here.to_owned()),
-            )
-        } else {
-            (keyfile_dir, keyfile_dir.to_owned())
-        };
-        match open(to_open, flags, Mode::empty()) {
-            Ok(descriptor) => Ok(Self { descriptor, path }),
-            Err(error) => Err(FileError::Directory {
-                action: "open",
-                path,
-                source: error.into(),
-            }),
-        }
+        Directory::open(keyfile_dir).map(Self)
     }
 
-    /// The path of the directory, for messages.
+    /// The absolute path of the directory, for messages.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.0.path()
     }
 
-    /// The path of a key file, for messages.
+    /// The absolute path of a key file, for messages.
     pub fn path_of(&self, name: &KeyName) -> PathBuf {
-        self.path.join(name.to_string())
+        self.path().join(name.to_string())
+    }
+
+    /// Makes sure that no other server makes keys here. Servers that may not write here are not locked
+    /// out, and need not be.
+    pub fn lock_for_server(&self) -> Result<ServerLock, FileError> {
+        self.0.lock_for_life(SERVER_LOCK).map(ServerLock)
     }
 
     /// Lists the key files.
     pub fn list(&self) -> Result<Listing, FileError> {
-        let failed = |error: nix::Error| self.directory_error("read", error);
         let mut listing = Listing::default();
-        let mut directory = Dir::from_fd(self.reopen().map_err(failed)?).map_err(failed)?;
-        for entry in directory.iter() {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
+        for name in self.0.names()? {
+            let text = || name.to_string_lossy().into_owned();
             match KeyName::parse(name.to_bytes()) {
                 ParsedName::Key(key) => listing.keys.push(key),
-                ParsedName::Malformed => {
-                    listing.malformed.push(name.to_string_lossy().into_owned());
-                }
-                ParsedName::Temporary => {
-                    listing.temporary.push(name.to_string_lossy().into_owned());
-                }
+                ParsedName::Malformed => listing.malformed.push(text()),
+                ParsedName::Temporary => listing.temporary.push(text()),
                 ParsedName::Other => {}
             }
         }
@@ -152,19 +123,37 @@ impl KeyDirectory {
         Ok(keys)
     }
 
+    /// Looks for the file of one version.
+    pub fn find(&self, id: u32, version: u32) -> Result<Option<KeyName>, FileError> {
+        let cbc = KeyName {
+            id,
+            version,
+            algorithm: Algorithm::AesCbc,
+        };
+        match (self.exists(&cbc)?, self.exists(&cbc.other())?) {
+            (true, true) => Err(self.conflict(&cbc)),
+            (true, false) => Ok(Some(cbc)),
+            (false, true) => Ok(Some(cbc.other())),
+            (false, false) => Ok(None),
+        }
+    }
+
+    fn exists(&self, name: &KeyName) -> Result<bool, FileError> {
+        self.0.exists(file(&name.to_string()))
+    }
+
     /// Fails if `keys`, in order, holds a version both with AES_CBC and with AES_CTR.
     pub fn check_conflict(&self, keys: &[KeyName], key: &KeyName) -> Result<(), FileError> {
-        let twin = twin(key);
-        if keys.binary_search(&twin).is_err() {
-            return Ok(());
+        match keys.binary_search(&key.other()) {
+            Ok(_) => Err(self.conflict(key)),
+            Err(_) => Ok(()),
         }
-        Err(self.conflict(key))
     }
 
     fn conflict(&self, key: &KeyName) -> FileError {
         let (cbc, ctr) = match key.algorithm {
-            Algorithm::AesCbc => (*key, twin(key)),
-            Algorithm::AesCtr => (twin(key), *key),
+            Algorithm::AesCbc => (*key, key.other()),
+            Algorithm::AesCtr => (key.other(), *key),
         };
         FileError::Conflict {
             cbc: self.path_of(&cbc),
@@ -172,31 +161,139 @@ impl KeyDirectory {
         }
     }
 
+    /// When the file of `name` was last written.
+    pub fn modified(&self, name: &KeyName) -> Result<SystemTime, FileError> {
+        self.0.modified(file(&name.to_string()))
+    }
+
+    /// Reads a wrapped key: 1 to [`MAX_CIPHERTEXT_BYTES`] bytes of a regular file.
+    pub fn read(&self, name: &KeyName) -> Result<Vec<u8>, FileError> {
+        let name = name.to_string();
+        let (opened, _) = self.0.open_file(file(&name))?;
+        self.content(file(&name), &opened)
+    }
+
+    fn content(&self, file: FileName<'_>, opened: &File) -> Result<Vec<u8>, FileError> {
+        let blob = self.0.content(file, opened, MAX_CIPHERTEXT_BYTES)?;
+        match blob.len() {
+            0 => Err(self.0.unusable(file, "is empty".into())),
+            1..=MAX_CIPHERTEXT_BYTES => Ok(blob),
+            _ => {
+                let problem = format!(
+                    "is longer than the {MAX_CIPHERTEXT_BYTES} bytes that a key wrapped by KMS can have"
+                );
+                Err(self.0.unusable(file, problem))
+            }
+        }
+    }
+
     /// Makes sure that the names in the directory survive a power failure. A key file that another
     /// process made may not be there yet for good, and it must be before anything is encrypted
     /// with it.
     pub fn sync(&self) -> Result<(), FileError> {
-        nix::unistd::fsync(&self.descriptor).map_err(|error| self.directory_error("sync", error))
+        self.0.sync()
     }
 
-    fn reopen(&self) -> nix::Result<OwnedFd> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        openat(&self.descriptor, ".", flags, Mode::empty())
+    /// Puts a wrapped key on disk and returns when it would survive a power failure.
+    ///
+    /// A file that is there is never overwritten. Until the end the file has a name under which
+    /// neither the server nor a backup looks for it, and which no other process has.
+    pub fn store(
+        &self,
+        id: u32,
+        algorithm: Algorithm,
+        placement: Placement,
+        blob: &[u8],
+    ) -> Result<Stored, FileError> {
+        let _turn = self.0.turn()?;
+        let Some(version) = self.free_version(id, algorithm, placement)? else {
+            return Ok(Stored::Exists);
+        };
+        let key = KeyName {
+            id,
+            version,
+            algorithm,
+        };
+        let name = key.to_string();
+        fault_points::reach(Step::VersionChosen);
+        let access = match placement {
+            Placement::Exactly { .. } => self.0.access_of_owner()?,
+            Placement::First | Placement::Next { .. } => Access::OURS,
+        };
+        let temporary = self.0.write_temporary(file(&name), blob, access)?;
+        if !temporary.publish_as_new(file(&name))? {
+            return Ok(Stored::Exists);
+        }
+        // What the server is going to use must be what lies under the name.
+        if self.read(&key)? != blob {
+            return Err(self.0.unusable(
+                file(&name),
+                "was replaced by another program while it was made".into(),
+            ));
+        }
+        Ok(Stored::New(key))
     }
 
-    fn directory_error(&self, action: &'static str, error: nix::Error) -> FileError {
-        FileError::Directory {
-            action,
-            path: self.path.clone(),
-            source: error.into(),
+    /// Replaces the content of a key file, which must be `old`, by `new`, and returns when that
+    /// would survive a power failure. Owner, group and mode stay.
+    ///
+    /// The old file stays in its place until the new one has been read back from the disk, and a
+    /// crash at any moment leaves one of them there, whole.
+    pub fn replace(&self, name: &KeyName, old: &[u8], new: &[u8]) -> Result<(), FileError> {
+        let name = name.to_string();
+        let _turn = self.0.turn()?;
+        let (opened, metadata) = self.0.open_file(file(&name))?;
+        if self.content(file(&name), &opened)? != old {
+            return Err(FileError::File {
+                action: "replace",
+                kind: FileKind::Key,
+                path: self.0.path_of(file(&name)),
+                source: io::Error::other("another program has replaced it meanwhile"),
+                advice: "run it again",
+            });
+        }
+        self.0
+            .write_temporary(file(&name), new, Access::of(&metadata))?
+            .replace(file(&name))
+    }
+
+    /// Removes what a process left that died while it made a key file. Returns the names.
+    pub fn remove_stale_temporaries(&self) -> Result<Vec<String>, FileError> {
+        self.0.remove_stale(self.list()?.temporary)
+    }
+
+    fn free_version(
+        &self,
+        id: u32,
+        algorithm: Algorithm,
+        placement: Placement,
+    ) -> Result<Option<u32>, FileError> {
+        let highest = self.versions(id)?.last().map(|key| key.version);
+        match (placement, highest) {
+            (Placement::First, None) => Ok(Some(first_version(algorithm))),
+            (Placement::First, Some(_)) => Ok(None),
+            (Placement::Exactly { version }, _) => match self.find(id, version)? {
+                None => Ok(Some(version)),
+                Some(_) => Ok(None),
+            },
+            (Placement::Next { known }, highest) => {
+                let version = known.max(highest.unwrap_or(0));
+                match version.checked_add(1).filter(|&next| is_valid_number(next)) {
+                    Some(next) => Ok(Some(next)),
+                    None => Err(FileError::NoVersionLeft {
+                        id,
+                        version,
+                        path: self.path().to_owned(),
+                    }),
+                }
+            }
         }
     }
 }
 
-fn twin(key: &KeyName) -> KeyName {
-    let algorithm = match key.algorithm {
-        Algorithm::AesCbc => Algorithm::AesCtr,
-        Algorithm::AesCtr => Algorithm::AesCbc,
-    };
-    KeyName { algorithm, ..*key }
+fn file(name: &str) -> FileName<'_> {
+    FileName {
+        kind: FileKind::Key,
+        name,
+    }
 }

@@ -5,8 +5,8 @@ use core::fmt;
 const PREFIX: &str = "aws-kms-key.";
 const CTR_SUFFIX: &str = "ctr";
 /// mariadb-backup copies what begins with `aws-kms-key`: a file in the making must not.
-const TEMPORARY_PREFIX: &str = ".aws-kms-key.";
-const TEMPORARY_SUFFIX: &str = ".new";
+const TEMPORARY_PREFIX: &str = ".aws-kms-key";
+pub(crate) const TEMPORARY_SUFFIX: &str = ".new";
 
 /// How a key version encrypts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,6 +15,27 @@ pub enum Algorithm {
     AesCbc,
     /// AES-CTR, and AES-GCM where the result may be longer than the data.
     AesCtr,
+}
+
+impl Algorithm {
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::AesCbc => Self::AesCtr,
+            Self::AesCtr => Self::AesCbc,
+        }
+    }
+}
+
+impl fmt::Display for Algorithm {
+    /// As a value of `aws_key_management_encryption_algorithm`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::AesCbc => "AES_CBC",
+            Self::AesCtr => "AES_CTR",
+        })
+    }
 }
 
 /// A key version, as its file's name tells it.
@@ -35,7 +56,7 @@ pub enum ParsedName {
     Key(KeyName),
     /// Like a key file's name, but not one.
     Malformed,
-    /// A key file that is being made, or was when the process died.
+    /// A key file or manifest that is being made, or was when the process died.
     Temporary,
     /// Another file.
     Other,
@@ -48,6 +69,15 @@ pub fn is_valid_number(number: u32) -> bool {
 }
 
 impl KeyName {
+    /// The same version with the other algorithm.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        Self {
+            algorithm: self.algorithm.other(),
+            ..self
+        }
+    }
+
     /// Reads a file name.
     pub fn parse(name: &[u8]) -> ParsedName {
         let Ok(name) = core::str::from_utf8(name) else {
@@ -80,12 +110,6 @@ impl KeyName {
             version,
             algorithm,
         })
-    }
-
-    /// The name of a file in the making, which is not a key file's and differs between processes.
-    pub fn temporary_name(&self) -> String {
-        let process = std::process::id();
-        format!(".{self}.{process}{TEMPORARY_SUFFIX}")
     }
 }
 
@@ -195,17 +219,5 @@ mod tests {
             assert_eq!(KeyName::parse(name.as_bytes()), ParsedName::Other, "{name}");
         }
         assert_eq!(KeyName::parse(b"\xff"), ParsedName::Other);
-    }
-
-    #[test]
-    fn a_temporary_name_is_not_copied_by_backups_and_recognised_later() {
-        let name = KeyName {
-            id: 7,
-            version: 2,
-            algorithm: Algorithm::AesCtr,
-        }
-        .temporary_name();
-        assert!(!name.starts_with("aws-kms-key"), "{name}");
-        assert_eq!(KeyName::parse(name.as_bytes()), ParsedName::Temporary);
     }
 }

@@ -1,14 +1,18 @@
 //! Data keys as they are kept: their names ([`key_name`]), the files in which they lie wrapped
-//! ([`key_directory`]), and what proves which key is which ([`check_value`]).
+//! ([`key_directory`]), what proves which key is which ([`check_value`]), and the list of all keys that a
+//! server has ever had ([`manifest`]).
 //!
 //! The plugin, the broker and the operator's tools share it.
 
 #![forbid(unsafe_code)]
 
 pub mod check_value;
+mod directory;
 pub mod fault_points;
+mod file_error;
 pub mod key_directory;
 pub mod key_name;
+pub mod manifest;
 mod plaintext_key;
 
 pub use plaintext_key::{InvalidKeyLength, PlaintextKey};

@@ -8,6 +8,7 @@ use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use super::*;
+use nix::sys::stat::Mode;
 
 fn open() -> (TempDir, KeyDirectory) {
     let directory = tempfile::tempdir().unwrap();
@@ -156,24 +157,16 @@ fn what_a_dead_process_left_is_removed_unless_somebody_is_making_a_key() {
     fs::write(&left, "part").unwrap();
     fs::write(&similar, "somebody's").unwrap();
 
-    let lock = keys.lock().unwrap();
+    let turn = keys.0.turn().unwrap();
     assert!(keys.remove_stale_temporaries().unwrap().is_empty());
     assert!(left.exists());
-    drop(lock);
+    drop(turn);
     assert_eq!(
         keys.remove_stale_temporaries().unwrap(),
         [".aws-kms-key.1.1.4711.new"]
     );
     assert!(!left.exists());
     assert!(similar.exists());
-}
-
-#[test]
-fn what_this_process_id_left_is_in_nobodys_way() {
-    let (directory, keys) = open();
-    fs::write(directory.path().join(cbc(1, 1).temporary_name()), "part").unwrap();
-    assert_eq!(store(&keys, 1, Placement::First), Stored::New(cbc(1, 1)));
-    assert_eq!(keys.read(&cbc(1, 1)).unwrap(), b"wrapped");
 }
 
 #[test]
@@ -264,7 +257,7 @@ fn files_that_are_no_wrapped_keys_are_refused_by_name() {
     mkfifo(&path(5), Mode::S_IRWXU).unwrap();
     for (version, problem) in [
         (1, "is empty"),
-        (2, "is 6145 bytes long"),
+        (2, "is longer than the 6144 bytes"),
         (3, "is not a regular file"),
         (4, "symbolic link"),
         (5, "is not a regular file"),
@@ -286,7 +279,10 @@ fn advice_fits_the_failure() {
         (Errno::ENOSPC, "make room"),
         (Errno::EROFS, "keyfile_dir"),
     ] {
-        let text = keys.file_error(&cbc(1, 1), "write", errno).to_string();
+        let text = keys
+            .0
+            .file_error(file("aws-kms-key.1.1"), "write", errno)
+            .to_string();
         assert!(text.contains(advice), "{text}");
     }
 }
@@ -345,7 +341,7 @@ fn a_file_that_was_replaced_meanwhile_is_left_alone() {
         .replace(&name, b"before", b"new")
         .unwrap_err()
         .to_string();
-    assert!(error.contains("somebody else has replaced it"), "{error}");
+    assert!(error.contains("another program has replaced it"), "{error}");
     assert_eq!(state(&directory, &name).0, b"wrapped");
 }
 
@@ -358,4 +354,31 @@ fn what_lies_behind_a_symbolic_link_is_not_replaced() {
     symlink(&target, keys.path_of(&name)).unwrap();
     assert!(keys.replace(&name, b"wrapped", b"new").is_err());
     assert_eq!(fs::read(target).unwrap(), b"wrapped");
+}
+
+#[test]
+fn temporary_names_differ_between_processes_and_are_not_copied_by_backups() {
+    let names: BTreeSet<_> = (0..1000)
+        .map(|_| crate::directory::temporary_name("aws-kms-key.7.2.ctr"))
+        .collect();
+    assert_eq!(names.len(), 1000);
+    for name in names {
+        assert!(!name.starts_with("aws-kms-key"), "{name}");
+        assert_eq!(KeyName::parse(name.as_bytes()), ParsedName::Temporary);
+    }
+}
+
+#[test]
+fn a_second_server_is_kept_out_of_the_directory_and_one_that_may_not_write_is_not() {
+    let (directory, keys) = open();
+    let lock = keys.lock_for_server().unwrap();
+    let other = KeyDirectory::open(directory.path()).unwrap();
+    let refused = other.lock_for_server().unwrap_err().to_string();
+    assert!(
+        refused.contains("another server uses the key file directory"),
+        "{refused}"
+    );
+    drop(lock);
+    drop(other.lock_for_server().unwrap());
+    assert!(keys.list().unwrap().malformed.is_empty());
 }

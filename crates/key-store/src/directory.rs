@@ -1,0 +1,444 @@
+//! A directory in which data keys are kept, and writing small files there so that a crash at any moment
+//! leaves either the whole file or none.
+
+use std::ffi::CString;
+use std::fs::{File, Metadata};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, fchown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{
+    AtFlags, Flock, FlockArg, OFlag, PosixFadviseAdvice, RenameFlags, open, openat, posix_fadvise,
+    renameat, renameat2,
+};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, fsync, linkat, unlinkat};
+
+use crate::fault_points::{self, Step};
+use crate::file_error::{FileError, FileKind};
+use crate::key_name::TEMPORARY_SUFFIX;
+
+/// The lock is held for a few writes to the disk, never across a call of KMS.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Where there are no locks, a temporary file of this age belongs to nobody who is still writing it.
+const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    descriptor: OwnedFd,
+    path: PathBuf,
+}
+
+/// A file of the directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileName<'a> {
+    pub kind: FileKind,
+    pub name: &'a str,
+}
+
+/// The turn at writing, until it is dropped or the process dies.
+pub(crate) struct Turn {
+    lock: Option<Flock<OwnedFd>>,
+}
+
+/// Who may use a file.
+#[derive(Clone, Copy)]
+pub(crate) struct Access {
+    mode: Mode,
+    /// User and group; `None`: those of the process.
+    owner: Option<(u32, u32)>,
+}
+
+impl Access {
+    /// Only the user who makes it.
+    pub const OURS: Self = Self {
+        mode: Mode::S_IRUSR.union(Mode::S_IWUSR),
+        owner: None,
+    };
+
+    /// The same as another file.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            mode: Mode::from_bits_truncate(metadata.mode()),
+            owner: Some((metadata.uid(), metadata.gid())),
+        }
+    }
+}
+
+impl Directory {
+    /// Opens `path`, or the working directory if it is empty.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let (to_open, path) = if path.as_os_str().is_empty() {
+            let here = Path::new(".");
+            let full = std::env::current_dir().unwrap_or_else(|_| here.to_owned());
+            (here, full)
+        } else {
+            (
+                path,
+                std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            )
+        };
+        match open(to_open, DIRECTORY_FLAGS, Mode::empty()) {
+            Ok(descriptor) => Ok(Self { descriptor, path }),
+            Err(error) => Err(FileError::directory("open", &path, error)),
+        }
+    }
+
+    /// The absolute path, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn path_of(&self, file: FileName<'_>) -> PathBuf {
+        self.path.join(file.name)
+    }
+
+    /// The names in the directory.
+    pub fn names(&self) -> Result<Vec<CString>, FileError> {
+        let failed = |error| self.error("read", error);
+        let mut directory = Dir::from_fd(self.reopen().map_err(failed)?).map_err(failed)?;
+        directory
+            .iter()
+            .map(|entry| Ok(entry.map_err(failed)?.file_name().to_owned()))
+            .collect()
+    }
+
+    /// Makes sure that the names in the directory survive a power failure.
+    pub fn sync(&self) -> Result<(), FileError> {
+        fsync(&self.descriptor).map_err(|error| self.error("sync", error))
+    }
+
+    /// Opens a regular file for reading.
+    pub fn open_file(&self, file: FileName<'_>) -> Result<(File, Metadata), FileError> {
+        // Without O_NONBLOCK a FIFO of that name would stop the server.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let opened = openat(&self.descriptor, file.name, flags, Mode::empty())
+            .map(File::from)
+            .map_err(|error| self.file_error(file, "open", error))?;
+        let metadata = opened
+            .metadata()
+            .map_err(|error| self.read_error(file, error))?;
+        if !metadata.is_file() {
+            return Err(self.unusable(file, "is not a regular file".into()));
+        }
+        Ok((opened, metadata))
+    }
+
+    /// Reads all of an open file, and one byte more than `max_bytes` of a longer one.
+    pub fn content(
+        &self,
+        file: FileName<'_>,
+        opened: &File,
+        max_bytes: usize,
+    ) -> Result<Vec<u8>, FileError> {
+        let mut content = Vec::new();
+        opened
+            .take(max_bytes as u64 + 1)
+            .read_to_end(&mut content)
+            .map_err(|error| self.read_error(file, error))?;
+        Ok(content)
+    }
+
+    pub fn exists(&self, file: FileName<'_>) -> Result<bool, FileError> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&self.descriptor, file.name, flags, Mode::empty()) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(error) => Err(self.file_error(file, "look for", error)),
+        }
+    }
+
+    /// When a file was last written.
+    pub fn modified(&self, file: FileName<'_>) -> Result<SystemTime, FileError> {
+        let status = fstatat(&self.descriptor, file.name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(|error| self.file_error(file, "look at", error))?;
+        let seconds = u64::try_from(status.st_mtime).unwrap_or_default();
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    }
+
+    /// Waits for the turn at writing, between threads and between processes.
+    pub fn turn(&self) -> Result<Turn, FileError> {
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match self.try_turn()? {
+                Some(turn) => return Ok(turn),
+                None if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+                None => return Err(self.error("lock", Errno::EWOULDBLOCK)),
+            }
+        }
+    }
+
+    /// Takes the turn unless somebody else has it. The directory is opened again for that: threads
+    /// would share a lock on the same open file.
+    pub fn try_turn(&self) -> Result<Option<Turn>, FileError> {
+        let descriptor = self.reopen().map_err(|error| self.error("open", error))?;
+        match Flock::lock(descriptor, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Turn { lock: Some(lock) })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            // Network file systems that cannot lock a directory: temporary names that nobody else has, and
+            // a rename that never replaces a file, still keep two processes apart.
+            Err((_, error)) if cannot_lock(error) => Ok(Some(Turn { lock: None })),
+            Err((_, error)) => Err(self.error("lock", error)),
+        }
+    }
+
+    /// Locks a file of that name for as long as the process lives, or the lock is kept. `None` where
+    /// nothing can be written or locked.
+    pub fn lock_for_life(&self, name: &str) -> Result<Option<Flock<File>>, FileError> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut file = match openat(&self.descriptor, name, flags, Access::OURS.mode) {
+            Ok(descriptor) => File::from(descriptor),
+            Err(Errno::EACCES | Errno::EPERM | Errno::EROFS) => return Ok(None),
+            Err(error) => return Err(self.error("lock", error)),
+        };
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err((_, error)) if cannot_lock(error) => return Ok(None),
+                Err((again, Errno::EWOULDBLOCK)) if Instant::now() < until => file = again,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(FileError::InUse(self.path.clone())),
+                Err((_, error)) => return Err(self.error("lock", error)),
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+    }
+
+    /// For the owner of the directory alone.
+    pub fn access_of_owner(&self) -> Result<Access, FileError> {
+        let directory = fstat(&self.descriptor).map_err(|error| self.error("look at", error))?;
+        Ok(Access {
+            owner: Some((directory.st_uid, directory.st_gid)),
+            ..Access::OURS
+        })
+    }
+
+    /// Writes `content` to the disk under a name that nobody else has, to be published as `file`.
+    pub fn write_temporary(
+        &self,
+        file: FileName<'_>,
+        content: &[u8],
+        access: Access,
+    ) -> Result<Temporary<'_>, FileError> {
+        let failed = |action| move |error: Errno| self.write_error(file, action, error.into());
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let name = temporary_name(file.name);
+        let written = openat(&self.descriptor, name.as_str(), flags, Access::OURS.mode)
+            .map(File::from)
+            .map_err(failed("make"))?;
+        let mut temporary = Temporary {
+            directory: self,
+            name,
+            file: written,
+            is_published: false,
+        };
+        fault_points::reach_of(file.kind, Step::TemporaryMade);
+        // Before there is something to be read.
+        if let Some((uid, gid)) = access.owner {
+            fchown(&temporary.file, Some(uid), Some(gid)).map_err(|source| FileError::File {
+                action: "give to its owner the new",
+                kind: file.kind,
+                path: self.path_of(file),
+                source,
+                advice: "run this as root, or as the owner of the file",
+            })?;
+        }
+        // A umask of 0277 or the like takes bits away.
+        fchmod(&temporary.file, access.mode).map_err(failed("set the mode of"))?;
+        fault_points::write_all(file.kind, &mut temporary.file, content)
+            .inspect(|()| fault_points::reach_of(file.kind, Step::Written))
+            .and_then(|()| temporary.file.sync_all())
+            .inspect(|()| fault_points::reach_of(file.kind, Step::FileSynced))
+            .map_err(|error| self.write_error(file, "write", error))?;
+        temporary.check_disk(file, content)?;
+        Ok(temporary)
+    }
+
+    /// Removes temporary files that nobody is writing any more. Returns their names.
+    ///
+    /// Whoever writes one holds the turn, so with the turn in hand nobody is at it. Where there are no
+    /// locks, their age decides.
+    pub fn remove_stale(&self, temporaries: Vec<String>) -> Result<Vec<String>, FileError> {
+        let Some(turn) = self.try_turn()? else {
+            return Ok(Vec::new());
+        };
+        let mut removed = Vec::new();
+        for name in temporaries {
+            let file = FileName {
+                kind: FileKind::Key,
+                name: &name,
+            };
+            let is_old = || {
+                self.modified(file)
+                    .is_ok_and(|time| time.elapsed().is_ok_and(|age| age > STALE_AGE))
+            };
+            if turn.lock.is_some() || is_old() {
+                match unlinkat(&self.descriptor, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+                    Ok(()) => removed.push(name),
+                    Err(Errno::ENOENT) => {}
+                    Err(error) => return Err(self.error("remove a left-over file from", error)),
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    pub fn error(&self, action: &'static str, error: Errno) -> FileError {
+        FileError::directory(action, &self.path, error)
+    }
+
+    pub fn file_error(&self, file: FileName<'_>, action: &'static str, error: Errno) -> FileError {
+        FileError::file(file.kind, self.path_of(file), action, error)
+    }
+
+    pub fn write_error(
+        &self,
+        file: FileName<'_>,
+        action: &'static str,
+        error: io::Error,
+    ) -> FileError {
+        FileError::writing(file.kind, self.path_of(file), action, error)
+    }
+
+    fn read_error(&self, file: FileName<'_>, source: io::Error) -> FileError {
+        FileError::File {
+            action: "read",
+            kind: file.kind,
+            path: self.path_of(file),
+            source,
+            advice: "check the disk",
+        }
+    }
+
+    pub fn unusable(&self, file: FileName<'_>, problem: String) -> FileError {
+        FileError::Unusable {
+            kind: file.kind,
+            path: self.path_of(file),
+            problem: format!("{problem}; restore it from a backup of the key files"),
+        }
+    }
+
+    fn reopen(&self) -> nix::Result<OwnedFd> {
+        openat(&self.descriptor, ".", DIRECTORY_FLAGS, Mode::empty())
+    }
+}
+
+const DIRECTORY_FLAGS: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_CLOEXEC);
+
+fn cannot_lock(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::EBADF | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS
+    )
+}
+
+/// A name that no other process has, on any host that shares the directory: threads, containers and hosts
+/// have process ids in common.
+pub(crate) fn temporary_name(name: &str) -> String {
+    // Its keys are random, from the operating system.
+    let random = RandomState::new().hash_one(name);
+    format!(".{name}.{random:016x}{TEMPORARY_SUFFIX}")
+}
+
+/// A file on disk that has no name yet under which anybody looks for it; removed when dropped.
+pub(crate) struct Temporary<'a> {
+    directory: &'a Directory,
+    name: String,
+    file: File,
+    is_published: bool,
+}
+
+impl Temporary<'_> {
+    /// Reads back what was written: from the disk, because the system lets go of its copy first.
+    fn check_disk(&self, file: FileName<'_>, written: &[u8]) -> Result<(), FileError> {
+        let failed = |error| FileError::File {
+            action: "read back the new",
+            kind: file.kind,
+            path: self.directory.path_of(file),
+            source: error,
+            advice: "check the disk",
+        };
+        posix_fadvise(
+            self.file.as_fd(),
+            0,
+            0,
+            PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+        )
+        .map_err(|error| failed(error.into()))?;
+        let mut on_disk = vec![0; written.len()];
+        self.file.read_exact_at(&mut on_disk, 0).map_err(failed)?;
+        if on_disk != written {
+            return Err(failed(io::Error::other(
+                "the disk gives back something else than was written",
+            )));
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name for good; false if the name is taken.
+    pub fn publish_as_new(mut self, file: FileName<'_>) -> Result<bool, FileError> {
+        let directory = &self.directory.descriptor;
+        let renamed = renameat2(
+            directory,
+            self.name.as_str(),
+            directory,
+            file.name,
+            RenameFlags::RENAME_NOREPLACE,
+        );
+        let published = match renamed {
+            // File systems that cannot rename without replacing; a link never replaces.
+            Err(Errno::EINVAL | Errno::ENOSYS) => linkat(
+                directory,
+                self.name.as_str(),
+                directory,
+                file.name,
+                AtFlags::empty(),
+            ),
+            renamed => renamed.inspect(|()| self.is_published = true),
+        };
+        match published {
+            Ok(()) => self.sync(file).map(|()| true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(error) => Err(self.directory.write_error(file, "name", error.into())),
+        }
+    }
+
+    /// Gives the file its name for good, in the place of the one that has it.
+    pub fn replace(mut self, file: FileName<'_>) -> Result<(), FileError> {
+        let directory = &self.directory.descriptor;
+        renameat(directory, self.name.as_str(), directory, file.name)
+            .map_err(|error| self.directory.write_error(file, "replace", error.into()))?;
+        self.is_published = true;
+        self.sync(file)
+    }
+
+    fn sync(&self, file: FileName<'_>) -> Result<(), FileError> {
+        fault_points::reach_of(file.kind, Step::Named);
+        self.directory.sync()?;
+        fault_points::reach_of(file.kind, Step::DirectorySynced);
+        Ok(())
+    }
+}
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // What stays is removed at the next start.
+            let _ = unlinkat(
+                &self.directory.descriptor,
+                self.name.as_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Why a file with data keys could not be read or written.
+
+use core::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// What a file is for. Displays as messages name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A wrapped data key.
+    Key,
+    /// The list of all data keys.
+    Manifest,
+}
+
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "key file",
+            Self::Manifest => "key manifest",
+        })
+    }
+}
+
+/// Why a file could not be read or written. Each message names the file and the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The directory itself.
+    #[error("cannot {action} the key file directory '{}': {source}; check aws_key_management_keyfile_dir and the permissions of the server's user", path.display())]
+    Directory {
+        /// What was tried.
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A system call on a file.
+    #[error("cannot {action} {kind} '{}': {source}; {advice}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// What the file is for.
+        kind: FileKind,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The content of a file, or something that is not a file at all.
+    #[error("{kind} '{}' {problem}", path.display())]
+    Unusable {
+        /// What the file is for.
+        kind: FileKind,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The same version for two algorithms.
+    #[error("key files '{}' and '{}' are the same version of the same key; move the one away with which no data was encrypted", cbc.display(), ctr.display())]
+    Conflict {
+        /// The file of AES_CBC.
+        cbc: PathBuf,
+        /// The file of AES_CTR.
+        ctr: PathBuf,
+    },
+    /// The last version number is taken.
+    #[error("key {id} has version {version} in '{}', and no higher version number is left", path.display())]
+    NoVersionLeft {
+        /// Key id.
+        id: u32,
+        /// Its highest version.
+        version: u32,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Another server makes keys in the same directory.
+    #[error("another server uses the key file directory '{}'; give each server a directory of its own (aws_key_management_keyfile_dir)", .0.display())]
+    InUse(PathBuf),
+}
+
+impl FileError {
+    /// A system call on a file of `path` failed.
+    pub(crate) fn file(kind: FileKind, path: PathBuf, action: &'static str, error: Errno) -> Self {
+        Self::File {
+            action,
+            kind,
+            path,
+            source: error.into(),
+            advice: advice(kind, error),
+        }
+    }
+
+    /// The same where the process wrote: what is missing then is the right to write to the directory.
+    pub(crate) fn writing(
+        kind: FileKind,
+        path: PathBuf,
+        action: &'static str,
+        error: io::Error,
+    ) -> Self {
+        let errno = error
+            .raw_os_error()
+            .map_or(Errno::UnknownErrno, Errno::from_raw);
+        let advice = match errno {
+            Errno::EACCES | Errno::EPERM => "let the user of the server write to that directory",
+            other => advice(kind, other),
+        };
+        Self::File {
+            action,
+            kind,
+            path,
+            source: error,
+            advice,
+        }
+    }
+
+    pub(crate) fn directory(action: &'static str, path: &Path, error: Errno) -> Self {
+        Self::Directory {
+            action,
+            path: path.to_owned(),
+            source: error.into(),
+        }
+    }
+
+    /// Whether the file or directory could not be written because nothing can be written there.
+    pub fn is_read_only(&self) -> bool {
+        let (Self::File { source, .. } | Self::Directory { source, .. }) = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+        )
+    }
+}
+
+fn advice(kind: FileKind, error: Errno) -> &'static str {
+    match (error, kind) {
+        (Errno::EACCES | Errno::EPERM, _) => "give the file to the user of the server, mode 0600",
+        (Errno::ELOOP, _) => "put the file itself there instead of a symbolic link",
+        (Errno::ENOSPC | Errno::EDQUOT, _) => "make room on the disk",
+        (Errno::EROFS, FileKind::Key) => {
+            "let the server write there, or set aws_key_management_keyfile_dir"
+        }
+        (Errno::EROFS, FileKind::Manifest) => "let the server write to its data directory",
+        (Errno::ENOENT, FileKind::Key) => "restore it from a backup of the key files",
+        _ => "check the disk and the file",
+    }
+}

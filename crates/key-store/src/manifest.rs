@@ -1,0 +1,286 @@
+//! The list of all data keys that a server has ever had: the file `aws-kms-keys.list` in its data
+//! directory.
+//!
+//! ```text
+//! aws-kms-keys 1
+//! # ID VERSION ALGORITHM BITS CHECK_VALUE MASTER_KEY RECORDED
+//! 1 1 AES_CBC 128 8d1f0a3c5b7e9d2f4a6c8e0b1d3f5a7c arn:aws:kms:eu-west-1:111122223333:key/1a2b 2026-11-26T07:20:44Z
+//! 20 3 AES_CTR 256 00112233445566778899aabbccddeeff - 2026-11-26T07:20:45Z
+//! sha256 5d41402abc4b2a76b9719d911017c592ae0c5c2f2b1c8d8c1d8f1a3a4b5c6d7e
+//! ```
+//!
+//! It proves that a key existed when its file is gone, and which key a file must hold. A line `forked`
+//! before the checksum says that the data directory is a copy whose origin goes on with the same keys. The
+//! checksum is that of all bytes before its line.
+
+mod file;
+
+use core::fmt::Write;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+
+pub use file::ManifestFile;
+
+use crate::PlaintextKey;
+use crate::check_value::CheckValue;
+use crate::key_name::{Algorithm, KeyName, is_valid_number};
+
+/// Name of the file. mariadb-backup copies what begins with `aws-kms-key`.
+pub const MANIFEST_NAME: &str = "aws-kms-keys.list";
+
+const MAGIC: &str = "aws-kms-keys";
+const FORMAT: &str = "1";
+const FORKED: &str = "forked";
+const CHECKSUM: &str = "sha256 ";
+const UNKNOWN: &str = "-";
+/// ARNs have at most 2048 characters.
+const MAX_ARN_BYTES: usize = 2048;
+
+/// What is known of one key version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Id, version and algorithm.
+    pub name: KeyName,
+    /// Length of the key in bits: 128, 192 or 256.
+    pub bits: u16,
+    /// What proves which key it is.
+    pub check_value: CheckValue,
+    /// ARN of the master key that wrapped it when it was recorded, if that is known.
+    pub master_key_arn: Option<String>,
+    /// When it was recorded, to the second.
+    pub recorded: SystemTime,
+}
+
+impl Entry {
+    /// An entry for a key that is recorded now.
+    pub fn new(name: KeyName, key: &PlaintextKey, master_key_arn: &str) -> Self {
+        Self {
+            name,
+            bits: bits(key),
+            check_value: CheckValue::of(key),
+            master_key_arn: is_arn(master_key_arn).then(|| master_key_arn.to_owned()),
+            recorded: SystemTime::now(),
+        }
+    }
+
+    fn is_same_key(&self, other: &Self) -> bool {
+        (self.name, self.bits, self.check_value) == (other.name, other.bits, other.check_value)
+    }
+}
+
+/// A key has 16, 24 or 32 bytes.
+fn bits(key: &PlaintextKey) -> u16 {
+    u16::try_from(key.expose().len() * 8).unwrap_or_default()
+}
+
+fn is_arn(text: &str) -> bool {
+    (1..=MAX_ARN_BYTES).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
+        && text != UNKNOWN
+}
+
+/// Why a text is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// It does not begin like one.
+    #[error("does not begin with '{MAGIC} {FORMAT}'")]
+    NotAManifest,
+    /// It was written by a later release.
+    #[error("has format {0}, which a later release has written; this one knows format {FORMAT}")]
+    Format(String),
+    /// It ends early, or was changed.
+    #[error("is damaged: its checksum does not match")]
+    Checksum,
+    /// A line that is none, although the checksum matches.
+    #[error("is damaged: line {0} cannot be read")]
+    Line(usize),
+}
+
+/// Two lists that disagree about a key version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("records another key under the name {name} (check value {recorded} instead of {found})")]
+pub struct DifferentKey {
+    /// The key version.
+    pub name: KeyName,
+    /// The check value that is recorded.
+    pub recorded: CheckValue,
+    /// The check value of the other key.
+    pub found: CheckValue,
+}
+
+/// All data keys that a server has ever had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Manifest {
+    entries: BTreeMap<(u32, u32), Entry>,
+    /// Whether the data directory is a copy whose origin goes on with the same keys.
+    pub is_forked: bool,
+}
+
+impl Manifest {
+    /// The entry of a key version.
+    pub fn get(&self, id: u32, version: u32) -> Option<&Entry> {
+        self.entries.get(&(id, version))
+    }
+
+    /// The versions of a key, in order.
+    pub fn versions(&self, id: u32) -> impl DoubleEndedIterator<Item = &Entry> {
+        self.entries
+            .range((id, 0)..=(id, u32::MAX))
+            .map(|(_, entry)| entry)
+    }
+
+    /// All versions of all keys, in order.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// The key version that has this check value, whatever its name.
+    pub fn find(&self, check_value: CheckValue) -> Option<&Entry> {
+        self.entries()
+            .find(|entry| entry.check_value == check_value)
+    }
+
+    /// Adds a key version, or takes note of the master key that wraps it now. False if nothing has
+    /// changed.
+    pub fn add(&mut self, entry: &Entry) -> Result<bool, DifferentKey> {
+        let Some(recorded) = self.entries.get_mut(&(entry.name.id, entry.name.version)) else {
+            let key = (entry.name.id, entry.name.version);
+            self.entries.insert(key, entry.clone());
+            return Ok(true);
+        };
+        if !recorded.is_same_key(entry) {
+            return Err(DifferentKey {
+                name: recorded.name,
+                recorded: recorded.check_value,
+                found: entry.check_value,
+            });
+        }
+        let is_news =
+            entry.master_key_arn.is_some() && recorded.master_key_arn != entry.master_key_arn;
+        if is_news {
+            recorded.master_key_arn.clone_from(&entry.master_key_arn);
+        }
+        Ok(is_news)
+    }
+
+    /// Reads the text of a manifest.
+    pub fn parse(text: &[u8]) -> Result<Self, ManifestError> {
+        let text = str::from_utf8(text).map_err(|_| ManifestError::NotAManifest)?;
+        let (first, _) = text.split_once('\n').ok_or(ManifestError::NotAManifest)?;
+        match first.split_once(' ') {
+            Some((MAGIC, FORMAT)) => {}
+            Some((MAGIC, format)) => {
+                return Err(ManifestError::Format(format.chars().take(20).collect()));
+            }
+            _ => return Err(ManifestError::NotAManifest),
+        }
+        let mut manifest = Self::default();
+        let lines = checked(text).ok_or(ManifestError::Checksum)?;
+        for (index, line) in lines.lines().enumerate().skip(1) {
+            if line == FORKED {
+                manifest.is_forked = true;
+            } else if !line.starts_with('#') {
+                let entry = parse_entry(line);
+                entry
+                    .and_then(|entry| manifest.add(&entry).ok())
+                    .filter(|&is_new| is_new)
+                    .ok_or(ManifestError::Line(index + 1))?;
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Formats the manifest as [`Self::parse`] reads it.
+    pub fn format(&self) -> String {
+        let mut text = format!(
+            "{MAGIC} {FORMAT}\n\
+             # The data keys of this server, as aws_key_management records them. Do not edit.\n\
+             # ID VERSION ALGORITHM BITS CHECK_VALUE MASTER_KEY RECORDED\n"
+        );
+        for entry in self.entries() {
+            // Writing to a String does not fail.
+            let _ = writeln!(
+                text,
+                "{} {} {} {} {} {} {}",
+                entry.name.id,
+                entry.name.version,
+                entry.name.algorithm,
+                entry.bits,
+                entry.check_value,
+                entry.master_key_arn.as_deref().unwrap_or(UNKNOWN),
+                humantime::format_rfc3339_seconds(in_formattable_years(entry.recorded)),
+            );
+        }
+        if self.is_forked {
+            text.push_str(FORKED);
+            text.push('\n');
+        }
+        let checksum = checksum(&text);
+        text + CHECKSUM + &checksum + "\n"
+    }
+}
+
+/// The text without its last line, if that is the checksum of the others.
+fn checked(text: &str) -> Option<&str> {
+    let without_end = text.strip_suffix('\n')?;
+    let (_, last) = without_end.rsplit_once('\n')?;
+    let lines = &without_end[..without_end.len() - last.len()];
+    (last.strip_prefix(CHECKSUM)? == checksum(lines)).then_some(lines)
+}
+
+fn checksum(text: &str) -> String {
+    Sha256::digest(text)
+        .iter()
+        .fold(String::new(), |mut hex, byte| {
+            // Writing to a String does not fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+}
+
+/// A clock may be set to anything; what is written has four digits for the year.
+fn in_formattable_years(time: SystemTime) -> SystemTime {
+    const END_SECONDS: u64 = 253_402_300_799;
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(END_SECONDS);
+    time.clamp(SystemTime::UNIX_EPOCH, end)
+}
+
+fn parse_entry(line: &str) -> Option<Entry> {
+    let mut fields = line.split(' ');
+    let number = |text: Option<&str>| text?.parse().ok().filter(|&number| is_valid_number(number));
+    let id = number(fields.next())?;
+    let version = number(fields.next())?;
+    let algorithm = match fields.next()? {
+        "AES_CBC" => Algorithm::AesCbc,
+        "AES_CTR" => Algorithm::AesCtr,
+        _ => return None,
+    };
+    let bits = fields
+        .next()?
+        .parse()
+        .ok()
+        .filter(|bits| matches!(bits, 128 | 192 | 256))?;
+    let check_value = fields.next()?.parse().ok()?;
+    let master_key_arn = match fields.next()? {
+        UNKNOWN => None,
+        arn if is_arn(arn) => Some(arn.to_owned()),
+        _ => return None,
+    };
+    let recorded = humantime::parse_rfc3339(fields.next()?).ok()?;
+    fields.next().is_none().then_some(Entry {
+        name: KeyName {
+            id,
+            version,
+            algorithm,
+        },
+        bits,
+        check_value,
+        master_key_arn,
+        recorded,
+    })
+}
+
+#[cfg(test)]
+mod tests;

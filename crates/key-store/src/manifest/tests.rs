@@ -1,0 +1,256 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::sync::Barrier;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn key(byte: u8) -> PlaintextKey {
+    PlaintextKey::new(&[byte; 16]).unwrap()
+}
+
+fn entry(id: u32, version: u32, byte: u8) -> Entry {
+    let name = KeyName {
+        id,
+        version,
+        algorithm: Algorithm::AesCbc,
+    };
+    let mut entry = Entry::new(name, &key(byte), "arn:aws:kms:us-east-1:111122223333:key/1");
+    // The text has no fractions of a second.
+    entry.recorded = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    entry
+}
+
+fn manifest(entries: &[Entry]) -> Manifest {
+    let mut manifest = Manifest::default();
+    for entry in entries {
+        assert_eq!(manifest.add(entry), Ok(true));
+    }
+    manifest
+}
+
+#[test]
+fn a_manifest_reads_back_as_it_was_written() {
+    let mut longest = entry(u32::MAX - 1, u32::MAX - 1, 3);
+    longest.name.algorithm = Algorithm::AesCtr;
+    longest.bits = 256;
+    longest.master_key_arn = None;
+    let mut written = manifest(&[entry(1, 1, 1), entry(1, 2, 2), longest]);
+    for is_forked in [false, true] {
+        written.is_forked = is_forked;
+        let text = written.format();
+        assert_eq!(
+            Manifest::parse(text.as_bytes()),
+            Ok(written.clone()),
+            "{text}"
+        );
+    }
+    let versions: Vec<_> = written
+        .versions(1)
+        .map(|entry| entry.name.version)
+        .collect();
+    assert_eq!(versions, [1, 2]);
+    assert_eq!(
+        written.find(CheckValue::of(&key(2))).unwrap().name.version,
+        2
+    );
+}
+
+#[test]
+fn a_line_is_what_the_documentation_says() {
+    let text = manifest(&[entry(1, 1, 1)]).format();
+    let line = text.lines().find(|line| line.starts_with("1 ")).unwrap();
+    let check = CheckValue::of(&key(1));
+    assert_eq!(
+        line,
+        format!(
+            "1 1 AES_CBC 128 {check} arn:aws:kms:us-east-1:111122223333:key/1 2023-11-14T22:13:20Z"
+        )
+    );
+}
+
+#[test]
+fn a_manifest_that_was_changed_or_cut_off_is_refused() {
+    let text = manifest(&[entry(1, 1, 1), entry(2, 1, 2)]).format();
+    for length in 0..text.len() {
+        assert!(
+            Manifest::parse(&text.as_bytes()[..length]).is_err(),
+            "{length}"
+        );
+    }
+    for index in 0..text.len() {
+        let mut changed = text.clone().into_bytes();
+        changed[index] ^= 1;
+        assert!(Manifest::parse(&changed).is_err(), "{index}");
+    }
+    assert!(Manifest::parse(format!("{text}\n").as_bytes()).is_err());
+}
+
+fn with_checksum(lines: &str) -> String {
+    format!("{lines}{CHECKSUM}{}\n", checksum(lines))
+}
+
+#[test]
+fn lines_that_are_no_entries_are_named_by_their_number() {
+    let good = format!(
+        "1 1 AES_CBC 128 {} - 2023-11-14T22:13:20Z",
+        CheckValue::of(&key(1))
+    );
+    let parse = |line: &str| {
+        Manifest::parse(with_checksum(&format!("aws-kms-keys 1\n{line}\n")).as_bytes())
+    };
+    assert!(parse(&good).is_ok());
+    for wrong in [
+        good.replacen('1', "0", 1),
+        good.replace("AES_CBC", "AES_ECB"),
+        good.replace("128", "129"),
+        good.replace(" - ", " a\u{7f}b "),
+        good.replace(" - ", " "),
+        good.replace('T', " "),
+        format!("{good} more"),
+        format!("{good}\n{good}"),
+        String::new(),
+    ] {
+        assert!(
+            matches!(parse(&wrong), Err(ManifestError::Line(_))),
+            "{wrong}"
+        );
+    }
+    let later = with_checksum("aws-kms-keys 2\nanything\n");
+    assert_eq!(
+        Manifest::parse(later.as_bytes()),
+        Err(ManifestError::Format("2".into()))
+    );
+}
+
+#[test]
+fn another_key_under_a_recorded_name_is_refused_and_another_master_key_is_noted() {
+    let mut written = manifest(&[entry(1, 1, 1)]);
+    let different = written.add(&entry(1, 1, 2)).unwrap_err();
+    assert_eq!(different.recorded, CheckValue::of(&key(1)));
+    assert_eq!(different.found, CheckValue::of(&key(2)));
+    let mut other_algorithm = entry(1, 1, 1);
+    other_algorithm.name.algorithm = Algorithm::AesCtr;
+    assert!(written.add(&other_algorithm).is_err());
+
+    let mut rewrapped = entry(1, 1, 1);
+    assert_eq!(written.add(&rewrapped), Ok(false));
+    rewrapped.master_key_arn = Some("arn:other".into());
+    assert_eq!(written.add(&rewrapped), Ok(true));
+    assert_eq!(
+        written.get(1, 1).unwrap().master_key_arn.as_deref(),
+        Some("arn:other")
+    );
+    rewrapped.master_key_arn = None;
+    assert_eq!(written.add(&rewrapped), Ok(false));
+}
+
+#[test]
+fn what_threads_and_other_programs_record_is_all_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (open(&directory), open(&directory));
+    let barrier = Barrier::new(16);
+    std::thread::scope(|scope| {
+        for number in 1..=16 {
+            let file = if number % 2 == 0 { &one } else { &other };
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                for version in 1..=10 {
+                    file.record(&[entry(number, version, number as u8)])
+                        .unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(open(&directory).entries().len(), 160);
+    let left = fs::read_dir(directory.path()).unwrap().count();
+    assert_eq!(left, 1);
+}
+
+#[test]
+fn a_key_that_contradicts_what_is_recorded_fails_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, other) = (open(&directory), open(&directory));
+    other.record(&[entry(1, 1, 1)]).unwrap();
+    let error = file.record(&[entry(1, 1, 2)]).unwrap_err().to_string();
+    assert!(
+        error.contains("records another key under the name aws-kms-key.1.1"),
+        "{error}"
+    );
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    assert_eq!(open(&directory).get(1, 1).unwrap(), entry(1, 1, 1));
+}
+
+#[test]
+fn a_manifest_that_was_deleted_is_written_again_with_all_its_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    fs::remove_file(file.path()).unwrap();
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    assert_eq!(open(&directory).entries(), [entry(1, 1, 1), entry(2, 1, 2)]);
+}
+
+#[test]
+fn a_damaged_manifest_is_left_alone_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(MANIFEST_NAME);
+    fs::write(&path, "aws-kms-keys 1\n").unwrap();
+    let error = ManifestFile::open(directory.path())
+        .unwrap_err()
+        .to_string();
+    for expected in [
+        path.to_str().unwrap(),
+        "is damaged",
+        "move it away if all key files are there",
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+    assert_eq!(fs::read_to_string(path).unwrap(), "aws-kms-keys 1\n");
+}
+
+#[test]
+fn the_mark_of_a_copy_is_set_and_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    file.set_forked(true).unwrap();
+    assert!(open(&directory).is_forked());
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    assert!(open(&directory).is_forked());
+    file.set_forked(false).unwrap();
+    assert!(!open(&directory).is_forked());
+    assert_eq!(open(&directory).entries().len(), 2);
+}
+
+#[test]
+fn the_file_is_for_the_owner_of_the_directory_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let is_root = fs::metadata(directory.path()).unwrap().uid() == 0;
+    chown(directory.path(), is_root.then_some(65_534), None).unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let metadata = fs::metadata(file.path()).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
+    assert_eq!(
+        metadata.uid(),
+        fs::metadata(directory.path()).unwrap().uid()
+    );
+}
+
+fn open(directory: &tempfile::TempDir) -> ManifestFile {
+    ManifestFile::open(directory.path()).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn bytes_of_any_kind_are_no_trouble(
+        text in any::<Vec<u8>>(),
+        lines in "(aws-kms-keys 1\n)?([ -~]{0,60}\n){0,4}",
+    ) {
+        let _ = Manifest::parse(&text);
+        let _ = Manifest::parse(with_checksum(&lines).as_bytes());
+    }
+}
