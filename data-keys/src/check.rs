@@ -1,15 +1,7 @@
 //! `check`: which key versions the files of a stopped server still need.
 
-mod aria;
-mod binary_log;
-mod files;
-mod innodb;
 mod reading;
-mod redo_log;
-mod scan;
 mod stopped;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +9,11 @@ use std::{
 };
 
 use clap::Args;
+use data_files::files::Files;
 use key_store::{key_directory::KeyDirectory, key_name::KeyName};
 use tracing::warn;
 
 use crate::{DataKeysError, Outcome, list::algorithm, print, table};
-use files::Files;
 use reading::{Findings, Need};
 pub(crate) use stopped::NotStopped;
 use stopped::Stopped;

@@ -12,15 +12,15 @@ use std::{
     thread,
 };
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
-use super::{
+use data_files::{
     aria, binary_log,
     files::Files,
     innodb::{self, PAGE_0},
     redo_log::{self, LogEnd},
     scan::{self, Needs, Pages, ScanError},
 };
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use crate::progress::Progress;
 
 /// Enough for the disk to be the limit; each has a buffer of 1 MiB.

@@ -1,18 +1,18 @@
 //! InnoDB's tablespaces: the system tablespace, undo tablespaces and tables.
 //!
-//! Page 0 tells the page size, the format of the pages and the key id; each page tells the key
-//! version under which it was written. The formats are those of MariaDB 10.5 to 11.8
-//! (<https://mariadb.com/kb/en/innodb-page-structure/> does not tell them; the server's sources do,
-//! `storage/innobase`).
+//! Page 0 has the page size, the format of the pages and the key id; each page has the key version
+//! under which it was written. The formats are those of MariaDB 10.5 to 11.8 (the server's sources,
+//! `storage/innobase`; the manual does not describe them).
 
 use std::{
     collections::BTreeSet,
     io::{Read, Seek, SeekFrom},
     ops::Range,
+    path::Path,
 };
 
-use super::scan::{
-    Needs, ScanError, bytes_at, count_page, for_each_block, read_at, u16_at, u32_at, u64_at,
+use crate::scan::{
+    self, Needs, ScanError, bytes_at, count_page, for_each_block, read_at, u16_at, u32_at, u64_at,
 };
 
 /// The largest page.
@@ -41,7 +41,11 @@ const CRYPT_AFTER_DESCRIPTORS: usize = 38;
 /// In a descriptor: two bits for each page of the extent, of which the lower says that it is free.
 const EXTENT_BITMAP: usize = 24;
 const CRYPT_MAGIC: [u8; 6] = *b"s\x0e\x0cREt";
+/// After the magic: type, length of the IV, and 16 bytes of IV.
+const CRYPT_TYPE: usize = 6;
+const CRYPT_MIN_KEY_VERSION: usize = 24;
 const CRYPT_KEY_ID: usize = 28;
+const CRYPT_TYPE_UNENCRYPTED: u8 = 0;
 
 const SPACE_ID: usize = 34;
 const TRX_SYS_PAGE: u64 = 5;
@@ -53,14 +57,36 @@ const NONE: u32 = u32::MAX;
 const DOUBLEWRITE_FROM_END: usize = 200;
 const DOUBLEWRITE_MAGIC: u32 = 536_853_855;
 
-/// What page 0 tells of a tablespace.
+/// The key that page 0 of a tablespace names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceKey {
+    /// Id of the key. Every table created with `ENCRYPTED` or `ENCRYPTION_KEY_ID` names one, also
+    /// with `ENCRYPTED=NO`.
+    pub key_id: u32,
+    /// Whether pages are or may be encrypted with it: the tablespace is encrypted, or InnoDB has not
+    /// finished decrypting it.
+    pub in_use: bool,
+}
+
+/// Reads from page 0 of the tablespace file at `path` which key it names, if any. The cost is one
+/// read of 64 KiB at most.
+///
+/// Of a tablespace with several files, only the first has a page 0.
+///
+/// Errors: the file cannot be read, or does not begin with a page 0 that this crate knows. What it
+/// is encrypted with is then unknown.
+pub fn key_of_page_0(path: &Path) -> Result<Option<SpaceKey>, ScanError> {
+    Ok(Layout::read(&mut scan::open(path)?)?.key)
+}
+
+/// What page 0 says about a tablespace.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
+pub struct Layout {
     page_bytes: usize,
     extent_pages: usize,
     full_crc32: bool,
-    /// None without encryption.
-    key_id: Option<u32>,
+    /// The key that it names; None if it never had any.
+    pub key: Option<SpaceKey>,
     /// Number of the tablespace, 0 for the system tablespace.
     pub space_id: u32,
     /// Length of the tablespace, in pages.
@@ -71,7 +97,9 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Reads page 0 at the beginning of `file`.
-    pub(super) fn read(file: &mut (impl Read + Seek)) -> Result<Self, ScanError> {
+    ///
+    /// Errors: `file` cannot be read or begins with something else.
+    pub fn read(file: &mut (impl Read + Seek)) -> Result<Self, ScanError> {
         Self::parse(&read_at(file, 0, MAX_PAGE_BYTES)?).ok_or(ScanError::Malformed(
             "does not begin with the first page of a tablespace",
         ))
@@ -107,15 +135,19 @@ impl Layout {
         let crypt = EXTENT_DESCRIPTORS
             + descriptor_bytes(extent_pages) * (page_bytes / extent_pages)
             + CRYPT_AFTER_DESCRIPTORS;
-        let key_id = match bytes_at(page, crypt)? {
-            CRYPT_MAGIC => Some(u32_at(page, crypt + CRYPT_KEY_ID)?),
+        let key = match bytes_at(page, crypt)? {
+            CRYPT_MAGIC => Some(SpaceKey {
+                key_id: u32_at(page, crypt + CRYPT_KEY_ID)?,
+                in_use: *page.get(crypt + CRYPT_TYPE)? != CRYPT_TYPE_UNENCRYPTED
+                    || u32_at(page, crypt + CRYPT_MIN_KEY_VERSION)? != 0,
+            }),
             _ => None,
         };
         Some(Self {
             page_bytes,
             extent_pages,
             full_crc32,
-            key_id,
+            key,
             space_id: u32_at(page, SPACE_ID)?,
             size_pages: u32_at(page, SPACE_SIZE_PAGES)?,
             flush_lsn: u64_at(page, FLUSH_LSN)?,
@@ -154,7 +186,10 @@ impl Layout {
     }
 
     /// Counts the pages of `file` by key, without those in `skipped`.
-    pub(super) fn scan(
+    ///
+    /// Errors: `file` cannot be read, ends within a page, or has encrypted pages though page 0 names
+    /// no key.
+    pub fn scan(
         &self,
         file: &mut (impl Read + Seek),
         skipped: &[Range<u64>],
@@ -173,8 +208,8 @@ impl Layout {
                 return;
             }
             let version = self.key_version(page);
-            match self.key_id {
-                Some(key_id) => {
+            match self.key {
+                Some(SpaceKey { key_id, .. }) => {
                     let is_free = self.is_free(&descriptors, among_described);
                     count_page(&mut scanned.needs, key_id, version, is_free);
                 }
@@ -183,14 +218,16 @@ impl Layout {
         })?;
         if without_key {
             return Err(ScanError::Malformed(
-                "has encrypted pages, but page 0 tells no key id",
+                "has encrypted pages, but page 0 names no key id",
             ));
         }
         Ok(scanned)
     }
 
-    /// Reads the page of the system tablespace that tells of other places.
-    pub(super) fn read_trx_sys(&self, file: &mut (impl Read + Seek)) -> Result<TrxSys, ScanError> {
+    /// Reads page 5 of the system tablespace.
+    ///
+    /// Errors: `file` cannot be read, or is shorter.
+    pub fn read_trx_sys(&self, file: &mut (impl Read + Seek)) -> Result<TrxSys, ScanError> {
         let page = read_at(file, TRX_SYS_PAGE * self.page_bytes as u64, self.page_bytes)?;
         self.parse_trx_sys(&page)
             .ok_or(ScanError::Malformed("ends before its page 5"))
@@ -220,9 +257,9 @@ impl Layout {
     }
 }
 
-/// What page 5 of the system tablespace tells.
+/// What page 5 of the system tablespace says about other places.
 #[derive(Debug)]
-pub(super) struct TrxSys {
+pub struct TrxSys {
     /// The undo tablespaces that the server opens.
     pub undo_spaces: BTreeSet<u32>,
     /// The pages of the system tablespace in which InnoDB keeps copies of pages of any tablespace.
@@ -232,13 +269,15 @@ pub(super) struct TrxSys {
 
 /// What the pages of a file need, and how many there are.
 #[derive(Debug, Default)]
-pub(super) struct Scanned {
+pub struct Scanned {
+    /// How many pages need each key version.
     pub needs: Needs,
+    /// All pages, encrypted or not.
     pub pages: u64,
 }
 
 /// Page 0 of each file of a tablespace of its own.
-pub(super) const PAGE_0: Range<u64> = 0..1;
+pub const PAGE_0: Range<u64> = 0..1;
 
 fn descriptor_bytes(extent_pages: usize) -> usize {
     EXTENT_BITMAP + extent_pages / 4

@@ -1,11 +1,11 @@
 //! InnoDB's redo log, and whether the server was shut down in an orderly way.
 //!
-//! Up to 10.7 each block of the log tells its key version, from 10.8 on the header tells one for
+//! Up to 10.7 each block of the log has its key version, from 10.8 on the header has one for
 //! all. Formats: the server's sources, `storage/innobase`.
 
 use std::io::{Read, Seek, SeekFrom};
 
-use super::scan::{Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, read_at, u32_at, u64_at};
+use crate::scan::{Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, read_at, u32_at, u64_at};
 
 const BLOCK_BYTES: u64 = 512;
 /// Where the records begin.
@@ -19,13 +19,16 @@ const FORMAT_10_8_ENCRYPTED: [u8; 4] = *b"\xd0hys";
 /// As 10.11.19 and 11.8.6 write it.
 const FORMAT_10_8_ENCRYPTED_2: [u8; 4] = *b"\xf0\x9f\x97\x9d";
 
+const UNKNOWN_HEADER: ScanError =
+    ScanError::Malformed("has no header of a redo log that this program knows");
+
 const FIRST_LSN: usize = 8;
 const KEY_ID: usize = 48;
 const KEY_VERSION: usize = 52;
 
-/// What the redo log tells.
+/// What the redo log says.
 #[derive(Debug)]
-pub(super) struct RedoLog {
+pub struct RedoLog {
     /// The keys that the server needs to read it.
     pub needs: Needs,
     /// Whether there is nothing to recover.
@@ -34,17 +37,34 @@ pub(super) struct RedoLog {
 
 /// Whether the server, when it starts, has to recover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LogEnd {
+pub enum LogEnd {
     /// It has nothing to recover.
     Clean,
-    /// It has nothing to recover if the system tablespace tells the same end of the log.
+    /// It has nothing to recover if the system tablespace names the same end of the log.
     CleanIfFlushedTo(u64),
     /// It has to recover.
     Unclean,
 }
 
+/// Whether the log is encrypted, which it always is with key 1. The cost is one small read, whatever
+/// the size of the log and whether or not the server must recover from it.
+///
+/// Errors: `file` cannot be read, or has no header that this crate knows.
+pub fn is_encrypted(file: &mut (impl Read + Seek)) -> Result<bool, ScanError> {
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(false);
+    }
+    match bytes_at(&read_at(file, 0, 4)?, 0) {
+        Some(FORMAT_10_5 | FORMAT_10_8) => Ok(false),
+        Some(FORMAT_10_5_ENCRYPTED | FORMAT_10_8_ENCRYPTED | FORMAT_10_8_ENCRYPTED_2) => Ok(true),
+        _ => Err(UNKNOWN_HEADER),
+    }
+}
+
 /// Reads the log from the last checkpoint on.
-pub(super) fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> {
+///
+/// Errors: `file` cannot be read, or has no header that this crate knows.
+pub fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> {
     let length = file.seek(SeekFrom::End(0))?;
     if length == 0 {
         // As mariadb-backup leaves it behind when it has prepared a backup.
@@ -61,9 +81,7 @@ pub(super) fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> 
         }
         _ => None,
     };
-    log.ok_or(ScanError::Malformed(
-        "has no header of a redo log that this program knows",
-    ))
+    log.ok_or(UNKNOWN_HEADER)
 }
 
 fn scan_10_8(

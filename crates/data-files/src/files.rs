@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
+use crate::{
     binary_log,
     scan::{ScanError, open},
 };
@@ -17,7 +17,7 @@ const MAX_LIST_BYTES: u64 = 16 << 20;
 
 /// What may be encrypted with data keys and is still there after a start of the server.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub struct Files {
     /// `ibdata1` and those that follow it, in order.
     pub system_tablespace: Vec<PathBuf>,
     /// Tables and undo tablespaces of InnoDB.
@@ -33,8 +33,9 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Looks through the data directory, the further ones, and the directories in each.
-    pub(super) fn find(datadir: &Path, further: &[PathBuf]) -> Self {
+    /// Looks through the data directory, the further ones, and the directories in each. What it cannot
+    /// look into is in `unreadable`.
+    pub fn find(datadir: &Path, further: &[PathBuf]) -> Self {
         let mut files = Self::default();
         let mut directories = BTreeSet::from([datadir.to_owned()]);
         for directory in further {

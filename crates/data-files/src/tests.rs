@@ -1,11 +1,13 @@
 //! Files that no server has written: the sizes and formats that exist, and bytes of any kind.
+//! What servers write is read in `tests/tests/end_to_end/server_check_datadir.rs`.
 
 use std::io::Cursor;
 
 use proptest::{collection::vec, prelude::*};
 
-use super::{
-    aria, binary_log, innodb,
+use crate::{
+    aria, binary_log,
+    innodb::{self, SpaceKey},
     redo_log::{self, LogEnd},
     scan::{Needs, Pages, check_versions},
 };
@@ -69,6 +71,38 @@ fn tablespaces_of_every_page_size_and_format_tell_key_and_versions() {
         let file = tablespace(flags, page_bytes, crypt, &[1, 0, 4_000_000_000, 1]);
         assert_eq!(needs_of_tablespace(file), expected, "{flags:#x}");
     }
+}
+
+#[test]
+fn page_0_names_the_key_and_says_whether_it_is_in_use() {
+    let key_of = |kind: u8, min_key_version: u32, magic: &[u8]| {
+        let crypt = 188 + 40 * 256;
+        let mut bytes = tablespace(0x15, 16 << 10, crypt, &[]);
+        write(&mut bytes, crypt, magic);
+        write(&mut bytes, crypt + 6, &[kind]);
+        write(&mut bytes, crypt + 24, &min_key_version.to_be_bytes());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        innodb::key_of_page_0(file.path()).unwrap()
+    };
+    let magic = b"s\x0e\x0cREt";
+    let key = |in_use| Some(SpaceKey { key_id: 77, in_use });
+    assert_eq!(key_of(1, 1, magic), key(true));
+    assert_eq!(key_of(1, 0, magic), key(true));
+    assert_eq!(key_of(0, 3, magic), key(true));
+    assert_eq!(key_of(0, 0, magic), key(false));
+    assert_eq!(key_of(1, 1, b"none.."), None);
+}
+
+#[test]
+fn no_file_and_a_file_of_something_else_are_errors_in_place_of_no_key() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for bytes in [&b""[..], &[0; 20_000], b"\xfebin"] {
+        std::fs::write(file.path(), bytes).unwrap();
+        assert!(innodb::key_of_page_0(file.path()).is_err());
+    }
+    assert!(innodb::key_of_page_0(std::path::Path::new("/nonexistent")).is_err());
+    assert!(innodb::key_of_page_0(std::path::Path::new("/dev/zero")).is_err());
 }
 
 /// What a descriptor has of four pages: the third is free, or the second, or none.
@@ -174,6 +208,18 @@ fn redo_logs_tell_their_versions_and_whether_there_is_something_to_recover() {
         let clean = redo_log_10_8(format, &checkpoint_only(24));
         assert_eq!(redo_log(clean), (version_5.clone(), LogEnd::Clean));
     }
+    for (format, expected) in [
+        (&b"\xd0hys"[..], true),
+        (b"\xf0\x9f\x97\x9d", true),
+        (b"Phys", false),
+        (b"\xd0HYS", true),
+        (b"PHYS", false),
+    ] {
+        let mut file = Cursor::new(redo_log_10_8(format, &[]));
+        assert_eq!(redo_log::is_encrypted(&mut file).unwrap(), expected);
+    }
+    assert!(redo_log::is_encrypted(&mut Cursor::new(b"what")).is_err());
+    assert!(!redo_log::is_encrypted(&mut Cursor::new(b"")).unwrap());
     let clear = redo_log_10_8(b"Phys", &checkpoint_only(16));
     assert_eq!(redo_log(clear), (Needs::new(), LogEnd::Clean));
     for records in [checkpoint_only(30), vec![0x35; 40]] {

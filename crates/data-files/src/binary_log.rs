@@ -1,13 +1,13 @@
-//! Binary logs and relay logs: each tells its key version at the beginning.
+//! Binary logs and relay logs: each has its key version at the beginning.
 //!
 //! Formats: <https://mariadb.com/kb/en/start_encryption_event/>.
 
 use std::io::{Read, Seek};
 
-use super::scan::{Needs, SYSTEM_KEY_ID, ScanError, count, read_at, u32_le_at};
+use crate::scan::{Needs, SYSTEM_KEY_ID, ScanError, count, read_at, u32_le_at};
 
 /// What every binary log begins with, encrypted or not.
-pub(super) const MAGIC: [u8; 4] = *b"\xfebin";
+pub const MAGIC: [u8; 4] = *b"\xfebin";
 const EVENT_HEADER_BYTES: u32 = 19;
 const EVENT_TYPE: usize = 4;
 const EVENT_LENGTH: usize = 9;
@@ -16,8 +16,10 @@ const SCHEME: usize = 19;
 const KEY_VERSION: usize = 20;
 
 /// Reads the beginning of a binary log: the event after the one that describes the format starts
-/// the encryption, if there is any.
-pub(super) fn scan(file: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
+/// the encryption, if there is any. Its key is always key 1.
+///
+/// Errors: `file` cannot be read, or is no binary log that this crate knows.
+pub fn scan(file: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
     let mut needs = Needs::new();
     let first = MAGIC.len() as u64;
     let description = read_at(file, first, EVENT_HEADER_BYTES as usize)?;

@@ -1,4 +1,4 @@
-//! What reading the files of a data directory has in common.
+//! What the formats have in common: counting key versions, and bounded reading.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 use nix::libc::O_NONBLOCK;
 
 /// Key id of the redo log, binary logs and Aria (`ENCRYPTION_KEY_SYSTEM_DATA` of the server).
-pub(super) const SYSTEM_KEY_ID: u32 = 1;
+pub const SYSTEM_KEY_ID: u32 = 1;
 
 /// Read at once from a file that is read from end to end; every block size divides it.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -20,20 +20,20 @@ const CHUNK_BYTES: usize = 1 << 20;
 const MAX_VERSIONS: usize = 10_000;
 
 /// Which pages or blocks need each key: by key id and version.
-pub(super) type Needs = BTreeMap<(u32, u32), Pages>;
+pub type Needs = BTreeMap<(u32, u32), Pages>;
 
 /// How many pages or blocks need a key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Pages {
+pub struct Pages {
     /// All of them.
     pub all: u64,
     /// Those among them that InnoDB has freed.
     pub free: u64,
 }
 
-/// Why a file does not tell what it needs. Completes "cannot tell which keys 'FILE' needs: it …".
+/// Why it is unknown which keys a file needs. Completes "cannot tell which keys 'FILE' needs: it …".
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ScanError {
+pub enum ScanError {
     /// A system call.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -43,12 +43,12 @@ pub(super) enum ScanError {
 }
 
 /// Counts one page or block. Version 0 stands for an unencrypted one.
-pub(super) fn count(needs: &mut Needs, key_id: u32, version: u32) {
+pub fn count(needs: &mut Needs, key_id: u32, version: u32) {
     count_page(needs, key_id, version, false);
 }
 
 /// The same, of a page that may be free.
-pub(super) fn count_page(needs: &mut Needs, key_id: u32, version: u32, is_free: bool) {
+pub fn count_page(needs: &mut Needs, key_id: u32, version: u32, is_free: bool) {
     // One more than there may be, to be told.
     if version != 0 && needs.len() <= MAX_VERSIONS {
         let pages = needs.entry((key_id, version)).or_default();
@@ -57,18 +57,18 @@ pub(super) fn count_page(needs: &mut Needs, key_id: u32, version: u32, is_free: 
     }
 }
 
-/// Fails if a file needs more versions than any does that is whole.
-pub(super) fn check_versions(needs: Needs) -> Result<Needs, ScanError> {
+/// Fails if a file needs more versions than an undamaged one can.
+pub fn check_versions(needs: Needs) -> Result<Needs, ScanError> {
     if needs.len() > MAX_VERSIONS {
         return Err(ScanError::Malformed(
-            "tells more key versions than there can be",
+            "has more key versions than an undamaged file can have",
         ));
     }
     Ok(needs)
 }
 
-/// Opens a regular file, and waits for nothing if it is another one.
-pub(super) fn open(path: &Path) -> Result<File, ScanError> {
+/// Opens a regular file. Never blocks: a FIFO or a device is an error.
+pub fn open(path: &Path) -> Result<File, ScanError> {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(O_NONBLOCK)
@@ -81,7 +81,7 @@ pub(super) fn open(path: &Path) -> Result<File, ScanError> {
 
 /// Calls `inspect` with the number and the bytes of each block of `file`, which is to begin at the
 /// first.
-pub(super) fn for_each_block(
+pub fn for_each_block(
     file: &mut impl Read,
     block_bytes: usize,
     mut inspect: impl FnMut(u64, &[u8]),
@@ -106,11 +106,7 @@ pub(super) fn for_each_block(
 }
 
 /// Reads `bytes` at `offset`, fewer only at the end of the file.
-pub(super) fn read_at(
-    file: &mut (impl Read + Seek),
-    offset: u64,
-    bytes: usize,
-) -> io::Result<Vec<u8>> {
+pub fn read_at(file: &mut (impl Read + Seek), offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
     let mut buffer = Vec::with_capacity(bytes);
     file.seek(SeekFrom::Start(offset))?;
     file.take(bytes as u64).read_to_end(&mut buffer)?;
@@ -118,26 +114,26 @@ pub(super) fn read_at(
 }
 
 /// The `N` bytes at `offset`, if there are as many.
-pub(super) fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
+pub fn bytes_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()
 }
 
 /// A number of two bytes, the highest first.
-pub(super) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     bytes_at(bytes, offset).map(u16::from_be_bytes)
 }
 
 /// A number of four bytes, the highest first.
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes_at(bytes, offset).map(u32::from_be_bytes)
 }
 
 /// A number of four bytes, the lowest first.
-pub(super) fn u32_le_at(bytes: &[u8], offset: usize) -> Option<u32> {
+pub fn u32_le_at(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes_at(bytes, offset).map(u32::from_le_bytes)
 }
 
 /// A number of eight bytes, the highest first.
-pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+pub fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes_at(bytes, offset).map(u64::from_be_bytes)
 }

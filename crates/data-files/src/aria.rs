@@ -1,11 +1,11 @@
-//! Aria's tables: an index file (`.MAI`), whose header tells whether the table is encrypted, and a
+//! Aria's tables: an index file (`.MAI`), whose header says whether the table is encrypted, and a
 //! data file (`.MAD`).
 //!
 //! Formats: the server's sources, `storage/maria`.
 
 use std::io::{Read, Seek, SeekFrom};
 
-use super::scan::{
+use crate::scan::{
     Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, for_each_block, read_at, u16_at, u32_le_at,
     u64_at,
 };
@@ -31,9 +31,9 @@ const PAGE_TYPE: usize = 7;
 const PAGE_TYPE_MASK: u8 = 7;
 const TAIL_PAGE: u8 = 2;
 
-/// What the header of an encrypted table's index file tells.
+/// What the header of an encrypted table's index file says. Its key is always key 1.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub struct Layout {
     block_bytes: usize,
     header_bytes: u64,
     index_key_version: usize,
@@ -41,7 +41,9 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Reads the header of an index file; None if nothing of the table that lasts is encrypted.
-    pub(super) fn read(index: &mut (impl Read + Seek)) -> Result<Option<Self>, ScanError> {
+    ///
+    /// Errors: `index` cannot be read, or has no header that this crate knows.
+    pub fn read(index: &mut (impl Read + Seek)) -> Result<Option<Self>, ScanError> {
         Self::parse(&read_at(index, 0, MAX_HEADER_BYTES)?).ok_or(ScanError::Malformed(
             "has no header of an Aria table that this program knows",
         ))
@@ -80,13 +82,17 @@ impl Layout {
     }
 
     /// Counts the pages of the index file by key.
-    pub(super) fn scan_index(&self, index: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
+    ///
+    /// Errors: `index` cannot be read, or ends within a page.
+    pub fn scan_index(&self, index: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
         index.seek(SeekFrom::Start(self.header_bytes))?;
         self.scan(index, |_, page| u32_le_at(page, self.index_key_version))
     }
 
     /// Counts the pages of the data file by key.
-    pub(super) fn scan_data(&self, data: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
+    ///
+    /// Errors: `data` cannot be read, or ends within a page.
+    pub fn scan_data(&self, data: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
         // A bitmap page comes before the pages that it describes, 16 in each 6 bytes.
         let bitmap_interval = (self.block_bytes as u64 - 4) / 6 * 16 + 1;
         self.scan(data, |number, page| {
