@@ -36,6 +36,21 @@ impl Files {
     /// Looks through the data directory, the further ones, and the directories in each. What it cannot
     /// look into is in `unreadable`.
     pub fn find(datadir: &Path, further: &[PathBuf]) -> Self {
+        Self::find_with(datadir, further, Self::add)
+    }
+
+    /// Looks for InnoDB's tablespaces only, and opens no file but those that name one elsewhere.
+    pub fn find_tablespaces(datadir: &Path) -> Self {
+        Self::find_with(datadir, &[], |files, path, _| {
+            drop(files.add_tablespace(path))
+        })
+    }
+
+    fn find_with(
+        datadir: &Path,
+        further: &[PathBuf],
+        add: impl Fn(&mut Self, PathBuf, &Path),
+    ) -> Self {
         let mut files = Self::default();
         let mut directories = BTreeSet::from([datadir.to_owned()]);
         for directory in further {
@@ -50,7 +65,7 @@ impl Files {
         }
         for directory in directories {
             for path in files.entries(&directory) {
-                files.add(path, datadir);
+                add(&mut files, path, datadir);
             }
         }
         files
@@ -77,12 +92,25 @@ impl Files {
     }
 
     fn add(&mut self, path: PathBuf, datadir: &Path) {
+        let Some(path) = self.add_tablespace(path) else {
+            return;
+        };
+        if matches!(number_after(&path, "ib_logfile"), Some(0..=100)) {
+            return self.redo_logs.push(path);
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("MAI") => self.aria_indexes.push(path),
+            Some("index") => self.add_listed(path, datadir),
+            _ => self.add_if_binary_log(path),
+        }
+    }
+
+    /// Gives back what is no tablespace.
+    fn add_tablespace(&mut self, path: PathBuf) -> Option<PathBuf> {
         if number_after(&path, "ibdata").is_some() {
             self.system_tablespace.push(path);
         } else if number_after(&path, "undo").is_some() {
             self.tablespaces.push(path);
-        } else if matches!(number_after(&path, "ib_logfile"), Some(0..=100)) {
-            self.redo_logs.push(path);
         } else {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("ibd") => self.tablespaces.push(path),
@@ -91,11 +119,10 @@ impl Files {
                     Ok(target) => self.tablespaces.push(PathBuf::from(target.trim())),
                     Err(error) => self.unreadable.push((path, error)),
                 },
-                Some("MAI") => self.aria_indexes.push(path),
-                Some("index") => self.add_listed(path, datadir),
-                _ => self.add_if_binary_log(path),
+                _ => return Some(path),
             }
         }
+        None
     }
 
     fn add_if_binary_log(&mut self, path: PathBuf) {

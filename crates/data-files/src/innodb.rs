@@ -15,6 +15,8 @@ use crate::scan::{
     self, Needs, ScanError, bytes_at, count_page, for_each_block, read_at, u16_at, u32_at, u64_at,
 };
 
+/// The smallest page, of ROW_FORMAT=COMPRESSED.
+pub(crate) const MIN_PAGE_BYTES: u64 = 1 << 10;
 /// The largest page.
 const MAX_PAGE_BYTES: usize = 64 << 10;
 const DEFAULT_PAGE_BYTES: usize = 16 << 10;

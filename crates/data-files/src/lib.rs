@@ -1,7 +1,7 @@
 //! What the files of a MariaDB data directory say about the data keys that they are encrypted with.
 //!
 //! [`files`] finds the files. Each other module reads one format and says which key ids and
-//! versions it needs. Nothing is decrypted, nothing is written, and no file is trusted: whatever it
+//! versions it needs; [`usage`] says whether a key is used at all. Nothing is decrypted, nothing is written, and no file is trusted: whatever it
 //! contains, reading it ends with an answer or a [`scan::ScanError`].
 
 #![forbid(unsafe_code)]
@@ -14,3 +14,4 @@ pub mod redo_log;
 pub mod scan;
 #[cfg(test)]
 mod tests;
+pub mod usage;

@@ -17,7 +17,7 @@ fn write(file: &mut [u8], offset: usize, bytes: &[u8]) {
 }
 
 /// A tablespace whose pages have these key versions, and 0 on page 0.
-fn tablespace(flags: u32, page_bytes: usize, crypt: usize, versions: &[u32]) -> Vec<u8> {
+pub(crate) fn tablespace(flags: u32, page_bytes: usize, crypt: usize, versions: &[u32]) -> Vec<u8> {
     let key_version = if flags & 16 == 0 { 26 } else { 0 };
     let mut file = vec![0; page_bytes * (versions.len() + 1)];
     write(&mut file, 24, &8u16.to_be_bytes());
@@ -164,7 +164,7 @@ fn a_file_of_pages_without_sense_is_no_answer_and_fills_no_memory() {
 }
 
 /// A log as 10.8 writes it, with a checkpoint at its first byte.
-fn redo_log_10_8(format: &[u8], records: &[u8]) -> Vec<u8> {
+pub(crate) fn redo_log_10_8(format: &[u8], records: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 20480];
     write(&mut file, 0, format);
     write(&mut file, 8, &12288u64.to_be_bytes());
@@ -238,7 +238,7 @@ fn redo_logs_tell_their_versions_and_whether_there_is_something_to_recover() {
 }
 
 /// An index file of a transactional table with blocks of 1 KiB, one of them after the header.
-fn aria_index() -> Vec<u8> {
+pub(crate) fn aria_index() -> Vec<u8> {
     let mut file = vec![0; 2048];
     write(&mut file, 0, b"\xfe\xfe\x09\x03");
     write(&mut file, 12, &200u16.to_be_bytes());
@@ -258,7 +258,7 @@ fn needs_of_aria(file: &[u8]) -> Option<Needs> {
     layout.scan_index(&mut index).ok()
 }
 
-fn binary_log_file(version: u32) -> Vec<u8> {
+pub(crate) fn binary_log_file(version: u32) -> Vec<u8> {
     let mut file = vec![0; 100];
     write(&mut file, 0, &binary_log::MAGIC);
     write(&mut file, 4 + 9, &30u32.to_le_bytes());

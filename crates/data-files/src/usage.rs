@@ -1,0 +1,198 @@
+//! Whether any file of a data directory is encrypted with a key, whatever its version.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    aria, binary_log,
+    files::Files,
+    innodb::{self, SpaceKey},
+    scan::{self, SYSTEM_KEY_ID, ScanError},
+};
+
+/// A file that does not tell which key it is encrypted with.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot tell which keys '{}' needs: it {source}", path.display())]
+pub struct Unclear {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: ScanError,
+}
+
+/// Looks for a file of the data directory that is encrypted with key `key_id`, while the server runs or
+/// not. `None` if there is none.
+///
+/// The cost is one read of 64 KiB at most for each tablespace, and for key 1, which also encrypts redo
+/// log, binary logs and Aria, a small one for every other file.
+///
+/// Errors: a file that may be encrypted with the key, and cannot be read.
+pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
+    let files = match key_id {
+        SYSTEM_KEY_ID => Files::find(datadir, &[]),
+        _ => Files::find_tablespaces(datadir),
+    };
+    let mut unclear = files
+        .unreadable
+        .into_iter()
+        .map(|(path, source)| Unclear { path, source })
+        .collect::<Vec<_>>();
+    let mut find = |paths: Vec<PathBuf>, uses: &dyn Fn(&Path) -> Result<bool, ScanError>| {
+        paths.into_iter().find(|path| match uses(path) {
+            Ok(uses) => uses,
+            // The server drops tables and purges logs meanwhile.
+            Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(source) => {
+                let path = path.clone();
+                unclear.push(Unclear { path, source });
+                false
+            }
+        })
+    };
+    let mut tablespaces = files.system_tablespace;
+    // Only the first of its files has a page 0.
+    tablespaces.truncate(1);
+    tablespaces.extend(files.tablespaces);
+    let found = find(tablespaces, &|path| tablespace_uses(path, key_id))
+        .or_else(|| find(files.redo_logs, &redo_log_is_encrypted))
+        .or_else(|| find(files.aria_indexes, &aria_is_encrypted))
+        .or_else(|| {
+            find(
+                files.binary_logs.into_iter().collect(),
+                &binary_log_is_encrypted,
+            )
+        });
+    match (found, unclear.into_iter().next()) {
+        (Some(path), _) => Ok(Some(path)),
+        (None, Some(unclear)) => Err(unclear),
+        (None, None) => Ok(None),
+    }
+}
+
+fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
+    let uses = |key: SpaceKey| key.key_id == key_id && key.in_use;
+    match innodb::key_of_page_0(path) {
+        Ok(key) => Ok(key.is_some_and(uses)),
+        // Made a moment ago: InnoDB has not written it yet.
+        Err(ScanError::Malformed(_)) if begins_with_zeros(path)? => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn begins_with_zeros(path: &Path) -> Result<bool, ScanError> {
+    let mut page = Vec::new();
+    scan::open(path)?
+        .take(innodb::MIN_PAGE_BYTES)
+        .read_to_end(&mut page)?;
+    Ok(page.iter().all(|&byte| byte == 0))
+}
+
+/// Every format so far, also those that this crate cannot read, sets the highest bit of an encrypted log.
+fn redo_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
+    let mut format = [0];
+    let read = scan::open(path)?.read(&mut format)?;
+    Ok(read > 0 && format[0] & 1 << 7 != 0)
+}
+
+fn aria_is_encrypted(path: &Path) -> Result<bool, ScanError> {
+    Ok(aria::Layout::read(&mut scan::open(path)?)?.is_some())
+}
+
+fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
+    let mut file: File = scan::open(path)?;
+    Ok(!binary_log::scan(&mut file)?.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::tests::{aria_index, binary_log_file, redo_log_10_8, tablespace};
+
+    const PAGE_BYTES: usize = 16 << 10;
+    const CRYPT: usize = 188 + 40 * 256;
+
+    /// A tablespace of which page 0 names key 77.
+    fn table(crypt_type: u8, min_key_version: u32) -> Vec<u8> {
+        let mut file = tablespace(0x15, PAGE_BYTES, CRYPT, &[0]);
+        file[CRYPT + 6] = crypt_type;
+        file[CRYPT + 24..CRYPT + 28].copy_from_slice(&min_key_version.to_be_bytes());
+        file
+    }
+
+    fn datadir(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        directory
+    }
+
+    fn found(files: &[(&str, &[u8])], key_id: u32) -> Option<String> {
+        let directory = datadir(files);
+        let path = find(directory.path(), key_id).unwrap()?;
+        Some(
+            path.strip_prefix(directory.path())
+                .unwrap()
+                .display()
+                .to_string(),
+        )
+    }
+
+    #[test]
+    fn a_tablespace_proves_the_key_that_it_is_encrypted_with_and_no_other() {
+        let encrypted = [("d/t.ibd", table(1, 1))];
+        let files: Vec<_> = encrypted
+            .iter()
+            .map(|(name, content)| (*name, content.as_slice()))
+            .collect();
+        assert_eq!(found(&files, 77).as_deref(), Some("d/t.ibd"));
+        assert_eq!(found(&files, 78), None);
+        assert_eq!(found(&files, 1), None);
+        // ENCRYPTED=NO names a key without using it; one that is still being decrypted uses it.
+        assert_eq!(found(&[("d/t.ibd", &table(0, 0))], 77), None);
+        assert!(found(&[("d/t.ibd", &table(0, 3))], 77).is_some());
+        assert!(found(&[("undo001", &table(1, 1))], 77).is_some());
+        assert!(found(&[("ibdata1", &table(1, 1))], 77).is_some());
+    }
+
+    #[test]
+    fn logs_and_aria_prove_key_1_alone() {
+        for (name, content) in [
+            ("ib_logfile0", redo_log_10_8(b"\xd0hys", b"\xfa")),
+            ("ib_logfile0", b"\x80 a later format".to_vec()),
+            ("d/t.MAI", aria_index()),
+            ("binlog.000001", binary_log_file(1)),
+        ] {
+            assert_eq!(found(&[(name, &content)], 1).as_deref(), Some(name));
+            assert_eq!(found(&[(name, &content)], 2), None);
+        }
+        for (name, content) in [
+            ("ib_logfile0", redo_log_10_8(b"Phys", b"\xfa")),
+            ("ib_logfile0", Vec::new()),
+        ] {
+            assert_eq!(found(&[(name, &content)], 1), None);
+        }
+    }
+
+    #[test]
+    fn what_innodb_has_not_written_yet_proves_nothing_and_what_is_damaged_is_named() {
+        assert_eq!(found(&[("d/t.ibd", &[0; PAGE_BYTES])], 77), None);
+        assert_eq!(found(&[("d/t.ibd", b"")], 77), None);
+        let mut damaged = table(1, 1);
+        damaged[24] = 0xff;
+        let directory = datadir(&[("d/a.ibd", &damaged), ("d/b.ibd", &table(1, 1))]);
+        let error = find(directory.path(), 78).unwrap_err().to_string();
+        assert!(
+            error.contains("a.ibd") && error.contains("first page"),
+            "{error}"
+        );
+        assert!(find(directory.path(), 77).unwrap().is_some());
+    }
+}
