@@ -7,7 +7,7 @@ use core::ptr::null_mut;
 
 use crate::abi::{
     CheckFunction, ENCRYPTION_INTERFACE_VERSION, ENCRYPTION_PLUGIN, EncryptionPlugin, EnumVariable,
-    IntVariable, LICENSE_BSD, MATURITY_GAMMA, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
+    IntVariable, LICENSE_BSD, MATURITY_STABLE, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
     SHOW_SIMPLE_FUNC, ServerOwned, StatusVariable, StringVariable, SystemVariable, TypeLibrary,
     UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY, VARIABLE_STRING,
     VariableHeader,
@@ -329,7 +329,7 @@ pub static _maria_plugin_declarations_: ServerOwned<[PluginDeclaration; 2]> = Se
         status_variables: STATUS_VARIABLES.address().cast(),
         system_variables: SYSTEM_VARIABLES.address().cast(),
         version_info: VERSION_INFO.as_ptr(),
-        maturity: MATURITY_GAMMA,
+        maturity: MATURITY_STABLE,
     },
     PluginDeclaration::END,
 ]);

@@ -1,29 +1,31 @@
-//! Unwrapping all key files when the plugin starts.
+//! Loading all data keys when the plugin starts.
 
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use key_store::key_directory::{KeyDirectory, Listing};
-use key_store::key_name::KeyName;
+use broker_api::MayWait;
+use key_store::key_directory::{KeyDirectory, Listing, Placement};
+use key_store::key_name::{Algorithm, KeyName};
+use key_store::manifest::Entry;
 
-use crate::key_manager::{KeyError, KeyManager};
+use crate::concurrent;
+use crate::key_error::KeyError;
+use crate::key_manager::{KeyManager, Program, SYSTEM_IDS, until};
 use crate::kms::KmsError;
 use crate::offline::OfflineError;
 use crate::server_log;
 
-/// KMS calls at a time: 1,000 keys at 20 ms a call take less than a second, and the broker has room
-/// for other clients.
-const WORKERS: usize = 32;
 /// Calls that fail are repeated until no key at all could be unwrapped for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two attempts at what could not be loaded.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why the plugin cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -37,17 +39,18 @@ pub enum StartError {
     /// The offline keys.
     #[error(transparent)]
     Offline(#[from] OfflineError),
-    /// There are key files and none could be used.
-    #[error("none of the {0} key files could be loaded; the reasons are above")]
+    /// There are keys and none could be used.
+    #[error("none of the {0} data keys could be loaded; the reasons are above")]
     NoKeyLoaded(usize),
 }
 
-/// Loads every key file. A file that fails is reported and tried again when its key is needed.
+/// Loads every key, and makes those that a safe start needs. A key that fails is reported and tried again
+/// when it is needed.
 ///
-/// Errors: no broker, or key files of which none could be loaded.
-pub fn load_all(manager: &KeyManager, backup: bool) -> Result<(), StartError> {
+/// Errors: no broker, or keys of which none could be loaded.
+pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError> {
     manager.kms.check_broker()?;
-    if !backup {
+    if program == Program::Server {
         remove_left_overs(manager);
     }
     let listing = manager.directory.list().map_err(KeyError::from)?;
@@ -56,16 +59,31 @@ pub fn load_all(manager: &KeyManager, backup: bool) -> Result<(), StartError> {
             "ignoring file '{name}': key files are named aws-kms-key.<id>.<version>, with .ctr for AES_CTR"
         ));
     }
-    let loadable = without_conflicts(manager, &listing);
-    if !loadable.is_empty() {
+    let forked = match program {
+        Program::Server if manager.manifest.is_forked() => leave_origin(manager)?,
+        _ => BTreeSet::new(),
+    };
+    // A copy's new versions are on disk too by now.
+    let listing = manager.directory.list().map_err(KeyError::from)?;
+    let mut loadable = without_conflicts(manager, &listing);
+    loadable.extend(missing(manager, &listing));
+    loadable.retain(|name| !forked.contains(&name.id));
+    let count = loadable.len();
+    if count > 0 {
         manager.directory.sync().map_err(KeyError::from)?;
     }
-    load_concurrently(manager, &manager.directory, loadable);
-    match listing.keys.len() {
-        0 => Ok(()),
-        count if manager.keyring.version_count() == 0 => Err(StartError::NoKeyLoaded(count)),
-        _ => Ok(()),
+    let loaded = load_concurrently(manager, &manager.directory, loadable);
+    manager.record_loaded(&loaded);
+    if count > 0 && manager.keyring.version_count() == 0 {
+        return Err(StartError::NoKeyLoaded(count));
     }
+    for id in manager.keyring.ids() {
+        manager.report_unloaded(id);
+    }
+    if program == Program::Server {
+        replace_ctr_of_system_keys(manager);
+    }
+    Ok(())
 }
 
 /// Loads the keys that only the increment has which mariadb-backup is about to apply: its log may be
@@ -98,134 +116,248 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
     let keep = |name: &&KeyName| match manager.directory.check_conflict(&listing.keys, name) {
         Ok(()) => true,
         Err(error) => {
-            server_log::error(&error.to_string());
+            manager.note_loaded(name, &Err::<(), _>(error.into()));
+            // Either of the two would be told of the other.
+            if name.algorithm == Algorithm::AesCbc {
+                report_failure(manager, name);
+            }
             false
         }
     };
     listing.keys.iter().filter(keep).copied().collect()
 }
 
-/// What the workers share.
-struct Work {
-    queue: Mutex<VecDeque<KeyName>>,
-    last_success: Mutex<Instant>,
-    /// Why a call was last tried again.
-    trouble: Mutex<Option<String>>,
-    /// A failure that all keys have in common: no use going on.
-    stopped: AtomicBool,
-}
-
-fn load_concurrently(manager: &KeyManager, directory: &KeyDirectory, names: Vec<KeyName>) {
-    let count = names.len();
-    let work = Work {
-        queue: Mutex::new(names.into()),
-        last_success: Mutex::new(Instant::now()),
-        trouble: Mutex::new(None),
-        stopped: AtomicBool::new(false),
-    };
-    let (results, receiver) = mpsc::channel();
-    thread::scope(|scope| {
-        for started in 0..WORKERS.min(count) {
-            let (shared, sender) = (&work, results.clone());
-            let worker = move || work_off(manager, directory, shared, &sender);
-            if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
-                server_log::warning(&format!(
-                    "loading keys with {started} threads, more cannot be started: {error}"
-                ));
-                if started == 0 {
-                    work_off(manager, directory, &work, &results);
-                }
-                break;
-            }
+fn report_failure(manager: &KeyManager, name: &KeyName) {
+    for (unloaded, reason) in manager.unloaded() {
+        if unloaded == *name {
+            server_log::error(&reason);
         }
-        // This thread reports what the others do: it belongs to the server and may log.
-        drop(results);
-        report(manager, &work, count, &receiver);
-    });
-    let left = work
-        .queue
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .len();
-    if left > 0 {
-        server_log::warning(&format!(
-            "{left} key files have not been tried; each is when its key is needed"
-        ));
     }
 }
 
-type Outcome = (KeyName, Result<(), KeyError>);
+/// The versions that the manifest lists and that have no key file.
+fn missing(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
+    let has_file = |name: &KeyName| {
+        listing
+            .keys
+            .iter()
+            .any(|key| (key.id, key.version) == (name.id, name.version))
+    };
+    let listed = manager.manifest.entries();
+    let names = listed.into_iter().map(|entry| entry.name);
+    names.filter(|name| !has_file(name)).collect()
+}
 
-fn work_off(
+/// Makes new versions of all keys of a copied data directory that encrypt with AES_CTR: its origin goes
+/// on with the old ones, and both would encrypt different pages with the same key and IV. Returns the ids
+/// of which none could be made, which the server does not get.
+fn leave_origin(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
+    let mut ids: BTreeSet<u32> = manager
+        .directory
+        .list()?
+        .keys
+        .iter()
+        .map(|key| key.id)
+        .collect();
+    ids.extend(manager.manifest.entries().iter().map(|entry| entry.name.id));
+    let mut refused = BTreeSet::new();
+    for id in ids {
+        let latest = manager.known_versions(id)?.pop();
+        let Some(latest) = latest.filter(|name| name.algorithm == Algorithm::AesCtr) else {
+            continue;
+        };
+        let placement = Placement::Next {
+            known: latest.version,
+        };
+        if let Err(error) = manager.make(id, placement, manager.policy_at_start(), until(PATIENCE))
+        {
+            let reason = error.to_string();
+            let error = KeyError::Forked { id, reason };
+            server_log::error(&error.to_string());
+            manager.refuse(id, &error.to_string());
+            refused.insert(id);
+        }
+    }
+    if refused.is_empty() {
+        manager.manifest.set_forked(false)?;
+        server_log::note(
+            "this data directory is a copy (kms-data-keys fork), and no key of its origin encrypts with AES_CTR here any more",
+        );
+    }
+    Ok(refused)
+}
+
+/// Makes versions of AES_CBC where the system's keys encrypt with AES_CTR, as they do after a move from
+/// file_key_management: MariaDB uses an IV more than once in the redo log, temporary tables and Aria.
+fn replace_ctr_of_system_keys(manager: &KeyManager) {
+    for id in SYSTEM_IDS {
+        let Some(version) = manager.keyring.latest_version(id) else {
+            continue;
+        };
+        let is_ctr = manager
+            .keyring
+            .key(id, version)
+            .is_some_and(|key| key.algorithm() == Algorithm::AesCtr);
+        if !is_ctr {
+            continue;
+        }
+        let placement = Placement::Next { known: version };
+        match manager.make(id, placement, manager.policy_at_start(), until(PATIENCE)) {
+            Ok(Some(name)) => server_log::warning(&format!(
+                "key {id} now has version {} of AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with it. The redo log goes on under version {version} until innodb_log_file_size changes",
+                name.version
+            )),
+            Ok(None) => {}
+            Err(error) => server_log::error(&format!(
+                "key {id} encrypts with AES_CTR, which is not safe for what MariaDB encrypts with it, and no version of AES_CBC could be made: {error}"
+            )),
+        }
+    }
+}
+
+/// Returns what the manifest should say of those that were loaded.
+fn load_concurrently(
     manager: &KeyManager,
     directory: &KeyDirectory,
-    work: &Work,
-    results: &mpsc::Sender<Outcome>,
-) {
-    while !work.stopped.load(Ordering::Relaxed) {
-        let next = lock(&work.queue).pop_front();
-        let Some(name) = next else { return };
+    names: Vec<KeyName>,
+) -> Vec<Entry> {
+    let may_wait = manager.policy_at_start();
+    let mut progress = Progress::new(names.len());
+    let (last_success, trouble) = (Mutex::new(Instant::now()), Mutex::new(None));
+    let work = |name: KeyName, is_stopped: &AtomicBool| {
         let may_retry = |error: &KmsError| {
-            *lock(&work.trouble) = Some(error.to_string());
-            let progress = Some(*lock(&work.last_success)).max(manager.kms.waits.last());
-            !work.stopped.load(Ordering::Relaxed)
+            *lock(&trouble) = Some(error.to_string());
+            let progress = Some(*lock(&last_success)).max(manager.kms.waits.last());
+            !is_stopped.load(Ordering::Relaxed)
                 && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
-        let result = manager.load(directory, &name, manager.load_may_wait(), may_retry);
-        match &result {
-            Ok(()) => *lock(&work.last_success) = Instant::now(),
-            Err(error) if error.is_for_all_keys() => work.stopped.store(true, Ordering::Relaxed),
-            Err(_) => {}
+        let loaded = load(manager, directory, &name, may_wait, may_retry);
+        match &loaded {
+            Ok(_) => *lock(&last_success) = Instant::now(),
+            // The others need not find that out one by one.
+            Err(error) => drop(is_stopped.fetch_or(error.is_for_all_keys(), Ordering::Relaxed)),
         }
-        if results.send((name, result)).is_err() {
+        loaded
+    };
+    let mut entries = Vec::new();
+    let left = concurrent::for_each(names, work, |result| {
+        let Some(loaded) = result else {
+            progress.report(lock(&trouble).take());
+            return progress.goes_on;
+        };
+        progress.done += 1;
+        match loaded {
+            Ok(entry) => {
+                log_loaded(&entry);
+                entries.push(entry);
+            }
+            Err(error) => progress.failed(&error),
+        }
+        progress.goes_on
+    });
+    if !left.is_empty() {
+        server_log::warning(&format!(
+            "{} data keys were not loaded at startup; each will be loaded on first use",
+            left.len()
+        ));
+    }
+    entries
+}
+
+/// Loads one key; the manifest is written once for all of them.
+fn load(
+    manager: &KeyManager,
+    directory: &KeyDirectory,
+    name: &KeyName,
+    may_wait: MayWait,
+    may_retry: impl Fn(&KmsError) -> bool,
+) -> Result<Entry, KeyError> {
+    let loaded = manager
+        .unwrap(directory, name, may_wait, may_retry)
+        .and_then(|unwrapped| {
+            manager.publish(name, &unwrapped.key)?;
+            Ok(Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn))
+        });
+    manager.note_loaded(name, &loaded);
+    loaded
+}
+
+/// What the error log gets to know while keys are loaded.
+struct Progress {
+    total: usize,
+    done: usize,
+    reported: usize,
+    next_report: Instant,
+    /// False after a failure that the other keys would share, or that lasted.
+    goes_on: bool,
+}
+
+impl Progress {
+    fn new(total: usize) -> Self {
+        Self {
+            total,
+            done: 0,
+            reported: 0,
+            next_report: Instant::now() + PROGRESS_INTERVAL,
+            goes_on: true,
+        }
+    }
+
+    /// Reports how far it is, and what keeps it.
+    fn report(&mut self, trouble: Option<String>) {
+        if Instant::now() < self.next_report || (self.done == self.reported && trouble.is_none()) {
             return;
         }
+        self.next_report = Instant::now() + PROGRESS_INTERVAL;
+        self.reported = self.done;
+        let trouble = trouble.map_or(String::new(), |reason| format!("; retrying: {reason}"));
+        let (done, total) = (self.done, self.total);
+        server_log::note(&format!("loaded {done} of {total} data keys{trouble}"));
+    }
+
+    fn failed(&mut self, error: &KeyError) {
+        let is_for_all = error.is_for_all_keys();
+        // Workers that were in the middle of a call fail for the same reason.
+        if self.goes_on || !is_for_all {
+            server_log::error(&error.to_string());
+        }
+        // Whoever failed of something that may pass has tried for as long as all are to be tried.
+        self.goes_on &= !is_for_all && !error.is_transient();
     }
 }
 
-fn report(manager: &KeyManager, work: &Work, count: usize, receiver: &mpsc::Receiver<Outcome>) {
-    let mut said_stopped = false;
-    let (mut done, mut said_done) = (0, 0);
-    let mut next_progress = Instant::now() + PROGRESS_INTERVAL;
-    loop {
-        match receiver.recv_timeout(next_progress.saturating_duration_since(Instant::now())) {
-            Ok((name, Ok(()))) => {
-                done += 1;
-                say_loaded(manager, &name);
-            }
-            Ok((_, Err(error))) => {
-                done += 1;
-                // Workers that were under way fail of the same reason.
-                if !(said_stopped && error.is_for_all_keys()) {
-                    server_log::error(&error.to_string());
-                }
-                said_stopped |= work.stopped.load(Ordering::Relaxed);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        if Instant::now() >= next_progress {
-            next_progress = Instant::now() + PROGRESS_INTERVAL;
-            let trouble = lock(&work.trouble).take();
-            if done == said_done && trouble.is_none() {
-                continue;
-            }
-            said_done = done;
-            let trouble =
-                trouble.map_or(String::new(), |reason| format!("; trying again: {reason}"));
-            server_log::note(&format!("{done} of {count} key files done{trouble}"));
-        }
-    }
+fn log_loaded(entry: &Entry) {
+    server_log::note(&format!(
+        "loaded key {}, version {}, key length {} bit",
+        entry.name.id, entry.name.version, entry.bits
+    ));
 }
 
-fn say_loaded(manager: &KeyManager, name: &KeyName) {
-    if let Some(key) = manager.keyring.key(name.id, name.version) {
-        server_log::note(&format!(
-            "loaded key {}, version {}, key length {} bit",
-            name.id,
-            name.version,
-            key.length_bytes() * 8
-        ));
+/// Tries again to load what could not be loaded when the plugin started, until everything is there or
+/// `wait` says that the plugin stops: a table that nobody reads would keep new data under an old version.
+pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
+    let mut pause = FIRST_PAUSE;
+    while wait(pause) {
+        let mut unloaded = manager.unloaded();
+        unloaded.retain(|(name, _)| manager.check_refused(name.id).is_ok());
+        if unloaded.is_empty() {
+            return;
+        }
+        for (name, _) in unloaded {
+            if manager
+                .load(&manager.directory, &name, MayWait::No, |_| false)
+                .is_ok()
+            {
+                server_log::note(&format!(
+                    "loaded key {}, version {}, which was missing until now",
+                    name.id, name.version
+                ));
+            }
+            if !wait(Duration::ZERO) {
+                return;
+            }
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

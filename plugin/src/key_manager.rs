@@ -1,147 +1,45 @@
-//! Data keys: in memory, else on disk, else made.
+//! Data keys: in memory, else on disk, else made, if they are new.
 
 #![forbid(unsafe_code)]
 
 use core::ops::RangeInclusive;
-use std::collections::BTreeSet;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker_api::MayWait;
+use data_files::usage;
+use key_store::PlaintextKey;
+use key_store::check_value::CheckValue;
 use key_store::fault_points::{self, Step};
-use key_store::key_directory::{FileError, KeyDirectory, Placement, Stored};
+use key_store::key_directory::{FileError, KeyDirectory, Placement, ServerLock, Stored};
 use key_store::key_name::{Algorithm, KeyName, is_valid_number};
+use key_store::manifest::{Entry, ManifestFile};
 
-use crate::attempts::Attempts;
+use crate::failure_backoff::{FailureBackoff, KeyRequest};
+use crate::key_error::KeyError;
 use crate::keyring::Keyring;
-use crate::kms::{Kms, KmsError, Purpose};
+use crate::kms::{Kms, KmsError, Purpose, Unwrapped};
 use crate::server_log;
-use crate::server_symbols::{server_is_starting, statement_may_name_new_key, statement_may_wait};
+use crate::server_symbols::{
+    is_cluster_node, is_main_thread, server_is_starting, statement_is_killed,
+};
 use crate::settings::{Dynamic, Fixed};
 
 /// How long a statement waits for a KMS that fails at once, beyond its first call.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys that the server wants without a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
 /// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
-const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
+pub const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
 
-/// Why a key cannot be had. The message is for the person at the client or the error log.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// Unwrapping the key of a file failed.
-    #[error("cannot decrypt key file '{}': {source}", path.display())]
-    Decrypt {
-        /// The key file.
-        path: PathBuf,
-        /// Why.
-        source: KmsError,
-    },
-    /// Making a key failed.
-    #[error("cannot make key {id} with master key '{master_key_id}': {source}")]
-    Generate {
-        /// Key id.
-        id: u32,
-        /// The master key.
-        master_key_id: String,
-        /// Why.
-        source: KmsError,
-    },
-    /// The key file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// No memory for the key.
-    #[error("no memory for a key: {0}")]
-    Memory(io::Error),
-    /// No master key is set to make a key with.
-    #[error(
-        "cannot make a version of key {id}: aws_key_management_master_key_id is empty; set it to the id, ARN or alias of the master key"
-    )]
-    NoMasterKey {
-        /// Key id.
-        id: u32,
-    },
-    /// The key does not exist, and a backup makes none.
-    #[error("key {id} has no key file in '{}', and a backup makes no keys; copy the key files there", path.display())]
-    NotInBackup {
-        /// Key id.
-        id: u32,
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A version that is neither in memory nor on disk.
-    #[error("key {id} has no version {version}: '{}' does not exist; restore it from a backup of the key files", path.display())]
-    NoSuchVersion {
-        /// Key id.
-        id: u32,
-        /// Version.
-        version: u32,
-        /// The file it would be in.
-        path: PathBuf,
-    },
-    /// A key of which the server has data, and no file. A new one would take its version number, and
-    /// restoring the file would then lose what the new one encrypted.
-    #[error(
-        "key {id} has no key file in '{}', and there are tables of it; restore aws-kms-key.{id}.* from a backup of the key files", path.display()
-    )]
-    FileMissing {
-        /// Key id.
-        id: u32,
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Encrypted data is to be read and its key cannot be had. The server itself takes that for
-    /// corruption and gives dangerous advice.
-    #[error(
-        "cannot read what key {id} encrypted (it is not corrupted: drop nothing, and restart the server once the key is back): {source}"
-    )]
-    Unreadable {
-        /// Key id.
-        id: u32,
-        /// Why.
-        source: Box<KeyError>,
-    },
-    /// A key that the offline keys do not have.
-    #[error("{what} is not in '{}' (aws_key_management_offline_keys), and no keys are made without KMS; export the keys again with kms-data-keys, or start the server with a broker and without that variable", path.display())]
-    NotOffline {
-        /// The key, or its version.
-        what: String,
-        /// The file.
-        path: PathBuf,
-    },
-    /// A new version, with offline keys.
-    #[error("the keys are those of '{}' (aws_key_management_offline_keys), which is only read; start the server with a broker and without that variable to make keys", path.display())]
-    OnlyRead {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A number that is no key id or version.
-    #[error("{0} is not a key id or version")]
-    InvalidNumber(u32),
-}
-
-impl KeyError {
-    /// Tells whether trying again costs nothing, because nobody beyond this host is asked.
-    pub fn is_cheap(&self) -> bool {
-        match self {
-            Self::Decrypt { source, .. } | Self::Generate { source, .. } => source.is_local(),
-            Self::Memory(_) => false,
-            Self::Unreadable { source, .. } => source.is_cheap(),
-            _ => true,
-        }
-    }
-
-    fn for_reading(self, id: u32) -> Self {
-        let source = self.into();
-        Self::Unreadable { id, source }
-    }
-
-    /// Tells whether every key fails like that until a person does something about the session or
-    /// the broker.
-    pub fn is_for_all_keys(&self) -> bool {
-        matches!(self, Self::Decrypt { source, .. } | Self::Generate { source, .. } if source.is_local())
-    }
+/// What program has loaded the plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// A server.
+    Server,
+    /// mariadb-backup, which reads keys and makes none.
+    Backup,
 }
 
 /// Everything the plugin knows while it is loaded.
@@ -150,60 +48,65 @@ pub struct KeyManager {
     pub keyring: Keyring,
     /// The key files.
     pub directory: KeyDirectory,
+    /// All keys that the server has ever had.
+    pub manifest: ManifestFile,
     /// KMS.
     pub kms: Kms,
     pub(crate) settings: Fixed,
     dynamic: &'static Dynamic,
-    attempts: Attempts,
-    /// Ids of tables that the server has, without a key file.
-    missing: Mutex<BTreeSet<u32>>,
-    backup: bool,
+    program: Program,
+    backoff: FailureBackoff,
+    /// Key ids that the server must not get before it is restarted, and why.
+    refused: Mutex<BTreeMap<u32, String>>,
+    /// Versions that exist and are not in memory, and why.
+    unloaded: Mutex<BTreeMap<KeyName, String>>,
+    _lock: Option<ServerLock>,
 }
 
 impl KeyManager {
-    /// Opens the key file directory, unless offline keys take its place. `backup` says that keys must
-    /// not be made.
+    /// Opens the key file directory, unless offline keys take its place, and the manifest.
     pub fn new(
         settings: Fixed,
         dynamic: &'static Dynamic,
-        backup: bool,
+        program: Program,
     ) -> Result<Self, FileError> {
         // With offline keys nothing is looked for there, and a host that restores need not have it.
-        let keyfile_dir = match settings.offline_keys() {
-            Some(_) => Path::new(""),
-            None => &settings.keyfile_dir,
+        let (keyfile_dir, makes_keys) = match settings.offline_keys() {
+            Some(_) => (Path::new(""), false),
+            None => (&*settings.keyfile_dir, program == Program::Server),
+        };
+        let directory = KeyDirectory::open(keyfile_dir)?;
+        let lock = match makes_keys {
+            true => Some(directory.lock_for_server()?),
+            false => None,
         };
         Ok(Self {
             keyring: Keyring::default(),
-            directory: KeyDirectory::open(keyfile_dir)?,
+            directory,
+            manifest: ManifestFile::open(&settings.datadir)?,
             kms: Kms::new(&settings, dynamic),
             settings,
             dynamic,
-            attempts: Attempts::default(),
-            missing: Mutex::default(),
-            backup,
+            program,
+            backoff: FailureBackoff::default(),
+            refused: Mutex::default(),
+            unloaded: Mutex::default(),
+            _lock: lock,
         })
     }
 
-    /// Returns the latest version of a key. One that does not exist is made where that is meant: for
-    /// a statement that names it, or for the server itself.
+    /// Returns the latest version of a key. A key that has never existed is made.
     ///
     /// Never fails for an id that has been served: its versions stay in memory. The error is the
     /// reason, and has been logged.
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
             Some(version) => Ok(version),
-            None if self.backup || SYSTEM_IDS.contains(&id) || statement_may_name_new_key() => {
-                self.attempts.run((id, 0), || self.find_or_make(id))
-            }
-            None => self.attempts.run((id, 0), || {
-                self.find_existing(id)
-                    .map_err(|error| error.for_reading(id))
-            }),
+            None => self.run(KeyRequest { id, version: None }, || self.find_or_make(id)),
         }
     }
 
-    /// Tells whether the server has another key for what it wants this one for, so that its absence
+    /// Whether the server has another key for what it wants this one for, so that its absence
     /// is no error: `file_key_management` need not have it either.
     pub fn is_dispensable(&self, id: u32) -> bool {
         self.settings.offline_keys().is_some() && id == *SYSTEM_IDS.end()
@@ -214,10 +117,33 @@ impl KeyManager {
         if self.keyring.key(id, version).is_some() {
             return Ok(());
         }
-        self.attempts.run((id, version), || {
+        let request = KeyRequest {
+            id,
+            version: Some(version),
+        };
+        self.run(request, || {
             self.find_version(id, version)
                 .map_err(|error| error.for_reading(id))
         })
+    }
+
+    fn run<T>(
+        &self,
+        request: KeyRequest,
+        attempt: impl FnOnce() -> Result<T, KeyError>,
+    ) -> Result<T, String> {
+        let id = request.id;
+        self.check_refused(id).map_err(|error| error.to_string())?;
+        let may_wait = || {
+            if statement_is_killed() {
+                Err(KeyError::Killed { id })
+            } else if self.policy() == MayWait::No && self.kms.waits.is_waiting() {
+                Err(KeyError::AwaitsCode { id })
+            } else {
+                Ok(())
+            }
+        };
+        self.backoff.run(request, may_wait, attempt)
     }
 
     fn find_version(&self, id: u32, version: u32) -> Result<(), KeyError> {
@@ -227,17 +153,18 @@ impl KeyManager {
             return Ok(());
         }
         self.expect_key_files(|| format!("version {version} of key {id}"))?;
-        let name = self.directory.find(id, version)?.ok_or_else(|| {
-            let path = self.directory.path_of(&KeyName {
-                id,
-                version,
-                algorithm: Algorithm::AesCbc,
-            });
-            KeyError::NoSuchVersion { id, version, path }
-        })?;
+        let listed = || self.manifest.get(id, version).map(|entry| entry.name);
+        let Some(name) = self.directory.find(id, version)?.or_else(listed) else {
+            let path = self.directory.path().to_owned();
+            return Err(KeyError::NoSuchVersion { id, version, path });
+        };
         self.directory.sync()?;
-        let may_wait = self.load_may_wait();
-        self.load(&self.directory, &name, may_wait, until(STATEMENT_PATIENCE))
+        self.load(
+            &self.directory,
+            &name,
+            self.policy(),
+            until(STATEMENT_PATIENCE),
+        )
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -245,34 +172,114 @@ impl KeyManager {
         if let Some(version) = self.keyring.latest_version(id) {
             return Ok(version);
         }
-        if let Some(version) = self.find_latest(id)? {
-            return Ok(version);
+        self.expect_key_files(|| format!("key {id}"))?;
+        match self.load_latest(id, until(STATEMENT_PATIENCE))? {
+            Some(version) => Ok(version),
+            None => self.make_first(id),
         }
-        if self.missing().contains(&id) {
-            return Err(self.file_missing(id));
+    }
+
+    /// Loads the highest version that can be loaded; `None` if no version is known.
+    ///
+    /// If none can be, the server must not get the key until it is restarted: InnoDB remembers that a
+    /// tablespace has no key, and ends the server when it writes a page there all the same.
+    pub(crate) fn load_latest(
+        &self,
+        id: u32,
+        may_retry: impl Fn(&KmsError) -> bool,
+    ) -> Result<Option<u32>, KeyError> {
+        let known = self.known_versions(id)?;
+        if known.is_empty() {
+            return Ok(None);
+        }
+        self.directory.sync()?;
+        let mut first_failure = None;
+        for name in known.iter().rev() {
+            let loaded = self
+                .directory
+                .check_conflict(&known, name)
+                .map_err(KeyError::from)
+                .and_then(|()| self.load(&self.directory, name, self.policy(), &may_retry));
+            match loaded {
+                Ok(()) => {
+                    self.report_unloaded(id);
+                    return Ok(Some(name.version));
+                }
+                Err(error) => {
+                    let is_for_all = error.is_for_all_keys();
+                    first_failure = first_failure.or(Some(error));
+                    if is_for_all {
+                        break;
+                    }
+                }
+            }
+        }
+        match first_failure {
+            None => Ok(None),
+            Some(error) => {
+                if self.program == Program::Server {
+                    self.refuse(id, &error.to_string());
+                }
+                Err(error.for_reading(id))
+            }
+        }
+    }
+
+    /// The versions of a key on disk and in the manifest, in order. A version of two algorithms is there
+    /// twice.
+    pub(crate) fn known_versions(&self, id: u32) -> Result<Vec<KeyName>, KeyError> {
+        let mut known = self.directory.versions(id)?;
+        for entry in self.manifest.versions(id) {
+            if !known.iter().any(|name| name.version == entry.name.version) {
+                known.push(entry.name);
+            }
+        }
+        known.sort_unstable();
+        Ok(known)
+    }
+
+    /// Makes the first version of a key, if neither key files nor manifest know it and no data is
+    /// encrypted with it.
+    fn make_first(&self, id: u32) -> Result<u32, KeyError> {
+        if self.program == Program::Backup {
+            let path = self.directory.path().to_owned();
+            return Err(KeyError::NotInBackup { id, path });
+        }
+        let datadir = self.manifest.path();
+        let datadir = datadir.parent().unwrap_or(Path::new("."));
+        if let Some(proof) =
+            usage::find(datadir, id).map_err(|source| KeyError::Unclear { id, source })?
+        {
+            let path = self.directory.path().to_owned();
+            let error = KeyError::AllFilesMissing { id, path, proof };
+            self.refuse(id, &error.to_string());
+            return Err(error.for_reading(id));
         }
         match self.make(
             id,
             Placement::First,
-            self.make_may_wait(),
+            self.policy(),
             until(STATEMENT_PATIENCE),
         )? {
             Some(name) => Ok(name.version),
             // Another process made it between our look and our attempt.
-            None => self.find_latest(id)?.ok_or_else(|| self.lost(id)),
+            None => self
+                .load_latest(id, until(STATEMENT_PATIENCE))?
+                .ok_or_else(|| {
+                    let path = self.directory.path().to_owned();
+                    KeyError::NoSuchVersion {
+                        id,
+                        version: 1,
+                        path,
+                    }
+                }),
         }
     }
 
-    /// The latest version of a key that the server has data of.
-    fn find_existing(&self, id: u32) -> Result<u32, KeyError> {
-        check_number(id)?;
-        if let Some(version) = self.keyring.latest_version(id) {
-            return Ok(version);
-        }
-        self.find_latest(id)?.ok_or_else(|| {
-            self.missing().insert(id);
-            self.file_missing(id)
-        })
+    /// The highest version of a key that is known anywhere; 0 if none is.
+    pub(crate) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
+        let on_disk = self.known_versions(id)?.last().map(|name| name.version);
+        Ok(on_disk.max(self.keyring.latest_version(id)).unwrap_or(0))
     }
 
     /// Fails if the keys are offline keys: all of them are in memory already.
@@ -286,63 +293,43 @@ impl KeyManager {
         }
     }
 
-    fn file_missing(&self, id: u32) -> KeyError {
-        let path = self.directory.path().to_owned();
-        KeyError::FileMissing { id, path }
+    /// Keeps a key from the server until it is restarted.
+    pub(crate) fn refuse(&self, id: u32, reason: &str) {
+        lock(&self.refused)
+            .entry(id)
+            .or_insert_with(|| reason.to_owned());
     }
 
-    fn missing(&self) -> MutexGuard<'_, BTreeSet<u32>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lost(&self, id: u32) -> KeyError {
-        let name = KeyName {
-            id,
-            version: 1,
-            algorithm: self.dynamic.algorithm(),
-        };
-        KeyError::NoSuchVersion {
-            id,
-            version: 1,
-            path: self.directory.path_of(&name),
+    pub(crate) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
+        match lock(&self.refused).get(&id) {
+            None => Ok(()),
+            Some(reason) => Err(KeyError::NeedsRestart {
+                id,
+                reason: reason.clone(),
+            }),
         }
     }
 
-    /// Loads the latest version on disk, if there is any.
-    fn find_latest(&self, id: u32) -> Result<Option<u32>, KeyError> {
-        self.expect_key_files(|| format!("key {id}"))?;
-        let versions = self.directory.versions(id)?;
-        let Some(name) = versions.last() else {
-            return Ok(None);
-        };
-        self.directory.check_conflict(&versions, name)?;
-        self.directory.sync()?;
-        let may_wait = self.load_may_wait();
-        self.load(&self.directory, name, may_wait, until(STATEMENT_PATIENCE))?;
-        Ok(Some(name.version))
-    }
-
-    /// How long loading a key may wait for a person to open a session. Once the server runs, not at
-    /// all: it opens tables and reads pages under latches, and ends itself when one is held too long.
-    pub(crate) fn load_may_wait(&self) -> MayWait {
-        if self.backup {
-            MayWait::Statement
-        } else if server_is_starting() {
-            MayWait::Start
+    /// How long a call may wait for somebody to open a session. Only the thread that starts the server may:
+    /// all others hold locks that somebody else needs.
+    pub(crate) fn policy(&self) -> MayWait {
+        if server_is_starting() && is_main_thread() {
+            self.policy_at_start()
         } else {
             MayWait::No
         }
     }
 
-    /// The same for making a key, which a statement that names a new one asks for first of all.
-    fn make_may_wait(&self) -> MayWait {
-        match self.load_may_wait() {
-            MayWait::No if statement_may_wait() => MayWait::Statement,
-            other => other,
+    /// The same while the plugin is loaded.
+    pub(crate) fn policy_at_start(&self) -> MayWait {
+        match self.program {
+            Program::Backup => MayWait::Statement,
+            Program::Server if server_is_starting() => MayWait::Start,
+            Program::Server => MayWait::No,
         }
     }
 
-    /// Reads and unwraps one key file.
+    /// Reads, unwraps, checks and publishes one key file, and adds it to the manifest.
     pub(crate) fn load(
         &self,
         directory: &KeyDirectory,
@@ -350,26 +337,101 @@ impl KeyManager {
         may_wait: MayWait,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<(), KeyError> {
-        let blob = directory.read(name)?;
+        let loaded = self
+            .unwrap(directory, name, may_wait, may_retry)
+            .and_then(|unwrapped| {
+                self.record_loaded(&[Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn)]);
+                self.publish(name, &unwrapped.key)
+            });
+        self.note_loaded(name, &loaded);
+        loaded
+    }
+
+    /// Remembers whether a version that exists is in memory.
+    pub(crate) fn note_loaded<T>(&self, name: &KeyName, loaded: &Result<T, KeyError>) {
+        let mut unloaded = lock(&self.unloaded);
+        match loaded {
+            Ok(_) => drop(unloaded.remove(name)),
+            Err(error) => drop(unloaded.insert(*name, error.to_string())),
+        }
+    }
+
+    /// Reads, unwraps and checks one key file.
+    pub(crate) fn unwrap(
+        &self,
+        directory: &KeyDirectory,
+        name: &KeyName,
+        may_wait: MayWait,
+        may_retry: impl Fn(&KmsError) -> bool,
+    ) -> Result<Unwrapped, KeyError> {
+        let blob = directory.read(name).map_err(|error| {
+            if error.is_not_found() && self.manifest.get(name.id, name.version).is_some() {
+                KeyError::FileMissing {
+                    name: *name,
+                    path: directory.path().to_owned(),
+                    manifest: self.manifest.path(),
+                }
+            } else {
+                error.into()
+            }
+        })?;
         let purpose = Purpose {
             key_id: name.id,
             key_version: name.version,
             may_wait,
         };
-        let key = self
+        let unwrapped = self
             .kms
             .decrypt(blob, purpose, may_retry)
             .map_err(|source| KeyError::Decrypt {
                 path: directory.path_of(name),
                 source,
             })?;
-        self.publish(name, key.expose())
+        self.check(&directory.path_of(name), name, &unwrapped.key)?;
+        Ok(unwrapped)
+    }
+
+    /// Fails if the manifest lists another key under this name than the one that `path` holds.
+    pub(crate) fn check(
+        &self,
+        path: &Path,
+        name: &KeyName,
+        key: &PlaintextKey,
+    ) -> Result<(), KeyError> {
+        let Some(listed) = self.manifest.get(name.id, name.version) else {
+            return Ok(());
+        };
+        let found = CheckValue::of(key);
+        if (listed.name, listed.check_value) == (*name, found) {
+            return Ok(());
+        }
+        Err(KeyError::WrongKey {
+            path: path.to_owned(),
+            name: listed.name,
+            what: self.manifest.find(found).map(|entry| entry.name),
+            manifest: self.manifest.path(),
+        })
+    }
+
+    /// Adds keys that are on disk already to the manifest. Not being able to is no reason not to serve
+    /// them.
+    pub(crate) fn record_loaded(&self, entries: &[Entry]) {
+        if self.program == Program::Backup {
+            return;
+        }
+        match self.manifest.record(entries) {
+            Ok(()) => {}
+            Err(error) if error.is_read_only() => {}
+            Err(error) => server_log::warning(&format!(
+                "{error}; until then a key file that is lost may not be noticed"
+            )),
+        }
     }
 
     /// Makes a new version; `None` if [`Placement::First`] found one that another process made.
     ///
-    /// The key is used only after it proved to open and is on disk for good: losing it afterwards
-    /// would lose the data.
+    /// The key is used only after it proved to open, and after its file and the manifest are on disk for
+    /// good: losing it afterwards would lose the data.
     pub(crate) fn make(
         &self,
         id: u32,
@@ -377,7 +439,7 @@ impl KeyManager {
         may_wait: MayWait,
         may_retry: impl Fn(&KmsError) -> bool,
     ) -> Result<Option<KeyName>, KeyError> {
-        if self.backup {
+        if self.program == Program::Backup {
             let path = self.directory.path().to_owned();
             return Err(KeyError::NotInBackup { id, path });
         }
@@ -405,25 +467,28 @@ impl KeyManager {
             .generate(master_key_id.clone(), key_bytes, purpose, &may_retry)
             .map_err(failed)?;
         fault_points::reach(Step::Generated);
-        let key = self
+        let unwrapped = self
             .kms
             .decrypt(wrapped.ciphertext_blob.clone(), purpose, &may_retry)
             .map_err(failed)?;
+        let key = unwrapped.key;
         if key.expose().len() != usize::from(key_bytes) {
             return Err(failed(KmsError::WrongReply));
         }
         fault_points::reach(Step::Unwrapped);
-        let algorithm = self.dynamic.algorithm();
+        let (algorithm, why) = self.algorithm_of_new_version(id);
         let stored = self
             .directory
             .store(id, algorithm, placement, &wrapped.ciphertext_blob)?;
         let Stored::New(name) = stored else {
             return Ok(None);
         };
-        self.publish(&name, key.expose())?;
+        let entry = Entry::new(name, &key, &wrapped.master_key_arn);
+        self.manifest.record(&[entry])?;
+        self.publish(&name, &key)?;
         fault_points::reach(Step::Published);
         server_log::note(&format!(
-            "made key {id}, version {}, key length {} bit, with master key {}",
+            "made key {id}, version {}, key length {} bit, {algorithm}{why}, with master key {}",
             name.version,
             key.expose().len() * 8,
             wrapped.master_key_arn
@@ -435,14 +500,58 @@ impl KeyManager {
         self.dynamic.algorithm()
     }
 
-    pub(crate) fn publish(&self, name: &KeyName, key: &[u8]) -> Result<(), KeyError> {
-        let added = self.keyring.add(*name, key).map_err(KeyError::Memory)?;
+    /// How a new version of a key encrypts, and why if that is not what was asked for.
+    ///
+    /// MariaDB encrypts different data with the same key and IV in the redo log, in temporary tables and in
+    /// Aria, which all use the system's keys; and the nodes of a cluster encrypt different pages with the
+    /// same key. Both would give the data of AES_CTR away.
+    pub(crate) fn algorithm_of_new_version(&self, id: u32) -> (Algorithm, &'static str) {
+        match self.dynamic.algorithm() {
+            Algorithm::AesCtr if SYSTEM_IDS.contains(&id) => {
+                (Algorithm::AesCbc, " (AES_CTR is for key ids from 3 on)")
+            }
+            Algorithm::AesCtr if is_cluster_node() => {
+                (Algorithm::AesCbc, " (AES_CTR is not for cluster nodes)")
+            }
+            asked_for => (asked_for, ""),
+        }
+    }
+
+    pub(crate) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
+        let added = self
+            .keyring
+            .add(*name, key.expose())
+            .map_err(KeyError::Memory)?;
         if let Some(reason) = added.lock_failure {
             server_log::warning(&format!(
                 "keys in memory may be swapped to disk: {reason}; raise the limit of locked memory (LimitMEMLOCK= of the service, ulimit -l)"
             ));
         }
         Ok(())
+    }
+
+    /// Versions that exist and are not in memory, in order, and why.
+    pub fn unloaded(&self) -> Vec<(KeyName, String)> {
+        let unloaded = lock(&self.unloaded);
+        unloaded
+            .iter()
+            .map(|(name, reason)| (*name, reason.clone()))
+            .collect()
+    }
+
+    /// Warns that new data is encrypted with an older version than there is.
+    pub(crate) fn report_unloaded(&self, id: u32) {
+        let Some(latest) = self.keyring.latest_version(id) else {
+            return;
+        };
+        for (name, _) in self.unloaded() {
+            if name.id == id && name.version > latest {
+                server_log::warning(&format!(
+                    "encrypting new data with version {latest} of key {id} although version {} exists, because {name} could not be loaded; see the error before this one",
+                    name.version
+                ));
+            }
+        }
     }
 }
 
@@ -458,6 +567,11 @@ fn check_number(number: u32) -> Result<(), KeyError> {
 pub(crate) fn until(patience: Duration) -> impl Fn(&KmsError) -> bool {
     let end = Instant::now() + patience;
     move |_| Instant::now() < end
+}
+
+/// What these locks protect is whole at every unlock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

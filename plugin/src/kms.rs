@@ -112,6 +112,14 @@ pub struct Purpose {
     pub may_wait: MayWait,
 }
 
+/// A key that KMS has unwrapped.
+pub struct Unwrapped {
+    /// The data key in the clear.
+    pub key: PlaintextKey,
+    /// ARN of the master key that wrapped it.
+    pub master_key_arn: String,
+}
+
 /// A new key, wrapped.
 pub struct WrappedKey {
     /// What goes into the key file.
@@ -155,13 +163,20 @@ impl Kms {
         ciphertext_blob: Vec<u8>,
         purpose: Purpose,
         may_retry: impl Fn(&KmsError) -> bool,
-    ) -> Result<PlaintextKey, KmsError> {
+    ) -> Result<Unwrapped, KmsError> {
         let request = Request::Decrypt(Decrypt {
             ciphertext_blob,
             options: self.options(purpose),
         });
         match self.call("Decrypt", &request, may_retry)? {
-            Reply::Decrypted { key, .. } => Ok(key),
+            Reply::Decrypted {
+                key,
+                master_key_arn,
+                ..
+            } => Ok(Unwrapped {
+                key,
+                master_key_arn,
+            }),
             _ => Err(KmsError::WrongReply),
         }
     }

@@ -21,10 +21,12 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
-pub mod attempts;
 pub mod cipher;
+pub mod concurrent;
 mod entry;
 mod exports;
+pub mod failure_backoff;
+pub mod key_error;
 pub mod key_loading;
 pub mod key_manager;
 pub mod keyring;

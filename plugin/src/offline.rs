@@ -6,10 +6,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use key_store::key_name::Algorithm;
 use offline_keys::file::{self, OfflineFileError};
 use offline_keys::password::{Password, PasswordError};
 
-use crate::key_manager::{KeyError, KeyManager};
+use crate::key_error::KeyError;
+use crate::key_manager::{KeyManager, SYSTEM_IDS};
 use crate::server_log;
 
 /// What is in front of a path, as in `file_key_management_filekey`.
@@ -54,7 +56,20 @@ pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
         ));
     }
     for offline in &keys.keys {
-        manager.publish(&offline.name, offline.key.expose())?;
+        manager.check(path, &offline.name, &offline.key)?;
+        manager.publish(&offline.name, &offline.key)?;
+    }
+    for offline in &keys.keys {
+        let name = offline.name;
+        if SYSTEM_IDS.contains(&name.id)
+            && name.algorithm == Algorithm::AesCtr
+            && manager.keyring.latest_version(name.id) == Some(name.version)
+        {
+            server_log::warning(&format!(
+                "new data of key {} is encrypted with AES_CTR, which is not safe for redo log, temporary tables and Aria, because MariaDB uses an IV more than once there; offline keys cannot change that",
+                name.id
+            ));
+        }
     }
     server_log::note(&format!(
         "serving {} keys, {} versions, of '{}'{} (aws_key_management_offline_keys): neither broker nor KMS is asked, and no keys or versions are made",

@@ -4,10 +4,13 @@
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use crate::key_error::KeyError;
 use crate::key_loading;
-use crate::key_manager::KeyManager;
+use crate::key_manager::{KeyManager, Program};
 use crate::offline;
 use crate::server_log;
 use crate::server_symbols::{incremental_directory, is_backup_program};
@@ -35,6 +38,7 @@ pub fn start(settings: Fixed) -> bool {
     match prepare(settings) {
         Ok(manager) => {
             MANAGER.store(Box::into_raw(Box::new(manager)), Ordering::Release);
+            load_the_rest();
             true
         }
         Err(error) => {
@@ -51,22 +55,98 @@ fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
     if settings.mock {
         server_log::warning(crate::mock::WARNING);
     }
-    let backup = is_backup_program();
-    let manager =
-        KeyManager::new(settings, &DYNAMIC, backup).map_err(crate::key_manager::KeyError::from)?;
+    let program = match is_backup_program() {
+        true => Program::Backup,
+        false => Program::Server,
+    };
+    if settings.keyfile_dir.is_relative()
+        && settings.offline_keys().is_none()
+        && !settings.keyfile_dir.as_os_str().is_empty()
+    {
+        server_log::warning(&format!(
+            "aws_key_management_keyfile_dir = '{}' is relative to the directory in which a program runs, which is another one for mariadb-backup --prepare; set an absolute path",
+            settings.keyfile_dir.display()
+        ));
+    }
+    let manager = KeyManager::new(settings, &DYNAMIC, program).map_err(KeyError::from)?;
     if let Some(path) = manager.settings.offline_keys() {
         offline::load(&manager, path)?;
         return Ok(manager);
     }
-    key_loading::load_all(&manager, backup)?;
+    key_loading::load_all(&manager, program)?;
     if let Some(increment) = incremental_directory() {
         key_loading::load_increment(&manager, &increment)?;
     }
     Ok(manager)
 }
 
+/// A thread that loads keys in the background, until it is told to stop.
+struct Background {
+    is_stopped: Mutex<bool>,
+    stopped: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+static BACKGROUND: Background = Background {
+    is_stopped: Mutex::new(false),
+    stopped: Condvar::new(),
+    thread: Mutex::new(None),
+};
+
+impl Background {
+    /// False as soon as the thread is to stop.
+    fn wait(&self, pause: Duration) -> bool {
+        let is_stopped = self
+            .is_stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .stopped
+            .wait_timeout_while(is_stopped, pause, |is_stopped| !*is_stopped);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn set_stopped(&self, is_stopped: bool) {
+        *self
+            .is_stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = is_stopped;
+        self.stopped.notify_all();
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the thread, if there is anything to load.
+fn load_the_rest() {
+    let Some(manager) = manager().filter(|manager| !manager.unloaded().is_empty()) else {
+        return;
+    };
+    if is_backup_program() {
+        return;
+    }
+    BACKGROUND.set_stopped(false);
+    let work = || key_loading::load_the_rest(manager, |pause| BACKGROUND.wait(pause));
+    match thread::Builder::new()
+        .name("aws-kms-keys".into())
+        .spawn(work)
+    {
+        Ok(thread) => *BACKGROUND.thread() = Some(thread),
+        Err(error) => server_log::warning(&format!(
+            "cannot start a thread that tries again to load keys: {error}; each will be loaded on first use"
+        )),
+    }
+}
+
 /// Stops serving and wipes the keys.
 pub fn stop() {
+    BACKGROUND.set_stopped(true);
+    if let Some(thread) = BACKGROUND.thread().take() {
+        // One that has panicked has said so.
+        let _ = thread.join();
+    }
     let manager = manager();
     MANAGER.store(null_mut(), Ordering::Release);
     if let Some(manager) = manager {

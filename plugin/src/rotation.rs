@@ -3,20 +3,21 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use broker_api::MayWait;
 use key_store::key_directory::Placement;
 use key_store::key_name::KeyName;
 
-use crate::key_manager::{KeyError, KeyManager, until};
+use crate::concurrent;
+use crate::key_error::KeyError;
+use crate::key_manager::{KeyManager, until};
 use crate::kms::KmsError;
+use crate::server_symbols::statement_is_killed;
 
-const WORKERS: usize = 32;
-/// SET GLOBAL does not wait much longer than that, whatever KMS does.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(30);
+/// SET GLOBAL takes no longer, whatever KMS does.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// The variables of InnoDB that decide what becomes of pages under old versions; `None` where they
 /// cannot be found out.
@@ -77,6 +78,7 @@ pub struct Rotated {
 pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError> {
     let mut known: BTreeSet<u32> = manager.keyring.ids().into_iter().collect();
     known.extend(manager.directory.list()?.keys.iter().map(|key| key.id));
+    known.extend(manager.manifest.entries().iter().map(|entry| entry.name.id));
     match target {
         Target::All => {}
         Target::Id(id) if known.contains(&id) => known = BTreeSet::from([id]),
@@ -91,33 +93,28 @@ pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError>
 }
 
 fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
-    let patience = manager.settings.request_timeout().min(LONGEST_PATIENCE);
-    let may_retry = until(patience);
-    let workers = WORKERS.min(ids.len());
-    let queue = Mutex::new(ids);
-    let rotated = Mutex::new(Rotated::default());
-    let work = || {
-        loop {
-            let next = lock(&queue).pop_first();
-            let Some(id) = next else { return };
-            let result = rotate_id(manager, id, &may_retry);
-            let mut rotated = lock(&rotated);
-            match result {
-                Ok(name) => rotated.made.push(name),
-                Err(reason) => rotated.failed.push((id, reason)),
-            }
+    let end = Instant::now() + LONGEST;
+    let may_retry = until(manager.settings.request_timeout().min(LONGEST));
+    let mut rotated = Rotated::default();
+    let mut why_stopped = None;
+    let work = |id, _: &AtomicBool| (id, rotate_id(manager, id, &may_retry));
+    let left = concurrent::for_each(ids.into_iter().collect(), work, |result| {
+        match result {
+            Some((_, Ok(name))) => rotated.made.push(name),
+            Some((id, Err(reason))) => rotated.failed.push((id, reason)),
+            None => {}
         }
-    };
-    thread::scope(|scope| {
-        // This thread takes part, so that a lack of threads only slows it down.
-        for _ in 1..workers {
-            if thread::Builder::new().spawn_scoped(scope, work).is_err() {
-                break;
-            }
+        if statement_is_killed() {
+            why_stopped = Some("the statement was killed");
+        } else if Instant::now() >= end {
+            why_stopped = Some("KMS takes too long; repeat the statement");
         }
-        work();
+        why_stopped.is_none()
     });
-    let mut rotated = rotated.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let reason = why_stopped.unwrap_or_default();
+    rotated
+        .failed
+        .extend(left.into_iter().map(|id| (id, reason.to_owned())));
     rotated.made.sort_unstable();
     rotated.failed.sort_unstable();
     rotated
@@ -128,7 +125,13 @@ fn rotate_id(
     id: u32,
     may_retry: impl Fn(&KmsError) -> bool,
 ) -> Result<KeyName, String> {
-    let known = manager.keyring.latest_version(id).unwrap_or(0);
+    let text = |error: KeyError| error.to_string();
+    // A new version is of no use while the server cannot decrypt what the others encrypted.
+    if manager.keyring.latest_version(id).is_none() {
+        manager.check_refused(id).map_err(text)?;
+        manager.load_latest(id, &may_retry).map_err(text)?;
+    }
+    let known = manager.highest_known(id).map_err(text)?;
     // A SET is short whatever happens.
     let may_wait = MayWait::No;
     match manager.make(id, Placement::Next { known }, may_wait, may_retry) {
@@ -136,10 +139,6 @@ fn rotate_id(
         Ok(None) => Err("another process is making keys in the same directory; try again".into()),
         Err(error) => Err(error.to_string()),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

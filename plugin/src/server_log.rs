@@ -4,6 +4,7 @@
 
 use core::ffi::c_ulong;
 use std::ffi::CString;
+use std::io::Write;
 use std::time::SystemTime;
 
 use crate::server_symbols;
@@ -59,7 +60,12 @@ fn print(message: &str, flags: c_ulong, level: &str) {
     let text = one_line(message);
     if !server_symbols::print(&text, flags) {
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        eprintln!("{now} 0 [{level}] {}", text.to_string_lossy());
+        // Not eprintln!, which panics if standard error is closed or its disk is full.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{now} 0 [{level}] {}",
+            text.to_string_lossy()
+        );
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use nix::libc::{RTLD_DEFAULT, dlsym};
+use nix::unistd::{getpid, gettid};
 
 use crate::abi::{
     EnumVariable, IntVariable, PluginDeclaration, SystemVariable, VARIABLE_ENUM, VARIABLE_INT,
@@ -26,15 +27,8 @@ type PrintfError = unsafe extern "C" fn(c_uint, *const c_char, c_ulong, ...);
 /// `_current_thd` of the server's `sql_class.h`.
 type CurrentThd = unsafe extern "C" fn() -> *mut c_void;
 
-/// `thd_sql_command` and `thd_killed` of `plugin.h`.
+/// `thd_killed` of `plugin.h`.
 type ThreadQuestion = unsafe extern "C" fn(*const c_void) -> c_int;
-
-/// `SQLCOM_CREATE_TABLE` of the server's `sql_cmd.h`.
-const CREATE_TABLE: c_int = 1;
-/// `SQLCOM_ALTER_TABLE`.
-const ALTER_TABLE: c_int = 3;
-/// `SQLCOM_SET_OPTION`.
-const SET_OPTION: c_int = 31;
 
 /// Looks a symbol of the running program up. Null if it has none of that name.
 fn find(name: &CStr) -> *mut c_void {
@@ -72,48 +66,45 @@ pub fn thread_has_client() -> bool {
     current_thread().is_none_or(|thread| !thread.is_null())
 }
 
-/// Tells whether this thread's statement can bring a new key id into use: it makes or changes a
-/// table, or sets `innodb_default_encryption_key_id`. Whoever else wants a key has data of it. True
-/// where the program does not say.
-pub fn statement_may_name_new_key() -> bool {
-    statement_is_one_of(&[CREATE_TABLE, ALTER_TABLE, SET_OPTION])
-}
-
-/// Tells whether this thread's statement makes or changes a table: whoever sent it is there, and it
-/// holds no latch yet when it asks for a new key. True where the program does not say.
-pub fn statement_may_wait() -> bool {
-    statement_is_one_of(&[CREATE_TABLE, ALTER_TABLE])
-}
-
-fn statement_is_one_of(commands: &[c_int]) -> bool {
-    static COMMAND: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
-    let is_one = |command| commands.contains(&command);
-    ask_of_statement(&COMMAND, c"thd_sql_command").is_none_or(|answer| answer.is_some_and(is_one))
-}
-
-/// Tells whether this thread's statement was killed, or its server is shutting down.
+/// Whether this thread's statement was killed, or its server is shutting down. False where the thread
+/// serves no statement, or the program does not say.
 pub fn statement_is_killed() -> bool {
-    static KILLED: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
-    let answer = ask_of_statement(&KILLED, c"thd_killed").flatten();
-    answer.is_some_and(|killed| killed != 0)
+    static FUNCTION: OnceLock<Option<ThreadQuestion>> = OnceLock::new();
+    let function = FUNCTION.get_or_init(|| {
+        // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
+        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(c"thd_killed")) }
+    });
+    match (function, current_thread()) {
+        (Some(function), Some(thread)) if !thread.is_null() => {
+            // SAFETY: not null, and the server's own description of this thread.
+            unsafe { function(thread) != 0 }
+        }
+        _ => false,
+    }
 }
 
-/// What the server's function `name` of plugin.h says of this thread: `Some(None)` where the thread
-/// serves no statement, `None` where the program does not say.
-fn ask_of_statement(
-    function: &OnceLock<Option<ThreadQuestion>>,
-    name: &CStr,
-) -> Option<Option<c_int>> {
-    let function = (*function.get_or_init(|| {
-        // SAFETY: the server's own function, with the signature of plugin.h; null becomes None.
-        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadQuestion>>(find(name)) }
-    }))?;
-    let thread = current_thread()?;
-    if thread.is_null() {
-        return Some(None);
+/// Whether this is the thread that starts the server. It serves no statement.
+pub fn is_main_thread() -> bool {
+    gettid() == getpid()
+}
+
+/// Whether the server is a node of a Galera cluster. False where the program does not say.
+pub fn is_cluster_node() -> bool {
+    let variable: *const *const c_char = find(c"wsrep_provider").cast_const().cast();
+    // SAFETY: what a MariaDB program calls by this name is a `const char *`, set from the options before
+    // any plugin is loaded: null, or NUL-terminated.
+    let provider = unsafe { text_of(variable) };
+    provider.is_some_and(|provider| !provider.is_empty() && provider != c"none")
+}
+
+/// # Safety
+/// `variable` is null, or points to a string that is null or NUL-terminated, and is not changed meanwhile.
+unsafe fn text_of<'a>(variable: *const *const c_char) -> Option<&'a CStr> {
+    // SAFETY: as the caller says.
+    unsafe {
+        let text = *variable.as_ref()?;
+        (!text.is_null()).then(|| CStr::from_ptr(text))
     }
-    // SAFETY: not null, and the server's own description of this thread.
-    Some(Some(unsafe { function(thread) }))
 }
 
 /// Tells whether the server has yet to say that it is ready for connections. False where the program
@@ -219,12 +210,9 @@ pub fn is_backup_program() -> bool {
 /// The `--incremental-dir` of mariadb-backup: the increment that it is about to apply to a backup.
 pub fn incremental_directory() -> Option<PathBuf> {
     let variable: *const *const c_char = find(c"xtrabackup_incremental_dir").cast_const().cast();
-    if variable.is_null() {
-        return None;
-    }
     // SAFETY: what mariadb-backup calls by this name is a `char *`, which it has set before it loads
     // plugins and does not change: null, or NUL-terminated.
-    let path = unsafe { (*variable).as_ref().map(|path| CStr::from_ptr(path)) };
+    let path = unsafe { text_of(variable) };
     path.filter(|path| !path.is_empty())
         .map(|path| OsStr::from_bytes(path.to_bytes()).into())
 }

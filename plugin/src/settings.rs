@@ -48,6 +48,8 @@ pub struct Fixed {
     pub request_timeout_milliseconds: u32,
     /// Where the key files are; empty for the working directory.
     pub keyfile_dir: PathBuf,
+    /// The data directory, where the manifest is; empty for the working directory, which it is for a server.
+    pub datadir: PathBuf,
     /// Where the broker listens.
     pub broker_socket: PathBuf,
     /// The file that has the keys in place of key files and KMS; empty if there is none.

@@ -28,7 +28,7 @@ pub enum Value {
 pub type Variable = (&'static CStr, fn() -> Value);
 
 /// Names, and where the values come from.
-pub const VARIABLES: [Variable; 11] = [
+pub const VARIABLES: [Variable; 12] = [
     (c"Aws_key_management_session_state", || {
         Value::Text(session_state().into())
     }),
@@ -45,6 +45,9 @@ pub const VARIABLES: [Variable; 11] = [
     }),
     (c"Aws_key_management_key_versions_loaded", || {
         number(|manager| manager.keyring.version_count())
+    }),
+    (c"Aws_key_management_key_versions_missing", || {
+        Value::Text(missing_versions())
     }),
     (c"Aws_key_management_kms_calls", || {
         number(|manager| manager.kms.counters.calls.load(Ordering::Relaxed))
@@ -87,6 +90,18 @@ fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
 
 fn number(of: impl FnOnce(&KeyManager) -> u64) -> Value {
     Value::Number(plugin::manager().map_or(0, of))
+}
+
+/// `ID.VERSION` of each version that exists and is not in memory.
+fn missing_versions() -> String {
+    let unloaded = plugin::manager()
+        .map(KeyManager::unloaded)
+        .unwrap_or_default();
+    let names: Vec<_> = unloaded
+        .iter()
+        .map(|(name, _)| format!("{}.{}", name.id, name.version))
+        .collect();
+    names.join(", ")
 }
 
 type Asked = Option<(Instant, Option<SessionState>)>;

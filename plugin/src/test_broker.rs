@@ -7,7 +7,7 @@ use broker_api::{Failure, FailureKind, Reply, Request, SessionPhase, SessionStat
 use broker_client::test_broker::TestBroker;
 use key_store::PlaintextKey;
 
-use crate::key_manager::KeyManager;
+use crate::key_manager::{KeyManager, Program};
 use crate::settings::{Dynamic, Fixed};
 
 const WRAPPED: &[u8] = b"wrapped:";
@@ -20,12 +20,13 @@ pub fn honest() -> TestBroker {
 /// A key manager for the key files in `directory`, with `master_key_id` set.
 pub fn manager(broker: &TestBroker, directory: &Path, dynamic: &'static Dynamic) -> KeyManager {
     dynamic.set_master_key_id("alias/test");
-    KeyManager::new(settings(broker, directory), dynamic, false).unwrap()
+    KeyManager::new(settings(broker, directory), dynamic, Program::Server).unwrap()
 }
 
 pub fn settings(broker: &TestBroker, directory: &Path) -> Fixed {
     Fixed {
         keyfile_dir: directory.to_owned(),
+        datadir: directory.to_owned(),
         broker_socket: broker.socket(),
         request_timeout_milliseconds: 2000,
         ..Fixed::default()

@@ -55,6 +55,12 @@ impl Waits {
         !server_symbols::statement_is_killed()
     }
 
+    /// Whether a call waits now.
+    pub fn is_waiting(&self) -> bool {
+        self.last()
+            .is_some_and(|last| last.elapsed() < 3 * broker_api::WAITING_INTERVAL)
+    }
+
     /// When a call last waited.
     pub fn last(&self) -> Option<Instant> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).last

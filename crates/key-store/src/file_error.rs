@@ -127,6 +127,11 @@ impl FileError {
         }
     }
 
+    /// Whether there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// Whether the file or directory could not be written because nothing can be written there.
     pub fn is_read_only(&self) -> bool {
         let (Self::File { source, .. } | Self::Directory { source, .. }) = self else {

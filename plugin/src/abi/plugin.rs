@@ -10,8 +10,8 @@ pub const PLUGIN_INTERFACE_VERSION: c_int = 0x010f;
 pub const ENCRYPTION_PLUGIN: c_int = 9;
 /// `PLUGIN_LICENSE_BSD`: the nearest name that the header has for MIT OR Apache-2.0.
 pub const LICENSE_BSD: c_int = 2;
-/// `MariaDB_PLUGIN_MATURITY_GAMMA`, the least that a stable server loads.
-pub const MATURITY_GAMMA: c_uint = 4;
+/// `MariaDB_PLUGIN_MATURITY_STABLE`, which a server with `plugin_maturity=stable` wants too.
+pub const MATURITY_STABLE: c_uint = 5;
 
 /// `st_maria_plugin`.
 #[repr(C)]
@@ -40,7 +40,7 @@ pub struct PluginDeclaration {
     pub system_variables: *mut *mut SystemVariable,
     /// Version as text.
     pub version_info: *const c_char,
-    /// [`MATURITY_GAMMA`].
+    /// [`MATURITY_STABLE`].
     pub maturity: c_uint,
 }
 

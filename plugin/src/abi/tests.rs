@@ -139,7 +139,7 @@ fn constants() -> Vec<String> {
             PLUGIN_INTERFACE_VERSION >> 8,
         ),
         ("PLUGIN_LICENSE_BSD", LICENSE_BSD),
-        ("MariaDB_PLUGIN_MATURITY_GAMMA", MATURITY_GAMMA as i32),
+        ("MariaDB_PLUGIN_MATURITY_STABLE", MATURITY_STABLE as i32),
         ("SHOW_ULONGLONG", SHOW_ULONGLONG),
         ("SHOW_CHAR", SHOW_CHAR),
         ("SHOW_SIMPLE_FUNC", SHOW_SIMPLE_FUNC),

@@ -74,11 +74,16 @@ pub unsafe extern "C" fn crypt_ctx_init(
     key_version: c_uint,
 ) -> c_int {
     guard(AES_ERROR, || {
-        if ctx.is_null() || key.is_null() || iv.is_null() {
+        // Once the plugin is unloaded, the server gives contexts of no length.
+        if ctx.is_null() || plugin::manager().is_none() {
             return AES_ERROR;
         }
+        // Before anything can fail: the server may call finish all the same.
         // SAFETY: the slot lies inside the caller's memory, at its alignment.
         unsafe { (&raw mut (*slot(ctx)).state).write(NOT_LIVE) };
+        if key.is_null() || iv.is_null() {
+            return AES_ERROR;
+        }
         let Some(algorithm) = algorithm(key_id, key_version) else {
             return AES_ERROR;
         };
@@ -220,7 +225,8 @@ unsafe fn buffers<'a>(
             },
             destination: match result_bytes {
                 0 => &mut [],
-                // SAFETY: the caller's promise, and the source has nothing in common with it.
+                // SAFETY: the caller's promise, and the source has nothing in common with it. The memory may
+                // be uninitialised; it is only written to, and any byte is a valid u8.
                 length => unsafe { core::slice::from_raw_parts_mut(dst, length) },
             },
         }

@@ -80,7 +80,8 @@ unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -
         None => 0,
         Some(room) if room < length_bytes => KEY_BUFFER_TOO_SMALL,
         Some(_) => {
-            // SAFETY: not null, with room for the key, and nobody else looks at it meanwhile.
+            // SAFETY: not null, with room for the key, and nobody else looks at it meanwhile. The memory may
+            // be uninitialised; it is only written to, and any byte is a valid u8.
             let buffer = unsafe { core::slice::from_raw_parts_mut(key, length_bytes) };
             if data_key.copy_to(buffer) {
                 0

@@ -21,14 +21,17 @@ fn guard<T>(on_panic: T, work: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         // Its destructor might panic again.
         core::mem::forget(payload);
-        say_panicked();
+        // Whatever has panicked may do so again.
+        if let Err(payload) = catch_unwind(report_panic) {
+            core::mem::forget(payload);
+        }
         on_panic
     })
 }
 
 #[cold]
-fn say_panicked() {
+fn report_panic() {
     server_log::error(
-        "a defect in the plugin was caught; please report it with the lines before this one",
+        "internal error in the plugin (panic caught). Please report it with the preceding log lines",
     );
 }

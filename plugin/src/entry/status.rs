@@ -9,7 +9,7 @@ use crate::status::{VARIABLES, Value};
 /// The functions for [`VARIABLES`], in their order.
 pub const FUNCTIONS: [StatusFunction; VARIABLES.len()] = [
     show::<0>, show::<1>, show::<2>, show::<3>, show::<4>, show::<5>, show::<6>, show::<7>,
-    show::<8>, show::<9>, show::<10>,
+    show::<8>, show::<9>, show::<10>, show::<11>,
 ];
 
 /// Tells the value of one variable.

@@ -3,6 +3,7 @@
 use core::ffi::{CStr, c_char, c_int, c_longlong, c_ulong, c_void};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use super::guard;
@@ -24,6 +25,11 @@ pub unsafe fn read_all() -> Fixed {
         DYNAMIC.set_key_spec(storage::KEY_SPEC.address().read() as usize);
         DYNAMIC.set_algorithm(storage::ENCRYPTION_ALGORITHM.address().read() as usize);
         DYNAMIC.set_log_level(storage::LOG_LEVEL.address().read() as usize);
+        if storage::ROTATE_KEY.address().replace(0) != 0 {
+            server_log::warning(
+                "aws_key_management_rotate_key does nothing when the server starts; use SET GLOBAL while it runs",
+            );
+        }
         let socket = bytes(storage::BROKER_SOCKET.address().read());
         Fixed {
             region: text(storage::REGION.address().read()),
@@ -34,6 +40,8 @@ pub unsafe fn read_all() -> Fixed {
                 .try_into()
                 .unwrap_or(0),
             keyfile_dir: OsString::from_vec(bytes(storage::KEYFILE_DIR.address().read())).into(),
+            // The server has gone to its data directory, and mariadb-backup to the backup.
+            datadir: PathBuf::new(),
             broker_socket: if socket.is_empty() {
                 broker_api::DEFAULT_SOCKET.into()
             } else {
@@ -143,7 +151,7 @@ enum_update!(
 
 /// `check` of `rotate_key`, which rotates. The update comes under
 /// `LOCK_global_system_variables`, which every new connection needs: calling KMS there would stop
-/// them all.
+/// them all. The price: a SET of several variables that fails because of another one has rotated.
 ///
 /// # Safety
 /// The server calls it with room for the checked value and the right side of the SET.

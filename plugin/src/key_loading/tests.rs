@@ -3,9 +3,11 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar};
 
 use broker_api::{FailureKind, Request};
+use key_store::manifest::ManifestFile;
 use tempfile::TempDir;
 
 use super::*;
+use crate::concurrent::WORKERS;
 use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
 use broker_client::test_broker::TestBroker;
 
@@ -20,16 +22,16 @@ fn key_files(names: &[&str]) -> TempDir {
 
 fn load(broker: &TestBroker, directory: &TempDir) -> (KeyManager, Result<(), StartError>) {
     let manager = manager(broker, directory.path(), dynamic());
-    let result = load_all(&manager, false);
+    let result = load_all(&manager, Program::Server);
     (manager, result)
 }
 
 #[test]
 fn all_key_files_are_loaded() {
-    let directory = key_files(&["1.1", "1.2.ctr", "4294967294.4294967294"]);
+    let directory = key_files(&["3.1", "3.2.ctr", "4294967294.4294967294"]);
     let (manager, result) = load(&honest(), &directory);
     result.unwrap();
-    assert_eq!(manager.keyring.latest_version(1), Some(2));
+    assert_eq!(manager.keyring.latest_version(3), Some(2));
     assert_eq!(
         manager
             .keyring
@@ -78,6 +80,90 @@ fn key_files_are_decrypted_at_the_same_time() {
     let (manager, result) = load(&broker, &directory);
     result.unwrap();
     assert_eq!(manager.keyring.version_count(), WORKERS as u64);
+}
+
+#[test]
+fn keys_of_the_system_that_encrypt_with_ctr_get_a_version_of_cbc() {
+    let directory = key_files(&["1.1", "1.2.ctr", "2.2.ctr", "3.2.ctr"]);
+    let (manager, result) = load(&honest(), &directory);
+    result.unwrap();
+    for (id, version, algorithm) in [
+        (1, 3, Algorithm::AesCbc),
+        (2, 3, Algorithm::AesCbc),
+        (3, 2, Algorithm::AesCtr),
+    ] {
+        assert_eq!(manager.keyring.latest_version(id), Some(version));
+        let key = manager.keyring.key(id, version).unwrap();
+        assert_eq!(key.algorithm(), algorithm);
+    }
+    assert!(manager.keyring.key(1, 2).is_some());
+}
+
+#[test]
+fn every_key_that_was_loaded_is_in_the_manifest() {
+    let directory = key_files(&["1.1", "3.2.ctr"]);
+    load(&honest(), &directory).1.unwrap();
+    let manifest = ManifestFile::open(directory.path()).unwrap();
+    let names: Vec<_> = manifest
+        .entries()
+        .iter()
+        .map(|entry| entry.name.to_string())
+        .collect();
+    assert_eq!(names, ["aws-kms-key.1.1", "aws-kms-key.3.2.ctr"]);
+}
+
+#[test]
+fn a_manifest_whose_key_files_are_all_gone_keeps_the_plugin_from_starting() {
+    let directory = key_files(&["1.1", "3.1"]);
+    load(&honest(), &directory).1.unwrap();
+    for name in ["aws-kms-key.1.1", "aws-kms-key.3.1"] {
+        fs::remove_file(directory.path().join(name)).unwrap();
+    }
+    let (manager, result) = load(&honest(), &directory);
+    assert!(matches!(result, Err(StartError::NoKeyLoaded(2))));
+    assert!(
+        manager.unloaded()[0]
+            .1
+            .contains("aws-kms-key.1.1 is missing")
+    );
+}
+
+#[test]
+fn a_copy_gets_new_versions_of_what_encrypts_with_ctr_before_anything_is_served() {
+    let directory = key_files(&["1.1", "3.2.ctr", "4.2.ctr", "4.3"]);
+    ManifestFile::open(directory.path())
+        .unwrap()
+        .set_forked(true)
+        .unwrap();
+    let (manager, result) = load(&honest(), &directory);
+    result.unwrap();
+    for (id, version) in [(1, 1), (3, 3), (4, 3)] {
+        assert_eq!(manager.keyring.latest_version(id), Some(version));
+    }
+    assert!(!manager.manifest.is_forked());
+}
+
+#[test]
+fn a_copy_that_gets_no_new_versions_does_not_go_on_with_those_of_its_origin() {
+    let directory = key_files(&["1.1", "3.2.ctr"]);
+    ManifestFile::open(directory.path())
+        .unwrap()
+        .set_forked(true)
+        .unwrap();
+    let broker = TestBroker::new(|request| match request {
+        Request::GenerateDataKey(_) => failure(FailureKind::AccessDenied, "denied"),
+        _ => honest_answer(request),
+    });
+    let (manager, result) = load(&broker, &directory);
+    result.unwrap();
+    assert_eq!(manager.latest_version(1), Ok(1));
+    for reason in [
+        manager.latest_version(3).unwrap_err(),
+        manager.ensure_loaded(3, 2).unwrap_err(),
+    ] {
+        assert!(reason.contains("this data directory is a copy"), "{reason}");
+    }
+    assert!(manager.manifest.is_forked());
 }
 
 #[test]
@@ -149,9 +235,9 @@ fn what_a_dead_server_left_is_removed_but_not_by_a_backup() {
     fs::write(&left, "part").unwrap();
     let broker = honest();
     let manager = manager(&broker, directory.path(), dynamic());
-    load_all(&manager, true).unwrap();
+    load_all(&manager, Program::Backup).unwrap();
     assert!(left.exists());
-    load_all(&manager, false).unwrap();
+    load_all(&manager, Program::Server).unwrap();
     assert!(!left.exists());
 }
 

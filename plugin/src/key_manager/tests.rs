@@ -19,6 +19,7 @@ fn files(directory: &TempDir) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(directory.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("aws-kms-key."))
         .collect();
     names.sort();
     names
@@ -56,12 +57,24 @@ fn the_algorithm_of_a_new_version_is_in_its_name_and_that_of_ctr_is_no_first_one
     let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_algorithm(1);
-    assert_eq!(manager.latest_version(1), Ok(2));
+    assert_eq!(manager.latest_version(3), Ok(2));
     assert_eq!(
-        manager.keyring.key(1, 2).unwrap().algorithm(),
+        manager.keyring.key(3, 2).unwrap().algorithm(),
         Algorithm::AesCtr
     );
-    assert_eq!(files(&directory), ["aws-kms-key.1.2.ctr"]);
+    assert_eq!(files(&directory), ["aws-kms-key.3.2.ctr"]);
+}
+
+#[test]
+fn the_keys_of_the_system_never_encrypt_with_ctr() {
+    let (broker, directory, dynamic) = (honest(), directory(), dynamic());
+    let manager = manager(&broker, directory.path(), dynamic);
+    dynamic.set_algorithm(1);
+    for id in SYSTEM_IDS {
+        assert_eq!(manager.latest_version(id), Ok(1));
+        let key = manager.keyring.key(id, 1).unwrap();
+        assert_eq!(key.algorithm(), Algorithm::AesCbc);
+    }
 }
 
 #[test]
@@ -137,6 +150,114 @@ fn a_key_that_is_on_disk_is_loaded_and_not_made() {
 }
 
 #[test]
+fn a_key_whose_newest_version_does_not_open_goes_on_with_the_one_before() {
+    let (broker, directory) = (honest(), directory());
+    fs::write(directory.path().join("aws-kms-key.9.3"), "rubbish").unwrap();
+    fs::write(directory.path().join("aws-kms-key.9.2"), wrapped(&[2; 16])).unwrap();
+    let manager = manager(&broker, directory.path(), dynamic());
+    assert_eq!(manager.latest_version(9), Ok(2));
+    let missing: Vec<_> = manager
+        .unloaded()
+        .iter()
+        .map(|(name, _)| name.version)
+        .collect();
+    assert_eq!(missing, [3]);
+    fs::write(directory.path().join("aws-kms-key.9.3"), wrapped(&[3; 16])).unwrap();
+    assert_eq!(manager.ensure_loaded(9, 3), Ok(()));
+    assert_eq!(manager.latest_version(9), Ok(3));
+    assert!(manager.unloaded().is_empty());
+}
+
+#[test]
+fn a_key_of_which_no_version_opens_is_not_given_to_the_server_before_a_restart() {
+    let (broker, directory) = (honest(), directory());
+    fs::write(directory.path().join("aws-kms-key.9.2"), "rubbish").unwrap();
+    let settings = settings(&broker, directory.path());
+    let manager = manager(&broker, directory.path(), dynamic());
+    manager.latest_version(9).unwrap_err();
+    fs::write(directory.path().join("aws-kms-key.9.2"), wrapped(&[2; 16])).unwrap();
+    for reason in [
+        manager.ensure_loaded(9, 2).unwrap_err(),
+        manager.latest_version(9).unwrap_err(),
+    ] {
+        assert!(reason.contains("only after a restart"), "{reason}");
+    }
+    drop(manager);
+    let manager = KeyManager::new(settings, dynamic(), Program::Server).unwrap();
+    assert_eq!(manager.latest_version(9), Ok(2));
+}
+
+#[test]
+fn a_key_that_the_manifest_lists_is_not_made_again() {
+    let (broker, directory) = (honest(), directory());
+    let first = manager(&broker, directory.path(), dynamic());
+    assert_eq!(first.latest_version(9), Ok(1));
+    fs::remove_file(directory.path().join("aws-kms-key.9.1")).unwrap();
+    drop(first);
+    let manager = manager(&broker, directory.path(), dynamic());
+    let reason = manager.latest_version(9).unwrap_err();
+    for expected in [
+        "aws-kms-key.9.1 is missing",
+        "aws-kms-keys.list' lists it",
+        "do not drop",
+    ] {
+        assert!(reason.contains(expected), "{reason}");
+    }
+    assert_eq!(files(&directory), [""; 0]);
+}
+
+#[test]
+fn a_key_file_with_the_key_of_another_is_refused_and_both_are_named() {
+    let (broker, directory) = (honest(), directory());
+    let first = manager(&broker, directory.path(), dynamic());
+    assert_eq!(
+        (first.latest_version(3), first.latest_version(4)),
+        (Ok(1), Ok(1))
+    );
+    drop(first);
+    let path = |id: u32| directory.path().join(format!("aws-kms-key.{id}.1"));
+    fs::rename(path(3), path(9)).unwrap();
+    fs::rename(path(4), path(3)).unwrap();
+    fs::rename(path(9), path(4)).unwrap();
+    let manager = manager(&broker, directory.path(), dynamic());
+    let reason = manager.latest_version(3).unwrap_err();
+    for expected in [
+        "aws-kms-key.3.1' holds the key of aws-kms-key.4.1",
+        "put the right file back",
+    ] {
+        assert!(reason.contains(expected), "{reason}");
+    }
+    fs::write(path(4), wrapped(&[77; 16])).unwrap();
+    let reason = manager.ensure_loaded(4, 1).unwrap_err();
+    assert!(
+        reason.contains("holds the key of another server"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_key_that_data_is_encrypted_with_is_not_made_and_one_that_is_unclear_neither() {
+    let (broker, directory) = (honest(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    let log = directory.path().join("ib_logfile0");
+    fs::write(&log, b"\xd0hys").unwrap();
+    let reason = manager.latest_version(1).unwrap_err();
+    for expected in [
+        "ib_logfile0' is encrypted with it",
+        "restore aws-kms-key.1.*",
+    ] {
+        assert!(reason.contains(expected), "{reason}");
+    }
+    fs::create_dir(directory.path().join("d")).unwrap();
+    fs::write(directory.path().join("d/t.ibd"), "no page").unwrap();
+    let reason = manager.latest_version(20).unwrap_err();
+    assert!(reason.contains("t.ibd"), "{reason}");
+    assert_eq!(files(&directory), [""; 0]);
+    fs::remove_file(directory.path().join("d/t.ibd")).unwrap();
+    assert_eq!(manager.latest_version(20), Ok(1));
+}
+
+#[test]
 fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
     let (broker, directory) = (honest(), directory());
     fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
@@ -150,11 +271,14 @@ fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
 }
 
 #[test]
-fn a_version_that_is_nowhere_names_its_file() {
+fn a_version_that_is_nowhere_names_its_files() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     let reason = manager.ensure_loaded(1, 7).unwrap_err();
-    assert!(reason.contains("aws-kms-key.1.7"), "{reason}");
+    assert!(
+        reason.contains("aws-kms-key.1.7 or aws-kms-key.1.7.ctr"),
+        "{reason}"
+    );
     fs::write(directory.path().join("aws-kms-key.1.7"), wrapped(&[7; 16])).unwrap();
     assert_eq!(
         manager.ensure_loaded(1, 7),
@@ -184,7 +308,7 @@ fn a_backup_reads_keys_and_makes_none() {
     dynamic.set_master_key_id("alias/test");
     fs::write(directory.path().join("aws-kms-key.1.1"), wrapped(&[1; 16])).unwrap();
     let settings = settings(&broker, directory.path());
-    let manager = KeyManager::new(settings, dynamic, true).unwrap();
+    let manager = KeyManager::new(settings, dynamic, Program::Backup).unwrap();
     assert_eq!(manager.latest_version(1), Ok(1));
     let reason = manager.latest_version(2).unwrap_err();
     assert!(reason.contains("a backup makes no keys"), "{reason}");

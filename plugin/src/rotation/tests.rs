@@ -37,11 +37,11 @@ fn one_key_is_rotated_alone_and_takes_the_new_settings() {
     let (broker, directory, dynamic) = (honest(), tempfile::tempdir().unwrap(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     manager.latest_version(1).unwrap();
-    manager.latest_version(2).unwrap();
+    manager.latest_version(3).unwrap();
     dynamic.set_algorithm(1);
     dynamic.set_key_spec(1);
-    assert_eq!(rotate(&manager, Target::Id(2)).unwrap().made.len(), 1);
-    let key = manager.keyring.key(2, 2).unwrap();
+    assert_eq!(rotate(&manager, Target::Id(3)).unwrap().made.len(), 1);
+    let key = manager.keyring.key(3, 2).unwrap();
     assert_eq!(
         (key.algorithm(), key.length_bytes()),
         (Algorithm::AesCtr, 32)
