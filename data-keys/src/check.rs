@@ -15,8 +15,7 @@ use tracing::warn;
 
 use crate::{DataKeysError, Outcome, list::algorithm, print, table};
 use reading::{Findings, Need};
-pub(crate) use stopped::NotStopped;
-use stopped::Stopped;
+pub(crate) use stopped::{NotStopped, Stopped};
 
 /// Tell which data keys a stopped server needs, misses, needs no more
 #[derive(Debug, Args)]

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, export, import, list, rewrap, verify};
+use crate::{check, export, fork, import, list, rewrap, verify};
 
 /// Looks after the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
@@ -33,5 +33,6 @@ pub(crate) enum Command {
     Rewrap(rewrap::Arguments),
     Check(check::Arguments),
     Export(export::Arguments),
+    Fork(fork::Arguments),
     Import(import::Arguments),
 }

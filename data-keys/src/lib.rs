@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod each;
 mod export;
+mod fork;
 mod import;
 mod kms;
 mod list;
@@ -129,6 +130,7 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
         Command::Rewrap(arguments) => rewrap::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Fork(arguments) => fork::run(arguments),
         Command::Import(arguments) => import::run(arguments),
     }
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use data_files::usage::Unclear;
 use key_store::key_directory::FileError;
 use key_store::key_name::KeyName;
+use key_store::manifest::WrongKey;
 
 use crate::kms::KmsError;
 
@@ -95,21 +96,27 @@ pub enum KeyError {
         /// The file that does not tell.
         source: Unclear,
     },
+    /// The data cannot be looked at.
+    #[error(
+        "cannot make the first version of key {id}, because the server's files cannot be searched for data that is encrypted with it: {source}"
+    )]
+    CannotLook {
+        /// Key id.
+        id: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// A file holds another key than the one that its name stands for.
-    #[error("'{}' holds {}, not the key that '{}' lists as {name}; put the right file back", path.display(), what.as_ref().map_or_else(|| "the key of another server".into(), |what| format!("the key of {what}")), manifest.display())]
+    #[error("key file '{}' {source}", path.display())]
     WrongKey {
         /// The file.
         path: PathBuf,
-        /// The key that it should hold.
-        name: KeyName,
-        /// The key that it holds, if the manifest lists that.
-        what: Option<KeyName>,
-        /// The manifest.
-        manifest: PathBuf,
+        /// Which key it holds.
+        source: WrongKey,
     },
     /// The server was told that a key does not exist; InnoDB would end the server if it did now.
     #[error(
-        "key {id} was not available when the server first asked for it, and InnoDB can use it only after a restart; restart the server once the key can be loaded. It failed because: {reason}"
+        "InnoDB can use key {id} only after a restart of the server, because it could not be loaded before: {reason}"
     )]
     NeedsRestart {
         /// Key id.

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -39,6 +39,10 @@ pub enum StartError {
     /// The offline keys.
     #[error(transparent)]
     Offline(#[from] OfflineError),
+    /// Key files hold other keys than the manifest lists. InnoDB would take the data for corrupted, and advise
+    /// to drop the tables.
+    #[error("{} key files hold other keys than they should; the reasons are above", .0)]
+    WrongKeys(usize),
     /// There are keys and none could be used.
     #[error("none of the {0} data keys could be loaded; the reasons are above")]
     NoKeyLoaded(usize),
@@ -65,17 +69,21 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     };
     // A copy's new versions are on disk too by now.
     let listing = manager.directory.list().map_err(KeyError::from)?;
+    report_missing(manager, &listing);
     let mut loadable = without_conflicts(manager, &listing);
-    loadable.extend(missing(manager, &listing));
     loadable.retain(|name| !forked.contains(&name.id));
     let count = loadable.len();
     if count > 0 {
         manager.directory.sync().map_err(KeyError::from)?;
     }
     let loaded = load_concurrently(manager, &manager.directory, loadable);
-    manager.record_loaded(&loaded);
-    if count > 0 && manager.keyring.version_count() == 0 {
-        return Err(StartError::NoKeyLoaded(count));
+    manager.record_loaded(&loaded.entries);
+    if loaded.wrong_keys > 0 {
+        return Err(StartError::WrongKeys(loaded.wrong_keys));
+    }
+    let known = count.max(manager.manifest.entries().len());
+    if known > 0 && manager.keyring.version_count() == 0 && forked.is_empty() {
+        return Err(StartError::NoKeyLoaded(known));
     }
     for id in manager.keyring.ids() {
         manager.report_unloaded(id);
@@ -135,17 +143,44 @@ fn report_failure(manager: &KeyManager, name: &KeyName) {
     }
 }
 
-/// The versions that the manifest lists and that have no key file.
-fn missing(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
+/// Reports the versions that the manifest lists and that have no key file: loudly where one is the newest of
+/// its key. Older ones may have been moved away because nothing needs them any more.
+fn report_missing(manager: &KeyManager, listing: &Listing) {
+    let newest_on_disk: BTreeMap<u32, u32> = listing
+        .keys
+        .iter()
+        .map(|key| (key.id, key.version))
+        .collect();
     let has_file = |name: &KeyName| {
         listing
             .keys
             .iter()
             .any(|key| (key.id, key.version) == (name.id, name.version))
     };
-    let listed = manager.manifest.entries();
-    let names = listed.into_iter().map(|entry| entry.name);
-    names.filter(|name| !has_file(name)).collect()
+    let mut old = Vec::new();
+    for entry in manager.manifest.entries() {
+        let name = entry.name;
+        if has_file(&name) {
+            continue;
+        }
+        if newest_on_disk
+            .get(&name.id)
+            .is_some_and(|&newest| newest > name.version)
+        {
+            old.push(format!("{}.{}", name.id, name.version));
+            continue;
+        }
+        let error = manager.file_missing(&name);
+        server_log::error(&error.to_string());
+        manager.note_loaded(&name, &Err::<(), _>(error));
+    }
+    if !old.is_empty() {
+        server_log::note(&format!(
+            "'{}' lists older key versions that have no key file here: {}. What they encrypted cannot be decrypted; that is well if kms-data-keys check has called them not needed",
+            manager.manifest.path().display(),
+            old.join(", ")
+        ));
+    }
 }
 
 /// Makes new versions of all keys of a copied data directory that encrypt with AES_CTR: its origin goes
@@ -215,12 +250,20 @@ fn replace_ctr_of_system_keys(manager: &KeyManager) {
     }
 }
 
-/// Returns what the manifest should say of those that were loaded.
+/// What came of loading keys.
+#[derive(Default)]
+struct Loaded {
+    /// What the manifest should say of those that were loaded.
+    entries: Vec<Entry>,
+    /// How many files hold another key than the manifest lists.
+    wrong_keys: usize,
+}
+
 fn load_concurrently(
     manager: &KeyManager,
     directory: &KeyDirectory,
     names: Vec<KeyName>,
-) -> Vec<Entry> {
+) -> Loaded {
     let may_wait = manager.policy_at_start();
     let mut progress = Progress::new(names.len());
     let (last_success, trouble) = (Mutex::new(Instant::now()), Mutex::new(None));
@@ -239,7 +282,7 @@ fn load_concurrently(
         }
         loaded
     };
-    let mut entries = Vec::new();
+    let mut all = Loaded::default();
     let left = concurrent::for_each(names, work, |result| {
         let Some(loaded) = result else {
             progress.report(lock(&trouble).take());
@@ -249,9 +292,12 @@ fn load_concurrently(
         match loaded {
             Ok(entry) => {
                 log_loaded(&entry);
-                entries.push(entry);
+                all.entries.push(entry);
             }
-            Err(error) => progress.failed(&error),
+            Err(error) => {
+                all.wrong_keys += usize::from(matches!(error, KeyError::WrongKey { .. }));
+                progress.failed(&error);
+            }
         }
         progress.goes_on
     });
@@ -261,7 +307,7 @@ fn load_concurrently(
             left.len()
         ));
     }
-    entries
+    all
 }
 
 /// Loads one key; the manifest is written once for all of them.

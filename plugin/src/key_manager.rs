@@ -4,14 +4,13 @@
 
 use core::ops::RangeInclusive;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker_api::MayWait;
 use data_files::usage;
 use key_store::PlaintextKey;
-use key_store::check_value::CheckValue;
 use key_store::fault_points::{self, Step};
 use key_store::key_directory::{FileError, KeyDirectory, Placement, ServerLock, Stored};
 use key_store::key_name::{Algorithm, KeyName, is_valid_number};
@@ -21,6 +20,7 @@ use crate::failure_backoff::{FailureBackoff, KeyRequest};
 use crate::key_error::KeyError;
 use crate::keyring::Keyring;
 use crate::kms::{Kms, KmsError, Purpose, Unwrapped};
+use crate::private_descriptors;
 use crate::server_log;
 use crate::server_symbols::{
     is_cluster_node, is_main_thread, server_is_starting, statement_is_killed,
@@ -60,7 +60,7 @@ pub struct KeyManager {
     refused: Mutex<BTreeMap<u32, String>>,
     /// Versions that exist and are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
-    _lock: Option<ServerLock>,
+    server_lock: Mutex<Option<ServerLock>>,
 }
 
 impl KeyManager {
@@ -76,7 +76,7 @@ impl KeyManager {
             None => (&*settings.keyfile_dir, program == Program::Server),
         };
         let directory = KeyDirectory::open(keyfile_dir)?;
-        let lock = match makes_keys {
+        let server_lock = match makes_keys {
             true => Some(directory.lock_for_server()?),
             false => None,
         };
@@ -91,8 +91,14 @@ impl KeyManager {
             backoff: FailureBackoff::default(),
             refused: Mutex::default(),
             unloaded: Mutex::default(),
-            _lock: lock,
+            server_lock: Mutex::new(server_lock),
         })
+    }
+
+    /// Wipes the keys, and lets another server use the directory.
+    pub fn stop(&self) {
+        self.keyring.wipe();
+        lock(&self.server_lock).take();
     }
 
     /// Returns the latest version of a key. A key that has never existed is made.
@@ -245,11 +251,7 @@ impl KeyManager {
             let path = self.directory.path().to_owned();
             return Err(KeyError::NotInBackup { id, path });
         }
-        let datadir = self.manifest.path();
-        let datadir = datadir.parent().unwrap_or(Path::new("."));
-        if let Some(proof) =
-            usage::find(datadir, id).map_err(|source| KeyError::Unclear { id, source })?
-        {
+        if let Some(proof) = self.find_data(id)? {
             let path = self.directory.path().to_owned();
             let error = KeyError::AllFilesMissing { id, path, proof };
             self.refuse(id, &error.to_string());
@@ -276,10 +278,27 @@ impl KeyManager {
         }
     }
 
+    /// Looks for a file of the server that is encrypted with a key.
+    fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
+        let manifest = self.manifest.path();
+        let datadir = manifest.parent().unwrap_or(Path::new("."));
+        private_descriptors::run(|| usage::find(datadir, id))
+            .map_err(|source| KeyError::CannotLook { id, source })?
+            .map_err(|source| KeyError::Unclear { id, source })
+    }
+
     /// The highest version of a key that is known anywhere; 0 if none is.
     pub(crate) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
         let on_disk = self.known_versions(id)?.last().map(|name| name.version);
         Ok(on_disk.max(self.keyring.latest_version(id)).unwrap_or(0))
+    }
+
+    pub(crate) fn file_missing(&self, name: &KeyName) -> KeyError {
+        KeyError::FileMissing {
+            name: *name,
+            path: self.directory.path().to_owned(),
+            manifest: self.manifest.path(),
+        }
     }
 
     /// Fails if the keys are offline keys: all of them are in memory already.
@@ -366,11 +385,7 @@ impl KeyManager {
     ) -> Result<Unwrapped, KeyError> {
         let blob = directory.read(name).map_err(|error| {
             if error.is_not_found() && self.manifest.get(name.id, name.version).is_some() {
-                KeyError::FileMissing {
-                    name: *name,
-                    path: directory.path().to_owned(),
-                    manifest: self.manifest.path(),
-                }
+                self.file_missing(name)
             } else {
                 error.into()
             }
@@ -398,19 +413,12 @@ impl KeyManager {
         name: &KeyName,
         key: &PlaintextKey,
     ) -> Result<(), KeyError> {
-        let Some(listed) = self.manifest.get(name.id, name.version) else {
-            return Ok(());
-        };
-        let found = CheckValue::of(key);
-        if (listed.name, listed.check_value) == (*name, found) {
-            return Ok(());
-        }
-        Err(KeyError::WrongKey {
-            path: path.to_owned(),
-            name: listed.name,
-            what: self.manifest.find(found).map(|entry| entry.name),
-            manifest: self.manifest.path(),
-        })
+        self.manifest
+            .check(name, key)
+            .map_err(|source| KeyError::WrongKey {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// Adds keys that are on disk already to the manifest. Not being able to is no reason not to serve

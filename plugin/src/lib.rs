@@ -15,7 +15,7 @@
 //! | system variables | `entry::variables`, then [`settings`] and [`rotation`] |
 //! | status variables | `entry::status`, then [`status`] |
 //!
-//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`plugin`] and
+//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`plugin`], `private_descriptors` and
 //! [`server_symbols`].
 
 #![deny(unsafe_code)]
@@ -35,6 +35,7 @@ pub mod kms;
 mod mock;
 pub mod offline;
 pub mod plugin;
+mod private_descriptors;
 pub mod rotation;
 pub mod server_log;
 pub mod server_symbols;

@@ -150,7 +150,7 @@ pub fn stop() {
     let manager = manager();
     MANAGER.store(null_mut(), Ordering::Release);
     if let Some(manager) = manager {
-        manager.keyring.wipe();
+        manager.stop();
         let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
         retired.push(manager);
     }

@@ -249,7 +249,7 @@ pub fn key_files(directory: &Path) -> Vec<String> {
         .map(|entry| entry.unwrap().file_name());
     let mut names: Vec<_> = names
         .filter_map(|name| name.into_string().ok())
-        .filter(|name| name.starts_with("aws-kms-key"))
+        .filter(|name| name.starts_with("aws-kms-key."))
         .collect();
     names.sort();
     names

@@ -17,6 +17,7 @@ mod file;
 
 use core::fmt::Write;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -108,6 +109,21 @@ pub struct DifferentKey {
     pub recorded: CheckValue,
     /// The check value of the other key.
     pub found: CheckValue,
+}
+
+/// A key that is not the one that a manifest lists under its name. Completes "key file 'FILE' …".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("holds {}, not the one that '{}' lists as {name}; put the right file back", match .holds {
+    Some(other) => format!("the key of {other}"),
+    None => "a key that this server has never had".into(),
+}, .manifest.display())]
+pub struct WrongKey {
+    /// The key that it should be.
+    pub name: KeyName,
+    /// The key that it is, if the manifest lists that.
+    pub holds: Option<KeyName>,
+    /// The manifest.
+    pub manifest: PathBuf,
 }
 
 /// All data keys that a server has ever had.

@@ -14,7 +14,7 @@ use nix::{
 
 /// The files of a stopped server, locked for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Stopped {
+pub(crate) struct Stopped {
     _locks: Vec<File>,
 }
 
@@ -42,7 +42,7 @@ impl Stopped {
     ///
     /// They are locks of open file descriptions: those of the process would end when the file is
     /// read and closed.
-    pub(super) fn lock(datadir: &Path) -> Result<Self, NotStopped> {
+    pub(crate) fn lock(datadir: &Path) -> Result<Self, NotStopped> {
         let mut locks = Vec::new();
         for name in ["ibdata1", "aria_log_control"] {
             let path = datadir.join(name);

@@ -13,7 +13,11 @@ use std::{
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, Scene, Terminal, contains_bytes, dist, key_files,
 };
-use key_store::MAX_CIPHERTEXT_BYTES;
+use key_store::{
+    MAX_CIPHERTEXT_BYTES, PlaintextKey,
+    key_name::{Algorithm, KeyName},
+    manifest::{Entry, ManifestFile},
+};
 use nix::sys::signal::Signal::SIGKILL;
 
 use crate::{inheritance::ONLY_WITH_MFA, server_main_job::ENCRYPT_ALL};
@@ -165,11 +169,61 @@ fn list_with_kms_tells_length_and_master_key() {
 fn verify_says_that_all_is_well() {
     let keys = Keys::new();
     let (code, summary, errors) = keys.run(&["verify"]);
-    assert_eq!(
-        (code, summary.as_str(), errors.as_str()),
-        (0, "2 data keys verified at KMS, 0 failed\n", "")
+    assert_eq!((code, errors.as_str()), (0, ""));
+    let lines: Vec<_> = summary.lines().collect();
+    assert_eq!(lines[0], "2 data keys verified at KMS, 0 failed");
+    assert!(
+        lines[1].starts_with("Not compared with a key manifest"),
+        "{summary}"
     );
     assert_eq!(keys.aws.calls("Decrypt"), 2);
+}
+
+#[test]
+fn verify_compares_with_the_manifest_of_the_data_directory_and_misses_what_it_lists() {
+    let keys = Keys::new();
+    let datadir = keys.sandbox.directory("data");
+    let manifest = ManifestFile::open(&datadir).unwrap();
+    let entry = |id, hex: &str| {
+        let name = KeyName {
+            id,
+            version: 1,
+            algorithm: Algorithm::AesCbc,
+        };
+        let bytes: Vec<u8> = (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect();
+        Entry::new(name, &PlaintextKey::new(&bytes).unwrap(), "arn")
+    };
+    let datadir = datadir.to_str().unwrap();
+    let verify = || keys.run(&["verify", "--datadir", datadir]);
+    manifest.record(&[entry(1, KEY_1)]).unwrap();
+    assert_eq!(
+        verify(),
+        (
+            0,
+            "2 data keys verified at KMS, 0 failed\n".into(),
+            String::new()
+        )
+    );
+    manifest.record(&[entry(8, KEY_1)]).unwrap();
+    let (code, _, errors) = verify();
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains("aws-kms-key.8.1 is missing in '"),
+        "{errors}"
+    );
+    keys.wrap("aws-kms-key.8.1", KEY_2);
+    let (code, summary, errors) = verify();
+    assert_eq!(
+        (code, summary.as_str()),
+        (1, "2 data keys verified at KMS, 1 failed\n")
+    );
+    assert!(
+        errors.contains("aws-kms-key.8.1' holds a key that this server has never had"),
+        "{errors}"
+    );
 }
 
 #[test]
@@ -194,7 +248,10 @@ fn verify_names_each_file_that_cannot_be_had_and_why() {
     keys.wrap("aws-kms-key.6.1", &KEY_2[..40]);
     let (code, summary, errors) = keys.run(&["verify"]);
     assert_eq!(code, 1);
-    assert_eq!(summary, "2 data keys verified at KMS, 5 failed\n");
+    assert!(
+        summary.starts_with("2 data keys verified at KMS, 5 failed\n"),
+        "{summary}"
+    );
     let lines: Vec<_> = errors.lines().collect();
     let expected = [
         (
@@ -202,7 +259,7 @@ fn verify_names_each_file_that_cannot_be_had_and_why() {
             "DisabledException; enable the master key",
         ),
         ("aws-kms-key.3.1", "is empty"),
-        ("aws-kms-key.4.1", "is 6145 bytes long"),
+        ("aws-kms-key.4.1", "is longer than the 6144 bytes"),
         ("aws-kms-key.5.1", "InvalidCiphertextException"),
         ("aws-kms-key.6.1", "a data key of 20 bytes"),
     ];
@@ -306,7 +363,10 @@ fn a_code_is_read_from_standard_input_or_asked_for_in_a_terminal() {
         .write("code", &format!("{}\n", scene.aws.code()));
     let (status, summary, errors) = run(command().stdin(fs::File::open(code).unwrap()));
     assert_eq!(status, 0, "{errors}");
-    assert_eq!(summary, "1 data key verified at KMS, 0 failed\n");
+    assert!(
+        summary.starts_with("1 data key verified at KMS, 0 failed\n"),
+        "{summary}"
+    );
 
     let (status, _, errors) = run(&mut command());
     assert_eq!(status, 125);
@@ -535,7 +595,10 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     let _broker = scene.start_broker();
     let (code, summary, errors) = verify();
     assert_eq!((code, errors.as_str()), (0, ""));
-    assert_eq!(summary, "1 data key verified at KMS, 0 failed\n");
+    assert!(
+        summary.starts_with("1 data key verified at KMS, 0 failed\n"),
+        "{summary}"
+    );
 
     // The session is over, and the clock of this host still near enough.
     scene.aws.set_clock("800");

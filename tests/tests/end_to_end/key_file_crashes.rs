@@ -73,6 +73,10 @@ impl Ordeal {
 
     /// The same, with the N-th occurrence of a step of making a key as its end (`STEP:N`).
     fn start_to_die_at(&self, end: &str) -> Process {
+        // What the last crash has left is cleared up before.
+        let server = self.start();
+        server.signal(SIGKILL);
+        self.check_death(server);
         let server = Process::start(self.database.command().env(KILL_AT, end));
         self.database.wait_until_ready(&server);
         self.check_server(&server);
@@ -144,7 +148,7 @@ impl Ordeal {
         fs::read_dir(&self.database.datadir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.contains("kms-key") && !name.starts_with("aws-kms-key"))
+            .filter(|name| name.starts_with(".aws-kms-key") && name.ends_with(".new"))
             .collect()
     }
 
@@ -310,6 +314,26 @@ fn nothing_is_lost_with_a_key_file_that_has_its_name() {
 #[test]
 fn nothing_is_lost_with_a_key_file_whose_name_is_on_disk() {
     die_at("DirectorySynced", false);
+}
+
+#[test]
+fn nothing_is_lost_with_half_a_temporary_manifest() {
+    die_at("ManifestHalfWritten", true);
+}
+
+#[test]
+fn nothing_is_lost_with_a_temporary_manifest_that_is_on_disk() {
+    die_at("ManifestFileSynced", true);
+}
+
+#[test]
+fn nothing_is_lost_with_a_manifest_that_has_its_name() {
+    die_at("ManifestNamed", false);
+}
+
+#[test]
+fn nothing_is_lost_with_a_manifest_whose_name_is_on_disk() {
+    die_at("ManifestDirectorySynced", false);
 }
 
 #[test]

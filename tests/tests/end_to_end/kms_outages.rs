@@ -222,7 +222,7 @@ fn nothing_is_remembered_as_failed_for_longer_than_the_back_off() {
     let (calls, failures) = (server.calls(), server.failures());
     let again = database.sql_error(&create(20));
     assert!(
-        again.contains("tried again in 1 s at the earliest"),
+        again.contains("the next attempt is made in 1 s at the earliest"),
         "{again}"
     );
     assert_eq!(server.calls(), calls);
@@ -235,7 +235,7 @@ fn nothing_is_remembered_as_failed_for_longer_than_the_back_off() {
     set_master_key("mariadb");
     let again = database.sql_error(&create(20));
     assert!(
-        again.contains("tried again in 2 s at the earliest"),
+        again.contains("the next attempt is made in 2 s at the earliest"),
         "{again}"
     );
     server.wait_for_key(20);

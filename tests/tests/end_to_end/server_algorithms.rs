@@ -55,6 +55,7 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
         .options(&[
             "--innodb-encrypt-temporary-tables=ON",
             "--innodb-encryption-threads=2",
+            "--innodb-default-encryption-key-id=3",
         ]);
     let mut server = scene.start_database(&database);
     make_tables(&database);
@@ -67,7 +68,12 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
          SET GLOBAL aws_key_management_rotate_key=-1",
     );
     let files = database.key_files();
-    for file in ["aws-kms-key.1.1", "aws-kms-key.1.3.ctr"] {
+    for file in [
+        "aws-kms-key.1.3",
+        "aws-kms-key.2.3",
+        "aws-kms-key.3.1",
+        "aws-kms-key.3.3.ctr",
+    ] {
         assert!(files.contains(&file.into()), "{files:?}");
     }
     insert(&database, 501, 1000);

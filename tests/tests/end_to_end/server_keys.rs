@@ -167,10 +167,24 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
     opens_unchanged_and_goes_back("AES_CBC", "770a8a65da156d24ee2a093277530142", "1.1");
 }
 
+/// MariaDB's own use of AES_CTR for key 1 is not safe, so the new plugin goes on with AES_CBC.
 #[test]
-fn one_written_with_the_servers_own_aes_ctr_and_256_bits_does_too() {
+fn one_written_with_the_servers_own_aes_ctr_and_256_bits_opens_and_moves_to_aes_cbc() {
     let key = "770a8a65da156d24ee2a093277530142770a8a65da156d24ee2a093277530143";
-    opens_unchanged_and_goes_back("AES_CTR", key, "1.1.ctr");
+    let sandbox = Sandbox::new();
+    let aws = LocalAws::start(&sandbox);
+    let (_, ours, mut wrapper) = opens_unchanged(&sandbox, &aws, "AES_CTR", key, "1.1.ctr");
+    let log = wrapper.process.output();
+    assert!(
+        log.contains("key 1 now has version 2 of AES_CBC")
+            && log.contains("goes on under version 1 until innodb_log_file_size changes"),
+        "{log}"
+    );
+    ours.stop(&mut wrapper.process);
+    assert_eq!(
+        ours.key_files(),
+        ["aws-kms-key.1.1.ctr", "aws-kms-key.1.2", "aws-kms-key.2.1"]
+    );
 }
 
 #[test]
@@ -184,35 +198,48 @@ fn one_written_with_the_servers_own_aes_cbc_and_192_bits_does_too() {
 fn opens_unchanged_and_goes_back(algorithm: &str, key: &str, version: &str) {
     let sandbox = Sandbox::new();
     let aws = LocalAws::start(&sandbox);
-    let temporary = "--innodb-encrypt-temporary-tables=ON";
-    let theirs = file_key_management(&sandbox, Database::new(&sandbox), algorithm, key)
-        .options(&[temporary]);
-    let mut server = theirs.start();
-    make_tables(&theirs);
-    insert(&theirs, 1, 500);
-    server.signal(SIGKILL);
-    server.wait();
-
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let key_file = theirs.datadir.join(format!("aws-kms-key.{version}"));
-    aws.wrap_key(&sandbox, key, &key_file);
-    let ours = theirs
-        .as_other_server()
-        .with_our_plugin(&configuration.broker_socket)
-        .options(&ENCRYPT_ALL)
-        .options(&[temporary]);
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &ours);
-    assert_rows(&ours, 500);
-    insert(&ours, 501, 1000);
-    sort_with_temporary_files(&ours);
-    ours.sql("PURGE BINARY LOGS TO 'binlog.000002'");
-    check_tables(&ours);
+    let (theirs, _, mut wrapper) = opens_unchanged(&sandbox, &aws, algorithm, key, version);
     wrapper.process.signal(SIGKILL);
     wrapper.process.wait();
 
     let mut server = theirs.start();
     assert_rows(&theirs, 1000);
     theirs.stop(&mut server);
+}
+
+/// A server with our plugin opens what one with `file_key_management` has written until it was killed, and
+/// writes more. Returns the database for either, and the server that runs.
+fn opens_unchanged(
+    sandbox: &Sandbox,
+    aws: &LocalAws,
+    algorithm: &str,
+    key: &str,
+    version: &str,
+) -> (Database, Database, Wrapper) {
+    let temporary = "--innodb-encrypt-temporary-tables=ON";
+    let theirs =
+        file_key_management(sandbox, Database::new(sandbox), algorithm, key).options(&[temporary]);
+    let mut server = theirs.start();
+    make_tables(&theirs);
+    insert(&theirs, 1, 500);
+    server.signal(SIGKILL);
+    server.wait();
+
+    let configuration = Configuration::with_broker(sandbox, aws);
+    let key_file = theirs.datadir.join(format!("aws-kms-key.{version}"));
+    aws.wrap_key(sandbox, key, &key_file);
+    let ours = theirs
+        .as_other_server()
+        .with_our_plugin(&configuration.broker_socket)
+        .options(&ENCRYPT_ALL)
+        .options(&[temporary]);
+    let wrapper = Wrapper::start_database(sandbox, aws, &configuration, &ours);
+    assert_rows(&ours, 500);
+    insert(&ours, 501, 1000);
+    sort_with_temporary_files(&ours);
+    ours.sql("PURGE BINARY LOGS TO 'binlog.000002'");
+    check_tables(&ours);
+    (theirs, ours, wrapper)
 }
 
 /// Writes temporary files and a temporary table of InnoDB, and checks what is read back.
@@ -239,12 +266,12 @@ fn a_plugin_without_ctr_versions_is_told_so_and_reads_no_garbage() {
         .options(&["--aws-key-management-encryption-algorithm=AES_CTR"]);
     let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &ours);
     ours.sql(
-        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES; INSERT INTO d.t VALUES (1)",
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3; INSERT INTO d.t VALUES (1)",
     );
-    assert_eq!(ours.key_files(), ["aws-kms-key.1.2.ctr"]);
+    assert_eq!(ours.key_files(), ["aws-kms-key.1.1", "aws-kms-key.3.2.ctr"]);
     ours.stop(&mut wrapper.process);
 
-    let wrapped = fs::read(ours.datadir.join("aws-kms-key.1.2.ctr")).unwrap();
+    let wrapped = fs::read(ours.datadir.join("aws-kms-key.3.2.ctr")).unwrap();
     let sleeper = Wrapper::start(&sandbox, &aws, &configuration, &["sleep", "60"]);
     sleeper.give_code(&aws);
     sleeper.wait_for_command("sleep");
@@ -258,14 +285,14 @@ fn a_plugin_without_ctr_versions_is_told_so_and_reads_no_garbage() {
     assert!(log.contains("key_version=2"), "{log}");
 }
 
-/// The server's own key management, with this key as number 1.
+/// The server's own key management, with this key as number 1 and 3.
 fn file_key_management(
     sandbox: &Sandbox,
     database: Database,
     algorithm: &str,
     key: &str,
 ) -> Database {
-    let key_file = sandbox.write("keys.txt", &format!("1;{key}\n"));
+    let key_file = sandbox.write("keys.txt", &format!("1;{key}\n3;{key}\n"));
     database.options(&ENCRYPT_ALL).options(&[
         "--plugin-load-add=file_key_management",
         &format!("--file-key-management-filename={}", key_file.display()),

@@ -1,6 +1,11 @@
 //! Calls of KMS that wait for a person to open a session, and those that must not.
 
-use std::{fs, os::unix::net::UnixStream, thread};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
 
 use broker_api::{MayWait, Reply, read_frame, write_frame};
 use end_to_end_tests::{Database, Manager, Process, Scene, Wrapper, wait_until, write_fifo};
@@ -32,59 +37,73 @@ fn give_code(scene: &Scene) {
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
 }
 
+/// Statements that need KMS on a table that exists, and one that makes another.
+const NEED_KMS: [&str; 5] = [
+    "ALTER TABLE d.t1 ENCRYPTED=YES ENCRYPTION_KEY_ID=4",
+    "ALTER TABLE d.t1 ENCRYPTED=YES ENCRYPTION_KEY_ID=4, ALGORITHM=COPY",
+    NEW_KEY,
+    "CREATE TABLE d.t5 ENCRYPTED=YES ENCRYPTION_KEY_ID=4 SELECT * FROM d.t1",
+    "SET GLOBAL innodb_default_encryption_key_id=4",
+];
+
 #[test]
-fn a_statement_with_a_new_key_waits_for_a_code_and_then_succeeds() {
+fn a_statement_that_needs_a_code_fails_at_once_with_where_to_enter_it_and_works_after_that() {
     let (scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 600");
-    thread::scope(|scope| {
-        let statement = scope.spawn(|| database.sql(NEW_KEY));
-        let line = wrapper.process.wait_for(WAITS);
-        assert!(line.contains("AWS KMS plugin"), "{line}");
-        assert!(line.contains("echo 123456 > "), "{line}");
-        assert_eq!(database.sql("INSERT INTO d.t1 VALUES (1); SELECT 2"), "2");
-        scene.aws.set_clock("0");
-        give_code(&scene);
-        statement.join().unwrap();
-    });
-    database.sql("INSERT INTO d.t4 VALUES (1)");
-}
-
-#[test]
-fn a_statement_fails_with_the_reason_once_it_has_waited_long_enough() {
-    let (_scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 1");
-    let error = database.sql_error(NEW_KEY);
-    assert!(error.contains("write a new MFA code"), "{error}");
-    wrapper.process.wait_for(WAITS);
-}
-
-#[test]
-fn a_rotation_does_not_wait() {
-    let (_scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 20");
+    for statement in NEED_KMS {
+        let error = database.sql_error(statement);
+        assert!(
+            error.contains("write a new MFA code"),
+            "{statement}: {error}"
+        );
+        assert!(error.contains("echo 123456 > "), "{statement}: {error}");
+    }
     let warning = database.sql(ROTATE);
     assert!(warning.contains("key 1 was not rotated: "), "{warning}");
     assert!(warning.contains("write a new MFA code"), "{warning}");
     assert!(!wrapper.process.output().contains(WAITS));
+    scene.aws.set_clock("0");
+    give_code(&scene);
+    wrapper.process.wait_for_nth("is open until", 2);
+    for statement in NEED_KMS {
+        database.sql(statement);
+    }
 }
 
+/// While many sessions ask for a key that needs a code, the others go on, and a global read lock is had.
 #[test]
-fn a_statement_that_is_killed_waits_no_longer_and_neither_does_a_shutdown() {
-    let (_scene, database, mut wrapper) = server_without_session("reprompt_wait_seconds = 600");
+fn statements_that_need_a_code_hold_up_nobody_else() {
+    let (_scene, database, _wrapper) = server_without_session("reprompt_wait_seconds = 600");
+    database.sql("CREATE TABLE d.other (i INT)");
+    let is_over = AtomicBool::new(false);
+    let (asked, locked) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let statement = scope.spawn(|| database.sql_error(NEW_KEY));
-        wrapper.process.wait_for(WAITS);
-        let id = database.sql(
-            "SELECT id FROM information_schema.processlist WHERE info LIKE 'CREATE TABLE d.t4%'",
-        );
-        database.sql(&format!("KILL QUERY {id}"));
-        statement.join().unwrap();
-        let statement = scope.spawn(|| database.sql_error(NEW_KEY));
-        wait_until("the statement", || {
-            database
-                .sql("SELECT info FROM information_schema.processlist")
-                .contains(NEW_KEY)
+        for statement in NEED_KMS {
+            let (database, is_over, asked) = (&database, &is_over, &asked);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    // Or with the read lock that another session has.
+                    database.sql_error(statement);
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                database.sql("FLUSH TABLES WITH READ LOCK; UNLOCK TABLES");
+                locked.fetch_add(1, Ordering::Relaxed);
+            }
         });
-        database.stop(&mut wrapper.process);
-        statement.join().unwrap();
+        for number in 1..=50 {
+            database.sql(&format!(
+                "INSERT INTO d.t1 VALUES ({number}); INSERT INTO d.other SELECT i FROM d.t1 WHERE i = {number}"
+            ));
+        }
+        wait_until("the others to have had their turns", || {
+            asked.load(Ordering::Relaxed) >= 50 && locked.load(Ordering::Relaxed) >= 10
+        });
+        is_over.store(true, Ordering::Relaxed);
     });
+    assert_eq!(database.sql("SELECT COUNT(*) FROM d.other"), "50");
 }
 
 #[test]
@@ -144,7 +163,13 @@ fn reading_a_page_does_not_wait() {
         .line("key_cache = session");
     let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
-        .options(&["--innodb-encrypt-tables=ON"]);
+        .options(&[
+            "--innodb-encrypt-tables=ON",
+            // Nothing but the statement below opens the table.
+            "--innodb-buffer-pool-load-at-startup=OFF",
+            "--innodb-fast-shutdown=0",
+            "--innodb-stats-persistent=OFF",
+        ]);
     let mut wrapper = scene.start_database(&database);
     database.sql("CREATE DATABASE d");
     database.sql(NEW_KEY);
@@ -157,8 +182,8 @@ fn reading_a_page_does_not_wait() {
     });
 
     let wrapper = scene.start_database(&database);
-    fs::rename(&away, &file).unwrap();
     end_session(&scene.aws);
+    fs::rename(&away, &file).unwrap();
     database.sql_error("SELECT * FROM d.t4");
     wrapper
         .process

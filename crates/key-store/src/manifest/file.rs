@@ -5,10 +5,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::geteuid;
 
-use super::{DifferentKey, Entry, MANIFEST_NAME, Manifest};
+use super::{DifferentKey, Entry, MANIFEST_NAME, Manifest, WrongKey};
+use crate::PlaintextKey;
 use crate::check_value::CheckValue;
 use crate::directory::{Access, Directory, FileName};
 use crate::file_error::{FileError, FileKind};
+use crate::key_name::KeyName;
 
 /// Far more than any server's: some 400,000 key versions.
 const MAX_MANIFEST_BYTES: usize = 64 << 20;
@@ -55,9 +57,21 @@ impl ManifestFile {
         self.manifest().get(id, version).cloned()
     }
 
-    /// The key version that has this check value, whatever its name.
-    pub fn find(&self, check_value: CheckValue) -> Option<Entry> {
-        self.manifest().find(check_value).cloned()
+    /// Fails if another key is listed under this name, or the same one with another algorithm.
+    pub fn check(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), WrongKey> {
+        let manifest = self.manifest();
+        let Some(listed) = manifest.get(name.id, name.version) else {
+            return Ok(());
+        };
+        let found = CheckValue::of(key);
+        if (listed.name, listed.check_value) == (*name, found) {
+            return Ok(());
+        }
+        Err(WrongKey {
+            name: listed.name,
+            holds: manifest.find(found).map(|entry| entry.name),
+            manifest: self.path(),
+        })
     }
 
     /// The versions of a key, in order.

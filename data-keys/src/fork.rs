@@ -1,0 +1,39 @@
+//! `fork`: marks a copied data directory, whose origin goes on with the same keys.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use key_store::manifest::ManifestFile;
+
+use crate::{DataKeysError, Outcome, check::Stopped, print};
+
+/// Mark a copied data directory before its server starts beside the original
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it on a copy of a data directory (a restored backup, a snapshot, a clone)
+whose original goes on with the same keys. At its next start, and before it
+writes anything, the server makes a new version of each key that encrypts with
+AES_CTR. Otherwise both servers would encrypt different pages with the same
+keystream, and whoever has both copies could read them. Keys of AES_CBC stay.
+The server waits for an MFA code if it has no session.
+
+It is not needed for a restore that replaces the original, nor where
+aws_key_management_encryption_algorithm has always been AES_CBC.")]
+pub(crate) struct Arguments {
+    /// The copied data directory, of a stopped server
+    #[arg(value_name = "DATADIR")]
+    datadir: PathBuf,
+}
+
+/// Writes the mark into the manifest.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let datadir = &arguments.datadir;
+    let _stopped = Stopped::lock(datadir)?;
+    let manifest = ManifestFile::open(datadir)?;
+    manifest.set_forked(true)?;
+    print(&format!(
+        "'{}' is marked as a copy: at its next start the server makes a new version of each AES_CTR key before it writes\n",
+        datadir.display()
+    ))?;
+    Ok(Outcome::Good)
+}

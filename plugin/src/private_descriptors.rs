@@ -1,0 +1,108 @@
+//! Opening the server's own files without taking its locks away.
+
+#![allow(unsafe_code)]
+
+use core::ffi::{c_int, c_uint};
+use std::io;
+use std::thread;
+
+use nix::errno::Errno;
+use nix::libc::{SYS_close_range, syscall};
+use nix::sched::{CloneFlags, unshare};
+
+/// `CLOSE_RANGE_UNSHARE` of `linux/close_range.h`.
+const CLOSE_RANGE_UNSHARE: c_uint = 1 << 1;
+/// Standard input, output and error stay.
+const FIRST_TO_CLOSE: c_int = 3;
+
+/// Runs `work` in a thread that has a table of file descriptors to itself.
+///
+/// InnoDB keeps other servers out by locks of fcntl(2). A process loses such a lock as soon as it closes
+/// any descriptor of the file, and in a thread with a table of its own the kernel does not count a close
+/// as one of the process.
+///
+/// Errors: no thread can be started, or the system does not let it have a table of its own (Linux before
+/// 5.9 in a container that forbids unshare(2)).
+pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let work = || {
+            unshare_descriptors()?;
+            Ok(work())
+        };
+        let thread = thread::Builder::new().spawn_scoped(scope, work)?;
+        let panicked = |_| Err(io::Error::other("the thread panicked"));
+        thread.join().unwrap_or_else(panicked)
+    })
+}
+
+/// Source: close_range(2).
+fn unshare_descriptors() -> io::Result<()> {
+    // SAFETY: the table with all descriptors but the first three is this thread's own before anything is
+    // closed in it, and this thread has not opened any that somebody relies on. The C library does not
+    // have the function everywhere.
+    let closed = unsafe {
+        syscall(
+            SYS_close_range,
+            FIRST_TO_CLOSE as c_uint,
+            c_uint::MAX,
+            CLOSE_RANGE_UNSHARE,
+        )
+    };
+    match Errno::result(closed) {
+        Ok(_) => Ok(()),
+        Err(_) => Ok(unshare(CloneFlags::CLONE_FILES)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc::{F_WRLCK, SEEK_SET, flock};
+
+    use super::*;
+
+    /// Whether another process gets the lock that a server would want.
+    fn is_locked(path: &std::path::Path) -> bool {
+        let script = "import fcntl, sys\nfcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)";
+        let python = Command::new("/usr/bin/python3")
+            .args(["-c", script])
+            .arg(path)
+            .output()
+            .unwrap();
+        !python.status.success()
+    }
+
+    #[test]
+    fn a_file_that_is_read_here_stays_locked_and_one_that_is_read_elsewhere_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ibdata1");
+        fs::write(&path, "page").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let lock = flock {
+            l_type: F_WRLCK as _,
+            l_whence: SEEK_SET as _,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
+        assert_eq!(run(|| fs::read(&path).unwrap()).unwrap(), b"page");
+        assert!(is_locked(&path));
+        // The control: this is what the thread is for.
+        fs::read(&path).unwrap();
+        assert!(!is_locked(&path));
+    }
+
+    #[test]
+    fn descriptors_of_the_process_stay_open() {
+        let file = File::open("/proc/self/status").unwrap();
+        let number = file.as_raw_fd();
+        let is_open = || fs::exists(format!("/proc/thread-self/fd/{number}")).unwrap();
+        assert!(!run(is_open).unwrap());
+        assert!(is_open());
+    }
+}

@@ -1,0 +1,115 @@
+//! A data directory that was copied and goes on beside its origin.
+
+use std::process::Command;
+
+use end_to_end_tests::{Database, Process, Scene, dist};
+
+const CTR: &str = "--aws-key-management-encryption-algorithm=AES_CTR";
+
+fn fork(database: &Database) -> (Option<i32>, String) {
+    let output = Command::new(dist("bin/kms-data-keys"))
+        .arg("fork")
+        .arg(&database.datadir)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// A server with a table under a key of AES_CTR and one of AES_CBC, and a copy of its stopped data directory.
+fn original_and_copy(scene: &Scene) -> (Database, Database) {
+    let original = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&[
+            "--innodb-encrypt-tables=ON",
+            "--aws-key-management=FORCE",
+            CTR,
+        ]);
+    let mut process = original.start();
+    original.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3; INSERT INTO d.t VALUES (1)",
+    );
+    let (code, output) = fork(&original);
+    assert_eq!(code, Some(125), "{output}");
+    assert!(
+        output.contains("a server runs on the data directory"),
+        "{output}"
+    );
+    original.stop(&mut process);
+    let datadir = scene.sandbox.path("copy");
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(&original.datadir).arg(&datadir);
+    assert!(copy.status().unwrap().success());
+    let copy = original.on_datadir(&datadir);
+    let (code, output) = fork(&copy);
+    assert_eq!(code, Some(0), "{output}");
+    (original, copy)
+}
+
+#[test]
+fn a_copy_gets_a_key_of_its_own_before_it_writes_and_both_go_on() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let (original, copy) = original_and_copy(&scene);
+    let mut processes = [original.start(), copy.start()];
+    assert_eq!(
+        original.key_files(),
+        ["aws-kms-key.1.1", "aws-kms-key.3.2.ctr"]
+    );
+    assert_eq!(
+        copy.key_files(),
+        [
+            "aws-kms-key.1.1",
+            "aws-kms-key.3.2.ctr",
+            "aws-kms-key.3.3.ctr"
+        ]
+    );
+    for (database, process) in [&original, &copy].into_iter().zip(&mut processes) {
+        database.sql("INSERT INTO d.t VALUES (2)");
+        assert_eq!(database.sql("SELECT SUM(i) FROM d.t"), "3");
+        database.stop(process);
+    }
+    // Once is enough.
+    let mut process = copy.start();
+    assert_eq!(copy.key_files().len(), 3);
+    copy.stop(&mut process);
+}
+
+#[test]
+fn a_copy_without_a_session_waits_for_a_code() {
+    let scene = Scene::new().with_broker();
+    let broker = scene.start_broker();
+    let (_, copy) = original_and_copy(&scene);
+    drop(broker);
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    let mut process = Process::start(&mut copy.command());
+    process.wait_for("waiting: ");
+    end_to_end_tests::write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    copy.wait_until_ready(&process);
+    assert!(copy.key_files().contains(&"aws-kms-key.3.3.ctr".into()));
+    copy.stop(&mut process);
+}
+
+#[test]
+fn a_copy_that_kms_refuses_a_new_key_does_not_go_on_with_that_of_its_origin() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let (_, copy) = original_and_copy(&scene);
+    let refused = copy
+        .on_datadir(&copy.datadir)
+        .options(&["--aws-key-management-master-key-id=alias/missing"]);
+    let mut process = refused.start();
+    let log = process.output();
+    assert!(
+        log.contains("key 3 encrypts with AES_CTR, and this data directory is a copy"),
+        "{log}"
+    );
+    refused.sql_error("SELECT * FROM d.t");
+    refused.sql_error("CREATE TABLE d.new (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3");
+    refused.sql("CREATE TABLE d.healthy (i INT) ENCRYPTED=YES");
+    refused.stop(&mut process);
+    let mut process = copy.start();
+    assert_eq!(copy.sql("SELECT * FROM d.t"), "1");
+    copy.stop(&mut process);
+}
