@@ -50,7 +50,7 @@ test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit an
 lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock --all-targets -- -D warnings
+	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
 	cargo clippy --locked -p kms-data-keys --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
@@ -98,7 +98,7 @@ dist: packages ## Build what is installed, into target/dist
 
 # With fault points and mock, for the tests only. In a folder of its own: cargo would take one build for the other.
 test-plugin: packages
-	cargo build --locked -p aws-key-management-plugin --features fault-points,mock --target-dir $(CARGO_TARGET_DIR)/test-plugin
+	cargo build --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 	cargo build --locked -p kms-data-keys --features fault-points
 	install -D -t $(DIST)/test-bin $(CARGO_TARGET_DIR)/debug/kms-data-keys

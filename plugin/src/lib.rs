@@ -41,6 +41,8 @@ pub mod server_log;
 pub mod server_symbols;
 pub mod settings;
 pub mod status;
+#[cfg(feature = "stream-log")]
+mod stream_log;
 #[cfg(test)]
 mod test_broker;
 pub mod waiting;

@@ -9,6 +9,8 @@ use super::guard;
 use crate::abi::{AES_BAD_DATA, AES_BAD_KEYSIZE, AES_ERROR, AES_OK, FLAG_ENCRYPT, FLAG_NOPAD};
 use crate::cipher::{Buffers, Cipher, CipherError, Task, encrypted_bytes};
 use crate::plugin;
+#[cfg(feature = "stream-log")]
+use crate::stream_log::Stream;
 
 /// The caller's memory, which is aligned to nothing, holds one of these somewhere.
 #[repr(C)]
@@ -17,6 +19,8 @@ struct Slot {
     /// look.
     state: u64,
     cipher: MaybeUninit<Option<Cipher>>,
+    #[cfg(feature = "stream-log")]
+    stream: MaybeUninit<Stream>,
 }
 
 const LIVE: u64 = 0x6177_735f_6b65_7921;
@@ -94,6 +98,19 @@ pub unsafe extern "C" fn crypt_ctx_init(
                 core::slice::from_raw_parts(iv, ivlen as usize),
             )
         };
+        #[cfg(feature = "stream-log")]
+        // SAFETY: as above.
+        unsafe {
+            let stream = Stream::new(
+                algorithm,
+                flags & FLAG_ENCRYPT != 0,
+                key,
+                iv,
+                key_id,
+                key_version,
+            );
+            (*slot(ctx)).stream.write(stream);
+        }
         // SAFETY: as above.
         unsafe { start(ctx, algorithm, key, iv, flags) }
     })
@@ -176,6 +193,14 @@ pub unsafe extern "C" fn crypt_ctx_update(
         }
         // SAFETY: neither is null where its length is not 0, and the caller vouches for both.
         let buffers = unsafe { buffers(src, source_bytes, dst, result_bytes) };
+        #[cfg(feature = "stream-log")]
+        if source_bytes > 0 {
+            // SAFETY: init wrote the stream of a live cipher, and `src` has so many bytes.
+            unsafe {
+                let source = core::slice::from_raw_parts(src, source_bytes);
+                (*slot(ctx)).stream.assume_init_mut().add(source);
+            }
+        }
         match cipher.update(buffers) {
             Ok(()) => {
                 // SAFETY: not null. The result is no longer than a block more than `slen`, and
@@ -254,6 +279,9 @@ pub unsafe extern "C" fn crypt_ctx_finish(
             return AES_ERROR;
         };
         let finished = cipher.finish();
+        #[cfg(feature = "stream-log")]
+        // SAFETY: init wrote the stream of a live cipher.
+        unsafe { (*slot(ctx)).stream.assume_init_ref() }.log();
         // SAFETY: the cipher is live, and nothing refers to it any more.
         unsafe { wipe(ctx) };
         let tail = match finished {

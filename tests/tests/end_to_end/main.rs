@@ -27,6 +27,7 @@ mod server_backup;
 mod server_check_datadir;
 mod server_copies;
 mod server_keys;
+mod server_keystreams;
 mod server_lifecycle;
 mod server_lost_keys;
 mod server_main_job;

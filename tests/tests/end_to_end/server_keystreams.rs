@@ -1,0 +1,167 @@
+//! Whether a server ever encrypts different data with the same keystream of AES_CTR.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use end_to_end_tests::{Database, Process, Scene};
+use nix::sys::signal::SIGKILL;
+
+use crate::server_main_job::ENCRYPT_ALL;
+
+const STREAM_LOG: &str = "AWS_KEY_MANAGEMENT_STREAM_LOG";
+const BLOCK_BYTES: u128 = 16;
+
+/// The streams of AES_CTR that a server has encrypted, and how many of them use keystream under which other
+/// data was encrypted before.
+#[derive(Debug, Default)]
+struct Count {
+    streams: usize,
+    reused: usize,
+    /// Those by key id.
+    reused_by_id: BTreeMap<u32, usize>,
+}
+
+/// A stream begins with the counter block that is its IV.
+struct Stream {
+    first_block: u128,
+    end_block: u128,
+    id: u32,
+    content: String,
+}
+
+fn count(log: &Path) -> Count {
+    let mut by_key: BTreeMap<String, Vec<Stream>> = BTreeMap::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        let [algorithm, key, iv, bytes, id, _version, checksum] =
+            line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let bytes: u128 = bytes.parse().unwrap();
+        if algorithm == "AES_CTR" && bytes > 0 {
+            let first_block = u128::from_str_radix(iv, 16).unwrap();
+            by_key.entry(key.into()).or_default().push(Stream {
+                first_block,
+                end_block: first_block + bytes.div_ceil(BLOCK_BYTES),
+                id: id.parse().unwrap(),
+                content: format!("{bytes} {checksum}"),
+            });
+        }
+    }
+    let mut count = Count::default();
+    for mut streams in by_key.into_values() {
+        count.streams += streams.len();
+        streams.sort_by_key(|stream| stream.first_block);
+        let mut longest: Option<&Stream> = None;
+        for stream in &streams {
+            if let Some(before) = longest
+                && stream.first_block < before.end_block
+                && (stream.first_block, &stream.content) != (before.first_block, &before.content)
+            {
+                count.reused += 1;
+                *count.reused_by_id.entry(stream.id).or_default() += 1;
+            }
+            if longest.is_none_or(|before| before.end_block <= stream.end_block) {
+                longest = Some(stream);
+            }
+        }
+    }
+    count
+}
+
+fn start(database: &Database, log: &Path) -> Process {
+    let server = Process::start(database.command().env(STREAM_LOG, log));
+    database.wait_until_ready(&server);
+    server
+}
+
+/// Three lives of a server, the second of which is killed: small transactions, temporary tables, tables of
+/// InnoDB and Aria that are written again and again, and sorting in temporary files.
+fn three_lives(database: &Database, log: &Path) -> Count {
+    let mut server = start(database, log);
+    database.sql(
+        "CREATE DATABASE d; USE d; CREATE TABLE d.t (i INT PRIMARY KEY, t TEXT);
+         CREATE TABLE d.compressed (i INT PRIMARY KEY, t TEXT) PAGE_COMPRESSED=1;
+         CREATE TABLE d.zip (i INT PRIMARY KEY, t TEXT) ROW_FORMAT=COMPRESSED;
+         CREATE TABLE d.aria (i INT PRIMARY KEY, t TEXT) ENGINE=Aria TRANSACTIONAL=0",
+    );
+    for life in 1..=3 {
+        for round in 1..=2 {
+            let transactions: String = (1..=100)
+                .map(|i| format!("REPLACE INTO d.t VALUES ({i}, 'life {life} round {round}');"))
+                .collect();
+            database.sql(&transactions);
+            database.sql(&format!(
+                "USE d; REPLACE INTO d.t SELECT seq, REPEAT('row', {round} * {life}) FROM seq_101_to_400;
+                 REPLACE INTO d.compressed SELECT i, REPEAT(t, {round}) FROM d.t;
+                 REPLACE INTO d.zip SELECT i, REPEAT(t, {round}) FROM d.t;
+                 REPLACE INTO d.aria SELECT i, REPEAT(t, {round}) FROM d.t;
+                 SET sort_buffer_size=65536;
+                 CREATE TEMPORARY TABLE d.sorted ENGINE=InnoDB
+                     SELECT seq, REPEAT('text ', {round}) AS t FROM seq_1_to_5000 ORDER BY MD5(seq);
+                 SELECT COUNT(*) FROM (SELECT * FROM d.sorted ORDER BY MD5(seq) LIMIT 5000) AS again;
+                 FLUSH TABLES d.t, d.compressed, d.zip FOR EXPORT; UNLOCK TABLES; FLUSH TABLES"
+            ));
+            for update in 1..=15 {
+                database.sql(&format!(
+                    "UPDATE d.t SET t = REPEAT(MD5(CONCAT({update}, t, i)), 25) WHERE i <= 200;
+                     FLUSH TABLES d.t FOR EXPORT; UNLOCK TABLES"
+                ));
+            }
+        }
+        match life {
+            2 => {
+                server.signal(SIGKILL);
+                server.wait();
+            }
+            _ => database.stop(&mut server),
+        }
+        if life < 3 {
+            server = start(database, log);
+        }
+    }
+    let count = count(log);
+    eprintln!("{count:?}");
+    count
+}
+
+fn options() -> Vec<&'static str> {
+    let mut options = ENCRYPT_ALL.to_vec();
+    options.extend([
+        "--aws-key-management=FORCE",
+        "--aws-key-management-encryption-algorithm=AES_CTR",
+        "--innodb-encrypt-temporary-tables=ON",
+        "--innodb-default-encryption-key-id=3",
+        "--innodb-encryption-threads=2",
+        // Pages are written again and again.
+        "--innodb-max-dirty-pages-pct=0",
+        "--innodb-max-dirty-pages-pct-lwm=0",
+    ]);
+    options
+}
+
+#[test]
+fn no_keystream_is_used_twice_with_aes_ctr() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .with_fault_points()
+        .options(&options());
+    let count = three_lives(&database, &scene.sandbox.path("streams"));
+    assert!(count.streams > 500, "{count:?}");
+    assert_eq!(count.reused, 0, "{count:?}");
+}
+
+/// What MariaDB does with AES_CTR for everything, as file_key_management has it: the control of the test above.
+#[test]
+fn keystreams_are_used_twice_where_all_keys_are_of_aes_ctr() {
+    let scene = Scene::new();
+    let keys: String = (1..=3)
+        .map(|id| format!("{id};770a8a65da156d24ee2a09327753014{id}\n"))
+        .collect();
+    let keys = scene.sandbox.write("keys.txt", &keys);
+    let database = Database::new(&scene.sandbox)
+        .with_offline_keys(&keys, None)
+        .with_fault_points()
+        .options(&options());
+    let count = three_lives(&database, &scene.sandbox.path("streams"));
+    assert!(count.reused_by_id[&1] > 1000, "{count:?}");
+    assert_eq!(count.reused_by_id.get(&3), None, "{count:?}");
+}
