@@ -11,9 +11,9 @@ use key_store::{
     key_name::{Algorithm, KeyName},
 };
 use offline_keys::{
-    derivation::{Derivation, MAX_ITERATIONS},
+    derivation::{Derivation, Digest},
     file,
-    text::{OfflineKey, PLAIN_VERSION},
+    text::{self, OfflineKey, PLAIN_VERSION},
 };
 
 use crate::{
@@ -25,19 +25,24 @@ use crate::{
     unwrapping::{Unwrapped, UnwrapperArguments},
 };
 
-/// As many as the plugin looks for.
-const ITERATIONS: u32 = MAX_ITERATIONS;
+/// What MariaDB's manual calls reasonable for SHA-256.
+const ITERATIONS: u32 = 600_000;
 /// The key of InnoDB's log, without which file_key_management does not load.
 const SYSTEM_KEY_ID: u32 = 1;
 
 /// Write all data keys into one encrypted file, for a host without AWS
 #[derive(Debug, Args)]
 #[command(after_help = "\
-aws_key_management_offline_keys reads it, and file_key_management the keys of
-which there is version 1 alone. The password of pbkdf2 is slow to guess, that
-format for offline keys and MariaDB 12.0 and later; sha1 is for every MariaDB,
-and wants a long random password.
-Whoever has file and password has the data keys: no KMS is asked any more.")]
+The file is for aws_key_management_offline_keys. Where the keys allow it, it is
+for file_key_management too: export prints the lines for the option files of both.
+
+A password of pbkdf2 is slow to guess; file_key_management reads that format
+since MariaDB 12.0.1. sha1 is for every MariaDB and needs a long random password.
+
+In the form community, file_key_management sees version 1 of each key only.
+The form enterprise has all versions, for MariaDB Enterprise Server 11.8 and later.
+
+Anyone who has the file and its password has the data keys, without KMS.")]
 pub(crate) struct Arguments {
     /// The file to make; one that is there is left alone
     #[arg(long, value_name = "FILE")]
@@ -46,9 +51,13 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     password: PasswordArguments,
 
-    /// pbkdf2 or sha1
+    /// How the file is encrypted: pbkdf2 or sha1
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Format::Pbkdf2)]
     format: Format,
+
+    /// How its lines are written: community or enterprise
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Form::Community)]
+    form: Form,
 
     /// Leave this key file out; may be given several times
     #[arg(long, value_name = "NAME")]
@@ -64,16 +73,49 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Format {
-    /// Slow to guess; for offline keys, and file_key_management of MariaDB 12.0 and later
     Pbkdf2,
-    /// For file_key_management of every MariaDB; wants a long random password
     Sha1,
+}
+
+impl Format {
+    fn derivation(self) -> Derivation {
+        match self {
+            Self::Pbkdf2 => Derivation {
+                digest: Digest::Sha256,
+                pbkdf2_iterations: ITERATIONS,
+            },
+            Self::Sha1 => Derivation {
+                digest: Digest::Sha1,
+                pbkdf2_iterations: 0,
+            },
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Community,
+    Enterprise,
+}
+
+impl From<Form> for text::Form {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Community => Self::Community,
+            Form::Enterprise => Self::Enterprise,
+        }
+    }
 }
 
 /// Unwraps all and writes them; if one fails, nothing.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = names(&directory, &arguments.leave_out)?;
+    if let (Form::Enterprise, Some(why)) = (arguments.form, obstacle(&names, arguments.form)) {
+        return Err(DataKeysError::NotExported(format!(
+            "file_key_management cannot use these keys: {why}; leave out --form"
+        )));
+    }
     if fs::symlink_metadata(&arguments.output).is_ok() {
         let path = arguments.output.display();
         return Err(DataKeysError::NotExported(format!(
@@ -101,10 +143,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     file::create(
         &arguments.output,
         &keys,
+        arguments.form.into(),
         &password,
         arguments.format.derivation(),
     )?;
-    print(&summary(arguments, &keys))?;
+    print(&summary(arguments, &names))?;
     Ok(Outcome::Good)
 }
 
@@ -137,24 +180,23 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
 }
 
 /// What to set on the other host.
-fn summary(arguments: &Arguments, keys: &[OfflineKey]) -> String {
+fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     let path = full(&arguments.output);
     let filekey = arguments
         .password
         .file()
         .map_or("/path/of/its/password".into(), full);
-    let (how, settings) = match arguments.format {
-        Format::Pbkdf2 => (
-            format!("PBKDF2 with SHA-256, {ITERATIONS} iterations"),
-            format!(
-                " of MariaDB 12.0 and later, with digest = sha256 and use_pbkdf2 = {ITERATIONS}"
-            ),
-        ),
-        Format::Sha1 => ("SHA-1".into(), String::new()),
-    };
+    let Derivation {
+        digest,
+        pbkdf2_iterations,
+    } = arguments.format.derivation();
     let mut text = format!(
-        "{} exported to '{path}', encrypted with AES-256-CBC, {how}\n",
-        data_keys(keys.len())
+        "{} exported to '{path}', encrypted with AES-256-CBC, {}\n",
+        data_keys(names.len()),
+        match pbkdf2_iterations {
+            0 => format!("key derived with {digest}"),
+            count => format!("key derived with PBKDF2, {digest}, {count} iterations"),
+        }
     );
     if !arguments.leave_out.is_empty() {
         text += &format!(
@@ -162,13 +204,43 @@ fn summary(arguments: &Arguments, keys: &[OfflineKey]) -> String {
             arguments.leave_out.join(", ")
         );
     }
+    let algorithm = names.first().map_or("", list::algorithm);
     text += &format!(
-        "For the plugin: aws_key_management_offline_keys = {path}, aws_key_management_offline_filekey = FILE:{filekey}\n"
+        "For aws_key_management:
+  aws_key_management_offline_keys = {path}
+  aws_key_management_offline_filekey = FILE:{filekey}
+  aws_key_management_offline_digest = {digest}
+  aws_key_management_offline_use_pbkdf2 = {pbkdf2_iterations}
+"
     );
-    text += &match obstacle(keys) {
-        None => format!("For file_key_management{settings}: as its filename and filekey\n"),
-        Some(why) => format!("Not for file_key_management: {why}\n"),
-    };
+    if arguments.form == Form::Enterprise {
+        text += &format!("  aws_key_management_encryption_algorithm = {algorithm}\n");
+    }
+    if let Some(why) = obstacle(names, arguments.form) {
+        return text + &format!("Not for file_key_management: {why}\n");
+    }
+    text += &format!(
+        "For file_key_management{}:
+  file_key_management_filename = {path}
+  file_key_management_filekey = FILE:{filekey}
+  file_key_management_encryption_algorithm = {algorithm}
+",
+        match (arguments.form, arguments.format) {
+            (Form::Community, Format::Sha1) => "",
+            (Form::Community, Format::Pbkdf2) => " of MariaDB 12.0.1 and later",
+            (Form::Enterprise, Format::Sha1) => " of MariaDB Enterprise Server 11.8 and later",
+            (Form::Enterprise, Format::Pbkdf2) =>
+                " of a MariaDB Enterprise Server that has file_key_management_use_pbkdf2",
+        }
+    );
+    // Older servers know neither, and have these values.
+    if pbkdf2_iterations > 0 {
+        text += &format!(
+            "  file_key_management_digest = {digest}
+  file_key_management_use_pbkdf2 = {pbkdf2_iterations}
+"
+        );
+    }
     text
 }
 
@@ -179,28 +251,18 @@ fn full(path: &Path) -> String {
 }
 
 /// Why file_key_management cannot serve what these keys encrypted.
-fn obstacle(keys: &[OfflineKey]) -> Option<String> {
-    if let Some(key) = keys.iter().find(|key| key.name.version != PLAIN_VERSION) {
+fn obstacle(names: &[KeyName], form: Form) -> Option<String> {
+    let further = names.iter().find(|name| name.version != PLAIN_VERSION);
+    if let (Form::Community, Some(name)) = (form, further) {
         return Some(format!(
-            "it has version 1 of each key alone, and key {} has version {}",
-            key.name.id, key.name.version
+            "it has version 1 of each key alone, and key {} has version {} (MariaDB Enterprise Server 11.8 has versions: --form=enterprise)",
+            name.id, name.version
         ));
     }
-    if !keys.iter().any(|key| key.name.id == SYSTEM_KEY_ID) {
-        return Some(format!("it wants a key {SYSTEM_KEY_ID}"));
+    if !names.iter().any(|name| name.id == SYSTEM_KEY_ID) {
+        return Some(format!("it needs a key {SYSTEM_KEY_ID}"));
     }
-    let with = |algorithm| keys.iter().any(|key| key.name.algorithm == algorithm);
+    let with = |algorithm| names.iter().any(|name| name.algorithm == algorithm);
     (with(Algorithm::AesCbc) && with(Algorithm::AesCtr))
         .then(|| "it has one algorithm for all keys, and these are of AES_CBC and AES_CTR".into())
-}
-
-impl Format {
-    fn derivation(self) -> Derivation {
-        match self {
-            Self::Pbkdf2 => Derivation::Pbkdf2 {
-                iterations: ITERATIONS,
-            },
-            Self::Sha1 => Derivation::Sha1,
-        }
-    }
 }

@@ -10,16 +10,15 @@ use key_store::{
     key_directory::{KeyDirectory, Placement, Stored},
     key_name::{Algorithm, KeyName},
 };
-use offline_keys::{
-    file::{self, KeyFile, OfflineFileError},
-    text::OfflineKey,
-};
+use offline_keys::{derivation::Derivation, file::KeyFile, text::OfflineKey};
 use subtle::ConstantTimeEq;
+use tracing::info;
 
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
     data_keys,
+    derivation::DerivationArguments,
     each::each,
     kms::Kms,
     list,
@@ -31,21 +30,30 @@ use crate::{
 /// Wrap the keys of a file_key_management or exported file into key files
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each is wrapped by KMS, proven to unwrap to the same key, and written as the
-version that it is. Nothing is overwritten. Do it while the server is stopped,
-and start it with aws_key_management. ALGORITHM, AES_CBC or AES_CTR, is what
-file_key_management_encryption_algorithm was; exported keys know their own.")]
+KMS wraps each key and unwraps it again for comparison. Key and version stay the
+same. Nothing is overwritten. Do it while the server is stopped, and start it
+with aws_key_management. ALGORITHM, AES_CBC or AES_CTR, is what
+file_key_management_encryption_algorithm was; exported keys name their own.
+
+To decrypt a file, import tries every digest, first without PBKDF2 and then with
+the numbers of iterations in common use, up to 1,000,000. That can take a minute.
+Give --digest and --iterations to skip the search, or if the number is unusual:
+the values of file_key_management_digest and file_key_management_use_pbkdf2
+(before MariaDB 12.0.1: sha1 and 0), which are -md and -iter of openssl enc.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
     master_key_id: MasterKeyId,
 
-    /// Of keys that do not say theirs
+    /// Algorithm of the keys whose lines name none
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 
     #[command(flatten)]
     password: PasswordArguments,
+
+    #[command(flatten)]
+    derivation: DerivationArguments,
 
     #[command(flatten)]
     access: AccessArguments,
@@ -71,7 +79,7 @@ enum Unnamed {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = list::check_names(&directory, &directory.list()?);
-    let keys = read(arguments)?.keys;
+    let keys = read(arguments)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
@@ -106,18 +114,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
 }
 
 /// Reads the file; the password is asked for if it needs one.
-fn read(arguments: &Arguments) -> Result<KeyFile, DataKeysError> {
+fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
     let unnamed = match arguments.algorithm {
         Unnamed::AesCbc => Algorithm::AesCbc,
         Unnamed::AesCtr => Algorithm::AesCtr,
     };
-    match file::read(&arguments.file, None, unnamed) {
-        Err(OfflineFileError::NoPassword { .. }) => {
-            let password = arguments.password.get()?;
-            Ok(file::read(&arguments.file, Some(&password), unnamed)?)
-        }
-        read => Ok(read?),
+    let file = KeyFile::read(&arguments.file)?;
+    if !file.is_encrypted() {
+        return Ok(file.keys(None, [], unnamed)?);
     }
+    let password = arguments.password.get()?;
+    let mut last = None;
+    let candidates = arguments.derivation.candidates();
+    let keys = file.keys(
+        Some(&password),
+        candidates.inspect(|candidate| last = Some(*candidate)),
+        unnamed,
+    )?;
+    if let Some(Derivation {
+        digest,
+        pbkdf2_iterations,
+    }) = last
+    {
+        info!("the file opens with --digest={digest} --iterations={pbkdf2_iterations}");
+    }
+    Ok(keys)
 }
 
 /// The keys of the file that have a key file already. Fails if a key has another version than those

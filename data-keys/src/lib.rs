@@ -7,6 +7,7 @@
 mod access;
 mod check;
 mod command_line;
+mod derivation;
 mod each;
 mod export;
 mod fork;
@@ -95,7 +96,7 @@ enum DataKeysError {
     System(&'static str, io::Error),
     #[error(transparent)]
     NotStopped(#[from] check::NotStopped),
-    #[error("remove no key file: it is not certain which are needed")]
+    #[error("leave all key files where they are: it is not certain which are needed")]
     Undetermined,
 }
 

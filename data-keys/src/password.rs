@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use offline_keys::password::Password;
 use zeroize::Zeroizing;
 
@@ -45,6 +46,17 @@ impl PasswordArguments {
     }
 }
 
+/// Asks, and lets Ctrl-C end the program after that. rpassword raises SIGINT while the terminal does
+/// not echo; the program would end, and leave the terminal like that.
+fn interruptible(ask: impl FnOnce() -> io::Result<String>) -> io::Result<String> {
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    let before = interrupt.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let answer = ask();
+    before.thread_set_mask()?;
+    answer
+}
+
 fn ask(prompt: &str) -> Result<Password, DataKeysError> {
     let failed = |error: io::Error| match error.raw_os_error() {
         // What open(2) says of /dev/tty where there is no terminal.
@@ -54,7 +66,7 @@ fn ask(prompt: &str) -> Result<Password, DataKeysError> {
         ),
         None => DataKeysError::System("read the password", error),
     };
-    let text = rpassword::prompt_password(prompt).map_err(failed)?;
+    let text = interruptible(|| rpassword::prompt_password(prompt)).map_err(failed)?;
     let bytes = Zeroizing::new(text.into_bytes());
     Ok(Password::new(bytes)?)
 }

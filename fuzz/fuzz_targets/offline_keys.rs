@@ -5,18 +5,26 @@
 
 use key_store::key_name::Algorithm;
 use libfuzzer_sys::fuzz_target;
-use offline_keys::envelope;
+use offline_keys::derivation::{Derivation, Digest};
+use offline_keys::envelope::Envelope;
 use offline_keys::password::Password;
-use offline_keys::text::{format, parse};
-
-const ITERATIONS: u32 = 3;
+use offline_keys::text::{Form, format, parse};
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(keys) = parse(data, Algorithm::AesCtr) {
-        let text = format(&keys);
+        let text = format(&keys, Form::Community);
         assert!(parse(text.as_bytes(), Algorithm::AesCbc).as_ref() == Ok(&keys));
     }
     if let Ok(password) = Password::new(b"secret".to_vec().into()) {
-        let _ = envelope::open(&[b"Salted__", data].concat(), &password, ITERATIONS);
+        let content = [b"Salted__", data].concat();
+        if let Ok(envelope) = Envelope::parse(&content) {
+            for (digest, pbkdf2_iterations) in Digest::ALL.into_iter().zip(0..) {
+                let derivation = Derivation {
+                    digest,
+                    pbkdf2_iterations,
+                };
+                let _ = envelope.open(&password, derivation);
+            }
+        }
     }
 });

@@ -2,18 +2,18 @@
 
 #![allow(unsafe_code)]
 
-use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use core::ptr::null_mut;
 
 use crate::abi::{
     CheckFunction, ENCRYPTION_INTERFACE_VERSION, ENCRYPTION_PLUGIN, EncryptionPlugin, EnumVariable,
     IntVariable, LICENSE_BSD, MATURITY_STABLE, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
     SHOW_SIMPLE_FUNC, ServerOwned, StatusVariable, StringVariable, SystemVariable, TypeLibrary,
-    UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY, VARIABLE_STRING,
-    VariableHeader,
+    UnsignedVariable, UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY,
+    VARIABLE_STRING, VARIABLE_UNSIGNED, VariableHeader,
 };
 use crate::entry::{crypt, keys, lifecycle, status, variables};
-use crate::settings::{ALGORITHM_NAMES, KEY_SPECS, LOG_LEVELS};
+use crate::settings::{ALGORITHM_NAMES, DIGEST_NAMES, KEY_SPECS, LOG_LEVELS};
 use crate::status::VARIABLES;
 
 const VERSION_INFO: &CStr =
@@ -35,6 +35,8 @@ pub mod storage {
     pub static BROKER_SOCKET: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
     pub static OFFLINE_KEYS: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
     pub static OFFLINE_FILEKEY: ServerOwned<*mut c_char> = ServerOwned::new(null_mut());
+    pub static OFFLINE_DIGEST: ServerOwned<c_ulong> = ServerOwned::new(0);
+    pub static OFFLINE_USE_PBKDF2: ServerOwned<c_uint> = ServerOwned::new(0);
     pub static KEY_SPEC: ServerOwned<c_ulong> = ServerOwned::new(0);
     pub static ENCRYPTION_ALGORITHM: ServerOwned<c_ulong> = ServerOwned::new(0);
     pub static LOG_LEVEL: ServerOwned<c_ulong> = ServerOwned::new(0);
@@ -127,6 +129,36 @@ static OFFLINE_FILEKEY: ServerOwned<StringVariable> = ServerOwned::new(read_only
     &storage::OFFLINE_FILEKEY,
     c"",
 ));
+
+static DIGEST_POINTERS: ServerOwned<[*const c_char; 6]> = ServerOwned::new(names(DIGEST_NAMES));
+static DIGEST_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(5, DIGEST_POINTERS.address().cast()));
+static OFFLINE_DIGEST: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM | VARIABLE_READ_ONLY,
+        c"offline_digest",
+        c"Digest for decrypting aws_key_management_offline_keys, as file_key_management_digest: the -md of openssl enc",
+        None,
+        None,
+    ),
+    storage: storage::OFFLINE_DIGEST.address(),
+    default: 0,
+    names: DIGEST_TYPE.address(),
+});
+static OFFLINE_USE_PBKDF2: ServerOwned<UnsignedVariable> = ServerOwned::new(UnsignedVariable {
+    header: header(
+        VARIABLE_INT | VARIABLE_UNSIGNED | VARIABLE_READ_ONLY,
+        c"offline_use_pbkdf2",
+        c"Number of PBKDF2 iterations for decrypting aws_key_management_offline_keys, as file_key_management_use_pbkdf2: the -iter of openssl enc. 0: no PBKDF2",
+        None,
+        None,
+    ),
+    storage: storage::OFFLINE_USE_PBKDF2.address(),
+    default: 0,
+    minimum: 0,
+    maximum: c_uint::MAX,
+    block_size: 0,
+});
 
 /// A `TYPELIB` of `N` names; the array ends with null.
 const fn names<const N: usize, const END: usize>(
@@ -245,7 +277,7 @@ static MOCK: ServerOwned<crate::abi::BoolVariable> = ServerOwned::new(crate::abi
     default: 0,
 });
 
-const VARIABLE_COUNT: usize = 12 + cfg!(feature = "mock") as usize;
+const VARIABLE_COUNT: usize = 14 + cfg!(feature = "mock") as usize;
 
 static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> =
     ServerOwned::new([
@@ -260,6 +292,8 @@ static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> 
         BROKER_SOCKET.address().cast(),
         OFFLINE_KEYS.address().cast(),
         OFFLINE_FILEKEY.address().cast(),
+        OFFLINE_DIGEST.address().cast(),
+        OFFLINE_USE_PBKDF2.address().cast(),
         ENCRYPTION_ALGORITHM.address().cast(),
         #[cfg(feature = "mock")]
         MOCK.address().cast(),

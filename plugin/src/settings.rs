@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use key_store::key_name::Algorithm;
+use offline_keys::derivation::{Derivation, Digest};
 
 /// Values of `key_spec`: keys of 16 and of 32 bytes.
 pub const KEY_SPECS: [&core::ffi::CStr; 2] = [c"AES_128", c"AES_256"];
@@ -19,6 +20,10 @@ const ALGORITHMS: [Algorithm; 2] = [Algorithm::AesCbc, Algorithm::AesCtr];
 pub const LOG_LEVELS: [&core::ffi::CStr; 7] = [
     c"Off", c"Fatal", c"Error", c"Warn", c"Info", c"Debug", c"Trace",
 ];
+
+/// Values of `offline_digest`, in the order of [`Digest::ALL`].
+pub const DIGEST_NAMES: [&core::ffi::CStr; 5] =
+    [c"sha1", c"sha224", c"sha256", c"sha384", c"sha512"];
 
 /// KMS calls take this long at most where `request_timeout` is 0.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,9 +61,16 @@ pub struct Fixed {
     pub offline_keys: PathBuf,
     /// `FILE:` and the file with its password; empty if it needs none.
     pub offline_filekey: PathBuf,
+    /// How the key of that file is derived from its password.
+    pub offline_derivation: Derivation,
     /// Whether the plugin plays broker and KMS itself.
     #[cfg(feature = "mock")]
     pub mock: bool,
+}
+
+/// The digest at an index of [`DIGEST_NAMES`]. The server stores none beyond its end.
+pub fn digest(index: usize) -> Digest {
+    Digest::ALL.get(index).copied().unwrap_or_default()
 }
 
 impl Fixed {
@@ -156,4 +168,16 @@ impl Default for Dynamic {
 /// The value of an enumeration. The server stores no index beyond its end.
 fn chosen<T: Copy, const N: usize>(values: &[T; N], index: &AtomicUsize) -> T {
     values[index.load(Ordering::Relaxed).min(N - 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_have_the_servers_names() {
+        for (index, name) in DIGEST_NAMES.iter().enumerate() {
+            assert_eq!(digest(index).to_string(), name.to_str().unwrap());
+        }
+    }
 }

@@ -9,10 +9,10 @@ use key_store::key_name::Algorithm;
 use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
-use crate::derivation::{Derivation, MAX_ITERATIONS, SALT_BYTES};
-use crate::envelope::{self, EnvelopeError};
+use crate::derivation::{Derivation, SALT_BYTES};
+use crate::envelope::{self, Envelope, EnvelopeError};
 use crate::password::Password;
-use crate::text::{self, OfflineKey, SyntaxError};
+use crate::text::{self, Form, OfflineKey, SyntaxError};
 
 /// Longest key file in bytes, as file_key_management has it.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
@@ -44,13 +44,25 @@ pub enum OfflineFileError {
         /// The file.
         path: PathBuf,
     },
-    /// It does not decrypt.
+    /// It cannot be decrypted or encrypted, whatever the password.
     #[error("the key file '{}' {source}", path.display())]
     Envelope {
         /// The file.
         path: PathBuf,
         /// Why.
         source: EnvelopeError,
+    },
+    /// It does not decrypt to a list of keys.
+    #[error(
+        "cannot decrypt the key file '{}': the password is wrong, the key is derived with another digest or number of iterations, the file is damaged, or it has no key in it{}",
+        path.display(),
+        password_hint(*several_lines)
+    )]
+    WrongPassword {
+        /// The file.
+        path: PathBuf,
+        /// Whether the password has several lines.
+        several_lines: bool,
     },
     /// It is no list of keys.
     #[error("the key file '{}' cannot be used: {source}", path.display())]
@@ -68,59 +80,100 @@ pub enum OfflineFileError {
     },
 }
 
-/// A key file that was read.
+/// What may be wrong with a password, to be added to a message.
+pub fn password_hint(several_lines: bool) -> &'static str {
+    if several_lines {
+        ". The password has several lines: openssl uses only the first, MariaDB all of them"
+    } else {
+        ""
+    }
+}
+
+/// A key file that was read and is still encrypted if it was.
 pub struct KeyFile {
-    /// At least one key, in the order of their names.
-    pub keys: Vec<OfflineKey>,
-    /// Whether it is under a password.
-    pub encrypted: bool,
+    path: PathBuf,
+    content: Zeroizing<Vec<u8>>,
     /// Whether every user of the host may read it.
     pub readable_by_others: bool,
 }
 
-/// Reads a key file; the password is used if it is encrypted. `unnamed` is how the keys encrypt of
-/// which the file does not say it.
-pub fn read(
-    path: &Path,
-    password: Option<&Password>,
-    unnamed: Algorithm,
-) -> Result<KeyFile, OfflineFileError> {
-    let to_path = || path.to_owned();
-    let failed = |source| OfflineFileError::File {
-        action: "read",
-        path: to_path(),
-        source,
-    };
-    let file = open_regular(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode();
-    let content = read_bounded(file)
-        .map_err(failed)?
-        .ok_or_else(|| OfflineFileError::TooLong { path: to_path() })?;
-    let encrypted = envelope::is_encrypted(&content);
-    let text = match (encrypted, password) {
-        (false, _) => content,
-        (true, None) => return Err(OfflineFileError::NoPassword { path: to_path() }),
-        (true, Some(password)) => {
-            envelope::open(&content, password, MAX_ITERATIONS).map_err(|source| {
-                OfflineFileError::Envelope {
-                    path: to_path(),
-                    source,
-                }
-            })?
-        }
-    };
-    let keys = text::parse(&text, unnamed).map_err(|source| OfflineFileError::Syntax {
-        path: to_path(),
-        source,
-    })?;
-    if keys.is_empty() {
-        return Err(OfflineFileError::NoKey { path: to_path() });
+impl KeyFile {
+    /// Reads a file of at most [`MAX_FILE_BYTES`].
+    pub fn read(path: &Path) -> Result<Self, OfflineFileError> {
+        let failed = |source| OfflineFileError::File {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        };
+        let file = open_regular(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.permissions().mode();
+        let content =
+            read_bounded(file)
+                .map_err(failed)?
+                .ok_or_else(|| OfflineFileError::TooLong {
+                    path: path.to_owned(),
+                })?;
+        Ok(Self {
+            path: path.to_owned(),
+            content,
+            readable_by_others: mode & READABLE_BY_OTHERS != 0,
+        })
     }
-    Ok(KeyFile {
-        keys,
-        encrypted,
-        readable_by_others: mode & READABLE_BY_OTHERS != 0,
-    })
+
+    /// Whether it needs a password.
+    pub fn is_encrypted(&self) -> bool {
+        envelope::is_encrypted(&self.content)
+    }
+
+    /// Returns its keys, at least one, in the order of their names. `password` is needed if it is
+    /// encrypted, and is tried with each of `derivations` until one suits. `unnamed` is the algorithm
+    /// of the keys whose lines name none.
+    pub fn keys(
+        &self,
+        password: Option<&Password>,
+        derivations: impl IntoIterator<Item = Derivation>,
+        unnamed: Algorithm,
+    ) -> Result<Vec<OfflineKey>, OfflineFileError> {
+        if self.is_encrypted() {
+            self.parse(&self.decrypt(password, derivations)?, unnamed)
+        } else {
+            self.parse(&self.content, unnamed)
+        }
+    }
+
+    fn decrypt(
+        &self,
+        password: Option<&Password>,
+        derivations: impl IntoIterator<Item = Derivation>,
+    ) -> Result<Zeroizing<Vec<u8>>, OfflineFileError> {
+        let path = || self.path.clone();
+        let password = password.ok_or_else(|| OfflineFileError::NoPassword { path: path() })?;
+        let envelope =
+            Envelope::parse(&self.content).map_err(|source| OfflineFileError::Envelope {
+                path: path(),
+                source,
+            })?;
+        derivations
+            .into_iter()
+            .find_map(|derivation| envelope.open(password, derivation))
+            .ok_or_else(|| OfflineFileError::WrongPassword {
+                path: path(),
+                several_lines: password.has_several_lines(),
+            })
+    }
+
+    fn parse(&self, text: &[u8], unnamed: Algorithm) -> Result<Vec<OfflineKey>, OfflineFileError> {
+        let keys = text::parse(text, unnamed).map_err(|source| OfflineFileError::Syntax {
+            path: self.path.clone(),
+            source,
+        })?;
+        if keys.is_empty() {
+            return Err(OfflineFileError::NoKey {
+                path: self.path.clone(),
+            });
+        }
+        Ok(keys)
+    }
 }
 
 /// Opens a file that is one: a FIFO would stop the server, a device would never end.
@@ -149,6 +202,7 @@ fn read_bounded(file: File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
 pub fn create(
     path: &Path,
     keys: &[OfflineKey],
+    form: Form,
     password: &Password,
     derivation: Derivation,
 ) -> Result<(), OfflineFileError> {
@@ -161,13 +215,12 @@ pub fn create(
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut salt))
         .map_err(|source| failed("get random bytes for", source))?;
-    let content =
-        envelope::seal(&text::format(keys), password, &salt, derivation).map_err(|source| {
-            OfflineFileError::Envelope {
-                path: path.to_owned(),
-                source,
-            }
-        })?;
+    let content = envelope::seal(&text::format(keys, form), password, &salt, derivation).map_err(
+        |source| OfflineFileError::Envelope {
+            path: path.to_owned(),
+            source,
+        },
+    )?;
     if content.len() > MAX_FILE_BYTES {
         return Err(OfflineFileError::TooLong {
             path: path.to_owned(),
@@ -186,7 +239,7 @@ pub fn create(
         .and_then(|()| file.sync_all())
         .and_then(|()| sync_directory_of(path));
     written.map_err(|source| {
-        // Half a file would look like a whole one. The first failure is the one to tell.
+        // Half a file would look like a whole one. The first failure is the one to report.
         let _ = std::fs::remove_file(path);
         failed("write", source)
     })
@@ -208,6 +261,7 @@ mod tests {
     use key_store::key_name::KeyName;
 
     use super::*;
+    use crate::derivation::Digest;
 
     fn key(id: u32, version: u32, algorithm: Algorithm) -> OfflineKey {
         OfflineKey {
@@ -227,32 +281,66 @@ mod tests {
     fn error(content: &[u8]) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), content).unwrap();
-        match read(file.path(), None, Algorithm::AesCbc) {
-            Ok(_) => panic!("read"),
-            Err(error) => error.to_string(),
-        }
+        keys(file.path(), None).unwrap_err().to_string()
+    }
+
+    const DERIVATION: Derivation = Derivation {
+        digest: Digest::Sha256,
+        pbkdf2_iterations: 100,
+    };
+
+    fn keys(path: &Path, password: Option<&Password>) -> Result<Vec<OfflineKey>, OfflineFileError> {
+        KeyFile::read(path)?.keys(password, [DERIVATION], Algorithm::AesCbc)
     }
 
     #[test]
     fn a_file_that_was_made_is_read_and_never_overwritten() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.enc");
-        let keys = [
+        let made = [
             key(1, 1, Algorithm::AesCbc),
             key(1, 2, Algorithm::AesCtr),
             key(7, 1, Algorithm::AesCtr),
         ];
-        let derivation = Derivation::Pbkdf2 { iterations: 100 };
-        create(&path, &keys, &password("one"), derivation).unwrap();
+        let form = Form::Community;
+        create(&path, &made, form, &password("one"), DERIVATION).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        let read = read(&path, Some(&password("one")), Algorithm::AesCbc).unwrap();
-        assert_eq!(read.keys, keys);
-        assert!(read.encrypted && !read.readable_by_others);
+        let read = KeyFile::read(&path).unwrap();
+        assert!(read.is_encrypted() && !read.readable_by_others);
+        assert_eq!(keys(&path, Some(&password("one"))).unwrap(), made);
 
         let before = fs::read(&path).unwrap();
-        let again = create(&path, &keys, &password("two"), derivation);
+        let again = create(&path, &made, form, &password("two"), DERIVATION);
         assert!(again.unwrap_err().to_string().contains("File exists"));
         assert_eq!(fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn the_first_derivation_that_suits_is_taken_and_a_password_of_several_lines_is_mentioned() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keys.enc");
+        let made = [key(1, 1, Algorithm::AesCbc)];
+        let several_lines = password("one\ntwo");
+        create(&path, &made, Form::Community, &several_lines, DERIVATION).unwrap();
+        let file = KeyFile::read(&path).unwrap();
+        let with = |pbkdf2_iterations| Derivation {
+            pbkdf2_iterations,
+            ..DERIVATION
+        };
+        let mut tried = Vec::new();
+        let derivations = [0, 99, 100, 101]
+            .map(with)
+            .into_iter()
+            .inspect(|derivation| tried.push(derivation.pbkdf2_iterations));
+        let unnamed = Algorithm::AesCbc;
+        let keys = file.keys(Some(&several_lines), derivations, unnamed);
+        assert_eq!(keys.unwrap(), made);
+        assert_eq!(tried, [0, 99, 100]);
+
+        for (password, hint) in [(several_lines, true), (password("one"), false)] {
+            let error = file.keys(Some(&password), [with(99)], unnamed).unwrap_err();
+            assert_eq!(error.to_string().contains("several lines"), hint, "{error}");
+        }
     }
 
     #[test]
@@ -263,9 +351,7 @@ mod tests {
         assert!(error(b"Salted__1234567").contains("is encrypted"));
         assert!(error(&vec![b'\n'; MAX_FILE_BYTES + 1]).contains("is longer than 1048576 bytes"));
         let directory = tempfile::tempdir().unwrap();
-        let failed = read(directory.path(), None, Algorithm::AesCbc)
-            .err()
-            .unwrap();
+        let failed = keys(directory.path(), None).unwrap_err();
         assert!(failed.to_string().contains("not a regular file"));
     }
 }

@@ -1,8 +1,8 @@
 //! Files with data keys that need no KMS: those of MariaDB's `file_key_management`, plain or
 //! encrypted under a password, and what is exported in the same form.
 //!
-//! A file is read by [`file::read`] and made by [`file::create`]. [`text`] tells what is in it,
-//! [`envelope`] and [`derivation`] how it is encrypted, as `openssl enc` does it.
+//! [`file::KeyFile`] reads a file, [`file::create`] makes one. [`text`] has the form of what is in it,
+//! [`envelope`] and [`derivation`] that of the encryption, which is `openssl enc`'s.
 
 #![forbid(unsafe_code)]
 

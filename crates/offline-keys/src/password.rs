@@ -86,6 +86,12 @@ impl Password {
         Ok(bytes)
     }
 
+    /// Returns whether it spans several lines. openssl takes the first line of such a file,
+    /// file_key_management all of it.
+    pub fn has_several_lines(&self) -> bool {
+        self.0.contains(&b'\n')
+    }
+
     pub(crate) fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -110,6 +116,16 @@ mod tests {
         }
         let longest = [&[b'x'; MAX_PASSWORD_BYTES][..], b"\r\n"].concat();
         assert_eq!(read(&longest).unwrap().len(), MAX_PASSWORD_BYTES);
+    }
+
+    #[test]
+    fn a_password_of_several_lines_says_so() {
+        for (content, several) in [("one\n", false), ("one\r\n\n", false), ("one\ntwo\n", true)] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), content).unwrap();
+            let password = Password::read(file.path()).unwrap();
+            assert_eq!(password.has_several_lines(), several, "{content:?}");
+        }
     }
 
     #[test]

@@ -1,18 +1,23 @@
-//! What a key file says, a key in each line.
+//! The text of a key file, a key in each line.
 //!
 //! ```text
 //! # a comment
 //! 1;770A8A65DA156D24EE2A093277530142
+//! 1;2;0A63A1A2F0E5D1C9B1B0E6CBB3A0D4F7
 //! 2;F5502320F8429037B8DAEF761B189D12F5502320F8429037B8DAEF761B189D12 #aws-kms-key.2.1
 //! #aws-kms-key.2.2.ctr;4B1D7F6C0E0F5A3A6E0C8B5B8C9D1E2F
 //! ```
 //!
-//! The first two are what file_key_management has: a key id, `;`, and 16, 24 or 32 bytes in
-//! hexadecimal digits, version 1 of that key. It ignores what follows in the line, and lines that
-//! begin with `#`. So the rest can stand there: the algorithm of a version 1, as the name of its
-//! key file in [`key_store::key_name`], and further versions.
+//! The first key is in the form that every file_key_management reads: a key id, `;`, and 16, 24 or
+//! 32 bytes in hexadecimal digits. It is version 1 of that key. The second is in the form of MariaDB
+//! Enterprise Server 11.8, with the version as the second field. file_key_management ignores the
+//! rest of a line, and lines that begin with `#`. So two more things can stand there: the algorithm
+//! of a key, as the name of its key file in [`key_store::key_name`], and, for servers that know no
+//! versions, further versions.
 //!
-//! Source: MariaDB's manual, "File Key Management Encryption Plugin", and what the servers do.
+//! Source: MariaDB's manual, [File Key Management Encryption
+//! Plugin](https://mariadb.com/docs/server/security/encryption/data-at-rest-encryption/key-management-and-encryption-plugins/file-key-management-encryption-plugin),
+//! and what the servers do.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -22,7 +27,7 @@ use key_store::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 use zeroize::Zeroizing;
 
 const LONGEST_KEY_BYTES: usize = 32;
-/// Version of the keys that file_key_management knows.
+/// Version of a key whose line names none.
 pub const PLAIN_VERSION: u32 = 1;
 
 /// A key version of a file.
@@ -34,7 +39,7 @@ pub struct OfflineKey {
     pub key: PlaintextKey,
 }
 
-/// Why a text is no key file. It never tells what is in the line.
+/// Why a text is no list of keys. The message never contains a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} {problem}")]
 pub struct SyntaxError {
@@ -48,27 +53,36 @@ pub struct SyntaxError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Anything else.
-    #[error("is neither a comment nor a key, which is an id, a semicolon and hexadecimal digits")]
+    #[error(
+        "is neither a comment nor a key, which is an id, a version if there is one, and hexadecimal digits, with semicolons between them"
+    )]
     NotAKey,
     /// 0, or beyond 32 bits.
     #[error("has no valid key id, which is 1 to 4294967294")]
     Id,
+    /// 0, or beyond 32 bits.
+    #[error("has no valid key version, which is 1 to 4294967294")]
+    Version,
     /// Another length, or something that is no hexadecimal digit.
     #[error("has no key of 16, 24 or 32 bytes in hexadecimal digits")]
     Key,
-    /// A comment that begins as a further version and is none.
-    #[error("names no key version after 'aws-kms-key', or not the one that it is")]
+    /// A comment that begins as a name of a key file and is none, or that of another key.
+    #[error(
+        "has a comment that must be '#aws-kms-key.ID.VERSION' with the id and version of its key"
+    )]
     Name,
-    /// The same key version twice.
-    #[error("has the same key and version as line {0}")]
+    /// The same key version twice. file_key_management takes the later one and says nothing.
+    #[error(
+        "has the same key and version as line {0}: delete the wrong one (file_key_management silently uses the later)"
+    )]
     Duplicate(
         /// Number of the other line.
         usize,
     ),
 }
 
-/// Reads the keys of a file, in the order of their names. `unnamed` is how the keys encrypt of which
-/// the file does not say it.
+/// Reads the keys of a file, in the order of their names. `unnamed` is the algorithm of the keys
+/// whose lines name none. The encoding of comments does not matter.
 ///
 /// Errors: the first line that is wrong, or a key version that is there twice.
 pub fn parse(text: &[u8], unnamed: Algorithm) -> Result<Vec<OfflineKey>, SyntaxError> {
@@ -88,6 +102,12 @@ pub fn parse(text: &[u8], unnamed: Algorithm) -> Result<Vec<OfflineKey>, SyntaxE
     Ok(keys.into_values().collect())
 }
 
+/// Returns whether any line is a key.
+pub(crate) fn has_key(text: &[u8]) -> bool {
+    text.split(|&byte| byte == b'\n')
+        .any(|line| matches!(parse_line(line, Algorithm::AesCbc), Ok(Some(_))))
+}
+
 fn parse_line(line: &[u8], unnamed: Algorithm) -> Result<Option<OfflineKey>, Problem> {
     let line = line.trim_ascii();
     match line.first() {
@@ -105,7 +125,7 @@ fn parse_line(line: &[u8], unnamed: Algorithm) -> Result<Option<OfflineKey>, Pro
     }
 }
 
-/// A line that file_key_management reads too.
+/// A line that file_key_management reads too, that with a version since MariaDB Enterprise 11.8.
 fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (id, rest) = line.split_at(digits);
@@ -114,18 +134,38 @@ fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
         .and_then(|id| id.parse().ok())
         .filter(|&id| is_valid_number(id))
         .ok_or(Problem::Id)?;
-    let (key, rest) = parse_key(rest.strip_prefix(b";").ok_or(Problem::NotAKey)?)?;
+    let rest = rest.strip_prefix(b";").ok_or(Problem::NotAKey)?;
+    let (version, rest) = parse_version(rest)?;
+    let (key, rest) = parse_key(rest)?;
     let name = KeyName {
         id,
-        version: PLAIN_VERSION,
+        version,
         algorithm: unnamed,
     };
     match parse_name(rest.trim_ascii_start())? {
         None => Ok(OfflineKey { name, key }),
-        Some((named, b"")) if (named.id, named.version) == (id, PLAIN_VERSION) => {
+        Some((named, b"")) if (named.id, named.version) == (id, version) => {
             Ok(OfflineKey { name: named, key })
         }
         Some(_) => Err(Problem::Name),
+    }
+}
+
+/// The version at the beginning, and the key that follows it. A version is shorter than any key,
+/// whose digits may all be decimal.
+fn parse_version(text: &[u8]) -> Result<(u32, &[u8]), Problem> {
+    const LONGEST_VERSION_DIGITS: usize = 10;
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    match text.split_at(digits) {
+        (version @ [_, ..], [b';', key @ ..]) if digits <= LONGEST_VERSION_DIGITS => {
+            let version = str::from_utf8(version)
+                .ok()
+                .and_then(|version| version.parse().ok())
+                .filter(|&version| is_valid_number(version))
+                .ok_or(Problem::Version)?;
+            Ok((version, key))
+        }
+        _ => Ok((PLAIN_VERSION, text)),
     }
 }
 
@@ -168,27 +208,42 @@ fn parse_name(comment: &[u8]) -> Result<Option<(KeyName, &[u8])>, Problem> {
     }
 }
 
-/// Writes the text of a key file, in which each key says how it encrypts.
-pub fn format(keys: &[OfflineKey]) -> Zeroizing<String> {
+/// How the lines of a key file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `id;key` for version 1, further versions in comments; the algorithms are kept.
+    Community,
+    /// `id;version;key`, of MariaDB Enterprise 11.8. It has no place for algorithms.
+    Enterprise,
+}
+
+/// Writes the text of a key file.
+pub fn format(keys: &[OfflineKey], form: Form) -> Zeroizing<String> {
     const LONGEST_LINE_BYTES: usize = 128;
-    let head =
-        "# Data keys of MariaDB. file_key_management takes those that begin with their id.\n";
+    let head = match form {
+        Form::Community => {
+            "# Data keys of MariaDB. file_key_management takes those that begin with their id.\n"
+        }
+        Form::Enterprise => "",
+    };
     // As long as it may get, so that it never leaves a copy behind by growing.
     let mut text = Zeroizing::new(String::with_capacity(
         head.len() + keys.len() * LONGEST_LINE_BYTES,
     ));
     text.push_str(head);
     for OfflineKey { name, key } in keys {
-        if name.version == PLAIN_VERSION {
-            // A String takes everything.
-            let _ = write!(text, "{};", name.id);
-            push_digits(&mut text, key);
-            let _ = writeln!(text, " #{name}");
-        } else {
-            let _ = write!(text, "#{name};");
-            push_digits(&mut text, key);
-            text.push('\n');
+        let KeyName { id, version, .. } = *name;
+        // A String takes everything.
+        let _ = match form {
+            Form::Community if version == PLAIN_VERSION => write!(text, "{id};"),
+            Form::Community => write!(text, "#{name};"),
+            Form::Enterprise => write!(text, "{id};{version};"),
+        };
+        push_digits(&mut text, key);
+        if form == Form::Community && version == PLAIN_VERSION {
+            let _ = write!(text, " #{name}");
         }
+        text.push('\n');
     }
     text
 }
@@ -268,8 +323,28 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_manual_of_enterprise_is_read_beside_plain_lines() {
+        let text = format!(
+            "1;1;{DIGITS}\n2;1;{DIGITS}\n\n100;2;{DIGITS}{DIGITS}\n100;{DIGITS}\n2;4294967294;{DIGITS} old\n7;3;{DIGITS} #aws-kms-key.7.3.ctr\n8;00000000000000000000000000000001;2\n"
+        );
+        let keys = parse(text.as_bytes(), Algorithm::AesCbc).unwrap();
+        let names: Vec<_> = keys.iter().map(|key| key.name.to_string()).collect();
+        let expected = [
+            "1.1",
+            "2.1",
+            "2.4294967294",
+            "7.3.ctr",
+            "8.1",
+            "100.1",
+            "100.2",
+        ];
+        assert_eq!(names, expected.map(|name| format!("aws-kms-key.{name}")));
+        assert_eq!(keys[6].key.expose().len(), 32);
+    }
+
+    #[test]
     fn a_wrong_line_is_named_with_what_is_wrong() {
-        use Problem::{Duplicate, Id, Key, Name, NotAKey};
+        use Problem::{Duplicate, Id, Key, Name, NotAKey, Version};
         for (text, line, expected) in [
             ("garbage\n1;{}", 1, NotAKey),
             ("1;{}\n;{}", 2, NotAKey),
@@ -283,7 +358,16 @@ mod tests {
             ("1;{}00", 1, Key),
             ("1;{}{}00", 1, Key),
             ("1;", 1, Key),
-            ("1;2;{}", 1, Key),
+            ("1;0;{}", 1, Version),
+            ("1;4294967295;{}", 1, Version),
+            ("1;99999999999;{}", 1, Key),
+            ("1;2;", 1, Key),
+            ("1;;{}", 1, Key),
+            ("1;2;3;{}", 1, Key),
+            ("1;2;{}0", 1, Key),
+            ("1;2;{} #aws-kms-key.1.1", 1, Name),
+            ("1;{}\n1;1;{}", 2, Duplicate(1)),
+            ("1;2;{}\n#aws-kms-key.1.2;{}", 2, Duplicate(1)),
             ("1;{}\n\n1;{}", 3, Duplicate(1)),
             ("1;{}\n#aws-kms-key.1.1.ctr;{}", 2, Duplicate(1)),
             (
@@ -331,7 +415,13 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back_whatever_unnamed_keys_are(keys in any_keys()) {
             for unnamed in [Algorithm::AesCbc, Algorithm::AesCtr] {
-                prop_assert_eq!(parse(format(&keys).as_bytes(), unnamed).unwrap(), keys.clone());
+                let text = format(&keys, Form::Community);
+                prop_assert_eq!(parse(text.as_bytes(), unnamed).unwrap(), keys.clone());
+                let text = format(&keys, Form::Enterprise);
+                let mut expected = keys.clone();
+                expected.iter_mut().for_each(|key| key.name.algorithm = unnamed);
+                expected.sort_by_key(|key| key.name);
+                prop_assert_eq!(parse(text.as_bytes(), unnamed).unwrap(), expected);
             }
         }
     }

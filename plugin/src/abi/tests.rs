@@ -84,6 +84,15 @@ fn rust_layouts() -> Vec<String> {
             "blk_sz" = block_size
         ),
         layout!(
+            "UINT_VARIABLE",
+            UnsignedVariable,
+            "value" = storage,
+            "def_val" = default,
+            "min_val" = minimum,
+            "max_val" = maximum,
+            "blk_sz" = block_size
+        ),
+        layout!(
             "ENUM_VARIABLE",
             EnumVariable,
             "value" = storage,
@@ -185,6 +194,8 @@ fn c_program() -> String {
          typedef __typeof__(mysql_sysvar_BOOL_VARIABLE_) BOOL_VARIABLE;\n\
          typedef DECLARE_MYSQL_SYSVAR_SIMPLE(INT_VARIABLE_, int);\n\
          typedef __typeof__(mysql_sysvar_INT_VARIABLE_) INT_VARIABLE;\n\
+         typedef DECLARE_MYSQL_SYSVAR_SIMPLE(UINT_VARIABLE_, unsigned int);\n\
+         typedef __typeof__(mysql_sysvar_UINT_VARIABLE_) UINT_VARIABLE;\n\
          typedef DECLARE_MYSQL_SYSVAR_TYPELIB(ENUM_VARIABLE_, unsigned long);\n\
          typedef __typeof__(mysql_sysvar_ENUM_VARIABLE_) ENUM_VARIABLE;\n\
          int main(void) {{\n{prints}return 0; }}\n"

@@ -100,6 +100,23 @@ pub struct IntVariable {
     pub block_size: c_int,
 }
 
+/// `DECLARE_MYSQL_SYSVAR_SIMPLE` of `unsigned int`.
+#[repr(C)]
+pub struct UnsignedVariable {
+    /// The common part.
+    pub header: VariableHeader,
+    /// Where the server keeps the value.
+    pub storage: *mut c_uint,
+    /// The default.
+    pub default: c_uint,
+    /// The least value.
+    pub minimum: c_uint,
+    /// The greatest value.
+    pub maximum: c_uint,
+    /// Values are multiples of it; 0 and 1 allow any.
+    pub block_size: c_uint,
+}
+
 /// `DECLARE_MYSQL_SYSVAR_TYPELIB` of `unsigned long`.
 #[repr(C)]
 pub struct EnumVariable {

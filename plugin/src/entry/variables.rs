@@ -6,12 +6,14 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use offline_keys::derivation::Derivation;
+
 use super::guard;
 use crate::abi::{SystemVariable, VALUE_TYPE_INT, Value};
 use crate::exports::storage;
 use crate::rotation::{Reencryption, Target, rotate};
 use crate::server_symbols::innodb_variable;
-use crate::settings::{DYNAMIC, Dynamic, Fixed};
+use crate::settings::{DYNAMIC, Dynamic, Fixed, digest};
 use crate::{plugin, server_log};
 
 /// Reads all variables as the server has set them before init.
@@ -50,6 +52,10 @@ pub unsafe fn read_all() -> Fixed {
             offline_keys: OsString::from_vec(bytes(storage::OFFLINE_KEYS.address().read())).into(),
             offline_filekey: OsString::from_vec(bytes(storage::OFFLINE_FILEKEY.address().read()))
                 .into(),
+            offline_derivation: Derivation {
+                digest: digest(storage::OFFLINE_DIGEST.address().read() as usize),
+                pbkdf2_iterations: storage::OFFLINE_USE_PBKDF2.address().read(),
+            },
             #[cfg(feature = "mock")]
             mock: storage::MOCK.address().read() != 0,
         }

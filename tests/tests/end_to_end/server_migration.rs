@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -11,6 +12,7 @@ use end_to_end_tests::{
     Database, Process, Scene, Terminal, after, command, dist, key_files, mariadb_program, mode,
     wait_until,
 };
+use nix::sys::signal::SIGINT;
 
 use crate::{
     server_algorithms::{assert_rows, check_tables, insert, make_tables},
@@ -89,6 +91,33 @@ fn ours(scene: &Scene, database: &Database) -> Database {
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL)
         .options(&["--innodb-encryption-threads=2"])
+}
+
+/// The option lines that an export prints for a plugin.
+fn printed_options(said: &str, plugin: &str) -> Vec<String> {
+    said.lines()
+        .skip_while(|line| !line.starts_with(&format!("For {plugin}")))
+        .skip(1)
+        .map_while(|line| line.strip_prefix("  "))
+        .map(|line| line.replace(" = ", "="))
+        .collect()
+}
+
+/// A server on the same datadir with just these lines in its option file, and what loads the plugin.
+fn with_printed_options(scene: &Scene, database: &Database, said: &str, plugin: &str) -> Database {
+    let lines = printed_options(said, plugin);
+    assert!(!lines.is_empty(), "{said}");
+    let file = scene.sandbox.write(
+        &format!("{plugin}.cnf"),
+        &format!(
+            "[mariadb]\nplugin_load_add={plugin}\n{}\n",
+            lines.join("\n")
+        ),
+    );
+    database
+        .as_other_server()
+        .defaults_file(&file)
+        .options(&ENCRYPT_ALL)
 }
 
 /// Exports the keys of a database; returns the file and the file of its password.
@@ -181,16 +210,16 @@ fn exported_keys_without_rotation_are_for_file_key_management_too() {
     let ours = ours(&scene, &database);
     let mut server = scene.start_database(&ours);
     fill(&ours);
-    let (keys, password, said) = export(&scene, &ours, "sha1");
+    let (keys, _, said) = export(&scene, &ours, "sha1");
     assert!(said.contains("3 data keys exported"), "{said}");
-    assert!(said.contains("For file_key_management"), "{said}");
     assert_eq!(mode(&keys), 0o600);
     ours.stop(&mut server.process);
 
-    let theirs = database
-        .as_other_server()
-        .with_file_key_management(&keys, Some(&password))
-        .options(&ENCRYPT_ALL);
+    let offline = with_printed_options(&scene, &database, &said, "aws_key_management");
+    let mut server = offline.start();
+    assert_rows(&offline, 300);
+    offline.stop(&mut server);
+    let theirs = with_printed_options(&scene, &database, &said, "file_key_management");
     let mut server = theirs.start();
     assert_rows(&theirs, 300);
     assert_eq!(theirs.sql(READ_SEVEN), SEVEN_ROW);
@@ -284,7 +313,7 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
         &socket,
         "--user=root",
     ]);
-    let (keys, password, said) = export(&scene, &ours, "pbkdf2");
+    let (_, _, said) = export(&scene, &ours, "pbkdf2");
     assert!(said.contains("Not for file_key_management"), "{said}");
     ours.stop(&mut server.process);
     scene.aws.stop();
@@ -293,11 +322,8 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     }
 
     // mariadb-backup takes options of a plugin from that file alone, the last of a name.
-    let (keys, password) = (keys.display(), password.display());
-    let options = [
-        format!("aws_key_management_offline_keys={keys}"),
-        format!("aws_key_management_offline_filekey=FILE:{password}"),
-    ];
+    let options = printed_options(&said, "aws_key_management");
+    assert_eq!(options.len(), 4, "{said}");
     let mut file = fs::File::options()
         .append(true)
         .open(target.join("backup-my.cnf"))
@@ -306,10 +332,12 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     backup(&["--prepare", &target_option]);
     let restored = ours.on_datadir(&target).options(
         &options
-            .each_ref()
+            .iter()
             .map(|option| format!("--{option}"))
-            .each_ref()
-            .map(String::as_str),
+            .collect::<Vec<_>>()
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
     );
     let mut server = restored.start();
     server.wait_for("AWS KMS plugin: serving 3 keys, 6 versions");
@@ -329,6 +357,10 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
         "--user=root",
     ]);
     restored.stop(&mut server);
+    let kept = fs::read_to_string(second.join("backup-my.cnf")).unwrap();
+    for option in &options {
+        assert!(kept.lines().any(|line| line == option), "{option}\n{kept}");
+    }
     backup(&["--prepare", &second_option]);
     let again = restored.on_datadir(&second);
     let mut server = again.start();
@@ -442,10 +474,195 @@ fn the_password_is_asked_for_twice_at_the_terminal_and_not_shown() {
     }
     let mut openssl = Command::new("openssl");
     openssl
-        .args(["enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "200000"])
+        .args(["enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "600000"])
         .args(["-pass", &format!("pass:{PASSWORD}"), "-in", text(&output)]);
     let opened = openssl.output().unwrap();
     let opened = String::from_utf8(opened.stdout).unwrap();
     let line = format!("1;{} #aws-kms-key.1.1", key.to_lowercase());
     assert!(opened.lines().any(|found| found == line));
+}
+
+/// Wraps these keys at KMS, without a server.
+fn wrapped_keys(scene: &Scene, keys: &[(&str, &str)]) -> PathBuf {
+    let directory = scene.sandbox.directory("wrapped-keys");
+    for (name, hex) in keys {
+        scene
+            .aws
+            .wrap_key(&scene.sandbox, hex, &directory.join(name));
+    }
+    directory
+}
+
+#[test]
+fn an_export_in_enterprises_form_has_all_versions_and_is_refused_where_algorithms_differ() {
+    const OLD: &str = "770a8a65da156d24ee2a093277530142";
+    const NEW: &str = "770a8a65da156d24ee2a093277530143";
+    let scene = Scene::new().with_broker();
+    let keys = wrapped_keys(
+        &scene,
+        &[
+            ("aws-kms-key.1.1.ctr", OLD),
+            ("aws-kms-key.1.2.ctr", NEW),
+            ("aws-kms-key.7.2", OLD),
+        ],
+    );
+    let password = scene.sandbox.write("export-password", "another password");
+    let output = scene.sandbox.path("exported");
+    let password_option = password_option(&password);
+    let export = [
+        "export",
+        "--form=enterprise",
+        "--format=sha1",
+        "--output",
+        text(&output),
+        &password_option,
+        text(&keys),
+    ];
+    let (code, said) = data_keys(&scene, &export);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(
+        said.contains("one algorithm for all keys") && !output.exists(),
+        "{said}"
+    );
+
+    fs::rename(
+        keys.join("aws-kms-key.7.2"),
+        keys.join("aws-kms-key.7.2.ctr"),
+    )
+    .unwrap();
+    let said = succeeds(&scene, &export);
+    let theirs = printed_options(
+        &said,
+        "file_key_management of MariaDB Enterprise Server 11.8",
+    );
+    assert_eq!(
+        theirs,
+        [
+            format!("file_key_management_filename={}", output.display()),
+            format!("file_key_management_filekey=FILE:{}", password.display()),
+            "file_key_management_encryption_algorithm=AES_CTR".into(),
+        ]
+    );
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(["enc", "-d", "-aes-256-cbc", "-md", "sha1", "-in"])
+        .arg(&output)
+        .args(["-pass", &format!("file:{}", password.display())]);
+    let opened = String::from_utf8(openssl.output().unwrap().stdout).unwrap();
+    assert_eq!(opened, format!("1;1;{OLD}\n1;2;{NEW}\n7;2;{OLD}\n"));
+
+    // Back in, versions kept, and served by our plugin with what was printed for it.
+    let back = scene.sandbox.directory("back");
+    let master_key = format!("--master-key-id={MASTER_KEY}");
+    succeeds(
+        &scene,
+        &[
+            "import",
+            &master_key,
+            "--algorithm=AES_CTR",
+            &password_option,
+            text(&output),
+            text(&back),
+        ],
+    );
+    assert_eq!(key_files(&back), key_files(&keys));
+    let database = Database::new(&scene.sandbox);
+    let ours = with_printed_options(&scene, &database, &said, "aws_key_management");
+    let mut server = ours.start();
+    server.wait_for("serving 2 keys, 3 versions");
+    assert_eq!(
+        ours.sql("SELECT @@aws_key_management_encryption_algorithm"),
+        "AES_CTR"
+    );
+    ours.stop(&mut server);
+}
+
+#[test]
+fn import_finds_the_usual_numbers_of_iterations_and_takes_any_that_is_given() {
+    let scene = Scene::new().with_broker();
+    let master_key = format!("--master-key-id={MASTER_KEY}");
+    for (options, given, found) in [
+        (
+            "-md sha384",
+            &[][..],
+            Some("--digest=sha384 --iterations=0"),
+        ),
+        (
+            "-md sha512 -pbkdf2",
+            &[],
+            Some("--digest=sha512 --iterations=10000"),
+        ),
+        (
+            "-md sha256 -iter 20000",
+            &[],
+            Some("--digest=sha256 --iterations=20000"),
+        ),
+        ("-md sha256 -iter 12345", &["--digest=sha256"], None),
+        (
+            "-md sha256 -iter 12345",
+            &["--iterations=12345"],
+            Some("--digest=sha256 --iterations=12345"),
+        ),
+        (
+            "-md sha1 -iter 1000001",
+            &["--digest=sha1", "--iterations=1000001"],
+            Some("--digest=sha1 --iterations=1000001"),
+        ),
+    ] {
+        let (keys, password) = encrypt(&scene.sandbox, KEYS, options);
+        let directory = scene.sandbox.directory("imported");
+        let password = password_option(&password);
+        let mut import = vec!["import", &master_key, &password];
+        import.extend(given);
+        import.extend([text(&keys), text(&directory)]);
+        let (code, said) = data_keys(&scene, &import);
+        match found {
+            Some(found) => {
+                assert_eq!(code, Some(0), "{said}");
+                assert!(said.contains(found), "{found}: {said}");
+                assert_eq!(key_files(&directory).len(), 3);
+            }
+            None => {
+                assert_eq!(code, Some(125), "{said}");
+                assert!(
+                    said.contains("another digest or number of iterations"),
+                    "{said}"
+                );
+                assert_eq!(key_files(&directory), [""; 0]);
+            }
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
+
+/// Ctrl-C, as the terminal sends it.
+const INTERRUPT: &str = "\x03";
+
+#[test]
+fn a_search_shows_its_progress_and_ctrl_c_ends_it_and_the_question_with_the_terminal_as_it_was() {
+    let scene = Scene::new().with_broker();
+    let (keys, _) = encrypt(&scene.sandbox, KEYS, "-md sha1");
+    let directory = scene.sandbox.directory("imported");
+    let master_key = format!("--master-key-id={MASTER_KEY}");
+    let import = ["import", &master_key, text(&keys), text(&directory)];
+    for with_password in [false, true] {
+        let mut terminal = Terminal::new();
+        let mut on_terminal = after(&["setsid", "--ctty", "--wait"], &program(&scene, &import));
+        on_terminal.env("TERM", "xterm").stdin(terminal.programs());
+        let mut import = on_terminal.stderr(terminal.programs()).spawn().unwrap();
+        terminal.wait_for_nth("Password of the key file: ", 1);
+        wait_until("the echo to be off", || !terminal.echoes());
+        if with_password {
+            terminal.type_in("not the password\n");
+            terminal.wait_for_nth("looking for the digest", 2);
+        }
+        terminal.type_in(INTERRUPT);
+        wait_until("the end of the import", || {
+            import.try_wait().unwrap().is_some()
+        });
+        let status = import.wait().unwrap();
+        assert_eq!(status.signal(), Some(SIGINT as i32), "{}", terminal.shown());
+        assert!(terminal.echoes());
+        assert_eq!(key_files(&directory), [""; 0]);
+    }
 }

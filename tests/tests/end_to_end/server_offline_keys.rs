@@ -5,9 +5,10 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
-use end_to_end_tests::{Database, Process, Sandbox, key_files};
+use end_to_end_tests::{Database, Process, Sandbox, key_files, wait_until};
 use nix::sys::signal::SIGKILL;
 
 use crate::{
@@ -28,6 +29,10 @@ const OTHER_KEYS: &str = "CREATE TABLE d.seven (t TEXT) ENCRYPTED=YES ENCRYPTION
 const READ_OTHER_KEYS: &str = "SELECT s.t, e.t FROM d.seven s, d.eight e";
 const OTHER_ROWS: &str = "under a key of 256 bits\tunder a key of 192 bits";
 
+const KEY_1: &str = "1;770A8A65DA156D24EE2A093277530142\n";
+const OLD: &str = "00000000000000000000000000000001";
+const NEW: &str = "f5502320f8429037b8daef761b189d12f5502320f8429037b8daef761b189d12";
+
 /// Encrypts a key file as MariaDB's manual says, with further options of `openssl enc`; returns it
 /// and the file of its password.
 pub fn encrypt(sandbox: &Sandbox, keys: &str, options: &str) -> (PathBuf, PathBuf) {
@@ -36,18 +41,24 @@ pub fn encrypt(sandbox: &Sandbox, keys: &str, options: &str) -> (PathBuf, PathBu
         sandbox.write("password", "not the code\n"),
     );
     let encrypted = sandbox.path("keys.enc");
+    encrypt_file(&plain, &encrypted, &password, options);
+    fs::remove_file(plain).unwrap();
+    (encrypted, password)
+}
+
+fn encrypt_file(plain: &Path, encrypted: &Path, password: &Path, options: &str) {
     let mut openssl = Command::new("openssl");
     openssl
         .args(["enc", "-aes-256-cbc"])
-        .args(options.split(' '));
-    openssl
+        .args(options.split(' '))
         .arg("-pass")
-        .arg(format!("file:{}", password.display()));
-    openssl.arg("-in").arg(&plain).arg("-out").arg(&encrypted);
+        .arg(format!("file:{}", password.display()))
+        .arg("-in")
+        .arg(plain)
+        .arg("-out")
+        .arg(encrypted);
     assert!(openssl.output().unwrap().status.success(), "{options}");
-    fs::remove_file(plain).unwrap();
-    only_for_owner(&encrypted);
-    (encrypted, password)
+    only_for_owner(encrypted);
 }
 
 fn only_for_owner(file: &Path) {
@@ -168,21 +179,251 @@ fn with_offline_keys_none_are_made_and_the_server_says_so() {
     assert_eq!(key_files(&database.datadir), [""; 0]);
 }
 
+/// How the key of an encrypted file is derived: the server's options are ours with another prefix.
+fn derivation(digest: &str, iterations: u32) -> [String; 2] {
+    [
+        format!("--aws-key-management-offline-digest={digest}"),
+        format!("--aws-key-management-offline-use-pbkdf2={iterations}"),
+    ]
+}
+
+/// A server whose plugin needs no tables: what counts is whether it loads.
+fn with_derivation(
+    database: &Database,
+    keys: &Path,
+    password: &Path,
+    digest: &str,
+    iterations: u32,
+) -> Database {
+    let options = derivation(digest, iterations);
+    database
+        .as_other_server()
+        .with_offline_keys(keys, Some(password))
+        .options(&options.each_ref().map(String::as_str))
+        .options(&["--skip-innodb", "--default-storage-engine=Aria"])
+        .options(&["--aws-key-management=FORCE"])
+}
+
+const LOADED: &str = "SELECT VARIABLE_VALUE FROM information_schema.GLOBAL_STATUS
+    WHERE VARIABLE_NAME = 'Aws_key_management_keys_loaded'";
+
 #[test]
-fn any_way_of_openssl_to_encrypt_opens_without_further_settings() {
+fn every_digest_opens_without_pbkdf2_and_with_any_number_of_iterations_as_the_variables_say() {
     let sandbox = Sandbox::new();
     let database = Database::new(&sandbox);
-    for options in ["-md sha512", "-pbkdf2", "-pbkdf2 -md sha512 -iter 11000"] {
-        let (keys, password) = encrypt(&sandbox, KEYS, options);
-        let database = database
-            .as_other_server()
-            .with_offline_keys(&keys, Some(&password))
-            .options(&["--skip-innodb", "--default-storage-engine=Aria"]);
+    for (digest, iterations) in [
+        ("sha1", 0),
+        ("sha224", 0),
+        ("sha256", 0),
+        ("sha384", 0),
+        ("sha512", 0),
+        ("sha1", 1),
+        ("sha224", 2),
+        ("sha256", 600_000),
+        ("sha384", 12_345),
+        ("sha512", 210_000),
+    ] {
+        let mut options = format!("-md {digest}");
+        if iterations > 0 {
+            options += &format!(" -pbkdf2 -iter {iterations}");
+        }
+        let (keys, password) = encrypt(&sandbox, KEYS, &options);
+        let database = with_derivation(&database, &keys, &password, digest, iterations);
         let mut server = database.start();
-        let loaded = "SHOW GLOBAL STATUS LIKE 'aws_key_management_keys_loaded'";
-        assert!(database.sql(loaded).ends_with("\t3"), "{options}");
+        assert_eq!(database.sql(LOADED), "3", "{options}");
+        let variables = "SELECT @@aws_key_management_offline_digest,
+            @@aws_key_management_offline_use_pbkdf2";
+        assert_eq!(database.sql(variables), format!("{digest}\t{iterations}"));
         database.stop(&mut server);
     }
+}
+
+#[test]
+fn the_variables_have_the_defaults_and_the_range_of_the_servers_own_and_are_read_only() {
+    let sandbox = Sandbox::new();
+    let (keys, password) = encrypt(&sandbox, KEYS, "-md sha1");
+    let database = Database::new(&sandbox)
+        .with_offline_keys(&keys, Some(&password))
+        .options(&["--skip-innodb", "--default-storage-engine=Aria"]);
+    let mut server = database.start();
+    let properties = "SELECT DEFAULT_VALUE, VARIABLE_TYPE, NUMERIC_MIN_VALUE, NUMERIC_MAX_VALUE,
+            ENUM_VALUE_LIST, READ_ONLY FROM information_schema.SYSTEM_VARIABLES
+        WHERE VARIABLE_NAME IN ('aws_key_management_offline_digest', 'aws_key_management_offline_use_pbkdf2')
+        ORDER BY VARIABLE_NAME";
+    assert_eq!(
+        database.sql(properties),
+        "sha1\tENUM\tNULL\tNULL\tsha1,sha224,sha256,sha384,sha512\tYES\n\
+         0\tINT UNSIGNED\t0\t4294967295\tNULL\tYES"
+    );
+    database.stop(&mut server);
+}
+
+#[test]
+fn a_wrong_password_digest_or_number_is_reported_at_once_with_the_settings_whatever_the_size() {
+    // More than a server may take for a search of 200,000 iterations over a file of one megabyte.
+    const LIMIT: Duration = Duration::from_secs(40);
+    let sandbox = Sandbox::new();
+    let largest = format!("{}{KEYS}", "# filler\n".repeat(116_000));
+    let (keys, password) = encrypt(&sandbox, &largest, "-md sha256 -pbkdf2 -iter 10000");
+    assert!(fs::metadata(&keys).unwrap().len() > 1_000_000);
+    let wrong = sandbox.write("wrong", "another password");
+    let several_lines = sandbox.write("several", "not the code\nand another line\n");
+    let server = Database::new(&sandbox);
+    for (password, digest, iterations, hint) in [
+        (&wrong, "sha256", 10_000, false),
+        (&password, "sha512", 10_000, false),
+        (&password, "sha256", 9_999, false),
+        (&password, "sha1", 0, false),
+        (&several_lines, "sha256", 10_000, true),
+    ] {
+        let database = with_derivation(&server, &keys, password, digest, iterations);
+        let started = Instant::now();
+        let text = refusal(&database);
+        assert!(started.elapsed() < LIMIT, "{:?}", started.elapsed());
+        let settings = format!(
+            "cannot decrypt '{}' with the password of aws_key_management_offline_filekey, \
+             aws_key_management_offline_digest={digest} and \
+             aws_key_management_offline_use_pbkdf2={iterations}",
+            keys.display()
+        );
+        assert!(text.contains(&settings), "{text}");
+        assert_eq!(text.contains("has several lines"), hint, "{text}");
+    }
+}
+
+/// Its `kms-data-keys export` printed neither digest nor iterations to set, because it searched.
+#[test]
+fn a_file_that_version_0_1_0_exported_opens_with_the_settings_that_the_message_names() {
+    let sandbox = Sandbox::new();
+    let server = Database::new(&sandbox);
+    let (keys, password) = encrypt(&sandbox, KEYS, "-md sha256 -pbkdf2 -iter 200000");
+    let database = server
+        .as_other_server()
+        .with_offline_keys(&keys, Some(&password))
+        .options(&["--innodb-encrypt-tables=ON", "--aws-key-management=FORCE"]);
+    let text = refusal(&database);
+    assert!(
+        text.contains("a file of kms-data-keys 0.1.0 needs sha256 and 200000"),
+        "{text}"
+    );
+    let database = with_derivation(&server, &keys, &password, "sha256", 200_000);
+    let mut server = database.start();
+    assert_eq!(database.sql(LOADED), "3");
+    database.stop(&mut server);
+}
+
+#[test]
+fn comments_in_another_encoding_are_read_as_file_key_management_reads_them() {
+    let sandbox = Sandbox::new();
+    let plain = sandbox.path("latin-1");
+    let comments = b"# cl\xe9s du serveur\n1;770A8A65DA156D24EE2A093277530142 \xa7 1\n";
+    fs::write(&plain, comments).unwrap();
+    let encrypted = sandbox.path("latin-1.enc");
+    let password = sandbox.write("password", "not the code\n");
+    encrypt_file(&plain, &encrypted, &password, "-md sha1");
+    let database = Database::new(&sandbox);
+    for (keys, password) in [(&plain, None), (&encrypted, Some(password.as_path()))] {
+        let theirs = database
+            .as_other_server()
+            .with_file_key_management(keys, password)
+            .options(&["--file-key-management=FORCE"]);
+        let mut server = theirs.start();
+        theirs.stop(&mut server);
+        let ours = database
+            .as_other_server()
+            .with_offline_keys(keys, password)
+            .options(&["--aws-key-management=FORCE"]);
+        let mut server = ours.start();
+        assert_eq!(ours.sql(LOADED), "1");
+        ours.stop(&mut server);
+    }
+}
+
+/// What the message about a repeated key says of `file_key_management`.
+#[test]
+fn file_key_management_silently_takes_the_later_of_two_keys_with_the_same_id() {
+    let (first, later) = (
+        "7;00000000000000000000000000000001\n",
+        "7;00000000000000000000000000000002\n",
+    );
+    let sandbox = Sandbox::new();
+    let twice = sandbox.write("twice", &format!("{KEY_1}{first}{later}"));
+    let only_later = sandbox.write("later", &format!("{KEY_1}{later}"));
+    only_for_owner(&only_later);
+    let database = Database::new(&sandbox);
+    let theirs = database
+        .as_other_server()
+        .with_file_key_management(&twice, None);
+    let mut server = theirs.start();
+    theirs.sql(
+        "CREATE DATABASE d; CREATE TABLE d.seven (t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=7;
+         INSERT INTO d.seven VALUES ('under the later key'); FLUSH TABLES d.seven FOR EXPORT",
+    );
+    theirs.stop(&mut server);
+    let path = twice.display().to_string();
+    let output = server.output();
+    let mut about_the_file = output.lines().filter(|line| line.contains(&path));
+    assert!(
+        about_the_file.all(|line| line.contains("[Note]")),
+        "{output}"
+    );
+
+    let ours = database
+        .as_other_server()
+        .with_offline_keys(&only_later, None);
+    let mut server = ours.start();
+    assert_eq!(ours.sql("SELECT t FROM d.seven"), "under the later key");
+    ours.stop(&mut server);
+    let ours = database
+        .as_other_server()
+        .with_offline_keys(&twice, None)
+        .options(&["--innodb-encrypt-tables=ON", "--aws-key-management=FORCE"]);
+    let text = refusal(&ours);
+    assert!(
+        text.contains("line 3 has the same key and version as line 2: delete the wrong one (file_key_management silently uses the later)"),
+        "{text}"
+    );
+}
+
+/// `FLUSH FILE_KEY_MANAGEMENT_KEYS` is Enterprise's; here the server restarts.
+#[test]
+fn versions_of_mariadb_enterprises_form_are_served_beside_lines_without_one() {
+    let sandbox = Sandbox::new();
+    let keys = sandbox.write("keys", &format!("{KEY_1}7;1;{OLD}\n"));
+    only_for_owner(&keys);
+    let database = Database::new(&sandbox)
+        .with_offline_keys(&keys, None)
+        .options(&ENCRYPT_ALL)
+        .options(&["--innodb-encryption-threads=1"]);
+    let mut server = database.start();
+    server.wait_for("serving 2 keys, 2 versions");
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.seven (t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=7;
+         INSERT INTO d.seven VALUES ('under version 1')",
+    );
+    database.stop(&mut server);
+
+    fs::write(&keys, format!("{KEY_1}7;1;{OLD}\n7;4;{NEW}\n1;2;{NEW}\n")).unwrap();
+    let mut server = database.start();
+    server.wait_for("serving 2 keys, 4 versions");
+    assert_eq!(database.sql("SELECT t FROM d.seven"), "under version 1");
+    wait_until("InnoDB to encrypt the table under version 4", || {
+        let version = "SELECT MIN_KEY_VERSION, CURRENT_KEY_VERSION
+            FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME = 'd/seven'";
+        database.sql(version) == "4\t4"
+    });
+    database.sql("INSERT INTO d.seven VALUES ('under version 4')");
+    database.stop(&mut server);
+
+    fs::write(&keys, format!("1;2;{NEW}\n{KEY_1}7;4;{NEW}\n")).unwrap();
+    let mut server = database.start();
+    assert_eq!(
+        database.sql("SELECT t FROM d.seven ORDER BY t"),
+        "under version 1\nunder version 4"
+    );
+    let checked = database.sql("CHECK TABLE d.seven EXTENDED");
+    assert!(checked.ends_with("\tOK"), "{checked}");
+    database.stop(&mut server);
 }
 
 #[test]
@@ -241,9 +482,9 @@ fn a_file_that_cannot_be_used_is_refused_with_the_reason() {
             None,
             "is encrypted; set aws_key_management_offline_filekey to FILE:",
         ),
-        (&encrypted, Some(&wrong), "the password is wrong"),
+        (&encrypted, Some(&wrong), "cannot decrypt"),
         (&encrypted, Some(&missing), "cannot read the password file"),
-        (&cut_off, Some(&password), "is cut off"),
+        (&cut_off, Some(&password), "is truncated"),
         (
             &twice,
             None,
