@@ -1,4 +1,8 @@
 //! `check`: which key versions the files of a stopped server still need.
+//!
+//! A key that is called not needed and is needed after all means lost data. So any doubt, a damaged
+//! file, one of a format or of a server that is not known, makes the answer "unknown"; and the advice
+//! is to move key files, never to delete them.
 
 mod reading;
 mod stopped;
@@ -9,7 +13,7 @@ use std::{
 };
 
 use clap::Args;
-use data_files::files::Files;
+use data_files::{files::Files, server_version::TESTED_RELEASES};
 use key_store::{key_directory::KeyDirectory, key_name::KeyName};
 use tracing::warn;
 
@@ -17,17 +21,22 @@ use crate::{DataKeysError, Outcome, list::algorithm, print, table};
 use reading::{Findings, Need};
 pub(crate) use stopped::{NotStopped, Stopped};
 
-/// Tell which data keys a stopped server needs, misses, needs no more
+/// Show which data keys a stopped server needs, misses, or no longer needs
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay
-logs, at the speed of the disk, and starts nothing. Of each key id the latest
-version stays: the server goes on with it. Keep removed key files with the
-backups: a backup of the data needs the keys of its time.
+logs, at the speed of the disk, and starts nothing. The latest version of each
+key id stays: the server goes on with it. Move the key files that are not needed
+to a directory beside the backups. Never delete them: to restore a backup, you
+need the keys of its time.
+
+Tested with the files of MariaDB 10.5, 10.11 and 11.8. With those of another
+version, of its InnoDB-based binary log (12.3) or of its archived redo log
+(13.0), no key is called not needed.
 
 Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125
-if a file does not tell what it needs, the server was not shut down in an
-orderly way, or it runs.")]
+if it is not certain which are needed: a file cannot be read or is not known,
+the server was not shut down cleanly, or it runs.")]
 pub(crate) struct Arguments {
     /// The data directory
     #[arg(value_name = "DATADIR")]
@@ -81,7 +90,7 @@ struct Row<'a> {
     need: Option<&'a Need>,
 }
 
-/// Prints the table, and what may be removed.
+/// Prints the table, and which key files can be moved away.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let datadir = &arguments
         .datadir
@@ -124,6 +133,18 @@ fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
         )
     };
     let mut doubts: Vec<_> = findings.unreadable.iter().map(unreadable).collect();
+    match &findings.newest_server {
+        Some((server, _)) if server.is_tested() => {}
+        Some((server, path)) => doubts.push(format!(
+            "'{}' was written by {server}, and this program has been tested with the files of MariaDB {} only",
+            short(path, datadir).display(),
+            tested_releases()
+        )),
+        None => doubts.push(format!(
+            "no file in '{}' says which version of MariaDB wrote it",
+            datadir.display()
+        )),
+    }
     if !findings.has_all_of_innodb() {
         doubts.push(format!(
             "ibdata1, ib_logfile0 alone and the undo tablespaces are not all in '{}': name the directories of \
@@ -133,12 +154,20 @@ fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
     }
     if findings.must_recover() {
         doubts.push(
-            "the server was not shut down in an orderly way, and reads more when it recovers: start it, stop it, \
-             check again"
+            "the server was not shut down cleanly, and reads more when it recovers: start it, stop it, check again"
                 .into(),
         );
     }
     doubts
+}
+
+/// "10.5, 10.11 and 11.8".
+fn tested_releases() -> String {
+    let mut names = TESTED_RELEASES
+        .map(|(major, minor)| format!("{major}.{minor}"))
+        .to_vec();
+    let last = names.pop().unwrap_or_default();
+    format!("{} and {last}", names.join(", "))
 }
 
 /// Puts key files and needs side by side.
@@ -218,16 +247,17 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
         ],
         &cells,
     );
-    let removable: Vec<_> = rows
+    let movable: Vec<_> = rows
         .iter()
         .filter(|row| row.state == State::NotNeeded)
         .filter_map(|row| row.key)
         .collect();
-    if !removable.is_empty() {
+    if !movable.is_empty() {
         text.push_str(
-            "\nNothing here needs these; keep them with the backups, which may, and remove them:\n",
+            "\nNothing here needs these. Move them to a directory outside the data directory and keep them with the \
+             backups, which may need them:\n",
         );
-        for key in removable {
+        for key in movable {
             text.push_str(&format!("  {}\n", directory.path_of(key).display()));
         }
     }

@@ -4,27 +4,41 @@
 
 use std::io::{Read, Seek};
 
-use crate::scan::{Needs, SYSTEM_KEY_ID, ScanError, count, read_at, u32_le_at};
+use crate::{
+    scan::{Needs, SYSTEM_KEY_ID, ScanError, count, read_at, u32_le_at},
+    server_version::ServerVersion,
+};
 
 /// What every binary log begins with, encrypted or not.
 pub const MAGIC: [u8; 4] = *b"\xfebin";
 const EVENT_HEADER_BYTES: u32 = 19;
+/// As much of the first event as is read.
+const DESCRIPTION_BYTES: usize = 128;
 const EVENT_TYPE: usize = 4;
 const EVENT_LENGTH: usize = 9;
 const START_ENCRYPTION_EVENT: u8 = 164;
 const SCHEME: usize = 19;
 const KEY_VERSION: usize = 20;
 
+/// What a binary log says.
+#[derive(Debug, Default)]
+pub struct BinaryLog {
+    /// The key that the server needs to read it.
+    pub needs: Needs,
+    /// The server that wrote it; None if it names none.
+    pub server: Option<ServerVersion>,
+}
+
 /// Reads the beginning of a binary log: the event after the one that describes the format starts
 /// the encryption, if there is any. Its key is always key 1.
 ///
 /// Errors: `file` cannot be read, or is no binary log that this crate knows.
-pub fn scan(file: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
+pub fn scan(file: &mut (impl Read + Seek)) -> Result<BinaryLog, ScanError> {
     let mut needs = Needs::new();
     let first = MAGIC.len() as u64;
-    let description = read_at(file, first, EVENT_HEADER_BYTES as usize)?;
+    let description = read_at(file, first, DESCRIPTION_BYTES)?;
     if description.is_empty() {
-        return Ok(needs);
+        return Ok(BinaryLog::default());
     }
     let length =
         u32_le_at(&description, EVENT_LENGTH).filter(|&length| length >= EVENT_HEADER_BYTES);
@@ -42,5 +56,8 @@ pub fn scan(file: &mut (impl Read + Seek)) -> Result<Needs, ScanError> {
             }
         }
     }
-    Ok(needs)
+    Ok(BinaryLog {
+        needs,
+        server: ServerVersion::of_binary_log(&description),
+    })
 }

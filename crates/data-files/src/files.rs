@@ -15,6 +15,15 @@ use crate::{
 /// More than any list of binary logs, or path, is long.
 const MAX_LIST_BYTES: u64 = 16 << 20;
 
+/// MariaDB's manual, "InnoDB-Based Binary Log": files like `binlog-000001.ibb` in the data directory
+/// or in `binlog_directory`.
+const INNODB_BINARY_LOG: ScanError =
+    ScanError::Unsupported("belongs to the InnoDB-based binary log of MariaDB 12.3 and later");
+/// MariaDB's manual, "InnoDB Log Archiving".
+const ARCHIVED_REDO_LOG: ScanError = ScanError::Unsupported(
+    "is an archived redo log (innodb_log_archive) of MariaDB 13.0 and later",
+);
+
 /// What may be encrypted with data keys and is still there after a start of the server.
 #[derive(Debug, Default)]
 pub struct Files {
@@ -26,6 +35,15 @@ pub struct Files {
     pub redo_logs: Vec<PathBuf>,
     /// Binary logs and relay logs.
     pub binary_logs: BTreeSet<PathBuf>,
+    /// Files of Aria's log, which is never encrypted.
+    pub aria_logs: Vec<PathBuf>,
+    /// Definitions of tables (`.frm`), which are never encrypted.
+    pub table_definitions: Vec<PathBuf>,
+    /// What mariadb-upgrade leaves behind.
+    pub upgrade_info: Vec<PathBuf>,
+    /// InnoDB's redo logs of MariaDB 13.0 and later with `innodb_log_archive`, which take the place of
+    /// the other ones. They are among the `unreadable` too.
+    pub archived_redo_logs: Vec<PathBuf>,
     /// Index files of Aria's tables.
     pub aria_indexes: Vec<PathBuf>,
     /// What could not be looked into.
@@ -68,6 +86,9 @@ impl Files {
                 add(&mut files, path, datadir);
             }
         }
+        for path in &files.archived_redo_logs {
+            files.unreadable.push((path.clone(), ARCHIVED_REDO_LOG));
+        }
         files
             .system_tablespace
             .sort_by_key(|path| number_after(path, "ibdata"));
@@ -96,12 +117,21 @@ impl Files {
             return;
         };
         if matches!(number_after(&path, "ib_logfile"), Some(0..=100)) {
-            return self.redo_logs.push(path);
-        }
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("MAI") => self.aria_indexes.push(path),
-            Some("index") => self.add_listed(path, datadir),
-            _ => self.add_if_binary_log(path),
+            self.redo_logs.push(path);
+        } else if number_after(&path, "aria_log.").is_some() {
+            self.aria_logs.push(path);
+        } else if path.ends_with("mariadb_upgrade_info") || path.ends_with("mysql_upgrade_info") {
+            self.upgrade_info.push(path);
+        } else if is_archived_redo_log(&path) {
+            self.archived_redo_logs.push(path);
+        } else {
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("MAI") => self.aria_indexes.push(path),
+                Some("frm") => self.table_definitions.push(path),
+                Some("index") => self.add_listed(path, datadir),
+                Some("ibb") => self.unreadable.push((path, INNODB_BINARY_LOG)),
+                _ => self.add_if_binary_log(path),
+            }
         }
     }
 
@@ -165,6 +195,14 @@ fn read_list(path: &Path) -> Result<String, ScanError> {
     let mut text = String::new();
     open(path)?.take(MAX_LIST_BYTES).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// `ib_` and an LSN of 16 hexadecimal digits.
+fn is_archived_redo_log(path: &Path) -> bool {
+    let lsn = path
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix("ib_")?.strip_suffix(".log"));
+    lsn.is_some_and(|lsn| lsn.len() == 16 && lsn.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The number that follows `prefix` in the name of a file.

@@ -62,8 +62,7 @@ const DOUBLEWRITE_MAGIC: u32 = 536_853_855;
 /// The key that page 0 of a tablespace names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpaceKey {
-    /// Id of the key. Every table created with `ENCRYPTED` or `ENCRYPTION_KEY_ID` names one, also
-    /// with `ENCRYPTED=NO`.
+    /// Id of the key. A table with `ENCRYPTED=NO` names one too.
     pub key_id: u32,
     /// Whether pages are or may be encrypted with it: the tablespace is encrypted, or InnoDB has not
     /// finished decrypting it.

@@ -12,6 +12,7 @@ pub mod files;
 pub mod innodb;
 pub mod redo_log;
 pub mod scan;
+pub mod server_version;
 #[cfg(test)]
 mod tests;
 pub mod usage;

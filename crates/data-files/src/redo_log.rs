@@ -3,9 +3,15 @@
 //! Up to 10.7 each block of the log has its key version, from 10.8 on the header has one for
 //! all. Formats: the server's sources, `storage/innobase`.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::{
+    io::{Read, Seek, SeekFrom},
+    ops::Range,
+};
 
-use crate::scan::{Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, read_at, u32_at, u64_at};
+use crate::{
+    scan::{Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, read_at, u32_at, u64_at},
+    server_version::ServerVersion,
+};
 
 const BLOCK_BYTES: u64 = 512;
 /// Where the records begin.
@@ -23,6 +29,7 @@ const UNKNOWN_HEADER: ScanError =
     ScanError::Malformed("has no header of a redo log that this program knows");
 
 const FIRST_LSN: usize = 8;
+const CREATOR: Range<usize> = 16..48;
 const KEY_ID: usize = 48;
 const KEY_VERSION: usize = 52;
 
@@ -33,6 +40,8 @@ pub struct RedoLog {
     pub needs: Needs,
     /// Whether there is nothing to recover.
     pub end: LogEnd,
+    /// The server that created it; None if the log is empty or names none.
+    pub creator: Option<ServerVersion>,
 }
 
 /// Whether the server, when it starts, has to recover.
@@ -68,8 +77,11 @@ pub fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> {
     let length = file.seek(SeekFrom::End(0))?;
     if length == 0 {
         // As mariadb-backup leaves it behind when it has prepared a backup.
-        let (needs, end) = (Needs::new(), LogEnd::Clean);
-        return Ok(RedoLog { needs, end });
+        return Ok(RedoLog {
+            needs: Needs::new(),
+            end: LogEnd::Clean,
+            creator: None,
+        });
     }
     let header = read_at(file, 0, RECORDS_10_8 as usize)?;
     let log = match bytes_at(&header, 0) {
@@ -82,6 +94,10 @@ pub fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> {
         _ => None,
     };
     log.ok_or(UNKNOWN_HEADER)
+}
+
+fn creator(header: &[u8]) -> Option<ServerVersion> {
+    ServerVersion::of_redo_log(header.get(CREATOR)?)
 }
 
 fn scan_10_8(
@@ -128,7 +144,11 @@ fn scan_10_8(
     } else {
         LogEnd::Unclean
     };
-    Ok(Some(RedoLog { needs, end }))
+    Ok(Some(RedoLog {
+        needs,
+        end,
+        creator: creator(header),
+    }))
 }
 
 fn scan_10_5(
@@ -175,7 +195,11 @@ fn scan_10_5(
     } else {
         LogEnd::Unclean
     };
-    Ok(Some(RedoLog { needs, end }))
+    Ok(Some(RedoLog {
+        needs,
+        end,
+        creator: creator(header),
+    }))
 }
 
 const FLUSH_BIT: u32 = 1 << 31;

@@ -40,6 +40,9 @@ pub enum ScanError {
     /// What was read.
     #[error("{0}")]
     Malformed(&'static str),
+    /// A format that this crate does not know.
+    #[error("{0}, which this program does not know")]
+    Unsupported(&'static str),
 }
 
 /// Counts one page or block. Version 0 stands for an unencrypted one.

@@ -35,11 +35,18 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
         SYSTEM_KEY_ID => Files::find(datadir, &[]),
         _ => Files::find_tablespaces(datadir),
     };
+    let is_read_below = |path: &PathBuf| {
+        // A binary log that InnoDB keeps is never encrypted.
+        path.extension().is_some_and(|extension| extension == "ibb")
+            || files.archived_redo_logs.contains(path)
+    };
     let mut unclear = files
         .unreadable
         .into_iter()
+        .filter(|(path, _)| !is_read_below(path))
         .map(|(path, source)| Unclear { path, source })
         .collect::<Vec<_>>();
+    let redo_logs = [files.redo_logs, files.archived_redo_logs].concat();
     let mut find = |paths: Vec<PathBuf>, uses: &dyn Fn(&Path) -> Result<bool, ScanError>| {
         paths.into_iter().find(|path| match uses(path) {
             Ok(uses) => uses,
@@ -57,7 +64,7 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
     tablespaces.truncate(1);
     tablespaces.extend(files.tablespaces);
     let found = find(tablespaces, &|path| tablespace_uses(path, key_id))
-        .or_else(|| find(files.redo_logs, &redo_log_is_encrypted))
+        .or_else(|| find(redo_logs, &redo_log_is_encrypted))
         .or_else(|| find(files.aria_indexes, &aria_is_encrypted))
         .or_else(|| {
             find(
@@ -103,7 +110,7 @@ fn aria_is_encrypted(path: &Path) -> Result<bool, ScanError> {
 
 fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
     let mut file: File = scan::open(path)?;
-    Ok(!binary_log::scan(&mut file)?.is_empty())
+    Ok(!binary_log::scan(&mut file)?.needs.is_empty())
 }
 
 #[cfg(test)]
@@ -167,6 +174,7 @@ mod tests {
         for (name, content) in [
             ("ib_logfile0", redo_log_10_8(b"\xd0hys", b"\xfa")),
             ("ib_logfile0", b"\x80 a later format".to_vec()),
+            ("ib_0000000000012288.log", b"\x80 a later format".to_vec()),
             ("d/t.MAI", aria_index()),
             ("binlog.000001", binary_log_file(1)),
         ] {
@@ -176,6 +184,8 @@ mod tests {
         for (name, content) in [
             ("ib_logfile0", redo_log_10_8(b"Phys", b"\xfa")),
             ("ib_logfile0", Vec::new()),
+            ("ib_0000000000012288.log", b"a later format".to_vec()),
+            ("binlog-000001.ibb", b"never encrypted".to_vec()),
         ] {
             assert_eq!(found(&[(name, &content)], 1), None);
         }

@@ -18,6 +18,7 @@ use data_files::{
     innodb::{self, PAGE_0},
     redo_log::{self, LogEnd},
     scan::{self, Needs, Pages, ScanError},
+    server_version::ServerVersion,
 };
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
@@ -42,8 +43,10 @@ pub(super) struct Need {
 pub(super) struct Findings {
     /// By key id and version.
     pub needs: BTreeMap<(u32, u32), Need>,
-    /// Files that do not tell what they need.
+    /// Files of which it is unknown what they need.
     pub unreadable: Vec<(PathBuf, ScanError)>,
+    /// The newest server that a file names, and that file.
+    pub newest_server: Option<(ServerVersion, PathBuf)>,
     /// Whether the system tablespace was there and one redo log.
     has_main_files: bool,
     log_end: Option<LogEnd>,
@@ -69,6 +72,13 @@ impl Findings {
         self.has_main_files && self.undo_spaces.is_subset(&self.spaces)
     }
 
+    fn note_server(&mut self, server: Option<ServerVersion>, path: &Path) {
+        let newest = self.newest_server.as_ref().map(|(newest, _)| *newest);
+        if let Some(server) = server.filter(|server| Some(*server) > newest) {
+            self.newest_server = Some((server, path.to_owned()));
+        }
+    }
+
     fn add(&mut self, path: &Path, needs: Needs) {
         for (key, pages) in needs {
             let need = self.needs.entry(key).or_insert_with(|| Need {
@@ -91,6 +101,9 @@ enum Job<'a> {
     SystemTablespace(&'a [PathBuf]),
     Tablespace(&'a Path),
     RedoLog(&'a Path),
+    AriaLog(&'a Path),
+    TableDefinition(&'a Path),
+    UpgradeInfo(&'a Path),
     BinaryLog(&'a Path),
     AriaTable(&'a Path),
 }
@@ -106,7 +119,9 @@ pub(super) fn read(mut files: Files) -> Findings {
         ),
         findings: Mutex::new(Findings {
             unreadable,
-            has_main_files: !files.system_tablespace.is_empty() && files.redo_logs.len() == 1,
+            // Archived redo logs are among the unreadable.
+            has_main_files: !files.system_tablespace.is_empty()
+                && (files.redo_logs.len() == 1 || !files.archived_redo_logs.is_empty()),
             ..Findings::default()
         }),
     };
@@ -135,6 +150,10 @@ fn jobs(files: &Files) -> Vec<Job<'_>> {
     jobs.extend(files.tablespaces.iter().map(|path| Job::Tablespace(path)));
     jobs.extend(files.aria_indexes.iter().map(|path| Job::AriaTable(path)));
     jobs.extend(files.redo_logs.iter().map(|path| Job::RedoLog(path)));
+    jobs.extend(files.aria_logs.iter().map(|path| Job::AriaLog(path)));
+    let definitions = files.table_definitions.iter();
+    jobs.extend(definitions.map(|path| Job::TableDefinition(path)));
+    jobs.extend(files.upgrade_info.iter().map(|path| Job::UpgradeInfo(path)));
     jobs.extend(files.binary_logs.iter().map(|path| Job::BinaryLog(path)));
     jobs
 }
@@ -151,7 +170,11 @@ impl Job<'_> {
             Self::SystemTablespace(paths) => paths.iter().map(|path| length(path)).sum(),
             Self::Tablespace(path) => length(path),
             Self::AriaTable(index) => length(index) + length(&aria_data(index)),
-            Self::RedoLog(_) | Self::BinaryLog(_) => 0,
+            Self::RedoLog(_)
+            | Self::AriaLog(_)
+            | Self::TableDefinition(_)
+            | Self::UpgradeInfo(_)
+            | Self::BinaryLog(_) => 0,
         }
     }
 }
@@ -172,12 +195,35 @@ impl Reader {
                 Ok(layout.scan(file, &[PAGE_0])?.needs)
             }),
             Job::AriaTable(index) => self.aria_table(index),
-            Job::BinaryLog(path) => self.read(path, |file| binary_log::scan(file)),
-            Job::RedoLog(path) => self.read(path, |file| {
-                let log = redo_log::scan(file)?;
-                self.findings().log_end = Some(log.end);
+            Job::BinaryLog(path) => self.read(path, |file| {
+                let log = binary_log::scan(file)?;
+                self.findings().note_server(log.server, path);
                 Ok(log.needs)
             }),
+            Job::RedoLog(path) => self.read(path, |file| {
+                let log = redo_log::scan(file)?;
+                let mut findings = self.findings();
+                findings.log_end = Some(log.end);
+                findings.note_server(log.creator, path);
+                Ok(log.needs)
+            }),
+            Job::AriaLog(path) => self.server(path, ServerVersion::of_aria_log),
+            Job::TableDefinition(path) => self.server(path, ServerVersion::of_table_definition),
+            Job::UpgradeInfo(path) => self.server(path, ServerVersion::of_upgrade_info),
+        }
+    }
+
+    /// Notes which server a file names that is never encrypted.
+    fn server(
+        &self,
+        path: &Path,
+        of: impl FnOnce(&mut File) -> Result<Option<ServerVersion>, ScanError>,
+    ) {
+        let server = scan::open(path).and_then(|mut file| of(&mut file));
+        let mut findings = self.findings();
+        match server {
+            Ok(server) => findings.note_server(server, path),
+            Err(error) => findings.unreadable.push((path.to_owned(), error)),
         }
     }
 

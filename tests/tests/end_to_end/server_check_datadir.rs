@@ -3,10 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
+use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{Database, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until};
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
@@ -279,6 +281,8 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
         }
     }
     assert!(removed >= 10, "{}", checked.output);
+    checked.assert_tells("Move them to a directory outside the data directory");
+    assert!(!checked.output.contains("remove"), "{}", checked.output);
 
     let mut server = database.start();
     assert_rows(&database, &tables, 1000);
@@ -471,6 +475,63 @@ fn the_redo_log_aria_and_binary_logs_need_versions_just_when_check_says_so_and_u
     );
 }
 
+/// What page 0 of a table's file says.
+fn key_of_page_0(database: &Database, table: &str) -> Option<SpaceKey> {
+    innodb::key_of_page_0(&database.datadir.join(format!("d/{table}.ibd"))).unwrap()
+}
+
+/// What the plugin asks before it makes the first version of a key.
+#[test]
+fn page_0_names_the_key_of_every_table_that_ever_had_one_and_says_whether_it_is_in_use() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene).options(&["--innodb-encrypt-tables=OFF"]);
+    let mut server = database.start();
+    database.sql(
+        "CREATE DATABASE d;
+         CREATE TABLE d.encrypted (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=3;
+         CREATE TABLE d.clear (i INT) ENGINE=InnoDB ENCRYPTED=NO ENCRYPTION_KEY_ID=3;
+         CREATE TABLE d.decrypted (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=3;
+         ALTER TABLE d.decrypted ENCRYPTED=NO;
+         CREATE TABLE d.compressed (i INT) ENGINE=InnoDB ROW_FORMAT=COMPRESSED ENCRYPTED=YES ENCRYPTION_KEY_ID=4;
+         CREATE TABLE d.by_default (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=4",
+    );
+    database.stop(&mut server);
+    let key = |key_id, in_use| Some(SpaceKey { key_id, in_use });
+    for (table, expected) in [
+        ("encrypted", key(3, true)),
+        ("clear", key(3, false)),
+        ("decrypted", key(3, false)),
+        ("compressed", key(4, true)),
+        // The server ignores the key id of such a table.
+        ("by_default", None),
+    ] {
+        assert_eq!(key_of_page_0(&database, table), expected, "{table}");
+    }
+
+    // In the background, under InnoDB's own default key, and back again.
+    let database = database.as_other_server();
+    let database = database
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&[
+            "--innodb-encrypt-tables=ON",
+            "--innodb-encryption-threads=2",
+        ]);
+    for in_use in [true, false] {
+        let mut server = database.start();
+        if !in_use {
+            database.sql("SET GLOBAL innodb_encrypt_tables=OFF");
+        }
+        wait_until("InnoDB to encrypt or decrypt the table", || {
+            let version = "SELECT MIN_KEY_VERSION > 0
+                FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME = 'd/by_default'";
+            database.sql(version) == if in_use { "1" } else { "0" }
+        });
+        database.stop(&mut server);
+        assert_eq!(key_of_page_0(&database, "by_default"), key(1, in_use));
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     let mut copy = Command::new("cp");
     assert!(copy.arg("-a").args([from, to]).status().unwrap().success());
@@ -590,6 +651,112 @@ fn nothing_is_called_not_needed_while_a_file_is_missing_or_does_not_tell() {
         "'d/fifo.ibd' needs: it is not a regular",
         |copied| {
             mkfifo(&copied.join("d/fifo.ibd"), Mode::S_IRWXU).unwrap();
+        },
+    );
+}
+
+/// Writes `bytes` over what a file has at `offset`.
+fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+}
+
+/// A stopped server of which one key is not needed any more.
+fn stopped_with_a_key_to_spare(scene: &Scene) -> PathBuf {
+    let database = database(scene);
+    let mut server = database.start();
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=3;
+         SET GLOBAL aws_key_management_rotate_key=2",
+    );
+    database.stop(&mut server);
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(2, 1), "not needed", "{}", checked.output);
+    database.datadir
+}
+
+/// No server of these versions can be had here, so files of one that can be had get their name.
+#[test]
+fn the_newest_server_that_any_file_names_must_be_one_whose_files_were_tried() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let datadir = stopped_with_a_key_to_spare(&scene);
+    let id = |version: u32| version.to_le_bytes();
+    let why = |file: &str, version: &str| {
+        format!(
+            "'{file}' was written by MariaDB {version}, and this program has been tested with the files of MariaDB 10.5, 10.11 and 11.8 only"
+        )
+    };
+    assert_unsure(&datadir, &why("ib_logfile0", "12.3.1"), |copied| {
+        overwrite(&copied.join("ib_logfile0"), 16, b"MariaDB 12.3.1\0\0\0");
+    });
+    assert_unsure(&datadir, &why("ib_logfile0", "13.0.2"), |copied| {
+        overwrite(&copied.join("ib_logfile0"), 16, b"Backup 13.0.2-MariaDB\0");
+    });
+    assert_unsure(&datadir, &why("aria_log.00000001", "11.9.4"), |copied| {
+        overwrite(&copied.join("aria_log.00000001"), 24, &id(110_904));
+    });
+    assert_unsure(&datadir, &why("d/t.frm", "12.3.10"), |copied| {
+        overwrite(&copied.join("d/t.frm"), 51, &id(120_310));
+    });
+    assert_unsure(&datadir, &why("mariadb_upgrade_info", "13.1.0"), |copied| {
+        fs::write(copied.join("mariadb_upgrade_info"), "13.1.0-MariaDB\n").unwrap();
+    });
+    assert_unsure(
+        &datadir,
+        "binlog.000001' was written by MariaDB 12.0.2",
+        |copied| {
+            overwrite(
+                &copied.join("binlog.000001"),
+                4 + 21,
+                b"12.0.2-MariaDB-log\0\0\0\0\0\0\0\0\0",
+            );
+        },
+    );
+    assert_unsure(
+        &datadir,
+        "says which version of MariaDB wrote it",
+        |copied| {
+            overwrite(&copied.join("ib_logfile0"), 16, &[0; 32]);
+            fs::remove_file(copied.join("aria_log.00000001")).unwrap();
+            let mut remove = Command::new("find");
+            remove.arg(copied).args(["-name", "*.frm", "-delete", "-o"]);
+            remove.args(["-name", "*_upgrade_info", "-delete", "-o"]);
+            remove.args(["-name", "binlog.*", "-delete"]);
+            assert!(remove.status().unwrap().success());
+        },
+    );
+
+    // What an older server wrote is read as the newer one reads it.
+    let info = datadir.join("mysql_upgrade_info");
+    fs::write(info, "10.4.30-MariaDB\n").unwrap();
+    check(&datadir).assert_exit_code(0);
+}
+
+/// No server here writes them. Their names are those of MariaDB's manual.
+#[test]
+fn files_of_newer_kinds_of_logs_are_no_answer_and_named() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let datadir = stopped_with_a_key_to_spare(&scene);
+    assert_unsure(
+        &datadir,
+        "'binlog-000001.ibb' needs: it belongs to the InnoDB-based binary log of MariaDB 12.3 and later",
+        |copied| fs::write(copied.join("binlog-000001.ibb"), [0; 16384]).unwrap(),
+    );
+    assert_unsure(
+        &datadir,
+        "'ib_0000000000003000.log' needs: it is an archived redo log (innodb_log_archive)",
+        |copied| {
+            let archived = copied.join("ib_0000000000003000.log");
+            fs::rename(copied.join("ib_logfile0"), archived).unwrap();
+            let checked = check(copied);
+            assert!(
+                !checked.output.contains("name the directories"),
+                "{}",
+                checked.output
+            );
         },
     );
 }

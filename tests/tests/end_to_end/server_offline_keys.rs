@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use end_to_end_tests::{Database, Process, Sandbox, key_files, wait_until};
+use end_to_end_tests::{Database, Process, Sandbox, key_files, run_client, wait_until};
 use nix::sys::signal::SIGKILL;
 
 use crate::{
@@ -522,4 +522,51 @@ fn a_password_as_the_value_of_the_variable_is_refused_and_not_repeated() {
         "{text}"
     );
     assert!(!text.contains("not the code"), "{text}");
+}
+
+/// As README says of encrypted tablespaces: the numbers of keys are each server's own.
+#[test]
+fn a_tablespace_moves_to_a_server_with_other_keys_decrypted_and_not_encrypted() {
+    let sandbox = Sandbox::new();
+    let first = Database::new(&sandbox);
+    let server_with = |name: &str, key: &str| {
+        let keys = sandbox.write(&format!("keys-{name}"), &format!("{KEY_1}7;{key}\n"));
+        only_for_owner(&keys);
+        let datadir = sandbox.path(name);
+        copy(&first.datadir, &datadir);
+        first.on_datadir(&datadir).with_offline_keys(&keys, None)
+    };
+    let (from, to) = (server_with("from", OLD), server_with("to", NEW));
+    let encrypted = "CREATE TABLE d.t (n INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=7";
+    let mut to_server = to.start();
+    to.sql(&format!(
+        "CREATE DATABASE d; {encrypted}; ALTER TABLE d.t DISCARD TABLESPACE"
+    ));
+    // Files of a stopped server are as those that FLUSH TABLES … FOR EXPORT holds still.
+    let take_over = |change: &str| {
+        let mut from_server = from.start();
+        from.sql(change);
+        from.stop(&mut from_server);
+        copy(&from.datadir.join("d/t.ibd"), &to.datadir.join("d/t.ibd"));
+        run_client(&to.socket, "ALTER TABLE d.t IMPORT TABLESPACE")
+    };
+
+    let rows = "INSERT INTO d.t SELECT seq FROM d.seq_1_to_1000";
+    let imported = take_over(&format!("CREATE DATABASE d; {encrypted}; {rows}"));
+    assert!(!imported.status.success(), "{imported:?}");
+
+    to.sql(
+        "DROP TABLE d.t; CREATE TABLE d.t (n INT) ENCRYPTED=NO ENCRYPTION_KEY_ID=7;
+         ALTER TABLE d.t DISCARD TABLESPACE",
+    );
+    let imported = take_over("ALTER TABLE d.t ENCRYPTED=NO");
+    assert!(imported.status.success(), "{imported:?}");
+    to.sql("ALTER TABLE d.t ENCRYPTED=YES");
+    assert_eq!(to.sql("SELECT COUNT(*), MAX(n) FROM d.t"), "1000\t1000");
+    to.stop(&mut to_server);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    assert!(copy.arg("-a").args([from, to]).status().unwrap().success());
 }
