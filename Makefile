@@ -17,6 +17,7 @@ CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
 FUZZ_TARGETS := frames key_names offline_keys ciphers cipher_calls
 FUZZ_SECONDS := 60
+CHAOS_MINUTES := 10
 MIRI := cargo +nightly miri test --locked --lib
 MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
 PREFIX := /usr/local
@@ -37,7 +38,7 @@ SYSTEMD_TESTS := $(CARGO_TEST) -p end-to-end-tests --test systemd -- --test-thre
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
+.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,10 @@ e2e: dist test-plugin ## End-to-end tests against a real mariadbd
 test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, all with one plugin
 	@scripts/install-packages debootstrap
 	scripts/test-servers $(DIST)
+
+chaos: dist ## A server under load, killed again and again beside a shadow of its rows; CHAOS_MINUTES=10, CHAOS_SEED=n
+	IAM_KMS_DIST=$(DIST) CHAOS_MINUTES=$(CHAOS_MINUTES) $(if $(CHAOS_SEED),CHAOS_SEED=$(CHAOS_SEED)) \
+		env --default-signal cargo run --locked --quiet -p end-to-end-tests --bin chaos
 
 test-systemd: dist test-plugin ## The service under a systemd of its own, in a container
 	@scripts/install-packages debootstrap systemd-container

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -115,6 +115,17 @@ impl LocalAws {
         self.code_at(step * STEP_SECONDS)
     }
 
+    /// By how many seconds [`Self::code`] would have to set AWS's clock ahead of this host's. AWS
+    /// refuses signatures from 900 on, so codes cannot be taken from the future without end.
+    pub fn next_code_ahead_seconds(&self) -> u64 {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let accepted = now / STEP_SECONDS + 1;
+        (self.last_step.get() + 1).saturating_sub(accepted) * STEP_SECONDS
+    }
+
     /// The code of this moment, by this host's clock.
     pub fn present_code(&self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
@@ -178,6 +189,26 @@ impl LocalAws {
             "--token-code",
             &self.code(),
         ])
+    }
+
+    /// The same where no code is given; its session has no MFA.
+    pub fn session_document_without_code(&self) -> String {
+        self.cli(&["sts", "get-session-token", "--output=json"])
+    }
+
+    /// `kms-data-keys` of this folder of `make dist`, with the credentials that the AWS CLI would
+    /// find, for the key files of a directory.
+    pub fn data_keys_command(&self, folder: &str, arguments: &[&str], directory: &Path) -> Command {
+        let mut command = Command::new(dist(folder).join("kms-data-keys"));
+        command
+            .args(arguments)
+            .arg(directory)
+            .env_clear()
+            .env("AWS_ENDPOINT_URL", self.endpoint())
+            .env("AWS_SHARED_CREDENTIALS_FILE", self.path("credentials"))
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .stdin(Stdio::null());
+        command
     }
 
     /// Makes another master key, with the arguments of `local-aws key`; returns its ARN.

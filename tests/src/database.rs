@@ -14,6 +14,16 @@ use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, wait_unt
 
 const PLUGIN: &str = "aws_key_management.so";
 
+/// Options that make the server encrypt everything that it keeps.
+pub const ENCRYPT_ALL: [&str; 6] = [
+    "--innodb-encrypt-tables=ON",
+    "--innodb-encrypt-log=ON",
+    "--encrypt-binlog",
+    "--log-bin=binlog",
+    "--aria-encrypt-tables=ON",
+    "--encrypt-tmp-files=ON",
+];
+
 /// Files of one server.
 pub struct Database {
     /// Its data directory.
@@ -196,6 +206,19 @@ impl Database {
         String::from_utf8(output.stdout).unwrap().trim_end().into()
     }
 
+    /// Reads every binary log to its end, and returns their names.
+    pub fn read_binary_logs(&self) -> Vec<String> {
+        let logs = self.sql("SHOW BINARY LOGS");
+        let names: Vec<String> = logs
+            .lines()
+            .map(|line| line.split('\t').next().unwrap().to_owned())
+            .collect();
+        for name in &names {
+            self.sql(&format!("SHOW BINLOG EVENTS IN '{name}'"));
+        }
+        names
+    }
+
     /// Runs statements one of which must fail, and returns the error that the client shows.
     pub fn sql_error(&self, statements: &str) -> String {
         let output = run_client(&self.socket, statements);
@@ -217,6 +240,13 @@ impl Database {
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = files_below(&self.datadir);
         files.sort();
+        files
+    }
+
+    /// The same, and those of the directory for temporary files.
+    pub fn all_files(&self) -> Vec<PathBuf> {
+        let mut files = self.files();
+        files.extend(files_below(&own_tmpdir(&self.datadir)));
         files
     }
 
@@ -270,6 +300,32 @@ pub fn run_client(socket: &Path, statements: &str) -> Output {
         ])
         .output()
         .expect("the mariadb client")
+}
+
+/// What the client shows of a statement that failed.
+#[derive(Debug, Clone)]
+pub struct SqlError {
+    /// Everything on its standard error.
+    pub text: String,
+}
+
+impl SqlError {
+    /// Whether the client found no server or lost it. Nobody then knows whether the server has
+    /// committed the statement: errors 2000 to 2099 are the client's own.
+    pub fn has_lost_server(&self) -> bool {
+        self.text.contains("ERROR 20")
+    }
+}
+
+/// Runs statements until one fails, and returns what they print, as [`Database::sql`] does.
+pub fn try_sql(socket: &Path, statements: &str) -> Result<String, SqlError> {
+    let output = run_client(socket, statements);
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim_end().into());
+    }
+    Err(SqlError {
+        text: String::from_utf8_lossy(&output.stderr).trim_end().into(),
+    })
 }
 
 /// Whether `bytes` occur in `content`.

@@ -1,8 +1,21 @@
-//! What `/proc` tells of a process.
+//! What `/proc` and sockets tell of a process.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{
+    fs,
+    os::unix::{fs::MetadataExt, net::UnixStream},
+    path::Path,
+};
 
-use nix::unistd::Pid;
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::Pid,
+};
+
+/// The process that made the socket at `path`, and listens there.
+pub fn listener(path: &Path) -> Pid {
+    let peer = UnixStream::connect(path).unwrap();
+    Pid::from_raw(getsockopt(&peer, PeerCredentials).unwrap().pid())
+}
 
 /// A field of `/proc/PID/status`.
 pub fn status(pid: Pid, field: &str) -> String {

@@ -9,6 +9,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod aws;
+mod backup;
+pub mod chaos;
+mod checked;
 mod database;
 mod fifo_writer;
 pub mod inspection;
@@ -23,12 +26,16 @@ mod traces;
 mod wrapper;
 
 pub use aws::{LocalAws, aws_cli};
-pub use database::{Database, contains_bytes, key_files, run_client};
+pub use backup::{backup, backup_command_line, backup_succeeded, try_backup};
+pub use checked::Checked;
+pub use database::{
+    Database, ENCRYPT_ALL, SqlError, contains_bytes, key_files, run_client, try_sql,
+};
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};
 pub use process::{Process, wait_until};
-pub use sandbox::{Sandbox, dist};
+pub use sandbox::{Sandbox, dist, number_from_environment};
 pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
 pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};

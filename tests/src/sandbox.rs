@@ -20,6 +20,16 @@ pub fn dist(name: &str) -> PathBuf {
     path
 }
 
+/// The number in an environment variable, if that is set.
+pub fn number_from_environment(variable: &str) -> Option<u64> {
+    let value = env::var(variable).ok()?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable}={value} is not a number")),
+    )
+}
+
 /// A directory that is removed when the test ends, short enough for socket paths.
 pub struct Sandbox {
     directory: TempDir,
@@ -32,6 +42,12 @@ impl Sandbox {
         let directory = tempfile::Builder::new().prefix("ikw-").tempdir().unwrap();
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         Self { directory }
+    }
+
+    /// Leaves the directory in its place for good, and returns its path.
+    pub fn keep(&mut self) -> &Path {
+        self.directory.disable_cleanup(true);
+        self.directory.path()
     }
 
     /// A path inside.

@@ -7,7 +7,7 @@ use std::{
         process::ExitStatusExt,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use end_to_end_tests::{
@@ -57,7 +57,8 @@ impl Keys {
 
     /// `kms-data-keys` with the credentials that the AWS CLI would find.
     fn command(&self, arguments: &[&str]) -> Command {
-        command_in(&self.aws, "bin", arguments, &self.directory)
+        self.aws
+            .data_keys_command("bin", arguments, &self.directory)
     }
 
     /// Runs it; exit status, standard output and standard error.
@@ -77,19 +78,6 @@ impl Keys {
             .map(content)
             .collect()
     }
-}
-
-fn command_in(aws: &LocalAws, folder: &str, arguments: &[&str], directory: &Path) -> Command {
-    let mut command = Command::new(dist(folder).join("kms-data-keys"));
-    command
-        .args(arguments)
-        .arg(directory)
-        .env_clear()
-        .env("AWS_ENDPOINT_URL", aws.endpoint())
-        .env("AWS_SHARED_CREDENTIALS_FILE", aws.path("credentials"))
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .stdin(Stdio::null());
-    command
 }
 
 fn run(command: &mut Command) -> (i32, String, String) {
@@ -302,7 +290,8 @@ fn what_cannot_be_done_at_all_ends_with_125() {
     }
     let nowhere = keys.sandbox.path("nowhere");
     for subcommand in ["list", "verify"] {
-        let (code, _, errors) = run(&mut command_in(&keys.aws, "bin", &[subcommand], &nowhere));
+        let (code, _, errors) =
+            run(&mut keys.aws.data_keys_command("bin", &[subcommand], &nowhere));
         assert_eq!(code, 125, "{errors}");
         assert!(
             errors.contains("nowhere") && errors.lines().count() == 1,
@@ -356,7 +345,11 @@ fn a_code_is_read_from_standard_input_or_asked_for_in_a_terminal() {
         "--config={}",
         scene.configuration.write(&scene.sandbox).display()
     );
-    let command = || command_in(&scene.aws, "bin", &["verify", &config], &keys);
+    let command = || {
+        scene
+            .aws
+            .data_keys_command("bin", &["verify", &config], &keys)
+    };
 
     let code = scene
         .sandbox
@@ -545,7 +538,9 @@ fn rewrap_killed_at_any_step_loses_nothing_and_is_resumed() {
     ] {
         arn = keys.aws.key(&[]);
         let arguments = ["rewrap", "--to", &arn];
-        let mut command = command_in(&keys.aws, "test-bin", &arguments, &keys.directory);
+        let mut command = keys
+            .aws
+            .data_keys_command("test-bin", &arguments, &keys.directory);
         let end = format!("{step}:1");
         let status = command.env(KILL_AT, end).status().unwrap();
         assert_eq!(status.signal(), Some(SIGKILL as i32), "{step}");
@@ -580,12 +575,9 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     let socket = scene.configuration.broker_socket.display();
     let socket = format!("--broker-socket={socket}");
     let verify = || {
-        run(&mut command_in(
-            &scene.aws,
-            "bin",
-            &["verify", &socket],
-            &keys,
-        ))
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["verify", &socket], &keys))
     };
 
     let (code, _, errors) = verify();
@@ -643,12 +635,9 @@ fn a_server_that_makes_and_rotates_keys_meanwhile_starts_on_the_rewrapped_files(
     database.sql("CREATE DATABASE d");
     let arn = scene.aws.key(&["--alias", "alias/new"]);
     let rewrap = || {
-        command_in(
-            &scene.aws,
-            "bin",
-            &["rewrap", "--to", "alias/new"],
-            &database.datadir,
-        )
+        scene
+            .aws
+            .data_keys_command("bin", &["rewrap", "--to", "alias/new"], &database.datadir)
     };
     let make = |id: u32| {
         database.sql(&format!(
@@ -670,12 +659,10 @@ fn a_server_that_makes_and_rotates_keys_meanwhile_starts_on_the_rewrapped_files(
     make(20);
     let names = database.key_files();
     assert!(names.len() > 50, "{names:?}");
-    let (code, table, errors) = run(&mut command_in(
-        &scene.aws,
-        "bin",
-        &["list", "--kms"],
-        &database.datadir,
-    ));
+    let (code, table, errors) =
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["list", "--kms"], &database.datadir));
     assert_eq!(code, 0, "{errors}");
     assert_eq!(table.matches(&arn).count(), names.len(), "{table}");
     database.stop(&mut server);

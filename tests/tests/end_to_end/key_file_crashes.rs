@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    fs,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
     sync::Mutex,
@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use end_to_end_tests::{Database, Process, Sandbox, Scene, contains_bytes, dist, run_client};
+use end_to_end_tests::{
+    Database, Process, Sandbox, Scene, contains_bytes, dist, number_from_environment, try_sql,
+};
 use nix::sys::signal::Signal::SIGKILL;
 
 use crate::{server_keys::unwrap, server_main_job::ENCRYPT_ALL};
@@ -154,15 +156,11 @@ impl Ordeal {
 
     /// Runs a statement; false if the server died of it or before it.
     fn try_sql(&self, statement: &str) -> bool {
-        let output = run_client(&self.database.socket, statement);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        // Errors 2000 to 2099 are the client's own: it has lost the server.
-        let has_lost_server = errors.contains("ERROR 20");
-        assert!(
-            output.status.success() || has_lost_server,
-            "{statement}\n{errors}"
-        );
-        output.status.success()
+        let result = try_sql(&self.database.socket, statement);
+        if let Err(error) = &result {
+            assert!(error.has_lost_server(), "{statement}\n{}", error.text);
+        }
+        result.is_ok()
     }
 
     /// Makes a table with a new key id; false if the server died.
@@ -341,15 +339,6 @@ fn nothing_is_lost_with_a_key_that_is_in_memory() {
     die_at("Published", false);
 }
 
-fn number_of(variable: &str) -> Option<u64> {
-    let value = env::var(variable).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|_| panic!("{variable}={value} is no number")),
-    )
-}
-
 /// Makes tables, rows and new versions of keys until the server dies.
 fn load(ordeal: &Ordeal, random: &mut fastrand::Rng) {
     let mut rotating = random.fork();
@@ -383,8 +372,8 @@ fn kill_after(server: &Process, pause: Duration) {
 #[test]
 fn nothing_is_lost_at_random_moments() {
     const CRASHES_OF_ONE_DATADIR: u64 = 10;
-    let crashes = number_of("IAM_KMS_CRASHES").unwrap_or(20);
-    let seed = number_of("IAM_KMS_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let crashes = number_from_environment("IAM_KMS_CRASHES").unwrap_or(20);
+    let seed = number_from_environment("IAM_KMS_CRASH_SEED").unwrap_or_else(|| fastrand::u64(..));
     eprintln!("IAM_KMS_CRASH_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let scene = Scene::new()

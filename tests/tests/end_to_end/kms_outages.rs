@@ -8,15 +8,10 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, LocalAws, Process, Scene, Wrapper, run_client, wait_until, write_fifo,
+    Database, LocalAws, Process, Scene, Wrapper, inspection::listener, run_client, wait_until,
+    write_fifo,
 };
-use nix::{
-    sys::{
-        signal::{Signal::SIGKILL, kill},
-        socket::{getsockopt, sockopt::PeerCredentials},
-    },
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal::SIGKILL, kill};
 
 use crate::server_session::status;
 
@@ -200,9 +195,7 @@ fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
 }
 
 fn kill_broker(socket: &Path) {
-    let peer = UnixStream::connect(socket).unwrap();
-    let broker = getsockopt(&peer, PeerCredentials).unwrap().pid();
-    kill(Pid::from_raw(broker), SIGKILL).unwrap();
+    kill(listener(socket), SIGKILL).unwrap();
     wait_until("the broker to die", || UnixStream::connect(socket).is_err());
 }
 

@@ -4,6 +4,7 @@
 
 mod broker;
 mod broker_service;
+mod chaos;
 mod check;
 mod code_channel;
 mod crash_restart;

@@ -1,15 +1,10 @@
 //! `mariadb-backup` of an encrypted server: beside it through its broker, elsewhere with a code.
 
-use std::{
-    fs,
-    os::unix::fs::chown,
-    path::Path,
-    process::{ExitStatus, Output},
-    thread,
-};
+use std::{fs, os::unix::fs::chown, path::Path, process::ExitStatus, thread};
 
 use end_to_end_tests::{
-    Database, Process, Scene, Wrapper, command, key_files, mariadb_program, set_user, wait_until,
+    Database, Process, Scene, Wrapper, backup_command_line, backup_succeeded, command, key_files,
+    set_user, try_backup, wait_until,
 };
 use nix::unistd::User;
 
@@ -69,31 +64,15 @@ fn under_load<T>(database: &Database, work: impl FnOnce() -> T) -> T {
     })
 }
 
-/// The command line of mariadb-backup. What prepares a backup reads its options from it.
-fn backup_program(arguments: &[&str]) -> Vec<String> {
-    let mut line = mariadb_program("/usr/bin/mariadb-backup");
-    if !arguments.contains(&"--prepare") {
-        line.push("--no-defaults".into());
-    }
-    line.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    line
-}
-
-fn run(line: &[String]) -> Output {
-    command(line).output().unwrap()
-}
-
 /// Runs mariadb-backup to its good end and returns what it says.
 fn backup(user: u32, arguments: &[&str]) -> String {
     let mut line = match user {
         ROOT => Vec::new(),
         user => set_user(user),
     };
-    line.extend(backup_program(arguments));
-    let output = run(&line);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("completed OK!"), "{text}");
+    line.extend(backup_command_line(arguments));
+    let (status, text) = try_backup(&mut command(&line));
+    assert!(backup_succeeded(status, &text), "{text}");
     text
 }
 
@@ -114,7 +93,7 @@ fn take(scene: &Scene, user: u32, database: &Database, target: &Path, further: &
 
 /// Prepares a backup under the wrapper, as on a host where no server runs.
 fn prepare_with_code(scene: &Scene, target: &Path) -> (ExitStatus, String) {
-    let line = backup_program(&["--prepare", &option("target-dir", target)]);
+    let line = backup_command_line(&["--prepare", &option("target-dir", target)]);
     let line: Vec<_> = line.iter().map(String::as_str).collect();
     let mut wrapper = scene.start(&line);
     wrapper.give_code(&scene.aws);
@@ -239,12 +218,9 @@ fn on_another_host_a_backup_is_prepared_and_started_with_a_code() {
     leave(&scene, &database, &mut server);
 
     let made = scene.aws.calls(MAKE);
-    let alone = run(&backup_program(&[
-        "--prepare",
-        &option("target-dir", &full),
-    ]));
-    let error = String::from_utf8_lossy(&alone.stderr);
-    assert!(!alone.status.success(), "{error}");
+    let line = backup_command_line(&["--prepare", &option("target-dir", &full)]);
+    let (status, error) = try_backup(&mut command(&line));
+    assert!(!status.success(), "{error}");
     let socket = scene.configuration.broker_socket.display().to_string();
     assert!(
         error.contains("AWS KMS plugin") && error.contains(&socket),

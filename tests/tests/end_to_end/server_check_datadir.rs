@@ -5,11 +5,13 @@ use std::{
     fs,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use data_files::innodb::{self, SpaceKey};
-use end_to_end_tests::{Database, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until};
+use end_to_end_tests::{
+    Checked, Database, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until,
+};
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
     unistd::mkfifo,
@@ -28,77 +30,8 @@ const INNODB_TABLES: [(&str, u32, &str); 6] = [
 ];
 const ARIA_TABLES: [(&str, &str); 2] = [("aria", ""), ("aria_plain", "TRANSACTIONAL=0")];
 
-/// What the table of `check` says of a key version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Told {
-    state: String,
-    first_file: String,
-}
-
-/// What `check` has said.
-struct Checked {
-    exit_code: Option<i32>,
-    keys: BTreeMap<(u32, u32), Told>,
-    output: String,
-}
-
-impl Checked {
-    fn state(&self, id: u32, version: u32) -> &str {
-        self.keys
-            .get(&(id, version))
-            .map_or("", |told| told.state.as_str())
-    }
-
-    /// Versions of a key that files need, in order.
-    fn needed(&self, id: u32) -> Vec<u32> {
-        let of_key = self.keys.range((id, 0)..=(id, u32::MAX));
-        of_key
-            .filter(|(_, told)| told.state == "needed")
-            .map(|((_, version), _)| *version)
-            .collect()
-    }
-
-    fn assert_exit_code(&self, code: i32) -> &Self {
-        assert_eq!(self.exit_code, Some(code), "{}", self.output);
-        self
-    }
-
-    fn assert_tells(&self, text: &str) -> &Self {
-        assert!(self.output.contains(text), "{text}\n{}", self.output);
-        self
-    }
-}
-
 fn check(datadir: &Path) -> Checked {
-    check_with(&[datadir])
-}
-
-fn check_with(arguments: &[&Path]) -> Checked {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(dist("bin/kms-data-keys"))
-        .arg("check")
-        .args(arguments)
-        .output()
-        .unwrap();
-    let table = String::from_utf8(stdout).unwrap();
-    let mut keys = BTreeMap::new();
-    for line in table.lines().skip(1).take_while(|line| !line.is_empty()) {
-        let cells: Vec<_> = line.split("  ").filter(|cell| !cell.is_empty()).collect();
-        let cell = |number: usize| cells[number].trim().to_owned();
-        let told = Told {
-            state: cell(3),
-            first_file: cell(6),
-        };
-        keys.insert((cell(0).parse().unwrap(), cell(1).parse().unwrap()), told);
-    }
-    Checked {
-        exit_code: status.code(),
-        keys,
-        output: table + &String::from_utf8(stderr).unwrap(),
-    }
+    Checked::of(&[datadir])
 }
 
 fn scene() -> Scene {
@@ -182,19 +115,6 @@ fn assert_rows(database: &Database, tables: &[&str], count: u32) {
     }
 }
 
-/// Reads every binary log to its end, and returns their names.
-fn read_binary_logs(database: &Database) -> Vec<String> {
-    let logs = database.sql("SHOW BINARY LOGS");
-    let names: Vec<String> = logs
-        .lines()
-        .map(|line| line.split('\t').next().unwrap().to_owned())
-        .collect();
-    for name in &names {
-        database.sql(&format!("SHOW BINLOG EVENTS IN '{name}'"));
-    }
-    names
-}
-
 /// The lowest key version of each key id that InnoDB says to have, by the tables of `d`.
 fn lowest_versions(database: &Database) -> BTreeMap<u32, u32> {
     let rows = database.sql(
@@ -273,7 +193,7 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
     let mut removed = 0;
     for ((id, version), told) in &checked.keys {
         let path = database.datadir.join(format!("aws-kms-key.{id}.{version}"));
-        let listed = checked.output.contains(&format!("  {}\n", path.display()));
+        let listed = checked.calls_not_needed(&path);
         assert_eq!(listed, told.state == "not needed", "{}", checked.output);
         if listed {
             remove_key(&database, *id, *version);
@@ -290,7 +210,7 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
         database.sql("SELECT COUNT(*) FROM d.places WHERE ST_X(g) > 0"),
         "2000"
     );
-    assert!(read_binary_logs(&database).len() > 1);
+    assert!(database.read_binary_logs().len() > 1);
     database.stop(&mut server);
     let log = server.output();
     assert!(!log.contains("[ERROR]"), "{log}");
@@ -792,17 +712,17 @@ fn files_outside_the_data_directory_are_found_or_asked_for() {
     let datadir = database.datadir.as_path();
     let keyfile_dir = option("keyfile-dir", &keys);
     let keyfile_dir = Path::new(&keyfile_dir);
-    check_with(&[datadir, keyfile_dir])
+    Checked::of(&[datadir, keyfile_dir])
         .assert_exit_code(125)
         .assert_tells("name the directories of");
-    let checked = check_with(&[datadir, &logs, &undo, keyfile_dir]);
+    let checked = Checked::of(&[datadir, &logs, &undo, keyfile_dir]);
     checked.assert_exit_code(0);
     assert_eq!(checked.state(3, 1), "needed", "{}", checked.output);
     let first_file = &checked.keys[&(3, 1)].first_file;
     assert!(Path::new(first_file).starts_with(&tables), "{first_file}");
     // Once more under another name, and the keys forgotten.
-    check_with(&[datadir, &logs, &undo, &logs.join("../undo"), keyfile_dir]).assert_exit_code(0);
-    check_with(&[datadir, &logs, &undo])
+    Checked::of(&[datadir, &logs, &undo, &logs.join("../undo"), keyfile_dir]).assert_exit_code(0);
+    Checked::of(&[datadir, &logs, &undo])
         .assert_exit_code(1)
         .assert_tells("name their directory with --keyfile-dir");
 }

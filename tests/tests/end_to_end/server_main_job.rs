@@ -2,17 +2,11 @@
 
 use std::fs;
 
-use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper, wait_until};
+use end_to_end_tests::{
+    Configuration, Database, LocalAws, Sandbox, Wrapper, inspection::listener, wait_until,
+};
 
-/// Everything that the server can encrypt.
-pub const ENCRYPT_ALL: [&str; 6] = [
-    "--innodb-encrypt-tables=ON",
-    "--innodb-encrypt-log=ON",
-    "--encrypt-binlog",
-    "--log-bin=binlog",
-    "--aria-encrypt-tables=ON",
-    "--encrypt-tmp-files=ON",
-];
+pub use end_to_end_tests::ENCRYPT_ALL;
 
 const MARKER: &str = "marker-that-nobody-else-writes";
 
@@ -178,21 +172,11 @@ fn a_group_signal_stops_the_server_before_the_broker() {
         .options(&["--innodb-encrypt-tables=ON"]);
     let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
     // As systemd stops a unit: the broker gets the signal too.
-    for broker in broker_pids(&configuration) {
-        nix::sys::signal::kill(broker, nix::sys::signal::SIGTERM).unwrap();
-    }
+    let broker = listener(&configuration.broker_socket);
+    nix::sys::signal::kill(broker, nix::sys::signal::SIGTERM).unwrap();
     database.sql("CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=9");
     database.stop(&mut wrapper.process);
     wait_until("the broker to leave", || {
         !configuration.broker_socket.exists()
     });
-}
-
-/// The processes that listen at the broker's socket.
-fn broker_pids(configuration: &Configuration) -> Vec<nix::unistd::Pid> {
-    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-    let peer = std::os::unix::net::UnixStream::connect(&configuration.broker_socket).unwrap();
-    vec![nix::unistd::Pid::from_raw(
-        getsockopt(&peer, PeerCredentials).unwrap().pid(),
-    )]
 }

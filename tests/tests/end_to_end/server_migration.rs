@@ -9,8 +9,7 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, Process, Scene, Terminal, after, command, dist, key_files, mariadb_program, mode,
-    wait_until,
+    Database, Process, Scene, Terminal, after, backup, dist, key_files, mode, wait_until,
 };
 use nix::sys::signal::SIGINT;
 
@@ -278,16 +277,6 @@ fn with_rotated_keys_a_server_gets_to_file_key_management_by_way_of_no_encryptio
     theirs.stop(&mut server);
 }
 
-/// Runs mariadb-backup to its good end.
-fn backup(arguments: &[&str]) {
-    let mut line = mariadb_program("/usr/bin/mariadb-backup");
-    line.extend(arguments.iter().map(|&argument| argument.to_owned()));
-    let output = command(&line).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
-    assert!(error.contains("completed OK!"), "{error}");
-}
-
 #[test]
 fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     let mut scene = Scene::new().with_broker();
@@ -306,13 +295,7 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     let target = scene.sandbox.path("backup");
     let target_option = format!("--target-dir={}", target.display());
     let socket = format!("--socket={}", ours.socket.display());
-    backup(&[
-        "--no-defaults",
-        "--backup",
-        &target_option,
-        &socket,
-        "--user=root",
-    ]);
+    backup(&["--backup", &target_option, &socket, "--user=root"]);
     let (_, _, said) = export(&scene, &ours, "pbkdf2");
     assert!(said.contains("Not for file_key_management"), "{said}");
     ours.stop(&mut server.process);
@@ -349,13 +332,7 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
     let second = scene.sandbox.path("second");
     let second_option = format!("--target-dir={}", second.display());
     let socket = format!("--socket={}", restored.socket.display());
-    backup(&[
-        "--no-defaults",
-        "--backup",
-        &second_option,
-        &socket,
-        "--user=root",
-    ]);
+    backup(&["--backup", &second_option, &socket, "--user=root"]);
     restored.stop(&mut server);
     let kept = fs::read_to_string(second.join("backup-my.cnf")).unwrap();
     for option in &options {

@@ -1,0 +1,97 @@
+//! What this program knows of the texts of those under test. Everything else it judges by what
+//! they do.
+
+/// Each message of the plugin begins with it, in the error log and at the client.
+pub(super) const PLUGIN: &str = "AWS KMS plugin";
+
+/// The broker has a session.
+pub(super) const SESSION_OPEN: &str = "is open until";
+
+/// A statement that InnoDB or Aria refuses because the plugin has no key for it.
+const NO_KEY_FOR_STATEMENT: [&str; 2] = ["Wrong create options", "Incorrect create options"];
+
+/// Whether the client was refused for the lack of a key, and not for something else.
+pub(super) fn refuses_for_lack_of_a_key(text: &str) -> bool {
+    text.contains(PLUGIN)
+        || NO_KEY_FOR_STATEMENT
+            .iter()
+            .any(|known| text.contains(known))
+}
+
+/// Whether the client shows a warning of the plugin, in the form of `mariadb --show-warnings`.
+pub(super) fn shows_warning_of_plugin(text: &str) -> bool {
+    text.lines()
+        .any(|line| line.starts_with("Warning") && line.contains(PLUGIN))
+}
+
+/// Words of a server that tell of damage, in lower case, whoever says them.
+const DAMAGE: [&str; 12] = [
+    "corrupt",
+    "assertion",
+    "got signal",
+    "got exception",
+    "marked as crashed",
+    "[fatal]",
+    "panicked",
+    "a defect in the plugin",
+    "internal error in the plugin",
+    "missing for key",
+    "checksum",
+    "cannot be decrypted",
+];
+
+/// What tells of damage although there is none: the server's words for its settings.
+const NO_DAMAGE: [&str; 2] = [
+    "checksums for mini-transactions",
+    "innodb_checksum_algorithm",
+];
+
+/// What of a server's error log must not be there.
+///
+/// `may_lack_keys`: KMS, session or broker were taken away, so the plugin may complain.
+pub(super) fn wrong_lines(log: &str, may_lack_keys: bool) -> Vec<String> {
+    let is_wrong = |line: &&str| {
+        let lower = line.to_lowercase();
+        let of_plugin = line.contains(PLUGIN);
+        let tells_damage = DAMAGE.iter().any(|word| lower.contains(word))
+            && !NO_DAMAGE.iter().any(|known| lower.contains(known));
+        // The plugin says that data is *not* corrupted.
+        let is_damage =
+            tells_damage && !(of_plugin && may_lack_keys && lower.contains("not corrupted"));
+        is_damage || line.contains("[ERROR]") && !(of_plugin && may_lack_keys)
+    };
+    log.lines().filter(is_wrong).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_tells_of_damage_is_wrong_whatever_was_provoked() {
+        for line in [
+            "2026-01-01 1:00:00 0 [ERROR] InnoDB: Table d.t1 is corrupted. Please drop the table",
+            "2026-01-01 1:00:00 0x7f InnoDB: Assertion failure in file buf0flu.cc line 1",
+            "260101 1:00:00 [ERROR] mysqld got signal 6 ;",
+            "thread '<unnamed>' panicked at broker/src/keeper.rs:1:1",
+            "2026-01-01 1:00:00 0 [ERROR] Something of the server's own",
+        ] {
+            assert_eq!(wrong_lines(line, true), [line]);
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_plugin_is_wrong_unless_it_was_provoked() {
+        let line = "2026-01-01 1:00:00 0 [ERROR] AWS KMS plugin: cannot make key 7";
+        assert_eq!(wrong_lines(line, false), [line]);
+        assert_eq!(wrong_lines(line, true), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_healthy_server_says_is_not_wrong() {
+        let log = "2026-01-01 1:00:00 0 [Note] InnoDB: Starting crash recovery from checkpoint LSN=42\n\
+                   2026-01-01 1:00:00 0 [Note] AWS KMS plugin: loaded key 1, version 1\n\
+                   2026-01-01 1:00:00 0 [Note] /usr/sbin/mariadbd: ready for connections.";
+        assert_eq!(wrong_lines(log, false), [""; 0]);
+    }
+}
