@@ -15,6 +15,11 @@ use nix::{
 
 use crate::PATIENCE_SECONDS;
 
+/// Between two looks at what no event announces. A look may be a client of the server, and many of
+/// them would keep a busy machine from what is waited for.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// A running program; killed when dropped.
 pub struct Process {
     child: Child,
@@ -174,10 +179,12 @@ pub(crate) fn wait_until_with(
     mut condition: impl FnMut() -> bool,
 ) {
     let deadline = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
+    let mut pause = SHORTEST_PAUSE;
     while !condition() {
         if Instant::now() >= deadline {
             panic!("waited in vain for {what}\n{}", context());
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause);
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }

@@ -379,7 +379,7 @@ fn kms_is_believed_when_it_says_that_the_session_is_over() {
 
 #[test]
 fn a_kms_that_fails_is_told_by_kind_and_the_session_stays() {
-    let scene = scene().line("request_timeout_seconds = 1");
+    let scene = scene().line("request_timeout_seconds = 3");
     let _wrapper = scene.start_with_code(&SLEEP);
     for (fault, kind) in [
         ("throttle", FailureKind::Throttled),

@@ -77,7 +77,8 @@ fn renewals(wrapper: &Wrapper) -> usize {
 
 /// Data keys can be had at every moment, through more than one session, and nobody is asked.
 fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
-    let scene = scene("6");
+    // Renewed half-way: a busy machine has the other half for it.
+    let scene = scene("20");
     let wrapper = scene.spawn(&mut with_source(&scene));
     wrapper.wait_for_command("sleep");
     let mut calls = 0;
@@ -112,7 +113,7 @@ fn web_identity_credentials_are_renewed_before_they_end() {
 
 #[test]
 fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
-    let mut scene = scene("2");
+    let mut scene = scene("10");
     let wrapper = scene.spawn(&mut with_container(&scene));
     wrapper.wait_for_command("sleep");
     generated(&scene);

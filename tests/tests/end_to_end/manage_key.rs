@@ -135,14 +135,14 @@ fn it_waits_until_kms_shows_the_new_state_and_says_so_in_a_terminal() {
 #[test]
 fn a_state_that_does_not_come_in_time_is_124() {
     let scene = scene(&DELAY);
-    let output = ends_with(start(&scene, &["disable", "--timeout-seconds=1"]), 124);
+    let output = ends_with(start(&scene, &["disable", "--timeout-seconds=3"]), 124);
     assert!(
         output.contains("KMS has taken DisableKey by arn:aws:iam::111122223333:user/mariadb at "),
         "{output}"
     );
     assert!(
         output.ends_with(
-            "but does not show it after 1 seconds (--timeout-seconds): it is still Enabled"
+            "but does not show it after 3 seconds (--timeout-seconds): it is still Enabled"
         ),
         "{output}"
     );

@@ -54,9 +54,9 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
         .options(&ENCRYPT_ALL)
         .options(&[
             "--innodb-encrypt-temporary-tables=ON",
-            "--innodb-encryption-threads=2",
             "--innodb-default-encryption-key-id=3",
-        ]);
+        ])
+        .re_encrypting();
     let mut server = scene.start_database(&database);
     make_tables(&database);
     insert(&database, 1, 500);

@@ -139,8 +139,8 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
     let scene = scene();
     let _broker = scene.start_broker();
     let database = database(&scene)
+        .re_encrypting()
         .options(&[
-            "--innodb-encryption-threads=2",
             // Its tables are among those that the next line removes.
             "--innodb-stats-persistent=OFF",
         ])
@@ -254,8 +254,7 @@ fn pages_of_64_kib_tell_their_keys() {
 fn pages_that_innodb_has_freed_are_told_apart_from_those_with_rows() {
     let scene = scene();
     let _broker = scene.start_broker();
-    let database = database(&scene).options(&[
-        "--innodb-encryption-threads=2",
+    let database = database(&scene).re_encrypting().options(&[
         "--innodb-stats-persistent=OFF",
         "--innodb-undo-tablespaces=0",
         "--innodb-max-dirty-pages-pct-lwm=0.001",

@@ -89,7 +89,7 @@ fn ours(scene: &Scene, database: &Database) -> Database {
         .as_other_server()
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL)
-        .options(&["--innodb-encryption-threads=2"])
+        .re_encrypting()
 }
 
 /// The option lines that an export prints for a plugin.
@@ -267,7 +267,7 @@ fn with_rotated_keys_a_server_gets_to_file_key_management_by_way_of_no_encryptio
         .as_other_server()
         .with_file_key_management(&keys, None)
         .options(&ENCRYPT_ALL)
-        .options(&["--innodb-encryption-threads=2"]);
+        .re_encrypting();
     let mut server = theirs.start();
     assert_rows(&theirs, 300);
     theirs.sql("ALTER TABLE d.seven ENCRYPTED=YES");

@@ -42,10 +42,9 @@ fn when_the_session_has_ended_a_new_code_brings_it_back() {
 
     wrapper.process.wait_for("the AWS session ended");
     assert_eq!(status(&database, "session_state"), "awaiting code");
-    assert_eq!(
-        status(&database, "session_fifo"),
-        configuration.fifo.display().to_string()
-    );
+    wait_until("the FIFO in the status", || {
+        status(&database, "session_fifo") == configuration.fifo.display().to_string()
+    });
 
     write_fifo(
         &configuration.fifo,

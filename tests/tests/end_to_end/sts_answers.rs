@@ -334,13 +334,13 @@ fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
 
 #[test]
 fn silence_ends_after_request_timeout_seconds_and_keeps_the_code() {
-    let scene = Scene::new().line("request_timeout_seconds = 1");
+    let scene = Scene::new().line("request_timeout_seconds = 3");
     scene
         .aws
         .fault("--operation GetSessionToken --kind silence --count 1");
     the_code_is_kept(
         &scene,
-        "cannot reach STS: no answer within 1 seconds (request_timeout_seconds)",
+        "cannot reach STS: no answer within 3 seconds (request_timeout_seconds)",
         || {},
     );
     assert_eq!(calls(&scene), 2);

@@ -233,7 +233,7 @@ fn a_key_that_does_not_get_enabled_in_time_is_124_without_the_command() {
     let scene = with_delay(locked(&[]));
     let process = start(
         &scene,
-        &["--timeout-seconds=1", "unlock", "echo", "started"],
+        &["--timeout-seconds=3", "unlock", "echo", "started"],
     );
     let output = ends_with(process, 124);
     assert!(!output.lines().any(|line| line == "started"), "{output}");

@@ -27,7 +27,7 @@ fn questions(site: &Running) -> usize {
 #[test]
 fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
     let site = Site::with_broker_service()
-        .service("TimeoutStartSec=10")
+        .service("TimeoutStartSec=20")
         .boot();
     let start = Instant::now();
     let to_do = format!(
@@ -42,7 +42,7 @@ fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
         assert!(status.contains(text), "{status}");
     }
     wait_until("the time-out of the unit to pass", || {
-        start.elapsed() > Duration::from_secs(15)
+        start.elapsed() > Duration::from_secs(25)
     });
     assert_eq!(site.state(), "activating");
 

@@ -49,7 +49,7 @@ fn a_wait_outlasts_the_units_start_timeout_and_ends_at_prompt_timeout_seconds() 
     let start = Instant::now();
     let site = Site::new()
         .configuration(&format!("prompt_timeout_seconds = {seconds}"))
-        .service("TimeoutStartSec=3")
+        .service("TimeoutStartSec=15")
         .boot();
     let journal = site.machine.follow_journal(SERVICE);
     let mut ended = false;
