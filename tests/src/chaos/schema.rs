@@ -107,28 +107,33 @@ pub(super) fn text_of(number: u32, kind: Kind, id: &str, generation: &str) -> St
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cleartext {
     None,
-    /// As MariaDB does it, whatever the plugin.
-    OfAria,
+    /// What MariaDB leaves in the clear, whatever the plugin.
+    OfMariaDb,
     /// Something that must be encrypted.
     Marker,
 }
 
 /// Looks for the markers in a file.
 ///
-/// MariaDB encrypts neither Aria's log (MDEV-8587), nor what is behind the used part of a page of
-/// Aria's index: a rebuild leaves memory of the server there, with rows of any table (seen with
-/// file_key_management too).
+/// MariaDB does not encrypt (the last two seen with file_key_management too):
+/// - Aria's log (MDEV-8587);
+/// - what is behind the used part of a page of Aria's index: a rebuild leaves memory of the server
+///   there, with rows of any table;
+/// - the file without a name to which ALTER TABLE … ALGORITHM=COPY writes the BLOBs of InnoDB, one
+///   behind the other and nothing else.
 pub(super) fn cleartext(name: &Path, content: &[u8]) -> Cleartext {
     let has = |marker: &str| contains_bytes(content, marker.as_bytes());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
     let (has_marker, has_aria_marker) = (has(MARKER), has(ARIA_MARKER));
     // A file that was removed and is open has more behind its name.
-    if name.contains(".MAI") && (has_marker || has_aria_marker) {
-        return Cleartext::OfAria;
-    }
+    let is_aria_index = name.contains(".MAI");
+    let is_file_of_blobs = name.starts_with('#')
+        && name.ends_with(" (deleted)")
+        && content.starts_with(MARKER.as_bytes());
     match (has_marker, has_aria_marker) {
         (false, false) => Cleartext::None,
-        (false, true) if name.starts_with("aria_log.") => Cleartext::OfAria,
+        _ if is_aria_index || is_file_of_blobs => Cleartext::OfMariaDb,
+        (false, true) if name.starts_with("aria_log.") => Cleartext::OfMariaDb,
         _ => Cleartext::Marker,
     }
 }
@@ -155,24 +160,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_marker_in_the_clear_is_found_and_what_aria_does_told_apart() {
+    fn a_marker_in_the_clear_is_found_and_what_mariadb_does_told_apart() {
         for (name, content, expected) in [
             ("data/d/t1.ibd", "nothing", Cleartext::None),
             ("data/d/t1.ibd", MARKER, Cleartext::Marker),
             ("data/d/t7.MAD", ARIA_MARKER, Cleartext::Marker),
-            ("data/d/t7.MAI", ARIA_MARKER, Cleartext::OfAria),
+            ("data/d/t7.MAI", ARIA_MARKER, Cleartext::OfMariaDb),
             (
                 "tmp/#sql-temptable.MAI (deleted)",
                 MARKER,
-                Cleartext::OfAria,
+                Cleartext::OfMariaDb,
             ),
-            ("data/aria_log.00000001", ARIA_MARKER, Cleartext::OfAria),
+            ("data/aria_log.00000001", ARIA_MARKER, Cleartext::OfMariaDb),
             ("data/aria_log.00000001", MARKER, Cleartext::Marker),
             ("data/binlog.000001", ARIA_MARKER, Cleartext::Marker),
         ] {
             let content = format!("before {content} after");
             let found = cleartext(Path::new(name), content.as_bytes());
             assert_eq!(found, expected, "{name}");
+        }
+        let unnamed = Path::new("tmp/#10011314 (deleted)");
+        for (content, expected) in [
+            (format!("{MARKER}c4ca{MARKER}c81e"), Cleartext::OfMariaDb),
+            (format!("a record: {MARKER}c4ca"), Cleartext::Marker),
+        ] {
+            assert_eq!(cleartext(unnamed, content.as_bytes()), expected);
         }
     }
 }
