@@ -45,6 +45,18 @@ const RECOMMENDED: [u32; 17] = [
     15_000, 25_000, 120_000, 150_000, 180_000, 210_000, 216_000, 220_000, 250_000, 260_000,
     310_000, 320_000, 390_000, 480_000, 650_000, 720_000, 870_000,
 ];
+/// What this program exports with, and what version 0.1.0 did.
+const EXPORTED: [Derivation; 2] = [EXPORT, with_sha256(200_000)];
+/// `export`'s default: what MariaDB's manual calls reasonable for SHA-256.
+pub(crate) const EXPORT: Derivation = with_sha256(600_000);
+
+const fn with_sha256(pbkdf2_iterations: u32) -> Derivation {
+    Derivation {
+        digest: Digest::Sha256,
+        pbkdf2_iterations,
+    }
+}
+
 /// More are tried only if they are given.
 const MAX_SEARCHED: u32 = 1_000_000;
 
@@ -59,7 +71,8 @@ fn usual_iterations() -> BTreeSet<u32> {
 }
 
 impl DerivationArguments {
-    /// What fits the arguments, the quickest first, with a progress bar while they are tried.
+    /// What fits the arguments, with a progress bar while they are tried: those of exported files, then
+    /// the quickest first.
     pub fn candidates(&self) -> impl Iterator<Item = Derivation> {
         let digests = match self.digest {
             Some(digest) => vec![digest.into()],
@@ -69,7 +82,7 @@ impl DerivationArguments {
             Some(count) => BTreeSet::from([count]),
             None => usual_iterations(),
         };
-        let candidates: Vec<_> = counts
+        let mut candidates: Vec<_> = counts
             .into_iter()
             .flat_map(|pbkdf2_iterations| {
                 digests.iter().map(move |&digest| Derivation {
@@ -78,6 +91,7 @@ impl DerivationArguments {
                 })
             })
             .collect();
+        candidates.sort_by_key(|candidate| !EXPORTED.contains(candidate));
         let work = |candidate: &Derivation| u64::from(candidate.pbkdf2_iterations);
         let progress = Progress::new(
             candidates.iter().map(work).sum(),
@@ -128,6 +142,9 @@ mod tests {
         );
         let all = tried(None, None);
         assert_eq!(all.len(), usual_iterations().len() * 5);
-        assert!(all.is_sorted_by_key(|(_, iterations)| *iterations));
+        let (exported, others) = all.split_at(2);
+        let sha256 = |iterations| (Digest::Sha256, iterations);
+        assert_eq!(exported, [sha256(200_000), sha256(600_000)]);
+        assert!(others.is_sorted_by_key(|(_, iterations)| *iterations));
     }
 }

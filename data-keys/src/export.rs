@@ -18,6 +18,7 @@ use offline_keys::{
 
 use crate::{
     DataKeysError, Outcome, data_keys,
+    derivation::EXPORT,
     each::each,
     list,
     password::PasswordArguments,
@@ -25,8 +26,6 @@ use crate::{
     unwrapping::{Unwrapped, UnwrapperArguments},
 };
 
-/// What MariaDB's manual calls reasonable for SHA-256.
-const ITERATIONS: u32 = 600_000;
 /// The key of InnoDB's log, without which file_key_management does not load.
 const SYSTEM_KEY_ID: u32 = 1;
 
@@ -80,10 +79,7 @@ enum Format {
 impl Format {
     fn derivation(self) -> Derivation {
         match self {
-            Self::Pbkdf2 => Derivation {
-                digest: Digest::Sha256,
-                pbkdf2_iterations: ITERATIONS,
-            },
+            Self::Pbkdf2 => EXPORT,
             Self::Sha1 => Derivation {
                 digest: Digest::Sha1,
                 pbkdf2_iterations: 0,

@@ -35,8 +35,9 @@ same. Nothing is overwritten. Do it while the server is stopped, and start it
 with aws_key_management. ALGORITHM, AES_CBC or AES_CTR, is what
 file_key_management_encryption_algorithm was; exported keys name their own.
 
-To decrypt a file, import tries every digest, first without PBKDF2 and then with
-the numbers of iterations in common use, up to 1,000,000. That can take a minute.
+To decrypt a file, import tries the settings of exported files, then every digest
+without PBKDF2 and with the numbers of iterations in common use, up to 1,000,000.
+That can take a minute.
 Give --digest and --iterations to skip the search, or if the number is unusual:
 the values of file_key_management_digest and file_key_management_use_pbkdf2
 (before MariaDB 12.0.1: sha1 and 0), which are -md and -iter of openssl enc.")]
