@@ -21,18 +21,14 @@ use crate::{DataKeysError, Outcome, list::algorithm, print, table};
 use reading::{Findings, Need};
 pub(crate) use stopped::{NotStopped, Stopped};
 
-/// Show which data keys a stopped server needs, misses, or no longer needs
+/// Show which data keys a stopped server needs, misses or can do without
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay
-logs, at the speed of the disk, and starts nothing. The latest version of each
-key id stays: the server goes on with it. Move the key files that are not needed
-to a directory beside the backups. Never delete them: to restore a backup, you
-need the keys of its time.
-
-Tested with the files of MariaDB 10.5, 10.11 and 11.8. With those of another
-version, of its InnoDB-based binary log (12.3) or of its archived redo log
-(13.0), no key is called not needed.
+logs, and starts nothing. The latest version of each key id stays. Move key files
+that are not needed to the backups, which may need them; never delete them.
+Tested with MariaDB 10.5, 10.11 and 11.8: no key is called not needed if another
+one wrote the files, or for its InnoDB-based binary log or archived redo log.
 
 Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125
 if it is not certain which are needed: a file cannot be read or is not known,
@@ -41,7 +37,7 @@ pub(crate) struct Arguments {
     /// The data directory
     #[arg(value_name = "DATADIR")]
     datadir: PathBuf,
-    /// Further directories where the server has undo tablespaces, redo or binary logs
+    /// Where else the server has undo tablespaces, redo or binary logs
     #[arg(value_name = "DIR")]
     further: Vec<PathBuf>,
     /// Where the key files are, if not in the data directory

@@ -10,11 +10,11 @@ use crate::progress::Progress;
 /// How a key file is encrypted, as far as that is known.
 #[derive(Debug, Args)]
 pub(crate) struct DerivationArguments {
-    /// Digest of an encrypted file: sha1, sha224, sha256, sha384 or sha512
+    /// Of an encrypted file: sha1, sha224, …, sha512
     #[arg(long, value_enum, hide_possible_values = true)]
     digest: Option<DigestName>,
 
-    /// Its number of PBKDF2 iterations; 0 if it is encrypted without PBKDF2
+    /// Its PBKDF2 iterations; 0: no PBKDF2
     #[arg(long, value_name = "NUMBER")]
     iterations: Option<u32>,
 }

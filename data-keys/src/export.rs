@@ -32,15 +32,9 @@ const SYSTEM_KEY_ID: u32 = 1;
 /// Write all data keys into one encrypted file, for a host without AWS
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The file is for aws_key_management_offline_keys. Where the keys allow it, it is
-for file_key_management too: export prints the lines for the option files of both.
-
-A password of pbkdf2 is slow to guess; file_key_management reads that format
-since MariaDB 12.0.1. sha1 is for every MariaDB and needs a long random password.
-
-In the form community, file_key_management sees version 1 of each key only.
-The form enterprise has all versions, for MariaDB Enterprise Server 11.8 and later.
-
+Prints the option lines for aws_key_management_offline_keys and, where the keys
+allow it, for file_key_management. It reads pbkdf2 since MariaDB 12.0.1, versions
+(enterprise) since Enterprise Server 11.8. sha1 needs a long random password.
 Anyone who has the file and its password has the data keys, without KMS.")]
 pub(crate) struct Arguments {
     /// The file to make; one that is there is left alone
@@ -50,22 +44,22 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     password: PasswordArguments,
 
-    /// How the file is encrypted: pbkdf2 or sha1
+    /// pbkdf2 or sha1
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Format::Pbkdf2)]
     format: Format,
 
-    /// How its lines are written: community or enterprise
+    /// community or enterprise
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Form::Community)]
     form: Form,
 
-    /// Leave this key file out; may be given several times
+    /// Leave out this key file; may be repeated
     #[arg(long, value_name = "NAME")]
     leave_out: Vec<String>,
 
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
-    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }

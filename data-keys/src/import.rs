@@ -30,23 +30,18 @@ use crate::{
 /// Wrap the keys of a file_key_management or exported file into key files
 #[derive(Debug, Args)]
 #[command(after_help = "\
-KMS wraps each key and unwraps it again for comparison. Key and version stay the
-same. Nothing is overwritten. Do it while the server is stopped, and start it
-with aws_key_management. ALGORITHM, AES_CBC or AES_CTR, is what
-file_key_management_encryption_algorithm was; exported keys name their own.
-
-To decrypt a file, import tries the settings of exported files, then every digest
-without PBKDF2 and with the numbers of iterations in common use, up to 1,000,000.
-That can take a minute.
-Give --digest and --iterations to skip the search, or if the number is unusual:
-the values of file_key_management_digest and file_key_management_use_pbkdf2
-(before MariaDB 12.0.1: sha1 and 0), which are -md and -iter of openssl enc.")]
+KMS wraps each key and unwraps it again for comparison. Ids and versions stay.
+Nothing is overwritten. Stop the server before, start it with aws_key_management
+after. ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
+DIGEST and NUMBER: file_key_management_digest and file_key_management_use_pbkdf2
+(before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl enc. Without
+them, import tries common ones up to 1,000,000, which can take a minute.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
     master_key_id: MasterKeyId,
 
-    /// Algorithm of the keys whose lines name none
+    /// Of keys whose lines name none
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 
@@ -63,7 +58,7 @@ pub(crate) struct Arguments {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
