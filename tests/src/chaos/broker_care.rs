@@ -14,13 +14,15 @@ use nix::{
 };
 
 use super::{SESSION_SECONDS, director::Director, messages};
-use crate::{Process, inspection::listener, wait_until, write_fifo};
+use crate::{Process, inspection::listener, write_fifo};
 
 /// For what AWS, the broker and a code take together.
 pub(super) const RECOVERY_BOUND: Duration = Duration::from_secs(150);
 /// AWS's clock may be that much ahead for the sake of codes; a session's end comes on top of it, and
 /// from 900 on AWS refuses signatures.
 const MOST_SECONDS_AHEAD: u64 = 400;
+/// After that, a code that has led to nothing is followed by another.
+pub(super) const CODE_PATIENCE: Duration = Duration::from_secs(15);
 /// A session with less left is not begun a life with.
 const LEAST_SECONDS_LEFT: u64 = 150;
 
@@ -72,9 +74,8 @@ impl Director<'_> {
             }
             None => kill(self.broker_pid(), SIGKILL).unwrap(),
         }
-        wait_until("the broker to die", || {
-            UnixStream::connect(&socket).is_err()
-        });
+        self.world
+            .wait_until(|| UnixStream::connect(&socket).is_err());
         self.world.tally.count("broker", "killed");
     }
 
@@ -95,7 +96,8 @@ impl Director<'_> {
         self.world.tally.count("codes", what);
     }
 
-    /// The same, and waits until the broker has the session.
+    /// The same until the broker has the session. On a busy machine AWS may have taken a code whose
+    /// answer came too late: then another one is needed.
     fn open_session(&mut self) {
         let opened = |director: &Self| {
             let log = director.session_log();
@@ -103,8 +105,15 @@ impl Director<'_> {
         };
         let before = opened(self);
         self.write_code();
-        wait_until("the session", || opened(self) > before);
-        wait_until("the FIFO to go", || !self.awaits_code());
+        while opened(self) == before {
+            let end = Instant::now() + CODE_PATIENCE;
+            self.world
+                .wait_until(|| opened(self) > before || Instant::now() >= end);
+            if opened(self) == before && self.awaits_code() {
+                self.write_code();
+            }
+        }
+        self.world.wait_until(|| !self.awaits_code());
     }
 
     /// What the broker has said: a launcher's writes where its server does.

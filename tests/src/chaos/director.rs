@@ -20,6 +20,7 @@ use nix::{
 
 use super::{
     Sabotage,
+    broker_care::CODE_PATIENCE,
     clients::{Client, make_schema},
     deck::Deck,
     disturbances::{self, Disturbance},
@@ -30,7 +31,7 @@ use super::{
     watch::UnderWay,
     world::{Outcome, World, text_of},
 };
-use crate::{Database, ENCRYPT_ALL, Process, Scene, contains_bytes, wait_until};
+use crate::{Database, ENCRYPT_ALL, Process, Scene, contains_bytes};
 
 /// Start and stop of a server take that long at most, even on a busy machine.
 const START_AND_STOP_BOUND: Duration = Duration::from_secs(240);
@@ -173,7 +174,7 @@ impl<'w> Director<'w> {
             .options(&ENCRYPT_ALL)
             .options(&[
                 "--aws-key-management=FORCE",
-                "--aws-key-management-request-timeout=2000",
+                "--aws-key-management-request-timeout=4000",
                 "--innodb-encrypt-temporary-tables=ON",
                 "--encrypt-tmp-disk-tables=ON",
                 "--innodb-encryption-threads=2",
@@ -389,7 +390,7 @@ impl<'w> Director<'w> {
         self.world
             .tally
             .count("codes", "servers that waited for one");
-        wait_until("the broker to ask", || self.awaits_code());
+        self.world.wait_until(|| self.awaits_code());
     }
 
     /// Gives codes to whoever asks until the server is ready.
@@ -397,6 +398,7 @@ impl<'w> Director<'w> {
         let _under_way = self.begin("the start of the server");
         self.world.watch.follow("server", server.pid());
         self.server = Some(server);
+        let mut next_code = Instant::now();
         loop {
             let server = self.server.as_mut().unwrap();
             let output = server.output();
@@ -404,10 +406,10 @@ impl<'w> Director<'w> {
                 return;
             }
             assert!(!server.has_ended(), "the server does not start:\n{output}");
-            if self.awaits_code() {
+            if self.awaits_code() && Instant::now() >= next_code {
                 self.pause_up_to(1000);
                 self.write_code();
-                wait_until("the code to be read", || !self.awaits_code());
+                next_code = Instant::now() + CODE_PATIENCE;
             }
             self.world.pause(Duration::from_millis(20));
         }

@@ -25,12 +25,13 @@ pub(super) fn shows_warning_of_plugin(text: &str) -> bool {
 }
 
 /// Words of a server that tell of damage, in lower case, whoever says them.
-const DAMAGE: [&str; 12] = [
+const DAMAGE: [&str; 13] = [
     "corrupt",
     "assertion",
     "got signal",
     "got exception",
     "marked as crashed",
+    "is crashed",
     "[fatal]",
     "panicked",
     "a defect in the plugin",

@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<String, Box<Failure>> {
     let began = Instant::now();
     let mut scene = Scene::with_aws(&[&format!("--session-lifetime={SESSION_SECONDS}")])
         .with_broker()
-        .line("request_timeout_seconds = 2");
+        .line("request_timeout_seconds = 4");
     let kept = scene.sandbox.directory("report");
     let world = World::new(&kept, options.sabotage);
     thread::scope(|scope| {

@@ -105,7 +105,7 @@ impl Watch {
                 let processes = state.processes.clone();
                 drop(state);
                 tell(format!("{reason}; {}", self.write_stacks(&processes)));
-                self.kill_all(&processes);
+                self.kill_all(&processes, &reason);
                 return;
             }
             let waited = self.changed.wait_timeout(state, INTERVAL);
@@ -132,7 +132,7 @@ impl Watch {
     }
 
     /// Whoever waits for these processes goes on. Where that does not help, everything ends.
-    fn kill_all(&self, processes: &BTreeMap<String, Pid>) {
+    fn kill_all(&self, processes: &BTreeMap<String, Pid>, reason: &str) {
         for pid in processes.values() {
             let _ = kill(*pid, SIGKILL);
             let _ = kill(*pid, SIGCONT);
@@ -143,7 +143,7 @@ impl Watch {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 eprintln!(
-                    "The threads of chaos itself do not end; see {}",
+                    "{reason}\nThe threads of chaos itself do not end; see {}",
                     self.reports.display()
                 );
                 exit(1);

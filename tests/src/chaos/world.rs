@@ -186,6 +186,13 @@ impl World {
         }
     }
 
+    /// Looks at `condition` until it holds. [`Watch`] sees to it that this ends.
+    pub fn wait_until(&self, mut condition: impl FnMut() -> bool) {
+        while !condition() {
+            self.pause(INTERVAL);
+        }
+    }
+
     /// Lets time pass. Panics if another thread has found something wrong meanwhile.
     pub fn pause(&self, duration: Duration) {
         let end = Instant::now() + duration;
