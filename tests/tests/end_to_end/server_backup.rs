@@ -252,6 +252,22 @@ fn after_the_end_of_the_session_a_backup_gets_the_keys_that_the_server_has() {
     assert_eq!(scene.aws.calls(TRADE), 1);
 }
 
+#[test]
+fn a_backup_whose_messages_go_to_a_full_disk_is_taken_all_the_same() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let _server = scene.start_database(&database);
+    database.sql(SCHEMA);
+    let full = scene.sandbox.path("full");
+    let target = option("target-dir", &full);
+    let socket = option("socket", &database.socket);
+    let line = backup_command_line(&["--backup", &target, &socket, "--user=root"]);
+    let full_disk = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = command(&line).stderr(full_disk).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert!(key_files(&full).contains(&"aws-kms-key.7.1".into()));
+}
+
 /// mariadb-backup copies key files from the datadir only.
 #[test]
 fn key_files_in_a_directory_of_their_own_are_copied_by_hand() {

@@ -12,7 +12,7 @@ const STATUS: &str = "SELECT PLUGIN_STATUS, LOAD_OPTION FROM information_schema.
     WHERE PLUGIN_NAME = 'aws_key_management'";
 
 /// Name, type, default (`-`: empty), read-only, values.
-const VARIABLES: [&str; 12] = [
+const VARIABLES: [&str; 14] = [
     "BROKER_SOCKET VARCHAR /run/iam-kms-wrapper/broker.sock YES NULL",
     "ENCRYPTION_ALGORITHM ENUM AES_CBC NO AES_CBC,AES_CTR",
     "ENDPOINT_URL VARCHAR - YES NULL",
@@ -20,8 +20,10 @@ const VARIABLES: [&str; 12] = [
     "KEY_SPEC ENUM AES_128 NO AES_128,AES_256",
     "LOG_LEVEL ENUM Off NO Off,Fatal,Error,Warn,Info,Debug,Trace",
     "MASTER_KEY_ID VARCHAR - NO NULL",
+    "OFFLINE_DIGEST ENUM sha1 YES sha1,sha224,sha256,sha384,sha512",
     "OFFLINE_FILEKEY VARCHAR - YES NULL",
     "OFFLINE_KEYS VARCHAR - YES NULL",
+    "OFFLINE_USE_PBKDF2 INT UNSIGNED 0 YES 0..4294967295",
     "REGION VARCHAR - YES NULL",
     "REQUEST_TIMEOUT INT 0 YES 0..2147483647",
     "ROTATE_KEY INT 0 NO -1..2147483647",
@@ -58,6 +60,27 @@ fn installed_at_run_time_it_encrypts_and_reads_back_after_a_restart() {
         .with_our_plugin(&scene.configuration.broker_socket);
     let _server = scene.start_database(&named);
     assert_eq!(database.sql("SELECT t FROM d.t"), "not for the disk");
+}
+
+#[test]
+fn a_server_that_wants_stable_plugins_loads_it_and_no_rotation_happens_at_start() {
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&[
+            "--aws-key-management=FORCE",
+            "--plugin-maturity=stable",
+            "--aws-key-management-rotate-key=-1",
+            "--innodb-encrypt-tables=ON",
+        ]);
+    let server = scene.start_database(&database);
+    let log = server.process.output();
+    assert!(
+        log.contains("aws_key_management_rotate_key does nothing when the server starts"),
+        "{log}"
+    );
+    assert_eq!(database.sql("SELECT @@aws_key_management_rotate_key"), "0");
+    assert!(!database.key_files().contains(&"aws-kms-key.1.2".into()));
 }
 
 #[test]
@@ -244,7 +267,7 @@ fn a_new_datadir_made_with_the_plugin_configured_starts() {
 }
 
 #[test]
-fn variables_are_the_stock_plugins_and_four_more() {
+fn variables_are_the_stock_plugins_and_six_more() {
     let scene = Scene::new().with_broker();
     let database =
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
