@@ -1,7 +1,8 @@
 //! A child process whose lines can be waited for.
 
 use std::{
-    io::{BufRead, BufReader, PipeReader, pipe},
+    io::{PipeReader, Read, pipe},
+    os::fd::AsFd,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -9,6 +10,8 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -26,8 +29,8 @@ pub struct Process {
     lines: Arc<Lines>,
 }
 
-#[derive(Default)]
 struct Lines {
+    stream: PipeReader,
     text: Mutex<Text>,
     grew: Condvar,
 }
@@ -35,6 +38,8 @@ struct Lines {
 #[derive(Default)]
 struct Text {
     lines: Vec<String>,
+    /// The beginning of a line whose end has not come yet.
+    begun: Vec<u8>,
     ended: bool,
 }
 
@@ -49,8 +54,7 @@ impl Process {
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // The command holds the writing end until it gets others.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let lines = Arc::new(Lines::default());
-        Lines::collect(&lines, reader);
+        let lines = Lines::collect(reader);
         Self { child, lines }
     }
 
@@ -90,9 +94,15 @@ impl Process {
         }
     }
 
-    /// All lines so far.
+    /// All lines that the program has written so far.
     pub fn output(&self) -> String {
-        self.lines.lock().lines.join("\n")
+        let mut guard = self.lines.lock();
+        // What is in the pipe was written before the call, and is collected as soon as the lock is free.
+        while !guard.ended && self.lines.is_readable(PollTimeout::ZERO) {
+            let waited = self.lines.grew.wait_timeout(guard, LONGEST_PAUSE);
+            guard = waited.unwrap().0;
+        }
+        guard.lines.join("\n")
     }
 
     /// Sends a signal.
@@ -152,18 +162,54 @@ impl Lines {
         self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn collect(lines: &Arc<Self>, stream: PipeReader) {
-        let lines = Arc::clone(lines);
-        thread::spawn(move || {
-            for line in BufReader::new(stream).split(b'\n') {
-                let Ok(line) = line else { break };
-                let line = String::from_utf8_lossy(&line).into_owned();
-                lines.lock().lines.push(line);
-                lines.grew.notify_all();
-            }
-            lines.lock().ended = true;
-            lines.grew.notify_all();
+    /// Collects the lines in a thread.
+    fn collect(stream: PipeReader) -> Arc<Self> {
+        let lines = Arc::new(Self {
+            stream,
+            text: Mutex::default(),
+            grew: Condvar::new(),
         });
+        let collecting = Arc::clone(&lines);
+        thread::spawn(move || while collecting.collect_more() {});
+        lines
+    }
+
+    /// Waits for more, and takes it; false at the end. With the lock, nothing is on its way from the pipe to
+    /// the text.
+    fn collect_more(&self) -> bool {
+        self.is_readable(PollTimeout::NONE);
+        let mut text = self.lock();
+        let mut bytes = [0; 4096];
+        let read = (&self.stream).read(&mut bytes).unwrap_or(0);
+        text.ended = read == 0;
+        for byte in &bytes[..read] {
+            match byte {
+                b'\n' => text.end_line(),
+                byte => text.begun.push(*byte),
+            }
+        }
+        if text.ended && !text.begun.is_empty() {
+            text.end_line();
+        }
+        self.grew.notify_all();
+        !text.ended
+    }
+
+    fn is_readable(&self, timeout: PollTimeout) -> bool {
+        let mut ready = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        loop {
+            match poll(&mut ready, timeout) {
+                Err(Errno::EINTR) => {}
+                polled => return polled.unwrap() > 0,
+            }
+        }
+    }
+}
+
+impl Text {
+    fn end_line(&mut self) {
+        let line = core::mem::take(&mut self.begun);
+        self.lines.push(String::from_utf8_lossy(&line).into_owned());
     }
 }
 

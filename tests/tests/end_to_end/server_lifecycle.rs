@@ -23,7 +23,7 @@ const VARIABLES: [&str; 14] = [
     "OFFLINE_DIGEST ENUM sha1 YES sha1,sha224,sha256,sha384,sha512",
     "OFFLINE_FILEKEY VARCHAR - YES NULL",
     "OFFLINE_KEYS VARCHAR - YES NULL",
-    "OFFLINE_USE_PBKDF2 INT UNSIGNED 0 YES 0..4294967295",
+    "OFFLINE_USE_PBKDF2 INT_UNSIGNED 0 YES 0..4294967295",
     "REGION VARCHAR - YES NULL",
     "REQUEST_TIMEOUT INT 0 YES 0..2147483647",
     "ROTATE_KEY INT 0 NO -1..2147483647",
@@ -273,7 +273,7 @@ fn variables_are_the_stock_plugins_and_six_more() {
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
     let _server = scene.start_database(&database);
     let variables = database.sql(
-        "SELECT CONCAT_WS(' ', REPLACE(VARIABLE_NAME, 'AWS_KEY_MANAGEMENT_', ''), VARIABLE_TYPE,
+        "SELECT CONCAT_WS(' ', REPLACE(VARIABLE_NAME, 'AWS_KEY_MANAGEMENT_', ''), REPLACE(VARIABLE_TYPE, ' ', '_'),
              IF(DEFAULT_VALUE = '', '-', DEFAULT_VALUE), READ_ONLY,
              COALESCE(ENUM_VALUE_LIST, CONCAT(NUMERIC_MIN_VALUE, '..', NUMERIC_MAX_VALUE), 'NULL'))
          FROM information_schema.SYSTEM_VARIABLES
