@@ -92,3 +92,27 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
     check_tables(&database);
     database.stop(&mut server.process);
 }
+
+#[test]
+fn a_node_of_a_cluster_makes_no_versions_of_ctr() {
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&[
+            "--aws-key-management-encryption-algorithm=AES_CTR",
+            "--innodb-encrypt-tables=ON",
+            "--wsrep-on=ON",
+            "--wsrep-provider=/usr/lib/galera/libgalera_smm.so",
+            "--wsrep-provider-options=base_port=0;gmcast.listen_addr=tcp://127.0.0.1:0",
+            "--wsrep-cluster-address=gcomm://",
+            "--wsrep-node-address=127.0.0.1",
+            "--binlog-format=ROW",
+            "--innodb-autoinc-lock-mode=2",
+        ]);
+    let mut server = scene.start_database(&database);
+    database.sql("CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3");
+    assert_eq!(database.key_files(), ["aws-kms-key.1.1", "aws-kms-key.3.1"]);
+    let log = server.process.output();
+    assert!(log.contains("AES_CBC (AES_CTR is not for cluster nodes)"), "{log}");
+    database.stop(&mut server.process);
+}
