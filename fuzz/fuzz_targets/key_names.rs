@@ -11,8 +11,7 @@ fn check(name: &[u8]) {
         ParsedName::Key(key) => {
             assert!(is_valid_number(key.id) && is_valid_number(key.version));
             assert_eq!(key.to_string().as_bytes(), name);
-            let temporary = key.temporary_name();
-            assert_eq!(KeyName::parse(temporary.as_bytes()), ParsedName::Temporary);
+            assert_eq!(KeyName::parse(format!(".{key}.0.new").as_bytes()), ParsedName::Temporary);
         }
         ParsedName::Malformed => assert!(name.starts_with(b"aws-kms-key.")),
         ParsedName::Temporary => assert!(!name.starts_with(b"aws-kms-key")),

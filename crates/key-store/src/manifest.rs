@@ -233,8 +233,12 @@ impl Manifest {
             text.push_str(FORKED);
             text.push('\n');
         }
-        let checksum = checksum(&text);
-        text + CHECKSUM + &checksum + "\n"
+        Self::with_checksum(&text)
+    }
+
+    /// Adds the last line to the lines of a manifest.
+    pub fn with_checksum(lines: &str) -> String {
+        format!("{lines}{CHECKSUM}{}\n", checksum(lines))
     }
 }
 

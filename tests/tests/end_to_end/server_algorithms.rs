@@ -113,6 +113,9 @@ fn a_node_of_a_cluster_makes_no_versions_of_ctr() {
     database.sql("CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3");
     assert_eq!(database.key_files(), ["aws-kms-key.1.1", "aws-kms-key.3.1"]);
     let log = server.process.output();
-    assert!(log.contains("AES_CBC (AES_CTR is not for cluster nodes)"), "{log}");
+    assert!(
+        log.contains("AES_CBC (AES_CTR is not for cluster nodes)"),
+        "{log}"
+    );
     database.stop(&mut server.process);
 }

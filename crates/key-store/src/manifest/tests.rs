@@ -87,10 +87,6 @@ fn a_manifest_that_was_changed_or_cut_off_is_refused() {
     assert!(Manifest::parse(format!("{text}\n").as_bytes()).is_err());
 }
 
-fn with_checksum(lines: &str) -> String {
-    format!("{lines}{CHECKSUM}{}\n", checksum(lines))
-}
-
 #[test]
 fn lines_that_are_no_entries_are_named_by_their_number() {
     let good = format!(
@@ -98,7 +94,7 @@ fn lines_that_are_no_entries_are_named_by_their_number() {
         CheckValue::of(&key(1))
     );
     let parse = |line: &str| {
-        Manifest::parse(with_checksum(&format!("aws-kms-keys 1\n{line}\n")).as_bytes())
+        Manifest::parse(Manifest::with_checksum(&format!("aws-kms-keys 1\n{line}\n")).as_bytes())
     };
     assert!(parse(&good).is_ok());
     for wrong in [
@@ -117,7 +113,7 @@ fn lines_that_are_no_entries_are_named_by_their_number() {
             "{wrong}"
         );
     }
-    let later = with_checksum("aws-kms-keys 2\nanything\n");
+    let later = Manifest::with_checksum("aws-kms-keys 2\nanything\n");
     assert_eq!(
         Manifest::parse(later.as_bytes()),
         Err(ManifestError::Format("2".into()))
@@ -251,6 +247,6 @@ proptest! {
         lines in "(aws-kms-keys 1\n)?([ -~]{0,60}\n){0,4}",
     ) {
         let _ = Manifest::parse(&text);
-        let _ = Manifest::parse(with_checksum(&lines).as_bytes());
+        let _ = Manifest::parse(Manifest::with_checksum(&lines).as_bytes());
     }
 }
