@@ -20,6 +20,7 @@ const CHUNK_SIZE_BYTES: NonZeroUsize =
     NonZeroUsize::new(if cfg!(miri) { 4096 } else { 16 * 1024 }).unwrap();
 const WORD_BYTES: usize = size_of::<u64>();
 const SLOTS: usize = CHUNK_SIZE_BYTES.get() / MAX_KEY_BYTES;
+const SLOTS_PER_WORD: usize = u64::BITS as usize;
 
 /// Room for one key.
 type Slot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
@@ -27,6 +28,8 @@ type Slot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
 /// One mapping.
 struct Chunk {
     memory: NonNull<c_void>,
+    /// A bit for each slot that holds a key.
+    used: [AtomicU64; SLOTS / SLOTS_PER_WORD],
     /// Set before the keys are overwritten: who has read a key and finds it unset afterwards has
     /// read a whole one.
     wiped: AtomicBool,
@@ -38,8 +41,8 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// Maps and locks memory; the second result tells whether it could be locked.
-    fn new() -> io::Result<(Self, Result<(), Errno>)> {
+    /// Maps and protects memory; the second result says what of the protection failed.
+    fn new() -> io::Result<(Self, Option<io::Error>)> {
         // SAFETY: a new anonymous mapping, where the kernel likes: nothing else refers to it.
         let memory = unsafe {
             mmap_anonymous(
@@ -51,17 +54,35 @@ impl Chunk {
         }?;
         let chunk = Self {
             memory,
+            used: [const { AtomicU64::new(0) }; _],
             wiped: AtomicBool::new(false),
         };
-        if cfg!(miri) {
-            // It knows neither of the two calls below.
-            return Ok((chunk, Ok(())));
-        }
-        // SAFETY: the range is the mapping just made; the advice does not change its content.
-        unsafe { madvise(memory, CHUNK_SIZE_BYTES.get(), MmapAdvise::MADV_DONTDUMP) }?;
-        // SAFETY: the range is the mapping just made.
-        let locked = unsafe { mlock(memory, CHUNK_SIZE_BYTES.get()) };
-        Ok((chunk, locked))
+        // Miri knows none of the calls.
+        let failure = if cfg!(miri) { None } else { chunk.protect() };
+        Ok((chunk, failure))
+    }
+
+    /// Keeps the memory out of core dumps, forked processes and swap, as far as the kernel allows.
+    /// Returns the first failure; a key is better served from memory that is not protected than not.
+    fn protect(&self) -> Option<io::Error> {
+        // A fork without the mapping ends if it wants a key. One that found zeros would encrypt with
+        // them.
+        let advices = [
+            (MmapAdvise::MADV_DONTDUMP, "kept out of core dumps"),
+            (MmapAdvise::MADV_DONTFORK, "kept out of forked processes"),
+        ];
+        let advised = advices.map(|(advice, what)| {
+            // SAFETY: the range is the mapping; neither advice changes its content here.
+            let advised = unsafe { madvise(self.memory, CHUNK_SIZE_BYTES.get(), advice) };
+            failure_of(advised, what)
+        });
+        // SAFETY: the range is the mapping.
+        let locked = unsafe { mlock(self.memory, CHUNK_SIZE_BYTES.get()) };
+        advised
+            .into_iter()
+            .chain([failure_of(locked, "locked")])
+            .flatten()
+            .next()
     }
 
     #[inline]
@@ -69,6 +90,30 @@ impl Chunk {
         // SAFETY: the mapping has that size, is page-aligned, zero at first, lives as long as the
         // chunk, and is accessed through these atomics only.
         unsafe { self.memory.cast().as_ref() }
+    }
+
+    /// Takes a free slot, if there is one. Under the arena's lock: two threads would find the same.
+    fn take_slot(&self) -> Option<usize> {
+        let (index, word) = (self.used.iter().enumerate())
+            .find(|(_, word)| word.load(Ordering::Acquire) != u64::MAX)?;
+        let bit = word.load(Ordering::Acquire).trailing_ones() as usize;
+        word.fetch_or(1 << bit, Ordering::Relaxed);
+        Some(index * SLOTS_PER_WORD + bit)
+    }
+
+    /// Overwrites a slot and makes it free.
+    fn free_slot(&self, slot: usize) {
+        let Some(words) = self.slots().get(slot) else {
+            return;
+        };
+        for word in words {
+            word.store(0, Ordering::Relaxed);
+        }
+        zeroize::optimization_barrier(words);
+        if let Some(word) = self.used.get(slot / SLOTS_PER_WORD) {
+            // Pairs with the loads in `take_slot`: the next key is written after the zeros.
+            word.fetch_and(!(1 << (slot % SLOTS_PER_WORD)), Ordering::Release);
+        }
     }
 
     fn wipe(&self) {
@@ -83,6 +128,14 @@ impl Chunk {
     }
 }
 
+fn failure_of(result: Result<(), Errno>, what: &str) -> Option<io::Error> {
+    let error = io::Error::from(result.err()?);
+    Some(io::Error::new(
+        error.kind(),
+        format!("memory cannot be {what}: {error}"),
+    ))
+}
+
 impl Drop for Chunk {
     fn drop(&mut self) {
         self.wipe();
@@ -92,7 +145,7 @@ impl Drop for Chunk {
     }
 }
 
-/// A key in locked memory.
+/// A key in locked memory, overwritten when dropped.
 pub struct LockedKey {
     chunk: Arc<Chunk>,
     slot: usize,
@@ -137,50 +190,38 @@ impl LockedKey {
     }
 }
 
-#[derive(Default)]
-struct Chunks {
-    all: Vec<Arc<Chunk>>,
-    /// In the last chunk.
-    used_slots: usize,
+impl Drop for LockedKey {
+    fn drop(&mut self) {
+        self.chunk.free_slot(self.slot);
+    }
 }
 
 /// Hands out memory for keys.
 #[derive(Default)]
 pub struct Arena {
-    chunks: Mutex<Chunks>,
+    chunks: Mutex<Vec<Arc<Chunk>>>,
 }
 
 /// A key put into an [`Arena`].
 pub struct Stored {
     /// The key.
     pub key: LockedKey,
-    /// The reason, when new memory could not be locked: it may be swapped.
+    /// The reason, when new memory could not be locked or kept out of core dumps and forks.
     pub lock_failure: Option<io::Error>,
 }
 
 impl Arena {
-    /// Copies `key` (at most [`MAX_KEY_BYTES`]) into locked memory.
+    /// Copies `key` (at most [`MAX_KEY_BYTES`]) into locked memory, of a key that was dropped where
+    /// there is such.
     ///
     /// Errors: too long a key, or no memory.
     pub fn store(&self, key: &[u8]) -> io::Result<Stored> {
         if key.len() > MAX_KEY_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        // Held until the key is there: a wipe finds it or comes before it.
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut lock_failure = None;
-        if chunks.all.is_empty() || chunks.used_slots == SLOTS {
-            let (chunk, locked) = Chunk::new()?;
-            lock_failure = locked.err().map(io::Error::from);
-            chunks.all.push(Arc::new(chunk));
-            chunks.used_slots = 0;
-        }
-        let chunk = chunks
-            .all
-            .last()
-            .cloned()
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        let slot = chunks.used_slots;
-        chunks.used_slots += 1;
+        let (chunk, slot, lock_failure) = take_slot(&mut chunks)?;
         for (bytes, word) in key
             .chunks(WORD_BYTES)
             .zip(chunk.slots().get(slot).into_iter().flatten())
@@ -202,11 +243,25 @@ impl Arena {
 
     /// Overwrites all keys. Who reads one at that moment is told so.
     pub fn wipe(&self) {
-        let chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        for chunk in &chunks.all {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        for chunk in chunks.drain(..) {
             chunk.wipe();
         }
     }
+}
+
+fn take_slot(chunks: &mut Vec<Arc<Chunk>>) -> io::Result<(Arc<Chunk>, usize, Option<io::Error>)> {
+    // The last is the one with room, unless keys were dropped.
+    for chunk in chunks.iter().rev() {
+        if let Some(slot) = chunk.take_slot() {
+            return Ok((Arc::clone(chunk), slot, None));
+        }
+    }
+    let (chunk, failure) = Chunk::new()?;
+    let chunk = Arc::new(chunk);
+    chunks.push(Arc::clone(&chunk));
+    let slot = chunk.take_slot().ok_or(io::ErrorKind::OutOfMemory)?;
+    Ok((chunk, slot, failure))
 }
 
 #[cfg(test)]
@@ -261,6 +316,31 @@ mod tests {
     }
 
     #[test]
+    fn the_memory_of_a_dropped_key_is_zero_and_used_again() {
+        let arena = Arena::default();
+        let _kept: Vec<_> = (0..SLOTS + 1)
+            .map(|_| arena.store(&[7; 32]).unwrap().key)
+            .collect();
+        let key = arena.store(&[8; 32]).unwrap().key;
+        let (chunk, slot) = (Arc::clone(&key.chunk), key.slot);
+        drop(key);
+        let words = &chunk.slots()[slot];
+        assert!(words.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        let next = arena.store(&[9; 16]).unwrap().key;
+        assert!(Arc::ptr_eq(&next.chunk, &chunk) && next.slot == slot);
+        assert_eq!(copy(&next), Some(vec![9; 16]));
+    }
+
+    #[test]
+    fn a_key_that_is_stored_after_the_wipe_is_given() {
+        let arena = Arena::default();
+        let _before = arena.store(&[7; 16]).unwrap().key;
+        arena.wipe();
+        let after = arena.store(&[8; 16]).unwrap().key;
+        assert_eq!(copy(&after), Some(vec![8; 16]));
+    }
+
+    #[test]
     fn a_key_stays_when_the_arena_is_gone() {
         let key = Arena::default().store(&[7; 16]).unwrap().key;
         assert_eq!(copy(&key), Some(vec![7; 16]));
@@ -273,11 +353,11 @@ mod tests {
 
     #[cfg(not(miri))]
     #[test]
-    fn the_memory_is_locked_and_left_out_of_core_dumps() {
+    fn the_memory_is_locked_and_left_out_of_core_dumps_and_forks() {
         let stored = Arena::default().store(&[1; 32]).unwrap();
         let address = stored.key.chunk.memory.addr().get();
         let flags = mapping_flags(address);
-        assert!(flags.contains(" dd"), "{flags}");
+        assert!(flags.contains(" dd") && flags.contains(" dc"), "{flags}");
         assert_eq!(
             stored.lock_failure.is_none(),
             flags.contains(" lo"),
