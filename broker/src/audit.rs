@@ -1,19 +1,19 @@
 //! Who asked for what and got it or not, for the journal and the log in JSON.
 
-use broker_api::{Failure, Reply, Request};
+use broker_api::{Failure, FrameError, Reply, Request};
 use iam_kms_wrapper::logging::AUDIT;
 use tracing::{info, warn};
 
-use crate::listener::Peer;
+use crate::{peer::Peer, users::User};
 
 /// A request of a peer, and what came of it. Of questions about the session there is nothing to keep.
 pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, Failure>) {
-    let (operation, options) = match request {
+    let (operation, context) = match request {
         Request::Session => return,
-        Request::Decrypt(request) => ("Decrypt", &request.options),
-        Request::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.options),
+        Request::Decrypt(request) => ("Decrypt", &request.context),
+        Request::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.context),
     };
-    let (key_id, key_version) = (options.key_id, options.key_version);
+    let (key_id, key_version) = (context.key_id, context.key_version);
     let key = match key_version {
         0 => format!("a new version of key {key_id}"),
         version => format!("key {key_id}, version {version}"),
@@ -64,12 +64,39 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
     }
 }
 
-/// A peer that is not served.
-pub(crate) fn peer_refused(peer: &Peer, why: &str) {
-    warn!(
-        event = "peer_refused",
-        peer_uid = peer.uid,
-        peer_pid = peer.pid,
-        "dropped a peer: {peer}: {why}"
-    );
+/// A connection that is not accepted.
+pub(crate) fn peer_refused(user: &User, peer: &Peer, why: &str) {
+    if let Some(suppressed) = user.may_log() {
+        warn!(
+            event = "peer_refused",
+            peer_uid = peer.uid,
+            peer_pid = peer.pid,
+            "rejected a connection ({peer}): {why}{}",
+            not_logged(suppressed)
+        );
+    }
+}
+
+/// A connection that is ended because of what came over it.
+pub(crate) fn peer_dropped(user: &User, peer: &Peer, why: &FrameError) {
+    if let Some(suppressed) = user.may_log() {
+        warn!(
+            "closed a connection ({peer}): {why}{}",
+            not_logged(suppressed)
+        );
+    }
+}
+
+/// A data key that is not kept as it should be.
+pub(crate) fn not_kept(user: &User, why: &str) {
+    if let Some(suppressed) = user.may_log() {
+        warn!("{why}{}", not_logged(suppressed));
+    }
+}
+
+fn not_logged(suppressed: u64) -> String {
+    match suppressed {
+        0 => String::new(),
+        count => format!("; {count} more such events of this user were not logged"),
+    }
 }

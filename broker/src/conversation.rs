@@ -1,132 +1,263 @@
-//! Accepts peers and answers them, each in a thread of its own.
+//! Accepts peers and answers them, each in a task of its own.
 
 use std::{
     io::ErrorKind,
-    os::unix::net::{UnixListener, UnixStream},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use broker_api::{
-    Failure, FailureKind, FrameError, MayWait, Reply, Request, read_frame, write_frame,
+    Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply, Request,
+    WAITING_INTERVAL, WaitReason, Waiting, decode, version1,
 };
-use tracing::warn;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
 
 use crate::{
     audit,
-    keeper::Keeper,
-    kms::Kms,
-    listener::{Admission, Peer},
+    connection::{Connection, Frame},
+    key_cache::KeyCache,
+    kms::{Kms, check},
+    peer::{Admission, Peer},
+    session_manager::SessionManager,
+    users::{User, Users},
 };
 
-/// Enough for a server that loads its keys, a backup and a state transfer beside it.
-const MAX_PEERS: usize = 128;
-
-/// Of them, so many may wait for a person; the others are told at once that there is no session.
-const MAX_WAITING: usize = 64;
-
-/// A peer that has nothing to ask for this long, or stops in the middle of a frame, is let go;
-/// it comes back when it needs us.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a failure to accept: gives the connections that there are time to end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all conversations share.
 pub(crate) struct Service {
-    pub keeper: Keeper,
+    pub sessions: Arc<SessionManager>,
     pub kms: Kms,
+    pub cache: KeyCache,
     pub admission: Admission,
-    pub peers: Seats,
-    pub waiting: Seats,
+    pub users: Users,
 }
 
 impl Service {
-    pub fn new(keeper: Keeper, kms: Kms, admission: Admission) -> Self {
-        Self {
-            keeper,
-            kms,
-            admission,
-            peers: Seats::new(MAX_PEERS),
-            waiting: Seats::new(MAX_WAITING),
-        }
-    }
-
-    /// Accepts peers for as long as the process lives.
-    pub fn accept(self: &Arc<Self>, socket: &UnixListener) {
+    /// Accepts peers for as long as it is polled.
+    pub async fn accept(self: &Arc<Self>, socket: &UnixListener) {
+        let mut has_failed = false;
         loop {
-            let stream = match socket.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!("cannot accept a peer: {error}");
-                    // Out of descriptors, most likely: give the others time to end.
-                    thread::sleep(Duration::from_millis(100));
-                    continue;
+            match socket.accept().await {
+                Ok((stream, _)) => {
+                    has_failed = false;
+                    self.admit(stream);
                 }
-            };
-            if let Err(error) = self.admit(stream) {
-                warn!("dropped a peer: {error}");
+                Err(error) => {
+                    if !has_failed {
+                        warn!("cannot accept a connection: {error}; trying again");
+                    }
+                    has_failed = true;
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: UnixStream) -> Result<(), String> {
-        let peer = Peer::of(&stream).map_err(|error| format!("unknown: {error}"))?;
+    fn admit(self: &Arc<Self>, stream: UnixStream) {
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return warn!("cannot identify a peer: {error}"),
+        };
+        let user = self.users.get(peer.uid);
         if let Err(why) = self.admission.check(&peer) {
-            audit::peer_refused(&peer, &why);
-            return Ok(());
+            return audit::peer_refused(&user, &peer, &why);
         }
-        let Some(seat) = self.peers.take() else {
-            return Err(format!("there are {MAX_PEERS} already"));
+        let admitted = match self.users.admit(&user) {
+            Ok(admitted) => admitted,
+            Err(limit) => {
+                let why = format!("limit of {limit} reached");
+                return audit::peer_refused(&user, &peer, &why);
+            }
         };
         let service = Arc::clone(self);
-        thread::Builder::new()
-            .name("peer".into())
-            .spawn(move || {
-                let _seat = seat;
-                if let Err(error) = service.converse(stream, &peer)
-                    && !has_left(&error)
-                {
-                    warn!("dropped the peer with {peer}: {error}");
-                }
-            })
-            .map(drop)
-            .map_err(|error| error.to_string())
+        tokio::spawn(async move {
+            let user = admitted.user();
+            if let Err(error) = service.converse(stream, &peer, user).await
+                && !has_left(&error)
+            {
+                audit::peer_dropped(user, &peer, &error);
+            }
+        });
     }
 
     /// Answers requests until the peer leaves, which is an error too, or sends what is no request.
-    fn converse(&self, mut stream: UnixStream, peer: &Peer) -> Result<(), FrameError> {
-        stream.set_read_timeout(Some(IDLE_TIMEOUT))?;
-        stream.set_write_timeout(Some(IDLE_TIMEOUT))?;
+    async fn converse(
+        &self,
+        stream: UnixStream,
+        peer: &Peer,
+        user: &User,
+    ) -> Result<(), FrameError> {
+        let mut connection = Connection::new(stream);
         loop {
-            let request = read_frame(&mut stream)?;
-            let answered = self.answer(&mut stream, &request);
+            let version = connection.begin().await?;
+            let reading = user.frames.acquire().await;
+            let frame = connection.finish(version).await?;
+            drop(reading);
+            if !matches!(frame.version, version1::PROTOCOL_VERSION | PROTOCOL_VERSION) {
+                connection.reply(unsupported(user, peer, &frame)).await?;
+            }
+            if frame.body_bytes > MAX_FRAME_BYTES {
+                return Err(FrameError::TooLong(frame.body_bytes));
+            }
+            let (request, refusal) = match frame.version {
+                PROTOCOL_VERSION => (decode(&frame.body)?, None),
+                version1::PROTOCOL_VERSION => {
+                    let request: version1::Request = decode(&frame.body)?;
+                    note_version_1(user, peer);
+                    let refusal = self.kms.check_options(&request).err();
+                    (request.into(), refusal)
+                }
+                _ => continue,
+            };
+            drop(frame);
+            let answered = match refusal {
+                Some(refusal) => Err(refusal),
+                None => Box::pin(self.answer(&mut connection, user, &request)).await?,
+            };
             audit::answered(peer, &request, &answered);
-            write_frame(&mut stream, &answered.unwrap_or_else(Reply::Failed))?;
+            connection
+                .reply(answered.unwrap_or_else(Reply::Failed))
+                .await?;
         }
     }
 
-    /// Has KMS asked, after a wait for a session where there is none and the peer may wait.
-    fn answer(&self, stream: &mut UnixStream, request: &Request) -> Result<Reply, Failure> {
-        let may_wait = request.options().map_or(MayWait::No, |it| it.may_wait);
-        let limit = self.keeper.wait_limit(may_wait);
+    /// Asks KMS, or those keys that were kept, after a wait for a session where there is none and the
+    /// peer may wait. Fails when the peer has left.
+    async fn answer(
+        &self,
+        connection: &mut Connection,
+        user: &User,
+        request: &Request,
+    ) -> Result<Result<Reply, Failure>, FrameError> {
+        let Some(context) = request.context() else {
+            let state = self.sessions.state(self.kms.settings().clone());
+            return Ok(Ok(Reply::Session(state)));
+        };
+        if let Err(failure) = check(request) {
+            return Ok(Err(failure));
+        }
+        connection
+            .wait(|| turn(user), user.pause_before_call())
+            .await?;
+        let mut openings = self.sessions.openings();
+        let limit = self.sessions.wait_limit(context.wait);
         let until = limit.map(|limit| Instant::now() + limit);
         loop {
-            let over = match self.kms.answer(&self.keeper, request) {
+            let over = match self.call(connection, user, request).await? {
                 Err(failure) if failure.kind == FailureKind::SessionOver => failure,
-                answered => return answered,
+                answered => return Ok(answered),
             };
-            let Some(_seat) = self.waiting.take() else {
-                return Err(over);
+            // One that was opened while the call was under way.
+            if self.sessions.session().is_ok() {
+                continue;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(Err(over));
+            }
+            let waiting = Waiting {
+                reason: WaitReason::Session,
+                message: over.message,
             };
-            // To a peer that has left it cannot be said.
-            let say_waiting =
-                |over: Failure| write_frame(stream, &Reply::Waiting(over.message)).is_ok();
-            if !self.keeper.wait_for_session(until, say_waiting) {
-                return Err(over);
+            connection.reply(Reply::Waiting(waiting)).await?;
+            let pause = left.map_or(WAITING_INTERVAL, |left| left.min(WAITING_INTERVAL));
+            // Either way, the loop looks again.
+            let _ = timeout(pause, openings.changed()).await;
+        }
+    }
+
+    /// One try. Whoever waits for a session is not in line: it holds up nobody.
+    async fn call(
+        &self,
+        connection: &mut Connection,
+        user: &User,
+        request: &Request,
+    ) -> Result<Result<Reply, Failure>, FrameError> {
+        if let Err(over) = self.sessions.session() {
+            return Ok(self.kept(request).ok_or(over));
+        }
+        let permit = connection
+            .wait_for(|| turn(user), user.calls.acquire())
+            .await?;
+        let answered = self.kms.call(&self.sessions, request).await;
+        drop(permit);
+        if let Request::Decrypt(decrypt) = request {
+            let blob = &decrypt.ciphertext_blob;
+            match &answered {
+                Ok(Reply::Decrypted {
+                    key,
+                    master_key_arn,
+                    ..
+                }) => {
+                    if let Err(why) = self.cache.keep(user.uid, blob, key, master_key_arn) {
+                        audit::not_kept(user, &why);
+                    }
+                }
+                Ok(_) => {}
+                Err(failure) => self.cache.refused(blob, failure.kind),
             }
         }
+        Ok(match answered {
+            Err(failure) if failure.kind == FailureKind::SessionOver => {
+                self.kept(request).ok_or(failure)
+            }
+            answered => answered,
+        })
+    }
+
+    fn kept(&self, request: &Request) -> Option<Reply> {
+        let Request::Decrypt(request) = request else {
+            return None;
+        };
+        let (key, master_key_arn) = self
+            .cache
+            .find(&request.ciphertext_blob, request.check_value)?;
+        Some(Reply::Decrypted {
+            key,
+            master_key_arn,
+            request_id: String::new(),
+        })
+    }
+}
+
+fn turn(user: &User) -> Waiting {
+    Waiting {
+        reason: WaitReason::Turn,
+        message: format!(
+            "too many calls of KMS by uid {} at once: this one waits for its turn",
+            user.uid
+        ),
+    }
+}
+
+fn unsupported(user: &User, peer: &Peer, frame: &Frame) -> Reply {
+    let version = frame.version;
+    if user.is_new_version(version) {
+        warn!(
+            "a client ({peer}) speaks protocol version {version}, and this broker {} to {PROTOCOL_VERSION}; restart whichever of them is older than what is installed",
+            version1::PROTOCOL_VERSION
+        );
+    }
+    Reply::Failed(Failure {
+        kind: FailureKind::UnsupportedVersion,
+        message: format!(
+            "the broker speaks protocol version {} to {PROTOCOL_VERSION}, not {version}: it is of another release; restart it (systemctl restart iam-kms-broker), or this process",
+            version1::PROTOCOL_VERSION
+        ),
+    })
+}
+
+fn note_version_1(user: &User, peer: &Peer) {
+    if user.is_new_version(version1::PROTOCOL_VERSION) {
+        info!(
+            "a client ({peer}) has the plugin of release 0.1.0 loaded and is served as before; it takes the new one at its server's next restart"
+        );
     }
 }
 
@@ -135,41 +266,11 @@ fn has_left(error: &FrameError) -> bool {
         FrameError::Closed => true,
         FrameError::Io(error) => matches!(
             error.kind(),
-            ErrorKind::WouldBlock
-                | ErrorKind::TimedOut
+            ErrorKind::TimedOut
                 | ErrorKind::ConnectionReset
                 | ErrorKind::BrokenPipe
                 | ErrorKind::UnexpectedEof
         ),
         _ => false,
-    }
-}
-
-/// A limited number of places.
-pub(crate) struct Seats {
-    taken: Arc<AtomicUsize>,
-    limit: usize,
-}
-
-/// A place, given back when dropped.
-struct Seat(Arc<AtomicUsize>);
-
-impl Seats {
-    fn new(limit: usize) -> Self {
-        Self {
-            taken: Arc::default(),
-            limit,
-        }
-    }
-
-    fn take(&self) -> Option<Seat> {
-        let seat = Seat(Arc::clone(&self.taken));
-        (self.taken.fetch_add(1, Ordering::Relaxed) < self.limit).then_some(seat)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -3,24 +3,34 @@
 //!
 //! While a session is open, KMS is asked: it may have disabled the master key since, and logs who
 //! asks. What it refuses then is forgotten here too.
+//!
+//! A key is known by its check value, and found by each wrapping that KMS has unwrapped to it.
 
 use std::{
     collections::HashMap,
-    io,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use broker_api::FailureKind;
 use iam_kms_wrapper::config::KeyCache as Lifetime;
-use key_store::PlaintextKey;
+use key_store::{
+    PlaintextKey,
+    check_value::{CHECK_VALUE_BYTES, CheckValue},
+};
 use locked_memory::{Arena, LockedKey, MAX_KEY_BYTES};
-use tracing::warn;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 /// 2 MiB of locked memory. What comes beyond is not kept.
 const MAX_KEYS: usize = 65_536;
 
-/// The keys, by the bytes that wrap them.
+/// Wrappings of one key that are remembered: one for each master key that it was wrapped under.
+const MAX_WRAPPINGS: usize = 16;
+
+/// SHA-256 of the bytes that wrap a key.
+type Wrapping = [u8; 32];
+
+/// The keys.
 #[derive(Default)]
 pub(crate) struct KeyCache {
     is_off: bool,
@@ -29,15 +39,18 @@ pub(crate) struct KeyCache {
 
 #[derive(Default)]
 struct Content {
-    keys: HashMap<Vec<u8>, Kept>,
+    keys: HashMap<CheckValue, Kept>,
+    by_wrapping: HashMap<Wrapping, CheckValue>,
+    /// Keys that each user has had unwrapped first.
+    by_uid: HashMap<u32, usize>,
     arena: Arena,
-    /// Forgotten ones count: their memory is wiped at the end only.
-    stored: usize,
 }
 
 struct Kept {
     key: LockedKey,
     master_key_arn: String,
+    wrappings: Vec<Wrapping>,
+    uid: u32,
 }
 
 impl KeyCache {
@@ -48,38 +61,72 @@ impl KeyCache {
         }
     }
 
-    /// Keeps a key that KMS has just unwrapped.
-    pub fn keep(&self, ciphertext_blob: &[u8], key: &PlaintextKey, master_key_arn: &str) {
+    /// Keeps a key that KMS has just unwrapped for the user `uid`.
+    ///
+    /// The error is for the log: the key is not kept, or not as well as it should be.
+    pub fn keep(
+        &self,
+        uid: u32,
+        ciphertext_blob: &[u8],
+        key: &PlaintextKey,
+        master_key_arn: &str,
+    ) -> Result<(), String> {
+        if self.is_off {
+            return Ok(());
+        }
+        let (check_value, wrapping) = (CheckValue::of(key), wrapping(ciphertext_blob));
         let mut content = self.content();
-        if self.is_off || content.keys.contains_key(ciphertext_blob) {
-            return;
-        }
-        if let Err(error) = content.add(ciphertext_blob, key, master_key_arn) {
-            warn!("a data key is not kept for the time after the session: {error}");
-        }
+        let warning = if content.keys.contains_key(&check_value) {
+            None
+        } else {
+            content.add(uid, check_value, key)?
+        };
+        content.add_wrapping(check_value, wrapping, master_key_arn);
+        warning.map_or(Ok(()), Err)
     }
 
-    /// The key, and the ARN of the master key that wrapped it.
-    pub fn find(&self, ciphertext_blob: &[u8]) -> Option<(PlaintextKey, String)> {
+    /// The key that is wrapped by these bytes, or else has this check value, and the ARN of the master
+    /// key that wrapped it last.
+    pub fn find(
+        &self,
+        ciphertext_blob: &[u8],
+        check_value: Option<[u8; CHECK_VALUE_BYTES]>,
+    ) -> Option<(PlaintextKey, String)> {
+        let wrapping = wrapping(ciphertext_blob);
         let content = self.content();
-        let kept = content.keys.get(ciphertext_blob)?;
+        let known = content.by_wrapping.get(&wrapping).copied();
+        let check_value = known.or(check_value.map(CheckValue::from_bytes))?;
+        let kept = content.keys.get(&check_value)?;
         let mut bytes = Zeroizing::new([0; MAX_KEY_BYTES]);
         let bytes = bytes.get_mut(..kept.key.length_bytes())?;
         kept.key.copy_to(bytes).then_some(())?;
         Some((PlaintextKey::new(bytes).ok()?, kept.master_key_arn.clone()))
     }
 
-    /// Takes note of a failure of KMS: what it refuses is not to be had here either.
+    /// Takes note of a failure of KMS. What it refuses to unwrap is not to be had here either. Where it
+    /// has not looked at the key, because of a wrong clock, say, nothing is forgotten.
     pub fn refused(&self, ciphertext_blob: &[u8], kind: FailureKind) {
-        if matches!(
-            kind,
+        match kind {
             FailureKind::AccessDenied
-                | FailureKind::KeyUnusable
-                | FailureKind::NotFound
-                | FailureKind::InvalidCiphertext
-        ) {
-            self.content().keys.remove(ciphertext_blob);
+            | FailureKind::KeyUnusable
+            | FailureKind::NotFound
+            | FailureKind::InvalidCiphertext => self.content().forget(wrapping(ciphertext_blob)),
+            FailureKind::SessionOver
+            | FailureKind::NotAuthenticated
+            | FailureKind::Throttled
+            | FailureKind::Unavailable
+            | FailureKind::InvalidRequest
+            | FailureKind::UnsupportedVersion
+            | FailureKind::Other => {}
         }
+    }
+
+    /// Overwrites all keys.
+    pub fn wipe(&self) {
+        let mut content = self.content();
+        content.arena.wipe();
+        content.keys.clear();
+        content.by_wrapping.clear();
     }
 
     /// The content is whole at every unlock.
@@ -89,59 +136,189 @@ impl KeyCache {
 }
 
 impl Content {
-    fn add(&mut self, ciphertext_blob: &[u8], key: &PlaintextKey, arn: &str) -> io::Result<()> {
-        if self.stored >= MAX_KEYS {
-            return Err(io::Error::other(format!("{MAX_KEYS} are kept already")));
+    /// The warning of a key that is kept in memory that is not as it should be.
+    fn add(
+        &mut self,
+        uid: u32,
+        check_value: CheckValue,
+        key: &PlaintextKey,
+    ) -> Result<Option<String>, String> {
+        // A user may have as many keys kept as there is room left for the others.
+        let room = MAX_KEYS.saturating_sub(self.keys.len());
+        let of_user = self.by_uid.entry(uid).or_default();
+        if *of_user >= room {
+            return Err(format!(
+                "a data key is not kept for the time after the session: {of_user} of uid {uid} are kept already"
+            ));
         }
-        let stored = self.arena.store(key.expose())?;
-        self.stored += 1;
-        if let Some(error) = stored.lock_failure {
-            warn!(
-                "data keys that are kept may be swapped out: {error}; set LimitMEMLOCK=infinity in the unit"
-            );
-        }
+        let stored = self.arena.store(key.expose()).map_err(|error| {
+            format!("a data key is not kept for the time after the session: {error}")
+        })?;
+        *of_user += 1;
         let kept = Kept {
             key: stored.key,
-            master_key_arn: arn.into(),
+            master_key_arn: String::new(),
+            wrappings: Vec::new(),
+            uid,
         };
-        self.keys.insert(ciphertext_blob.into(), kept);
-        Ok(())
+        self.keys.insert(check_value, kept);
+        Ok(stored.lock_failure.map(|error| {
+            format!(
+                "data keys that are kept may be swapped or dumped: {error}; set LimitMEMLOCK=infinity in the unit"
+            )
+        }))
     }
+
+    fn add_wrapping(&mut self, check_value: CheckValue, wrapping: Wrapping, arn: &str) {
+        let Some(kept) = self.keys.get_mut(&check_value) else {
+            return;
+        };
+        arn.clone_into(&mut kept.master_key_arn);
+        if kept.wrappings.contains(&wrapping) {
+            return;
+        }
+        if kept.wrappings.len() == MAX_WRAPPINGS {
+            self.by_wrapping.remove(&kept.wrappings.remove(0));
+        }
+        kept.wrappings.push(wrapping);
+        self.by_wrapping.insert(wrapping, check_value);
+    }
+
+    /// Forgets a wrapping, and with the last of them the key.
+    fn forget(&mut self, wrapping: Wrapping) {
+        let Some(check_value) = self.by_wrapping.remove(&wrapping) else {
+            return;
+        };
+        let Some(kept) = self.keys.get_mut(&check_value) else {
+            return;
+        };
+        kept.wrappings.retain(|known| *known != wrapping);
+        if !kept.wrappings.is_empty() {
+            return;
+        }
+        if let Some(of_user) = self.by_uid.get_mut(&kept.uid) {
+            *of_user = of_user.saturating_sub(1);
+        }
+        self.keys.remove(&check_value);
+    }
+}
+
+fn wrapping(ciphertext_blob: &[u8]) -> Wrapping {
+    Sha256::digest(ciphertext_blob).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SERVER: u32 = 27;
+
     fn key(number: u32) -> PlaintextKey {
         PlaintextKey::new(&number.to_le_bytes().repeat(4)).unwrap()
     }
 
+    fn check_value(number: u32) -> Option<[u8; CHECK_VALUE_BYTES]> {
+        Some(CheckValue::of(&key(number)).to_bytes())
+    }
+
+    fn cache() -> KeyCache {
+        KeyCache::new(Lifetime::Lifetime)
+    }
+
     #[test]
-    fn what_kms_refuses_is_forgotten_and_an_outage_forgets_nothing() {
+    fn only_a_refusal_that_is_about_the_key_forgets_it() {
         for (kind, is_kept) in [
             (FailureKind::KeyUnusable, false),
             (FailureKind::AccessDenied, false),
+            (FailureKind::NotFound, false),
+            (FailureKind::InvalidCiphertext, false),
+            (FailureKind::NotAuthenticated, true),
+            (FailureKind::SessionOver, true),
             (FailureKind::Unavailable, true),
             (FailureKind::Throttled, true),
+            (FailureKind::Other, true),
         ] {
-            let cache = KeyCache::new(Lifetime::Lifetime);
-            cache.keep(b"wrapped", &key(1), "arn");
+            let cache = cache();
+            cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
             cache.refused(b"wrapped", kind);
-            assert_eq!(cache.find(b"wrapped").is_some(), is_kept, "{kind:?}");
+            assert_eq!(cache.find(b"wrapped", None).is_some(), is_kept, "{kind:?}");
+            let by_value = cache.find(b"other", check_value(1));
+            assert_eq!(by_value.is_some(), is_kept, "{kind:?}");
         }
     }
 
     #[test]
-    fn what_is_beyond_the_limit_is_not_kept_and_the_others_are() {
-        let cache = KeyCache::new(Lifetime::Lifetime);
-        for number in 0..=65_536_u32 {
-            cache.keep(&number.to_le_bytes(), &key(number), "arn");
+    fn a_key_is_found_by_its_check_value_whatever_wraps_it_now() {
+        let cache = cache();
+        cache.keep(SERVER, b"before", &key(1), "arn").unwrap();
+        let (found, _) = cache.find(b"after", check_value(1)).unwrap();
+        assert_eq!(found, key(1));
+        assert!(cache.find(b"after", check_value(2)).is_none());
+        assert!(cache.find(b"after", None).is_none());
+    }
+
+    #[test]
+    fn the_bytes_that_wrap_a_key_count_for_more_than_the_check_value_that_is_asked_for() {
+        let cache = cache();
+        cache.keep(SERVER, b"first", &key(1), "arn").unwrap();
+        cache.keep(SERVER, b"second", &key(2), "arn").unwrap();
+        let (found, _) = cache.find(b"first", check_value(2)).unwrap();
+        assert_eq!(found, key(1));
+    }
+
+    #[test]
+    fn a_refused_wrapping_leaves_a_key_that_another_one_still_opens() {
+        let cache = cache();
+        cache.keep(SERVER, b"old", &key(1), "old arn").unwrap();
+        cache.keep(SERVER, b"new", &key(1), "new arn").unwrap();
+        cache.refused(b"old", FailureKind::KeyUnusable);
+        assert!(cache.find(b"old", None).is_none());
+        assert_eq!(cache.find(b"new", None).unwrap().1, "new arn");
+        cache.refused(b"new", FailureKind::KeyUnusable);
+        assert!(cache.find(b"new", check_value(1)).is_none());
+    }
+
+    #[test]
+    fn one_user_cannot_take_the_room_of_others() {
+        let cache = cache();
+        let mut number = 0_u32;
+        let mut fill = |uid| {
+            (0..)
+                .take_while(|_| {
+                    number += 1;
+                    let blob = number.to_le_bytes();
+                    cache.keep(uid, &blob, &key(number), "arn").is_ok()
+                })
+                .count()
+        };
+        assert_eq!(fill(1), MAX_KEYS / 2);
+        assert_eq!(fill(2), MAX_KEYS / 4);
+        assert_eq!(fill(SERVER), MAX_KEYS / 8);
+        // What is forgotten makes room.
+        let last = number - 1;
+        cache.refused(&last.to_le_bytes(), FailureKind::KeyUnusable);
+        let blob = number.to_le_bytes();
+        assert!(cache.keep(SERVER, &blob, &key(number), "arn").is_ok());
+        assert!(cache.find(&1_u32.to_le_bytes(), None).is_some());
+    }
+
+    #[test]
+    fn wrappings_of_one_key_do_not_pile_up() {
+        let cache = cache();
+        for number in 0..1000_u32 {
+            let blob = number.to_le_bytes();
+            cache.keep(SERVER, &blob, &key(1), "arn").unwrap();
         }
-        assert!(cache.find(&65_536_u32.to_le_bytes()).is_none());
-        for number in 0..65_536_u32 {
-            let (kept, _) = cache.find(&number.to_le_bytes()).unwrap();
-            assert_eq!(kept, key(number));
-        }
+        assert_eq!(cache.content().by_wrapping.len(), MAX_WRAPPINGS);
+        assert!(cache.find(&999_u32.to_le_bytes(), None).is_some());
+        assert!(cache.find(&0_u32.to_le_bytes(), None).is_none());
+    }
+
+    #[test]
+    fn after_a_wipe_there_is_nothing() {
+        let cache = cache();
+        cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
+        cache.wipe();
+        assert!(cache.find(b"wrapped", check_value(1)).is_none());
     }
 }

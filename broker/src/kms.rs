@@ -2,225 +2,204 @@
 //!
 //! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use aws_sdk_kms::{
-    Client,
-    config::{Builder, Region},
-    operation::RequestId,
-    primitives::Blob,
+use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
+use broker_api::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, version1,
 };
-use aws_smithy_types::timeout::TimeoutConfig;
-use broker_api::{Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, Reply, Request};
 use iam_kms_wrapper::{
-    aws,
-    config::is_region,
+    aws::{self, Service},
+    config::Config,
     kms_failure::{failure, incomplete, wrapped_key},
     session::Session,
 };
 use key_store::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
-use tokio::runtime::Handle;
 
-use crate::{keeper::Keeper, key_cache::KeyCache};
+use crate::session_manager::SessionManager;
 
-/// Calls KMS with the session that is open.
+const GENERATE: &str = "GenerateDataKeyWithoutPlaintext";
+
+/// Longest id of a master key, and longest ARN, in bytes.
+const MAX_MASTER_KEY_BYTES: usize = 2048;
+
+/// Longest id of a request that is passed on, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Calls KMS with the session that is open, in the region and at the endpoint of the configuration.
 pub(crate) struct Kms {
-    runtime: Handle,
-    clients: Mutex<Clients>,
-    cache: KeyCache,
+    builder: Builder,
+    settings: KmsSettings,
+    /// Of the last session.
+    client: Mutex<Option<(Arc<Session>, Client)>>,
 }
-
-/// Clients of one session, by region and endpoint: they hold its connections.
-#[derive(Default)]
-struct Clients {
-    session: Option<Arc<Session>>,
-    by_target: HashMap<(String, String), Client>,
-}
-
-/// Regions and endpoints that peers have named, before the least is forgotten.
-const MAX_CLIENTS: usize = 16;
 
 impl Kms {
-    pub fn new(runtime: Handle, cache: KeyCache) -> Self {
-        Self {
-            runtime,
-            clients: Mutex::default(),
-            cache,
+    /// Reads region and endpoint from `config`, the environment and the profile, for good.
+    ///
+    /// The error says what is wrong with them.
+    pub async fn new(config: &Config) -> Result<Self, String> {
+        let settings = aws::load(config, None).await;
+        let endpoint_url = aws::configured_endpoint(&settings, Service::Kms)?;
+        if let Some(url) = &endpoint_url {
+            check_url(url)?;
         }
-    }
-
-    /// Does what `request` asks of KMS.
-    pub fn answer(&self, keeper: &Keeper, request: &Request) -> Result<Reply, Failure> {
-        match request {
-            Request::Session => Ok(Reply::Session(keeper.state())),
-            Request::Decrypt(request) => self.decrypt(keeper, request),
-            Request::GenerateDataKey(request) => self.generate_data_key(keeper, request),
-        }
-    }
-
-    /// Unwraps a data key; one that was unwrapped before, without a session and a request id.
-    fn decrypt(&self, keeper: &Keeper, request: &Decrypt) -> Result<Reply, Failure> {
-        let ciphertext_blob = &request.ciphertext_blob;
-        if !(1..=MAX_CIPHERTEXT_BYTES).contains(&ciphertext_blob.len()) {
-            return Err(invalid("a wrapped key must have 1 to 6144 bytes"));
-        }
-        let answered = self.call_decrypt(keeper, request);
-        match &answered {
-            Ok(Reply::Decrypted {
-                key,
-                master_key_arn,
-                ..
-            }) => self.cache.keep(ciphertext_blob, key, master_key_arn),
-            Err(failure) if failure.kind == FailureKind::SessionOver => {
-                if let Some((key, master_key_arn)) = self.cache.find(ciphertext_blob) {
-                    return Ok(Reply::Decrypted {
-                        key,
-                        master_key_arn,
-                        request_id: String::new(),
-                    });
-                }
-            }
-            Err(failure) => self.cache.refused(ciphertext_blob, failure.kind),
-            Ok(_) => {}
-        }
-        answered
-    }
-
-    fn call_decrypt(&self, keeper: &Keeper, request: &Decrypt) -> Result<Reply, Failure> {
-        let (session, client) = self.client(keeper, &request.options)?;
-        let blob = Blob::new(request.ciphertext_blob.as_slice());
-        let call = client
-            .decrypt()
-            .ciphertext_blob(blob)
-            .customize()
-            .config_override(timeouts(keeper, &request.options))
-            .send();
-        let answer = self
-            .runtime
-            .block_on(call)
-            .map_err(|error| failure("Decrypt", &error, || keeper.ended(&session)))?;
-        let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
-        Ok(Reply::Decrypted {
-            key: PlaintextKey::new(plaintext)
-                .map_err(|error| incomplete("Decrypt", &answer, &error.to_string()))?,
-            master_key_arn: answer.key_id().unwrap_or_default().into(),
-            request_id: answer.request_id().unwrap_or_default().into(),
-        })
-    }
-
-    /// Makes a wrapped data key.
-    fn generate_data_key(
-        &self,
-        keeper: &Keeper,
-        request: &GenerateDataKey,
-    ) -> Result<Reply, Failure> {
-        if !matches!(request.key_bytes, 16 | 32) {
-            return Err(invalid("a data key must have 16 or 32 bytes"));
-        }
-        if !(1..=2048).contains(&request.master_key_id.len()) {
-            return Err(invalid("a master key id must have 1 to 2048 characters"));
-        }
-        let (session, client) = self.client(keeper, &request.options)?;
-        let call = client
-            .generate_data_key_without_plaintext()
-            .key_id(&request.master_key_id)
-            .number_of_bytes(request.key_bytes.into())
-            .customize()
-            .config_override(timeouts(keeper, &request.options))
-            .send();
-        const OPERATION: &str = "GenerateDataKeyWithoutPlaintext";
-        let answer = self
-            .runtime
-            .block_on(call)
-            .map_err(|error| failure(OPERATION, &error, || keeper.ended(&session)))?;
-        let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
-        Ok(Reply::Generated {
-            ciphertext_blob: wrapped_key(OPERATION, &answer, ciphertext_blob)?,
-            master_key_arn: answer.key_id().unwrap_or_default().into(),
-            request_id: answer.request_id().unwrap_or_default().into(),
-        })
-    }
-
-    /// A client of the open session for the peer's region and endpoint.
-    fn client(
-        &self,
-        keeper: &Keeper,
-        options: &KmsOptions,
-    ) -> Result<(Arc<Session>, Client), Failure> {
-        check_options(options)?;
-        let session = keeper.session()?;
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = clients
-            .session
-            .as_ref()
-            .is_some_and(|old| Arc::ptr_eq(old, &session));
-        if !is_same || clients.by_target.len() >= MAX_CLIENTS {
-            *clients = Clients {
-                session: Some(Arc::clone(&session)),
-                ..Clients::default()
-            };
-        }
-        let target = (options.region.clone(), options.endpoint_url.clone());
-        let client = clients
-            .by_target
-            .entry(target)
-            .or_insert_with(|| self.new_client(keeper, &session, options))
-            .clone();
-        Ok((session, client))
-    }
-
-    fn new_client(&self, keeper: &Keeper, session: &Session, options: &KmsOptions) -> Client {
-        let settings = self
-            .runtime
-            .block_on(aws::load(keeper.config(), Some(session)));
         let mut builder = Builder::from(&settings);
-        if !options.region.is_empty() {
-            builder = builder.region(Region::new(options.region.clone()));
+        builder.set_endpoint_url(endpoint_url.clone());
+        let request_timeout = config.request_timeout.as_millis();
+        Ok(Self {
+            builder,
+            settings: KmsSettings {
+                region: aws::region_of(&settings).into(),
+                endpoint_url,
+                request_timeout_milliseconds: u64::try_from(request_timeout).unwrap_or(u64::MAX),
+            },
+            client: Mutex::new(None),
+        })
+    }
+
+    /// What clients may know of the configuration.
+    pub fn settings(&self) -> &KmsSettings {
+        &self.settings
+    }
+
+    /// Does what `request`, which has been checked, asks of KMS.
+    pub async fn call(
+        &self,
+        sessions: &SessionManager,
+        request: &Request,
+    ) -> Result<Reply, Failure> {
+        let session = sessions.session()?;
+        let client = self.client(&session);
+        let session_over = || sessions.ended(&session);
+        match request {
+            Request::Decrypt(request) => decrypt(&client, request, session_over).await,
+            Request::GenerateDataKey(request) => generate(&client, request, session_over).await,
+            Request::Session => Ok(Reply::Session(sessions.state(self.settings.clone()))),
         }
-        if !options.endpoint_url.is_empty() {
-            builder = builder.endpoint_url(&options.endpoint_url);
+    }
+
+    fn client(&self, session: &Arc<Session>) -> Client {
+        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, client)) = &*kept
+            && Arc::ptr_eq(of, session)
+        {
+            return client.clone();
         }
-        Client::from_conf(builder.build())
+        let config = self.builder.clone().credentials_provider(session.to_sdk());
+        let client = Client::from_conf(config.build());
+        *kept = Some((Arc::clone(session), client.clone()));
+        client
+    }
+
+    /// Refuses a request of version 1 that wants another region or endpoint than the broker's, which
+    /// was the client's to choose then. Its time limit is ignored.
+    pub fn check_options(&self, request: &version1::Request) -> Result<(), Failure> {
+        let Some(options) = request.options() else {
+            return Ok(());
+        };
+        let region = &self.settings.region;
+        if !options.region.is_empty() && options.region != *region {
+            return Err(invalid(format!(
+                "aws_key_management_region is not {region}, in which the broker calls KMS; remove the variable, or set region in the broker's configuration and restart it"
+            )));
+        }
+        let is_same =
+            |url: &String| url.trim_end_matches('/') == options.endpoint_url.trim_end_matches('/');
+        if !options.endpoint_url.is_empty()
+            && !self.settings.endpoint_url.as_ref().is_some_and(is_same)
+        {
+            return Err(invalid(
+                "aws_key_management_endpoint_url is not the endpoint at which the broker calls KMS; remove the variable, or set AWS_ENDPOINT_URL_KMS in the broker's environment and restart it".into(),
+            ));
+        }
+        Ok(())
     }
 }
 
-fn check_options(options: &KmsOptions) -> Result<(), Failure> {
-    if !options.region.is_empty() && !is_region(&options.region) {
-        return Err(invalid(
-            "aws_key_management_region is no AWS region, such as us-east-1",
-        ));
-    }
-    let url = options.endpoint_url.as_str();
-    let is_url = url.starts_with("https://") || url.starts_with("http://");
-    if !url.is_empty()
-        && (!is_url || url.len() > 2048 || !url.chars().all(|c| c.is_ascii_graphic()))
-    {
-        return Err(invalid(
-            "aws_key_management_endpoint_url is no URL, such as https://kms.us-east-1.amazonaws.com",
-        ));
-    }
-    Ok(())
-}
-
-fn timeouts(keeper: &Keeper, options: &KmsOptions) -> Builder {
-    let timeout = match options.request_timeout_milliseconds {
-        0 => keeper.config().request_timeout,
-        milliseconds => Duration::from_millis(milliseconds.into()),
+/// Refuses what KMS would not take, before it costs anything.
+pub(crate) fn check(request: &Request) -> Result<(), Failure> {
+    let why = match request {
+        Request::Decrypt(request)
+            if !(1..=MAX_CIPHERTEXT_BYTES).contains(&request.ciphertext_blob.len()) =>
+        {
+            "a wrapped key must have 1 to 6144 bytes"
+        }
+        Request::GenerateDataKey(request) if !matches!(request.key_bytes, 16 | 32) => {
+            "a data key must have 16 or 32 bytes"
+        }
+        Request::GenerateDataKey(request)
+            if !(1..=MAX_MASTER_KEY_BYTES).contains(&request.master_key_id.len()) =>
+        {
+            "a master key id must have 1 to 2048 characters"
+        }
+        _ => return Ok(()),
     };
-    let timeouts = TimeoutConfig::builder()
-        .operation_timeout(timeout)
-        .connect_timeout(timeout);
-    Builder::default().timeout_config(timeouts.build())
+    Err(invalid(why.into()))
 }
 
-fn invalid(why: &str) -> Failure {
+async fn decrypt(
+    client: &Client,
+    request: &Decrypt,
+    session_over: impl FnOnce() -> Failure,
+) -> Result<Reply, Failure> {
+    let answer = client
+        .decrypt()
+        .ciphertext_blob(Blob::new(request.ciphertext_blob.as_slice()))
+        .send()
+        .await
+        .map_err(|error| failure("Decrypt", &error, session_over))?;
+    let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
+    Ok(Reply::Decrypted {
+        key: PlaintextKey::new(plaintext)
+            .map_err(|error| incomplete("Decrypt", &answer, &error.to_string()))?,
+        master_key_arn: beginning(answer.key_id(), MAX_MASTER_KEY_BYTES),
+        request_id: beginning(answer.request_id(), MAX_REQUEST_ID_BYTES),
+    })
+}
+
+async fn generate(
+    client: &Client,
+    request: &GenerateDataKey,
+    session_over: impl FnOnce() -> Failure,
+) -> Result<Reply, Failure> {
+    let answer = client
+        .generate_data_key_without_plaintext()
+        .key_id(&request.master_key_id)
+        .number_of_bytes(request.key_bytes.into())
+        .send()
+        .await
+        .map_err(|error| failure(GENERATE, &error, session_over))?;
+    let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
+    Ok(Reply::Generated {
+        ciphertext_blob: wrapped_key(GENERATE, &answer, ciphertext_blob)?,
+        master_key_arn: beginning(answer.key_id(), MAX_MASTER_KEY_BYTES),
+        request_id: beginning(answer.request_id(), MAX_REQUEST_ID_BYTES),
+    })
+}
+
+/// What fits into a frame.
+fn beginning(text: Option<&str>, most_bytes: usize) -> String {
+    let text = text.unwrap_or_default();
+    text.get(..most_bytes.min(text.len()))
+        .unwrap_or_default()
+        .into()
+}
+
+fn check_url(url: &str) -> Result<(), String> {
+    let is_http = url.starts_with("https://") || url.starts_with("http://");
+    if is_http && url.len() <= 2048 && url.chars().all(|c| c.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(format!(
+        "the endpoint {url:?} (AWS_ENDPOINT_URL_KMS, AWS_ENDPOINT_URL, or endpoint_url in the profile) is no URL, such as https://kms.us-east-1.amazonaws.com"
+    ))
+}
+
+fn invalid(message: String) -> Failure {
     Failure {
         kind: FailureKind::InvalidRequest,
-        message: why.to_owned(),
+        message,
     }
 }
 
@@ -229,27 +208,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_region_that_would_lead_to_another_host_is_refused() {
-        let with_region = |region: &str| KmsOptions {
-            region: region.into(),
-            ..KmsOptions::default()
-        };
-        assert!(check_options(&with_region("us-east-1")).is_ok());
-        assert!(check_options(&with_region("")).is_ok());
-        for region in ["x.evil.example", "us-east-1/", "US-EAST-1", &"a".repeat(64)] {
-            assert!(check_options(&with_region(region)).is_err(), "{region}");
+    fn what_is_no_url_is_no_endpoint() {
+        assert!(check_url("http://127.0.0.1:4566").is_ok());
+        for url in ["kms", "file:///etc/passwd", "http://a b", "https://\u{e9}"] {
+            assert!(check_url(url).is_err(), "{url}");
         }
     }
 
     #[test]
-    fn what_is_no_url_is_no_endpoint() {
-        let with_url = |url: &str| KmsOptions {
-            endpoint_url: url.into(),
-            ..KmsOptions::default()
-        };
-        assert!(check_options(&with_url("http://127.0.0.1:4566")).is_ok());
-        for url in ["kms", "file:///etc/passwd", "http://a b", "https://\u{e9}"] {
-            assert!(check_options(&with_url(url)).is_err(), "{url}");
-        }
+    fn what_is_too_long_for_a_frame_is_cut_off() {
+        assert_eq!(beginning(Some("arn"), 10), "arn");
+        assert_eq!(beginning(Some(&"a".repeat(5000)), 2048).len(), 2048);
+        assert_eq!(beginning(None, 10), "");
     }
 }

@@ -1,53 +1,61 @@
 //! Holds the AWS session and calls KMS for MariaDB's `aws_key_management` plugin.
 //!
 //! The only process beside the server that talks to AWS. It listens at a Unix socket
-//! (`listener`), speaks the protocol of `broker-api` with each peer (`conversation`),
-//! performs KMS calls (`kms`), keeps what they unwrapped for the time without a session
-//! (`key_cache`), tells an audit of them (`audit`), and gets a new session when one has ended
-//! (`keeper`).
+//! (`listener`), speaks the protocol of `broker-api` with each peer (`conversation`, `connection`,
+//! `peer`), gives each user of the socket a fair share (`users`), performs KMS calls (`kms`), keeps
+//! what they unwrapped for the time without a session (`key_cache`), tells an audit of them (`audit`),
+//! and gets a new session when one has ended (`session_manager`).
 //! Started by `iam-kms-wrapper` it takes the session over from there and lives as long as the
-//! server (`server`); started with `--config` it asks for a code itself.
-
-#![forbid(unsafe_code)]
+//! server (`lifetime`); started with `--config` it asks for a code itself.
 
 mod audit;
 pub mod command_line;
+mod connection;
 mod conversation;
-mod keeper;
 mod key_cache;
 mod kms;
+mod lifetime;
 mod listener;
+mod peer;
+mod peer_groups;
 mod process;
-mod server;
+mod session_manager;
+mod users;
 
-use std::{io, os::fd::AsFd, process::ExitCode, sync::Arc, thread};
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
-use broker_api::{FrameError, read_frame, write_frame};
+use broker_api::FrameError;
 use clap::Parser;
 use iam_kms_wrapper::{
-    broker::{Handover, Started},
+    broker::{self, Handover, Started},
     command_line::show_usage,
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
     listen_fds, logging,
+    session::Session,
     signals::Signals,
     stored_session, systemd,
 };
+use tokio::{net::UnixListener, runtime::Runtime};
 use tracing::{error, info};
 
 use command_line::CommandLine;
 use conversation::Service;
-use keeper::{Keeper, Role};
 use key_cache::KeyCache;
 use kms::Kms;
-use listener::{Admission, Listener, ListenerError};
-use nix::sys::eventfd::EventFd;
-use server::Server;
+use lifetime::Lifetime;
+use listener::{Listener, ListenerError};
+use peer::Admission;
+use session_manager::{Role, SessionManager};
+use users::Users;
 
 const PROGRAM: &str = "iam-kms-broker";
 
 /// Our own failure, as for `iam-kms-wrapper`.
 const FAILURE: u8 = 125;
+
+/// How long the end waits for the last lines of the log to be written.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the broker does not run.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +68,14 @@ enum BrokerError {
     Listener(#[from] ListenerError),
     #[error("cannot read the hand-over from iam-kms-wrapper: {0}")]
     Handover(FrameError),
+    #[error("cannot call KMS: {0}")]
+    Kms(String),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
+    #[error(
+        "the thread that gets sessions has ended by a defect: please report the lines before this one"
+    )]
+    SessionThread,
 }
 
 /// Runs the program.
@@ -77,13 +91,15 @@ pub fn main() -> ExitCode {
             .and_then(run_alone),
         None => run_for_wrapper(),
     };
-    match ended {
+    let status = match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             error!("{failure}");
             ExitCode::from(FAILURE)
         }
-    }
+    };
+    logging::flush(LOG_PATIENCE);
+    status
 }
 
 /// Takes everything over from `iam-kms-wrapper` and tells it when the socket listens.
@@ -98,28 +114,22 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         session,
         source,
         server_pid,
-    } = read_frame(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
+    } = Handover::read(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
     logging::use_format(config.log_format);
-    let listener = Server::open(server_pid)
+    let prepared = Lifetime::of_server(server_pid)
         .map_err(|error| BrokerError::System("watch the server", error))
-        .and_then(|server| {
-            Ok((
-                server,
-                Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
-            ))
-        });
-    let started: Started = match &listener {
+        .and_then(|lifetime| Ok((lifetime, Prepared::new(&config)?)));
+    let started: Started = match &prepared {
         Ok(_) => Ok(()),
         Err(failure) => Err(failure.to_string()),
     };
-    write_frame(&mut io::stdout().lock(), &started).map_err(BrokerError::Handover)?;
-    let (server, listener) = listener?;
+    broker::answer(&mut io::stdout().lock(), &started).map_err(BrokerError::Handover)?;
+    let (lifetime, prepared) = prepared?;
     process::close_standard_streams()
         .map_err(|error| BrokerError::System("close standard input and output", error))?;
     // SIGTERM goes to every process of the unit; the server still needs us while it shuts down.
     drop(signals);
-    let keeper = Keeper::new(config, source, Some(session), Role::OfServer);
-    serve(keeper, listener, || server.wait())
+    prepared.serve(config, source, Some(session), Role::OfServer, &lifetime)
 }
 
 /// As a service of its own, or started by hand.
@@ -141,52 +151,107 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
         );
     }
     let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
-    let listener = Listener::bind(&config.broker_socket, config.broker_socket_gid)?;
+    let prepared = Prepared::new(&config)?;
     // Not only once there is a session: what is ordered after us waits for that by itself.
     systemd::ready();
-    let keeper = Keeper::new(config, source, session, Role::Service);
-    serve(keeper, listener, || server::wait_for_signal(&signals))
+    let lifetime = Lifetime::UntilSignal(signals);
+    prepared.serve(config, source, session, Role::Service, &lifetime)
 }
 
+/// The log gets its thread here: with `--handover`, the process has forked for the last time.
 fn prepare_process() -> Result<Signals, BrokerError> {
     process::harden()
         .map_err(|error| BrokerError::System("turn core dumps and new privileges off", error))?;
-    Signals::hold().map_err(|error| BrokerError::System("hold signals", error))
+    // Before the first thread, which inherits that they are held.
+    let signals = Signals::hold().map_err(|error| BrokerError::System("hold signals", error))?;
+    logging::write_in_background(PROGRAM)
+        .map_err(|error| BrokerError::System("start the thread of the log", error))?;
+    Ok(signals)
 }
 
-/// Serves peers and keeps the session until `wait_for_end` returns.
-fn serve(
-    keeper: Keeper,
+/// What can fail before the first peer is served.
+struct Prepared {
+    runtime: Runtime,
+    kms: Kms,
+    users: Users,
     listener: Listener,
-    wait_for_end: impl FnOnce() -> io::Result<()>,
-) -> Result<(), BrokerError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(|error| BrokerError::System("start the AWS SDK", error))?;
-    let stop =
-        EventFd::new().map_err(|error| BrokerError::System("make an event", error.into()))?;
-    let socket = listener
-        .acceptor()
-        .map_err(|error| BrokerError::System("accept", error))?;
-    let cache = KeyCache::new(keeper.config().key_cache);
-    let kms = Kms::new(runtime.handle().clone(), cache);
-    let admission = Admission::new(keeper.config().broker_socket_gid);
-    let service = Arc::new(Service::new(keeper, kms, admission));
-    info!("listening at {}", listener.path().display());
-    let ended = thread::scope(|scope| {
-        scope.spawn(|| service.keeper.run(stop.as_fd()));
-        let accepting = Arc::clone(&service);
-        // Not of this scope: it accepts until the process ends.
-        thread::spawn(move || accepting.accept(&socket));
-        let ended = wait_for_end().map_err(|error| BrokerError::System("wait for the end", error));
-        stop.write(1)
-            .map_err(|error| BrokerError::System("stop", error.into()))?;
-        service.keeper.wake();
+}
+
+impl Prepared {
+    fn new(config: &Config) -> Result<Self, BrokerError> {
+        // One thread, this one, for all connections and calls.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| BrokerError::System("start the AWS SDK", error))?;
+        let users = Users::new(process::max_connections());
+        Ok(Self {
+            kms: runtime
+                .block_on(Kms::new(config))
+                .map_err(BrokerError::Kms)?,
+            runtime,
+            users,
+            listener: Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
+        })
+    }
+
+    /// Serves peers and manages the session until `lifetime` is over. Then everything secret is
+    /// overwritten.
+    fn serve(
+        self,
+        config: Config,
+        source: Option<Session>,
+        session: Option<Session>,
+        role: Role,
+        lifetime: &Lifetime,
+    ) -> Result<(), BrokerError> {
+        let Self {
+            runtime,
+            kms,
+            users,
+            listener,
+        } = self;
+        let cache = KeyCache::new(config.key_cache);
+        let admission = Admission::new(config.broker_socket_gid);
+        let sessions = SessionManager::new(config, source, session, role)
+            .map_err(|error| BrokerError::System("make an event", error))?;
+        let service = Arc::new(Service {
+            sessions: Arc::new(sessions),
+            kms,
+            cache,
+            admission,
+            users,
+        });
+        let socket = listener
+            .acceptor()
+            .map_err(|error| BrokerError::System("accept connections", error))?;
+        info!("listening at {}", listener.path().display());
+        let (thread, thread_ended) = service
+            .sessions
+            .start()
+            .map_err(|error| BrokerError::System("start the thread that gets sessions", error))?;
+        let ended = runtime.block_on(async {
+            let socket = UnixListener::from_std(socket)
+                .map_err(|error| BrokerError::System("accept connections", error))?;
+            tokio::select! {
+                ended = lifetime.wait() => {
+                    ended.map_err(|error| BrokerError::System("wait for the end", error))
+                }
+                _ = thread_ended => Err(BrokerError::SessionThread),
+                () = service.accept(&socket) => Ok(()),
+            }
+        });
+        // First of all, so that the next broker can take the path over.
+        drop(listener);
+        service
+            .sessions
+            .stop()
+            .map_err(|error| BrokerError::System("stop", error))?;
+        // Its panic has been reported.
+        let _ = thread.join();
+        // With the connections of peers and to KMS, and what is in their buffers.
+        drop(runtime);
+        service.cache.wipe();
         ended
-    });
-    // Peers may be in the middle of a call; it ends with the process, not with a panic.
-    std::mem::forget(runtime);
-    ended
+    }
 }

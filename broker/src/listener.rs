@@ -1,41 +1,43 @@
-//! The socket: made for our user alone or for a group too, its peers checked.
+//! The socket: made for our user alone or for a group too, by one broker at a time.
 
 use std::{
-    fmt, fs, io,
+    fs::{self, File, TryLockError},
+    io::{self, Read, Write},
     os::unix::{
-        fs::{MetadataExt, PermissionsExt, chown},
-        net::{UnixListener, UnixStream},
+        fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
+        net::UnixListener,
     },
     path::{Path, PathBuf},
 };
 
-use iam_kms_wrapper::broker::is_free_or_socket;
-use nix::{
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
-    unistd::{Gid, Group, Uid, User, geteuid},
+use iam_kms_wrapper::{
+    broker::{BrokerError, check_directory, has_listener, is_free_or_socket},
+    on_abort,
 };
+use nix::{fcntl::OFlag, unistd::geteuid};
 use tracing::warn;
 
 /// Why the socket cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenerError {
-    #[error(
-        "cannot listen at {path}: {source}; create its directory, or set broker_socket to another path",
-        path = path.display()
-    )]
+    #[error(transparent)]
+    Directory(BrokerError),
+    #[error("cannot listen at {path}: {source}", path = path.display())]
     Bind { path: PathBuf, source: io::Error },
     #[error(
         "cannot give {path} to broker_socket_group: {source}; start the broker in that group (Group= in the unit)",
         path = path.display()
     )]
     Group { path: PathBuf, source: io::Error },
-    #[error("another broker listens at {path}; stop its server first", path = path.display())]
-    Busy { path: PathBuf },
+    #[error("another broker listens at {path}{who}; stop its server first", path = path.display())]
+    Busy { path: PathBuf, who: String },
     #[error(
         "will not replace {path}: it is no socket of this user; remove it, or set broker_socket to another path",
         path = path.display()
     )]
     Occupied { path: PathBuf },
+    #[error("cannot lock {path}: {source}", path = path.display())]
+    Lock { path: PathBuf, source: io::Error },
 }
 
 /// A bound socket, removed when dropped.
@@ -43,6 +45,8 @@ pub(crate) struct Listener {
     path: PathBuf,
     socket: UnixListener,
     identity: (u64, u64),
+    /// Given back after the socket.
+    _lock: Lock,
 }
 
 impl Listener {
@@ -52,13 +56,17 @@ impl Listener {
             path: path.into(),
             source,
         };
+        check_directory(path).map_err(ListenerError::Directory)?;
+        let lock = Lock::take(path)?;
         remove_left_behind(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
+        on_abort::SOCKET.made(path);
         let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let listener = Self {
             path: path.into(),
             socket,
-            identity: (metadata.dev(), metadata.ino()),
+            identity: identity(&metadata),
+            _lock: lock,
         };
         if let Some(gid) = gid {
             listener.open_to(gid, &metadata)?;
@@ -79,8 +87,9 @@ impl Listener {
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o660)).map_err(failed)
     }
 
-    /// A socket to accept from in another thread.
+    /// A socket to accept from, which does not block.
     pub fn acceptor(&self) -> io::Result<UnixListener> {
+        self.socket.set_nonblocking(true)?;
         self.socket.try_clone()
     }
 
@@ -90,10 +99,11 @@ impl Listener {
 }
 
 impl Drop for Listener {
-    /// The broker of the next server may have taken the path over; its socket stays.
+    /// A later broker may have taken the path over; its socket stays.
     fn drop(&mut self) {
+        on_abort::SOCKET.removed();
         let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity)
+        if there.is_ok_and(|metadata| identity(&metadata) == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             warn!("cannot remove {}: {error}", self.path.display());
@@ -106,8 +116,12 @@ fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
     if !is_free_or_socket(path) {
         return Err(ListenerError::Occupied { path: path.into() });
     }
-    if UnixStream::connect(path).is_ok() {
-        return Err(ListenerError::Busy { path: path.into() });
+    // One of release 0.1.0 takes no lock.
+    if has_listener(path) {
+        return Err(ListenerError::Busy {
+            path: path.into(),
+            who: String::new(),
+        });
     }
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ListenerError::Bind {
@@ -118,70 +132,90 @@ fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
     }
 }
 
-/// Who has connected.
-pub(crate) struct Peer {
-    pub uid: u32,
-    pub gid: u32,
-    pub pid: i32,
+/// A locked file beside the socket: of two brokers that start together, one must not remove the
+/// other's. Removed when dropped.
+struct Lock {
+    path: PathBuf,
+    /// Closing it ends the lock.
+    _file: File,
 }
 
-impl Peer {
-    /// As the kernel tells it.
-    pub fn of(stream: &UnixStream) -> io::Result<Self> {
-        let credentials = getsockopt(stream, PeerCredentials)?;
-        Ok(Self {
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-            pid: credentials.pid(),
-        })
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "uid {}, pid {}", self.uid, self.pid)
-    }
-}
-
-/// Who is served: our own user, root, and the members of a group where one is configured.
-pub(crate) struct Admission {
-    gid: Option<u32>,
-}
-
-impl Admission {
-    pub fn new(gid: Option<u32>) -> Self {
-        Self { gid }
-    }
-
-    /// The error says who is served.
-    pub fn check(&self, peer: &Peer) -> Result<(), String> {
-        let own = geteuid();
-        if peer.uid == own.as_raw() || peer.uid == 0 {
-            return Ok(());
-        }
-        match self.gid {
-            Some(gid) if peer.gid == gid || is_member(peer.uid, gid) => Ok(()),
-            Some(gid) => Err(format!(
-                "only uid {own}, root and members of group {gid} are served"
-            )),
-            None => Err(format!("only uid {own} and root are served")),
+impl Lock {
+    fn take(socket: &Path) -> Result<Self, ListenerError> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let failed = |source| ListenerError::Lock {
+            path: path.clone(),
+            source,
+        };
+        loop {
+            let mut file = open_lock(&path).map_err(failed)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(ListenerError::Busy {
+                        path: socket.into(),
+                        who: holder(&mut file),
+                    });
+                }
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+            let locked = file.metadata().map_err(failed)?;
+            // Its last holder may have removed it before we had the lock.
+            let there = fs::symlink_metadata(&path);
+            if there.is_ok_and(|there| identity(&there) == identity(&locked)) {
+                file.set_len(0).map_err(failed)?;
+                write!(file, "{}", std::process::id()).map_err(failed)?;
+                return Ok(Self { path, _file: file });
+            }
         }
     }
 }
 
-/// Whether the host's database of groups has the user in it. One that cannot be read has nobody.
-fn is_member(uid: u32, gid: u32) -> bool {
-    let (Ok(Some(user)), Ok(Some(group))) = (
-        User::from_uid(Uid::from_raw(uid)),
-        Group::from_gid(Gid::from_raw(gid)),
-    ) else {
-        return false;
-    };
-    group.mem.contains(&user.name)
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Left behind, it is used again.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() && metadata.uid() == geteuid().as_raw() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is no file of this user; remove it"))
+}
+
+/// Who has the lock, for people.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    match file.take(16).read_to_string(&mut text) {
+        Ok(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!(" (process {text})")
+        }
+        _ => String::new(),
+    }
+}
+
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Barrier, thread};
+
     use super::*;
 
     #[test]
@@ -190,12 +224,49 @@ mod tests {
         let path = directory.path().join("broker.sock");
         drop(UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(&path, None).unwrap();
+        let Err(refusal @ ListenerError::Busy { .. }) = Listener::bind(&path, None) else {
+            panic!("it was replaced");
+        };
+        let holder = format!("(process {})", std::process::id());
+        assert!(refusal.to_string().contains(&holder), "{refusal}");
+        drop(listener);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_broker_that_takes_no_lock_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("broker.sock");
+        let _live = UnixListener::bind(&path).unwrap();
         assert!(matches!(
             Listener::bind(&path, None),
             Err(ListenerError::Busy { .. })
         ));
-        drop(listener);
-        assert!(!path.exists());
+    }
+
+    #[test]
+    fn of_many_that_start_together_one_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("broker.sock");
+        for _ in 0..20 {
+            // As one that was killed leaves it.
+            drop(UnixListener::bind(&path).unwrap());
+            let (start, end) = (Barrier::new(8), Barrier::new(8));
+            thread::scope(|scope| {
+                let bound: Vec<_> = (0..8)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            let listener = Listener::bind(&path, None);
+                            end.wait();
+                            listener.is_ok()
+                        })
+                    })
+                    .collect();
+                let winners = bound.into_iter().filter_map(|it| it.join().ok());
+                assert_eq!(winners.filter(|won| *won).count(), 1);
+            });
+        }
     }
 
     #[test]
@@ -211,33 +282,22 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_every_user_can_write_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let refusal = Listener::bind(&directory.path().join("broker.sock"), None).err();
+        let refusal = refusal.unwrap().to_string();
+        assert!(refusal.contains("every user can write"), "{refusal}");
+    }
+
+    #[test]
     fn the_socket_of_a_successor_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         let first = Listener::bind(&path, None).unwrap();
         fs::remove_file(&path).unwrap();
-        let _second = Listener::bind(&path, None).unwrap();
+        let _second = UnixListener::bind(&path).unwrap();
         drop(first);
         assert!(path.exists());
-    }
-
-    #[test]
-    fn peers_of_our_own_user_are_served() {
-        let (one, _other) = UnixStream::pair().unwrap();
-        let peer = Peer::of(&one).unwrap();
-        assert_eq!(peer.uid, geteuid().as_raw());
-        assert_eq!(Admission::new(None).check(&peer), Ok(()));
-    }
-
-    #[test]
-    fn of_other_users_only_the_group_is_served() {
-        let peer = |gid| Peer {
-            uid: 65_534,
-            gid,
-            pid: 1,
-        };
-        assert!(Admission::new(None).check(&peer(0)).is_err());
-        assert!(Admission::new(Some(3000)).check(&peer(3001)).is_err());
-        assert_eq!(Admission::new(Some(3000)).check(&peer(3000)), Ok(()));
     }
 }

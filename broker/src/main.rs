@@ -2,7 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{alloc::System, process::ExitCode};
+
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites memory when it is freed: data keys and credentials pass through buffers of libraries
+/// that do not.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     iam_kms_broker::main()

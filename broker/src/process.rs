@@ -6,11 +6,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
-use iam_kms_wrapper::process;
+use iam_kms_wrapper::{on_abort, process};
 use nix::{
     errno::Errno,
     sys::{
         prctl,
+        resource::{Resource, getrlimit, setrlimit},
         stat::{Mode, umask},
     },
     unistd::{close, daemon, dup2_stdin, dup2_stdout},
@@ -31,6 +32,7 @@ pub(crate) fn leave_parent() -> io::Result<()> {
 pub(crate) fn harden() -> io::Result<()> {
     prctl::set_dumpable(false)?;
     prctl::set_no_new_privs()?;
+    on_abort::clean_up()?;
     umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
     if let Err(limit_bytes) = process::lock_memory() {
         info!(
@@ -39,6 +41,23 @@ pub(crate) fn harden() -> io::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Connections that all peers together may have: as many as there are descriptors, without those that
+/// the broker needs itself. Raises the limit of descriptors first, as far as that is allowed.
+pub(crate) fn max_connections() -> usize {
+    const WANTED: u64 = 8192;
+    const OWN: u64 = 256;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 0;
+    };
+    let raised = WANTED.clamp(soft, hard.max(soft));
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, raised, hard) {
+        Ok(()) => raised,
+        Err(_) => soft,
+    };
+    // Under a small limit, half of it.
+    usize::try_from(limit.saturating_sub(OWN).max(limit / 2)).unwrap_or(usize::MAX)
 }
 
 /// Closes all descriptors but the standard ones: what the server inherits is not for us to hold.

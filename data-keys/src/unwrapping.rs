@@ -2,8 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use broker_api::{Decrypt, Failure, FailureKind, KmsOptions, Reply, Request};
-use broker_client::BrokerClient;
+use broker_api::{
+    Decrypt, Failure, FailureKind, KeyContext, Reply, Request, WaitReason, Waiting,
+    client::BrokerClient,
+};
 use clap::Args;
 use key_store::PlaintextKey;
 use key_store::{key_directory::KeyDirectory, key_name::KeyName};
@@ -80,15 +82,17 @@ async fn ask_broker(
 ) -> Result<Unwrapped, Failure> {
     let request = Request::Decrypt(Decrypt {
         ciphertext_blob,
-        options: KmsOptions {
+        check_value: None,
+        context: KeyContext {
             key_id: name.id,
             key_version: name.version,
-            ..KmsOptions::default()
+            ..KeyContext::default()
         },
     });
     let client = Arc::clone(client);
+    let is_in_line = |waiting: &Waiting| waiting.reason == WaitReason::Turn;
     let asked =
-        tokio::task::spawn_blocking(move || client.request(&request, BROKER_PATIENCE, |_| false));
+        tokio::task::spawn_blocking(move || client.request(&request, BROKER_PATIENCE, is_in_line));
     let other = |message: String| Failure {
         kind: FailureKind::Other,
         message,

@@ -95,13 +95,13 @@ const fn read_only_string(
 
 static REGION: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"region",
-    c"AWS region of the KMS calls. Empty: the region of the broker's configuration",
+    c"Has no effect: region in the broker's configuration decides. A region that is not the broker's gets a warning at start",
     &storage::REGION,
     c"",
 ));
 static ENDPOINT_URL: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"endpoint_url",
-    c"Endpoint URL of the KMS calls. Empty: that of the broker's configuration or of the region",
+    c"Has no effect: AWS_ENDPOINT_URL_KMS in the broker's environment decides. A URL that is not the broker's gets a warning at start",
     &storage::ENDPOINT_URL,
     c"",
 ));
@@ -236,7 +236,7 @@ static REQUEST_TIMEOUT: ServerOwned<IntVariable> = ServerOwned::new(IntVariable 
     header: header(
         VARIABLE_INT | VARIABLE_READ_ONLY,
         c"request_timeout",
-        c"Time limit of a KMS call in milliseconds. 0: 10 seconds",
+        c"Has no effect: request_timeout_seconds in the broker's configuration decides. Another value than the broker's gets a warning at start",
         None,
         None,
     ),

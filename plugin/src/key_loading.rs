@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use broker_api::MayWait;
+use broker_api::WaitPolicy;
 use key_store::key_directory::{KeyDirectory, Listing, Placement};
 use key_store::key_name::{Algorithm, KeyName};
 use key_store::manifest::Entry;
@@ -16,7 +16,7 @@ use key_store::manifest::Entry;
 use crate::concurrent;
 use crate::key_error::KeyError;
 use crate::key_manager::{KeyManager, Program, SYSTEM_IDS, until};
-use crate::kms::KmsError;
+use crate::kms::{KmsError, Limits};
 use crate::offline::OfflineError;
 use crate::server_log;
 
@@ -204,8 +204,8 @@ fn leave_origin(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
         let placement = Placement::Next {
             known: latest.version,
         };
-        if let Err(error) = manager.make(id, placement, manager.policy_at_start(), until(PATIENCE))
-        {
+        let may_retry = until(PATIENCE);
+        if let Err(error) = manager.make(id, placement, &manager.limits_at_start(&may_retry)) {
             let reason = error.to_string();
             let error = KeyError::Forked { id, reason };
             server_log::error(&error.to_string());
@@ -237,7 +237,8 @@ fn replace_ctr_of_system_keys(manager: &KeyManager) {
             continue;
         }
         let placement = Placement::Next { known: version };
-        match manager.make(id, placement, manager.policy_at_start(), until(PATIENCE)) {
+        let may_retry = until(PATIENCE);
+        match manager.make(id, placement, &manager.limits_at_start(&may_retry)) {
             Ok(Some(name)) => server_log::warning(&format!(
                 "key {id} now has version {} of AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with it. The redo log goes on under version {version} until innodb_log_file_size changes",
                 name.version
@@ -264,7 +265,6 @@ fn load_concurrently(
     directory: &KeyDirectory,
     names: Vec<KeyName>,
 ) -> Loaded {
-    let may_wait = manager.policy_at_start();
     let mut progress = Progress::new(names.len());
     let (last_success, trouble) = (Mutex::new(Instant::now()), Mutex::new(None));
     let work = |name: KeyName, is_stopped: &AtomicBool| {
@@ -274,7 +274,12 @@ fn load_concurrently(
             !is_stopped.load(Ordering::Relaxed)
                 && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
-        let loaded = load(manager, directory, &name, may_wait, may_retry);
+        let loaded = load(
+            manager,
+            directory,
+            &name,
+            &manager.limits_at_start(&may_retry),
+        );
         match &loaded {
             Ok(_) => *lock(&last_success) = Instant::now(),
             // The others need not find that out one by one.
@@ -315,11 +320,10 @@ fn load(
     manager: &KeyManager,
     directory: &KeyDirectory,
     name: &KeyName,
-    may_wait: MayWait,
-    may_retry: impl Fn(&KmsError) -> bool,
+    limits: &Limits<'_>,
 ) -> Result<Entry, KeyError> {
     let loaded = manager
-        .unwrap(directory, name, may_wait, may_retry)
+        .unwrap(directory, name, limits)
         .and_then(|unwrapped| {
             manager.publish(name, &unwrapped.key)?;
             Ok(Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn))
@@ -390,10 +394,13 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
             return;
         }
         for (name, _) in unloaded {
-            if manager
-                .load(&manager.directory, &name, MayWait::No, |_| false)
-                .is_ok()
-            {
+            let limits = Limits {
+                wait: WaitPolicy::Never,
+                deadline: None,
+                may_retry: &|_| false,
+                is_interrupted: &|| !wait(Duration::ZERO),
+            };
+            if manager.load(&manager.directory, &name, &limits).is_ok() {
                 server_log::note(&format!(
                     "loaded key {}, version {}, which was missing until now",
                     name.id, name.version

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use broker_api::MayWait;
+use broker_api::WaitPolicy;
 use data_files::usage;
 use key_store::PlaintextKey;
 use key_store::fault_points::{self, Step};
@@ -19,13 +19,14 @@ use key_store::manifest::{Entry, ManifestFile};
 use crate::failure_backoff::{FailureBackoff, KeyRequest};
 use crate::key_error::KeyError;
 use crate::keyring::Keyring;
-use crate::kms::{Kms, KmsError, Purpose, Unwrapped};
+use crate::kms::{Kms, KmsError, Limits, Unwrapped};
 use crate::private_descriptors;
 use crate::server_log;
 use crate::server_symbols::{
     is_cluster_node, is_main_thread, server_is_starting, statement_is_killed,
 };
 use crate::settings::{Dynamic, Fixed};
+use crate::waiting::is_unwanted;
 
 /// How long a statement waits for a KMS that fails at once, beyond its first call.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
@@ -143,7 +144,7 @@ impl KeyManager {
         let may_wait = || {
             if statement_is_killed() {
                 Err(KeyError::Killed { id })
-            } else if self.policy() == MayWait::No && self.kms.waits.is_waiting() {
+            } else if self.policy() == WaitPolicy::Never && self.kms.waits.is_waiting() {
                 Err(KeyError::AwaitsCode { id })
             } else {
                 Ok(())
@@ -165,12 +166,8 @@ impl KeyManager {
             return Err(KeyError::NoSuchVersion { id, version, path });
         };
         self.directory.sync()?;
-        self.load(
-            &self.directory,
-            &name,
-            self.policy(),
-            until(STATEMENT_PATIENCE),
-        )
+        let may_retry = until(STATEMENT_PATIENCE);
+        self.load(&self.directory, &name, &self.limits(&may_retry))
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -179,7 +176,8 @@ impl KeyManager {
             return Ok(version);
         }
         self.expect_key_files(|| format!("key {id}"))?;
-        match self.load_latest(id, until(STATEMENT_PATIENCE))? {
+        let may_retry = until(STATEMENT_PATIENCE);
+        match self.load_latest(id, &self.limits(&may_retry))? {
             Some(version) => Ok(version),
             None => self.make_first(id),
         }
@@ -192,7 +190,7 @@ impl KeyManager {
     pub(crate) fn load_latest(
         &self,
         id: u32,
-        may_retry: impl Fn(&KmsError) -> bool,
+        limits: &Limits<'_>,
     ) -> Result<Option<u32>, KeyError> {
         let known = self.known_versions(id)?;
         if known.is_empty() {
@@ -205,7 +203,7 @@ impl KeyManager {
                 .directory
                 .check_conflict(&known, name)
                 .map_err(KeyError::from)
-                .and_then(|()| self.load(&self.directory, name, self.policy(), &may_retry));
+                .and_then(|()| self.load(&self.directory, name, limits));
             match loaded {
                 Ok(()) => {
                     self.report_unloaded(id);
@@ -257,24 +255,19 @@ impl KeyManager {
             self.refuse(id, &error.to_string());
             return Err(error.for_reading(id));
         }
-        match self.make(
-            id,
-            Placement::First,
-            self.policy(),
-            until(STATEMENT_PATIENCE),
-        )? {
+        let may_retry = until(STATEMENT_PATIENCE);
+        let limits = self.limits(&may_retry);
+        match self.make(id, Placement::First, &limits)? {
             Some(name) => Ok(name.version),
             // Another process made it between our look and our attempt.
-            None => self
-                .load_latest(id, until(STATEMENT_PATIENCE))?
-                .ok_or_else(|| {
-                    let path = self.directory.path().to_owned();
-                    KeyError::NoSuchVersion {
-                        id,
-                        version: 1,
-                        path,
-                    }
-                }),
+            None => self.load_latest(id, &limits)?.ok_or_else(|| {
+                let path = self.directory.path().to_owned();
+                KeyError::NoSuchVersion {
+                    id,
+                    version: 1,
+                    path,
+                }
+            }),
         }
     }
 
@@ -329,22 +322,43 @@ impl KeyManager {
         }
     }
 
-    /// How long a call may wait for somebody to open a session. Only the thread that starts the server may:
-    /// all others hold locks that somebody else needs.
-    pub(crate) fn policy(&self) -> MayWait {
-        if server_is_starting() && is_main_thread() {
-            self.policy_at_start()
-        } else {
-            MayWait::No
+    /// The limits of a call for the running statement, or for the server's start.
+    fn limits<'a>(&self, may_retry: &'a dyn Fn(&KmsError) -> bool) -> Limits<'a> {
+        Limits {
+            wait: self.policy(),
+            deadline: None,
+            may_retry,
+            is_interrupted: &is_unwanted,
         }
     }
 
     /// The same while the plugin is loaded.
-    pub(crate) fn policy_at_start(&self) -> MayWait {
+    pub(crate) fn limits_at_start<'a>(
+        &self,
+        may_retry: &'a dyn Fn(&KmsError) -> bool,
+    ) -> Limits<'a> {
+        Limits {
+            wait: self.policy_at_start(),
+            ..self.limits(may_retry)
+        }
+    }
+
+    /// Whether a call may wait for somebody to open a session. Only the thread that starts the server may:
+    /// all others hold locks that somebody else needs.
+    fn policy(&self) -> WaitPolicy {
+        if server_is_starting() && is_main_thread() {
+            self.policy_at_start()
+        } else {
+            WaitPolicy::Never
+        }
+    }
+
+    /// The same while the plugin is loaded.
+    fn policy_at_start(&self) -> WaitPolicy {
         match self.program {
-            Program::Backup => MayWait::Statement,
-            Program::Server if server_is_starting() => MayWait::Start,
-            Program::Server => MayWait::No,
+            Program::Backup => WaitPolicy::Limited,
+            Program::Server if server_is_starting() => WaitPolicy::UntilOpen,
+            Program::Server => WaitPolicy::Never,
         }
     }
 
@@ -353,15 +367,12 @@ impl KeyManager {
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
-        may_wait: MayWait,
-        may_retry: impl Fn(&KmsError) -> bool,
+        limits: &Limits<'_>,
     ) -> Result<(), KeyError> {
-        let loaded = self
-            .unwrap(directory, name, may_wait, may_retry)
-            .and_then(|unwrapped| {
-                self.record_loaded(&[Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn)]);
-                self.publish(name, &unwrapped.key)
-            });
+        let loaded = self.unwrap(directory, name, limits).and_then(|unwrapped| {
+            self.record_loaded(&[Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn)]);
+            self.publish(name, &unwrapped.key)
+        });
         self.note_loaded(name, &loaded);
         loaded
     }
@@ -380,8 +391,7 @@ impl KeyManager {
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
-        may_wait: MayWait,
-        may_retry: impl Fn(&KmsError) -> bool,
+        limits: &Limits<'_>,
     ) -> Result<Unwrapped, KeyError> {
         let blob = directory.read(name).map_err(|error| {
             if error.is_not_found() && self.manifest.get(name.id, name.version).is_some() {
@@ -390,14 +400,15 @@ impl KeyManager {
                 error.into()
             }
         })?;
-        let purpose = Purpose {
-            key_id: name.id,
-            key_version: name.version,
-            may_wait,
-        };
+        let listed = self.manifest.get(name.id, name.version);
         let unwrapped = self
             .kms
-            .decrypt(blob, purpose, may_retry)
+            .decrypt(
+                blob,
+                listed.map(|entry| entry.check_value),
+                (name.id, name.version),
+                limits,
+            )
             .map_err(|source| KeyError::Decrypt {
                 path: directory.path_of(name),
                 source,
@@ -444,8 +455,7 @@ impl KeyManager {
         &self,
         id: u32,
         placement: Placement,
-        may_wait: MayWait,
-        may_retry: impl Fn(&KmsError) -> bool,
+        limits: &Limits<'_>,
     ) -> Result<Option<KeyName>, KeyError> {
         if self.program == Program::Backup {
             let path = self.directory.path().to_owned();
@@ -465,19 +475,14 @@ impl KeyManager {
             source,
         };
         let key_bytes = self.dynamic.key_bytes();
-        let purpose = Purpose {
-            key_id: id,
-            key_version: 0,
-            may_wait,
-        };
         let wrapped = self
             .kms
-            .generate(master_key_id.clone(), key_bytes, purpose, &may_retry)
+            .generate(master_key_id.clone(), key_bytes, id, limits)
             .map_err(failed)?;
         fault_points::reach(Step::Generated);
         let unwrapped = self
             .kms
-            .decrypt(wrapped.ciphertext_blob.clone(), purpose, &may_retry)
+            .decrypt(wrapped.ciphertext_blob.clone(), None, (id, 0), limits)
             .map_err(failed)?;
         let key = unwrapped.key;
         if key.expose().len() != usize::from(key_bytes) {

@@ -5,19 +5,26 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use broker_api::client::{BrokerClient, BrokerError, Patience};
 use broker_api::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KmsOptions, MayWait, Reply, Request,
-    SessionState,
+    Decrypt, Failure, FailureKind, GenerateDataKey, KeyContext, KmsSettings, Reply, Request,
+    SessionState, WaitPolicy,
 };
-use broker_client::{BrokerClient, BrokerError};
 use key_store::PlaintextKey;
+use key_store::check_value::CheckValue;
 
 use crate::server_log;
 use crate::settings::{Dynamic, Fixed, LogLevel};
 use crate::waiting::Waits;
 
+/// The time limit of a KMS call, until the broker has told its own.
+const DEFAULT_REQUEST_TIMEOUT_MILLISECONDS: u64 = 10_000;
 /// What the broker may take beyond the time limit of the KMS call itself.
 const BROKER_MARGIN: Duration = Duration::from_secs(2);
+/// How long a server that waits for a session waits for a broker that is gone: a package upgrade
+/// restarts it, and a defect should not stop a server for ever.
+const BROKER_RETURN_PATIENCE: Duration = Duration::from_secs(10 * 60);
+const BROKER_RETURN_PAUSE: Duration = Duration::from_secs(1);
 const STATUS_PATIENCE: Duration = Duration::from_millis(200);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -32,7 +39,7 @@ pub enum KmsError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The statement was killed, or the server told to end.
-    #[error("given up while waiting for a person: {0}")]
+    #[error("stopped waiting (statement killed, or server shutting down): {0}")]
     GivenUp(String),
     /// The broker answered another question.
     #[error("the broker answered something else than it was asked; see its log")]
@@ -90,8 +97,9 @@ impl Counters {
 /// Calls KMS.
 pub struct Kms {
     broker: BrokerClient,
-    options: KmsOptions,
-    call_patience: Duration,
+    settings: Fixed,
+    /// Time limit of a KMS call, as the broker has it.
+    request_timeout_milliseconds: AtomicU64,
     dynamic: &'static Dynamic,
     #[cfg(feature = "mock")]
     mock: bool,
@@ -101,15 +109,17 @@ pub struct Kms {
     pub waits: Waits,
 }
 
-/// What a call is for.
-#[derive(Debug, Clone, Copy)]
-pub struct Purpose {
-    /// Key id.
-    pub key_id: u32,
-    /// Key version; 0 before a new one is stored.
-    pub key_version: u32,
-    /// How long a person may be waited for.
-    pub may_wait: MayWait,
+/// How long a call may go on.
+#[derive(Clone, Copy)]
+pub struct Limits<'a> {
+    /// Whether the broker may wait for somebody to open a session.
+    pub wait: WaitPolicy,
+    /// When the call ends, whatever KMS does; `None`: only its own time limit counts.
+    pub deadline: Option<Instant>,
+    /// Whether to repeat a call that failed like this.
+    pub may_retry: &'a dyn Fn(&KmsError) -> bool,
+    /// Whether nobody wants the answer any more.
+    pub is_interrupted: &'a dyn Fn() -> bool,
 }
 
 /// A key that KMS has unwrapped.
@@ -133,13 +143,8 @@ impl Kms {
     pub fn new(settings: &Fixed, dynamic: &'static Dynamic) -> Self {
         Self {
             broker: BrokerClient::new(&settings.broker_socket),
-            options: KmsOptions {
-                region: settings.region.clone(),
-                endpoint_url: settings.endpoint_url.clone(),
-                request_timeout_milliseconds: settings.request_timeout_milliseconds,
-                ..KmsOptions::default()
-            },
-            call_patience: settings.request_timeout() + BROKER_MARGIN,
+            settings: settings.clone(),
+            request_timeout_milliseconds: AtomicU64::new(DEFAULT_REQUEST_TIMEOUT_MILLISECONDS),
             dynamic,
             #[cfg(feature = "mock")]
             mock: settings.mock,
@@ -148,27 +153,27 @@ impl Kms {
         }
     }
 
-    fn options(&self, purpose: Purpose) -> KmsOptions {
-        KmsOptions {
-            may_wait: purpose.may_wait,
-            key_id: purpose.key_id,
-            key_version: purpose.key_version,
-            ..self.options.clone()
-        }
-    }
-
-    /// Unwraps a key; repeats the call as long as `may_retry` says so.
+    /// Unwraps a version of a key.
+    ///
+    /// With `check_value` the broker finds a key that it has kept, however it is wrapped now; whether
+    /// the key is that one is for the caller to compare.
     pub fn decrypt(
         &self,
         ciphertext_blob: Vec<u8>,
-        purpose: Purpose,
-        may_retry: impl Fn(&KmsError) -> bool,
+        check_value: Option<CheckValue>,
+        (key_id, key_version): (u32, u32),
+        limits: &Limits<'_>,
     ) -> Result<Unwrapped, KmsError> {
         let request = Request::Decrypt(Decrypt {
             ciphertext_blob,
-            options: self.options(purpose),
+            check_value: check_value.map(CheckValue::to_bytes),
+            context: KeyContext {
+                key_id,
+                key_version,
+                wait: limits.wait,
+            },
         });
-        match self.call("Decrypt", &request, may_retry)? {
+        match self.call("Decrypt", &request, limits)? {
             Reply::Decrypted {
                 key,
                 master_key_arn,
@@ -181,21 +186,24 @@ impl Kms {
         }
     }
 
-    /// Has a new key of `key_bytes` made and wrapped; repeats the call as long as `may_retry` says
-    /// so.
+    /// Has a new version of a key made and wrapped, of `key_bytes`.
     pub fn generate(
         &self,
         master_key_id: String,
         key_bytes: u8,
-        purpose: Purpose,
-        may_retry: impl Fn(&KmsError) -> bool,
+        key_id: u32,
+        limits: &Limits<'_>,
     ) -> Result<WrappedKey, KmsError> {
         let request = Request::GenerateDataKey(GenerateDataKey {
             master_key_id,
             key_bytes,
-            options: self.options(purpose),
+            context: KeyContext {
+                key_id,
+                key_version: 0,
+                wait: limits.wait,
+            },
         });
-        match self.call("GenerateDataKeyWithoutPlaintext", &request, may_retry)? {
+        match self.call("GenerateDataKeyWithoutPlaintext", &request, limits)? {
             Reply::Generated {
                 ciphertext_blob,
                 master_key_arn,
@@ -208,38 +216,58 @@ impl Kms {
         }
     }
 
-    /// Asks the broker how the session stands; KMS is not called. For SHOW STATUS, which must not
-    /// hang on a broker that does.
+    /// Asks the broker for the state of the session; KMS is not called. For SHOW STATUS, which must
+    /// not hang on a broker that does.
     pub fn session(&self) -> Result<SessionState, KmsError> {
         self.session_within(STATUS_PATIENCE)
     }
 
-    /// Finds out whether there is a broker that speaks the same protocol.
+    /// Checks that there is a broker that understands this plugin, and warns of variables that it
+    /// does not follow.
     pub fn check_broker(&self) -> Result<(), KmsError> {
-        self.session_within(self.call_patience).map(drop)
+        let state = self.session_within(self.call_patience())?;
+        for warning in without_effect(&self.settings, &state.kms) {
+            server_log::warning(&warning);
+        }
+        Ok(())
+    }
+
+    /// The longest silence of the broker during a call of KMS: somewhat longer than its own time
+    /// limit.
+    pub fn call_patience(&self) -> Duration {
+        let milliseconds = self.request_timeout_milliseconds.load(Ordering::Relaxed);
+        Duration::from_millis(milliseconds).saturating_add(BROKER_MARGIN)
     }
 
     fn session_within(&self, patience: Duration) -> Result<SessionState, KmsError> {
-        match self.ask(&Request::Session, patience)? {
-            Reply::Session(state) => Ok(state),
+        match self.ask(&Request::Session, patience.into())? {
+            Reply::Session(state) => {
+                let milliseconds = state.kms.request_timeout_milliseconds;
+                if milliseconds > 0 {
+                    self.request_timeout_milliseconds
+                        .store(milliseconds, Ordering::Relaxed);
+                }
+                Ok(state)
+            }
+            Reply::Failed(failure) => Err(KmsError::Failed(failure)),
             _ => Err(KmsError::WrongReply),
         }
     }
 
-    fn call(
-        &self,
-        name: &str,
-        request: &Request,
-        may_retry: impl Fn(&KmsError) -> bool,
-    ) -> Result<Reply, KmsError> {
+    fn call(&self, name: &str, request: &Request, limits: &Limits<'_>) -> Result<Reply, KmsError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.call_once(name, request) {
-                Err(error) if error.is_retryable() && may_retry(&error) => {
+            match self.call_once(name, request, limits) {
+                Err(error) if error.is_retryable() && (limits.may_retry)(&error) => {
+                    // Half of it at random, so that many threads do not come back at once.
+                    let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+                    let is_late = |end| Instant::now() + jittered >= end;
+                    if limits.deadline.is_some_and(is_late) || (limits.is_interrupted)() {
+                        return Err(error);
+                    }
                     self.counters.retries.fetch_add(1, Ordering::Relaxed);
                     self.log(LogLevel::Warn, || format!("{name} is tried again: {error}"));
-                    // Half of it at random, so that many threads do not come back at once.
-                    std::thread::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
+                    std::thread::sleep(jittered);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 result => return result,
@@ -247,14 +275,26 @@ impl Kms {
         }
     }
 
-    fn call_once(&self, name: &str, request: &Request) -> Result<Reply, KmsError> {
+    fn call_once(
+        &self,
+        name: &str,
+        request: &Request,
+        limits: &Limits<'_>,
+    ) -> Result<Reply, KmsError> {
         let start = Instant::now();
-        let result = match self.ask(request, self.call_patience) {
+        let result = match self.ask_through_restarts(request, limits) {
             Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
-            Ok(Reply::Waiting(why)) => Err(KmsError::GivenUp(why)),
+            Ok(Reply::Waiting(waiting)) => Err(KmsError::GivenUp(waiting.message)),
             Ok(reply) => Ok(reply),
+            Err(BrokerError::Interrupted) => Err(KmsError::GivenUp(format!(
+                "KMS had not answered {name} yet"
+            ))),
             Err(error) => Err(error.into()),
         };
+        if let Err(KmsError::Broker(BrokerError::TimedOut { .. })) = &result {
+            // It may have been restarted with another time limit. If it does not answer, that stays.
+            let _ = self.session();
+        }
         let microseconds = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counters.calls.fetch_add(1, Ordering::Relaxed);
         self.counters
@@ -274,13 +314,44 @@ impl Kms {
         result
     }
 
-    fn ask(&self, request: &Request, patience: Duration) -> Result<Reply, BrokerError> {
+    /// While a starting server waits for a session, it waits for a broker that is restarted too.
+    fn ask_through_restarts(
+        &self,
+        request: &Request,
+        limits: &Limits<'_>,
+    ) -> Result<Reply, BrokerError> {
+        let mut gone_since: Option<Instant> = None;
+        loop {
+            let patience = Patience {
+                silence: self.call_patience(),
+                deadline: limits.deadline,
+                is_interrupted: limits.is_interrupted,
+            };
+            let error = match self.ask(request, patience) {
+                Err(error) if error.is_absence() && self.waits.is_start_waiting() => error,
+                answered => return answered,
+            };
+            let now = Instant::now();
+            // Since it last said that it waits.
+            let since = gone_since.max(self.waits.last()).unwrap_or(now);
+            gone_since = Some(since);
+            if now - since >= BROKER_RETURN_PATIENCE || (limits.is_interrupted)() {
+                return Err(error);
+            }
+            self.waits.note_gone(&error);
+            std::thread::sleep(BROKER_RETURN_PAUSE);
+        }
+    }
+
+    fn ask(&self, request: &Request, patience: Patience<'_>) -> Result<Reply, BrokerError> {
         #[cfg(feature = "mock")]
         if self.mock {
             return Ok(crate::mock::answer(request));
         }
-        let waiting = |why: &str| self.waits.go_on(why);
-        self.broker.request(request, patience, waiting)
+        self.broker.request(request, patience, |waiting| {
+            self.waits.note(waiting);
+            !(patience.is_interrupted)()
+        })
     }
 
     fn log(&self, level: LogLevel, text: impl FnOnce() -> String) {
@@ -293,6 +364,46 @@ impl Kms {
     }
 }
 
+/// The variables that were for a plugin which calls KMS itself, where they are set and the broker does
+/// something else.
+fn without_effect(settings: &Fixed, kms: &KmsSettings) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |variable: &str, what_the_broker_does: String, instead: &str| {
+        warnings.push(format!(
+            "aws_key_management_{variable} has no effect: {what_the_broker_does}; set {instead} and restart the broker, or remove the variable"
+        ));
+    };
+    if !settings.region.is_empty() && settings.region != kms.region {
+        warn(
+            "region",
+            format!("the broker calls KMS in {}", kms.region),
+            "region in the broker's configuration",
+        );
+    }
+    let endpoint_url = kms.endpoint_url.as_deref().unwrap_or_default();
+    let wanted = settings.endpoint_url.trim_end_matches('/');
+    if !wanted.is_empty() && wanted != endpoint_url.trim_end_matches('/') {
+        let endpoint_url = kms.endpoint_url.as_deref().unwrap_or("AWS's own endpoint");
+        warn(
+            "endpoint_url",
+            format!("the broker calls KMS at {endpoint_url}"),
+            "AWS_ENDPOINT_URL_KMS in the broker's environment",
+        );
+    }
+    let wanted = u64::from(settings.request_timeout_milliseconds);
+    if wanted > 0 && wanted != kms.request_timeout_milliseconds {
+        warn(
+            "request_timeout",
+            format!(
+                "the broker's time limit is {} ms",
+                kms.request_timeout_milliseconds
+            ),
+            "request_timeout_seconds in the broker's configuration",
+        );
+    }
+    warnings
+}
+
 fn request_of(reply: &Reply) -> String {
     match reply {
         Reply::Decrypted { request_id, .. } if request_id.is_empty() => {
@@ -302,5 +413,50 @@ fn request_of(reply: &Reply) -> String {
             format!(" (request {request_id})")
         }
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_broker() -> KmsSettings {
+        KmsSettings {
+            region: "us-east-1".into(),
+            endpoint_url: Some("http://127.0.0.1:4566".into()),
+            request_timeout_milliseconds: 10_000,
+        }
+    }
+
+    #[test]
+    fn variables_that_agree_with_the_broker_or_are_not_set_are_fine() {
+        let settings = Fixed {
+            region: "us-east-1".into(),
+            endpoint_url: "http://127.0.0.1:4566/".into(),
+            request_timeout_milliseconds: 10_000,
+            ..Fixed::default()
+        };
+        assert!(without_effect(&settings, &of_broker()).is_empty());
+        assert!(without_effect(&Fixed::default(), &of_broker()).is_empty());
+    }
+
+    #[test]
+    fn variables_without_effect_are_named_with_what_to_set_instead() {
+        let settings = Fixed {
+            region: "eu-west-1".into(),
+            endpoint_url: "http://127.0.0.1:1".into(),
+            request_timeout_milliseconds: 500,
+            ..Fixed::default()
+        };
+        let warnings = without_effect(&settings, &of_broker());
+        let beginnings = [
+            "aws_key_management_region has no effect: the broker calls KMS in us-east-1; set region in",
+            "aws_key_management_endpoint_url has no effect: the broker calls KMS at http://127.0.0.1:4566; set AWS_ENDPOINT_URL_KMS in",
+            "aws_key_management_request_timeout has no effect: the broker's time limit is 10000 ms; set request_timeout_seconds in",
+        ];
+        assert_eq!(warnings.len(), beginnings.len());
+        for (warning, beginning) in warnings.iter().zip(beginnings) {
+            assert!(warning.starts_with(beginning), "{warning}");
+        }
     }
 }

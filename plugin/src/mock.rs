@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 use broker_api::{
-    Failure, FailureKind, GenerateDataKey, Reply, Request, SessionPhase, SessionState,
+    Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, SessionPhase, SessionState,
 };
 use key_store::PlaintextKey;
 
@@ -23,6 +23,7 @@ pub fn answer(request: &Request) -> Reply {
             phase: SessionPhase::Open,
             expiration_unix_seconds: None,
             fifo: None,
+            kms: KmsSettings::default(),
         }),
         Request::Decrypt(decrypt) => match PlaintextKey::new(&decrypt.ciphertext_blob) {
             Ok(key) => Reply::Decrypted {
@@ -60,7 +61,7 @@ fn random_bytes(count: usize) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use broker_api::{Decrypt, KmsOptions};
+    use broker_api::{Decrypt, KeyContext};
 
     use super::*;
 
@@ -68,7 +69,7 @@ mod tests {
         let reply = answer(&Request::GenerateDataKey(GenerateDataKey {
             master_key_id: "alias/any".into(),
             key_bytes,
-            options: KmsOptions::default(),
+            context: KeyContext::default(),
         }));
         match reply {
             Reply::Generated {
@@ -81,7 +82,8 @@ mod tests {
     fn decrypt(ciphertext_blob: Vec<u8>) -> Reply {
         answer(&Request::Decrypt(Decrypt {
             ciphertext_blob,
-            options: KmsOptions::default(),
+            check_value: None,
+            context: KeyContext::default(),
         }))
     }
 

@@ -3,17 +3,17 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use broker_api::MayWait;
+use broker_api::WaitPolicy;
 use key_store::key_directory::Placement;
 use key_store::key_name::KeyName;
 
 use crate::concurrent;
 use crate::key_error::KeyError;
 use crate::key_manager::{KeyManager, until};
-use crate::kms::KmsError;
+use crate::kms::Limits;
 use crate::server_symbols::statement_is_killed;
 
 /// SET GLOBAL takes no longer, whatever KMS does.
@@ -94,10 +94,19 @@ pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError>
 
 fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
     let end = Instant::now() + LONGEST;
-    let may_retry = until(manager.settings.request_timeout().min(LONGEST));
+    let may_retry = until(manager.kms.call_patience().min(LONGEST));
     let mut rotated = Rotated::default();
     let mut why_stopped = None;
-    let work = |id, _: &AtomicBool| (id, rotate_id(manager, id, &may_retry));
+    let work = |id, is_stopped: &AtomicBool| {
+        let limits = Limits {
+            // A SET is short whatever happens.
+            wait: WaitPolicy::Never,
+            deadline: Some(end),
+            may_retry: &may_retry,
+            is_interrupted: &|| is_stopped.load(Ordering::Relaxed),
+        };
+        (id, rotate_id(manager, id, &limits))
+    };
     let left = concurrent::for_each(ids.into_iter().collect(), work, |result| {
         match result {
             Some((_, Ok(name))) => rotated.made.push(name),
@@ -120,21 +129,15 @@ fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
     rotated
 }
 
-fn rotate_id(
-    manager: &KeyManager,
-    id: u32,
-    may_retry: impl Fn(&KmsError) -> bool,
-) -> Result<KeyName, String> {
+fn rotate_id(manager: &KeyManager, id: u32, limits: &Limits<'_>) -> Result<KeyName, String> {
     let text = |error: KeyError| error.to_string();
     // A new version is of no use while the server cannot decrypt what the others encrypted.
     if manager.keyring.latest_version(id).is_none() {
         manager.check_refused(id).map_err(text)?;
-        manager.load_latest(id, &may_retry).map_err(text)?;
+        manager.load_latest(id, limits).map_err(text)?;
     }
     let known = manager.highest_known(id).map_err(text)?;
-    // A SET is short whatever happens.
-    let may_wait = MayWait::No;
-    match manager.make(id, Placement::Next { known }, may_wait, may_retry) {
+    match manager.make(id, Placement::Next { known }, limits) {
         Ok(Some(name)) => Ok(name),
         Ok(None) => Err("another process is making keys in the same directory; try again".into()),
         Err(error) => Err(error.to_string()),

@@ -5,7 +5,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use key_store::key_name::Algorithm;
 use offline_keys::derivation::{Derivation, Digest};
@@ -25,9 +24,6 @@ pub const LOG_LEVELS: [&core::ffi::CStr; 7] = [
 pub const DIGEST_NAMES: [&core::ffi::CStr; 5] =
     [c"sha1", c"sha224", c"sha256", c"sha384", c"sha512"];
 
-/// KMS calls take this long at most where `request_timeout` is 0.
-pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// How much of the traffic with KMS goes to the error log. What the plugin itself has to say is
 /// always logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,11 +41,11 @@ pub enum LogLevel {
 /// Settings that do not change while the plugin is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct Fixed {
-    /// AWS region; empty leaves it to the broker.
+    /// AWS region, for a warning where the broker has another one; empty is not set.
     pub region: String,
-    /// Endpoint URL of KMS; empty leaves it to the broker.
+    /// Endpoint URL of KMS, likewise.
     pub endpoint_url: String,
-    /// Time limit of a KMS call in milliseconds; 0 leaves it to the broker.
+    /// Time limit of a KMS call in milliseconds, likewise; 0 is not set.
     pub request_timeout_milliseconds: u32,
     /// Where the key files are; empty for the working directory.
     pub keyfile_dir: PathBuf,
@@ -74,14 +70,6 @@ pub fn digest(index: usize) -> Digest {
 }
 
 impl Fixed {
-    /// The time that a KMS call may take.
-    pub fn request_timeout(&self) -> Duration {
-        match self.request_timeout_milliseconds {
-            0 => DEFAULT_REQUEST_TIMEOUT,
-            milliseconds => Duration::from_millis(milliseconds.into()),
-        }
-    }
-
     /// The file that has the keys in place of key files and KMS, if there is one.
     pub fn offline_keys(&self) -> Option<&Path> {
         (!self.offline_keys.as_os_str().is_empty()).then_some(&*self.offline_keys)

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use broker_api::{Failure, FailureKind, Reply, Request, SessionPhase, SessionState};
-use broker_client::test_broker::TestBroker;
+use broker_api::test_broker::TestBroker;
+use broker_api::{Failure, FailureKind, KmsSettings, Reply, Request, SessionPhase, SessionState};
 use key_store::PlaintextKey;
 
 use crate::key_manager::{KeyManager, Program};
@@ -28,7 +28,6 @@ pub fn settings(broker: &TestBroker, directory: &Path) -> Fixed {
         keyfile_dir: directory.to_owned(),
         datadir: directory.to_owned(),
         broker_socket: broker.socket(),
-        request_timeout_milliseconds: 2000,
         ..Fixed::default()
     }
 }
@@ -51,6 +50,10 @@ pub fn honest_answer(request: Request) -> Reply {
             phase: SessionPhase::Open,
             expiration_unix_seconds: Some(1_700_000_000),
             fifo: None,
+            kms: KmsSettings {
+                request_timeout_milliseconds: 500,
+                ..KmsSettings::default()
+            },
         }),
         Request::Decrypt(decrypt) => match decrypt.ciphertext_blob.strip_prefix(WRAPPED) {
             Some(key) => Reply::Decrypted {

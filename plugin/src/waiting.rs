@@ -1,5 +1,5 @@
-//! A call of KMS that waits for a person: tells where to write a code, and notices when the answer is
-//! no longer wanted.
+//! A call of KMS that waits: says where to write a code, if one is needed, and notices when the answer
+//! is no longer wanted.
 
 #![forbid(unsafe_code)]
 
@@ -9,8 +9,11 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use broker_api::client::BrokerError;
+use broker_api::{WaitReason, Waiting};
 
 use crate::{server_log, server_symbols};
 
@@ -21,7 +24,7 @@ const EXTENSION: Duration = Duration::from_secs(60);
 /// SIGTERM in the masks of proc_pid_status(5), where signal 1 is bit 0.
 const SIGTERM_BIT: u64 = 1 << (15 - 1);
 
-/// When waits were last seen.
+/// When calls last waited for a session.
 #[derive(Default)]
 pub struct Waits(Mutex<Seen>);
 
@@ -29,41 +32,76 @@ pub struct Waits(Mutex<Seen>);
 struct Seen {
     last: Option<Instant>,
     said: Option<Instant>,
+    said_gone: Option<Instant>,
 }
 
 impl Waits {
-    /// Takes note that a call waits. `what_to_do` goes to the error log now and then, whoever waits;
-    /// of a server that starts, systemd is told too. False if nobody wants the answer any more.
-    pub fn go_on(&self, what_to_do: &str) -> bool {
-        let now = Instant::now();
-        let is_news = {
-            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.last = Some(now);
-            let is_news = seen.said.is_none_or(|said| now - said >= REMINDER);
+    /// Takes note that a call waits. What somebody has to do goes to the error log now and then,
+    /// whoever waits; for a server that starts, systemd gets to know it too.
+    pub fn note(&self, waiting: &Waiting) {
+        if waiting.reason == WaitReason::Session {
+            let now = Instant::now();
+            let is_news = {
+                let mut seen = self.lock();
+                seen.last = Some(now);
+                seen.said_gone = None;
+                is_due(&mut seen.said, now)
+            };
             if is_news {
-                seen.said = Some(now);
+                server_log::warning(&format!("waiting: {}", waiting.message));
             }
-            is_news
-        };
-        if is_news {
-            server_log::warning(&format!("waiting: {what_to_do}"));
         }
-        if server_symbols::server_is_starting() {
-            notify_systemd(what_to_do);
-            return !is_asked_to_end();
-        }
-        !server_symbols::statement_is_killed()
+        notify_systemd(&waiting.message);
     }
 
-    /// Whether a call waits now.
+    /// Whether a call waits for a session now.
     pub fn is_waiting(&self) -> bool {
         self.last()
             .is_some_and(|last| last.elapsed() < 3 * broker_api::WAITING_INTERVAL)
     }
 
-    /// When a call last waited.
+    /// Takes note that the broker is gone while a server that starts waits for a session; that goes to
+    /// the error log once.
+    pub fn note_gone(&self, error: &BrokerError) {
+        let is_news = self.lock().said_gone.replace(Instant::now()).is_none();
+        if is_news {
+            server_log::warning(&format!(
+                "the broker is gone while this server waits for a session; waiting for it to come back: {error}"
+            ));
+        }
+        notify_systemd("Waiting for iam-kms-broker to come back");
+    }
+
+    /// Whether this is a server that starts and has waited for a session.
+    pub fn is_start_waiting(&self) -> bool {
+        server_symbols::server_is_starting() && self.last().is_some()
+    }
+
+    /// When a call last waited for a session.
     pub fn last(&self) -> Option<Instant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).last
+        self.lock().last
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a message is to be repeated, which was said last at that time.
+fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
+    let is_due = said.is_none_or(|said| now - said >= REMINDER);
+    if is_due {
+        *said = Some(now);
+    }
+    is_due
+}
+
+/// Whether nobody wants the answer of a call any more: the server that starts is told to end, or the
+/// thread's statement was killed.
+pub fn is_unwanted() -> bool {
+    match server_symbols::server_is_starting() {
+        true => is_asked_to_end(),
+        false => server_symbols::statement_is_killed(),
     }
 }
 
@@ -80,12 +118,15 @@ fn is_asked_to_end() -> bool {
         .is_some_and(|mask| mask & SIGTERM_BIT != 0)
 }
 
-/// Shows `what_to_do` in `systemctl status`, and puts the start time-out off. Source: sd_notify(3).
-fn notify_systemd(what_to_do: &str) {
-    let Some(socket) = env::var_os("NOTIFY_SOCKET") else {
+/// Shows `status` of a server that starts in `systemctl status`, and extends its start time-out. Source:
+/// sd_notify(3).
+fn notify_systemd(status: &str) {
+    let Some(socket) =
+        env::var_os("NOTIFY_SOCKET").filter(|_| server_symbols::server_is_starting())
+    else {
         return;
     };
-    let line: String = what_to_do.chars().filter(|c| !c.is_control()).collect();
+    let line: String = status.chars().filter(|c| !c.is_control()).collect();
     let message = format!(
         "STATUS={line}\nEXTEND_TIMEOUT_USEC={}\n",
         EXTENSION.as_micros()

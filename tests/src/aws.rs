@@ -22,6 +22,7 @@ pub struct LocalAws {
     server: Process,
     last_step: Cell<u64>,
     clock_offset_seconds: Cell<i64>,
+    certificate: Option<PathBuf>,
 }
 
 impl LocalAws {
@@ -59,7 +60,13 @@ impl LocalAws {
             server,
             last_step: Cell::new(0),
             clock_offset_seconds: Cell::new(0),
+            certificate: None,
         }
+    }
+
+    /// Has AWS's own CLI trust this certificate.
+    pub fn trust(&mut self, certificate: &str) {
+        self.certificate = Some(certificate.into());
     }
 
     /// A file of the state directory.
@@ -172,6 +179,7 @@ impl LocalAws {
             .env("AWS_ENDPOINT_URL", self.endpoint())
             .env("AWS_DEFAULT_REGION", "us-east-1")
             .env("AWS_SHARED_CREDENTIALS_FILE", self.path("credentials"))
+            .envs(self.certificate.iter().map(|it| ("AWS_CA_BUNDLE", it)))
             .output()
             .unwrap();
         assert!(output.status.success(), "aws {arguments:?}: {output:?}");

@@ -64,6 +64,11 @@ impl Database {
         self
     }
 
+    /// Takes another plugin file.
+    pub fn replace_plugin(&self, file: &Path) {
+        copy(file, &self.plugin_dir.join(PLUGIN));
+    }
+
     /// The same datadir for a server with other options.
     pub fn as_other_server(&self) -> Self {
         Self {

@@ -40,7 +40,7 @@ pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
 pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};
 pub use terminal::Terminal;
-pub use traces::traces;
+pub use traces::{traces, traces_in_memory};
 pub use wrapper::{Configuration, Wrapper, write_fifo};
 
 /// Longest wait for anything that is expected to happen, in seconds. It only costs when something is

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::{FileExt, MetadataExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -36,6 +36,23 @@ pub fn traces(processes: &[Pid], user: Uid, secrets: &[(&str, &[u8])]) -> Vec<St
             assert!(ended, "{name}: {error}");
         }
     }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Those of the `secrets`, by name, that the memory of a process holds, whoever may look into it.
+pub fn traces_in_memory(pid: Pid, secrets: &[(&str, &[u8])]) -> Vec<String> {
+    let mut found = Vec::new();
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    for_each_piece_of_memory(&process, |bytes| {
+        for (what, secret) in secrets {
+            if contains_bytes(bytes, secret) {
+                found.push((*what).to_owned());
+            }
+        }
+    })
+    .unwrap();
     found.sort();
     found.dedup();
     found

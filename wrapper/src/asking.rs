@@ -1,7 +1,6 @@
 //! From a person's code to a session: ask, trade, and ask again where that is the answer.
 
 use std::{
-    io,
     os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
@@ -47,9 +46,6 @@ pub enum AskingError {
     /// The interrupt descriptor became readable.
     #[error("interrupted")]
     Interrupted,
-    /// The process has run out of something.
-    #[error("cannot call STS: {0}")]
-    Runtime(#[from] io::Error),
 }
 
 /// What to do where no code will help before somebody mends something.
@@ -247,10 +243,14 @@ impl Asking<'_> {
         }
     }
 
-    /// One call of STS.
+    /// One call of STS. Where the process has run out of something, no call was made.
     fn trade_once(&self, trade: Trade<'_>, code: &TokenCode) -> Result<Outcome, AskingError> {
+        let runtime = match aws::runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => return Ok(Outcome::NotJudged(format!("cannot call STS: {error}"))),
+        };
         let call = sts::trade(self.config, trade.serial_number, trade.source, code);
-        aws::runtime()?
+        runtime
             .block_on(unless_readable(self.interrupt, call))
             .ok_or(AskingError::Interrupted)
     }

@@ -85,11 +85,37 @@ pub enum Service {
 ///
 /// The error says why the region has none.
 pub async fn endpoint(config: &Config, service: Service) -> Result<String, String> {
-    let (id, host) = match service {
-        Service::Sts => ("STS", "https://sts."),
-        Service::Kms => ("KMS", "https://kms."),
+    let host = match service {
+        Service::Sts => "https://sts.",
+        Service::Kms => "https://kms.",
     };
     let settings = load(config, None).await;
+    if let Some(url) = configured_endpoint(&settings, service)? {
+        return Ok(url);
+    }
+    // Of the SDK's list of partitions: not every region is in amazonaws.com.
+    let parameters = endpoint::Params::builder()
+        .region(region_of(&settings))
+        .build();
+    let of_sts = DefaultResolver::new()
+        .resolve_endpoint(&parameters.map_err(|error| error.to_string())?)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok(of_sts.url().replacen("https://sts.", host, 1))
+}
+
+/// The URL for `service` of the environment (`AWS_ENDPOINT_URL` and its like) or the profile; an
+/// empty one is none.
+///
+/// The error says what is wrong with them.
+pub fn configured_endpoint(
+    settings: &SdkConfig,
+    service: Service,
+) -> Result<Option<String>, String> {
+    let id = match service {
+        Service::Sts => "STS",
+        Service::Kms => "KMS",
+    };
     let key = ServiceConfigKey::builder()
         .service_id(id)
         .env("AWS_ENDPOINT_URL")
@@ -100,17 +126,12 @@ pub async fn endpoint(config: &Config, service: Service) -> Result<String, Strin
         .service_config()
         .and_then(|settings| settings.load_config(key))
         .or_else(|| settings.endpoint_url().map(Into::into));
-    if let Some(url) = configured {
-        return Ok(url);
-    }
-    // Of the SDK's list of partitions: not every region is in amazonaws.com.
-    let region = settings.region().map_or(DEFAULT_REGION, AsRef::as_ref);
-    let parameters = endpoint::Params::builder().region(region).build();
-    let of_sts = DefaultResolver::new()
-        .resolve_endpoint(&parameters.map_err(|error| error.to_string())?)
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok(of_sts.url().replacen("https://sts.", host, 1))
+    Ok(configured.filter(|url| !url.is_empty()))
+}
+
+/// The region in which calls are made.
+pub fn region_of(settings: &SdkConfig) -> &str {
+    settings.region().map_or(DEFAULT_REGION, AsRef::as_ref)
 }
 
 /// A runtime for one call. It lives only as long: a process that waits needs none of it.

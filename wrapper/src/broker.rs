@@ -4,22 +4,24 @@ use std::{
     env,
     ffi::OsStr,
     fs, io,
-    os::unix::{
-        fs::{FileTypeExt, MetadataExt},
-        net::UnixStream,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use broker_api::{FrameError, read_frame, write_frame};
+use broker_api::{FrameError, read_frame_of, write_frame_of};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
     unistd::{AccessFlags, access, geteuid},
 };
 use serde::{Deserialize, Serialize};
+use trusted_directory::DirectoryError;
 
 use crate::{
     command::{CommandError, find_program},
@@ -27,9 +29,11 @@ use crate::{
     environment::{Variables, without_secrets},
     session::Session,
 };
-use std::os::fd::AsFd;
 
 const PROGRAM: &str = "iam-kms-broker";
+
+/// Version of the form of [`Handover`] and [`Started`].
+const HANDOVER_FORMAT: u8 = 1;
 
 /// The broker only binds a socket before it answers.
 const START_TIMEOUT_MILLISECONDS: u16 = 10_000;
@@ -51,8 +55,24 @@ pub struct Handover {
     pub server_pid: i32,
 }
 
+impl Handover {
+    /// Reads it on the broker's side.
+    pub fn read(stream: &mut impl io::Read) -> Result<Self, FrameError> {
+        read_frame_of(HANDOVER_FORMAT, stream)
+    }
+
+    fn write(&self, stream: &mut impl io::Write) -> Result<(), FrameError> {
+        write_frame_of(HANDOVER_FORMAT, stream, self)
+    }
+}
+
 /// Whether the broker listens; the error is a line for the operator.
 pub type Started = Result<(), String>;
+
+/// Answers a [`Handover`].
+pub fn answer(stream: &mut impl io::Write, started: &Started) -> Result<(), FrameError> {
+    write_frame_of(HANDOVER_FORMAT, stream, started)
+}
 
 /// Why there is no broker.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +90,17 @@ pub enum BrokerError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Others could put their own socket in its place.
+    #[error(
+        "will not make the broker's socket {path}: {source}, and could put another in its place; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        path = path.display()
+    )]
+    DirectoryOpen {
+        /// The socket.
+        path: PathBuf,
+        /// Who could.
+        source: DirectoryError,
     },
     /// There is one already.
     #[error(
@@ -157,11 +188,11 @@ impl Broker {
         let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
         };
-        write_frame(&mut stdin, handover).map_err(silent)?;
+        handover.write(&mut stdin).map_err(silent)?;
         drop(stdin);
         let started = wait_readable(&stdout)
             .map_err(FrameError::Io)
-            .and_then(|()| read_frame::<Started>(&mut stdout))
+            .and_then(|()| read_frame_of::<Started>(HANDOVER_FORMAT, &mut stdout))
             .map_err(silent)?;
         // What we started ended when the broker left us for init; the server is not to inherit it.
         match child.wait() {
@@ -180,8 +211,19 @@ fn find_beside_us() -> Option<PathBuf> {
     find_program(beside.as_os_str()).ok()
 }
 
-fn check_directory(socket: &Path) -> Result<(), BrokerError> {
+/// Checks that a socket can be made at `socket`, and that nobody else could put another in its place.
+pub fn check_directory(socket: &Path) -> Result<(), BrokerError> {
     let directory = socket.parent().unwrap_or(Path::new("/"));
+    trusted_directory::check(directory, None).map_err(|error| match error {
+        DirectoryError::Examine { source, .. } => BrokerError::Directory {
+            path: socket.into(),
+            source,
+        },
+        source => BrokerError::DirectoryOpen {
+            path: socket.into(),
+            source,
+        },
+    })?;
     access(directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| {
         BrokerError::Directory {
             path: socket.into(),
@@ -198,9 +240,20 @@ pub fn is_free_or_socket(path: &Path) -> bool {
     }
 }
 
+/// Whether somebody listens at `path`.
+pub fn has_listener(path: &Path) -> bool {
+    let connected = UnixAddr::new(path).and_then(|address| {
+        // One that is too busy for another connection is to keep nobody waiting.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(descriptor.as_raw_fd(), &address)
+    });
+    matches!(connected, Ok(()) | Err(Errno::EAGAIN))
+}
+
 fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerError> {
     let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
-    while UnixStream::connect(socket).is_ok() {
+    while has_listener(socket) {
         if Instant::now() > deadline {
             return Err(BrokerError::AlreadyThere {
                 path: socket.into(),

@@ -1,8 +1,11 @@
-//! The SDK's HTTP client, which reads the system's CA certificates only for a connection that
-//! needs them.
+//! The SDK's HTTP client, for what holds secrets on a host that it does not own: it reads the
+//! system's CA certificates only for a connection that needs them, takes answers of a limited length
+//! only, keeps no connection for long, and resolves names without a pool of threads.
 //!
-//! The SDK's own reads them for every client that is made and throws the first result away: most
-//! of what a call costs, also of one over plain HTTP (local-aws, an instance's metadata).
+//! The SDK's own reads the certificates for every client that is made and throws the first result
+//! away: most of what a call costs, also of one over plain HTTP (local-aws, an instance's metadata).
+
+use std::time::Duration;
 
 use aws_smithy_http_client::{
     Builder,
@@ -17,19 +20,37 @@ use aws_smithy_runtime_api::client::{
     orchestrator::HttpRequest,
     runtime_components::RuntimeComponents,
 };
+use aws_smithy_types::body::SdkBody;
+use http_body_util::Limited;
+
+use crate::dns::Resolver;
+
+/// Longest answer that is read, in bytes. Those of STS, KMS and an instance's metadata have some
+/// thousand.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+
+/// A connection that is kept holds the last answer in its buffers, data keys among them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Makes a client for HTTP and HTTPS. It trusts the CA certificates of the system, or of
 /// `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 pub fn new() -> SharedHttpClient {
-    let provider = || Builder::new().tls_provider(Provider::rustls(CryptoMode::Ring));
+    let resolver = Resolver::default();
+    let provider = || {
+        Builder::new()
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tls_provider(Provider::rustls(CryptoMode::Ring))
+    };
     // An empty trust store cannot be a wrong one; the default would do too, only slower.
     let trusts_nobody = TlsContext::builder()
         .with_trust_store(TrustStore::empty())
         .build()
         .unwrap_or_default();
     SharedHttpClient::new(Client {
-        http: provider().tls_context(trusts_nobody).build_https(),
-        https: provider().build_https(),
+        http: provider()
+            .tls_context(trusts_nobody)
+            .build_with_resolver(resolver.clone()),
+        https: provider().build_with_resolver(resolver),
     })
 }
 
@@ -71,10 +92,16 @@ impl HttpConnector for Connector {
             true => &self.client.http,
             false => &self.client.https,
         };
-        client
+        let answer = client
             .http_connector(&self.settings, &self.components)
-            .call(request)
+            .call(request);
+        HttpConnectorFuture::new(async move { Ok(answer.await?.map(limited)) })
     }
+}
+
+/// Reading more than [`MAX_ANSWER_BYTES`] fails.
+fn limited(body: SdkBody) -> SdkBody {
+    SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER_BYTES))
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ fn meaning(code: &str, status: u16) -> (FailureKind, &'static str) {
         | "InvalidSignatureException"
         | "IncompleteSignature"
         | "MissingAuthenticationToken" => (
-            Kind::AccessDenied,
+            Kind::NotAuthenticated,
             "check this host's clock and the user's access key",
         ),
         "DisabledException" => (
@@ -198,6 +198,21 @@ mod tests {
             failure.message,
             "the session is over; KMS Decrypt (request 8a6f) failed: ExpiredTokenException"
         );
+    }
+
+    #[test]
+    fn a_wrong_clock_or_access_key_is_no_refusal_of_the_key() {
+        for code in [
+            "InvalidSignatureException",
+            "UnrecognizedClientException",
+            "InvalidClientTokenId",
+            "IncompleteSignature",
+            "MissingAuthenticationToken",
+        ] {
+            assert_eq!(meaning(code, 400).0, FailureKind::NotAuthenticated);
+        }
+        let denied = meaning("AccessDeniedException", 400).0;
+        assert_eq!(denied, FailureKind::AccessDenied);
     }
 
     #[test]

@@ -5,8 +5,6 @@
 //! ([`credentials`]), the FIFO or terminal ([`channel`]), the trade at STS ([`sts`]), and the loop
 //! that leads from a code to a session ([`asking`]).
 
-#![forbid(unsafe_code)]
-
 pub mod asking;
 pub mod aws;
 pub mod broker;
@@ -16,6 +14,7 @@ pub mod command;
 pub mod command_line;
 pub mod config;
 pub mod credentials;
+mod dns;
 pub mod environment;
 pub mod http_client;
 pub mod kms_failure;
@@ -24,6 +23,7 @@ pub mod listen_fds;
 pub mod logging;
 pub mod manage_key;
 pub mod master_key_id;
+pub mod on_abort;
 pub mod operator;
 pub mod process;
 pub mod process_status;

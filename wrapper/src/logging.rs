@@ -9,7 +9,13 @@ use std::{
     fmt::{self, Write as _},
     io::{self, Write as _},
     os::unix::net::UnixDatagram,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
 };
 
 use nix::sys::stat::fstat;
@@ -35,17 +41,93 @@ pub const AUDIT: &str = "iam_kms_audit";
 /// <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
+/// Events that may wait to be written: those of the burst that the broker allows a user, and some.
+const QUEUE_LENGTH: usize = 16_384;
+
 static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// Sends all events of this process to the journal or to standard error, in the name of `program`.
 pub fn init(program: &'static str) {
     let is_journal = is_journal();
     let log = Log {
         program,
-        write: move |record| write(record, is_journal),
+        write: move |record| match QUEUE.get() {
+            Some(queue) => queue.add(record),
+            None => write(record, is_journal),
+        },
     };
     // Fails only where a log is set already; then that one serves.
     let _ = tracing::subscriber::set_global_default(log);
+}
+
+/// From now on, a thread of its own writes what [`init`] takes: a journal that hangs holds up nobody
+/// else. What it cannot take any more is counted, and the number is logged.
+///
+/// Must not be called before a fork, which takes no thread along. Errors: no thread can be started.
+pub fn write_in_background(program: &'static str) -> io::Result<()> {
+    let is_journal = is_journal();
+    let (sender, receiver) = mpsc::sync_channel(QUEUE_LENGTH);
+    thread::Builder::new()
+        .name("log".into())
+        .stack_size(256 * 1024)
+        .spawn(move || write_all(program, &receiver, is_journal))?;
+    // Fails only where there is a queue already; then the new thread ends.
+    let _ = QUEUE.set(Queue {
+        sender,
+        lost: AtomicU64::new(0),
+    });
+    Ok(())
+}
+
+/// Waits until all events so far are written, and no longer than `patience`.
+pub fn flush(patience: Duration) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    if let Some(queue) = QUEUE.get()
+        && queue.sender.try_send(Entry::Flush(sender)).is_ok()
+    {
+        // It may take longer, or the thread may be gone.
+        let _ = receiver.recv_timeout(patience);
+    }
+}
+
+/// What the thread that writes is to do.
+enum Entry {
+    Write(Record),
+    Flush(SyncSender<()>),
+}
+
+struct Queue {
+    sender: SyncSender<Entry>,
+    /// Events that found no room since the thread last looked.
+    lost: AtomicU64,
+}
+
+impl Queue {
+    fn add(&self, record: Record) {
+        match self.sender.try_send(Entry::Write(record)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn write_all(program: &'static str, entries: &Receiver<Entry>, is_journal: bool) {
+    for entry in entries {
+        match entry {
+            Entry::Write(record) => write(record, is_journal),
+            Entry::Flush(done) => drop(done.send(())),
+        }
+        let lost = QUEUE
+            .get()
+            .map_or(0, |it| it.lost.swap(0, Ordering::Relaxed));
+        if lost > 0 {
+            write(Record::of_lost(program, lost), is_journal);
+        }
+    }
 }
 
 /// Writes events in this format from now on, where they do not go to the journal.
@@ -116,6 +198,22 @@ struct Record {
 }
 
 impl Record {
+    fn of_lost(program: &'static str, lost: u64) -> Self {
+        let fields = [("event", "log_lost".into()), ("lost", lost.into())];
+        Self {
+            program,
+            level: Level::ERROR,
+            is_for_audit: false,
+            message: format!(
+                "{lost} events are missing here: the journal or the reader of standard error did not take them in time"
+            ),
+            fields: fields
+                .map(|(name, value): (&str, Value)| (name.to_owned(), value))
+                .into_iter()
+                .collect(),
+        }
+    }
+
     fn text(&self, has_level: bool) -> String {
         let prefix = if has_level {
             format!("<{}>", priority(self.level))

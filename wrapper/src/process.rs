@@ -15,12 +15,13 @@ use nix::{
 };
 use rustix::mm::{MlockAllFlags, mlockall};
 
-use crate::process_status;
+use crate::{on_abort, process_status};
 
 /// Keeps what we hold from core dumps and from other processes of our user (exec undoes it), and
 /// our descriptors from taking the place of standard ones that our parent has closed.
 pub fn protect() -> io::Result<()> {
     prctl::set_dumpable(false)?;
+    on_abort::clean_up()?;
     loop {
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
         if null.as_raw_fd() > io::stderr().as_raw_fd() {

@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use broker_api::{FrameError, read_frame, write_frame};
+use broker_api::{FrameError, read_frame_of, write_frame_of};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -29,6 +29,9 @@ use crate::{
     session::Session,
     systemd,
 };
+
+/// Version of the form in which the session is stored.
+const FORMAT: u8 = 1;
 
 /// Name of the descriptor in the store.
 pub const NAME: &str = "iam-kms-session";
@@ -73,7 +76,7 @@ fn seal(config: &Config, session: &Session) -> Result<OwnedFd, FrameError> {
     let memfd = memfd_create(NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
         .map_err(io::Error::from)?;
     let mut file = File::from(memfd);
-    write_frame(&mut file, &(&config.mfa, &config.role_arn, session))?;
+    write_frame_of(FORMAT, &mut file, &(&config.mfa, &config.role_arn, session))?;
     fcntl(&file, FcntlArg::F_ADD_SEALS(all_seals())).map_err(io::Error::from)?;
     Ok(file.into())
 }
@@ -90,7 +93,7 @@ fn read(config: &Config, mut file: File) -> Result<Session, String> {
         return Err("it is not sealed".into());
     }
     let (mfa, role_arn, session): (Mfa, Option<String>, Session) =
-        read_frame(&mut file).map_err(|error| format!("it is damaged ({error})"))?;
+        read_frame_of(FORMAT, &mut file).map_err(|error| format!("it is damaged ({error})"))?;
     if (&mfa, &role_arn) != (&config.mfa, &config.role_arn) {
         return Err("it was opened for another configuration".into());
     }

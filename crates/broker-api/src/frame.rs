@@ -5,12 +5,14 @@ use std::io::{self, Read, Write};
 use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-/// Longest frame body in bytes. The longest message is a request with a master key id (2048
-/// characters) or a wrapped key (6144 bytes), a region and an endpoint URL.
+/// The version of the messages that this release sends.
+pub const PROTOCOL_VERSION: u8 = 2;
+
+/// Longest frame body in bytes. The longest message is a request with a wrapped key (6144 bytes).
 pub const MAX_FRAME_BYTES: usize = 16 * 1024;
 
-const PROTOCOL_VERSION: u8 = 1;
-const HEADER_BYTES: usize = 5;
+/// Length of a frame's header.
+pub const HEADER_BYTES: usize = 5;
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -22,9 +24,7 @@ pub enum FrameError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The other side speaks another version of this protocol.
-    #[error(
-        "protocol version {0} instead of {PROTOCOL_VERSION}: plugin and broker are of different releases"
-    )]
+    #[error("protocol version {0} is not understood: plugin and broker are of different releases")]
     Version(u8),
     /// A frame longer than [`MAX_FRAME_BYTES`].
     #[error("a frame of {0} bytes, more than {MAX_FRAME_BYTES}")]
@@ -34,47 +34,99 @@ pub enum FrameError {
     Malformed(postcard::Error),
 }
 
-/// Writes one message. Nothing is written if it does not fit into [`MAX_FRAME_BYTES`].
+/// What stands before the body of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The version of the message in the body.
+    pub version: u8,
+    /// Length of the body in bytes, as the sender claims.
+    pub body_bytes: usize,
+}
+
+impl Header {
+    /// Reads a header; any bytes are one.
+    pub fn parse([version, l0, l1, l2, l3]: [u8; HEADER_BYTES]) -> Self {
+        let length = u32::from_le_bytes([l0, l1, l2, l3]);
+        Self {
+            version,
+            body_bytes: usize::try_from(length).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Length of the body in bytes, if it is not over [`MAX_FRAME_BYTES`].
+    pub fn checked_body_bytes(&self) -> Result<usize, FrameError> {
+        match self.body_bytes {
+            0..=MAX_FRAME_BYTES => Ok(self.body_bytes),
+            length => Err(FrameError::TooLong(length)),
+        }
+    }
+}
+
+/// Makes the frame of a message of `version`, in a buffer that is wiped afterwards: it may hold a data
+/// key.
 ///
-/// The bytes pass through one buffer that is wiped afterwards: they may be a data key.
-pub fn write_frame<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), FrameError> {
-    let mut buffer = Zeroizing::new(vec![0; HEADER_BYTES + MAX_FRAME_BYTES]);
-    let (header, body) = buffer.split_at_mut(HEADER_BYTES);
+/// Errors: the message does not fit into [`MAX_FRAME_BYTES`].
+pub fn encode<T: Serialize>(version: u8, message: &T) -> Result<Zeroizing<Vec<u8>>, FrameError> {
+    let mut frame = Zeroizing::new(vec![0; HEADER_BYTES + MAX_FRAME_BYTES]);
+    let (header, body) = frame.split_at_mut(HEADER_BYTES);
     let length = postcard::to_slice(message, body)
         .map_err(FrameError::Malformed)?
         .len();
     let length_field = u32::try_from(length).map_err(|_| FrameError::TooLong(length))?;
-    header.copy_from_slice(&header_bytes(length_field));
-    let frame = buffer
-        .get(..HEADER_BYTES + length)
-        .ok_or(FrameError::TooLong(length))?;
-    stream.write_all(frame)?;
-    Ok(stream.flush()?)
+    header.copy_from_slice(&header_bytes(version, length_field));
+    frame.truncate(HEADER_BYTES + length);
+    Ok(frame)
 }
 
-/// Reads one message; [`FrameError::Closed`] when the stream ends before its first byte.
-///
-/// At most [`MAX_FRAME_BYTES`] are read whatever the length field says, into a buffer that is wiped
-/// afterwards.
-pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError> {
-    let mut header = [0; HEADER_BYTES];
-    read_header(stream, &mut header)?;
-    let [version, l0, l1, l2, l3] = header;
-    if version != PROTOCOL_VERSION {
-        return Err(FrameError::Version(version));
-    }
-    let length = usize::try_from(u32::from_le_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
-    if length > MAX_FRAME_BYTES {
-        return Err(FrameError::TooLong(length));
-    }
-    let mut body = Zeroizing::new(vec![0; length]);
-    stream.read_exact(&mut body)?;
-    match postcard::take_from_bytes(&body).map_err(FrameError::Malformed)? {
+/// Reads the message in the body of a frame, all of which it must take.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    match postcard::take_from_bytes(body).map_err(FrameError::Malformed)? {
         (message, []) => Ok(message),
         _ => Err(FrameError::Malformed(
             postcard::Error::DeserializeBadEncoding,
         )),
     }
+}
+
+/// Writes one message of the present version. Nothing is written if it does not fit into
+/// [`MAX_FRAME_BYTES`].
+pub fn write_frame<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), FrameError> {
+    write_frame_of(PROTOCOL_VERSION, stream, message)
+}
+
+/// The same of any version.
+pub fn write_frame_of<T: Serialize>(
+    version: u8,
+    stream: &mut impl Write,
+    message: &T,
+) -> Result<(), FrameError> {
+    stream.write_all(&encode(version, message)?)?;
+    Ok(stream.flush()?)
+}
+
+/// Reads one message of the present version; [`FrameError::Closed`] when the stream ends before its
+/// first byte.
+///
+/// At most [`MAX_FRAME_BYTES`] are read whatever the length field says, into a buffer that is wiped
+/// afterwards.
+pub fn read_frame<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError> {
+    read_frame_of(PROTOCOL_VERSION, stream)
+}
+
+/// The same of any version.
+pub fn read_frame_of<T: DeserializeOwned>(
+    version: u8,
+    stream: &mut impl Read,
+) -> Result<T, FrameError> {
+    let mut header = [0; HEADER_BYTES];
+    read_header(stream, &mut header)?;
+    let header = Header::parse(header);
+    if header.version != version {
+        return Err(FrameError::Version(header.version));
+    }
+    let mut body = Zeroizing::new(vec![0; header.checked_body_bytes()?]);
+    stream.read_exact(&mut body)?;
+    decode(&body)
 }
 
 /// Reads the header, telling an orderly end of the connection from one inside a frame.
@@ -90,9 +142,9 @@ fn read_header(stream: &mut impl Read, header: &mut [u8; HEADER_BYTES]) -> Resul
     }
 }
 
-fn header_bytes(length: u32) -> [u8; HEADER_BYTES] {
+fn header_bytes(version: u8, length: u32) -> [u8; HEADER_BYTES] {
     let [l0, l1, l2, l3] = length.to_le_bytes();
-    [PROTOCOL_VERSION, l0, l1, l2, l3]
+    [version, l0, l1, l2, l3]
 }
 
 #[cfg(test)]
@@ -100,18 +152,16 @@ mod tests {
     use super::*;
     use key_store::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
 
-    use crate::{Decrypt, KmsOptions, MayWait, Reply, Request};
+    use crate::{Decrypt, KeyContext, Reply, Request, WaitPolicy, version1};
 
     fn longest_request() -> Request {
         Request::Decrypt(Decrypt {
             ciphertext_blob: vec![0xff; MAX_CIPHERTEXT_BYTES],
-            options: KmsOptions {
-                region: "r".repeat(64),
-                endpoint_url: "u".repeat(2048),
-                request_timeout_milliseconds: u32::MAX,
-                may_wait: MayWait::Start,
+            check_value: Some([0xff; 16]),
+            context: KeyContext {
                 key_id: u32::MAX,
                 key_version: u32::MAX,
+                wait: WaitPolicy::UntilOpen,
             },
         })
     }
@@ -147,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_length_over_the_limit_is_refused_before_it_is_read() {
-        let wire = header_bytes(u32::MAX);
+        let wire = header_bytes(PROTOCOL_VERSION, u32::MAX);
         assert!(matches!(
             read_frame::<Request>(&mut wire.as_slice()),
             Err(FrameError::TooLong(_))
@@ -156,10 +206,16 @@ mod tests {
 
     #[test]
     fn another_version_is_named() {
-        let wire = [PROTOCOL_VERSION + 1, 0, 0, 0, 0];
+        let mut wire = Vec::new();
+        write_frame_of(
+            version1::PROTOCOL_VERSION,
+            &mut wire,
+            &version1::Request::Session,
+        )
+        .unwrap();
         assert!(matches!(
             read_frame::<Request>(&mut wire.as_slice()),
-            Err(FrameError::Version(2))
+            Err(FrameError::Version(1))
         ));
     }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use key_store::PlaintextKey;
+use key_store::check_value::CHECK_VALUE_BYTES;
 
 /// What the plugin asks of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,16 +12,16 @@ pub enum Request {
     Decrypt(Decrypt),
     /// Make a new wrapped data key; answered by [`Reply::Generated`].
     GenerateDataKey(GenerateDataKey),
-    /// Tell how the session stands, without calling AWS; answered by [`Reply::Session`].
+    /// Report the state of the session, without calling AWS; answered by [`Reply::Session`].
     Session,
 }
 
 impl Request {
-    /// The options of a call of KMS; `None` where it is not called.
-    pub fn options(&self) -> Option<&KmsOptions> {
+    /// What a call of KMS is for; `None` where KMS is not called.
+    pub fn context(&self) -> Option<&KeyContext> {
         match self {
-            Self::Decrypt(request) => Some(&request.options),
-            Self::GenerateDataKey(request) => Some(&request.options),
+            Self::Decrypt(request) => Some(&request.context),
+            Self::GenerateDataKey(request) => Some(&request.context),
             Self::Session => None,
         }
     }
@@ -33,8 +34,12 @@ impl Request {
 pub struct Decrypt {
     /// The wrapped key as KMS returned it, 1 to [`key_store::MAX_CIPHERTEXT_BYTES`] bytes.
     pub ciphertext_blob: Vec<u8>,
-    /// How to call KMS.
-    pub options: KmsOptions,
+    /// The [check value](key_store::check_value::CheckValue) of the data key, where it is known: it
+    /// finds the key among those that the broker has kept, however it is wrapped now. The broker
+    /// does not compare it with what KMS unwraps; that is the client's part.
+    pub check_value: Option<[u8; CHECK_VALUE_BYTES]>,
+    /// What the call is for.
+    pub context: KeyContext,
 }
 
 /// KMS `GenerateDataKeyWithoutPlaintext`.
@@ -46,38 +51,31 @@ pub struct GenerateDataKey {
     pub master_key_id: String,
     /// Length of the data key in bytes: 16 or 32.
     pub key_bytes: u8,
-    /// How to call KMS.
-    pub options: KmsOptions,
+    /// What the call is for.
+    pub context: KeyContext,
 }
 
-/// The plugin's own settings of a KMS call, and what it is for. Empty and zero leave a setting to the
-/// broker's configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KmsOptions {
-    /// AWS region (`aws_key_management_region`), or empty.
-    pub region: String,
-    /// Endpoint URL (`aws_key_management_endpoint_url`), or empty.
-    pub endpoint_url: String,
-    /// Time limit of the call in milliseconds (`aws_key_management_request_timeout`), or 0.
-    pub request_timeout_milliseconds: u32,
-    /// How long a person may be waited for where no session is open.
-    pub may_wait: MayWait,
-    /// The key that the call is for, for the audit; 0 where that is not known.
-    pub key_id: u32,
-    /// Its version; 0 where that is not known, as before a new one is stored.
-    pub key_version: u32,
-}
-
-/// How long a request may wait for a person to open a session.
+/// The key that a call of KMS is for, and how long the call may wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MayWait {
+pub struct KeyContext {
+    /// The key id, for the audit; 0 where it is not known.
+    pub key_id: u32,
+    /// The key version, for the audit; 0 where it is not known, as before a new one is stored.
+    pub key_version: u32,
+    /// How long the call may wait for a session.
+    pub wait: WaitPolicy,
+}
+
+/// How long a call may wait for somebody to open a session, where none is open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WaitPolicy {
     /// Not at all: locks are held, or nobody is there.
     #[default]
-    No,
+    Never,
     /// As long as `reprompt_wait_seconds` says.
-    Statement,
-    /// As long as it takes: a server starts, and can do nothing without its keys.
-    Start,
+    Limited,
+    /// Until a session is open: a server starts, and can do nothing without its keys.
+    UntilOpen,
 }
 
 /// What the broker answers.
@@ -105,9 +103,26 @@ pub enum Reply {
     Session(SessionState),
     /// The request could not be served.
     Failed(Failure),
-    /// No answer yet: a person is waited for, who should do what this line says. Comes again after
-    /// [`crate::WAITING_INTERVAL`] until there is an answer.
-    Waiting(String),
+    /// No answer yet. Comes again after [`crate::WAITING_INTERVAL`] until there is an answer.
+    Waiting(Waiting),
+}
+
+/// Why there is no answer yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What the request waits for, for the program.
+    pub reason: WaitReason,
+    /// The same for people, on one line: what to do, where something is to be done.
+    pub message: String,
+}
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WaitReason {
+    /// Somebody must open a session; the message says how.
+    Session,
+    /// Other requests of the same user come first; nothing is to be done.
+    Turn,
 }
 
 /// Why a request could not be served.
@@ -116,16 +131,16 @@ pub struct Failure {
     /// What kind of failure it is, for the program.
     pub kind: FailureKind,
     /// What failed, in which request of KMS if there was an answer, why and what to do next, for
-    /// the person; one line without a secret in it.
+    /// people; one line without a secret in it.
     pub message: String,
 }
 
 /// Kinds of failure that a caller treats differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
-    /// The session is over and a person must write a new MFA code; the message says where.
+    /// The session is over and somebody must enter a new MFA code; the message says where.
     SessionOver,
-    /// KMS refused the caller (`AccessDeniedException` and its like).
+    /// A policy does not allow the call (`AccessDeniedException`).
     AccessDenied,
     /// The master key is disabled, pending deletion or of the wrong kind.
     KeyUnusable,
@@ -141,6 +156,11 @@ pub enum FailureKind {
     InvalidRequest,
     /// Anything else that KMS answered.
     Other,
+    /// AWS does not accept the signature of the call: a wrong clock, or an access key that it does
+    /// not know. It has not looked at the key.
+    NotAuthenticated,
+    /// The broker does not speak the protocol version of the request.
+    UnsupportedVersion,
 }
 
 impl FailureKind {
@@ -150,7 +170,7 @@ impl FailureKind {
     }
 }
 
-/// How the broker's session stands.
+/// The state of the broker's session, and its settings for KMS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionState {
     /// Whether KMS can be called now.
@@ -160,6 +180,19 @@ pub struct SessionState {
     pub expiration_unix_seconds: Option<i64>,
     /// The FIFO that takes the next code, while one is awaited.
     pub fifo: Option<String>,
+    /// How the broker calls KMS.
+    pub kms: KmsSettings,
+}
+
+/// How the broker calls KMS. No client can change it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KmsSettings {
+    /// AWS region.
+    pub region: String,
+    /// Endpoint URL, where one is configured in place of AWS's own.
+    pub endpoint_url: Option<String>,
+    /// Time limit of a call in milliseconds. A client should wait a little longer.
+    pub request_timeout_milliseconds: u64,
 }
 
 /// Whether KMS can be called now.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::concurrent::WORKERS;
 use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
-use broker_client::test_broker::TestBroker;
+use broker_api::test_broker::TestBroker;
 
 fn key_files(names: &[&str]) -> TempDir {
     let directory = tempfile::tempdir().unwrap();

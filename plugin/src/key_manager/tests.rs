@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, settings, wrapped};
-use broker_client::test_broker::TestBroker;
+use broker_api::test_broker::TestBroker;
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
@@ -230,7 +230,7 @@ fn a_key_file_with_the_key_of_another_is_refused_and_both_are_named() {
     fs::write(path(4), wrapped(&[77; 16])).unwrap();
     let reason = manager.ensure_loaded(4, 1).unwrap_err();
     assert!(
-        reason.contains("holds the key of another server"),
+        reason.contains("holds a key that this server has never had"),
         "{reason}"
     );
 }

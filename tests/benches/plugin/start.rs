@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
 
-use broker_api::{Decrypt, GenerateDataKey, KmsOptions, Reply, Request, read_frame, write_frame};
+use broker_api::{Decrypt, GenerateDataKey, KeyContext, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Scene, dist};
 
 use crate::library::Library;
@@ -58,7 +58,7 @@ fn new_key(broker: &mut UnixStream) -> Vec<u8> {
     let request = GenerateDataKey {
         master_key_id: "alias/mariadb".into(),
         key_bytes: 16,
-        options: KmsOptions::default(),
+        context: KeyContext::default(),
     };
     write_frame(broker, &Request::GenerateDataKey(request)).unwrap();
     match read_frame(broker).unwrap() {
@@ -73,7 +73,8 @@ fn unwrap_one_by_one(broker: &mut UnixStream, directory: &Path) {
     for entry in fs::read_dir(directory).unwrap() {
         let request = Decrypt {
             ciphertext_blob: fs::read(entry.unwrap().path()).unwrap(),
-            options: KmsOptions::default(),
+            check_value: None,
+            context: KeyContext::default(),
         };
         write_frame(broker, &Request::Decrypt(request)).unwrap();
         match read_frame(broker).unwrap() {

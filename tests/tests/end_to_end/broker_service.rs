@@ -2,20 +2,22 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use broker_api::{Decrypt, KmsOptions, MayWait, Reply, Request};
+use broker_api::{Decrypt, KeyContext, Reply, Request, WaitPolicy};
 use end_to_end_tests::{Manager, NOBODY, PATIENCE_SECONDS, Process, Scene, mode, write_fifo};
 use nix::unistd::{Gid, Group, Uid};
 use serde_json::Value;
 
 use crate::broker::{ask, generate_with, generated};
 
-fn decrypt(ciphertext_blob: Vec<u8>) -> Request {
+/// Asks for the key of a key file.
+pub fn decrypt(ciphertext_blob: Vec<u8>) -> Request {
     Request::Decrypt(Decrypt {
         ciphertext_blob,
-        options: KmsOptions {
+        check_value: None,
+        context: KeyContext {
             key_id: 7,
             key_version: 3,
-            ..KmsOptions::default()
+            ..KeyContext::default()
         },
     })
 }
@@ -37,7 +39,7 @@ fn after_the_session(scene: &Scene) -> (Process, [Vec<u8>; 2], Vec<u8>) {
     let blobs = [generated(scene), generated(scene)];
     let (key, _) = decrypted(scene, &blobs[0]).unwrap();
     scene.aws.set_clock("800");
-    assert!(format!("{:?}", ask(scene, &generate_with(MayWait::No))).contains("SessionOver"));
+    assert!(format!("{:?}", ask(scene, &generate_with(WaitPolicy::Never))).contains("SessionOver"));
     (broker, blobs, key)
 }
 
@@ -90,7 +92,7 @@ fn as_user(scene: &Scene, uid: u32, gid: u32, groups: &[u32]) -> String {
     let script = format!(
         "import os, socket\nos.setgroups({groups:?}); os.setgid({gid}); os.setuid({uid})\n\
          s = socket.socket(socket.AF_UNIX); s.settimeout({PATIENCE_SECONDS})\n\
-         try:\n s.connect({socket:?})\n s.send(b'\\1\\1\\0\\0\\0\\2')\n \
+         try:\n s.connect({socket:?})\n s.send(b'\\2\\1\\0\\0\\0\\2')\n \
          print('got', len(s.recv(100)) > 0)\n\
          except OSError as e:\n print('got', e.strerror)"
     );
@@ -108,13 +110,14 @@ fn members_of_the_group_are_served_and_no_other_user() {
     fs::set_permissions(scene.sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(mode(socket), 0o660);
     assert_eq!(as_user(&scene, 3000, NOBODY, &[]), "got True");
+    assert_eq!(as_user(&scene, 3000, 3000, &[3001, NOBODY]), "got True");
     assert_eq!(as_user(&scene, 3000, 3000, &[]), "got Permission denied");
     // Its mode already keeps others out; this is the second lock.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
     assert_ne!(as_user(&scene, 3000, 3000, &[]), "got True");
-    let line = broker.wait_for("dropped a peer: uid 3000, pid ");
+    let line = broker.wait_for("rejected a connection (uid 3000, pid ");
     assert!(
-        line.contains("only uid 0, root and members of group 65534 are served"),
+        line.contains("only uid 0, root and processes of group 65534 are served"),
         "{line}"
     );
 }
@@ -148,7 +151,7 @@ fn each_step_is_an_event_for_an_audit_and_no_event_has_a_code() {
     let blob = generated(&scene);
     let (_, request_id) = decrypted(&scene, &blob).unwrap();
     scene.aws.set_clock("800");
-    ask(&scene, &generate_with(MayWait::No));
+    ask(&scene, &generate_with(WaitPolicy::Never));
     decrypted(&scene, &blob).unwrap();
     broker.wait_for("from the key cache");
     broker.wait_for_nth("\"prompt\"", 2);

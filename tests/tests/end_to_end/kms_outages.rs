@@ -24,11 +24,7 @@ impl Server {
     fn start(scene: &Scene) -> Self {
         let database = Database::new(&scene.sandbox)
             .with_our_plugin(&scene.configuration.broker_socket)
-            .options(&[
-                "--innodb-encrypt-tables=ON",
-                // Short enough to wait for, and long enough for a busy machine.
-                "--aws-key-management-request-timeout=3000",
-            ]);
+            .options(&["--innodb-encrypt-tables=ON"]);
         let wrapper =
             Wrapper::start_database(&scene.sandbox, &scene.aws, &scene.configuration, &database);
         let server = Self { database, wrapper };
@@ -99,9 +95,16 @@ fn create(id: u32) -> String {
     format!("CREATE TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}")
 }
 
+/// KMS has a second for each call.
+fn scene() -> Scene {
+    Scene::new()
+        .with_broker()
+        .line("request_timeout_seconds = 1")
+}
+
 /// An outage between `begin` and `end`.
 fn outage(begin: impl FnOnce(&mut LocalAws), end: impl FnOnce(&mut LocalAws), reasons: &[&str]) {
-    let mut scene = Scene::new().with_broker();
+    let mut scene = scene();
     let server = Server::start(&scene);
     begin(&mut scene.aws);
     server.check_tells(reasons);
@@ -148,7 +151,7 @@ fn keys_in_memory_serve_while_kms_cannot_be_reached() {
 
 #[test]
 fn a_start_outlasts_a_kms_that_throttles() {
-    let scene = Scene::new().with_broker();
+    let scene = scene();
     let mut server = Server::start(&scene);
     server.database.stop(&mut server.wrapper.process);
     scene
@@ -167,7 +170,7 @@ fn a_start_outlasts_a_kms_that_throttles() {
 
 #[test]
 fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
-    let scene = Scene::new().with_broker();
+    let scene = scene();
     let server = Server::start(&scene);
     let file = server.database.datadir.join("aws-kms-key.10.1");
     let away = scene.sandbox.path("away");
@@ -202,7 +205,7 @@ fn kill_broker(socket: &Path) {
 
 #[test]
 fn nothing_is_remembered_as_failed_for_longer_than_the_back_off() {
-    let scene = Scene::new().with_broker();
+    let scene = scene();
     let server = Server::start(&scene);
     let database = &server.database;
     let set_master_key = |alias: &str| {

@@ -10,7 +10,7 @@ use crate::broker::{failure, generated, phase};
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
 /// A host with a role, whose sessions last this long, and no other credentials.
-fn scene(session_lifetime_seconds: &str) -> Scene {
+pub fn scene(session_lifetime_seconds: &str) -> Scene {
     let arguments = [
         "--machine-role=host",
         "--session-lifetime",

@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod broker;
+mod broker_attacks;
+mod broker_limits;
+mod broker_memory;
 mod broker_service;
+mod broker_versions;
 mod chaos;
 mod check;
 mod code_channel;
@@ -11,6 +15,7 @@ mod crash_restart;
 mod credential_directory;
 mod data_keys;
 mod documents;
+mod exhaustion;
 mod exit_codes;
 mod go_compatibility;
 mod inheritance;

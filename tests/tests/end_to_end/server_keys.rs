@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use broker_api::{Decrypt, KmsOptions, Reply, Request, read_frame, write_frame};
+use broker_api::{Decrypt, KeyContext, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper};
 use nix::sys::signal::SIGKILL;
 
@@ -303,15 +303,12 @@ fn file_key_management(
 /// Has the broker decrypt a wrapped key.
 pub fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
     let mut stream = std::os::unix::net::UnixStream::connect(broker_socket).unwrap();
-    let options = KmsOptions::default();
-    write_frame(
-        &mut stream,
-        &Request::Decrypt(Decrypt {
-            ciphertext_blob: wrapped.into(),
-            options,
-        }),
-    )
-    .unwrap();
+    let request = Request::Decrypt(Decrypt {
+        ciphertext_blob: wrapped.into(),
+        check_value: None,
+        context: KeyContext::default(),
+    });
+    write_frame(&mut stream, &request).unwrap();
     match read_frame(&mut stream).unwrap() {
         Reply::Decrypted { key, .. } => key.expose().into(),
         reply => panic!("{reply:?}"),

@@ -296,7 +296,7 @@ fn a_reset_connection_keeps_the_code() {
 }
 
 /// A certificate and its key, in PEM files.
-fn certificate(scene: &Scene) -> [String; 2] {
+pub fn certificate(scene: &Scene) -> [String; 2] {
     let names = vec!["127.0.0.1".to_owned()];
     let certified = rcgen::generate_simple_self_signed(names).unwrap();
     let write = |name: &str, text: &str| {

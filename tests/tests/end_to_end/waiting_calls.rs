@@ -7,9 +7,9 @@ use std::{
     thread,
 };
 
-use broker_api::{MayWait, Reply, read_frame, write_frame};
+use broker_api::{Reply, WaitPolicy, read_frame, write_frame};
 use end_to_end_tests::{Database, Manager, Process, Scene, Wrapper, wait_until, write_fifo};
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 
 use crate::{
     broker::{ask, generate_with},
@@ -114,45 +114,55 @@ fn a_call_that_may_not_wait_is_answered_at_once_beside_one_that_does() {
     let broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
     let mut waiting = UnixStream::connect(&scene.configuration.broker_socket).unwrap();
-    write_frame(&mut waiting, &generate_with(MayWait::Statement)).unwrap();
+    write_frame(&mut waiting, &generate_with(WaitPolicy::Limited)).unwrap();
     let first: Reply = read_frame(&mut waiting).unwrap();
     assert!(matches!(first, Reply::Waiting(_)), "{first:?}");
-    let at_once = ask(&scene, &generate_with(MayWait::No));
+    let at_once = ask(&scene, &generate_with(WaitPolicy::Never));
     assert!(
         format!("{at_once:?}").contains("SessionOver"),
         "{at_once:?}"
     );
     give_code(&scene);
-    let answer = loop {
-        match read_frame(&mut waiting).unwrap() {
-            Reply::Waiting(_) => {}
-            answer => break answer,
-        }
-    };
+    let answer = answer(&mut waiting);
     assert!(matches!(answer, Reply::Generated { .. }), "{answer:?}");
 }
 
 #[test]
-fn so_many_calls_wait_that_others_are_still_served() {
+fn however_many_calls_wait_one_more_may_and_those_that_must_not_are_answered_at_once() {
     let scene = Scene::new()
         .with_broker()
         .line("reprompt_wait_seconds = 600");
     let broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
-    let _waiting: Vec<UnixStream> = (0..64)
+    let mut waiting: Vec<UnixStream> = (0..500)
         .map(|_| {
             let mut peer = UnixStream::connect(&scene.configuration.broker_socket).unwrap();
-            write_frame(&mut peer, &generate_with(MayWait::Statement)).unwrap();
+            write_frame(&mut peer, &generate_with(WaitPolicy::Limited)).unwrap();
             let first: Reply = read_frame(&mut peer).unwrap();
             assert!(matches!(first, Reply::Waiting(_)), "{first:?}");
             peer
         })
         .collect();
-    let one_more = ask(&scene, &generate_with(MayWait::Statement));
+    let at_once = ask(&scene, &generate_with(WaitPolicy::Never));
     assert!(
-        format!("{one_more:?}").contains("SessionOver"),
-        "{one_more:?}"
+        format!("{at_once:?}").contains("SessionOver"),
+        "{at_once:?}"
     );
+    give_code(&scene);
+    for peer in &mut waiting {
+        let answer = answer(peer);
+        assert!(matches!(answer, Reply::Generated { .. }), "{answer:?}");
+    }
+}
+
+/// The answer after all waiting.
+fn answer(peer: &mut UnixStream) -> Reply {
+    loop {
+        match read_frame(peer).unwrap() {
+            Reply::Waiting(_) => {}
+            answer => return answer,
+        }
+    }
 }
 
 #[test]
@@ -238,6 +248,39 @@ fn a_server_that_waits_for_its_keys_can_be_stopped() {
     let (_broker, database) = beside_a_broker(&scene);
     let mut server = Process::start(&mut database.command());
     server.wait_for(WAITS);
+    server.signal(SIGTERM);
+    server.wait();
+}
+
+#[test]
+fn a_server_that_waits_goes_on_waiting_when_the_broker_is_killed_and_started_again() {
+    let scene = Scene::new().with_broker();
+    let (broker, database) = beside_a_broker(&scene);
+    let mut server = Process::start(&mut database.command());
+    server.wait_for(WAITS);
+    broker.signal(SIGKILL);
+    let line = server.wait_for("the broker is gone while this server waits");
+    assert!(line.contains("broker.sock"), "{line}");
+    // No broker listens for longer than a look at it takes.
+    drop(broker);
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    give_code(&scene);
+    database.wait_until_ready(&server);
+    let output = server.output();
+    assert_eq!(output.matches("the broker is gone").count(), 1, "{output}");
+    assert!(!output.contains("[ERROR]"), "{output}");
+    database.stop(&mut server);
+}
+
+#[test]
+fn a_server_that_waits_for_a_broker_to_come_back_can_be_stopped() {
+    let scene = Scene::new().with_broker();
+    let (broker, database) = beside_a_broker(&scene);
+    let mut server = Process::start(&mut database.command());
+    server.wait_for(WAITS);
+    drop(broker);
+    server.wait_for("the broker is gone while this server waits");
     server.signal(SIGTERM);
     server.wait();
 }

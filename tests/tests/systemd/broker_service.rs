@@ -1,7 +1,12 @@
 //! The broker as a service of its own, beside a mariadb.service that starts without the wrapper.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
+use broker_api::{Decrypt, KeyContext, Reply, Request, read_frame, write_frame};
 use end_to_end_tests::{Process, wait_until};
 
 use crate::hand_over::traces_for_user_mysql;
@@ -178,6 +183,51 @@ fn each_use_of_a_key_is_in_the_journal_with_the_user_who_had_it() {
             IAM_KMS_KEY_ID=1 --output=cat --output-fields=IAM_KMS_OPERATION"
     ));
     assert_eq!(events, "GenerateDataKeyWithoutPlaintext\nDecrypt");
+}
+
+#[test]
+fn a_flood_of_calls_hides_no_later_one_from_the_audit() {
+    const FLOOD: usize = 60_000;
+    let mut site = Site::with_broker_service();
+    let endpoint = site.aws.endpoint();
+    site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
+    let site = site.boot_with_code();
+    // From now on, calls cost KMS nothing.
+    site.aws.set_clock("800");
+    let file = site.machine.path("/var/lib/mysql/aws-kms-key.1.1");
+    let ciphertext_blob = fs::read(file).unwrap();
+    let socket = site.machine.path("/run/iam-kms-wrapper/broker.sock");
+    let mut broker = UnixStream::connect(socket).unwrap();
+    let mut decrypt = |key_id| {
+        let request = Request::Decrypt(Decrypt {
+            ciphertext_blob: ciphertext_blob.clone(),
+            check_value: None,
+            context: KeyContext {
+                key_id,
+                ..KeyContext::default()
+            },
+        });
+        write_frame(&mut broker, &request).unwrap();
+        loop {
+            match read_frame(&mut broker).unwrap() {
+                Reply::Waiting(_) => {}
+                Reply::Decrypted { .. } => return,
+                reply => panic!("{reply:?}"),
+            }
+        }
+    };
+    (0..FLOOD).for_each(|_| decrypt(77));
+    (0..5).for_each(|_| decrypt(99));
+    let events = |field: &str| {
+        let count = site.machine.sh(&format!(
+            "journalctl --sync
+             journalctl _SYSTEMD_UNIT={BROKER} {field} --output=cat --output-fields=IAM_KMS_EVENT | wc -l"
+        ));
+        count.parse::<usize>().unwrap()
+    };
+    wait_until("the events", || events("IAM_KMS_KEY_ID=99") == 5);
+    assert_eq!(events("IAM_KMS_KEY_ID=77"), FLOOD);
+    assert_eq!(events("IAM_KMS_EVENT=log_lost"), 0);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The FIFO that codes are written to.
 //!
-//! Whoever could replace the FIFO by their own would be handed the codes of the careful, so: it
-//! lies in a directory of our own user or of root, that others cannot write or that is sticky;
-//! nothing found at its path is used unless it is a FIFO of our own user; and what was opened is
-//! checked again by `fstat`.
+//! Whoever could replace the FIFO by their own would be handed the codes of the careful, so: its
+//! directory, and each on the way there, is of our own user or of root, and others cannot write it or
+//! it is sticky; nothing found at its path is used unless it is a FIFO of our own user; and what was
+//! opened is checked again by `fstat`.
 
 use std::{
     io,
@@ -20,8 +20,9 @@ use nix::{
     unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, access, fchown, geteuid, mkfifoat, unlinkat},
 };
 use tracing::warn;
+use trusted_directory::DirectoryError;
 
-use crate::config::FifoAccess;
+use crate::{config::FifoAccess, on_abort};
 
 /// Why the channel cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +40,14 @@ pub enum FifoError {
     },
     /// Others could replace the FIFO.
     #[error(
-        "will not make the FIFO {path}: {who} can write its directory and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        "will not make the FIFO {path}: {source} and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
         path = path.display()
     )]
     DirectoryOpen {
         /// The FIFO.
         path: PathBuf,
         /// Who could.
-        who: String,
+        source: DirectoryError,
     },
     /// Something else lies at the path.
     #[error(
@@ -98,6 +99,7 @@ impl Fifo {
         let (directory, status) = open_directory(path)?;
         check_directory(path, &status)?;
         make_or_take_over(path, &directory)?;
+        on_abort::FIFO.made(path);
         let reader = open_reader(path, &directory)?;
         let status = check_ours(path, &reader)?;
         let failed = |step| move |error: Errno| make_error(path, step, error);
@@ -140,6 +142,7 @@ impl AsFd for Fifo {
 
 impl Drop for Fifo {
     fn drop(&mut self) {
+        on_abort::FIFO.removed();
         let Some(name) = self.path.file_name() else {
             return;
         };
@@ -183,26 +186,20 @@ fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
         })
 }
 
-/// A directory's owner may replace what lies in it, and so may everybody where all can write,
-/// unless it is sticky.
 fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
-    let open_to = |who: String| {
-        Err(FifoError::DirectoryOpen {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    trusted_directory::check(parent, None).map_err(|error| match error {
+        DirectoryError::Examine { source, .. } => FifoError::Directory {
             path: path.into(),
-            who,
-        })
-    };
+            source,
+        },
+        source => FifoError::DirectoryOpen {
+            path: path.into(),
+            source,
+        },
+    })?;
     let owner = Uid::from_raw(directory.st_uid);
-    if owner != geteuid() && !owner.is_root() {
-        return open_to(format!("user {owner}"));
-    }
-    if directory.st_mode & Mode::S_IWOTH.bits() == 0 {
-        return Ok(());
-    }
-    if directory.st_mode & Mode::S_ISVTX.bits() == 0 {
-        return open_to("every user".into());
-    }
-    if owner != geteuid() {
+    if directory.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid() {
         warn_of_protection(path);
     }
     Ok(())
@@ -415,7 +412,7 @@ mod tests {
             std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
         };
         set_mode(0o777);
-        assert!(refusal(&path).contains("every user can write its directory"));
+        assert!(refusal(&path).contains("every user can write the directory"));
         set_mode(0o1777);
         assert_eq!(refusal(&path), "");
         assert!(!path.exists());

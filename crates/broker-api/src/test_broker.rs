@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use broker_api::{Reply, Request, read_frame, write_frame};
 use tempfile::TempDir;
+
+use crate::{Reply, Request, read_frame, write_frame};
 
 /// The broker. Its threads end with the test.
 pub struct TestBroker {

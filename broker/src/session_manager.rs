@@ -1,13 +1,18 @@
-//! Keeps a session: notices that it has ended and gets the next one through the code channel.
+//! Manages the session: notices that it has ended and gets the next one through the code channel.
+//!
+//! A thread of its own waits for codes, calls STS and talks to systemd; whoever asks for the session
+//! never waits for any of that.
 
 use std::{
-    os::fd::BorrowedFd,
+    io,
+    os::fd::AsFd,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use broker_api::{Failure, FailureKind, MayWait, SessionPhase, SessionState, WAITING_INTERVAL};
+use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
     channel::{Channel, sleep_until},
@@ -17,14 +22,17 @@ use iam_kms_wrapper::{
     session::{Session, unix_seconds_now, utc_text},
     stored_session, systemd,
 };
+use nix::sys::eventfd::EventFd;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
 /// Sessions that renew themselves (an instance role's) are renewed this long before their end, as
 /// soon as AWS has the next, or half-way to it where there is less left.
 const RENEW_AHEAD_SECONDS: i64 = 300;
 
-/// Between two attempts to make the FIFO, or to renew a session without a person.
-const RETRY_PAUSE: Duration = Duration::from_secs(30);
+/// Between two attempts to make the FIFO, or to renew a session without a code. Doubled each time.
+const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// The longest wait before the clock is looked at again: it may have been set, or have slept.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
@@ -39,16 +47,23 @@ pub(crate) enum Role {
 }
 
 /// The session and what becomes of it.
-pub(crate) struct Keeper {
+pub(crate) struct SessionManager {
     config: Config,
     role: Role,
     source: Option<Session>,
     state: Mutex<State>,
+    /// For the thread: the session has changed, or it is time to stop.
     changed: Condvar,
+    /// For those who wait for a session.
+    opened: watch::Sender<()>,
+    /// Readable when it is time to stop.
+    stop: EventFd,
 }
 
 struct State {
     session: Option<Arc<Session>>,
+    /// A session that is over and of which nobody has been told yet.
+    closed: Option<Arc<Session>>,
     /// Where there is a session: when the next one is due, unless never.
     renewal_unix_seconds: Option<i64>,
     /// End of the present or last session.
@@ -59,37 +74,46 @@ struct State {
     failure: Option<String>,
 }
 
-impl Keeper {
-    /// Keeps `session`, or asks for one at once if there is none.
+impl State {
+    fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            self.closed = Some(session);
+        }
+    }
+}
+
+impl SessionManager {
+    /// Manages `session`, or asks for one at once if there is none.
+    ///
+    /// Errors: no descriptor is left.
     pub fn new(
         mut config: Config,
         source: Option<Session>,
         session: Option<Session>,
         role: Role,
-    ) -> Self {
+    ) -> io::Result<Self> {
         // That limit is for a start that somebody waits for.
         config.prompt_timeout = None;
         let state = State {
             expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
             renewal_unix_seconds: session.as_ref().and_then(|s| renewal(&config.mfa, s)),
             session: session.map(Arc::new),
+            closed: None,
             fifo: None,
             failure: None,
         };
-        Self {
+        Ok(Self {
             config,
             role,
             source,
             state: Mutex::new(state),
             changed: Condvar::new(),
-        }
+            opened: watch::Sender::new(()),
+            stop: EventFd::new()?,
+        })
     }
 
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The open session, or the failure that tells the person where to write a code.
+    /// The open session, or the failure that says where to write a code.
     pub fn session(&self) -> Result<Arc<Session>, Failure> {
         let mut state = self.lock();
         if state
@@ -97,7 +121,8 @@ impl Keeper {
             .as_ref()
             .is_some_and(|session| is_over(session))
         {
-            self.close(&mut state);
+            state.close();
+            self.changed.notify_all();
         }
         state
             .session
@@ -113,46 +138,28 @@ impl Keeper {
             .as_ref()
             .is_some_and(|present| Arc::ptr_eq(present, session))
         {
-            self.close(&mut state);
+            state.close();
+            self.changed.notify_all();
         }
         self.session_over(&state)
     }
 
     /// How long a request may wait for the next session; `None`: as long as it takes.
-    pub fn wait_limit(&self, may_wait: MayWait) -> Option<Duration> {
-        match may_wait {
-            MayWait::No => Some(Duration::ZERO),
-            MayWait::Statement => Some(self.config.reprompt_wait),
-            MayWait::Start => None,
+    pub fn wait_limit(&self, wait: WaitPolicy) -> Option<Duration> {
+        match wait {
+            WaitPolicy::Never => Some(Duration::ZERO),
+            WaitPolicy::Limited => Some(self.config.reprompt_wait),
+            WaitPolicy::UntilOpen => None,
         }
     }
 
-    /// Waits until a session is open; false once it is `until`, or `say_waiting` has failed, which
-    /// gets the failure that the person should mend and is called at once and then every
-    /// [`WAITING_INTERVAL`].
-    pub fn wait_for_session(
-        &self,
-        until: Option<Instant>,
-        mut say_waiting: impl FnMut(Failure) -> bool,
-    ) -> bool {
-        loop {
-            let Err(over) = self.session() else {
-                return true;
-            };
-            let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if remaining.is_some_and(|remaining| remaining.is_zero()) || !say_waiting(over) {
-                return false;
-            }
-            let state = self.lock();
-            if state.session.is_none() {
-                let pause = remaining.map_or(WAITING_INTERVAL, |it| it.min(WAITING_INTERVAL));
-                drop(self.changed.wait_timeout(state, pause));
-            }
-        }
+    /// Changes with each session that is opened from now on.
+    pub fn openings(&self) -> watch::Receiver<()> {
+        self.opened.subscribe()
     }
 
-    /// How the session stands.
-    pub fn state(&self) -> SessionState {
+    /// The state of the session, for clients.
+    pub fn state(&self, kms: KmsSettings) -> SessionState {
         // For its side effect of noticing the end.
         let open = self.session().is_ok();
         let state = self.lock();
@@ -164,41 +171,66 @@ impl Keeper {
             },
             expiration_unix_seconds: state.expiration_unix_seconds,
             fifo: state.fifo.as_ref().map(|path| path.display().to_string()),
+            kms,
         }
     }
 
-    /// Gets a new session whenever there is none, until `interrupt` becomes readable.
-    pub fn run(&self, interrupt: BorrowedFd<'_>) {
-        while self.wait_for_end(interrupt) {
-            match self.renew(interrupt) {
-                Ok(session) => self.open(session),
+    /// Starts the thread. The receiver has an answer, or none, when the thread has ended.
+    ///
+    /// Errors: no thread can be started.
+    pub fn start(self: &Arc<Self>) -> io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+        let (ended, has_ended) = oneshot::channel();
+        let manager = Arc::clone(self);
+        let thread = thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                // Dropped by a panic too.
+                let _ended = ended;
+                manager.run();
+            })?;
+        Ok((thread, has_ended))
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) -> io::Result<()> {
+        self.stop.write(1)?;
+        // With the lock: the thread must not be between its look and its wait.
+        let _state = self.lock();
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Gets a new session whenever there is none, until it is time to stop.
+    fn run(&self) {
+        let mut pause = FIRST_RETRY_PAUSE;
+        while self.wait_for_end() {
+            self.report_closed();
+            match self.renew() {
+                Ok(session) => {
+                    pause = FIRST_RETRY_PAUSE;
+                    self.open(session);
+                }
                 Err(AskingError::Interrupted) => return,
                 Err(failure) => {
                     error!(
-                        "cannot get a new AWS session: {failure}; trying again in {} seconds",
-                        RETRY_PAUSE.as_secs()
+                        "cannot get a new AWS session: {failure}; trying again in {} s",
+                        pause.as_secs()
                     );
                     self.lock().failure = Some(failure.to_string());
-                    if sleep_until(Instant::now() + RETRY_PAUSE, interrupt) {
+                    if sleep_until(Instant::now() + pause, self.stop.as_fd()) {
                         return;
                     }
+                    pause = (pause * 2).min(LONGEST_RETRY_PAUSE);
                 }
             }
         }
     }
 
-    /// Makes [`Self::run`] look at its `interrupt`.
-    pub fn wake(&self) {
-        // With the lock: it must not be between its look and its wait.
-        let _state = self.lock();
-        self.changed.notify_all();
-    }
-
     /// True when a new session is needed, false when it is time to stop.
-    fn wait_for_end(&self, interrupt: BorrowedFd<'_>) -> bool {
+    fn wait_for_end(&self) -> bool {
         let mut state = self.lock();
         loop {
-            if sleep_until(Instant::now(), interrupt) {
+            if sleep_until(Instant::now(), self.stop.as_fd()) {
                 return false;
             }
             if state.session.is_none() {
@@ -218,7 +250,7 @@ impl Keeper {
         }
     }
 
-    fn renew(&self, interrupt: BorrowedFd<'_>) -> Result<Session, AskingError> {
+    fn renew(&self) -> Result<Session, AskingError> {
         if self.config.mfa == Mfa::Off {
             return credentials::find(&self.config)
                 .map_err(|error| AskingError::Hopeless(error.to_string()));
@@ -229,20 +261,40 @@ impl Keeper {
             config: &self.config,
             trade: Trade::new(&self.config, self.source.as_ref()),
             when_hopeless: WhenHopeless::AskOn,
-            interrupt,
+            interrupt: self.stop.as_fd(),
             alive: &|| {},
         };
         asking.session(&mut channel)
     }
 
     fn announce(&self, channel: &Channel) {
-        let mut state = self.lock();
-        self.close(&mut state);
-        state.fifo = channel.fifo_path();
-        state.failure = None;
-        let message = self.session_over(&state).message;
+        let message = {
+            let mut state = self.lock();
+            state.close();
+            state.fifo = channel.fifo_path();
+            state.failure = None;
+            self.session_over(&state).message
+        };
+        self.report_closed();
         info!(event = "prompt", "{message}");
         self.show_status(&message);
+    }
+
+    /// Says that a session is over, if one is.
+    fn report_closed(&self) {
+        let Some(session) = self.lock().closed.take() else {
+            return;
+        };
+        if self.config.mfa != Mfa::Off {
+            stored_session::forget();
+        }
+        info!(
+            target: AUDIT,
+            event = "session_end",
+            access_key_id = session.access_key_id,
+            "session {} is over",
+            session.access_key_id
+        );
     }
 
     /// The status line of a server's unit is the server's.
@@ -256,37 +308,23 @@ impl Keeper {
         let (access_key_id, expiration) =
             (session.access_key_id.clone(), session.expiration_text());
         let opened = format!("session {access_key_id} is open until {expiration}");
+        self.report_closed();
         stored_session::keep(&self.config, &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
             renewal_unix_seconds: renewal(&self.config.mfa, &session),
             session: Some(Arc::new(session)),
+            closed: None,
             fifo: None,
             failure: None,
         };
-        self.changed.notify_all();
+        self.opened.send_replace(());
         // Whoever acts on this line finds it true.
         info!(
             event = "session_open",
             access_key_id, expiration, "{opened}"
         );
         self.show_status(&opened);
-    }
-
-    fn close(&self, state: &mut State) {
-        if let Some(session) = state.session.take() {
-            if self.config.mfa != Mfa::Off {
-                stored_session::forget();
-            }
-            info!(
-                target: AUDIT,
-                event = "session_end",
-                access_key_id = session.access_key_id,
-                "session {} is over",
-                session.access_key_id
-            );
-        }
-        self.changed.notify_all();
     }
 
     fn session_over(&self, state: &State) -> Failure {

@@ -1,0 +1,98 @@
+//! Who has connected, and who of them is served.
+
+use std::{fmt, io};
+
+use nix::{
+    sys::socket::{getsockopt, sockopt::PeerCredentials},
+    unistd::geteuid,
+};
+use tokio::net::UnixStream;
+
+use crate::peer_groups;
+
+/// The process that has connected, as it was then.
+pub(crate) struct Peer {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: i32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+impl Peer {
+    /// As the kernel knows it: no name service is asked, which may hang.
+    pub fn of(stream: &UnixStream) -> io::Result<Self> {
+        let credentials = getsockopt(stream, PeerCredentials)?;
+        Ok(Self {
+            uid: credentials.uid(),
+            gid: credentials.gid(),
+            pid: credentials.pid(),
+            groups: peer_groups::of(stream)?,
+        })
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {}, pid {}", self.uid, self.pid)
+    }
+}
+
+/// Who is served: our own user, root, and the processes of a group where one is configured.
+pub(crate) struct Admission {
+    gid: Option<u32>,
+}
+
+impl Admission {
+    pub fn new(gid: Option<u32>) -> Self {
+        Self { gid }
+    }
+
+    /// The error says who is served.
+    pub fn check(&self, peer: &Peer) -> Result<(), String> {
+        let own = geteuid();
+        if peer.uid == own.as_raw() || peer.uid == 0 {
+            return Ok(());
+        }
+        match self.gid {
+            Some(gid) if peer.gid == gid || peer.groups.contains(&gid) => Ok(()),
+            Some(gid) => Err(format!(
+                "only uid {own}, root and processes of group {gid} are served"
+            )),
+            None => Err(format!("only uid {own} and root are served")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_of_our_own_user_are_served() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .unwrap();
+        let _context = runtime.enter();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&one).unwrap();
+        assert_eq!(peer.uid, geteuid().as_raw());
+        assert_eq!(Admission::new(None).check(&peer), Ok(()));
+    }
+
+    #[test]
+    fn of_other_users_only_the_group_is_served() {
+        let peer = |gid, groups: &[u32]| Peer {
+            uid: 65_534,
+            gid,
+            pid: 1,
+            groups: groups.to_vec(),
+        };
+        assert!(Admission::new(None).check(&peer(0, &[])).is_err());
+        let of_group = Admission::new(Some(3000));
+        assert!(of_group.check(&peer(3001, &[3002])).is_err());
+        assert_eq!(of_group.check(&peer(3000, &[])), Ok(()));
+        assert_eq!(of_group.check(&peer(3001, &[3002, 3000])), Ok(()));
+    }
+}

@@ -1,0 +1,430 @@
+//! Connections to `iam-kms-broker`, for the plugin and the operator's tools.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send,
+    setsockopt, socket,
+    sockopt::{PeerCredentials, ReceiveTimeout, SendTimeout},
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::geteuid;
+use trusted_directory::DirectoryError;
+
+use crate::{
+    FrameError, Reply, Request, Waiting, read_frame, read_frame_of, version1, write_frame,
+    write_frame_of,
+};
+
+/// Connections that are kept for the next request; more may be in use.
+const MAX_IDLE: usize = 8;
+
+/// How long a broker may take to show of which release it is.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why the broker gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// Nothing listens.
+    #[error(
+        "no broker at '{}': {source}; start the server under iam-kms-wrapper with handoff = \"broker\", or start the iam-kms-broker service, or name another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
+    )]
+    NoBroker {
+        /// The socket.
+        socket: PathBuf,
+        /// Why it could not be reached.
+        source: io::Error,
+    },
+    /// This user may not connect.
+    #[error(
+        "user {user} may not use the broker at '{}': {source}; set broker_socket_group in its configuration to a group of that user, restart the broker, and start this process anew", socket.display()
+    )]
+    NotAllowed {
+        /// The socket.
+        socket: PathBuf,
+        /// Our user.
+        user: u32,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// Somebody else may listen in the broker's place.
+    #[error(
+        "will not use the broker at '{}': {source}, and could put a socket of its own there; let the broker's user or root own the directory, mode 0755", socket.display()
+    )]
+    UntrustedDirectory {
+        /// The socket.
+        socket: PathBuf,
+        /// Who could.
+        source: DirectoryError,
+    },
+    /// Somebody else listens in the broker's place.
+    #[error(
+        "will not use the broker at '{}': user {user} listens there, who is neither root nor this process's user nor the owner of the directory; find out who that is", socket.display()
+    )]
+    UntrustedListener {
+        /// The socket.
+        socket: PathBuf,
+        /// Who listens.
+        user: u32,
+    },
+    /// The broker is there and did not answer in time.
+    #[error("the broker at '{}' did not answer within {milliseconds} ms; see its log", socket.display())]
+    TimedOut {
+        /// The socket.
+        socket: PathBuf,
+        /// The time it had.
+        milliseconds: u128,
+    },
+    /// The broker understands the messages of release 0.1.0 only.
+    #[error("the broker at '{}' is of an older release than this program; restart it (systemctl restart iam-kms-broker; one that iam-kms-wrapper has started, with its server)", socket.display())]
+    OlderRelease {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Nobody wants the answer any more.
+    #[error("interrupted")]
+    Interrupted,
+    /// The broker answered rubbish or closed the connection.
+    #[error("talking to the broker at '{}' failed: {source}; see its log", socket.display())]
+    Conversation {
+        /// The socket.
+        socket: PathBuf,
+        /// What went wrong.
+        source: FrameError,
+    },
+}
+
+impl BrokerError {
+    /// Tells whether the broker may answer the same request a little later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            Self::Conversation { source, .. } => {
+                matches!(source, FrameError::Closed | FrameError::Io(_))
+            }
+            Self::NoBroker { .. }
+            | Self::NotAllowed { .. }
+            | Self::UntrustedDirectory { .. }
+            | Self::UntrustedListener { .. }
+            | Self::OlderRelease { .. }
+            | Self::Interrupted => false,
+        }
+    }
+
+    /// Tells whether the broker is not there, as while it is restarted. A new one does not let its
+    /// group in at first.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::NoBroker { .. } | Self::NotAllowed { .. } => true,
+            Self::Conversation { source, .. } => is_disconnect(source),
+            _ => false,
+        }
+    }
+}
+
+/// How soon a call notices that nobody wants its answer any more.
+const INTERRUPT_CHECK: Duration = Duration::from_millis(200);
+
+/// How long to wait for an answer.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    /// The longest silence of the broker. It breaks it while a request waits.
+    pub silence: Duration,
+    /// When to stop waiting, whatever the broker says; `None`: never.
+    pub deadline: Option<Instant>,
+    /// Whether nobody wants the answer any more. Asked several times a second.
+    pub is_interrupted: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    fn until(&self) -> Instant {
+        let silence = Instant::now() + self.silence;
+        self.deadline
+            .map_or(silence, |deadline| deadline.min(silence))
+    }
+}
+
+impl From<Duration> for Patience<'static> {
+    fn from(silence: Duration) -> Self {
+        Self {
+            silence,
+            deadline: None,
+            is_interrupted: &|| false,
+        }
+    }
+}
+
+/// Talks to the broker at one socket, from any number of threads.
+pub struct BrokerClient {
+    socket: PathBuf,
+    idle: Mutex<Vec<OwnedFd>>,
+}
+
+impl BrokerClient {
+    /// Does not connect yet.
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            idle: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Sends one request and waits for its answer. `should_continue` gets each [`Waiting`] of the
+    /// broker, and returns false to give up, which returns that as the answer.
+    ///
+    /// A connection that was kept may be one to a broker that is no more: then the request goes
+    /// out once again over a new one.
+    ///
+    /// Errors: the broker is not there, not to be trusted, of an older release or silent for longer
+    /// than `patience`.
+    pub fn request<'a>(
+        &self,
+        request: &Request,
+        patience: impl Into<Patience<'a>>,
+        should_continue: impl Fn(&Waiting) -> bool,
+    ) -> Result<Reply, BrokerError> {
+        let patience = patience.into();
+        let start = Instant::now();
+        let until = patience.until();
+        let kept = self.idle().pop();
+        if let Some(connection) = kept {
+            match self.exchange(connection, request, until, patience, &should_continue) {
+                Err(FrameError::Io(error)) if is_timeout(&error) => {
+                    return Err(self.timed_out(start));
+                }
+                Err(FrameError::Io(error)) if is_interruption(&error) => {
+                    return Err(BrokerError::Interrupted);
+                }
+                Err(_) => {}
+                Ok(reply) => return Ok(reply),
+            }
+        }
+        let connection = self.connect(start, until)?;
+        let asked = self.exchange(connection, request, until, patience, &should_continue);
+        asked.map_err(|error| match error {
+            FrameError::Io(error) if is_timeout(&error) => self.timed_out(start),
+            FrameError::Io(error) if is_interruption(&error) => BrokerError::Interrupted,
+            source if is_disconnect(&source) && self.is_of_older_release() => {
+                BrokerError::OlderRelease {
+                    socket: self.socket.clone(),
+                }
+            }
+            source => BrokerError::Conversation {
+                socket: self.socket.clone(),
+                source,
+            },
+        })
+    }
+
+    fn exchange(
+        &self,
+        connection: OwnedFd,
+        request: &Request,
+        until: Instant,
+        patience: Patience<'_>,
+        should_continue: impl Fn(&Waiting) -> bool,
+    ) -> Result<Reply, FrameError> {
+        let mut stream = TimedStream {
+            descriptor: connection,
+            until,
+            is_interrupted: patience.is_interrupted,
+        };
+        write_frame(&mut stream, request)?;
+        let reply = loop {
+            match read_frame(&mut stream)? {
+                // The connection is left, and with it the request that waits.
+                Reply::Waiting(waiting) if !should_continue(&waiting) => {
+                    return Ok(Reply::Waiting(waiting));
+                }
+                Reply::Waiting(_) => stream.until = patience.until(),
+                reply => break reply,
+            }
+        };
+        let mut idle = self.idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(stream.descriptor);
+        }
+        Ok(reply)
+    }
+
+    /// A broker of release 0.1.0 closes the connection on what it does not understand. Only such a
+    /// one answers in version 1 and closes it on version 2.
+    fn is_of_older_release(&self) -> bool {
+        let start = Instant::now();
+        let until = start + RELEASE_PATIENCE;
+        let Ok(descriptor) = self.connect(start, until) else {
+            return false;
+        };
+        let mut stream = TimedStream {
+            descriptor,
+            until,
+            is_interrupted: &|| false,
+        };
+        let old = version1::PROTOCOL_VERSION;
+        let answers_version_1 = write_frame_of(old, &mut stream, &version1::Request::Session)
+            .and_then(|()| read_frame_of::<version1::Reply>(old, &mut stream))
+            .is_ok();
+        let mut understands_version_2 = || {
+            write_frame(&mut stream, &Request::Session)
+                .and_then(|()| read_frame::<Reply>(&mut stream))
+        };
+        answers_version_1 && understands_version_2().is_err_and(|error| is_disconnect(&error))
+    }
+
+    fn connect(&self, start: Instant, until: Instant) -> Result<OwnedFd, BrokerError> {
+        let patience = until.saturating_duration_since(Instant::now());
+        let descriptor = open_connection(&self.socket, patience).map_err(|error| {
+            let socket = self.socket.clone();
+            match error {
+                Errno::EAGAIN => self.timed_out(start),
+                Errno::EACCES | Errno::EPERM => BrokerError::NotAllowed {
+                    socket,
+                    user: geteuid().as_raw(),
+                    source: error.into(),
+                },
+                error => BrokerError::NoBroker {
+                    socket,
+                    source: error.into(),
+                },
+            }
+        })?;
+        self.check_listener(&descriptor)?;
+        Ok(descriptor)
+    }
+
+    /// Checks that the broker listens, and not somebody else who wants to choose the data keys.
+    fn check_listener(&self, connection: &OwnedFd) -> Result<(), BrokerError> {
+        let socket = || self.socket.clone();
+        let directory = self.socket.parent().unwrap_or(Path::new("/"));
+        let owner = directory.metadata().map(|metadata| metadata.uid()).ok();
+        trusted_directory::check(directory, owner).map_err(|source| {
+            BrokerError::UntrustedDirectory {
+                socket: socket(),
+                source,
+            }
+        })?;
+        let credentials =
+            getsockopt(connection, PeerCredentials).map_err(|error| BrokerError::NoBroker {
+                socket: socket(),
+                source: error.into(),
+            })?;
+        let user = credentials.uid();
+        if user == 0 || user == geteuid().as_raw() || Some(user) == owner {
+            return Ok(());
+        }
+        Err(BrokerError::UntrustedListener {
+            socket: socket(),
+            user,
+        })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn timed_out(&self, start: Instant) -> BrokerError {
+        BrokerError::TimedOut {
+            socket: self.socket.clone(),
+            milliseconds: start.elapsed().as_millis(),
+        }
+    }
+}
+
+fn open_connection(path: &Path, patience: Duration) -> nix::Result<OwnedFd> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    setsockopt(&descriptor, SendTimeout, &time_value(patience))?;
+    connect(descriptor.as_raw_fd(), &address)?;
+    Ok(descriptor)
+}
+
+/// The other side has ended the connection.
+fn is_disconnect(error: &FrameError) -> bool {
+    match error {
+        FrameError::Closed => true,
+        FrameError::Io(error) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        ),
+        _ => false,
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
+}
+
+fn is_interruption(error: &io::Error) -> bool {
+    error.kind() == INTERRUPTION
+}
+
+/// What [`TimedStream`] says of an interruption. The kernel has no such error for a Unix socket.
+const INTERRUPTION: io::ErrorKind = io::ErrorKind::ConnectionAborted;
+
+/// Zero would mean no limit at all.
+fn time_value(duration: Duration) -> TimeVal {
+    let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
+    TimeVal::microseconds(microseconds.max(1))
+}
+
+/// A socket whose reads and writes end at one point in time, however many there are.
+struct TimedStream<'a> {
+    descriptor: OwnedFd,
+    until: Instant,
+    is_interrupted: &'a dyn Fn() -> bool,
+}
+
+impl TimedStream<'_> {
+    fn remaining(&self) -> io::Result<Duration> {
+        let remaining = self.until.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(remaining)
+    }
+}
+
+impl Read for TimedStream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let pause = self.remaining()?.min(INTERRUPT_CHECK);
+            setsockopt(&self.descriptor, ReceiveTimeout, &time_value(pause))?;
+            match recv(self.descriptor.as_raw_fd(), buffer, MsgFlags::empty()) {
+                Err(Errno::EAGAIN) if (self.is_interrupted)() => return Err(INTERRUPTION.into()),
+                Err(Errno::EAGAIN) => {}
+                received => return Ok(received?),
+            }
+        }
+    }
+}
+
+impl Write for TimedStream<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let remaining = time_value(self.remaining()?);
+        setsockopt(&self.descriptor, SendTimeout, &remaining)?;
+        // A broker that has gone must not end the whole program with SIGPIPE.
+        match send(self.descriptor.as_raw_fd(), buffer, MsgFlags::MSG_NOSIGNAL) {
+            Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
+            sent => Ok(sent?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

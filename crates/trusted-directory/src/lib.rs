@@ -1,0 +1,142 @@
+//! Checks that nobody else can replace what lies in a directory: the FIFO that takes MFA codes, the
+//! broker's socket.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf, absolute};
+
+use nix::unistd::geteuid;
+
+const WRITABLE_BY_ALL: u32 = 0o002;
+const STICKY: u32 = 0o1000;
+
+/// Why a directory is not trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The directory, or one on the way to it, cannot be examined.
+    #[error("cannot examine the directory {}: {source}", directory.display())]
+    Examine {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others could replace what lies in it.
+    #[error("{who} can write the directory {}", directory.display())]
+    Writable {
+        /// The directory.
+        directory: PathBuf,
+        /// Who.
+        who: String,
+    },
+}
+
+/// Checks that only root, the user of this process and `owner` can replace what lies in `directory`,
+/// or put another directory in its place: that they own it and every directory on the way to it, and
+/// that none of these can be written by every user, unless it is sticky. The members of a directory's
+/// group are trusted as its owner is.
+///
+/// Errors: [`DirectoryError::Writable`] names the directory and who can write it.
+pub fn check(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError> {
+    let examine = |source| DirectoryError::Examine {
+        directory: directory.into(),
+        source,
+    };
+    let path = absolute(directory).map_err(examine)?;
+    let real_path = fs::canonicalize(&path).map_err(examine)?;
+    // The path as it is written leads over the directories of its symbolic links, the real path over
+    // those of their targets.
+    path.ancestors()
+        .chain(real_path.ancestors())
+        .try_for_each(|ancestor| check_one(ancestor, owner))
+}
+
+fn check_one(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError> {
+    let metadata = fs::metadata(directory).map_err(|source| DirectoryError::Examine {
+        directory: directory.into(),
+        source,
+    })?;
+    let writable = |who| {
+        Err(DirectoryError::Writable {
+            directory: directory.into(),
+            who,
+        })
+    };
+    let uid = metadata.uid();
+    if uid != 0 && uid != geteuid().as_raw() && Some(uid) != owner {
+        return writable(format!("user {uid}"));
+    }
+    if metadata.mode() & WRITABLE_BY_ALL != 0 && metadata.mode() & STICKY == 0 {
+        return writable("every user".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    const NOBODY: u32 = 65534;
+
+    fn set_mode(directory: &Path, mode: u32) {
+        fs::set_permissions(directory, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    fn refusal(directory: &Path) -> String {
+        check(directory, None).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_directory_that_every_user_can_write_is_refused_unless_it_is_sticky() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(refusal(directory.path()), "");
+        set_mode(directory.path(), 0o777);
+        let expected = format!(
+            "every user can write the directory {}",
+            directory.path().display()
+        );
+        assert_eq!(refusal(directory.path()), expected);
+        set_mode(directory.path(), 0o1777);
+        assert_eq!(refusal(directory.path()), "");
+    }
+
+    #[test]
+    fn a_directory_on_the_way_is_checked_and_named() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        set_mode(outer.path(), 0o777);
+        let expected = format!(
+            "every user can write the directory {}",
+            outer.path().display()
+        );
+        assert_eq!(refusal(&inner), expected);
+    }
+
+    #[test]
+    fn the_directory_of_a_symbolic_link_and_that_of_its_target_are_checked() {
+        let (open, safe) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        set_mode(open.path(), 0o777);
+        symlink(safe.path(), open.path().join("link")).unwrap();
+        symlink(open.path(), safe.path().join("link")).unwrap();
+        for path in [open.path().join("link"), safe.path().join("link")] {
+            assert!(refusal(&path).starts_with("every user"), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_another_user_is_refused_unless_that_user_is_trusted() {
+        if !geteuid().is_root() {
+            return; // Only root can give a directory away.
+        }
+        let directory = tempfile::tempdir().unwrap();
+        chown(directory.path(), Some(NOBODY), None).unwrap();
+        assert!(refusal(directory.path()).starts_with("user 65534 can write"));
+        assert!(check(directory.path(), Some(NOBODY)).is_ok());
+    }
+}

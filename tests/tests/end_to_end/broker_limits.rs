@@ -1,0 +1,269 @@
+//! What one user of the broker cannot keep from others, and what nobody loses by waiting.
+
+use std::{
+    fs::{self, Permissions},
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use broker_api::{Reply, Request, SessionPhase, WaitPolicy, WaitReason, read_frame, write_frame};
+use end_to_end_tests::{Database, NOBODY, Process, Scene, after_python, run_client, wait_until};
+use nix::{
+    sys::signal::{Signal::SIGTERM, kill},
+    unistd::{Gid, Group, Pid},
+};
+
+use crate::{
+    broker::{Peer, ask, generate_with, generated, phase},
+    broker_service::decrypt,
+};
+
+/// A member of the group that the broker serves.
+const MEMBER: u32 = 3000;
+
+/// How long somebody may have to wait on a busy machine, however little there is to wait for.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A broker that serves a group.
+fn scene_with_group() -> Scene {
+    let group = Group::from_gid(Gid::from_raw(NOBODY)).unwrap().unwrap();
+    let scene = Scene::new()
+        .with_broker()
+        .line(&format!("broker_socket_group = {}", group.name));
+    fs::set_permissions(scene.sandbox.path(""), Permissions::from_mode(0o755)).unwrap();
+    scene
+}
+
+/// A Python script of a member of the group, which has the socket in `path`.
+fn of_member(scene: &Scene, script: &str) -> Process {
+    let path = &scene.configuration.broker_socket;
+    let script = format!(
+        "import os, resource, socket, time\n\
+         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n\
+         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))\n\
+         os.setgroups([]); os.setgid({NOBODY}); os.setuid({MEMBER})\n\
+         path = {path:?}\n{script}"
+    );
+    Process::start(Command::new("/usr/bin/python3").args(["-u", "-c", &script]))
+}
+
+#[test]
+fn a_member_of_the_group_with_thousands_of_slow_connections_keeps_nobody_else_waiting() {
+    let scene = scene_with_group();
+    let broker = scene.start_broker();
+    let blob = generated(&scene);
+    let flood = of_member(
+        &scene,
+        "connections = []\n\
+         while True:\n \
+           while len(connections) < 3000:\n  \
+             c = socket.socket(socket.AF_UNIX); c.setblocking(False)\n  \
+             try:\n   c.connect(path)\n  \
+             except OSError:\n   break\n  \
+             connections.append(c)\n \
+           alive = []\n \
+           for c in connections:\n  \
+             try:\n   c.send(b'\\2'); alive.append(c)\n  \
+             except OSError:\n   c.close()\n \
+           connections = alive\n \
+           print('flooding', len(connections))",
+    );
+    let line = broker.wait_for("rejected a connection (uid 3000, pid ");
+    assert!(line.contains("limit of 1024 reached"), "{line}");
+    for _ in 0..20 {
+        let start = Instant::now();
+        generated(&scene);
+        let answer = ask(&scene, &decrypt(blob.clone()));
+        assert!(matches!(answer, Reply::Decrypted { .. }), "{answer:?}");
+        assert_eq!(phase(&scene), SessionPhase::Open);
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    }
+    // And the log is not full of it.
+    let rejections = broker.output().matches("rejected a connection").count();
+    assert!(rejections <= 40, "{rejections}");
+    drop(flood);
+}
+
+#[test]
+fn under_a_small_limit_of_descriptors_one_user_gets_half_of_the_connections() {
+    let scene = scene_with_group();
+    let setup = "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))";
+    let broker = Process::start(&mut after_python(setup, &scene.broker_command()));
+    broker.wait_for("write a new MFA code");
+    let connect = || Peer::connect(&scene.configuration.broker_socket);
+    let is_served = |peer: &mut Peer| {
+        write_frame(&mut peer.0, &Request::Session).is_ok()
+            && read_frame::<Reply>(&mut peer.0).is_ok()
+    };
+    let mut peers = Vec::new();
+    loop {
+        let mut peer = connect();
+        if !is_served(&mut peer) {
+            break;
+        }
+        peers.push(peer);
+    }
+    assert_eq!(peers.len(), 128);
+    let line = broker.wait_for("rejected a connection (uid 0, pid ");
+    assert!(line.contains("limit of 128 reached"), "{line}");
+    let member = of_member(
+        &scene,
+        "c = socket.socket(socket.AF_UNIX); c.connect(path)\n\
+         c.send(b'\\2\\1\\0\\0\\0\\2'); print('got', len(c.recv(100)) > 0)",
+    );
+    assert_eq!(member.wait_for("got"), "got True");
+    drop(peers);
+    wait_until("room for a connection", || is_served(&mut connect()));
+}
+
+#[test]
+fn more_calls_than_are_made_at_once_wait_in_line_and_are_told_so() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let operation = "--operation GenerateDataKeyWithoutPlaintext";
+    scene
+        .aws
+        .fault(&format!("{operation} --kind delay --milliseconds 3000"));
+    let mut peers: Vec<Peer> = (0..200)
+        .map(|_| {
+            let mut peer = Peer::connect(&scene.configuration.broker_socket);
+            write_frame(&mut peer.0, &generate_with(WaitPolicy::Never)).unwrap();
+            peer
+        })
+        .collect();
+    let mut have_waited = 0;
+    for peer in &mut peers {
+        let mut has_waited = false;
+        loop {
+            match read_frame(&mut peer.0).unwrap() {
+                Reply::Waiting(waiting) => {
+                    assert_eq!(waiting.reason, WaitReason::Turn, "{waiting:?}");
+                    has_waited = true;
+                }
+                Reply::Generated { .. } => break,
+                reply => panic!("{reply:?}"),
+            }
+        }
+        have_waited += usize::from(has_waited);
+    }
+    assert_eq!(have_waited, 200 - 64);
+}
+
+#[test]
+fn five_hundred_tables_with_new_keys_at_once_are_made_though_kms_takes_three_seconds() {
+    const TABLES: usize = 500;
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&["--innodb-encrypt-tables=ON", "--max-connections=600"]);
+    let _wrapper = scene.start_database(&database);
+    database.sql("CREATE DATABASE d");
+    let any = "--operation any --kind delay --milliseconds 3000";
+    scene.aws.fault(any);
+    thread::scope(|scope| {
+        for id in 100..100 + TABLES {
+            let socket = &database.socket;
+            scope.spawn(move || {
+                let create = format!(
+                    "CREATE TABLE d.t{id} (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID={id}"
+                );
+                let output = run_client(socket, &create);
+                assert!(output.status.success(), "{output:?}");
+            });
+        }
+    });
+    let count = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema='d'";
+    assert_eq!(database.sql(count), TABLES.to_string());
+}
+
+#[test]
+fn a_user_who_makes_too_many_calls_waits_and_others_do_not() {
+    let scene = scene_with_group();
+    let _broker = scene.start_broker();
+    let caller = of_member(
+        &scene,
+        "request = b'\\2' + (6).to_bytes(4, 'little') + b'\\0\\0\\0\\1\\1\\0'\n\
+         c = socket.socket(socket.AF_UNIX); c.connect(path)\n\
+         start = time.monotonic()\n\
+         for _ in range(11000):\n \
+           c.send(request)\n \
+           while True:\n  \
+             header = c.recv(5, socket.MSG_WAITALL)\n  \
+             body = c.recv(int.from_bytes(header[1:], 'little'), socket.MSG_WAITALL)\n  \
+             if body[0] == 3: break\n\
+         print('done', time.monotonic() - start)",
+    );
+    wait_until("calls of the member", || {
+        let start = Instant::now();
+        generated(&scene);
+        assert!(start.elapsed() < SOON);
+        caller.output().contains("done")
+    });
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody_and_what_is_lost_is_counted() {
+    let scene = Scene::new().with_broker().line("log_format = json");
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = scene.broker_command();
+    let mut broker = command
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    drop(command);
+    wait_until("the broker", || scene.configuration.broker_socket.exists());
+    let mut peer = Peer::connect(&scene.configuration.broker_socket);
+    // Each is an event; pipe and queue take some 16,600 of them.
+    let refused = generate_with(WaitPolicy::Never);
+    for _ in 0..20_000 {
+        let reply = peer.ask(&refused);
+        assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
+    }
+    // Now somebody reads.
+    let lines = thread::spawn(move || {
+        let mut lines = String::new();
+        reader.read_to_string(&mut lines).unwrap();
+        lines
+    });
+    kill(Pid::from_raw(broker.id().cast_signed()), SIGTERM).unwrap();
+    broker.wait().unwrap();
+    let lines = lines.join().unwrap();
+    let written = lines.matches("kms_call_failed").count();
+    let lost: usize = lines
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|event| event["event"] == "log_lost")
+        .map(|event| usize::try_from(event["lost"].as_u64().unwrap()).unwrap())
+        .sum();
+    assert!(lost > 0, "{written} written");
+    // Among them are a few other events.
+    assert!(
+        (20_000..20_010).contains(&(written + lost)),
+        "{lost} lost, {written} written"
+    );
+}
+
+#[test]
+fn of_two_brokers_that_start_together_one_listens_and_the_other_says_which() {
+    let scene = Scene::new().with_broker();
+    for _ in 0..5 {
+        let mut brokers = [(); 2].map(|()| Process::start(&mut scene.broker_command()));
+        wait_until("one to give up", || {
+            brokers.iter_mut().any(Process::has_ended)
+        });
+        brokers.sort_by_key(|broker| !broker.output().contains("another broker"));
+        let [loser, winner] = &mut brokers;
+        let (status, output) = loser.finish();
+        assert_eq!(status.code(), Some(125), "{output}");
+        let holder = format!("(process {})", winner.pid());
+        assert!(output.contains(&holder), "{output}");
+        winner.wait_for("write a new MFA code");
+        assert_eq!(phase(&scene), SessionPhase::AwaitingCode);
+        winner.signal(SIGTERM);
+        winner.wait();
+    }
+}

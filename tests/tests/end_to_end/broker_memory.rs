@@ -1,0 +1,158 @@
+//! What the broker's memory holds of data keys: while it lives, and when it ends.
+
+use std::{fs, process::Command};
+
+use broker_api::Reply;
+use end_to_end_tests::{Process, Scene, traces_in_memory, wait_until, write_fifo};
+use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
+
+use crate::{
+    broker::{ask, broker_pid},
+    broker_service::decrypt,
+    sts_answers::certificate,
+};
+
+/// Data keys of 32 bytes, and the same in base64, as KMS sends them.
+struct Keys {
+    raw: Vec<Vec<u8>>,
+    base64: Vec<String>,
+}
+
+impl Keys {
+    /// New ones, each of which the broker has unwrapped.
+    fn unwrapped_by_broker(scene: &Scene) -> Self {
+        let mut keys = Self {
+            raw: Vec::new(),
+            base64: Vec::new(),
+        };
+        for _ in 0..20 {
+            let key: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
+                .take(32)
+                .collect();
+            let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let file = scene.sandbox.path("wrapped");
+            scene.aws.wrap_key(&scene.sandbox, &hex, &file);
+            let reply = ask(scene, &decrypt(fs::read(&file).unwrap()));
+            let Reply::Decrypted { key: unwrapped, .. } = reply else {
+                panic!("{reply:?}");
+            };
+            assert_eq!(unwrapped.expose(), key);
+            let mut encode = Command::new("sh");
+            encode.args(["-c", &format!("printf {hex} | xxd -r -p | base64")]);
+            let base64 = String::from_utf8(encode.output().unwrap().stdout).unwrap();
+            keys.base64
+                .push(base64.trim_end_matches(['=', '\n']).into());
+            keys.raw.push(key);
+        }
+        keys
+    }
+
+    fn traces_of_raw(&self, pid: Pid) -> Vec<String> {
+        let secrets: Vec<_> = self.raw.iter().map(|key| ("a key", &key[..])).collect();
+        traces_in_memory(pid, &secrets)
+    }
+
+    fn traces_of_base64(&self, pid: Pid) -> Vec<String> {
+        let texts = self.base64.iter();
+        let secrets: Vec<_> = texts.map(|text| ("base64", text.as_bytes())).collect();
+        traces_in_memory(pid, &secrets)
+    }
+}
+
+/// Stops `pid` where it ends, and leaves it there.
+fn stop_at_exit(scene: &Scene, pid: Pid) -> Process {
+    let stopped = scene.sandbox.path("stopped");
+    let go_on = scene.sandbox.path("go-on");
+    let wait = format!(
+        "shell touch {}; while [ ! -e {} ]; do sleep 0.05; done",
+        stopped.display(),
+        go_on.display()
+    );
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "-batch", "-p", &pid.to_string()]);
+    for command in [
+        "set auto-solib-add off",
+        "catch syscall exit_group",
+        "echo attached\\n",
+        "continue",
+        &wait,
+    ] {
+        gdb.args(["-ex", command]);
+    }
+    let gdb = Process::start(&mut gdb);
+    gdb.wait_for("attached");
+    gdb
+}
+
+fn keys_are_wiped(scene: &Scene, broker: &Process) {
+    let keys = Keys::unwrapped_by_broker(scene);
+    let pid = broker_pid(scene);
+    // The control: they are kept, and the search finds what is there.
+    assert_eq!(keys.traces_of_raw(pid), ["a key"]);
+    wait_until("no base64 of a key", || {
+        keys.traces_of_base64(pid).is_empty()
+    });
+
+    let last = Keys::unwrapped_by_broker(scene);
+    let mut gdb = stop_at_exit(scene, pid);
+    broker.signal(SIGTERM);
+    wait_until("the end of the broker", || {
+        scene.sandbox.path("stopped").exists()
+    });
+    for keys in [&keys, &last] {
+        assert!(keys.traces_of_raw(pid).is_empty());
+        assert!(keys.traces_of_base64(pid).is_empty());
+    }
+    scene.sandbox.write("go-on", "");
+    gdb.wait();
+}
+
+#[test]
+fn neither_keys_nor_their_base64_are_left_when_the_broker_ends() {
+    let scene = Scene::new().with_broker();
+    let broker = scene.start_broker();
+    keys_are_wiped(&scene, &broker);
+}
+
+#[test]
+fn nor_where_kms_is_asked_over_tls() {
+    let mut scene = Scene::new().with_broker();
+    let [certificate, key] = certificate(&scene);
+    let endpoint = scene.aws.endpoint();
+    let tls = ["--tls-cert", &certificate, "--tls-key", &key];
+    scene.aws.serve_again(&endpoint, &tls);
+    scene.aws.trust(&certificate);
+    let mut command = scene.broker_command();
+    let broker = Process::start(command.env("SSL_CERT_FILE", &certificate));
+    broker.wait_for("write a new MFA code");
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    broker.wait_for("is open until");
+    keys_are_wiped(&scene, &broker);
+}
+
+#[test]
+fn an_idle_broker_holds_no_connection_with_the_last_answer_in_its_buffers() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    Keys::unwrapped_by_broker(&scene);
+    wait_until_disconnected(broker_pid(&scene));
+}
+
+/// Waits until a process has no connection to KMS any more.
+pub fn wait_until_disconnected(pid: Pid) {
+    wait_until("no connection to KMS", || {
+        let connections = ["tcp", "tcp6"]
+            .map(|kind| fs::read_to_string(format!("/proc/{pid}/net/{kind}")).unwrap_or_default())
+            .concat();
+        let is_connection = |link: String| {
+            let inode = link
+                .strip_prefix("socket:[")
+                .and_then(|it| it.strip_suffix(']'));
+            inode.is_some_and(|inode| connections.contains(&format!(" {inode} ")))
+        };
+        !fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .any(|link| is_connection(link.display().to_string()))
+    });
+}

@@ -1,0 +1,283 @@
+//! Broker and launcher without threads, descriptors or memory for some time.
+
+use std::{fs, path::Path, process::Command};
+
+use broker_api::{FailureKind, SessionPhase};
+use end_to_end_tests::{Process, Scene, after_python, inspection, wait_until, write_fifo};
+use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
+
+use crate::{
+    broker::{broker_pid, failure, generated, phase},
+    broker_memory::wait_until_disconnected,
+    machine_role,
+};
+
+/// A user that has no other process on this host: its processes and threads are counted.
+const LONELY: u32 = 3117;
+
+/// Sets the soft limit of a running process, as prlimit(1) has it. As its user: root in a container may
+/// not.
+fn limit(pid: Pid, limit: &str) {
+    let user = |field| {
+        let numbers = inspection::status(pid, field);
+        numbers.split_whitespace().next().unwrap().to_owned()
+    };
+    let mut prlimit = Command::new("setpriv");
+    prlimit
+        .args(["--reuid", &user("Uid"), "--regid", &user("Gid")])
+        .args(["--clear-groups", "prlimit"])
+        .args(["--pid", &pid.to_string(), limit]);
+    assert!(prlimit.status().unwrap().success(), "{prlimit:?}");
+}
+
+/// AWS by a name that must be looked up.
+fn by_name(scene: &Scene) -> String {
+    scene.aws.endpoint().replace("127.0.0.1", "localhost")
+}
+
+/// What is to be run without privileges, which no limit of processes holds up.
+fn as_lonely(scene: &Scene, command: &Command) -> Command {
+    for file in [scene.fifo().parent().unwrap(), &scene.sandbox.path("")] {
+        std::os::unix::fs::chown(file, Some(LONELY), Some(LONELY)).unwrap();
+    }
+    let setup = format!("os.setgroups([]); os.setgid({LONELY}); os.setuid({LONELY})");
+    after_python(&setup, command)
+}
+
+/// The same command line, with a copy of `program` that every user can reach.
+fn copied(scene: &Scene, program: &str, template: &Command) -> Command {
+    let mut command = Command::new(scene.copy_programs(&[program]));
+    command.args(template.get_args()).env_clear();
+    let variables = template.get_envs();
+    command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    command.env("AWS_ENDPOINT_URL", by_name(scene));
+    command
+}
+
+fn lonely_broker(scene: &Scene) -> Process {
+    let command = copied(scene, "iam-kms-broker", &scene.broker_command());
+    let broker = Process::start(&mut as_lonely(scene, &command));
+    broker.wait_for("write a new MFA code");
+    broker
+}
+
+fn give_code(scene: &Scene) {
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+}
+
+#[test]
+fn a_broker_without_threads_says_so_keeps_the_code_and_goes_on_when_there_are_some() {
+    let scene = Scene::new().with_broker();
+    let broker = lonely_broker(&scene);
+    limit(broker.pid(), "--nproc=1:");
+    give_code(&scene);
+    let line = broker.wait_for("cannot start a thread for a DNS look-up");
+    assert!(line.contains("the code is kept and sent again"), "{line}");
+    assert!(scene.fifo().exists());
+    limit(broker.pid(), "--nproc=1000:");
+    broker.wait_for("is open until");
+    generated(&scene);
+
+    // Without threads, but with a session: calls fail with the reason, and later they do not.
+    wait_until_disconnected(broker.pid());
+    limit(broker.pid(), "--nproc=1:");
+    let refused = failure(&scene);
+    assert_eq!(
+        refused.kind,
+        FailureKind::Unavailable,
+        "{}",
+        refused.message
+    );
+    assert!(
+        refused.message.contains("cannot start a thread"),
+        "{}",
+        refused.message
+    );
+    assert_eq!(phase(&scene), SessionPhase::Open);
+    limit(broker.pid(), "--nproc=1000:");
+    generated(&scene);
+    ends_well(broker);
+}
+
+/// Ends with 0 on SIGTERM.
+fn ends_well(mut broker: Process) {
+    broker.signal(SIGTERM);
+    let (status, output) = broker.finish();
+    assert_eq!(status.code(), Some(0), "{output}");
+}
+
+#[test]
+fn a_broker_that_renews_its_session_by_itself_goes_on_doing_so_after_a_failure() {
+    let scene = machine_role::scene("6");
+    let mut command = scene.broker_command();
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY")
+        .env_remove("AWS_EC2_METADATA_DISABLED")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", by_name(&scene));
+    let command = copied(&scene, "iam-kms-broker", &command);
+    let broker = Process::start(&mut as_lonely(&scene, &command));
+    broker.wait_for("listening at");
+    broker.wait_for("is open until");
+    limit(broker.pid(), "--nproc=1:");
+    broker.wait_for("cannot get a new AWS session: ");
+    wait_until("the end of the session", || {
+        phase(&scene) != SessionPhase::Open
+    });
+    limit(broker.pid(), "--nproc=1000:");
+    wait_until("a session", || phase(&scene) == SessionPhase::Open);
+    ends_well(broker);
+}
+
+#[test]
+fn a_broker_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some() {
+    let scene = Scene::new().with_broker();
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    let open = fs::read_dir(format!("/proc/{}/fd", broker.pid()))
+        .unwrap()
+        .count();
+    limit(broker.pid(), &format!("--nofile={open}:"));
+    give_code(&scene);
+    let line = broker.wait_for("Too many open files");
+    assert!(line.contains("the code is kept and sent again"), "{line}");
+    limit(broker.pid(), "--nofile=1000:");
+    broker.wait_for("is open until");
+    generated(&scene);
+    ends_well(broker);
+}
+
+#[test]
+fn a_broker_that_can_accept_no_connection_says_so_once_and_accepts_again() {
+    let scene = Scene::new().with_broker();
+    let broker = scene.start_broker();
+    limit(broker.pid(), "--nofile=3:");
+    let mut waiting = crate::broker::Peer::connect(&scene.configuration.broker_socket);
+    broker.wait_for("cannot accept a connection: Too many open files");
+    limit(broker.pid(), "--nofile=1000:");
+    let reply = waiting.ask(&broker_api::Request::Session);
+    assert!(matches!(reply, broker_api::Reply::Session(_)), "{reply:?}");
+    let said = broker
+        .output()
+        .matches("cannot accept a connection")
+        .count();
+    assert_eq!(said, 1, "{}", broker.output());
+}
+
+/// Just what the process has, so that it cannot have more.
+fn no_more_memory(pid: Pid) {
+    let size = inspection::status(pid, "VmSize");
+    let kilobytes: u64 = size.trim_end_matches(" kB").parse().unwrap();
+    limit(pid, &format!("--as={}:", kilobytes * 1024));
+}
+
+/// Either it went on when there was memory again, or it ended as its failure, and left nothing behind.
+fn recovers_or_ends(process: &mut Process, recovered: &str, left: &[&Path]) {
+    wait_until("an outcome", || {
+        process.has_ended() || process.output().contains(recovered)
+    });
+    if process.has_ended() {
+        let (status, output) = process.finish();
+        assert_eq!(status.code(), Some(125), "{output}");
+        for path in left {
+            assert!(fs::symlink_metadata(path).is_err(), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_broker_without_memory_goes_on_later_or_ends_with_125_and_leaves_nothing_behind() {
+    let scene = Scene::new().with_broker();
+    let mut broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    no_more_memory(broker.pid());
+    give_code(&scene);
+    wait_until("an outcome", || {
+        let output = broker.output();
+        broker.has_ended() || output.contains("is open until") || output.contains("kept and sent")
+    });
+    if !broker.has_ended() {
+        limit(broker.pid(), "--as=unlimited:");
+    }
+    let (fifo, socket) = (scene.fifo(), &scene.configuration.broker_socket);
+    recovers_or_ends(&mut broker, "is open until", &[fifo, socket]);
+}
+
+#[test]
+fn a_launcher_without_memory_goes_on_later_or_ends_with_125_and_leaves_no_fifo() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&["sleep", "1000"]);
+    wrapper.wait_for_fifo();
+    no_more_memory(wrapper.process.pid());
+    wrapper.write(scene.aws.code().as_bytes());
+    wait_until("an outcome", || {
+        let output = wrapper.process.output();
+        wrapper.process.has_ended()
+            || output.contains("is open until")
+            || output.contains("kept and sent")
+    });
+    if !wrapper.process.has_ended() {
+        limit(wrapper.process.pid(), "--as=unlimited:");
+    }
+    recovers_or_ends(&mut wrapper.process, "is open until", &[scene.fifo()]);
+}
+
+#[test]
+fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
+    let scene = Scene::new();
+    let command = copied(
+        &scene,
+        "iam-kms-wrapper",
+        &scene.command(&["sleep", "1000"]),
+    );
+    let wrapper = scene.spawn(&mut as_lonely(&scene, &command));
+    wrapper.wait_for_fifo();
+    limit(wrapper.process.pid(), "--nproc=1:");
+    wrapper.write(scene.aws.code().as_bytes());
+    let line = wrapper
+        .process
+        .wait_for("cannot start a thread for a DNS look-up");
+    assert!(line.contains("the code is kept and sent again"), "{line}");
+    assert!(scene.fifo().exists());
+    limit(wrapper.process.pid(), "--nproc=1000:");
+    wrapper.wait_for_command("sleep");
+    assert!(!scene.fifo().exists());
+}
+
+#[test]
+fn an_abort_of_the_launcher_is_125_and_leaves_no_fifo() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&["sleep", "1000"]);
+    wrapper.wait_for_fifo();
+    wrapper.process.signal(nix::sys::signal::Signal::SIGABRT);
+    wrapper.ends_with(125);
+}
+
+#[test]
+fn an_abort_of_the_broker_is_125_and_leaves_neither_fifo_nor_socket() {
+    let scene = Scene::new().with_broker();
+    let mut broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    assert_eq!(broker_pid(&scene), broker.pid());
+    broker.signal(nix::sys::signal::Signal::SIGABRT);
+    let (status, output) = broker.finish();
+    assert_eq!(status.code(), Some(125), "{output}");
+    assert!(!scene.fifo().exists());
+    assert!(!scene.configuration.broker_socket.exists());
+}
+
+#[test]
+fn the_command_gets_the_signal_of_an_abort_as_usual() {
+    let scene = Scene::new();
+    let wrapper = scene.start_with_code(&["sleep", "1000"]);
+    let caught = inspection::status(wrapper.process.pid(), "SigCgt");
+    assert_eq!(u64::from_str_radix(&caught, 16).unwrap() >> 5 & 1, 0);
+    // Nor does it take one away that its parent has ignored.
+    let setup = "signal.signal(signal.SIGABRT, signal.SIG_IGN)";
+    let scene = Scene::new();
+    let wrapper = scene.spawn(&mut after_python(setup, &scene.command(&["sleep", "1000"])));
+    wrapper.give_code(&scene.aws);
+    wrapper.wait_for_command("sleep");
+    let ignored = inspection::status(wrapper.process.pid(), "SigIgn");
+    assert_eq!(u64::from_str_radix(&ignored, 16).unwrap() >> 5 & 1, 1);
+}

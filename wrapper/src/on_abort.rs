@@ -1,0 +1,132 @@
+//! What is left to do when the process breaks off, because it can have no more memory or has met a
+//! defect: say so, remove what it made in the file system, and end with the status of every failure of
+//! its own.
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::{CStr, CString, c_int},
+    io::{self, stderr},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    ptr::{null, null_mut},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use nix::{
+    libc,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    unistd::{unlink, write},
+};
+
+const EXIT_STATUS: c_int = 125;
+
+/// Without a name: which program it is, the process number in the journal says.
+const MESSAGE: &[u8] = b"ended early, because there was no memory, or by a defect: please report it with the lines before this one\n";
+
+/// How a process breaks off: by abort(3), which a failed allocation calls; where its stack cannot grow.
+const SIGNALS: [Signal; 3] = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS];
+
+/// Room for the handler where the stack cannot grow. It needs little, the kernel's part of it more.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// The FIFO that takes codes.
+pub static FIFO: Leftover = Leftover::none();
+
+/// The broker's socket.
+pub static SOCKET: Leftover = Leftover::none();
+
+/// Something in the file system that must not outlive the process.
+pub struct Leftover {
+    path: OnceLock<CString>,
+    is_there: AtomicBool,
+}
+
+impl Leftover {
+    const fn none() -> Self {
+        Self {
+            path: OnceLock::new(),
+            is_there: AtomicBool::new(false),
+        }
+    }
+
+    /// Says that it is at `path` now, which is the same for the life of the process: another one is
+    /// not removed.
+    pub fn made(&self, path: &Path) {
+        let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+            return;
+        };
+        let is_same = *self.path.get_or_init(|| path.clone()) == path;
+        self.is_there.store(is_same, Ordering::Relaxed);
+    }
+
+    /// Says that it has been removed.
+    pub fn removed(&self) {
+        self.is_there.store(false, Ordering::Relaxed);
+    }
+
+    fn path(&self) -> Option<&CStr> {
+        let is_there = self.is_there.load(Ordering::Relaxed);
+        self.path.get().filter(|_| is_there).map(CString::as_c_str)
+    }
+}
+
+/// Has the process clean up when it breaks off, unless it was started with the signal ignored. A
+/// program that it executes has the signals as usual.
+pub fn clean_up() -> io::Result<()> {
+    provide_stack()?;
+    for signal in SIGNALS {
+        let flags = SaFlags::SA_RESETHAND | SaFlags::SA_ONSTACK;
+        let action = |handler| SigAction::new(handler, flags, SigSet::empty());
+        // SAFETY: the handler does nothing but what signal-safety(7) allows.
+        let inherited = unsafe { sigaction(signal, &action(SigHandler::Handler(break_off))) }?;
+        if matches!(inherited.handler(), SigHandler::SigIgn) {
+            // SAFETY: no handler is set.
+            unsafe { sigaction(signal, &action(SigHandler::SigIgn)) }?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the handler a stack of its own, unless Rust's start-up has done so.
+fn provide_stack() -> io::Result<()> {
+    let mut present = libc::stack_t {
+        ss_sp: null_mut(),
+        ss_flags: 0,
+        ss_size: 0,
+    };
+    // SAFETY: nothing is set, and `present` is there to be written to.
+    if unsafe { libc::sigaltstack(null(), &mut present) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if present.ss_flags & libc::SS_DISABLE == 0 {
+        return Ok(());
+    }
+    let stack = libc::stack_t {
+        ss_sp: Vec::leak(vec![0_u8; STACK_BYTES]).as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: STACK_BYTES,
+    };
+    // SAFETY: the memory is of that size, is never freed and belongs to nobody else.
+    match unsafe { libc::sigaltstack(&stack, null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Allocates nothing and takes no lock.
+extern "C" fn break_off(_: c_int) {
+    for leftover in [&FIFO, &SOCKET] {
+        if let Some(path) = leftover.path() {
+            // What cannot be removed stays.
+            let _ = unlink(path);
+        }
+    }
+    // There is nobody else to tell.
+    let _ = write(stderr(), MESSAGE);
+    // SAFETY: ends the process without running anything else of it.
+    unsafe { libc::_exit(EXIT_STATUS) }
+}
