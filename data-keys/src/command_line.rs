@@ -11,10 +11,9 @@ use crate::{check, export, fork, import, list, rewrap, verify};
     version,
     disable_help_subcommand = true,
     after_help = "\
-A data key lies in the file aws-kms-key.ID.VERSION (with .ctr for AES_CTR) in
-the server's data directory, or in aws_key_management_keyfile_dir, wrapped by a
-master key of KMS, which is called with the credentials that the AWS CLI would
-find, or after an MFA code:
+Data key files are named aws-kms-key.ID.VERSION, and .ctr for AES_CTR. They are
+in the data directory or in aws_key_management_keyfile_dir. KMS is called with
+the credentials that the AWS CLI would find, or after an MFA code:
   kms-data-keys verify --config=FILE DIR
 
 Exit status: 0 if all is well, 1 if something is not, 125 if it could not be

@@ -7,7 +7,7 @@ use key_store::manifest::ManifestFile;
 
 use crate::{DataKeysError, Outcome, check::Stopped, print};
 
-/// Mark a copied data directory before its server starts beside the original
+/// Mark a copied data directory whose original lives on
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Run it on a copy of a data directory (a restored backup, a snapshot, a clone)

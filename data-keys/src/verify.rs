@@ -15,7 +15,7 @@ use crate::{
     unwrapping::UnwrapperArguments,
 };
 
-/// Decrypt every data key, and name those that fail or are the wrong ones
+/// Decrypt every data key, and name those that fail or are wrong
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
