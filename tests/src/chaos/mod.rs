@@ -2,15 +2,15 @@
 //! and without, while KMS fails, sessions end, keys rotate and backups run. All committed rows are
 //! also kept outside the server, and compared with it after each start.
 //!
-//! - [`schema`]: the tables, and the one content that a row of a given generation has.
-//! - [`shadow`]: the committed rows, and what must be in a table, a copy or a backup.
-//! - [`reading`]: what is in a table.
-//! - [`clients`]: the load.
-//! - [`director`]: the lives of the server, and how they end. [`broker_care`], [`disturbances`] and
-//!   [`copies`] are the rest of it.
-//! - [`messages`]: the few texts of the programs under test that this one knows.
-//! - [`watch`]: what takes too long is reported with the stacks of the processes, then ended.
-//! - [`world`]: what all threads share.
+//! - `schema`: the tables, and the one content that a row of a given generation has.
+//! - `shadow`: the committed rows, and what must be in a table, a copy or a backup.
+//! - `reading`: what is in a table.
+//! - `clients`: the load.
+//! - `director`: the lives of the server, and how they end. `broker_care`, `disturbances` and
+//!   `copies` are the rest of it.
+//! - `messages`: the few texts of the programs under test that this one knows.
+//! - `watch`: what takes too long is reported with the stacks of the processes, then ended.
+//! - `world`: what all threads share.
 
 use std::{
     fmt::Write as _,
