@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -88,6 +89,15 @@ impl Director<'_> {
         if with_increment {
             let of_increment = option("incremental-dir", &increment);
             let (status, output) = self.backup_program(&["--prepare", &of_target, &of_increment]);
+            if messages::is_crash_of_backup(status.signal().is_some(), &output) {
+                self.keep_log("crash-of-mariadb-backup", &output);
+                self.world
+                    .tally
+                    .count("copies", "increments at which mariadb-backup crashed");
+                self.remove(&target);
+                self.remove(&increment);
+                return;
+            }
             assert!(backup_succeeded(status, &output), "{status}\n{output}");
         }
         self.scan(&target);

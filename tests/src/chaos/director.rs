@@ -230,6 +230,7 @@ impl<'w> Director<'w> {
         self.world.note("the last life");
         self.start();
         self.end(Ending::StoppedAndChecked);
+        self.check_and_copy();
         self.stop_service();
     }
 

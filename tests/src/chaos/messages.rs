@@ -59,6 +59,16 @@ fn is_harmless(line: &str) -> bool {
     of_intermediate_table || of_temporary_table
 }
 
+/// Whether mariadb-backup has crashed as it does without us: its `--prepare` with an increment died of
+/// a signal in 3 of 16 backups of a server with file_key_management, too. Where the plugin is among
+/// the frames of the crash, it is ours.
+pub(super) fn is_crash_of_backup(has_signal: bool, output: &str) -> bool {
+    has_signal
+        && output.contains("got signal")
+        && !output.contains("aws_key_management.so")
+        && !output.contains("panicked")
+}
+
 /// What of a server's error log must not be there.
 ///
 /// `may_lack_keys`: KMS, session or broker were taken away, so the plugin may complain.
@@ -95,6 +105,17 @@ mod tests {
         ] {
             assert_eq!(wrong_lines(line, true), [line]);
         }
+    }
+
+    #[test]
+    fn a_crash_of_a_backup_is_its_own_only_without_the_plugin_in_its_stack() {
+        let crash = "261126  9:00:00 [ERROR] mariadb-backup got signal 11 ;\n\
+                     /usr/bin/mariadb-backup(recv_sys_t::apply)[0x55]\n";
+        let ours = format!("{crash}/plugin/aws_key_management.so(+0x1234)[0x7f]\n");
+        assert!(is_crash_of_backup(true, crash));
+        assert!(!is_crash_of_backup(true, &ours));
+        assert!(!is_crash_of_backup(false, crash));
+        assert!(!is_crash_of_backup(true, "killed without a word"));
     }
 
     #[test]
