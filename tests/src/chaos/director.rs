@@ -57,7 +57,7 @@ enum Beside {
     Verify,
     Rewrap,
     FullBackup,
-    /// Seldom: see [`super::copies`].
+    /// Seldom, since mariadb-backup itself may crash at it.
     IncrementalBackup,
 }
 
