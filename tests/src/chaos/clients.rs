@@ -18,7 +18,8 @@ const MOST_TABLES: usize = 20;
 const MOST_ROWS_OF_SHARE: usize = 500;
 /// Key ids for tables begin with it: 1 and 2 are the server's own.
 const FIRST_KEY_ID: u32 = 3;
-const MOST_KEY_IDS: usize = 60;
+/// Above that many key ids, a new one is seldom.
+const MANY_KEY_IDS: usize = 60;
 /// Above that many key files, no rotation is of all keys: each start loads every version.
 const MOST_KEY_FILES: usize = 1500;
 /// Rows of a temporary table.
@@ -381,7 +382,8 @@ impl Client<'_> {
     /// One that was used, or a new one.
     fn key_id(&mut self) -> u32 {
         let ids = self.world.key_ids();
-        if ids.len() < MOST_KEY_IDS && self.random.u8(0..3) > 0 {
+        let new_ones_of_ten = if ids.len() < MANY_KEY_IDS { 7 } else { 1 };
+        if self.random.u8(0..10) < new_ones_of_ten {
             return self.random.u32(FIRST_KEY_ID..FIRST_KEY_ID + 1000);
         }
         *self.random.choice(&ids).unwrap()

@@ -58,7 +58,7 @@ impl Disturbance {
     }
 }
 
-pub(super) const ALL: [Disturbance; 16] = [
+pub(super) const ALL: [Disturbance; 19] = [
     Disturbance::Fault("throttle"),
     Disturbance::FewFaults("throttle"),
     Disturbance::Fault("500"),
@@ -73,7 +73,10 @@ pub(super) const ALL: [Disturbance; 16] = [
     Disturbance::SessionEnd,
     Disturbance::SessionEnd,
     Disturbance::BrokerKilled,
+    Disturbance::BrokerKilled,
+    Disturbance::BrokerKilled,
     Disturbance::BrokerRestarted,
+    Disturbance::BrokerStopped,
     Disturbance::BrokerStopped,
 ];
 
