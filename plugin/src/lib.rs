@@ -21,6 +21,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+mod aria_recovery;
 pub mod cipher;
 pub mod concurrent;
 mod entry;

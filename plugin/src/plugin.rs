@@ -4,16 +4,20 @@
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
+use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::libc::_exit;
+
+use crate::aria_recovery;
 use crate::key_error::KeyError;
 use crate::key_loading;
 use crate::key_manager::{KeyManager, Program};
 use crate::offline;
 use crate::server_log;
-use crate::server_symbols::{incremental_directory, is_backup_program};
+use crate::server_symbols::{incremental_directory, is_backup_program, server_is_starting};
 use crate::settings::{DYNAMIC, Fixed};
 
 /// Null while the plugin is not loaded.
@@ -35,8 +39,10 @@ pub fn manager() -> Option<&'static KeyManager> {
 /// Loads the keys and starts serving them. The reason of a failure goes to the error log, and to
 /// the client of an INSTALL.
 pub fn start(settings: Fixed) -> bool {
+    let datadir = settings.datadir.clone();
     match prepare(settings) {
         Ok(manager) => {
+            end_if_aria_would_lose_rows(&datadir, Some(&manager));
             MANAGER.store(Box::into_raw(Box::new(manager)), Ordering::Release);
             load_the_rest();
             true
@@ -45,8 +51,22 @@ pub fn start(settings: Fixed) -> bool {
             let reason = error.to_string();
             server_log::error(&reason);
             server_log::client_error(&reason);
+            end_if_aria_would_lose_rows(&datadir, None);
             false
         }
+    }
+}
+
+/// At the start of a server, which recovers Aria next.
+fn end_if_aria_would_lose_rows(datadir: &Path, manager: Option<&KeyManager>) {
+    if is_backup_program() || !server_is_starting() {
+        return;
+    }
+    if let Some(reason) = aria_recovery::danger(datadir, manager) {
+        server_log::error(&reason);
+        // SAFETY: any thread may call it, and what it skips, destructors of a server that has not begun to
+        // open its files, nobody misses.
+        unsafe { _exit(1) }
     }
 }
 

@@ -3,7 +3,10 @@
 //!
 //! Formats: the server's sources, `storage/maria`.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::{
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 use crate::scan::{
     Needs, SYSTEM_KEY_ID, ScanError, bytes_at, count, for_each_block, read_at, u16_at, u32_le_at,
@@ -30,6 +33,11 @@ const BORN_TRANSACTIONAL: usize = 106;
 const PAGE_TYPE: usize = 7;
 const PAGE_TYPE_MASK: u8 = 7;
 const TAIL_PAGE: u8 = 2;
+
+/// The data file of the table with this index file.
+pub fn data_file(index: &Path) -> PathBuf {
+    index.with_extension("MAD")
+}
 
 /// What the header of an encrypted table's index file says. Its key is always key 1.
 #[derive(Debug, Clone, Copy)]

@@ -79,6 +79,66 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
     }
 }
 
+/// An Aria table that is encrypted with a version of key 1 that is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnreadableAria {
+    /// The index file (`.MAI`) of the table.
+    pub table: PathBuf,
+    /// The version; `None` where there is none at all.
+    pub key_version: Option<u32>,
+}
+
+/// Looks for an Aria table that cannot be read with the versions of key 1 of which `has_version` is true;
+/// without it, there are no versions. `None` if there is no such table.
+///
+/// The cost is a small read of every file, and with `has_version` one of all encrypted tables from end to
+/// end.
+///
+/// Errors: a table that does not tell.
+pub fn find_unreadable_aria(
+    datadir: &Path,
+    has_version: Option<&dyn Fn(u32) -> bool>,
+) -> Result<Option<UnreadableAria>, Unclear> {
+    for index in Files::find(datadir, &[]).aria_indexes {
+        let missing = missing_version(&index, has_version).map_err(|source| Unclear {
+            path: index.clone(),
+            source,
+        })?;
+        if let Some(key_version) = missing {
+            return Ok(Some(UnreadableAria {
+                table: index,
+                key_version,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The version that a table needs and that is not there; `Some(None)` if it needs any and there is none.
+#[allow(
+    clippy::option_option,
+    reason = "no version at all is something else than no need of one"
+)]
+fn missing_version(
+    index: &Path,
+    has_version: Option<&dyn Fn(u32) -> bool>,
+) -> Result<Option<Option<u32>>, ScanError> {
+    let mut file = scan::open(index)?;
+    let Some(layout) = aria::Layout::read(&mut file)? else {
+        return Ok(None);
+    };
+    let Some(has_version) = has_version else {
+        return Ok(Some(None));
+    };
+    let mut needs = layout.scan_index(&mut file)?;
+    needs.extend(layout.scan_data(&mut scan::open(&aria::data_file(index))?)?);
+    let missing = needs
+        .into_keys()
+        .map(|(_, version)| version)
+        .find(|&version| !has_version(version));
+    Ok(missing.map(Some))
+}
+
 fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
     let uses = |key: SpaceKey| key.key_id == key_id && key.in_use;
     match innodb::key_of_page_0(path) {
@@ -204,5 +264,22 @@ mod tests {
             "{error}"
         );
         assert!(find(directory.path(), 77).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_aria_table_is_unreadable_without_a_version_of_one_of_its_pages() {
+        // Its page of the index has version 6.
+        let index = aria_index();
+        let directory = datadir(&[("d/t.MAI", &index), ("d/t.MAD", b"")]);
+        let found = |has_version: Option<&dyn Fn(u32) -> bool>| {
+            let found = find_unreadable_aria(directory.path(), has_version).unwrap();
+            found.map(|unreadable| unreadable.key_version)
+        };
+        assert_eq!(found(None), Some(None));
+        assert_eq!(found(Some(&|version| version == 5)), Some(Some(6)));
+        assert_eq!(found(Some(&|version| version == 6)), None);
+        fs::remove_file(directory.path().join("d/t.MAD")).unwrap();
+        let error = find_unreadable_aria(directory.path(), Some(&|_| true)).unwrap_err();
+        assert!(error.path.ends_with("d/t.MAI"), "{error}");
     }
 }

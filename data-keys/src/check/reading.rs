@@ -158,10 +158,6 @@ fn jobs(files: &Files) -> Vec<Job<'_>> {
     jobs
 }
 
-fn aria_data(index: &Path) -> PathBuf {
-    index.with_extension("MAD")
-}
-
 impl Job<'_> {
     /// How much of it is read from end to end.
     fn bytes(&self) -> u64 {
@@ -169,7 +165,7 @@ impl Job<'_> {
         match self {
             Self::SystemTablespace(paths) => paths.iter().map(|path| length(path)).sum(),
             Self::Tablespace(path) => length(path),
-            Self::AriaTable(index) => length(index) + length(&aria_data(index)),
+            Self::AriaTable(index) => length(index) + length(&aria::data_file(index)),
             Self::RedoLog(_)
             | Self::AriaLog(_)
             | Self::TableDefinition(_)
@@ -304,7 +300,7 @@ impl Reader {
             layout.map_or_else(|| Ok(Needs::new()), |layout| layout.scan_index(file))
         });
         if let Some(layout) = layout {
-            self.read(&aria_data(index), |file| layout.scan_data(file));
+            self.read(&aria::data_file(index), |file| layout.scan_data(file));
         }
     }
 }

@@ -154,13 +154,13 @@ const KINDS: [LifeKind; 9] = [
     LifeKind::StartWithoutAws,
 ];
 
-/// What is missing at a start. All keys are refused alike: where KMS refuses only some versions of
-/// key 1, Aria's recovery goes on without them, marks its tables as crashed, and their last rows are
-/// lost once they are repaired.
-const AT_START: [Disturbance; 3] = [
+/// What is missing at a start. With a disabled key, KMS refuses only some versions: `rewrap` has put
+/// the others under another.
+const AT_START: [Disturbance; 4] = [
     Disturbance::Unreachable,
     Disturbance::Fault("500"),
     Disturbance::Fault("silence"),
+    Disturbance::DisabledKey,
 ];
 
 impl<'w> Director<'w> {

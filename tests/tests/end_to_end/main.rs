@@ -29,6 +29,7 @@ mod mock;
 mod plugin_in_c;
 mod secrets;
 mod server_algorithms;
+mod server_aria_recovery;
 mod server_backup;
 mod server_check_datadir;
 mod server_copies;
