@@ -178,12 +178,11 @@ async fn generate(
     })
 }
 
-/// What fits into a frame.
+/// What fits into a frame and a line of a log.
 fn beginning(text: Option<&str>, most_bytes: usize) -> String {
     let text = text.unwrap_or_default();
-    text.get(..most_bytes.min(text.len()))
-        .unwrap_or_default()
-        .into()
+    let printable = text.chars().filter(char::is_ascii_graphic);
+    printable.take(most_bytes).collect()
 }
 
 fn check_url(url: &str) -> Result<(), String> {
@@ -216,9 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_for_a_frame_is_cut_off() {
+    fn what_is_too_long_for_a_frame_or_no_text_for_a_line_is_cut_off() {
         assert_eq!(beginning(Some("arn"), 10), "arn");
         assert_eq!(beginning(Some(&"a".repeat(5000)), 2048).len(), 2048);
         assert_eq!(beginning(None, 10), "");
+        assert_eq!(beginning(Some("a\nb\u{2028}c"), 10), "abc");
     }
 }

@@ -22,7 +22,13 @@ mod process;
 mod session_manager;
 mod users;
 
-use std::{io, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use broker_api::FrameError;
 use clap::Parser;
@@ -72,10 +78,8 @@ enum BrokerError {
     Kms(String),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
-    #[error(
-        "the thread that gets sessions has ended by a defect: please report the lines before this one"
-    )]
-    SessionThread,
+    #[error("{0} has ended by a defect: please report it with the lines before this one")]
+    Defect(&'static str),
 }
 
 /// Runs the program.
@@ -230,17 +234,20 @@ impl Prepared {
             .sessions
             .start()
             .map_err(|error| BrokerError::System("start the thread that gets sessions", error))?;
-        let ended = runtime.block_on(async {
+        let serving = async {
             let socket = UnixListener::from_std(socket)
                 .map_err(|error| BrokerError::System("accept connections", error))?;
             tokio::select! {
                 ended = lifetime.wait() => {
                     ended.map_err(|error| BrokerError::System("wait for the end", error))
                 }
-                _ = thread_ended => Err(BrokerError::SessionThread),
+                _ = thread_ended => Err(BrokerError::Defect("the thread that gets sessions")),
                 () = service.accept(&socket) => Ok(()),
             }
-        });
+        };
+        // Whatever happens, what follows is done.
+        let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(serving)))
+            .unwrap_or(Err(BrokerError::Defect("the thread that serves clients")));
         // First of all, so that the next broker can take the path over.
         drop(listener);
         service

@@ -179,16 +179,8 @@ impl SessionManager {
     ///
     /// Errors: no thread can be started.
     pub fn start(self: &Arc<Self>) -> io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
-        let (ended, has_ended) = oneshot::channel();
         let manager = Arc::clone(self);
-        let thread = thread::Builder::new()
-            .name("session".into())
-            .spawn(move || {
-                // Dropped by a panic too.
-                let _ended = ended;
-                manager.run();
-            })?;
-        Ok((thread, has_ended))
+        watched_thread("session", move || manager.run())
     }
 
     /// Ends the thread.
@@ -355,6 +347,19 @@ impl SessionManager {
     }
 }
 
+/// Starts a thread whose end, a panic's too, ends the receiver's wait.
+fn watched_thread(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (ended, has_ended) = oneshot::channel();
+    let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        let _dropped_at_the_end: oneshot::Sender<()> = ended;
+        work();
+    })?;
+    Ok((thread, has_ended))
+}
+
 /// When the session after `session` is due. AWS hands the same one out again until it has the next,
 /// so each look comes when half of what was left is over: never many in a row.
 fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
@@ -405,6 +410,14 @@ mod tests {
                 "{remaining}: {seconds}"
             );
         }
+    }
+
+    #[test]
+    fn a_thread_that_ends_by_a_panic_is_noticed() {
+        let work = || std::panic::resume_unwind(Box::new("as by a panic"));
+        let (thread, ended) = watched_thread("test", work).unwrap();
+        assert!(ended.blocking_recv().is_err());
+        assert!(thread.join().is_err());
     }
 
     #[test]

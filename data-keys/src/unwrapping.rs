@@ -13,8 +13,11 @@ use tokio::runtime::Runtime;
 
 use crate::{DataKeysError, access::AccessArguments, kms::Kms};
 
-/// The broker tries each call for as long as its request_timeout_seconds says.
-const BROKER_PATIENCE: Duration = Duration::from_secs(60);
+/// What a broker may take beyond the time limit of a KMS call, and how long it may take to say what that
+/// limit is.
+const BROKER_MARGIN: Duration = Duration::from_secs(10);
+/// How long it may take where it has not said so.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who unwraps.
 #[derive(Debug, Args)]
@@ -31,8 +34,8 @@ pub(crate) struct UnwrapperArguments {
 pub(crate) enum Unwrapper {
     /// KMS itself.
     Kms(Kms),
-    /// A broker.
-    Broker(Arc<BrokerClient>),
+    /// A broker, and how long it may take for a key.
+    Broker(Arc<BrokerClient>, Duration),
 }
 
 /// An unwrapped data key.
@@ -49,7 +52,11 @@ impl UnwrapperArguments {
     /// Gets the credentials, or connects to the broker at the first call.
     pub fn open(&self, runtime: &Runtime) -> Result<Unwrapper, DataKeysError> {
         match &self.broker_socket {
-            Some(socket) => Ok(Unwrapper::Broker(Arc::new(BrokerClient::new(socket)))),
+            Some(socket) => {
+                let client = BrokerClient::new(socket);
+                let patience = patience_with(&client);
+                Ok(Unwrapper::Broker(Arc::new(client), patience))
+            }
             None => {
                 let access = self.access.open()?;
                 Ok(Unwrapper::Kms(runtime.block_on(Kms::new(&access, None))))
@@ -68,15 +75,27 @@ impl Unwrapper {
         let blob = directory.read(name).map_err(|error| error.to_string())?;
         let unwrapped = match self {
             Self::Kms(kms) => kms.decrypt(&blob, None).await,
-            Self::Broker(client) => ask_broker(client, name, blob).await,
+            Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
         };
         unwrapped.map_err(|failure| failed(directory, name, &failure))
+    }
+}
+
+/// Somewhat longer than the broker's own time limit. That it cannot be asked shows with the first key.
+fn patience_with(client: &BrokerClient) -> Duration {
+    match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
+        Ok(Reply::Session(state)) => {
+            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
+            limit.saturating_add(BROKER_MARGIN)
+        }
+        _ => DEFAULT_PATIENCE,
     }
 }
 
 /// The client waits for its answers, so each has a thread of its own.
 async fn ask_broker(
     client: &Arc<BrokerClient>,
+    patience: Duration,
     name: &KeyName,
     ciphertext_blob: Vec<u8>,
 ) -> Result<Unwrapped, Failure> {
@@ -91,8 +110,7 @@ async fn ask_broker(
     });
     let client = Arc::clone(client);
     let is_in_line = |waiting: &Waiting| waiting.reason == WaitReason::Turn;
-    let asked =
-        tokio::task::spawn_blocking(move || client.request(&request, BROKER_PATIENCE, is_in_line));
+    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, is_in_line));
     let other = |message: String| Failure {
         kind: FailureKind::Other,
         message,

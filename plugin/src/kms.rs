@@ -58,7 +58,7 @@ impl KmsError {
 
     /// Tells whether it cost nothing to find out, because nobody beyond this host was asked.
     pub fn is_local(&self) -> bool {
-        self.is_for_a_person() || matches!(self, Self::Broker(BrokerError::NoBroker { .. }))
+        self.is_for_a_person() || matches!(self, Self::Broker(error) if !error.is_retryable())
     }
 
     /// Tells whether every call fails until a person has written a code.

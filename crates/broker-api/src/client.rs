@@ -25,6 +25,9 @@ use crate::{
 /// Connections that are kept for the next request; more may be in use.
 const MAX_IDLE: usize = 8;
 
+/// No broker has a longer time limit; and a point in time must be possible.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
+
 /// How long a broker may take to show of which release it is.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -144,7 +147,7 @@ pub struct Patience<'a> {
 
 impl Patience<'_> {
     fn until(&self) -> Instant {
-        let silence = Instant::now() + self.silence;
+        let silence = Instant::now() + self.silence.min(LONGEST_SILENCE);
         self.deadline
             .map_or(silence, |deadline| deadline.min(silence))
     }

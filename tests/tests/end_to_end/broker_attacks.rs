@@ -224,6 +224,22 @@ fn an_answer_of_kms_without_end_costs_little_memory() {
 }
 
 #[test]
+fn an_answer_of_sts_without_end_costs_little_memory_and_no_second_code() {
+    let scene = Scene::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || serve_without_end(&listener));
+    let mut command = scene.command(&["sleep", "1000"]);
+    command.env("AWS_ENDPOINT_URL_STS", url);
+    let wrapper = scene.spawn(&mut command);
+    wrapper.give_code(&scene.aws);
+    wrapper.process.wait_for("is not STS's");
+    let peak = status(wrapper.process.pid(), "VmHWM");
+    let kilobytes: u64 = peak.trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 64 * 1024, "{peak}");
+}
+
+#[test]
 fn a_broker_makes_no_socket_where_others_could_replace_it() {
     let scene = Scene::new().with_broker();
     let directory = scene.configuration.broker_socket.parent().unwrap();

@@ -8,7 +8,7 @@ use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
 
 use crate::{
     broker::{broker_pid, failure, generated, phase},
-    broker_memory::wait_until_disconnected,
+    key_memory::wait_until_disconnected,
     machine_role,
 };
 

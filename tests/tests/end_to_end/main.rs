@@ -5,7 +5,6 @@
 mod broker;
 mod broker_attacks;
 mod broker_limits;
-mod broker_memory;
 mod broker_service;
 mod broker_versions;
 mod chaos;
@@ -21,6 +20,7 @@ mod go_compatibility;
 mod inheritance;
 mod key_file_crashes;
 mod key_file_faults;
+mod key_memory;
 mod kms_outages;
 mod machine_role;
 mod manage_key;

@@ -130,6 +130,25 @@ fn user_mysql_finds_no_secret_in_any_process() {
 }
 
 #[test]
+fn a_server_that_waits_for_a_code_waits_on_when_the_broker_is_restarted() {
+    let site = Site::with_broker_service().boot();
+    wait_for_status(&site, TO_DO);
+    let server = site.main_pid(SERVICE);
+    site.machine.sh(&format!("systemctl restart {BROKER}"));
+    site.machine
+        .wait_until("the second question", BROKER, || questions(&site) == 2);
+    site.echo_code();
+    site.wait_until_active();
+    assert_eq!(site.main_pid(SERVICE), server);
+    let journal = site.machine.journal(SERVICE);
+    assert_eq!(
+        journal.matches("the broker is gone").count(),
+        1,
+        "{journal}"
+    );
+}
+
+#[test]
 fn a_killed_broker_is_started_again_and_asks_and_the_server_goes_on() {
     let site = Site::with_broker_service().boot_with_code();
     site.sql("CREATE TABLE mysql.known (a INT) ENGINE=InnoDB ENCRYPTED=YES");

@@ -1,9 +1,15 @@
-//! What the broker's memory holds of data keys: while it lives, and when it ends.
+//! What the memory of broker and `kms-data-keys` holds of data keys: while they live, and when they end.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use broker_api::Reply;
-use end_to_end_tests::{Process, Scene, traces_in_memory, wait_until, write_fifo};
+use end_to_end_tests::{
+    Process, Scene, dist, inspection, traces_in_memory, wait_until, write_fifo,
+};
 use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
 
 use crate::{
@@ -21,22 +27,37 @@ struct Keys {
 impl Keys {
     /// New ones, each of which the broker has unwrapped.
     fn unwrapped_by_broker(scene: &Scene) -> Self {
+        let file = scene.sandbox.path("wrapped");
+        Self::wrapped(
+            scene,
+            |_| file.clone(),
+            |key| {
+                let reply = ask(scene, &decrypt(fs::read(&file).unwrap()));
+                let Reply::Decrypted { key: unwrapped, .. } = reply else {
+                    panic!("{reply:?}");
+                };
+                assert_eq!(unwrapped.expose(), key);
+            },
+        )
+    }
+
+    /// New ones, each wrapped into a file and then used.
+    fn wrapped(
+        scene: &Scene,
+        file: impl Fn(u32) -> PathBuf,
+        mut use_key: impl FnMut(&[u8]),
+    ) -> Self {
         let mut keys = Self {
             raw: Vec::new(),
             base64: Vec::new(),
         };
-        for _ in 0..20 {
+        for number in 1..=20 {
             let key: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
                 .take(32)
                 .collect();
             let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-            let file = scene.sandbox.path("wrapped");
-            scene.aws.wrap_key(&scene.sandbox, &hex, &file);
-            let reply = ask(scene, &decrypt(fs::read(&file).unwrap()));
-            let Reply::Decrypted { key: unwrapped, .. } = reply else {
-                panic!("{reply:?}");
-            };
-            assert_eq!(unwrapped.expose(), key);
+            scene.aws.wrap_key(&scene.sandbox, &hex, &file(number));
+            use_key(&key);
             let mut encode = Command::new("sh");
             encode.args(["-c", &format!("printf {hex} | xxd -r -p | base64")]);
             let base64 = String::from_utf8(encode.output().unwrap().stdout).unwrap();
@@ -59,29 +80,32 @@ impl Keys {
     }
 }
 
-/// Stops `pid` where it ends, and leaves it there.
-fn stop_at_exit(scene: &Scene, pid: Pid) -> Process {
-    let stopped = scene.sandbox.path("stopped");
-    let go_on = scene.sandbox.path("go-on");
+/// A gdb that stops a program where it ends, until [`let_end`].
+fn stopping_at_exit(scene: &Scene, commands: &[&str]) -> Command {
     let wait = format!(
         "shell touch {}; while [ ! -e {} ]; do sleep 0.05; done",
-        stopped.display(),
-        go_on.display()
+        stopped(scene).display(),
+        scene.sandbox.path("go-on").display()
     );
     let mut gdb = Command::new("gdb");
-    gdb.args(["-nx", "-batch", "-p", &pid.to_string()]);
-    for command in [
-        "set auto-solib-add off",
-        "catch syscall exit_group",
-        "echo attached\\n",
-        "continue",
-        &wait,
-    ] {
+    gdb.args(["-nx", "-batch", "-ex", "set auto-solib-add off"])
+        .args(["-ex", "set startup-with-shell off"])
+        .args(["-ex", "catch syscall exit_group"]);
+    for command in commands {
         gdb.args(["-ex", command]);
     }
-    let gdb = Process::start(&mut gdb);
-    gdb.wait_for("attached");
+    gdb.args(["-ex", &wait]);
     gdb
+}
+
+/// What is there when the program has been stopped.
+fn stopped(scene: &Scene) -> PathBuf {
+    scene.sandbox.path("stopped")
+}
+
+fn let_end(scene: &Scene, gdb: &mut Process) {
+    scene.sandbox.write("go-on", "");
+    gdb.wait();
 }
 
 fn keys_are_wiped(scene: &Scene, broker: &Process) {
@@ -94,17 +118,46 @@ fn keys_are_wiped(scene: &Scene, broker: &Process) {
     });
 
     let last = Keys::unwrapped_by_broker(scene);
-    let mut gdb = stop_at_exit(scene, pid);
+    let mut gdb = stopping_at_exit(scene, &["echo attached\\n", "continue"]);
+    let mut gdb = Process::start(gdb.args(["-p", &pid.to_string()]));
+    gdb.wait_for("attached");
     broker.signal(SIGTERM);
-    wait_until("the end of the broker", || {
-        scene.sandbox.path("stopped").exists()
-    });
+    wait_until("the end of the broker", || stopped(scene).exists());
     for keys in [&keys, &last] {
         assert!(keys.traces_of_raw(pid).is_empty());
         assert!(keys.traces_of_base64(pid).is_empty());
     }
-    scene.sandbox.write("go-on", "");
-    gdb.wait();
+    let_end(scene, &mut gdb);
+}
+
+#[test]
+fn kms_data_keys_leaves_none_when_it_has_exported_them() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("keys");
+    let file = |id: u32| directory.join(format!("aws-kms-key.{id}.1"));
+    let keys = Keys::wrapped(&scene, file, |_| {});
+    let password = scene.sandbox.write("password", "of the exported file\n");
+    let exported = scene.sandbox.path("exported");
+    let mut gdb = stopping_at_exit(&scene, &["run"]);
+    gdb.arg("--args")
+        .arg(dist("bin/kms-data-keys"))
+        .args(["export", "--format=sha1", "--output"])
+        .args([&exported, &directory].map(|path: &PathBuf| path.as_path()))
+        .arg(format!("--password-file={}", password.display()))
+        .env("AWS_ENDPOINT_URL", scene.aws.endpoint())
+        .env("AWS_SHARED_CREDENTIALS_FILE", scene.aws.path("credentials"));
+    let mut gdb = Process::start(&mut gdb);
+    wait_until("the end of kms-data-keys", || stopped(&scene).exists());
+    assert!(exported.exists(), "{}", gdb.output());
+    let children = inspection::children(gdb.pid());
+    let program = children.split_whitespace().find(|child| {
+        let exe = fs::read_link(format!("/proc/{child}/exe")).unwrap_or_default();
+        exe.file_name() == Path::new("kms-data-keys").file_name()
+    });
+    let pid = Pid::from_raw(program.unwrap().parse().unwrap());
+    assert!(keys.traces_of_raw(pid).is_empty());
+    assert!(keys.traces_of_base64(pid).is_empty());
+    let_end(&scene, &mut gdb);
 }
 
 #[test]
