@@ -10,6 +10,7 @@ use broker_api::{
     Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply, Request,
     WAITING_INTERVAL, WaitReason, Waiting, decode, version1,
 };
+use iam_kms_wrapper::logging;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::{sleep, timeout},
@@ -28,6 +29,10 @@ use crate::{
 
 /// After a failure to accept: gives the connections that there are time to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a call of a user who makes many waits for a log that is behind. One that hangs then loses
+/// events, and counts them.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What all conversations share.
 pub(crate) struct Service {
@@ -105,7 +110,7 @@ impl Service {
             if frame.body_bytes > MAX_FRAME_BYTES {
                 return Err(FrameError::TooLong(frame.body_bytes));
             }
-            let (request, refusal) = match frame.version {
+            let (request, refusal): (Request, _) = match frame.version {
                 PROTOCOL_VERSION => (decode(&frame.body)?, None),
                 version1::PROTOCOL_VERSION => {
                     let request: version1::Request = decode(&frame.body)?;
@@ -116,6 +121,9 @@ impl Service {
                 _ => continue,
             };
             drop(frame);
+            if request.context().is_some() {
+                wait_for_room_in_log(&mut connection, user).await?;
+            }
             let answered = match refusal {
                 Some(refusal) => Err(refusal),
                 None => Box::pin(self.answer(&mut connection, user, &request)).await?,
@@ -142,9 +150,6 @@ impl Service {
         if let Err(failure) = check(request) {
             return Ok(Err(failure));
         }
-        connection
-            .wait(|| turn(user), user.pause_before_call())
-            .await?;
         let mut openings = self.sessions.openings();
         let limit = self.sessions.wait_limit(context.wait);
         let until = limit.map(|limit| Instant::now() + limit);
@@ -223,6 +228,25 @@ impl Service {
             master_key_arn,
             request_id: String::new(),
         })
+    }
+}
+
+/// Each call, refused ones too, is an event for the audit.
+async fn wait_for_room_in_log(connection: &mut Connection, user: &User) -> Result<(), FrameError> {
+    let pause = user.pause_before_call();
+    connection.wait(|| turn(user), pause).await?;
+    if user.fills_log() && logging::is_backed_up() {
+        connection
+            .wait_for(|| turn(user), log_to_catch_up())
+            .await?;
+    }
+    Ok(())
+}
+
+async fn log_to_catch_up() {
+    let until = Instant::now() + LOG_PATIENCE;
+    while logging::is_backed_up() && Instant::now() < until {
+        sleep(Duration::from_millis(20)).await;
     }
 }
 

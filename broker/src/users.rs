@@ -30,6 +30,12 @@ const CALLS: Rate = Rate {
     interval: Duration::from_millis(1),
 };
 
+/// Calls of one user whose events find room in a log that is behind, whatever the others do.
+const EVENTS: Rate = Rate {
+    burst: 1_000,
+    interval: Duration::from_millis(100),
+};
+
 /// Lines of the log about what one user does wrong.
 const NOTICES: Rate = Rate {
     burst: 20,
@@ -55,6 +61,7 @@ pub(crate) struct User {
     pub calls: Semaphore,
     connections: AtomicUsize,
     call_rate: Mutex<Bucket>,
+    events: Mutex<Bucket>,
     notices: Mutex<Notices>,
     /// Protocol versions of which the log has been told.
     versions: Mutex<HashSet<u8>>,
@@ -129,6 +136,7 @@ impl User {
             calls: Semaphore::new(MAX_CALLS),
             connections: AtomicUsize::new(0),
             call_rate: Mutex::new(Bucket::full(CALLS, now)),
+            events: Mutex::new(Bucket::full(EVENTS, now)),
             notices: Mutex::new(Notices {
                 bucket: Bucket::full(NOTICES, now),
                 suppressed: 0,
@@ -140,6 +148,12 @@ impl User {
     /// Counts one more call of KMS, and returns how long it must wait.
     pub fn pause_before_call(&self) -> Duration {
         lock(&self.call_rate).take(Instant::now())
+    }
+
+    /// Counts the event of a call, and returns whether this user has so many of them that a log which
+    /// is behind should be waited for.
+    pub fn fills_log(&self) -> bool {
+        !lock(&self.events).try_take(Instant::now())
     }
 
     /// Whether the log may be told of something that this user does wrong: `None` if it has been told

@@ -11,7 +11,7 @@ use std::{
     os::unix::net::UnixDatagram,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
     thread,
@@ -68,17 +68,25 @@ pub fn init(program: &'static str) {
 /// Must not be called before a fork, which takes no thread along. Errors: no thread can be started.
 pub fn write_in_background(program: &'static str) -> io::Result<()> {
     let is_journal = is_journal();
-    let (sender, receiver) = mpsc::sync_channel(QUEUE_LENGTH);
+    let (queue, receiver) = Queue::new(QUEUE_LENGTH);
+    // Fails only where there is a queue already; then the new thread ends.
+    let _ = QUEUE.set(queue);
     thread::Builder::new()
         .name("log".into())
         .stack_size(256 * 1024)
-        .spawn(move || write_all(program, &receiver, is_journal))?;
-    // Fails only where there is a queue already; then the new thread ends.
-    let _ = QUEUE.set(Queue {
-        sender,
-        lost: AtomicU64::new(0),
-    });
-    Ok(())
+        .spawn(move || {
+            if let Some(queue) = QUEUE.get() {
+                queue.write_all(program, &receiver, |record| write(record, is_journal));
+            }
+        })
+        .map(drop)
+}
+
+/// Whether more than half of the queue is taken: who causes many events should wait.
+pub fn is_backed_up() -> bool {
+    QUEUE
+        .get()
+        .is_some_and(|queue| queue.length.load(Ordering::Relaxed) > QUEUE_LENGTH / 2)
 }
 
 /// Waits until all events so far are written, and no longer than `patience`.
@@ -100,32 +108,47 @@ enum Entry {
 
 struct Queue {
     sender: SyncSender<Entry>,
+    length: AtomicUsize,
     /// Events that found no room since the thread last looked.
     lost: AtomicU64,
 }
 
 impl Queue {
+    fn new(length: usize) -> (Self, Receiver<Entry>) {
+        let (sender, receiver) = mpsc::sync_channel(length);
+        let queue = Self {
+            sender,
+            length: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+        };
+        (queue, receiver)
+    }
+
     fn add(&self, record: Record) {
+        self.length.fetch_add(1, Ordering::Relaxed);
         match self.sender.try_send(Entry::Write(record)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.length.fetch_sub(1, Ordering::Relaxed);
                 self.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
-}
 
-fn write_all(program: &'static str, entries: &Receiver<Entry>, is_journal: bool) {
-    for entry in entries {
-        match entry {
-            Entry::Write(record) => write(record, is_journal),
-            Entry::Flush(done) => drop(done.send(())),
-        }
-        let lost = QUEUE
-            .get()
-            .map_or(0, |it| it.lost.swap(0, Ordering::Relaxed));
-        if lost > 0 {
-            write(Record::of_lost(program, lost), is_journal);
+    /// Writes what comes, and the number of events that did not.
+    fn write_all(&self, program: &'static str, entries: &Receiver<Entry>, write: impl Fn(Record)) {
+        for entry in entries {
+            match entry {
+                Entry::Write(record) => {
+                    self.length.fetch_sub(1, Ordering::Relaxed);
+                    write(record);
+                }
+                Entry::Flush(done) => drop(done.send(())),
+            }
+            match self.lost.swap(0, Ordering::Relaxed) {
+                0 => {}
+                lost => write(Record::of_lost(program, lost)),
+            }
         }
     }
 }
@@ -375,6 +398,34 @@ mod tests {
         assert_eq!(object["level"], "info");
         assert_eq!(object["peer_uid"], 27);
         assert_eq!(object["request_id"], "a\\nPRIORITY=0");
+    }
+
+    #[test]
+    fn what_the_queue_has_no_room_for_is_counted_and_the_number_written() {
+        let (queue, receiver) = Queue::new(4);
+        let queue: &'static Queue = Box::leak(Box::new(queue));
+        for _ in 0..10 {
+            queue.add(example());
+        }
+        assert_eq!(queue.length.load(Ordering::Relaxed), 4);
+        let (writer, written) = mpsc::channel();
+        thread::spawn(move || {
+            queue.write_all("iam-kms-broker", &receiver, |record| {
+                drop(writer.send(record.json()));
+            });
+        });
+        let events: Vec<Value> = written
+            .iter()
+            .take(5)
+            .map(|line| serde_json::from_str(&line).unwrap())
+            .collect();
+        let lost: Vec<_> = events
+            .iter()
+            .filter(|event| event["event"] == "log_lost")
+            .map(|event| event["lost"].as_u64().unwrap())
+            .collect();
+        assert_eq!(lost, [6], "{events:?}");
+        assert_eq!(queue.length.load(Ordering::Relaxed), 0);
     }
 
     #[test]
