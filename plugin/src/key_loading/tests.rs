@@ -69,7 +69,7 @@ fn key_files_are_decrypted_at_the_same_time() {
             *count += 1;
             all_there.notify_all();
             let together = all_there
-                .wait_timeout_while(count, Duration::from_secs(1), |count| *count < WORKERS)
+                .wait_timeout_while(count, Duration::from_secs(30), |count| *count < WORKERS)
                 .unwrap();
             if together.1.timed_out() {
                 return failure(FailureKind::Other, "one after another");

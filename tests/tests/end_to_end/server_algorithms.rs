@@ -110,6 +110,11 @@ fn a_node_of_a_cluster_makes_no_versions_of_ctr() {
             "--innodb-autoinc-lock-mode=2",
         ]);
     let mut server = scene.start_database(&database);
+    // A node is ready for connections a moment before it takes statements.
+    wait_until("wsrep_ready", || {
+        let ready = "SHOW STATUS LIKE 'wsrep_ready'";
+        database.sql(ready).contains("ON")
+    });
     database.sql("CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3");
     assert_eq!(database.key_files(), ["aws-kms-key.1.1", "aws-kms-key.3.1"]);
     let log = server.process.output();
