@@ -338,6 +338,8 @@ struct Progress {
     done: usize,
     reported: usize,
     next_report: Instant,
+    /// Between two reports; longer each time that nothing has come of it.
+    interval: Duration,
     /// False after a failure that the other keys would share, or that lasted.
     goes_on: bool,
 }
@@ -349,20 +351,29 @@ impl Progress {
             done: 0,
             reported: 0,
             next_report: Instant::now() + PROGRESS_INTERVAL,
+            interval: PROGRESS_INTERVAL,
             goes_on: true,
         }
     }
 
     /// Reports how far it is, and what keeps it.
     fn report(&mut self, trouble: Option<String>) {
-        if Instant::now() < self.next_report || (self.done == self.reported && trouble.is_none()) {
+        if Instant::now() < self.next_report {
             return;
         }
-        self.next_report = Instant::now() + PROGRESS_INTERVAL;
+        let reason = match trouble {
+            Some(trouble) => format!("; retrying: {trouble}"),
+            None if self.done == self.reported => "; waiting for the broker's answer".into(),
+            None => String::new(),
+        };
+        self.interval = match self.done == self.reported {
+            true => self.interval * 2,
+            false => PROGRESS_INTERVAL,
+        };
+        self.next_report = Instant::now() + self.interval;
         self.reported = self.done;
-        let trouble = trouble.map_or(String::new(), |reason| format!("; retrying: {reason}"));
         let (done, total) = (self.done, self.total);
-        server_log::note(&format!("loaded {done} of {total} data keys{trouble}"));
+        server_log::note(&format!("loaded {done} of {total} data keys{reason}"));
     }
 
     fn failed(&mut self, error: &KeyError) {

@@ -71,6 +71,8 @@ pub struct Rotated {
     pub made: Vec<KeyName>,
     /// Ids that were not rotated, and why.
     pub failed: Vec<(u32, String)>,
+    /// Which keys were not tried, and why, if the rotation ended before its time.
+    pub not_tried: Option<String>,
 }
 
 /// Makes a new version of each key of `target`, all at the same time. Returns after a bounded time:
@@ -84,8 +86,8 @@ pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError>
         Target::Id(id) if known.contains(&id) => known = BTreeSet::from([id]),
         Target::Id(id) => {
             return Ok(Rotated {
-                made: Vec::new(),
                 failed: vec![(id, "there is no such key".into())],
+                ..Rotated::default()
             });
         }
     }
@@ -120,13 +122,19 @@ fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
         }
         why_stopped.is_none()
     });
-    let reason = why_stopped.unwrap_or_default();
-    rotated
-        .failed
-        .extend(left.into_iter().map(|id| (id, reason.to_owned())));
+    rotated.not_tried = why_stopped.and_then(|reason| not_tried(&left, reason));
     rotated.made.sort_unstable();
     rotated.failed.sort_unstable();
     rotated
+}
+
+/// One entry for all of them: there may be thousands.
+fn not_tried(ids: &[u32], reason: &str) -> Option<String> {
+    let (first, last) = (ids.iter().min()?, ids.iter().max()?);
+    Some(match ids.len() {
+        1 => format!("key {first} was not rotated: {reason}"),
+        count => format!("{count} keys between {first} and {last} were not rotated: {reason}"),
+    })
 }
 
 fn rotate_id(manager: &KeyManager, id: u32, limits: &Limits<'_>) -> Result<KeyName, String> {

@@ -214,8 +214,9 @@ fn rotate_and_tell(target: Target) {
             server_log::client_warning(&format!("no key was rotated: {error}"));
         }
         Ok(rotated) => {
-            for (id, reason) in &rotated.failed {
-                let text = format!("key {id} was not rotated: {reason}");
+            let failed = rotated.failed.iter();
+            let failed = failed.map(|(id, reason)| format!("key {id} was not rotated: {reason}"));
+            for text in rotated.not_tried.into_iter().chain(failed) {
                 server_log::error(&text);
                 server_log::client_warning(&text);
             }

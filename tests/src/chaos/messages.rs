@@ -41,10 +41,12 @@ const DAMAGE: [&str; 13] = [
     "cannot be decrypted",
 ];
 
-/// What tells of damage although there is none: the server's words for its settings.
-const NO_DAMAGE: [&str; 2] = [
+/// What tells of damage although there is none: the server's words for its settings, and the plugin's note
+/// on old key files that were moved away.
+const NO_DAMAGE: [&str; 3] = [
     "checksums for mini-transactions",
     "innodb_checksum_algorithm",
+    "lists older key versions that have no key file here",
 ];
 
 /// Errors of MariaDB's own that nothing comes of.

@@ -1,6 +1,12 @@
 //! KMS or the broker fail while the server runs.
 
-use std::{fs, os::unix::net::UnixStream, path::Path};
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use end_to_end_tests::{
     Database, LocalAws, Process, Scene, Wrapper, inspection::listener, try_sql, wait_until,
@@ -243,4 +249,94 @@ fn nothing_is_remembered_as_failed_for_longer_than_the_back_off() {
         }
     });
     server.check_serves();
+}
+
+/// What a rotation and the loading at start are promised to be over after.
+const PROMISED_SECONDS: u64 = 30;
+/// One call after the other would need minutes: a busy machine is told from a broken promise.
+const BUSY_MACHINE_SECONDS: u64 = 60;
+
+/// A server with 1,000 keys that are loaded, and KMS with its ordinary ten seconds for each call.
+fn start_with_a_thousand_keys(scene: &Scene) -> Server {
+    let mut server = Server::start(scene);
+    server.database.stop(&mut server.wrapper.process);
+    let directory = &server.database.datadir;
+    for id in 1000..2000 {
+        let copy = directory.join(format!("aws-kms-key.{id}.1"));
+        fs::copy(directory.join("aws-kms-key.10.1"), copy).unwrap();
+    }
+    server.wrapper = scene.start_database(&server.database);
+    assert_eq!(status(&server.database, "keys_loaded"), "1002");
+    server
+}
+
+fn assert_bounded(what: &str, start: Instant) {
+    let limit = Duration::from_secs(PROMISED_SECONDS + BUSY_MACHINE_SECONDS);
+    let elapsed = start.elapsed();
+    assert!(elapsed < limit, "{what} took {elapsed:?}");
+}
+
+#[test]
+fn a_rotation_of_a_thousand_keys_ends_in_time_though_kms_swallows_every_call() {
+    let scene = Scene::new().with_broker();
+    let server = start_with_a_thousand_keys(&scene);
+    scene.aws.fault("--operation any --kind silence");
+    let start = Instant::now();
+    let rotate_all = "SET GLOBAL aws_key_management_rotate_key=-1";
+    let warning = thread::scope(|scope| {
+        let rotation = scope.spawn(|| server.database.sql(rotate_all));
+        wait_until("the rotation to ask KMS", || !rotations(&server).is_empty());
+        server.check_serves();
+        rotation.join().unwrap()
+    });
+    assert_bounded("the rotation", start);
+    let reason = " were not rotated: KMS takes too long; repeat the statement";
+    assert!(warning.contains(reason), "{warning}");
+    // The broker asks KMS for 64 at a time, in rounds of ten seconds.
+    let entries = server.wrapper.process.output().matches("rotated:").count();
+    assert!(entries < 300, "{entries} entries in the log");
+    server.check_serves();
+
+    // KILL ends it at once.
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let rotation = scope.spawn(|| server.database.sql(rotate_all));
+        wait_until("the rotation to ask KMS", || !rotations(&server).is_empty());
+        server
+            .database
+            .sql(&format!("KILL QUERY {}", rotations(&server)));
+        let warning = rotation.join().unwrap();
+        let reason = " were not rotated: the statement was killed";
+        assert!(warning.contains(reason), "{warning}");
+    });
+    let elapsed = start.elapsed();
+    assert!(elapsed.as_secs() < PROMISED_SECONDS, "{elapsed:?}");
+}
+
+/// The connection's number of the statement that rotates.
+fn rotations(server: &Server) -> String {
+    server
+        .database
+        .sql("SELECT id FROM information_schema.processlist WHERE info LIKE 'SET%rotate_key=-1'")
+}
+
+#[test]
+fn a_start_with_a_thousand_keys_is_over_in_time_though_kms_swallows_every_call() {
+    let scene = Scene::new().with_broker();
+    let mut server = start_with_a_thousand_keys(&scene);
+    server.database.stop(&mut server.wrapper.process);
+    scene.aws.fault("--operation Decrypt --kind silence");
+    let mut wrapper = scene.spawn(&mut scene.database_command(&server.database));
+    wrapper.give_code(&scene.aws);
+    wrapper.process.wait_for("loaded 0 of 1002 data keys; ");
+    let start = Instant::now();
+    let (status, log) = wrapper.process.finish();
+    assert_bounded("the start", start);
+    assert!(!status.success());
+    assert!(
+        log.contains("none of the 1002 data keys could be loaded; the reasons are above"),
+        "{log}"
+    );
+    let errors = log.matches("[ERROR]").count();
+    assert!(errors < 100, "{errors} errors in\n{log}");
 }

@@ -1,6 +1,13 @@
 //! `mariadb-backup` of an encrypted server: beside it through its broker, elsewhere with a code.
 
-use std::{fs, os::unix::fs::chown, path::Path, process::ExitStatus, thread};
+use std::{
+    fs,
+    os::unix::fs::chown,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    process::ExitStatus,
+    thread,
+};
 
 use end_to_end_tests::{
     Database, Process, Scene, Wrapper, backup_command_line, backup_succeeded, command, key_files,
@@ -45,7 +52,11 @@ fn database(scene: &Scene) -> Database {
     Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL)
-        .options(&["--innodb-encryption-threads=2"])
+        .options(&[
+            "--innodb-encryption-threads=2",
+            // The writer must not go once round the redo log before a slow mariadb-backup has read it.
+            "--innodb-log-file-size=200M",
+        ])
 }
 
 fn written(database: &Database) -> u64 {
@@ -57,10 +68,11 @@ fn under_load<T>(database: &Database, work: impl FnOnce() -> T) -> T {
     thread::scope(|scope| {
         let writer = scope.spawn(|| database.sql("CALL d.write_until_stopped()"));
         wait_until("the writer", || written(database) > ROWS + 20);
-        let result = work();
+        // The writer must end even if the work has failed.
+        let result = catch_unwind(AssertUnwindSafe(work));
         database.sql("INSERT INTO d.stop VALUES (1)");
         writer.join().unwrap();
-        result
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     })
 }
 
