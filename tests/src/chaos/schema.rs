@@ -120,19 +120,20 @@ pub(super) enum Cleartext {
 /// - what is behind the used part of a page of Aria's index: a rebuild leaves memory of the server
 ///   there, with rows of any table;
 /// - the file without a name to which ALTER TABLE … ALGORITHM=COPY writes the BLOBs of InnoDB, one
-///   behind the other and nothing else.
+///   behind the other and nothing else;
+/// - the file without a name that has the output of InnoDB's monitor, with the text of statements.
 pub(super) fn cleartext(name: &Path, content: &[u8]) -> Cleartext {
     let has = |marker: &str| contains_bytes(content, marker.as_bytes());
     let name = name.file_name().unwrap_or_default().to_string_lossy();
     let (has_marker, has_aria_marker) = (has(MARKER), has(ARIA_MARKER));
     // A file that was removed and is open has more behind its name.
     let is_aria_index = name.contains(".MAI");
-    let is_file_of_blobs = name.starts_with('#')
-        && name.ends_with(" (deleted)")
-        && content.starts_with(MARKER.as_bytes());
+    let has_no_name = name.starts_with('#') && name.ends_with(" (deleted)");
+    let is_file_of_blobs = has_no_name && content.starts_with(MARKER.as_bytes());
+    let is_monitor = has_no_name && contains_bytes(content, b"INNODB MONITOR OUTPUT");
     match (has_marker, has_aria_marker) {
         (false, false) => Cleartext::None,
-        _ if is_aria_index || is_file_of_blobs => Cleartext::OfMariaDb,
+        _ if is_aria_index || is_file_of_blobs || is_monitor => Cleartext::OfMariaDb,
         (false, true) if name.starts_with("aria_log.") => Cleartext::OfMariaDb,
         _ => Cleartext::Marker,
     }
@@ -183,6 +184,10 @@ mod tests {
         for (content, expected) in [
             (format!("{MARKER}c4ca{MARKER}c81e"), Cleartext::OfMariaDb),
             (format!("a record: {MARKER}c4ca"), Cleartext::Marker),
+            (
+                format!("INNODB MONITOR OUTPUT\nINSERT INTO t VALUES ('{MARKER}')"),
+                Cleartext::OfMariaDb,
+            ),
         ] {
             assert_eq!(cleartext(unnamed, content.as_bytes()), expected);
         }
