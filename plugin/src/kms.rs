@@ -39,7 +39,7 @@ pub enum KmsError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// The statement was killed, or the server told to end.
-    #[error("stopped waiting (statement killed, or server shutting down): {0}")]
+    #[error("the statement was killed or the server is shutting down: {0}")]
     GivenUp(String),
     /// The broker answered another question.
     #[error("the broker answered something else than it was asked; see its log")]

@@ -340,3 +340,42 @@ fn a_start_with_a_thousand_keys_is_over_in_time_though_kms_swallows_every_call()
     let errors = log.matches("[ERROR]").count();
     assert!(errors < 100, "{errors} errors in\n{log}");
 }
+
+#[test]
+fn kill_ends_a_statement_that_waits_for_kms_and_one_that_waits_behind_it() {
+    const KMS_SECONDS: u64 = 40;
+    let scene = Scene::new()
+        .with_broker()
+        .line("request_timeout_seconds = 60");
+    let server = Server::start(&scene);
+    let database = &server.database;
+    scene.aws.fault(&format!(
+        "--operation any --kind delay --milliseconds {KMS_SECONDS}000"
+    ));
+    let create =
+        |table| format!("CREATE TABLE d.{table} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=20");
+    let connection = |table| {
+        let query =
+            "SELECT id FROM information_schema.processlist WHERE info LIKE 'CREATE TABLE d.";
+        wait_until("the statement", || {
+            !database.sql(&format!("{query}{table} %'")).is_empty()
+        });
+        database.sql(&format!("{query}{table} %'"))
+    };
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| database.sql_error(&create("first")));
+        let first_connection = connection("first");
+        let second = scope.spawn(|| database.sql_error(&create("second")));
+        for (connection, statement) in [(connection("second"), second), (first_connection, first)] {
+            database.sql(&format!("KILL QUERY {connection}"));
+            let error = statement.join().unwrap();
+            // The second text is the server's, where the statement was killed before it asked for a key.
+            let killed = ["the statement was killed or", "ERROR 1317"];
+            assert!(killed.iter().any(|text| error.contains(text)), "{error}");
+        }
+    });
+    let elapsed = start.elapsed();
+    assert!(elapsed.as_secs() < KMS_SECONDS, "{elapsed:?}");
+    server.check_serves();
+}
