@@ -95,8 +95,9 @@ dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release -p aws-key-management-plugin
 	cargo build --locked --profile launcher -p iam-kms-wrapper
 	install -d $(DIST)/bin $(DIST)/plugin
-	install -t $(DIST)/bin $(addprefix $(CARGO_TARGET_DIR)/launcher/,iam-kms-wrapper kms-manage-key) \
-		$(addprefix $(CARGO_TARGET_DIR)/release/,iam-kms-broker kms-data-keys local-aws)
+	install -m 711 -t $(DIST)/bin $(addprefix $(CARGO_TARGET_DIR)/launcher/,iam-kms-wrapper kms-manage-key) \
+		$(addprefix $(CARGO_TARGET_DIR)/release/,iam-kms-broker kms-data-keys)
+	install -t $(DIST)/bin $(CARGO_TARGET_DIR)/release/local-aws
 	install -m 644 $(CARGO_TARGET_DIR)/release/libaws_key_management.so $(DIST)/plugin/aws_key_management.so
 	rm -rf $(DIST)/share
 	$(CARGO_TARGET_DIR)/release/packaging $(DIST)/share
@@ -108,8 +109,10 @@ test-plugin: packages
 	cargo build --locked -p kms-data-keys --features fault-points
 	install -D -t $(DIST)/test-bin $(CARGO_TARGET_DIR)/debug/kms-data-keys
 
+# Into a process whose program its user cannot read, the kernel lets nobody but root look, from its first
+# instruction on: hence 711 for what holds credentials.
 install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, DESTDIR); after make dist
-	install -D -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(DIST)/bin/,iam-kms-wrapper iam-kms-broker kms-manage-key kms-data-keys)
+	install -D -m 711 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(DIST)/bin/,iam-kms-wrapper iam-kms-broker kms-manage-key kms-data-keys)
 	install -D -m 644 -t $(DESTDIR)$(PLUGIN_DIR) $(DIST)/plugin/aws_key_management.so
 	install -D -t $(DESTDIR)$(PREFIX)/libexec systemd/iam-kms-wrapper-prompt
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/*.path systemd/*.service
@@ -141,8 +144,9 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	install -D -m 644 -t $(STAGED)/redhat/usr/lib64/mariadb/plugin $(DIST)/plugin/aws_key_management.so
 	install -D -m 644 -t $(STAGED)/redhat/usr/share/licenses/iam-kms-wrapper \
 		LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY_LICENSES)
-	install -d $(STAGED)/redhat-executable
-	cd $(STAGED)/redhat && find * -type f -perm /111 -exec cp --parents -t ../redhat-executable {} + -exec rm {} +
+	install -d $(STAGED)/redhat-programs $(STAGED)/redhat-scripts
+	cd $(STAGED)/redhat && find * -type f -perm 711 -exec cp --parents -t ../redhat-programs {} + -exec rm {} +
+	cd $(STAGED)/redhat && find * -type f -perm /111 -exec cp --parents -t ../redhat-scripts {} + -exec rm {} +
 	$(CARGO_DEB) --no-build --no-strip --package packaging --output $(PACKAGES)/
 	$(CARGO_GENERATE_RPM) --package packaging --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
 	lintian --allow-root --fail-on error,warning $(PACKAGES)/*.deb

@@ -38,12 +38,13 @@ use iam_kms_wrapper::{
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
     listen_fds, logging,
+    process::check_own_program,
     session::Session,
     signals::Signals,
     stored_session, systemd,
 };
 use tokio::{net::UnixListener, runtime::Runtime};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use command_line::CommandLine;
 use conversation::Service;
@@ -120,6 +121,7 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         server_pid,
     } = Handover::read(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
     logging::use_format(config.log_format);
+    warn_of_readable_program();
     let prepared = Lifetime::of_server(server_pid)
         .map_err(|error| BrokerError::System("watch the server", error))
         .and_then(|lifetime| Ok((lifetime, Prepared::new(&config)?)));
@@ -140,6 +142,7 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
 fn run_alone(config: Config) -> Result<(), BrokerError> {
     logging::use_format(config.log_format);
     let signals = prepare_process()?;
+    warn_of_readable_program();
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
     let source = credentials::find_for_mfa(&config)?;
@@ -160,6 +163,12 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
     prepared.serve(config, source, session, Role::Service, &lifetime)
+}
+
+fn warn_of_readable_program() {
+    if let Err(exposure) = check_own_program() {
+        warn!("{exposure}");
+    }
 }
 
 /// The log gets its thread here: with `--handover`, the process has forked for the last time.

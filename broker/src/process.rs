@@ -30,7 +30,7 @@ pub(crate) fn leave_parent() -> io::Result<()> {
 /// No core dumps, no ptrace by others of our user, no new privileges, no swap where that is
 /// allowed, and files that are ours alone.
 pub(crate) fn harden() -> io::Result<()> {
-    prctl::set_dumpable(false)?;
+    process::refuse_dumps()?;
     prctl::set_no_new_privs()?;
     on_abort::clean_up()?;
     umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);

@@ -186,6 +186,8 @@ pub fn set_user(user: u32) -> Vec<String> {
         format!("--reuid={user}"),
         format!("--regid={user}"),
         "--clear-groups".into(),
+        // setpriv may still read everything while it executes the next program.
+        "env".into(),
     ]
 }
 

@@ -18,7 +18,7 @@ use crate::{
     command::Command,
     command_line::CommandLine,
     config::{Config, Handoff, Mfa},
-    credentials, http_client, sts,
+    credentials, http_client, process, sts,
 };
 use plugin::PluginSearch;
 
@@ -99,23 +99,32 @@ impl List {
     }
 
     fn check_host(&mut self, config: &Config, command: &[OsString]) -> io::Result<()> {
+        let fine = |()| "no other user can look into it or replace it".into();
+        self.add(
+            "this program",
+            Finding::of(process::check_own_program(), fine),
+        )?;
         let fifo = config.fifo_or_default();
         if config.mfa != Mfa::Off {
             let can_be_made = |()| format!("{} can be made", fifo.display());
             self.add("FIFO", Finding::of(channel::check_fifo(fifo), can_be_made))?;
         }
         if config.handoff == Handoff::Broker {
-            let startable = |broker: Broker| {
-                let (program, socket) =
-                    (broker.program().display(), config.broker_socket.display());
-                format!("{program}, and {socket} can be made")
+            let safe = |broker: Broker| match process::check_program(broker.program()) {
+                Ok(()) => Finding::Fine(format!(
+                    "{}, and {} can be made",
+                    broker.program().display(),
+                    config.broker_socket.display()
+                )),
+                Err(exposure) => Finding::Failure(exposure.to_string()),
             };
             let broker = match Broker::find(config) {
                 Err(BrokerError::AlreadyThere { path }) => Finding::NotChecked(format!(
                     "one listens at {}; that is right if its server runs, and ends it when it stops",
                     path.display()
                 )),
-                found => Finding::of(found, startable),
+                Err(failure) => Finding::Failure(failure.to_string()),
+                Ok(broker) => safe(broker),
             };
             self.add("broker", broker)?;
             self.add("plugin", check_plugin(command))?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
@@ -94,6 +94,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     let (kept_file, passed_on) = taken.map(|taken| (taken.file, taken.left)).unzip();
     let config = Config::read(&command_line.config)?;
     logging::use_format(config.log_format);
+    if let Err(exposure) = process::check_own_program() {
+        warn!("{exposure}");
+    }
     let command = Command::find(command_line.command)?;
     let source = credentials::find_for_mfa(&config)?;
     let broker = match config.handoff {

@@ -1,8 +1,13 @@
 //! What a process that holds credentials or data keys does first.
 
 use std::{
-    io,
-    os::fd::{AsRawFd, IntoRawFd},
+    fs, io,
+    os::{
+        fd::{AsRawFd, IntoRawFd},
+        unix::fs::MetadataExt,
+    },
+    path::Path,
+    sync::OnceLock,
 };
 
 use nix::{
@@ -12,15 +17,90 @@ use nix::{
         resource::{RLIM_INFINITY, Resource, getrlimit},
         stat::Mode,
     },
+    unistd::{AccessFlags, access, geteuid},
 };
 use rustix::mm::{MlockAllFlags, mlockall};
 
 use crate::{on_abort, process_status};
 
-/// Keeps what we hold from core dumps and from other processes of our user (exec undoes it), and
-/// our descriptors from taking the place of standard ones that our parent has closed.
+/// The program of this process.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// Whether this process was dumpable when [`refuse_dumps`] was called.
+static WAS_DUMPABLE: OnceLock<bool> = OnceLock::new();
+
+/// Why other users could look into the processes of a program that holds credentials, or replace it.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// Nothing is known of the file.
+    #[error("cannot examine {0}: {1}")]
+    Examine(String, io::Error),
+    /// Its owner can change it.
+    #[error("{0} belongs to uid {1}, who can replace it; run chown root:root {0} && chmod 711 {0}")]
+    Owner(String, u32),
+    /// Others can change it.
+    #[error("users other than root can write to {0}; run chmod 711 {0}")]
+    Writable(String),
+    /// The kernel protects the process only from the moment when it protects itself.
+    #[error(
+        "this user can read {0}, and so its processes can look into this program while it starts; run chmod 711 {0}"
+    )]
+    Readable(String),
+    /// The kernel has not protected this process.
+    #[error(
+        "{0} could be looked into by processes of this user while it started: what started it still had CAP_DAC_OVERRIDE, or fs.suid_dumpable is 1"
+    )]
+    Dumpable(String),
+}
+
+/// Checks that the file of a program keeps this user out of the memory of its processes.
+///
+/// The kernel makes a process non-dumpable at exec if its user cannot read the program: before its
+/// first instruction. [`protect`] does that too, but too late for `/proc/PID/mem` and its like that
+/// were opened before. What root starts is root's alone, whatever the file's mode.
+/// Source: `would_dump` in Linux's fs/exec.c.
+pub fn check_program(program: &Path) -> Result<(), ProgramError> {
+    let name = || name_of(program);
+    let metadata = fs::metadata(program).map_err(|error| ProgramError::Examine(name(), error))?;
+    if metadata.uid() != 0 {
+        return Err(ProgramError::Owner(name(), metadata.uid()));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        return Err(ProgramError::Writable(name()));
+    }
+    if !geteuid().is_root() && access(program, AccessFlags::R_OK).is_ok() {
+        return Err(ProgramError::Readable(name()));
+    }
+    Ok(())
+}
+
+/// The same of the program of this process, and whether the kernel protected the process from its start
+/// on. After [`refuse_dumps`].
+pub fn check_own_program() -> Result<(), ProgramError> {
+    let program = Path::new(OWN_PROGRAM);
+    check_program(program)?;
+    if !geteuid().is_root() && WAS_DUMPABLE.get() == Some(&true) {
+        return Err(ProgramError::Dumpable(name_of(program)));
+    }
+    Ok(())
+}
+
+fn name_of(program: &Path) -> String {
+    let link = fs::read_link(program).ok();
+    let path = link.as_deref().filter(|_| program.starts_with("/proc"));
+    path.unwrap_or(program).display().to_string()
+}
+
+/// Keeps this process out of core dumps, and other processes of its user out of it. Exec undoes it.
+pub fn refuse_dumps() -> io::Result<()> {
+    WAS_DUMPABLE.get_or_init(|| prctl::get_dumpable().unwrap_or(true));
+    Ok(prctl::set_dumpable(false)?)
+}
+
+/// Keeps what we hold from core dumps and from other processes of our user, and our descriptors from
+/// taking the place of standard ones that our parent has closed.
 pub fn protect() -> io::Result<()> {
-    prctl::set_dumpable(false)?;
+    refuse_dumps()?;
     on_abort::clean_up()?;
     loop {
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;

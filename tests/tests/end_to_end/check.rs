@@ -4,11 +4,12 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpListener,
+    os::unix::fs::{PermissionsExt, chown},
     process::{Command, Output},
     thread,
 };
 
-use end_to_end_tests::{Database, Scene};
+use end_to_end_tests::{Database, NOBODY, Scene, set_user, wait_until};
 
 /// A check that was run.
 struct Checked {
@@ -269,4 +270,68 @@ fn a_host_whose_server_runs_is_checked_beside_it() {
     let checked = Checked::of(&mut check(&scene, &["sleep"]));
     assert_eq!(checked.code, Some(0), "{}", checked.list);
     checked.says("broker", "not checked", "one listens at ");
+}
+
+#[test]
+fn without_path_a_program_is_found_where_execvp_looks_and_never_in_the_current_directory() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("datadir");
+    let planted = scene.sandbox.write("datadir/planted", "#!/bin/sh\n");
+    fs::set_permissions(planted, PermissionsExt::from_mode(0o755)).unwrap();
+    for path in [None, Some(":/bin"), Some("/bin:")] {
+        for (program, verdict, text) in [
+            ("planted", "FAILED", "cannot find"),
+            ("cat", "ok", "/bin/cat"),
+        ] {
+            let mut command = check(&scene, &[program]);
+            command.current_dir(&directory).env_remove("PATH");
+            if let Some(path) = path {
+                command.env("PATH", path);
+            }
+            Checked::of(&mut command).says("command", verdict, text);
+        }
+    }
+}
+
+#[test]
+fn programs_that_other_users_could_look_into_or_replace_are_failures_and_a_start_warns_of_them() {
+    let scene = Scene::new().with_broker();
+    let program = scene.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
+    let broker = program.with_file_name("iam-kms-broker");
+    let as_nobody = |arguments: &[&str]| {
+        let mut prefix = set_user(NOBODY);
+        prefix.push(program.display().to_string());
+        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+        let line = scene.command(arguments);
+        let mut command = Command::new(prefix[0]);
+        command.args(&prefix[1..]).args(line.get_args()).env_clear();
+        command.envs(line.get_envs().map(|(name, value)| (name, value.unwrap())));
+        command.current_dir("/");
+        command
+    };
+    let run = scene.fifo().parent().unwrap();
+    chown(run, Some(NOBODY), Some(NOBODY)).unwrap();
+    for (owner, mode, verdict, why) in [
+        (0, 0o711, "ok", ""),
+        (0, 0o755, "FAILED", "this user can read "),
+        (0, 0o733, "FAILED", "users other than root can write to "),
+        (NOBODY, 0o711, "FAILED", "belongs to uid 65534"),
+    ] {
+        for file in [&program, &broker] {
+            chown(file, Some(owner), Some(owner)).unwrap();
+            fs::set_permissions(file, PermissionsExt::from_mode(mode)).unwrap();
+        }
+        let checked = Checked::of(&mut as_nobody(&["--check", "true"]));
+        checked.says("this program", verdict, why);
+        checked.says("broker", verdict, why);
+        let wrapper = scene.spawn(&mut as_nobody(&["sleep", "1000"]));
+        wrapper.give_code(&scene.aws);
+        wrapper.process.wait_for("iam-kms-broker: listening at");
+        let warnings = if verdict == "ok" { 0 } else { 2 };
+        let output = wrapper.process.output();
+        assert_eq!(output.matches("chmod 711").count(), warnings, "{output}");
+        drop(wrapper);
+        let socket = &scene.configuration.broker_socket;
+        wait_until("the broker to leave", || !socket.exists());
+    }
 }

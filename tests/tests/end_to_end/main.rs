@@ -26,6 +26,7 @@ mod machine_role;
 mod manage_key;
 mod many_hosts;
 mod mock;
+mod onlookers;
 mod plugin_in_c;
 mod secrets;
 mod server_algorithms;
