@@ -134,15 +134,20 @@ struct Strings {
     environment: Vec<CString>,
 }
 
+/// What execvp(3) searches where there is no `PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
 /// Finds `name` as execvp(3) does, and tells what is there but not executable from what is not
-/// there at all.
+/// there at all. An empty element of `PATH` names no directory, though: it would be the current one,
+/// which may be the server's own.
 pub fn find_program(name: &OsStr) -> Result<PathBuf, CommandError> {
     if name.as_bytes().contains(&b'/') {
         return check_executable(Path::new(name));
     }
-    let directories = env::var_os("PATH").unwrap_or_default();
+    let directories = env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     let mut found = CommandError::NotFound(name.into());
-    for directory in env::split_paths(&directories).filter(|_| !name.is_empty()) {
+    let named = |directory: &PathBuf| !name.is_empty() && !directory.as_os_str().is_empty();
+    for directory in env::split_paths(&directories).filter(named) {
         match check_executable(&directory.join(name)) {
             Ok(path) => return Ok(path),
             Err(error @ CommandError::NotExecutable { .. }) => found = error,

@@ -112,6 +112,14 @@ pub fn file_of_service() -> Option<PathBuf> {
     (!matches!(path.try_exists(), Ok(false))).then_some(path)
 }
 
+/// Whether the service has our credential and no other.
+pub fn is_ours_alone() -> bool {
+    let entries = file_of_service().and_then(|path| path.parent()?.read_dir().ok());
+    entries.is_some_and(|mut entries| {
+        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE_NAME))
+    })
+}
+
 fn from_file(path: PathBuf, section: &str) -> Result<Session, CredentialsError> {
     read_file(&path)
         .and_then(|text| parse_file(&text, section))

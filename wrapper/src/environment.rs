@@ -1,6 +1,6 @@
 //! The command's environment: no source credentials, and the session if it is handed over there.
 
-use std::{env, ffi::OsString};
+use std::{env, ffi::OsString, os::unix::ffi::OsStrExt};
 
 use secrecy::ExposeSecret;
 
@@ -27,21 +27,34 @@ const SECRETS: [&str; 9] = [
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 ];
 
-/// Variables that lead to credentials.
-const SOURCES: [&str; 12] = [
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CREDENTIAL_PROFILES_FILE",
-    "AWS_CREDENTIAL_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_ROLE_SESSION_NAME",
+/// What the command may have of the `AWS_…` variables of this process: where AWS is and how it is called,
+/// and nothing that is a credential or leads to one. Whatever AWS adds is left out until it is listed.
+///
+/// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>.
+const PASSED_ON: [&str; 19] = [
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_USE_FIPS_ENDPOINT",
+    "AWS_USE_DUALSTACK_ENDPOINT",
+    "AWS_CA_BUNDLE",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_RETRY_MODE",
+    "AWS_DEFAULTS_MODE",
+    "AWS_SDK_UA_APP_ID",
+    "AWS_DEFAULT_OUTPUT",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_V1_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE",
+    "AWS_METADATA_SERVICE_TIMEOUT",
+    "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
 ];
+
+/// What the endpoints of single services begin with, such as `AWS_ENDPOINT_URL_KMS`.
+const ENDPOINT_OF_SERVICE: &[u8] = b"AWS_ENDPOINT_URL_";
 
 /// Names and values, with duplicates as the process got them.
 pub type Variables = Vec<(OsString, OsString)>;
@@ -52,18 +65,22 @@ pub fn without_secrets(mut variables: Variables) -> Variables {
     variables
 }
 
-/// `variables` without anything of the source credentials.
-fn without_credentials(variables: Variables) -> Variables {
-    let mut variables = without_secrets(variables);
-    variables.retain(|(name, _)| !is_in(&SOURCES, name));
+/// `variables` without those of AWS that are not to be passed on.
+fn without_credentials(mut variables: Variables) -> Variables {
+    variables.retain(|(name, _)| {
+        let name_bytes = name.as_bytes();
+        !name_bytes.starts_with(b"AWS_")
+            || name_bytes.starts_with(ENDPOINT_OF_SERVICE)
+            || is_in(&PASSED_ON, name)
+    });
     variables
 }
 
-/// This process's own variables without anything of the source credentials, the service's
-/// credential too. For a command that we start.
+/// This process's own variables without anything of the source credentials. For a command that we
+/// start. `$CREDENTIALS_DIRECTORY` stays if there is more than our credential: the rest is the command's.
 pub fn for_command() -> Variables {
     let mut variables = without_credentials(env::vars_os().collect());
-    if credentials::file_of_service().is_some() {
+    if credentials::is_ours_alone() {
         variables.retain(|(name, _)| name != credentials::DIRECTORY_VARIABLE);
     }
     variables
@@ -129,26 +146,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_the_source_credentials_is_left_not_even_duplicates() {
-        let mut all = variables(&SECRETS);
-        all.extend(variables(&SOURCES));
-        all.extend(variables(&SECRETS));
-        all.extend(variables(&[
+    fn of_aws_only_what_is_listed_is_left_and_all_else_with_its_duplicates() {
+        let kept = [
             "AWS_REGION",
             "AWS_DEFAULT_REGION",
             "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_KMS",
             "PATH",
             "PATH",
-        ]));
-        let left = without_credentials(all);
-        let expected = [
-            "AWS_REGION",
-            "AWS_DEFAULT_REGION",
-            "AWS_ENDPOINT_URL",
-            "PATH",
-            "PATH",
+            "AWSOME",
         ];
-        assert_eq!(left, variables(&expected));
+        let mut all = variables(&SECRETS);
+        all.extend(variables(&["AWS_", "AWS_PROFILE", "AWS_NEWER_THAN_THIS"]));
+        all.extend(variables(&SECRETS));
+        all.extend(variables(&kept));
+        assert_eq!(without_credentials(all), variables(&kept));
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, process::Command};
 
-use end_to_end_tests::{Process, Scene, inspection::environment, write_fifo};
+use end_to_end_tests::{
+    Process, Scene,
+    inspection::{environment, variable},
+    write_fifo,
+};
 
 const SLEEP: [&str; 2] = ["sleep", "1000"];
 
@@ -102,6 +106,20 @@ fn a_directory_without_our_credential_changes_nothing_and_passes_on() {
         directory.to_str().unwrap().into(),
     );
     assert!(passed.contains(&expected), "{passed:?}");
+}
+
+#[test]
+fn other_credentials_of_the_service_pass_on_beside_ours() {
+    let scene = Scene::new();
+    let directory = directory(&scene, &file(&scene, "default"));
+    scene.sandbox.write("credentials/other", "for the server");
+    let mut command = scene.command(&SLEEP);
+    with_directory(&mut command, directory.clone());
+    let wrapper = scene.spawn(&mut command);
+    wrapper.give_code(&scene.aws);
+    wrapper.wait_for_command("sleep");
+    let passed = variable(wrapper.process.pid(), "CREDENTIALS_DIRECTORY");
+    assert_eq!(passed, directory.to_str().unwrap());
 }
 
 #[test]

@@ -257,8 +257,9 @@ fn nothing_is_written_to_standard_output() {
     assert_eq!(fs::read_to_string(output).unwrap(), "hers\n");
 }
 
-/// Every name by which an SDK finds credentials, each twice in the environment.
-const SOURCES: [&str; 17] = [
+/// Names by which an SDK or the AWS CLI finds credentials, and some that no release of ours knows. Each is
+/// twice in the environment.
+const DROPPED: [&str; 22] = [
     "AWS_CREDENTIAL_EXPIRATION",
     "AWS_ACCESS_KEY",
     "AWS_SECRET_KEY",
@@ -276,6 +277,11 @@ const SOURCES: [&str; 17] = [
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_ROLE_ARN",
     "AWS_ROLE_SESSION_NAME",
+    "AWS_BEARER_TOKEN_BEDROCK",
+    "AWS_SESSION_EXPIRATION",
+    "AWS_LOGIN_CACHE_DIRECTORY",
+    "AWS_SDK_LOAD_CONFIG",
+    "AWS_NEWER_THAN_THIS_RELEASE",
 ];
 
 /// Starts `sleep` with exactly these assignments in its environment, duplicates included.
@@ -302,7 +308,7 @@ fn passed_on(scene: &Scene, kept: &[String]) -> Vec<(String, String)> {
         "AWS_SESSION_TOKEN=".into(),
         "AWS_SECURITY_TOKEN=".into(),
     ];
-    environment.extend(SOURCES.map(|name| format!("{name}=x")));
+    environment.extend(DROPPED.map(|name| format!("{name}=x")));
     environment.extend(environment.clone());
     environment.extend_from_slice(kept);
     let wrapper = scene.spawn(&mut start_with_environment(scene, &environment));
@@ -319,6 +325,8 @@ fn kept(scene: &Scene) -> Vec<String> {
         "AWS_REGION=us-east-1".into(),
         "AWS_DEFAULT_REGION=eu-west-1".into(),
         "AWS_CA_BUNDLE=/etc/ssl/certs/ca-certificates.crt".into(),
+        "AWS_ENDPOINT_URL_S3=http://127.0.0.1:1".into(),
+        "AWS_MAX_ATTEMPTS=4".into(),
         "MYSQLD_OPTS=--a=b --c".into(),
         "EMPTY=".into(),
         "TWICE=first".into(),
