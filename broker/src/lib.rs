@@ -34,6 +34,7 @@ use broker_api::FrameError;
 use clap::Parser;
 use iam_kms_wrapper::{
     broker::{self, Handover, Started},
+    clock,
     command_line::show_usage,
     config::{Config, ConfigError, Mfa},
     credentials::{self, CredentialsError},
@@ -117,9 +118,11 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
     let Handover {
         config,
         session,
+        clock,
         source,
         server_pid,
     } = Handover::read(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
+    clock::restore(clock);
     logging::use_format(config.log_format);
     warn_of_readable_program();
     let prepared = Lifetime::of_server(server_pid)
@@ -146,7 +149,7 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
     let source = credentials::find_for_mfa(&config)?;
-    let kept = kept.and_then(|taken| stored_session::reuse(&config, taken.file));
+    let kept = kept.and_then(|taken| stored_session::reuse(&config, source.as_ref(), taken.file));
     if let Some(session) = &kept {
         info!(
             event = "session_open",

@@ -16,10 +16,11 @@ use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, 
 use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
     channel::{Channel, sleep_until},
+    clock,
     config::{Config, Mfa},
     credentials,
     logging::AUDIT,
-    session::{Session, unix_seconds_now, utc_text},
+    session::{Session, utc_text},
     stored_session, systemd,
 };
 use nix::sys::eventfd::EventFd;
@@ -34,7 +35,7 @@ const RENEW_AHEAD_SECONDS: i64 = 300;
 const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest wait before the clock is looked at again: it may have been set, or have slept.
+/// The longest wait before the clock is looked at again: the host may have slept.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
 /// For whom the session is kept.
@@ -230,7 +231,7 @@ impl SessionManager {
             }
             let remaining = state
                 .renewal_unix_seconds
-                .map(|due| due.saturating_sub(unix_seconds_now()));
+                .map(|due| due.saturating_sub(clock::aws_unix_seconds()));
             if remaining.is_some_and(|seconds| seconds <= 0) {
                 return true;
             }
@@ -244,6 +245,8 @@ impl SessionManager {
 
     fn renew(&self) -> Result<Session, AskingError> {
         if self.config.mfa == Mfa::Off {
+            // Of instances and containers, AWS's time does not come along.
+            clock::follow_host();
             return credentials::find(&self.config)
                 .map_err(|error| AskingError::Hopeless(error.to_string()));
         }
@@ -301,7 +304,7 @@ impl SessionManager {
             (session.access_key_id.clone(), session.expiration_text());
         let opened = format!("session {access_key_id} is open until {expiration}");
         self.report_closed();
-        stored_session::keep(&self.config, &session);
+        stored_session::keep(&self.config, self.source.as_ref(), &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
             renewal_unix_seconds: renewal(&self.config.mfa, &session),
@@ -367,7 +370,7 @@ fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
     if *mfa != Mfa::Off {
         return Some(end);
     }
-    let now = unix_seconds_now();
+    let now = clock::aws_unix_seconds();
     let half_way = now.saturating_add(end.saturating_sub(now).max(2) / 2);
     Some(half_way.max(end.saturating_sub(RENEW_AHEAD_SECONDS)))
 }
@@ -383,7 +386,7 @@ mod tests {
     use super::*;
 
     fn seconds_to_renewal(mfa: &Mfa, remaining_seconds: i64) -> i64 {
-        let now = unix_seconds_now();
+        let now = clock::aws_unix_seconds();
         let session = Session {
             access_key_id: "ASIAX".into(),
             secret_access_key: "secret".into(),

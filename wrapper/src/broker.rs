@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use trusted_directory::DirectoryError;
 
 use crate::{
+    clock::Reading,
     command::{CommandError, find_program},
     config::Config,
     environment::{Variables, without_secrets},
@@ -33,7 +34,7 @@ use crate::{
 const PROGRAM: &str = "iam-kms-broker";
 
 /// Version of the form of [`Handover`] and [`Started`].
-const HANDOVER_FORMAT: u8 = 1;
+const HANDOVER_FORMAT: u8 = 2;
 
 /// The broker only binds a socket before it answers.
 const START_TIMEOUT_MILLISECONDS: u16 = 10_000;
@@ -49,6 +50,8 @@ pub struct Handover {
     pub config: Config,
     /// The open session.
     pub session: Session,
+    /// The time by which it ends.
+    pub clock: Reading,
     /// The source credentials; `None` where sessions are opened elsewhere.
     pub source: Option<Session>,
     /// The process that becomes the server; the broker leaves when it ends.

@@ -15,7 +15,7 @@ use crate::{
     aws,
     broker::{Broker, BrokerError, Handover},
     channel::{Channel, FifoError},
-    check,
+    check, clock,
     command::{Command, CommandError},
     command_line::{CommandLine, show_usage},
     config::{Config, ConfigError, Handoff, Mfa},
@@ -104,7 +104,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         Handoff::Environment => None,
     };
     let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
-    let kept = kept_file.and_then(|file| stored_session::reuse(&config, file));
+    let kept = kept_file.and_then(|file| stored_session::reuse(&config, source.as_ref(), file));
     let is_kept = kept.is_some();
     let obtained = kept.map_or_else(|| obtain_session(&config, source.as_ref(), &signals), Ok);
     let session = match obtained {
@@ -112,7 +112,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         session => session?,
     };
     if !is_kept {
-        stored_session::keep(&config, &session);
+        stored_session::keep(&config, source.as_ref(), &session);
     }
     report(&config, &session, is_kept, &command);
     let mut variables = environment::for_command();
@@ -129,6 +129,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
             let handover = Handover {
                 config,
                 session,
+                clock: clock::read(),
                 source,
                 server_pid: id().cast_signed(),
             };

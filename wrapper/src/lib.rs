@@ -10,6 +10,7 @@ pub mod aws;
 pub mod broker;
 pub mod channel;
 pub mod check;
+pub mod clock;
 pub mod command;
 pub mod command_line;
 pub mod config;

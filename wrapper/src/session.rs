@@ -11,6 +11,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::error::Category;
 
+use crate::clock;
+
 /// A set of AWS credentials: long-term (no token, no expiration) or temporary.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Session {
@@ -27,10 +29,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Seconds until the end; `None`: there is none. Negative afterwards.
+    /// Seconds until the end, whatever becomes of this host's clock; `None`: there is none. Negative
+    /// afterwards.
     pub fn remaining_seconds(&self) -> Option<i64> {
         self.expiration_unix_seconds
-            .map(|end| end.saturating_sub(unix_seconds_now()))
+            .map(|end| end.saturating_sub(clock::aws_unix_seconds()))
     }
 
     /// The end as RFC 3339 in UTC, or "never".
@@ -39,18 +42,16 @@ impl Session {
             .map_or_else(|| "never".into(), utc_text)
     }
 
-    /// The same credentials for the AWS SDK.
+    /// The same credentials for the AWS SDK, which compares no end with this host's clock: that is for
+    /// [`Self::remaining_seconds`].
     pub fn to_sdk(&self) -> Credentials {
-        let expiration = self
-            .expiration_unix_seconds
-            .and_then(|end| SystemTime::try_from(DateTime::from_secs(end)).ok());
         Credentials::new(
             &self.access_key_id,
             self.secret_access_key.expose_secret(),
             self.session_token
                 .as_ref()
                 .map(|token| token.expose_secret().to_owned()),
-            expiration,
+            None,
             "iam-kms-wrapper",
         )
     }
@@ -152,6 +153,7 @@ pub fn parse_document(json: &[u8]) -> Result<Session, String> {
     let credentials = serde_json::from_slice(json)
         .map(Document::credentials)
         .map_err(|error| not_a_document(error.classify()).to_owned())?;
+    clock::follow_host();
     let expiration = complete("Expiration", credentials.expiration)?;
     let expiration = DateTime::from_str(expiration.expose_secret(), Format::DateTimeWithOffset)
         .map_err(|_| "a session document whose Expiration is no time".to_owned())?;

@@ -10,13 +10,13 @@ use aws_sdk_sts::{
     types::Credentials,
 };
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse};
-use aws_smithy_types::date_time::{DateTime, Format};
 use nix::unistd::{User, geteuid, gethostname};
 use secrecy::SecretString;
 
 use crate::{
     aws::{self, root_cause},
     channel::TokenCode,
+    clock::{self, FollowAws},
     config::Config,
     session::{Session, unix_seconds_now},
 };
@@ -64,6 +64,8 @@ pub async fn trade(
                 .serial_number(serial_number)
                 .token_code(token_code.expose());
             request
+                .customize()
+                .interceptor(FollowAws)
                 .send()
                 .await
                 .map(|answer| answer.credentials)
@@ -76,6 +78,8 @@ pub async fn trade(
                 .serial_number(serial_number)
                 .token_code(token_code.expose());
             request
+                .customize()
+                .interceptor(FollowAws)
                 .send()
                 .await
                 .map(|answer| answer.credentials)
@@ -218,8 +222,7 @@ fn not_aws(whose: &str, status: u16) -> String {
 
 /// How many seconds this host's clock is ahead of STS's, by the answer's Date header.
 fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
-    let date = DateTime::from_str(answer.headers().get("date")?, Format::HttpDate).ok()?;
-    Some(unix_seconds_now() - date.secs())
+    Some(unix_seconds_now() - clock::date_of(answer)?)
 }
 
 impl Refusal {

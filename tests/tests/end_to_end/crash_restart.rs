@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{ErrorKind, Write},
+    os::fd::AsRawFd,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -175,40 +176,114 @@ fn a_session_that_is_over_is_removed_and_a_code_asked_for() {
 
 #[test]
 fn a_session_for_another_configuration_is_removed_and_a_code_asked_for() {
+    for line in [
+        "role_arn = arn:aws:iam::111122223333:role/mariadb",
+        "region = eu-west-1",
+    ] {
+        let scene = Scene::new();
+        let mut manager = crashed(&scene);
+        let scene = scene.line(line);
+        let wrapper = scene.spawn(&mut manager.restart(&scene.command(&SLEEP)));
+        wrapper
+            .process
+            .wait_for("it was opened for another configuration");
+        wrapper.wait_for_fifo();
+        assert!(manager.stored().is_none());
+    }
+}
+
+/// Python: F_ADD_SEALS, all four.
+const SEALED: &str = "fcntl.fcntl(fd, 1033, 15)";
+
+const NOT_OURS: &str = "the secret of the long-term key does not prove that it is ours";
+
+/// Whoever takes over the server's user can have a memory file sealed as ours is: by our own launcher, with
+/// a key and an account of theirs.
+#[test]
+fn a_forged_session_is_refused_with_a_warning_and_a_code_asked_for() {
     let scene = Scene::new();
     let mut manager = crashed(&scene);
-    let role = "role_arn = arn:aws:iam::111122223333:role/mariadb";
-    let scene = scene.line(role);
-    let wrapper = scene.spawn(&mut manager.restart(&scene.command(&SLEEP)));
-    wrapper
-        .process
-        .wait_for("it was opened for another configuration");
+    let theirs = Scene::new();
+    let mut forged = String::new();
+    let mut stored = crashed(&theirs);
+    let link = format!("/proc/self/fd/{}", stored.stored().unwrap().as_raw_fd());
+    for byte in fs::read(link).unwrap() {
+        forged.push_str(&format!("{byte:02x}"));
+    }
+    let setup = format!(
+        "fd = os.memfd_create('iam-kms-session', os.MFD_ALLOW_SEALING)\n\
+         os.write(fd, bytes.fromhex('{forged}')); {SEALED}\n{}",
+        pass(&["fd"], &["iam-kms-session"])
+    );
+    let mut command = manager.restart_with(&setup, &scene.command(&SLEEP));
+    asks(&scene, &mut manager, &mut command, NOT_OURS);
+    let why = "put something else in its place: look for one that should not be there";
+    let mut command = manager.restart_with(&setup, &scene.command(&SLEEP));
+    asks(&scene, &mut manager, &mut command, why);
+}
+
+#[test]
+fn another_long_term_key_wants_a_new_code() {
+    let scene = Scene::new();
+    let mut manager = crashed(&scene);
+    let mut command = scene.command(&SLEEP);
+    command.env("AWS_SECRET_ACCESS_KEY", "another");
+    let wrapper = scene.spawn(&mut manager.restart(&command));
+    wrapper.process.wait_for(NOT_OURS);
     wrapper.wait_for_fifo();
     assert!(manager.stored().is_none());
 }
 
 #[test]
+fn without_a_long_term_key_no_session_is_kept_or_taken_back() {
+    let scene = Scene::new();
+    let mut manager = crashed(&scene);
+    let document = scene.aws.session_document();
+    let scene = scene.without("kms_mfa_id").line("mfa = elsewhere");
+    let mut command = scene.command(&SLEEP);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    let wrapper = scene.spawn(&mut manager.restart(&command));
+    wrapper
+        .process
+        .wait_for("there is no long-term key to prove it");
+    wrapper.wait_for_fifo();
+    wrapper.write(document.as_bytes());
+    wrapper
+        .process
+        .wait_for("systemd does not keep the session for a restart");
+    wrapper.wait_for_command("sleep");
+    assert!(manager.stored().is_none());
+}
+
+#[test]
 fn what_is_no_sealed_session_of_ours_is_removed_and_a_code_asked_for() {
-    const SEALED: &str = "fcntl.fcntl(fd, 1033, 15)"; // F_ADD_SEALS, all four
     let scene = Scene::new();
     let mut manager = crashed(&scene);
     for (make, why) in [
         ("os.write(fd, good)".into(), "it is not sealed"),
         (
             format!("os.write(fd, good); os.fchown(fd, 65534, 65534); {SEALED}"),
-            "it is of uid 65534",
+            "it belongs to uid 65534",
         ),
         (
-            format!("os.write(fd, b'\\1\\xff\\xff\\xff\\xff'); {SEALED}"),
-            "it is damaged (a frame of 4294967295 bytes",
+            format!("os.write(fd, b'\\1' + good[1:]); {SEALED}"),
+            "another release has stored it",
         ),
         (
-            format!("os.write(fd, b'\\1\\x09\\0\\0\\0' + b'\\xff' * 9); {SEALED}"),
+            format!("os.write(fd, b'\\2\\xff\\xff\\xff\\xff'); {SEALED}"),
             "it is damaged (",
         ),
         (
-            format!("os.write(fd, good[:-1]); {SEALED}"),
-            "it is damaged (",
+            format!("os.write(fd, b'\\2\\xff\\xff\\xff\\xff' + b'\\xff' * 99); {SEALED}"),
+            NOT_OURS,
+        ),
+        (format!("os.write(fd, good[:-1]); {SEALED}"), NOT_OURS),
+        (format!("os.write(fd, good + good); {SEALED}"), NOT_OURS),
+        (
+            format!("os.write(fd, good[:-1] + bytes([good[-1] ^ 1])); {SEALED}"),
+            NOT_OURS,
         ),
         (SEALED.into(), "it is damaged (the connection was closed)"),
         (

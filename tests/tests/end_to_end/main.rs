@@ -9,6 +9,7 @@ mod broker_service;
 mod broker_versions;
 mod chaos;
 mod check;
+mod clock_jumps;
 mod code_channel;
 mod crash_restart;
 mod credential_directory;
