@@ -52,7 +52,7 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
-	cargo clippy --locked -p kms-data-keys --features fault-points --all-targets -- -D warnings
+	cargo clippy --locked -p kms-data-keys -p iam-kms-wrapper --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
@@ -107,7 +107,8 @@ test-plugin: packages
 	cargo build --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 	cargo build --locked -p kms-data-keys --features fault-points
-	install -D -t $(DIST)/test-bin $(CARGO_TARGET_DIR)/debug/kms-data-keys
+	cargo build --locked -p iam-kms-wrapper --bin kms-manage-key --features fault-points
+	install -D -t $(DIST)/test-bin $(addprefix $(CARGO_TARGET_DIR)/debug/,kms-data-keys kms-manage-key)
 
 # Into a process whose program its user cannot read, the kernel lets nobody but root look, from its first
 # instruction on: hence 711 for what holds credentials.

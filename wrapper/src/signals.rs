@@ -19,15 +19,6 @@ use crate::process_status;
 /// What ends a wait. (SIGQUIT keeps its meaning: at once, with a core if anything.)
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// A signal that has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Received {
-    /// Which.
-    pub signal: Signal,
-    /// Whether the kernel sent it, for a terminal say, and no process.
-    pub is_of_kernel: bool,
-}
-
 /// The ending signals, held back until [`Signals::release`].
 pub struct Signals {
     descriptor: SignalFd,
@@ -38,17 +29,10 @@ impl Signals {
     /// Holds back the ending signals, but for those that our parent has us ignore or block, and
     /// SIGPIPE, which a connection that breaks would raise.
     pub fn hold() -> io::Result<Self> {
-        Self::hold_and(&[])
-    }
-
-    /// The same with `further` signals.
-    pub fn hold_and(further: &[Signal]) -> io::Result<Self> {
         let inherited_mask = SigSet::thread_get_mask()?;
         let ignored = process_status::mask("SigIgn");
         let ending: SigSet = ENDING
-            .iter()
-            .chain(further)
-            .copied()
+            .into_iter()
             .filter(|signal| !inherited_mask.contains(*signal) && !is_in(ignored, *signal))
             .collect();
         let mut held = ending;
@@ -69,22 +53,8 @@ impl Signals {
 
     /// The ending signal that has come, if one has.
     pub fn received(&self) -> Option<Signal> {
-        self.receive().map(|received| received.signal)
-    }
-
-    /// The same with where it came from. Source: `si_code` in sigaction(2).
-    pub fn receive(&self) -> Option<Received> {
         let info = self.descriptor.read_signal().ok()??;
-        let number = i32::try_from(info.ssi_signo).ok()?;
-        Some(Received {
-            signal: Signal::try_from(number).ok()?,
-            is_of_kernel: info.ssi_code > 0,
-        })
-    }
-
-    /// The signal mask that our parent has given us.
-    pub fn inherited_mask(&self) -> &SigSet {
-        &self.inherited_mask
+        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
     }
 
     /// Puts the mask back as it was inherited. An ending signal that came meanwhile is delivered.

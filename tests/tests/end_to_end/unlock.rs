@@ -2,7 +2,9 @@
 
 use std::{os::unix::process::ExitStatusExt, process::Command};
 
-use end_to_end_tests::{Database, Process, Scene, Terminal, after, aws_cli, wait_until};
+use end_to_end_tests::{
+    Database, Process, Scene, Terminal, after, after_python, aws_cli, dist, inspection, wait_until,
+};
 use nix::sys::signal::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signal};
 
 use crate::manage_key::{
@@ -122,6 +124,105 @@ fn signals_go_on_to_the_command_and_the_key_is_disabled() {
         assert!(output.contains("is Disabled: DisableKey by "), "{output}");
     }
     assert_eq!(state(&scene), "Disabled");
+}
+
+/// Python that prints each signal that it gets, and ends by SIGTERM.
+const LISTENER: &str = "
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+print('ready', flush=True)
+while (got := signal.sigwait(range(1, 65))) != signal.SIGTERM:
+    print(f'got {int(got)}.', flush=True)
+";
+
+#[test]
+fn no_signal_but_kill_and_stop_ends_or_stops_it_while_the_key_is_enabled() {
+    // Ignored by Rust's programs; do nothing unless asked for; stop; the C library's own.
+    const NOT_PASSED_ON: [i32; 10] = [13, 17, 18, 20, 21, 22, 23, 28, 32, 33];
+    let scene = locked(&[]);
+    let process = unlock(&scene, &["python3", "-c", LISTENER]);
+    process.wait_for("ready");
+    let all = (1..=64).filter(|number| ![9, 15, 19].contains(number));
+    for number in all {
+        let mut kill = Command::new("/bin/kill");
+        kill.arg(format!("-{number}"))
+            .arg(process.pid().to_string());
+        assert!(kill.status().unwrap().success(), "{number}");
+        if !NOT_PASSED_ON.contains(&number) {
+            process.wait_for(&format!("got {number}."));
+        }
+    }
+    let output = process.output();
+    for number in NOT_PASSED_ON {
+        assert!(!output.contains(&format!("got {number}.")), "{output}");
+    }
+    let state_of_process = inspection::status(process.pid(), "State");
+    assert!(!state_of_process.starts_with('T'), "{state_of_process}");
+    process.signal(SIGTERM);
+    let output = ends_with(process, 0);
+    assert_eq!(output.matches("is not passed on").count(), 3, "{output}");
+    assert_eq!(state(&scene), "Disabled");
+}
+
+#[test]
+fn ctrl_z_does_not_stop_the_command_while_the_key_is_enabled() {
+    let scene = locked(&[]);
+    let mut terminal = Terminal::new();
+    let process = unlock_in(&mut terminal, &scene, &until_go(&scene));
+    process.wait_for("ready");
+    terminal.type_in("\x1a");
+    process.wait_for("the command goes on: the key is enabled until it ends");
+    scene.sandbox.write("go", "");
+    ends_with(process, 5);
+    assert_eq!(state(&scene), "Disabled");
+}
+
+#[test]
+fn the_commands_status_is_known_where_the_parent_ignores_children() {
+    let scene = locked(&[]);
+    let setup = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)";
+    let command = scene.manage_key_command(&["unlock", "sh", "-c", "exit 7"]);
+    let input = format!("{}\n", scene.aws.code());
+    ends_with(
+        start_with_input(&mut after_python(setup, &command), &input),
+        7,
+    );
+    assert_eq!(state(&scene), "Disabled");
+}
+
+/// `unlock` with a panic at this point.
+fn unlock_with_panic(scene: &Scene, point: &str) -> Process {
+    let line = scene.manage_key_command(&["unlock", "echo", "started"]);
+    let mut command = Command::new(dist("test-bin/kms-manage-key"));
+    command.args(line.get_args()).env_clear();
+    command.envs(line.get_envs().map(|(name, value)| (name, value.unwrap())));
+    command.env("KMS_MANAGE_KEY_PANIC", point);
+    start_with_input(&mut command, &format!("{}\n", scene.aws.code()))
+}
+
+#[test]
+fn a_panic_while_the_key_is_enabled_is_125_with_a_disabled_key() {
+    let scene = locked(&[]);
+    let output = ends_with(unlock_with_panic(&scene, "enabled"), 125);
+    assert!(output.contains("is Enabled: EnableKey by "), "{output}");
+    assert!(output.contains("is Disabled: DisableKey by "), "{output}");
+    assert!(output.contains("an internal error (panic)"), "{output}");
+    assert_eq!(state(&scene), "Disabled");
+}
+
+#[test]
+fn a_panic_while_the_key_is_disabled_is_121_with_the_command_that_disables_it() {
+    let scene = locked(&[]);
+    let output = ends_with(unlock_with_panic(&scene, "disabling"), 121);
+    assert!(
+        output.contains("trying again after an internal error"),
+        "{output}"
+    );
+    assert!(
+        output.contains("THE KEY MAY STILL BE ENABLED: an internal error (panic)"),
+        "{output}"
+    );
+    assert_eq!(state(&scene), "Enabled");
 }
 
 #[test]

@@ -1,59 +1,63 @@
 //! The command that runs while the key is enabled: signals go on to it, and its end is awaited.
 
 use std::{
-    io::{self, PipeReader},
-    os::fd::AsFd,
-    thread,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{Signal, kill},
-        wait::{WaitStatus, waitpid},
-    },
-    unistd::Pid,
+    sys::signal::Signal,
 };
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 use tracing::warn;
 
-use super::{End, ManageError};
-use crate::{command::Command, environment, signals::Signals};
+use super::{
+    End, ManageError,
+    signals::{Number, Received, Signals, send, send_to_group},
+};
+use crate::{command::Command, environment};
 
 /// Runs `command` and waits for its end, which no signal of ours brings about but by its own doing.
 pub(super) fn run(command: &Command, signals: &Signals) -> Result<End, ManageError> {
+    // Those were meant for the question, which could not be stopped.
+    while signals.stop_received().is_some() {}
     let child = command.start(&environment::for_command(), signals.inherited_mask())?;
-    let status =
-        wait(child, signals).map_err(|error| ManageError::System("wait for COMMAND", error))?;
-    Ok(match status {
-        WaitStatus::Signaled(_, signal, _) => End::Signal(signal),
-        WaitStatus::Exited(_, code) => End::Code(code),
-        // Not without WUNTRACED or ptrace(2).
-        _ => End::Code(125),
+    let status = Pid::from_raw(child.as_raw())
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+        .and_then(|child| wait(child, signals))
+        .map_err(|error| ManageError::System("wait for COMMAND", error))?;
+    Ok(match (status.terminating_signal(), status.exit_status()) {
+        (Some(number), _) => End::Signal(Number::new(number)),
+        (None, code) => End::Code(code.unwrap_or(125)),
     })
 }
 
-/// The waiting is a thread's: it works also where our parent has us ignore SIGCHLD.
-fn wait(child: Pid, signals: &Signals) -> io::Result<WaitStatus> {
-    let (ended, open_until_end) = io::pipe()?;
-    let waiter = thread::Builder::new().spawn(move || {
-        let status = waitpid(child, None);
-        drop(open_until_end);
-        status
-    })?;
-    while !wait_for_end(&ended, signals)? {
-        forward(child, signals);
+/// Until we ask for its status, the child's number is no other process's.
+fn wait(child: Pid, signals: &Signals) -> io::Result<WaitIdStatus> {
+    let child: OwnedFd = pidfd_open(child, PidfdFlags::empty())?;
+    while !wait_for_end(child.as_fd(), signals)? {
+        while let Some(received) = signals.received() {
+            forward(child.as_fd(), received);
+        }
+        while let Some(received) = signals.stop_received() {
+            refuse_to_stop(received);
+        }
     }
-    let status = waiter.join().map_err(|_| io::ErrorKind::Other)?;
-    Ok(status?)
+    loop {
+        match waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// True for the end of the command, false for signals.
-fn wait_for_end(ended: &PipeReader, signals: &Signals) -> io::Result<bool> {
-    let mut descriptors = [
-        PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-        PollFd::new(signals.descriptor(), PollFlags::POLLIN),
-    ];
+fn wait_for_end(child: BorrowedFd<'_>, signals: &Signals) -> io::Result<bool> {
+    let mut descriptors = [child, signals.descriptor(), signals.stop_descriptor()]
+        .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
     match poll(&mut descriptors, PollTimeout::NONE) {
         Ok(_) => Ok(descriptors[0].any() == Some(true)),
         Err(Errno::EINTR) => Ok(false),
@@ -63,14 +67,31 @@ fn wait_for_end(ended: &PipeReader, signals: &Signals) -> io::Result<bool> {
 
 /// What the terminal's keys send, the command gets by itself: it is in our process group. (That the
 /// terminal has gone, only the leader of the session is told, and that may be us.)
-fn forward(child: Pid, signals: &Signals) {
-    while let Some(received) = signals.receive() {
-        let is_of_keys = matches!(received.signal, Signal::SIGINT | Signal::SIGQUIT);
-        if received.is_of_kernel && is_of_keys {
-            continue;
-        }
-        if let Err(error) = kill(child, received.signal) {
-            warn!("cannot pass {} on to the command: {error}", received.signal);
-        }
+fn forward(child: BorrowedFd<'_>, received: Received) {
+    let number = received.number;
+    let is_of_keys = number.is(Signal::SIGINT) || number.is(Signal::SIGQUIT);
+    if received.is_of_kernel && is_of_keys {
+        return;
+    }
+    if let Err(error) = send(child, number) {
+        warn!("cannot pass {number} on to the command: {error}");
+    }
+}
+
+/// A command that is stopped would leave the key enabled for as long as nobody thinks of it. What the
+/// terminal has stopped goes on, unless it wants the terminal and would only be stopped again.
+fn refuse_to_stop(received: Received) {
+    let number = received.number;
+    if !received.is_of_kernel {
+        return warn!("{number} is not passed on: the key is enabled until the command ends");
+    }
+    if !number.is(Signal::SIGTSTP) {
+        return warn!(
+            "the command is stopped, because it wants the terminal from the background ({number}), and the key stays enabled until it ends; give it the terminal (fg) and have it go on (kill -CONT), or end it"
+        );
+    }
+    warn!("the command goes on: the key is enabled until it ends");
+    if let Err(error) = send_to_group(Number::CONT) {
+        warn!("cannot have the command go on: {error}; send it SIGCONT");
     }
 }

@@ -8,11 +8,13 @@ mod change;
 mod child;
 pub mod command_line;
 mod master_key;
+mod signals;
 mod unlock;
 
 use std::{
     io::{self, Write},
     os::fd::BorrowedFd,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     time::Duration,
 };
@@ -20,7 +22,6 @@ use std::{
 use aws_sdk_kms::types::KeyState;
 use broker_api::FailureKind;
 use clap::Parser;
-use nix::sys::signal::Signal;
 use tracing::error;
 
 use crate::{
@@ -33,23 +34,20 @@ use crate::{
     operator::{self, OperatorError},
     process,
     session::Session,
-    signals::Signals,
 };
 use change::{Attempt, ChangeError};
 use command_line::{Action, CommandLine};
 use master_key::{CallError, Change, Description, MasterKey};
+use signals::{Number, Signals};
 
 /// Name of the program, in the log and in its help.
 const PROGRAM: &str = "kms-manage-key";
-
-/// Further signals that would end us, and leave the key enabled.
-const FURTHER_SIGNALS: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Code(i32),
-    Signal(Signal),
+    Signal(Number),
 }
 
 /// Why it is not done.
@@ -75,6 +73,8 @@ enum ManageError {
     Refused(String),
     #[error("{0}")]
     TimedOut(String),
+    #[error("an internal error (panic); please report it with the lines before this one")]
+    Defect,
 }
 
 impl ManageError {
@@ -122,7 +122,8 @@ pub fn main() -> i32 {
         Ok(command_line) => command_line,
         Err(usage) => return show_usage(&usage).into(),
     };
-    let held = process::protect().and_then(|()| Signals::hold_and(&FURTHER_SIGNALS));
+    let may_stop = !matches!(command_line.action, Action::Unlock { .. });
+    let held = process::protect().and_then(|()| Signals::hold(may_stop));
     let signals = match held {
         Ok(signals) => signals,
         Err(error) => {
@@ -130,22 +131,27 @@ pub fn main() -> i32 {
             return 125;
         }
     };
-    let end = manage(command_line, &signals).unwrap_or_else(|failure| end_of(&failure, &signals));
-    match end {
+    let end = catch_panic(|| manage(command_line, &signals));
+    match end.unwrap_or_else(|failure| end_of(&failure, &signals)) {
         End::Code(code) => code,
-        End::Signal(signal) => {
+        End::Signal(number) => {
             // Comes back only where that is not possible.
-            let _ = signals.die_of(signal);
-            128 + signal as i32
+            signals.die_of(number);
+            128 + number.get()
         }
     }
 }
 
+/// A panic of a library, too, ends in a failure: what has to be done afterwards is done.
+fn catch_panic<T>(work: impl FnOnce() -> Result<T, ManageError>) -> Result<T, ManageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ManageError::Defect))
+}
+
 fn end_of(failure: &ManageError, signals: &Signals) -> End {
     match (failure, signals.received()) {
-        (ManageError::Interrupted(text), Some(signal)) => {
-            error!("ended by {signal}: {text}");
-            End::Signal(signal)
+        (ManageError::Interrupted(text), Some(received)) => {
+            error!("ended by {}: {text}", received.number);
+            End::Signal(received.number)
         }
         _ => {
             error!("{failure}");

@@ -2,13 +2,18 @@
 
 use std::{
     io::{self, IsTerminal},
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
     time::Duration,
 };
 
 use aws_sdk_kms::types::KeyState;
 use tracing::{error, info, warn};
 
-use super::{Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, child, not_described};
+use super::{
+    Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, catch_panic, child,
+    not_described,
+};
 use crate::{command::Command, config::Mfa, session::Session};
 
 /// How long the key is tried to be disabled while KMS does not answer: as long as the shortest
@@ -35,21 +40,26 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
         request_patience: tool.timeout,
         timeout: tool.timeout,
     };
-    let outcome = match enable.make() {
-        Ok(()) => {
-            announce(command, &session);
-            child::run(command, tool.signals)
-        }
-        Err(refusal @ (ChangeError::Refused(_) | ChangeError::SessionOver(_))) => {
-            return Err(refusal.into());
-        }
-        Err(failure) => Err(failure.into()),
-    };
+    let mut is_refused = false;
+    let outcome = catch_panic(|| {
+        let enabled = enable.make();
+        is_refused = matches!(
+            enabled,
+            Err(ChangeError::Refused(_) | ChangeError::SessionOver(_))
+        );
+        enabled?;
+        fault_point("enabled");
+        announce(command, &session);
+        child::run(command, tool.signals)
+    });
+    if is_refused {
+        return outcome;
+    }
     // What came while we waited for KMS, before there was a command to get it.
     let outcome = match (outcome, tool.signals.received()) {
-        (Err(ManageError::Interrupted(_)), Some(signal)) => {
-            warn!("{signal} came before the command was started");
-            Ok(End::Signal(signal))
+        (Err(ManageError::Interrupted(_)), Some(received)) => {
+            warn!("{} came before the command was started", received.number);
+            Ok(End::Signal(received.number))
         }
         (outcome, _) => outcome,
     };
@@ -73,7 +83,8 @@ fn announce(command: &Command, session: &Session) {
 
 /// No signal ends this; where the session is over, a new one is opened if that is possible.
 fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result<(), ManageError> {
-    let with = |session: &Session| {
+    let once = |session: &Session| {
+        fault_point("disabling");
         let key = tool.open_key(session, None)?;
         let attempt = Attempt {
             key: &key,
@@ -85,6 +96,14 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         };
         attempt.make()
     };
+    // The second time, everything is another.
+    let with = |session: &Session| {
+        let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
+        attempt().or_else(|_| {
+            warn!("trying again after an internal error (panic)");
+            attempt()
+        })
+    };
     let left_enabled = |why: String| {
         ManageError::LeftEnabled(format!(
             "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} --config={} --key={arn} disable",
@@ -92,8 +111,8 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         ))
     };
     let why = match with(&session) {
-        Err(ChangeError::SessionOver(why)) => why,
-        result => return result.map_err(|error| left_enabled(error.to_string())),
+        Ok(Err(ChangeError::SessionOver(why))) => why,
+        result => return finished(result).map_err(left_enabled),
     };
     if tool.config.mfa != Mfa::Off && !io::stdin().is_terminal() {
         return Err(left_enabled(why));
@@ -104,5 +123,24 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
     let session = tool
         .open_session(None)
         .map_err(|error| left_enabled(error.to_string()))?;
-    with(&session).map_err(|error| left_enabled(error.to_string()))
+    finished(with(&session)).map_err(left_enabled)
 }
+
+/// The error is a text.
+fn finished(result: thread::Result<Result<(), ChangeError>>) -> Result<(), String> {
+    match result {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(ManageError::Defect.to_string()),
+    }
+}
+
+/// For tests: panics where `KMS_MANAGE_KEY_PANIC` names this point.
+#[cfg(feature = "fault-points")]
+fn fault_point(name: &str) {
+    if std::env::var("KMS_MANAGE_KEY_PANIC").is_ok_and(|point| point == name) {
+        std::panic::resume_unwind(Box::new("as the test says"));
+    }
+}
+
+#[cfg(not(feature = "fault-points"))]
+fn fault_point(_: &str) {}
