@@ -4,10 +4,14 @@
 mod plugin;
 
 use std::{
-    ffi::OsString,
+    ffi::{CString, OsString},
     fmt::Display,
     io::{self, Write},
+    os::unix::fs::MetadataExt,
+    path::Path,
 };
+
+use nix::unistd::{Gid, User, geteuid, getgrouplist};
 
 use tracing::error;
 
@@ -127,6 +131,13 @@ impl List {
                 Ok(broker) => safe(broker),
             };
             self.add("broker", broker)?;
+            if geteuid().is_root()
+                && let Some(user) = plugin::server_user(command)
+            {
+                let served = |()| format!("{user} may use the broker's socket");
+                let finding = Finding::of(check_served(config, &user), served);
+                self.add("server's user", finding)?;
+            }
             self.add("plugin", check_plugin(command))?;
         }
         Ok(())
@@ -228,6 +239,46 @@ fn check_command(command: Vec<OsString>) -> Finding {
     Finding::of(Command::find(command), |command| {
         command.path().display().to_string()
     })
+}
+
+/// Whether the broker, which root starts, serves a server that goes on as `user`. The error says what to set.
+fn check_served(config: &Config, user: &str) -> Result<(), String> {
+    let known = User::from_name(user)
+        .map_err(|error| format!("cannot look up the user {user}: {error}"))?
+        .ok_or_else(|| {
+            format!(
+                "there is no user {user}, as whom the server is to run; correct its option user"
+            )
+        })?;
+    if known.uid.is_root() {
+        return Ok(());
+    }
+    let name = CString::new(user).map_err(|error| error.to_string())?;
+    let groups = getgrouplist(&name, known.gid)
+        .map_err(|error| format!("cannot look up the groups of {user}: {error}"))?;
+    let is_member = |gid: u32| groups.contains(&Gid::from_raw(gid));
+    if !config.broker_socket_gid.is_some_and(is_member) {
+        return Err(format!(
+            "the server runs as {user}, as its options say, and the broker serves root alone; set broker_socket_group = {user}, or another group of that user"
+        ));
+    }
+    let directory = config.broker_socket.parent().unwrap_or(Path::new("/"));
+    let metadata = directory
+        .metadata()
+        .map_err(|error| format!("cannot examine {}: {error}", directory.display()))?;
+    let bit = match metadata.uid() == known.uid.as_raw() {
+        true => 0o100,
+        false if is_member(metadata.gid()) => 0o010,
+        false => 0o001,
+    };
+    if metadata.mode() & bit == 0 {
+        return Err(format!(
+            "the server runs as {user}, who cannot search {}, where the broker's socket is; run chmod 755 {}",
+            directory.display(),
+            directory.display()
+        ));
+    }
+    Ok(())
 }
 
 fn check_plugin(command: &[OsString]) -> Finding {

@@ -335,3 +335,29 @@ fn programs_that_other_users_could_look_into_or_replace_are_failures_and_a_start
         wait_until("the broker to leave", || !socket.exists());
     }
 }
+
+#[test]
+fn a_server_that_drops_to_another_user_needs_a_group_that_the_broker_serves() {
+    let scene = Scene::new().with_broker();
+    let options = scene.sandbox.write("my.cnf", "[mariadb]\nuser = nobody\n");
+    let defaults = format!("--defaults-file={}", options.display());
+    let server = ["/usr/sbin/mariadbd", &*defaults];
+    let of_user = |scene: &Scene, command: &[&str], verdict, text| {
+        Checked::of(&mut check(scene, command)).says("server's user", verdict, text);
+    };
+    let advice = "the server runs as nobody, as its options say, and the broker serves root alone; set broker_socket_group = nobody";
+    of_user(&scene, &server, "FAILED", advice);
+    let of_argument = ["/usr/sbin/mariadbd", "--no-defaults", "--user=nobody"];
+    of_user(&scene, &of_argument, "FAILED", advice);
+    let safe = ["/usr/bin/mariadbd-safe", "--no-defaults"];
+    of_user(&scene, &safe, "FAILED", "the server runs as mysql");
+    let root = ["/usr/sbin/mariadbd", "--no-defaults", "--user=root"];
+    of_user(&scene, &root, "ok", "root may use");
+    let missing = ["/usr/sbin/mariadbd", "--no-defaults", "--user=no-such-user"];
+    of_user(&scene, &missing, "FAILED", "there is no user no-such-user");
+    let scene = scene.line("broker_socket_group = nogroup");
+    of_user(&scene, &server, "ok", "nobody may use");
+    let run = scene.fifo().parent().unwrap();
+    fs::set_permissions(run, PermissionsExt::from_mode(0o700)).unwrap();
+    of_user(&scene, &server, "FAILED", "who cannot search ");
+}

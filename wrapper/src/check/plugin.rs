@@ -1,4 +1,4 @@
-//! Where the server will look for the plugin.
+//! Where the server will look for the plugin, and as whom.
 
 use std::{env, ffi::OsString, path::PathBuf, process};
 
@@ -60,6 +60,26 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
         );
     }
     PluginSearch::Missing(names.join(" or "))
+}
+
+/// The user that `command`, if root starts it, has the server run as: of its option files or its arguments.
+///
+/// The first one counts, as for the server, whose option files come before its arguments.
+pub(super) fn server_user(command: &[OsString]) -> Option<String> {
+    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
+    let names = |name: &str| arguments.iter().any(|argument| argument.contains(name));
+    if !names("mariadbd") && !names("mysqld") {
+        return None;
+    }
+    let is_safe = ["mariadbd-safe", "mysqld_safe"]
+        .iter()
+        .any(|name| names(name));
+    option_files(command)
+        .lines()
+        .chain(arguments.iter().map(AsRef::as_ref))
+        .find_map(|option| option.strip_prefix("--user="))
+        .or(is_safe.then_some("mysql"))
+        .map(str::to_owned)
 }
 
 /// The last one counts, as for the server.
