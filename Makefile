@@ -38,7 +38,7 @@ SYSTEMD_TESTS := $(CARGO_TEST) -p end-to-end-tests --test systemd -- --test-thre
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
+.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,15 @@ lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentat
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+	$(MAKE) --silent advisories
+
+# The database is at github.com; where that cannot be reached, this says so and fails nothing.
+advisories: $(CARGO_DENY) ## Vulnerabilities that RustSec knows of in the locked packages; needs github.com
+	@if git ls-remote --exit-code https://github.com/RustSec/advisory-db HEAD > /dev/null 2>&1; then \
+		$(CARGO_DENY) --locked --workspace --config deny.toml check advisories; \
+	else \
+		echo 'Advisories NOT CHECKED: https://github.com/RustSec/advisory-db cannot be reached' >&2; \
+	fi
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
 	$(CARGO_TEST) --workspace --exclude end-to-end-tests

@@ -1,7 +1,7 @@
 //! A process of the server's user that looks into each new program of a directory: `onlooker DIRECTORY`.
 //!
 //! It opens `/proc/PID/{environ,maps,mem,fd}` as early as it can, and prints a line for the first time
-//! that each of them could be read. It ends with its standard input.
+//! that each of them could be read. It ends with its parent.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,23 +9,15 @@ use std::{
     collections::BTreeSet,
     env,
     fs::{self, File},
-    io::{self, Read},
-    os::unix::fs::FileExt,
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
+    os::unix::{fs::FileExt, process::parent_id},
 };
-
-static HAS_ENDED: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     let directory = env::args().nth(1).unwrap();
-    thread::spawn(|| {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
-        HAS_ENDED.store(true, Ordering::Relaxed);
-    });
+    let parent = parent_id();
     println!("looking");
     let mut seen = BTreeSet::new();
-    while !HAS_ENDED.load(Ordering::Relaxed) {
+    while parent_id() == parent {
         let newest = newest_process();
         for pid in newest.saturating_sub(3)..newest + 3 {
             // World-readable, and that of the new program from exec on.

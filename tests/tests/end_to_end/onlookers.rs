@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use end_to_end_tests::{NOBODY, Process, Scene, after, set_user, wait_until};
@@ -31,7 +31,7 @@ impl Starts {
         assert!(copy.status().unwrap().success());
         let mut look = as_the_servers_user(&Command::new(&onlooker));
         look.arg(program.parent().unwrap());
-        let onlooker = Process::start(look.stdin(Stdio::piped()));
+        let onlooker = Process::start(&mut look);
         onlooker.wait_for("looking");
         chown(scene.fifo().parent().unwrap(), Some(NOBODY), Some(NOBODY)).unwrap();
         Self {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use broker_api::{Decrypt, KeyContext, Reply, Request, read_frame, write_frame};
-use end_to_end_tests::{Process, wait_until};
+use end_to_end_tests::{Process, Terminal, wait_until};
 
 use crate::hand_over::traces_for_user_mysql;
 use crate::readme::chapter;
@@ -100,7 +100,7 @@ fn user_mysql_reads_neither_the_long_term_key_nor_the_brokers_process() {
     let user = site.machine.sh(&format!("stat --format=%U /proc/{broker}"));
     assert!(!["root", "mysql"].contains(&user.as_str()), "{user}");
     let (_, secret_access_key) = site.aws.long_term_key();
-    let credential = format!("/run/credentials/{BROKER}/aws");
+    let credential = format!("/run/credentials/{BROKER}/aws-credentials");
     let text = site.machine.sh(&format!("cat {credential}"));
     assert!(text.contains(&secret_access_key));
     for file in [
@@ -121,6 +121,59 @@ fn user_mysql_reads_neither_the_long_term_key_nor_the_brokers_process() {
         let refusal = open("setpriv --reuid=mysql --regid=mysql --init-groups");
         assert!(refusal.contains("Permission denied"), "{file}: {refusal}");
     }
+}
+
+#[test]
+fn user_mysql_can_neither_take_a_code_nor_write_one_nor_replace_fifo_or_socket() {
+    let site = Site::with_broker_service().boot();
+    let socket = "/run/iam-kms-wrapper/broker.sock";
+    for (attempt, path) in [
+        (format!("head -n 1 < {FIFO}"), FIFO),
+        (format!("echo 123456 > {FIFO}"), FIFO),
+        (format!("rm -f {FIFO}"), FIFO),
+        (format!("mv {FIFO} /tmp/mfa"), FIFO),
+        (format!("rm -f {socket}"), socket),
+        ("mv /run/iam-kms-wrapper /run/other".into(), FIFO),
+    ] {
+        let as_mysql = "setpriv --reuid=mysql --regid=mysql --init-groups timeout 60";
+        let refusal = site
+            .machine
+            .sh(&format!("{as_mysql} sh -c '{attempt}' 2>&1 || :"));
+        assert!(
+            refusal.contains("Permission denied"),
+            "{attempt}: {refusal}"
+        );
+        assert!(site.machine.path(path).exists(), "{attempt}");
+    }
+}
+
+#[test]
+fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
+    const QUESTION: &str = "MFA code for mariadb.service:";
+    let site = Site::with_broker_service().boot_and_stop();
+    site.machine.sh(&format!("systemctl stop {BROKER}"));
+    // Until the question of the boot is withdrawn.
+    let prompt = "iam-kms-wrapper-prompt.service";
+    site.machine
+        .wait_for_property(prompt, "ActiveState", "inactive");
+    let mut terminal = Terminal::new();
+    let start = site
+        .machine
+        .start_in(&terminal, &["systemctl", "start", SERVICE]);
+    terminal.wait_for_nth(QUESTION, 1);
+    terminal.type_in(&format!("{}\n", site.aws.wrong_code()));
+    terminal.wait_for_nth(QUESTION, 2);
+    let shown = terminal.shown().to_owned();
+    assert!(
+        shown.contains("AWS refused the code"),
+        "{shown}\n{}\n{}",
+        site.machine.journal("iam-kms-wrapper-prompt.service"),
+        site.machine.journal(BROKER)
+    );
+    terminal.type_in(&format!("{}\n", site.aws.code()));
+    terminal.wait_for_success(start);
+    site.machine
+        .wait_for_property("iam-kms-wrapper-prompt.path", "ActiveState", "inactive");
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn encrypts_a_table(site: &Running) {
 }
 
 #[test]
-fn one_host_with_a_code_at_boot() {
+fn the_launcher_in_the_servers_place() {
     let site = bare().boot_as_it_is();
     done_with_code(&site, "mfa-at-boot", 0);
     encrypts(&site);
@@ -145,12 +145,12 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
     write_fifo(&site.machine.path(FIFO), document.as_bytes());
     succeeds(steps, &site);
     encrypts(&site);
-    let journal = site.machine.journal(SERVICE);
+    let journal = site.machine.journal(BROKER);
     assert!(!journal.contains("No such file"), "{journal}");
 }
 
 #[test]
-fn the_broker_under_its_own_user() {
+fn one_host_with_a_code_at_boot() {
     let site = bare().boot_as_it_is();
     done_with_code(&site, "broker-service", 0);
     encrypts(&site);

@@ -1,6 +1,8 @@
 //! Who gets which credentials.
 
-use end_to_end_tests::{contains_bytes, traces, write_fifo};
+use std::path::Path;
+
+use end_to_end_tests::{Machine, contains_bytes, traces, write_fifo};
 use serde_json::Value;
 
 use crate::site::{FIFO, Running, SERVICE, Site};
@@ -150,4 +152,79 @@ fn the_set_up_of_the_manual_works_unchanged() {
             "{name} is in the journal"
         );
     }
+}
+
+const ONLOOKER: &str = "/usr/local/lib/onlooker";
+
+/// A machine on which a process of user mysql, with the capability that mariadb.service gives to those of the
+/// server, looks into each of our programs that starts.
+fn with_onlooker() -> Running {
+    let mut site = Site::new();
+    site.image = site
+        .image
+        .copy(Path::new(env!("CARGO_BIN_EXE_onlooker")), ONLOOKER);
+    let site = site.boot_and_stop();
+    site.machine.sh(&format!(
+        "systemd-run --quiet --unit=onlooker -p User=mysql -p AmbientCapabilities=CAP_IPC_LOCK \
+             {ONLOOKER} /usr/local/bin/iam-kms-"
+    ));
+    site.machine.wait_until("the onlooker", "onlooker", || {
+        site.machine.journal("onlooker").contains("looking")
+    });
+    site
+}
+
+/// Starts the launcher as mariadb.service does, so many times, each up to where it waits for a code.
+fn start_repeatedly(machine: &Machine, times: usize) {
+    machine.sh(&format!(
+        "for n in $(seq {times}); do
+             systemctl start --no-block mariadb
+             until [ -p {FIFO} ]; do sleep 0.02; done
+             systemctl kill --signal=KILL mariadb
+             systemctl stop mariadb.socket mariadb
+             systemctl reset-failed mariadb
+             rm -f {FIFO}
+         done"
+    ));
+}
+
+fn has_seen(site: &Running) -> String {
+    let journal = site.machine.journal("onlooker");
+    let lines = journal
+        .lines()
+        .filter(|line| line.starts_with("could read"));
+    lines.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn no_process_of_user_mysql_can_look_into_the_launcher_in_fifty_starts() {
+    let site = with_onlooker();
+    start_repeatedly(&site.machine, 50);
+    assert_eq!(has_seen(&site), "");
+    // And if user mysql could read the program, that process would see something.
+    site.machine.sh("chmod 755 /usr/local/bin/iam-kms-*");
+    site.machine.wait_until("a look", "onlooker", || {
+        start_repeatedly(&site.machine, 5);
+        has_seen(&site).contains("could read environ")
+    });
+}
+
+/// Why SECURITY.md recommends the broker as a service.
+#[test]
+fn user_mysql_can_take_a_code_from_the_launcher_and_read_the_key_meanwhile() {
+    let site = Site::new().boot();
+    let launcher = site.main_pid(SERVICE);
+    let as_mysql = "setpriv --reuid=mysql --regid=mysql --init-groups";
+    let taken = site.machine.sh(&format!(
+        "kill -STOP {launcher}
+         {as_mysql} sh -c 'head -n 1 < {FIFO}' > /run/taken & reader=$!
+         echo 123456 > {FIFO}
+         wait $reader
+         kill -CONT {launcher}
+         cat /run/taken"
+    ));
+    assert_eq!(taken, "123456");
+    let (_, secret_access_key) = site.aws.long_term_key();
+    let credential = format!("{as_mysql} cat /run/credentials/{SERVICE}/aws-credentials");
+    assert!(site.machine.sh(&credential).contains(&secret_access_key));
 }

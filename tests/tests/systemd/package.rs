@@ -13,7 +13,7 @@ use end_to_end_tests::{Process, Sandbox};
 
 use crate::{
     readme::chapter,
-    site::{FIFO, Running, SERVICE, Site},
+    site::{BROKER, FIFO, Running, SERVICE, Site},
 };
 
 /// What the package may never touch.
@@ -66,6 +66,7 @@ fn clean_machine() -> Running {
     );
     let running = site
         .told_where_aws_is(SERVICE)
+        .told_where_aws_is(BROKER)
         .file("/usr/bin/editor", 0o755, &editor)
         // There is no mirror to take the recommended CA certificates from.
         .file(
@@ -107,18 +108,22 @@ fn encrypted_server() -> Running {
     install(&running);
     running.machine.sh(&format!("{}{}", step(3), step(4)));
     let aws = format!(
-        "-p User=mysql -p Environment=AWS_ENDPOINT_URL={}",
+        "-p DynamicUser=yes -p Environment=AWS_ENDPOINT_URL={}",
         running.aws.endpoint()
     );
-    let checked = running.machine.sh(&step(5).replace("-p User=mysql", &aws));
+    let check = step(5);
+    assert!(check.contains("-p DynamicUser=yes "), "{check}");
+    let checked = running
+        .machine
+        .sh(&check.replace("-p DynamicUser=yes", &aws));
     assert!(
         checked.lines().all(|line| line.starts_with("ok ")),
         "{checked}"
     );
     let start_and_code = step(6);
-    let mut commands = start_and_code.lines();
-    start(&running, commands.next().unwrap());
-    assert_eq!(commands.next(), Some(&*format!("echo 123456 > {FIFO}")));
+    let (commands, code) = start_and_code.trim_end().rsplit_once('\n').unwrap();
+    assert_eq!(code, format!("echo 123456 > {FIFO}"));
+    start(&running, commands);
     running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
     running
 }
@@ -203,6 +208,38 @@ fn what_the_readme_says_starts_an_encrypted_server_from_the_package() {
 }
 
 #[test]
+fn what_the_readme_says_puts_the_launcher_in_the_servers_place() {
+    let running = encrypted_server();
+    let commands: String = chapter("### The launcher in the server's place")
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(
+        commands.ends_with("systemctl restart mariadb\n"),
+        "{commands}"
+    );
+    start(&running, &commands);
+    assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+    let broker = running
+        .machine
+        .sh("stat --format=%U /proc/$(pidof iam-kms-broker)");
+    assert_eq!(broker, "mysql");
+    assert_eq!(running.machine.property(BROKER, "ActiveState"), "inactive");
+}
+
+#[test]
+fn programs_that_hold_credentials_can_be_read_by_root_alone() {
+    let running = clean_machine();
+    install(&running);
+    let modes = "stat --format='%a %U' /usr/bin/iam-kms-* /usr/bin/kms-* | sort -u";
+    assert_eq!(running.machine.sh(modes), "711 root");
+    let help = "setpriv --reuid=mysql --regid=mysql --init-groups sh -ec
+        'for program in /usr/bin/iam-kms-* /usr/bin/kms-*; do $program --help > /dev/null; done'";
+    running.machine.sh(&help.replace('\n', ""));
+}
+
+#[test]
 fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afterwards() {
     let running = encrypted_server();
     let machine = &running.machine;
@@ -227,7 +264,7 @@ fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afte
     );
     let told = machine.sh("apt-get remove --yes iam-kms-wrapper 2>&1");
     assert!(
-        told.contains("mariadb.service.d/iam-kms-wrapper.conf still has"),
+        told.contains("mariadb.service.d/iam-kms-broker.conf still has"),
         "{told}"
     );
     assert_eq!(kept(&running), before);

@@ -40,7 +40,7 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
         "cd /usr/share/doc/iam-kms-wrapper/examples/configuration
          sed -e 's|^kms_mfa_id = .*|kms_mfa_id = {}|' -e 's|^master_key_id = .*|master_key_id = alias/mariadb|' \\
              kms-manage-key.config > /etc/iam-kms-wrapper/kms-manage-key.config
-         systemctl stop mariadb.socket mariadb",
+         systemctl stop mariadb.socket mariadb iam-kms-broker",
         running.aws.serial_number()
     ));
     let commands = commands("Master key");
