@@ -217,8 +217,8 @@ fn user_mysql_can_take_a_code_from_the_launcher_and_read_the_key_meanwhile() {
     let as_mysql = "setpriv --reuid=mysql --regid=mysql --init-groups";
     let taken = site.machine.sh(&format!(
         "kill -STOP {launcher}
-         {as_mysql} sh -c 'head -n 1 < {FIFO}' > /run/taken & reader=$!
-         echo 123456 > {FIFO}
+         timeout 60 {as_mysql} sh -c 'head -n 1 <> {FIFO}' > /run/taken & reader=$!
+         timeout 60 sh -c 'echo 123456 > {FIFO}'
          wait $reader
          kill -CONT {launcher}
          cat /run/taken"
