@@ -10,8 +10,13 @@ use std::path::{Path, PathBuf, absolute};
 
 use nix::unistd::geteuid;
 
+const WRITABLE_BY_GROUP: u32 = 0o020;
 const WRITABLE_BY_ALL: u32 = 0o002;
 const STICKY: u32 = 0o1000;
+
+/// Its members are trusted as root is: containers of OpenShift, say, run as users without a name in this
+/// group, and own their directories through it alone.
+const ROOTS_GROUP: u32 = 0;
 
 /// Why a directory is not trusted.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +41,8 @@ pub enum DirectoryError {
 
 /// Checks that only root, the user of this process and `owner` can replace what lies in `directory`,
 /// or put another directory in its place: that they own it and every directory on the way to it, and
-/// that none of these can be written by every user, unless it is sticky. The members of a directory's
-/// group are trusted as its owner is.
+/// that none of these can be written by every user, or by a group other than root's, unless it is
+/// sticky. (Where an access control list lets further users write, the mode shows it as the group's.)
 ///
 /// Errors: [`DirectoryError::Writable`] names the directory and who can write it.
 pub fn check(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError> {
@@ -69,8 +74,15 @@ fn check_one(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError>
     if uid != 0 && uid != geteuid().as_raw() && Some(uid) != owner {
         return writable(format!("user {uid}"));
     }
-    if metadata.mode() & WRITABLE_BY_ALL != 0 && metadata.mode() & STICKY == 0 {
+    let (mode, gid) = (metadata.mode(), metadata.gid());
+    if mode & STICKY != 0 {
+        return Ok(());
+    }
+    if mode & WRITABLE_BY_ALL != 0 {
         return writable("every user".into());
+    }
+    if mode & WRITABLE_BY_GROUP != 0 && gid != ROOTS_GROUP {
+        return writable(format!("every member of group {gid}"));
     }
     Ok(())
 }
@@ -102,6 +114,26 @@ mod tests {
         );
         assert_eq!(refusal(directory.path()), expected);
         set_mode(directory.path(), 0o1777);
+        assert_eq!(refusal(directory.path()), "");
+    }
+
+    #[test]
+    fn a_directory_that_a_group_can_write_is_refused_unless_it_is_sticky_or_the_group_is_roots() {
+        if !geteuid().is_root() {
+            return; // Only root can give a directory to a group it is not in.
+        }
+        let directory = tempfile::tempdir().unwrap();
+        chown(directory.path(), None, Some(NOBODY)).unwrap();
+        set_mode(directory.path(), 0o775);
+        let expected = format!(
+            "every member of group 65534 can write the directory {}",
+            directory.path().display()
+        );
+        assert_eq!(refusal(directory.path()), expected);
+        set_mode(directory.path(), 0o1775);
+        assert_eq!(refusal(directory.path()), "");
+        set_mode(directory.path(), 0o775);
+        chown(directory.path(), None, Some(0)).unwrap();
         assert_eq!(refusal(directory.path()), "");
     }
 
