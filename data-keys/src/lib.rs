@@ -35,6 +35,7 @@ use key_store::key_directory::FileError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use tokio::runtime::Runtime;
 use tracing::error;
+use visible_text::escape;
 
 use command_line::{Command, CommandLine};
 
@@ -149,11 +150,12 @@ fn data_keys(count: usize) -> String {
     }
 }
 
-/// Writes `text` to standard output. Nobody reading it to its end is no failure.
+/// Writes `text` to standard output, each line escaped. Nobody reading it to its end is no failure.
 fn print(text: &str) -> Result<(), DataKeysError> {
     let mut output = io::stdout().lock();
+    let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
     match output
-        .write_all(text.as_bytes())
+        .write_all(lines.as_bytes())
         .and_then(|()| output.flush())
     {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -1,12 +1,18 @@
 //! Tables for people.
 
+use visible_text::escape;
+
 /// Lays out `rows` below `titles`, each column as wide as its longest cell.
 pub(crate) fn layout<const COLUMNS: usize>(
     titles: [&str; COLUMNS],
     rows: &[[String; COLUMNS]],
 ) -> String {
+    let rows: Vec<[String; COLUMNS]> = rows
+        .iter()
+        .map(|row| row.each_ref().map(|cell| escape(cell)))
+        .collect();
     let mut widths = titles.map(str::len);
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
@@ -37,9 +43,13 @@ mod tests {
         assert_eq!(
             layout(
                 ["ID", "FILE"],
-                &[row(["4294967294", "a"]), row(["1", "long-name"])]
+                &[
+                    row(["4294967294", "a"]),
+                    row(["1", "long-name"]),
+                    row(["2", "x\n3  \u{202e}y"])
+                ]
             ),
-            "ID          FILE\n4294967294  a\n1           long-name\n"
+            "ID          FILE\n4294967294  a\n1           long-name\n2           x\\n3  \\u{202e}y\n"
         );
     }
 }

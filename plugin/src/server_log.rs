@@ -7,6 +7,8 @@ use std::ffi::CString;
 use std::io::Write;
 use std::time::SystemTime;
 
+use visible_text::escape;
+
 use crate::server_symbols;
 use crate::status;
 
@@ -69,20 +71,16 @@ fn print(message: &str, flags: c_ulong, level: &str) {
     }
 }
 
-/// Prefixes the message, takes line breaks and other control characters out, and cuts it to what
+/// Prefixes the message, makes line breaks and other control characters visible, and cuts it to what
 /// the server prints.
 fn one_line(message: &str) -> CString {
     let mut text = String::from(PREFIX);
-    text.extend(
-        message
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c }),
-    );
+    text.push_str(&escape(message));
     if text.len() > MAX_MESSAGE_BYTES {
         text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES - "…".len()));
         text.push('…');
     }
-    // A NUL would be a control character, and those are gone.
+    // A NUL would be a control character, and those are escaped.
     CString::new(text).unwrap_or_default()
 }
 
@@ -92,10 +90,10 @@ mod tests {
 
     #[test]
     fn a_message_is_one_prefixed_line() {
-        let text = one_line("first\nsecond\r\n\0third");
+        let text = one_line("first\nsecond\r\0 \u{202e}third");
         assert_eq!(
             text.to_str().unwrap(),
-            "AWS KMS plugin: first second   third"
+            "AWS KMS plugin: first\\nsecond\\r\\u{0} \\u{202e}third"
         );
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionPhase, SessionState};
+use visible_text::escape;
 
 use crate::key_manager::KeyManager;
 use crate::plugin;
@@ -80,7 +81,7 @@ static LAST_ERROR: Mutex<Option<LastError>> = Mutex::new(None);
 pub fn remember_error(message: &str) {
     *lock(&LAST_ERROR) = Some(LastError {
         time: SystemTime::now(),
-        message: message.to_owned(),
+        message: escape(message),
     });
 }
 
@@ -136,7 +137,7 @@ fn session_state() -> &'static str {
 }
 
 fn session_text(of: impl FnOnce(&SessionState) -> Option<String>) -> String {
-    session().as_ref().and_then(of).unwrap_or_default()
+    escape(&session().as_ref().and_then(of).unwrap_or_default())
 }
 
 fn utc_of_unix_seconds(seconds: i64) -> String {

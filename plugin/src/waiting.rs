@@ -14,13 +14,15 @@ use std::time::{Duration, Instant};
 
 use broker_api::client::BrokerError;
 use broker_api::{WaitReason, Waiting};
+use visible_text::escape;
 
 use crate::{server_log, server_symbols};
 
 /// How often the error log is told of a wait that goes on.
 const REMINDER: Duration = Duration::from_secs(60);
-/// What a starting server gets from systemd each time that the broker says it waits.
-const EXTENSION: Duration = Duration::from_secs(60);
+/// What a starting server gets from systemd each time that the broker says it waits: as much as MariaDB's
+/// units give it for the whole start, all of which may be to come.
+const EXTENSION: Duration = Duration::from_secs(15 * 60);
 /// SIGTERM in the masks of proc_pid_status(5), where signal 1 is bit 0.
 const SIGTERM_BIT: u64 = 1 << (15 - 1);
 
@@ -126,7 +128,7 @@ fn notify_systemd(status: &str) {
     else {
         return;
     };
-    let line: String = status.chars().filter(|c| !c.is_control()).collect();
+    let line = escape(status);
     let message = format!(
         "STATUS={line}\nEXTEND_TIMEOUT_USEC={}\n",
         EXTENSION.as_micros()

@@ -8,6 +8,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
 use broker_api::{Failure, FailureKind};
 use key_store::MAX_CIPHERTEXT_BYTES;
+use visible_text::escape;
 
 use crate::aws::root_cause;
 
@@ -46,10 +47,7 @@ fn request(answer: &impl RequestId) -> String {
 
 /// The first `limit` characters of what the other side said, on one line.
 fn printable(text: &str, limit: usize) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(limit)
-        .collect()
+    escape(text).chars().take(limit).collect()
 }
 
 /// Reads the failure of a call. `session_over` is asked where KMS says that the session has ended.
@@ -186,7 +184,7 @@ mod tests {
         let beginning =
             "KMS Decrypt (request 8a6f) failed: AccessDeniedException; check account and region";
         assert!(message.starts_with(beginning), "{message}");
-        assert!(message.contains("AWS says: saidsaid"), "{message}");
+        assert!(message.contains("AWS says: said\\nsaid\\n"), "{message}");
         assert!(message.len() < 700, "{message}");
     }
 

@@ -25,6 +25,7 @@ use tracing::{
     field::{Field, Visit},
     span,
 };
+use visible_text::escape;
 
 use crate::{
     config::LogFormat,
@@ -211,7 +212,7 @@ impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// An event; no text in it has control characters.
+/// An event; its texts are escaped.
 struct Record {
     program: &'static str,
     level: Level,
@@ -280,7 +281,7 @@ impl Record {
 
 impl Visit for Record {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = one_line(&format!("{value:?}"));
+        let text = escape(&format!("{value:?}"));
         match field.name() {
             "message" => self.message = text,
             name => drop(self.fields.insert(name.into(), text.into())),
@@ -298,19 +299,6 @@ impl Visit for Record {
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.fields.insert(field.name().into(), value.into());
     }
-}
-
-/// Makes line ends and their like visible: one event, one line.
-fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
 }
 
 /// Source: sd-daemon(3) and syslog(3).

@@ -6,7 +6,14 @@
 
 mod pow;
 
-use std::ffi::c_int;
+use std::{alloc::System, ffi::c_int};
+
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites memory when it is freed: codes and credentials pass through buffers of libraries that do
+/// not.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// The C entry point.
 // SAFETY: the C runtime calls `main` once, and no other symbol of this program has that name; the

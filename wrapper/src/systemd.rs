@@ -5,21 +5,22 @@ use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use sd_notify::{NotifyState, notify, notify_with_fds};
 use tracing::warn;
+use visible_text::escape;
 
-/// Longer than the ten seconds between two signs of life, by a margin for slow moments.
-const EXTENSION: Duration = Duration::from_secs(60);
+/// `TimeoutStartSec=` of MariaDB's units: when the code has come, all of the start is still to come.
+const EXTENSION: Duration = Duration::from_secs(15 * 60);
 
 /// Says that the broker's own service is up. Never of the launcher: there it is the command's to say.
 pub fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// Shows `text` in `systemctl status`.
+/// Shows `text` in `systemctl status`, on one line: another would be another notification.
 pub fn status(text: &str) {
-    send(&[NotifyState::Status(text)]);
+    send(&[NotifyState::Status(&escape(text))]);
 }
 
-/// Puts the start time-out off.
+/// Has systemd wait for the end of the start for [`EXTENSION`] from now, or longer if it would anyway.
 pub fn extend_timeout() {
     send(&[NotifyState::ExtendTimeoutUsec(
         u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX),

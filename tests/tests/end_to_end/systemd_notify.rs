@@ -24,7 +24,7 @@ fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_r
     let wrapper = scene.spawn(&mut command);
     let status = manager.wait_for("STATUS=Waiting for the MFA code of ");
     assert!(status.contains(&scene.aws.serial_number()), "{status}");
-    let instruction = format!("echo 123456 > {}", scene.fifo().display());
+    let instruction = format!("iam-kms-wrapper code --fifo={}", scene.fifo().display());
     assert!(status.contains(&instruction), "{status}");
     let extension = manager.wait_for("EXTEND_TIMEOUT_USEC=");
     let microseconds = extension.trim().rsplit('=').next().unwrap();
@@ -42,6 +42,38 @@ fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_r
     assert_eq!(
         variable(wrapper.process.pid(), "NOTIFY_SOCKET"),
         manager.address()
+    );
+}
+
+#[test]
+fn nothing_that_is_shown_turns_the_direction_of_text_or_begins_a_line() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("run/\u{202e}\u{2028}\u{1b}[2J");
+    let fifo = directory.join("mfa");
+    let scene = scene
+        .without("kms_mfa_socket")
+        .line(&format!("kms_mfa_socket = {}", fifo.display()));
+    let mut manager = Manager::start(&scene.sandbox);
+    let mut command = scene.command(&["true"]);
+    command.env("NOTIFY_SOCKET", manager.address());
+    let wrapper = scene.spawn(&mut command);
+    let escaped = "\\u{202e}\\u{2028}\\u{1b}[2J/mfa";
+    let status = manager.wait_for("STATUS=Waiting for the MFA code of ");
+    let line = wrapper.process.wait_for("waiting for the MFA code of ");
+    for text in [&status, &line] {
+        assert!(text.contains(escaped), "{text:?}");
+        assert!(
+            !text.contains(['\u{202e}', '\u{2028}', '\u{1b}']),
+            "{text:?}"
+        );
+    }
+    let mut check = scene.command(&[]);
+    let checked = check.arg("--check").output().unwrap().stdout;
+    let checked = String::from_utf8(checked).unwrap();
+    assert!(checked.contains(escaped), "{checked:?}");
+    assert!(
+        !checked.contains(['\u{202e}', '\u{2028}', '\u{1b}']),
+        "{checked:?}"
     );
 }
 

@@ -3,7 +3,14 @@
 #[path = "../pow.rs"]
 mod pow;
 
-use std::process::exit;
+use std::{alloc::System, process::exit};
+
+use zeroizing_alloc::ZeroAlloc;
+
+/// Overwrites memory when it is freed: codes and credentials pass through buffers of libraries that do
+/// not.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 // A panic between EnableKey and DisableKey would leave the key enabled.
 #[cfg(not(panic = "unwind"))]

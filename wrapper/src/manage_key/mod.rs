@@ -23,6 +23,7 @@ use aws_sdk_kms::types::KeyState;
 use broker_api::FailureKind;
 use clap::Parser;
 use tracing::error;
+use visible_text::escape;
 
 use crate::{
     asking::AskingError,
@@ -283,12 +284,12 @@ fn not_described(error: CallError) -> ManageError {
 fn print_status(key: &Description, caller: &str) -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "state: {}", key.state.as_str())?;
-    writeln!(out, "key: {}", key.arn)?;
+    writeln!(out, "key: {}", escape(&key.arn))?;
     if let Some(date) = key.deletion_text() {
         writeln!(out, "deletion: {date}")?;
     }
     if let Some(advice) = key.advice() {
         writeln!(out, "advice: {advice}")?;
     }
-    writeln!(out, "asked by: {caller}")
+    writeln!(out, "asked by: {}", escape(caller))
 }
