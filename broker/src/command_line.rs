@@ -13,9 +13,8 @@ use clap::Parser;
     after_help = "\
 iam-kms-wrapper starts it where its configuration says handoff = broker; there
 is nothing to do by hand then. Started with --config it runs alone: it asks for
-an MFA code when it starts and whenever the session has ended. To give the code,
-write it to the FIFO that the log names:
-  echo 123456 > /run/iam-kms-wrapper/mfa
+an MFA code when it starts and whenever the session has ended. To enter the code:
+  iam-kms-wrapper code
 
 Exit status: 0 when ended by SIGTERM, SIGINT or SIGHUP, or with its server; 125
 otherwise. More in iam-kms-broker(8)."

@@ -15,7 +15,7 @@ use std::{
 use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
-    channel::{Channel, sleep_until},
+    channel::{Channel, Stage, sleep_until, wanted, writing_command},
     clock,
     config::{Config, Mfa},
     credentials,
@@ -251,6 +251,7 @@ impl SessionManager {
                 .map_err(|error| AskingError::Hopeless(error.to_string()));
         }
         let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
+        channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
         self.announce(&channel);
         let asking = Asking {
             config: &self.config,
@@ -327,14 +328,14 @@ impl SessionManager {
             Some(end) => format!("the AWS session ended at {}", utc_text(end)),
             None => "there is no AWS session yet".into(),
         };
-        let fifo = self.config.fifo_or_default().display();
+        let command = writing_command(self.config.fifo_or_default(), &self.config.mfa);
         let next = match (&state.failure, &self.config.mfa) {
             (Some(failure), _) => format!("and no new one can be had: {failure}"),
             (None, Mfa::Here { serial_number }) => {
-                format!("write a new MFA code of {serial_number}: echo 123456 > {fifo}")
+                format!("write a new MFA code of {serial_number}: {command}")
             }
             (None, Mfa::Elsewhere) => {
-                format!("write a new session document: cat session.json > {fifo}")
+                format!("write a new session document: {command}")
             }
             (None, Mfa::Off) => "a new one is being fetched".into(),
         };

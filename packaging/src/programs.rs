@@ -24,7 +24,9 @@ impl Program {
 pub fn programs() -> Vec<Program> {
     vec![
         Program {
-            command: iam_kms_wrapper::command_line::CommandLine::command(),
+            // Its own parser takes the subcommand as a first argument only: COMMAND may have that name.
+            command: iam_kms_wrapper::command_line::CommandLine::command()
+                .subcommand(iam_kms_wrapper::code::CodeCommandLine::command()),
             sections: include_str!("../man/iam-kms-wrapper.8"),
         },
         Program {

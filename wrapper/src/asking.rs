@@ -1,6 +1,7 @@
 //! From a person's code to a session: ask, trade, and ask again where that is the answer.
 
 use std::{
+    hash::{BuildHasher, RandomState},
     os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
@@ -9,10 +10,10 @@ use tracing::{info, warn};
 
 use crate::{
     aws,
-    channel::{Channel, Event, FifoError, Input, TokenCode, Wait, sleep_until},
+    channel::{Channel, Event, FifoError, Input, Stage, TokenCode, Wait, sleep_until},
     config::{Config, Mfa},
     logging::AUDIT,
-    session::{Session, unix_seconds_now},
+    session::{Session, seconds_text, unix_seconds_now},
     sts::{self, Outcome},
 };
 
@@ -41,10 +42,10 @@ pub enum AskingError {
     #[error("{0}")]
     Refused(String),
     /// Nobody wrote a code.
-    #[error("no MFA code was written within {0} seconds (prompt_timeout_seconds)")]
+    #[error("no MFA code was written within {} (prompt_timeout_seconds)", seconds_text(*.0))]
     DeadlinePassed(u64),
     /// The interrupt descriptor became readable.
-    #[error("interrupted")]
+    #[error("stopped before there was a session")]
     Interrupted,
 }
 
@@ -128,33 +129,70 @@ impl Asking<'_> {
                     let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
                     return Err(AskingError::DeadlinePassed(seconds));
                 }
-                Event::Input(Input::Session(session)) => {
-                    info!(target: AUDIT, event = "session_document_taken", "took a session document");
-                    return Ok(session);
-                }
-                Event::Input(Input::Refused(why)) => Err(Refusal {
-                    event: "input_refused",
-                    why: format!(
-                        "ignored {why}; write {}: {}",
-                        self.wanted(),
-                        channel.instruction(&self.config.mfa)
-                    ),
-                }),
-                Event::Input(Input::TokenCode(code)) => self.try_code(&code, &mut spent)?,
+                Event::Input(input) => self.try_input(input, &mut spent, channel),
             };
             match outcome {
-                Ok(session) => return Ok(session),
-                Err(refusal) if channel.is_line() => {
-                    return Err(AskingError::Refused(refusal.why));
+                Ok(Ok(session)) => {
+                    let end = session.expiration_text();
+                    channel.tell(Stage::Accepted, &format!("the session is open until {end}"));
+                    return Ok(session);
                 }
-                Err(Refusal { event, why }) => warn!(event, "{why}"),
+                Ok(Err(Refusal { event, why })) => {
+                    channel.tell(Stage::Refused, &why);
+                    if channel.is_line() {
+                        return Err(AskingError::Refused(why));
+                    }
+                    warn!(event, "{why}");
+                }
+                Err(failure) => {
+                    channel.tell(Stage::Refused, &failure.to_string());
+                    return Err(failure);
+                }
             }
         }
     }
 
+    fn try_input(
+        &self,
+        input: Input,
+        spent: &mut SpentCodes,
+        channel: &mut Channel,
+    ) -> Result<Result<Session, Refusal>, AskingError> {
+        let instruction = channel.instruction(&self.config.mfa);
+        Ok(match input {
+            Input::Session(session) => {
+                info!(target: AUDIT, event = "session_document_taken", "took a session document");
+                Ok(session)
+            }
+            Input::Refused(why) => Err(Refusal {
+                event: "input_refused",
+                why: format!("ignored {why}; write {}: {instruction}", self.wanted()),
+            }),
+            Input::Vanished => Err(Refusal {
+                event: "input_vanished",
+                why: self.vanished(&instruction),
+            }),
+            Input::TokenCode(code) => {
+                channel.tell(Stage::Asking, "");
+                return self.try_code(&code, spent, &mut |why| channel.tell(Stage::Asking, why));
+            }
+        })
+    }
+
+    /// What it may mean that an input has reached somebody else.
+    fn vanished(&self, instruction: &str) -> String {
+        let fifo = self.config.fifo_or_default().display();
+        format!(
+            "something was written to {fifo}, but another process read it. That may be a forgotten \
+             `cat`, or an attacker who now has your MFA code: find the process (fuser {fifo}), then write \
+             {}: {instruction}",
+            self.wanted()
+        )
+    }
+
     /// Trades the one code that there is.
     pub fn trade_code(&self, code: &TokenCode) -> Result<Session, AskingError> {
-        self.try_code(code, &mut SpentCodes::default())?
+        self.try_code(code, &mut SpentCodes::default(), &mut |_| {})?
             .map_err(|refusal| AskingError::Refused(refusal.why))
     }
 
@@ -165,16 +203,17 @@ impl Asking<'_> {
         }
     }
 
-    /// A refusal: another code is needed.
+    /// A refusal: another code is needed. `delayed` hears why it takes longer.
     fn try_code(
         &self,
         code: &TokenCode,
         spent: &mut SpentCodes,
+        delayed: &mut dyn FnMut(&str),
     ) -> Result<Result<Session, Refusal>, AskingError> {
         if spent.contains(code) {
             return Ok(Err(Refusal::of_code(format!(
-                "this code has been used; the next one comes in {} seconds",
-                seconds_to_next_code()
+                "this code has been used; the next one comes in {}",
+                seconds_text(seconds_to_next_code())
             ))));
         }
         let Some(trade) = self.trade else {
@@ -188,9 +227,9 @@ impl Asking<'_> {
         {
             return Err(AskingError::Interrupted);
         }
-        let outcome = self.trade_while_fresh(trade, code)?;
+        let outcome = self.trade_while_fresh(trade, code, delayed)?;
         if !matches!(outcome, Outcome::NotJudged(_)) {
-            spent.add(code.clone());
+            spent.add(code);
         }
         let why = match outcome {
             Outcome::Opened(session) => {
@@ -207,8 +246,8 @@ impl Asking<'_> {
                 format!("{why}; the code is too old by now, write a new one")
             }
             Outcome::Spent(why) => format!(
-                "{why}; write the next code, which comes in {} seconds",
-                seconds_to_next_code()
+                "{why}; write the next code, which comes in {}",
+                seconds_text(seconds_to_next_code())
             ),
         };
         Ok(Err(Refusal::of_code(why)))
@@ -219,6 +258,7 @@ impl Asking<'_> {
         &self,
         trade: Trade<'_>,
         code: &TokenCode,
+        delayed: &mut dyn FnMut(&str),
     ) -> Result<Outcome, AskingError> {
         let too_old = Instant::now() + CODE_LIFE;
         let mut pause = SHORTEST_PAUSE;
@@ -232,10 +272,12 @@ impl Asking<'_> {
             if next >= too_old {
                 return Ok(outcome);
             }
-            info!(
-                "{why}; the code is kept and sent again in {} seconds",
-                pause.as_secs()
+            let why = format!(
+                "{why}; the code is kept and sent again in {}",
+                seconds_text(pause.as_secs())
             );
+            info!("{why}");
+            delayed(&why);
             if sleep_until(next, self.interrupt) {
                 return Err(AskingError::Interrupted);
             }
@@ -274,25 +316,35 @@ async fn readable(descriptor: BorrowedFd<'_>) {
     }
 }
 
-/// Codes that AWS has judged, for as long as somebody might write one of them again.
+/// Codes that AWS has judged, for as long as somebody might write one of them again. Not the digits,
+/// which may be the key to more, but keyed hashes of them.
 #[derive(Default)]
-struct SpentCodes(Vec<(TokenCode, Instant)>);
+struct SpentCodes {
+    key: RandomState,
+    hashes: Vec<(u64, Instant)>,
+}
 
 impl SpentCodes {
+    fn hash(&self, code: &TokenCode) -> u64 {
+        self.key.hash_one(code.expose())
+    }
+
     fn contains(&self, code: &TokenCode) -> bool {
-        self.0
+        let hash = self.hash(code);
+        self.hashes
             .iter()
-            .any(|(spent, when)| spent == code && when.elapsed() < 2 * CODE_LIFE)
+            .any(|(spent, when)| *spent == hash && when.elapsed() < 2 * CODE_LIFE)
     }
 
     /// When the next code may be sent; `None`: at once.
     fn next_call(&self) -> Option<Instant> {
-        self.0.last().map(|(_, when)| *when + SHORTEST_PAUSE)
+        self.hashes.last().map(|(_, when)| *when + SHORTEST_PAUSE)
     }
 
-    fn add(&mut self, code: TokenCode) {
-        self.0.retain(|(_, when)| when.elapsed() < 2 * CODE_LIFE);
-        self.0.push((code, Instant::now()));
+    fn add(&mut self, code: &TokenCode) {
+        self.hashes
+            .retain(|(_, when)| when.elapsed() < 2 * CODE_LIFE);
+        self.hashes.push((self.hash(code), Instant::now()));
     }
 }
 

@@ -14,11 +14,12 @@ use std::{
 use nix::unistd::{Gid, User, geteuid, getgrouplist};
 
 use tracing::error;
+use visible_text::escape;
 
 use crate::{
     aws::{self, Service},
     broker::{Broker, BrokerError},
-    channel,
+    channel::{self, FifoError},
     command::Command,
     command_line::CommandLine,
     config::{Config, Handoff, Mfa},
@@ -111,7 +112,13 @@ impl List {
         let fifo = config.fifo_or_default();
         if config.mfa != Mfa::Off {
             let can_be_made = |()| format!("{} can be made", fifo.display());
-            self.add("FIFO", Finding::of(channel::check_fifo(fifo), can_be_made))?;
+            let finding = match channel::check_fifo(fifo) {
+                Err(busy @ FifoError::Busy { .. }) => {
+                    Finding::NotChecked(format!("{busy}; that is right if its server waits"))
+                }
+                found => Finding::of(found, can_be_made),
+            };
+            self.add("FIFO", finding)?;
         }
         if config.handoff == Handoff::Broker {
             let safe = |broker: Broker| match process::check_program(broker.program()) {
@@ -153,7 +160,7 @@ impl List {
             Finding::NotChecked(text) => ("not checked", text),
             Finding::NotNeeded(text) => ("not needed", text),
         };
-        writeln!(io::stdout(), "{verdict:<13}{what}: {text}")
+        writeln!(io::stdout(), "{verdict:<13}{what}: {}", escape(&text))
     }
 }
 

@@ -10,11 +10,12 @@ use clap::Parser;
     name = "iam-kms-wrapper",
     version,
     override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]\n       \
-iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]",
+iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]\n       \
+iam-kms-wrapper code [--fifo=PATH | --config=FILE]",
     after_help = "\
-To give the code, write it to the FIFO that the log and `systemctl status` name:
-  echo 123456 > /run/iam-kms-wrapper/mfa
-In a terminal, and with no kms_mfa_socket configured, it is asked for there.
+To enter the code, run `iam-kms-wrapper code`, with the options that the log and
+`systemctl status` show. In a terminal, and with no kms_mfa_socket configured,
+the code is asked for there.
 
 The least that FILE holds:
   [kms]

@@ -14,8 +14,8 @@ use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
     aws,
     broker::{Broker, BrokerError, Handover},
-    channel::{Channel, FifoError},
-    check, clock,
+    channel::{self, Channel, FifoError, Stage},
+    check, clock, code,
     command::{Command, CommandError},
     command_line::{CommandLine, show_usage},
     config::{Config, ConfigError, Handoff, Mfa},
@@ -66,6 +66,12 @@ impl LaunchError {
 /// Runs the program; returns its exit code if it has not become the command.
 pub fn main() -> i32 {
     logging::init(PROGRAM);
+    if env::args_os()
+        .nth(1)
+        .is_some_and(|first| first == code::SUBCOMMAND)
+    {
+        return code::main(env::args_os().skip(1));
+    }
     let command_line = match CommandLine::parse_arguments(env::args_os()) {
         Ok(command_line) => command_line,
         Err(usage) => return show_usage(&usage).into(),
@@ -159,7 +165,7 @@ fn obtain_session(
         return Ok(source.clone());
     }
     let mut channel = open_channel(config)?;
-    announce(config, &channel);
+    announce(config, &mut channel);
     let asking = Asking {
         config,
         trade: Trade::new(config, source),
@@ -167,7 +173,9 @@ fn obtain_session(
         interrupt: signals.descriptor(),
         alive: &systemd::extend_timeout,
     };
-    Ok(asking.session(&mut channel)?)
+    let session = asking.session(&mut channel)?;
+    systemd::extend_timeout();
+    Ok(session)
 }
 
 fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
@@ -178,7 +186,8 @@ fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
     Ok(Channel::fifo(config.fifo_or_default(), config.fifo_access)?)
 }
 
-fn announce(config: &Config, channel: &Channel) {
+fn announce(config: &Config, channel: &mut Channel) {
+    channel.tell(Stage::Awaited, &channel::wanted(&config.mfa));
     let wanted = channel.wanted(&config.mfa);
     info!(event = "prompt", "waiting for {wanted}");
     systemd::status(&format!("Waiting for {wanted}"));

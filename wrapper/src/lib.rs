@@ -1,7 +1,7 @@
 //! Starts a command with an AWS session that a person has opened with an MFA code.
 //!
-//! [`launch`] is the procedure of `iam-kms-wrapper` and [`manage_key`] that of `kms-manage-key`; the
-//! rest are their parts, which `iam-kms-broker` uses too: the configuration ([`config`]), the source credentials
+//! [`launch`] is the procedure of `iam-kms-wrapper`, [`code`] that of `iam-kms-wrapper code` and
+//! [`manage_key`] that of `kms-manage-key`; the rest are their parts, which `iam-kms-broker` uses too: the configuration ([`config`]), the source credentials
 //! ([`credentials`]), the FIFO or terminal ([`channel`]), the trade at STS ([`sts`]), and the loop
 //! that leads from a code to a session ([`asking`]).
 
@@ -11,6 +11,7 @@ pub mod broker;
 pub mod channel;
 pub mod check;
 pub mod clock;
+pub mod code;
 pub mod command;
 pub mod command_line;
 pub mod config;

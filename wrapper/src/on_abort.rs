@@ -36,6 +36,9 @@ const STACK_BYTES: usize = 64 * 1024;
 /// The FIFO that takes codes.
 pub static FIFO: Leftover = Leftover::none();
 
+/// The file beside it.
+pub static STATE_FILE: Leftover = Leftover::none();
+
 /// The broker's socket.
 pub static SOCKET: Leftover = Leftover::none();
 
@@ -119,7 +122,7 @@ fn provide_stack() -> io::Result<()> {
 
 /// Allocates nothing and takes no lock.
 extern "C" fn break_off(_: c_int) {
-    for leftover in [&FIFO, &SOCKET] {
+    for leftover in [&FIFO, &STATE_FILE, &SOCKET] {
         if let Some(path) = leftover.path() {
             // What cannot be removed stays.
             let _ = unlink(path);

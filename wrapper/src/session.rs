@@ -10,6 +10,7 @@ use aws_smithy_types::date_time::{DateTime, Format};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::error::Category;
+use zeroize::Zeroizing;
 
 use crate::clock;
 
@@ -40,6 +41,23 @@ impl Session {
     pub fn expiration_text(&self) -> String {
         self.expiration_unix_seconds
             .map_or_else(|| "never".into(), utc_text)
+    }
+
+    /// The credentials as a session document, as a `credential_process` prints it.
+    pub fn document(&self) -> Zeroizing<Vec<u8>> {
+        // With room for all: a buffer that grows leaves copies behind.
+        let mut json = Zeroizing::new(Vec::with_capacity(64 * 1024));
+        let document = ProcessCredentials {
+            version: 1,
+            access_key_id: &self.access_key_id,
+            secret_access_key: self.secret_access_key.expose_secret(),
+            session_token: self.session_token.as_ref().map(ExposeSecret::expose_secret),
+            expiration: self.expiration_text(),
+        };
+        // Neither the writer nor the document can fail.
+        let _ = serde_json::to_writer(&mut *json, &document);
+        json.push(b'\n');
+        json
     }
 
     /// The same credentials for the AWS SDK, which compares no end with this host's clock: that is for
@@ -108,28 +126,85 @@ pub fn utc_text(unix_seconds: i64) -> String {
         .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
 }
 
-/// What `aws sts get-session-token`, `aws sts assume-role` or a `credential_process` print.
+/// A duration as people write it: "1 second", "30 seconds".
+pub fn seconds_text(seconds: u64) -> String {
+    match seconds {
+        1 => "1 second".into(),
+        _ => format!("{seconds} seconds"),
+    }
+}
+
+/// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ProcessCredentials<'a> {
+    version: u8,
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    session_token: Option<&'a str>,
+    expiration: String,
+}
+
+/// What `aws sts get-session-token`, `aws sts assume-role` or a `credential_process` print, or `aws sso
+/// get-role-credentials`, whose names begin with a small letter.
 ///
 /// Sources: <https://docs.aws.amazon.com/STS/latest/APIReference/API_Credentials.html>,
-/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.
+/// <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>,
+/// <https://docs.aws.amazon.com/singlesignon/latest/PortalAPIReference/API_RoleCredentials.html>.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document {
+    #[serde(alias = "credentials", alias = "roleCredentials")]
     credentials: Option<DocumentCredentials>,
     // Not `#[serde(flatten)]`, which would leave copies of the secrets behind.
+    #[serde(alias = "accessKeyId")]
     access_key_id: Option<SecretString>,
+    #[serde(alias = "secretAccessKey")]
     secret_access_key: Option<SecretString>,
+    #[serde(alias = "sessionToken")]
     session_token: Option<SecretString>,
-    expiration: Option<SecretString>,
+    #[serde(alias = "expiration")]
+    expiration: Option<Expiration>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DocumentCredentials {
+    #[serde(alias = "accessKeyId")]
     access_key_id: Option<SecretString>,
+    #[serde(alias = "secretAccessKey")]
     secret_access_key: Option<SecretString>,
+    #[serde(alias = "sessionToken")]
     session_token: Option<SecretString>,
-    expiration: Option<SecretString>,
+    #[serde(alias = "expiration")]
+    expiration: Option<Expiration>,
+}
+
+/// RFC 3339, or a time since 1970-01-01 UTC.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Expiration {
+    Text(String),
+    Number(i64),
+}
+
+impl Expiration {
+    /// More seconds than until the year 5138: such a number is of milliseconds, as SSO's are.
+    const LEAST_MILLISECONDS: i64 = 100_000_000_000;
+
+    fn unix_seconds(&self) -> Result<i64, String> {
+        match self {
+            Self::Text(text) if text.is_empty() => Err("is empty or not printable"),
+            Self::Text(text) => DateTime::from_str(text, Format::DateTimeWithOffset)
+                .map(|time| time.secs())
+                .map_err(|_| "is no time"),
+            Self::Number(milliseconds) if *milliseconds >= Self::LEAST_MILLISECONDS => {
+                Ok(milliseconds / 1000)
+            }
+            Self::Number(seconds) => Ok(*seconds),
+        }
+        .map_err(|why| format!("a session document whose Expiration {why}"))
+    }
 }
 
 impl Document {
@@ -150,20 +225,21 @@ const LEAST_REMAINING_SECONDS: i64 = 60;
 ///
 /// The error says what is wrong and never quotes the document.
 pub fn parse_document(json: &[u8]) -> Result<Session, String> {
-    let credentials = serde_json::from_slice(json)
+    let credentials: DocumentCredentials = serde_json::from_slice(json)
         .map(Document::credentials)
         .map_err(|error| not_a_document(error.classify()).to_owned())?;
     clock::follow_host();
-    let expiration = complete("Expiration", credentials.expiration)?;
-    let expiration = DateTime::from_str(expiration.expose_secret(), Format::DateTimeWithOffset)
-        .map_err(|_| "a session document whose Expiration is no time".to_owned())?;
+    let expiration = credentials
+        .expiration
+        .ok_or("a session document without Expiration")?
+        .unix_seconds()?;
     let session = Session {
         access_key_id: complete("AccessKeyId", credentials.access_key_id)?
             .expose_secret()
             .to_owned(),
         secret_access_key: complete("SecretAccessKey", credentials.secret_access_key)?,
         session_token: Some(complete("SessionToken", credentials.session_token)?),
-        expiration_unix_seconds: Some(expiration.secs()),
+        expiration_unix_seconds: Some(expiration),
     };
     match session.remaining_seconds() {
         Some(..=0) => Err(format!(
@@ -218,6 +294,46 @@ mod tests {
             assert_eq!(session.session_token.unwrap().expose_secret(), "t0ken");
             assert_eq!(session.expiration_unix_seconds, Some(4_070_908_800));
         }
+    }
+
+    #[test]
+    fn documents_of_sso_and_times_since_1970_are_sessions() {
+        let sso = CREDENTIALS
+            .replace("\"A", "\"a")
+            .replace("\"SecretA", "\"secretA")
+            .replace("\"SessionT", "\"sessionT")
+            .replace("\"E", "\"e")
+            .replace("\"aSIAX", "\"ASIAX");
+        let end = "\"2099-01-01T00:00:00+00:00\"";
+        for json in [
+            format!(
+                "{{\"roleCredentials\":{{{}}}}}",
+                sso.replace(end, "4070908800000")
+            ),
+            format!("{{{}}}", sso.replace(end, "4070908800")),
+            format!(
+                "{{\"Credentials\":{{{}}}}}",
+                CREDENTIALS.replace(end, "4070908800")
+            ),
+        ] {
+            let session = parse_document(json.as_bytes()).unwrap();
+            assert_eq!(session.access_key_id, "ASIAX", "{json}");
+            assert_eq!(
+                session.expiration_unix_seconds,
+                Some(4_070_908_800),
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_written_as_a_document_is_read_as_the_same_session() {
+        let session = parse_document(format!("{{{CREDENTIALS}}}").as_bytes()).unwrap();
+        let again = parse_document(&session.document()).unwrap();
+        assert_eq!(again.access_key_id, session.access_key_id);
+        assert_eq!(again.secret_access_key.expose_secret(), "s3cret");
+        assert_eq!(again.session_token.unwrap().expose_secret(), "t0ken");
+        assert_eq!(again.expiration_unix_seconds, Some(4_070_908_800));
     }
 
     #[test]

@@ -16,8 +16,13 @@ use nix::sys::{
 
 use crate::process_status;
 
-/// What ends a wait. (SIGQUIT keeps its meaning: at once, with a core if anything.)
-const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// What ends a wait.
+const ENDING: [Signal; 4] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+];
 
 /// The ending signals, held back until [`Signals::release`].
 pub struct Signals {

@@ -18,7 +18,7 @@ use crate::{
     channel::TokenCode,
     clock::{self, FollowAws},
     config::Config,
-    session::{Session, unix_seconds_now},
+    session::{Session, seconds_text, unix_seconds_now},
 };
 
 /// What became of a code. The texts say what happened; the caller adds what it does next.
@@ -209,8 +209,8 @@ where
 {
     match error {
         SdkError::TimeoutError(_) => format!(
-            "no answer within {} seconds (request_timeout_seconds)",
-            config.request_timeout.as_secs()
+            "no answer within {} (request_timeout_seconds)",
+            seconds_text(config.request_timeout.as_secs())
         ),
         other => root_cause(other),
     }

@@ -312,7 +312,7 @@ fn a_peer_that_stops_within_a_frame_keeps_nobody_waiting() {
 fn a_session_that_is_over_is_told_with_the_fifo_and_a_new_code_opens_the_next() {
     let mut scene = Scene::with_aws(&["--session-lifetime", "1"]).with_broker();
     let wrapper = scene.start_with_code(&SLEEP);
-    let instruction = format!("echo 123456 > {}", scene.fifo().display());
+    let instruction = format!("iam-kms-wrapper code --fifo={}", scene.fifo().display());
     let line = wrapper
         .process
         .wait_for("iam-kms-broker: the AWS session ended at ");

@@ -131,7 +131,7 @@ fn systemd_is_told_that_the_service_is_ready_and_where_to_write() {
     let broker = Process::start(&mut command);
     manager.wait_for("READY=1");
     let status = manager.wait_for("STATUS=");
-    assert!(status.contains("echo 123456 > "), "{status}");
+    assert!(status.contains("iam-kms-wrapper code --fifo="), "{status}");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     manager.wait_for("is open until");
     drop(broker);

@@ -103,7 +103,7 @@ fn a_server_with_the_plugin_of_0_1_0_works_with_this_broker() {
     std::thread::scope(|scope| {
         let statement = scope.spawn(|| database.sql(NEW_KEY));
         let line = wrapper.process.wait_for("waiting: ");
-        assert!(line.contains("echo 123456 > "), "{line}");
+        assert!(line.contains("iam-kms-wrapper code --fifo="), "{line}");
         assert_eq!(database.sql("SELECT i FROM d.t3"), "3");
         wait_until("the status", || {
             status(&database, "session_state") == "awaiting code"

@@ -12,11 +12,11 @@ use std::{
 
 use end_to_end_tests::{
     FifoWriter, NOBODY, Process, Scene, Wrapper, after_python, inspection::variable, mode,
-    write_fifo,
+    wait_until, write_fifo,
 };
 use nix::{
     sys::{
-        signal::{SIGHUP, SIGINT, SIGTERM},
+        signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM},
         stat::Mode,
     },
     unistd::{Group, mkfifo},
@@ -196,7 +196,7 @@ fn a_host_without_an_aws_key_starts_with_a_session_document() {
         .env_remove("AWS_SECRET_ACCESS_KEY");
     let mut wrapper = scene.spawn(&mut command);
     let line = wrapper.process.wait_for("waiting for a session document");
-    assert!(line.contains("cat session.json > "), "{line}");
+    assert!(line.contains("iam-kms-wrapper code --fifo="), "{line}");
     wrapper.write(b"123456\n");
     wrapper.process.wait_for("ignored a code");
     // As `credential_process` prints it.
@@ -249,7 +249,7 @@ fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Va
         let line = wrapper.process.wait_for_nth(&ignored, seen + 1);
         assert!(line.contains(says), "{line}");
         assert!(
-            line.contains("; write a session document: cat session.json > "),
+            line.contains("; write a session document: iam-kms-wrapper code --fifo="),
             "{line}"
         );
     }
@@ -352,7 +352,7 @@ fn the_fifo_is_gone_after_a_failure() {
 #[test]
 fn the_fifo_is_gone_after_each_signal_and_the_death_shows_it() {
     let scene = Scene::new();
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
         let mut wrapper = scene.start(&COMMAND);
         wrapper.wait_for_fifo();
         wrapper.process.signal(signal);
@@ -452,6 +452,120 @@ fn a_directory_that_all_can_write_is_refused() {
 }
 
 #[test]
+fn a_directory_that_a_group_can_write_is_refused_wherever_it_is_on_the_way() {
+    let scene = Scene::new();
+    let directory = scene.fifo().parent().unwrap();
+    for directory in [directory, directory.parent().unwrap()] {
+        chown(directory, None, Some(NOBODY)).unwrap();
+        set_mode(directory, 0o775);
+        let output = scene.start(&COMMAND).ends_with(125);
+        let expected = format!(
+            "every member of group 65534 can write the directory {}",
+            directory.display()
+        );
+        assert!(output.contains(&expected), "{output}");
+        // A container's user may own its directories through root's group alone.
+        chown(directory, None, Some(0)).unwrap();
+    }
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+}
+
+#[test]
+fn a_second_start_on_one_fifo_is_refused_and_told_who_waits_there() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    let holder = format!(
+        "process {} (iam-kms-wrapper) already waits for a code",
+        wrapper.process.pid()
+    );
+    let (status, output) = scene.start(&COMMAND).process.finish();
+    assert_eq!(status.code(), Some(125), "{output}");
+    assert!(output.contains(&holder), "{output}");
+    let mut check = scene.command(&[]);
+    let output = check.arg("--check").output().unwrap();
+    let checked = String::from_utf8(output.stdout).unwrap();
+    let line = checked
+        .lines()
+        .find(|line| line.contains("FIFO: "))
+        .unwrap();
+    assert!(
+        line.starts_with("not checked ") && line.contains(&holder),
+        "{line}"
+    );
+    // The first has lost nothing.
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
+    assert!(!wrapper.process.output().contains("ignored"));
+}
+
+#[test]
+fn starters_at_the_same_moment_share_no_fifo() {
+    let scene = Scene::new();
+    let mut starters: Vec<_> = (0..6).map(|_| scene.start(&COMMAND)).collect();
+    wait_until("all but one to give up", || {
+        let ended = starters.iter_mut().filter_map(|starter| {
+            starter
+                .process
+                .has_ended()
+                .then(|| starter.process.output())
+        });
+        ended
+            .inspect(|output| assert!(output.contains("already waits"), "{output}"))
+            .count()
+            == 5
+    });
+    let is_left = |starter: &mut Wrapper| !starter.process.has_ended();
+    let left = starters.iter_mut().position(is_left).unwrap();
+    starters[left].give_code(&scene.aws);
+    assert_command_runs(&mut starters[left]);
+}
+
+#[test]
+fn what_another_process_reads_from_the_fifo_is_reported_with_what_it_may_mean() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&COMMAND);
+    wrapper.wait_for_fifo();
+    for nth in 1..=2 {
+        wrapper.process.signal(SIGSTOP);
+        let mut thief = Process::start(
+            Command::new("timeout")
+                .args(["60", "head", "-c7"])
+                .arg(scene.fifo()),
+        );
+        // Its open waits for the writer, which waits until all is read.
+        write_fifo(scene.fifo(), b"123456\n");
+        thief.wait_for("123456");
+        thief.wait();
+        wrapper.process.signal(SIGCONT);
+        let line = wrapper
+            .process
+            .wait_for_nth("but another process read it", nth);
+        assert!(
+            line.contains("an attacker who now has your MFA code"),
+            "{line}"
+        );
+        assert!(line.contains("fuser "), "{line}");
+        // Who has written nothing has lost nothing.
+        drop(FifoWriter::open(scene.fifo()));
+        wrapper
+            .process
+            .wait_for_nth("ignored a writer that wrote nothing", nth);
+        wrapper.write(b"11167\n");
+        wrapper.process.wait_for_nth("ignored 5 digits", nth);
+    }
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(0);
+    assert_eq!(
+        output.matches("another process read it").count(),
+        2,
+        "{output}"
+    );
+}
+
+#[test]
 fn a_directory_of_another_user_is_refused() {
     let scene = Scene::new();
     chown(scene.fifo().parent().unwrap(), Some(NOBODY), None).unwrap();
@@ -492,7 +606,7 @@ fn the_wait_ends_after_prompt_timeout_seconds() {
     let scene = Scene::new().line("prompt_timeout_seconds = 1");
     let output = scene.start(&COMMAND).ends_with(125);
     assert!(
-        output.contains("no MFA code was written within 1 seconds (prompt_timeout_seconds)"),
+        output.contains("no MFA code was written within 1 second (prompt_timeout_seconds)"),
         "{output}"
     );
 }

@@ -1,9 +1,19 @@
 //! How it ends where it does not become the command, and how the command's end shows.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
-use end_to_end_tests::{Scene, Wrapper, dist};
-use nix::sys::signal::{SIGHUP, SIGINT, SIGTERM};
+use end_to_end_tests::{Process, Scene, Wrapper, dist};
+use nix::{
+    sys::{
+        signal::{SIGHUP, SIGINT, SIGTERM},
+        stat::Mode,
+    },
+    unistd::mkfifo,
+};
 
 /// The mistake was found before anything was asked, of a person or of AWS.
 fn fails_before_it_asks(scene: &Scene, wrapper: &mut Wrapper, code: i32) -> String {
@@ -47,6 +57,96 @@ fn a_missing_configuration_is_125_and_named() {
         output,
         "iam-kms-wrapper: cannot read the configuration file /nonexistent/file: No such file or directory (os error 2)"
     );
+}
+
+/// All command lines that read this configuration.
+fn readers_of(configuration: &Path) -> Vec<Command> {
+    let option = format!("--config={}", configuration.display());
+    [
+        ("iam-kms-wrapper", &["true"][..]),
+        ("iam-kms-wrapper", &["--check"]),
+        ("iam-kms-wrapper", &["code"]),
+        ("iam-kms-broker", &[]),
+        ("kms-manage-key", &["status"]),
+        ("kms-data-keys", &["verify", "/tmp"]),
+    ]
+    .map(|(program, arguments)| {
+        let mut command = Command::new(dist("bin").join(program));
+        // Where the arguments are a subcommand or options, the option may follow.
+        match arguments {
+            ["true"] => command.arg(&option).args(arguments),
+            _ => command.args(arguments).arg(&option),
+        };
+        command
+    })
+    .into()
+}
+
+#[test]
+fn a_configuration_that_is_no_file_is_refused_by_name_and_neither_hangs_nor_fills_memory() {
+    let scene = Scene::new();
+    let fifo = scene.sandbox.path("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let directory = scene.sandbox.directory("directory");
+    for (path, what) in [
+        (fifo.as_path(), "it is a FIFO, not a file"),
+        (Path::new("/dev/zero"), "it is a device, not a file"),
+        (Path::new("/dev/null"), "it is a device, not a file"),
+        (&directory, "it is a directory, not a file"),
+    ] {
+        for mut command in readers_of(path) {
+            let mut process = Process::start(&mut command);
+            let (status, output) = process.finish();
+            assert_eq!(status.code(), Some(125), "{command:?}: {output}");
+            let expected = format!("configuration file {}: {what}", path.display());
+            assert!(output.contains(&expected), "{command:?}: {output}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_may_begin_with_a_byte_order_mark() {
+    for name in ["a.config", "a.toml"] {
+        let scene = Scene::new();
+        let text = format!(
+            "\u{feff}[kms]\nkms_mfa_id = \"{}\"\nkms_mfa_socket = \"{}\"\n",
+            scene.aws.serial_number(),
+            scene.fifo().display()
+        );
+        // INI takes no quotes.
+        let is_toml = name.ends_with(".toml");
+        let text = if is_toml { text } else { text.replace('"', "") };
+        let path = scene.sandbox.write(name, &text);
+        let template = scene.command(&[]);
+        let mut command = Command::new(template.get_program());
+        command
+            .arg(format!("--config={}", path.display()))
+            .arg("true")
+            .env_clear()
+            .envs(
+                template
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
+        let mut wrapper = scene.spawn(&mut command);
+        wrapper.give_code(&scene.aws);
+        wrapper.ends_with(0);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_text_is_named_as_such() {
+    let scene = Scene::new();
+    let path = scene.sandbox.path("utf-16");
+    fs::write(&path, b"\xff\xfe[\0k\0m\0s\0]\0").unwrap();
+    for mut command in readers_of(&path) {
+        let (status, output) = Process::start(&mut command).finish();
+        assert_eq!(status.code(), Some(125), "{output}");
+        assert!(
+            output.contains("utf-16: it is not a text in UTF-8"),
+            "{output}"
+        );
+    }
 }
 
 #[test]

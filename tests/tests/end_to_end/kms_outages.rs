@@ -189,7 +189,7 @@ fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
 
     let broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
-    server.check_tells(&["write a new MFA code", "echo 123456 > "]);
+    server.check_tells(&["write a new MFA code", "iam-kms-wrapper code --fifo="]);
     server.check_serves();
     wait_until("the status", || {
         status(&server.database, "session_state") == "awaiting code"

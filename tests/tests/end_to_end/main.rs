@@ -11,6 +11,7 @@ mod chaos;
 mod check;
 mod clock_jumps;
 mod code_channel;
+mod code_command;
 mod crash_restart;
 mod credential_directory;
 mod data_keys;

@@ -3,8 +3,9 @@
 use std::{fs, os::unix::process::ExitStatusExt};
 
 use end_to_end_tests::{
-    Scene, after, contains_bytes,
+    Process, Scene, after, contains_bytes,
     inspection::{self, is_dumpable, variable},
+    traces_in_memory, wait_until, write_fifo,
 };
 use nix::sys::signal::{SIGABRT, SIGQUIT, SIGSEGV};
 
@@ -63,6 +64,40 @@ fn a_wrapper_that_waits_cannot_be_looked_into_by_its_own_user_and_the_command_ca
 }
 
 #[test]
+fn a_refused_code_is_nowhere_in_the_memory_of_launcher_and_broker() {
+    let scene = Scene::new().with_broker();
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("write a new MFA code");
+    refuses_and_wipes(&scene, &broker);
+    drop(broker);
+
+    let scene = Scene::new();
+    let wrapper = scene.start(&["true"]);
+    wrapper.wait_for_fifo();
+    refuses_and_wipes(&scene, &wrapper.process);
+}
+
+fn refuses_and_wipes(scene: &Scene, process: &Process) {
+    let code = scene.aws.wrong_code();
+    write_fifo(scene.fifo(), code.as_bytes());
+    process.wait_for("AWS refused the code");
+    assert_wiped(process, &code);
+    // It is known all the same.
+    write_fifo(scene.fifo(), code.as_bytes());
+    process.wait_for("this code has been used");
+    assert_wiped(process, &code);
+}
+
+fn assert_wiped(process: &Process, code: &str) {
+    // The line in the log comes first, the end of the call's thread after it.
+    wait_until("a code to be wiped", || {
+        traces_in_memory(process.pid(), &[("the code", code.as_bytes())]).is_empty()
+    });
+    let name = traces_in_memory(process.pid(), &[("the FIFO", b"/mfa")]);
+    assert_eq!(name, ["the FIFO"], "the search finds nothing");
+}
+
+#[test]
 fn a_wrapper_that_crashes_leaves_no_core() {
     let scene = Scene::new();
     let directory = scene.sandbox.directory("cores");
@@ -82,11 +117,13 @@ fn a_wrapper_that_crashes_leaves_no_core() {
         if signal == SIGQUIT {
             assert_eq!(status.signal(), Some(signal as i32));
         } else {
-            // As for each failure of its own, and it removes what it made.
+            // As for each failure of its own.
             assert_eq!(status.code(), Some(125), "{signal}");
             assert!(output.contains("ended early"), "{output}");
-            assert!(!scene.fifo().exists(), "{signal}");
         }
+        // It removes what it made.
+        let run = scene.fifo().parent().unwrap();
+        assert_eq!(fs::read_dir(run).unwrap().count(), 0, "{signal}");
         assert!(!status.core_dumped(), "{signal}");
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{signal}");
     }

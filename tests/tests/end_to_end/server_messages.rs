@@ -151,7 +151,10 @@ fn a_rotation_waits_for_nobody_when_the_session_is_over() {
     scene.aws.set_clock("800");
     let said = scene.database.sql(ROTATE_ALL);
     assert_eq!(scene.status("kms_retries"), "0");
-    let instruction = format!("echo 123456 > {}", scene.configuration.fifo.display());
+    let instruction = format!(
+        "iam-kms-wrapper code --fifo={}",
+        scene.configuration.fifo.display()
+    );
     for id in 1..=5 {
         let text = format!("key {id} was not rotated: ");
         let warning = said.lines().find(|line| line.contains(&text)).unwrap();

@@ -32,7 +32,10 @@ fn when_the_session_has_ended_a_new_code_brings_it_back() {
 
     end_session(&aws);
     let error = database.sql_error(NEW_KEY);
-    let instruction = format!("echo 123456 > {}", configuration.fifo.display());
+    let instruction = format!(
+        "iam-kms-wrapper code --fifo={}",
+        configuration.fifo.display()
+    );
     assert!(error.contains("write a new MFA code"), "{error}");
     assert!(error.contains(&instruction), "{error}");
     assert_eq!(

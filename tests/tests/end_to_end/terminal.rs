@@ -64,6 +64,21 @@ fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
 }
 
 #[test]
+fn ctrl_backslash_ends_the_wait_and_gives_the_echo_back() {
+    let scene = scene();
+    let mut terminal = Terminal::new();
+    let script = "trap : QUIT; \"$@\"; echo \"status $?\"; stty -a";
+    let prefix = ["setsid", "--ctty", "sh", "-c", script, "sh"];
+    let mut command = after(&prefix, &scene.command(&["true"]));
+    let mut wrapper = start(&scene, &terminal, &mut command);
+    assert!(!terminal.echoes());
+    terminal.type_in("111\x1c");
+    let output = wrapper.ends_with(0);
+    assert!(output.contains("status 131"), "{output}");
+    assert!(output.contains(" echo "), "{output}");
+}
+
+#[test]
 fn a_terminal_that_is_closed_ends_the_wait() {
     let scene = scene();
     let mut terminal = Terminal::new();

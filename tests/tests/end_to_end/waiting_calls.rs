@@ -55,7 +55,10 @@ fn a_statement_that_needs_a_code_fails_at_once_with_where_to_enter_it_and_works_
             error.contains("write a new MFA code"),
             "{statement}: {error}"
         );
-        assert!(error.contains("echo 123456 > "), "{statement}: {error}");
+        assert!(
+            error.contains("iam-kms-wrapper code --fifo="),
+            "{statement}: {error}"
+        );
     }
     let warning = database.sql(ROTATE);
     assert!(warning.contains("key 1 was not rotated: "), "{warning}");
@@ -221,7 +224,7 @@ fn a_server_beside_a_broker_waits_for_the_code_and_systemd_gives_it_the_time() {
     let mut server = Process::start(&mut command);
     server.wait_for(WAITS);
     let told = manager.wait_for("EXTEND_TIMEOUT_USEC=60000000");
-    assert!(told.contains("echo 123456 > "), "{told}");
+    assert!(told.contains("iam-kms-wrapper code --fifo="), "{told}");
     // Nobody reads what the server tells from now on, and it would wait for that.
     drop(manager);
     give_code(&scene);

@@ -36,12 +36,12 @@ fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
         .boot();
     let start = Instant::now();
     let to_do = format!(
-        "write a new MFA code of {}: echo 123456 > {FIFO}",
+        "write a new MFA code of {}: iam-kms-wrapper code",
         site.aws.serial_number()
     );
     wait_for_status(&site, &to_do);
     assert_eq!(site.state(), "activating");
-    for (unit, text) in [(SERVICE, to_do.as_str()), (BROKER, "echo 123456 > ")] {
+    for (unit, text) in [(SERVICE, to_do.as_str()), (BROKER, "iam-kms-wrapper code")] {
         let status = format!("systemctl status --no-pager --lines=0 {unit} || :");
         let status = site.machine.sh(&status);
         assert!(status.contains(text), "{status}");

@@ -6,23 +6,32 @@
 //! opened is checked again by `fstat`.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2},
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, open, openat, openat2},
     sys::stat::{
         FchmodatFlags::FollowSymlink, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat,
+        major, minor,
     },
     unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, access, fchown, geteuid, mkfifoat, unlinkat},
 };
 use tracing::warn;
 use trusted_directory::DirectoryError;
 
+use super::state_file::{self, Stage, StateFile};
 use crate::{config::FifoAccess, on_abort};
+
+/// How long a broker whose server has just ended may take to remove its FIFO.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(2);
+
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the channel cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +69,17 @@ pub enum FifoError {
         /// What lies there.
         what: &'static str,
     },
+    /// Another process awaits a code there.
+    #[error(
+        "{who} already waits for a code at the FIFO {path}; stop it, or set kms_mfa_socket to another path",
+        path = path.display()
+    )]
+    Busy {
+        /// The FIFO.
+        path: PathBuf,
+        /// Which process, as far as can be seen.
+        who: String,
+    },
     /// A step of making it failed.
     #[error("cannot {step} the FIFO {path}: {source}", path = path.display())]
     Make {
@@ -82,6 +102,13 @@ impl FifoError {
     pub(super) fn wait(error: Errno) -> Self {
         Self::Wait(error.into())
     }
+
+    /// Whether descriptors or memory have run out, of which there may be more later.
+    pub(super) fn is_shortage(&self) -> bool {
+        let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
+        matches!(self, Self::Make { source, .. }
+            if shortages.iter().any(|errno| source.raw_os_error() == Some(*errno as i32)))
+    }
 }
 
 /// A FIFO of our own, removed when dropped.
@@ -90,6 +117,11 @@ pub(super) struct Fifo {
     directory: OwnedFd,
     reader: OwnedFd,
     identity: (u64, u64),
+    /// When the FIFO last changed, as far as we have seen. Each write changes it.
+    changed: (i64, i64),
+    state: Option<StateFile>,
+    /// Held as long as we read there; given back after the FIFO is removed.
+    _lock: Flock<OwnedFd>,
 }
 
 impl Fifo {
@@ -98,27 +130,59 @@ impl Fifo {
     pub fn make(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
         let (directory, status) = open_directory(path)?;
         check_directory(path, &status)?;
-        make_or_take_over(path, &directory)?;
+        let lock = lock(path, &directory)?;
         on_abort::FIFO.made(path);
         let reader = open_reader(path, &directory)?;
-        let status = check_ours(path, &reader)?;
-        let failed = |step| move |error: Errno| make_error(path, step, error);
-        if let Some(gid) = access.gid {
-            fchown(&reader, None, Some(Gid::from_raw(gid))).map_err(failed("set the group of"))?;
-        }
-        // After the group: a wider mode must never hold for the group that the file was made with.
-        fchmod(&reader, Mode::from_bits_truncate(access.mode))
-            .map_err(failed("set the mode of"))?;
-        Ok(Self {
+        let mut fifo = Self {
             path: path.into(),
+            identity: identity(&check_ours(path, &lock)?),
             directory,
             reader,
-            identity: identity(&status),
-        })
+            changed: (0, 0),
+            state: None,
+            _lock: lock,
+        };
+        fifo.reopen()?;
+        fifo.open_to_writers(access)?;
+        fifo.changed = changed(&check_ours(path, &fifo.reader)?);
+        fifo.state = StateFile::make(path, &fifo.directory, access)
+            .inspect_err(|error| {
+                warn!(
+                    "cannot make the file {}.state, which tells writers what became of their code: {error}",
+                    path.display()
+                );
+            })
+            .ok();
+        Ok(fifo)
+    }
+
+    fn open_to_writers(&self, access: FifoAccess) -> Result<(), FifoError> {
+        let failed = |step| move |error: Errno| make_error(&self.path, step, error);
+        if let Some(gid) = access.gid {
+            fchown(&self.reader, None, Some(Gid::from_raw(gid)))
+                .map_err(failed("set the group of"))?;
+        }
+        // After the group: a wider mode must never hold for the group that the file was made with.
+        fchmod(&self.reader, Mode::from_bits_truncate(access.mode))
+            .map_err(failed("set the mode of"))
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Says what has become of the last input, for its writer.
+    pub fn tell(&mut self, stage: Stage, text: &str) {
+        if let Some(state) = &mut self.state {
+            state.tell(stage, text);
+        }
+    }
+
+    /// Whether the FIFO has changed since [`Self::make`] or [`Self::reopen`]: somebody has written to
+    /// it. (Or changed its mode. Where a writer has mounted the file system read-only, the kernel notes
+    /// no change.)
+    pub fn has_changed(&self) -> bool {
+        fstat(&self.reader).is_ok_and(|status| changed(&status) != self.changed)
     }
 
     /// Opens the FIFO again after its last writer has closed, else poll(2) would report that for
@@ -126,10 +190,12 @@ impl Fifo {
     /// nothing that was written in between is lost.
     pub fn reopen(&mut self) -> Result<(), FifoError> {
         let reader = open_reader(&self.path, &self.directory)?;
-        if identity(&check_ours(&self.path, &reader)?) != self.identity {
+        let status = check_ours(&self.path, &reader)?;
+        if identity(&status) != self.identity {
             return Err(occupied(&self.path, "another FIFO has taken its place"));
         }
         self.reader = reader;
+        self.changed = changed(&status);
         Ok(())
     }
 }
@@ -150,6 +216,7 @@ impl Drop for Fifo {
         if !there.is_ok_and(|status| identity(&status) == self.identity) {
             return;
         }
+        state_file::remove(&self.path, &self.directory);
         if let Err(error) = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
             warn!(
                 "cannot remove the FIFO {}: {}",
@@ -164,8 +231,13 @@ impl Drop for Fifo {
 pub fn check(path: &Path) -> Result<(), FifoError> {
     let (directory, status) = open_directory(path)?;
     check_directory(path, &status)?;
-    if path.symlink_metadata().is_ok() {
-        return check_left_behind(path, &directory);
+    let name = path.file_name().unwrap_or_default();
+    if let Ok(status) = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        check_left_behind(path, &directory)?;
+        return match holder(&status) {
+            Some(pid) => Err(busy(path, Some(pid))),
+            None => Ok(()),
+        };
     }
     access(
         path.parent().unwrap_or(Path::new("/")),
@@ -238,6 +310,69 @@ fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
         .map_err(|error| make_error(path, "set the mode of", error)),
         Err(Errno::EEXIST) => check_left_behind(path, directory),
         Err(error) => Err(make_error(path, "make", error)),
+    }
+}
+
+/// Makes the FIFO, or takes one over, and locks it: two processes that read from one FIFO would take each
+/// other's codes, and the first to end would remove it.
+fn lock(path: &Path, directory: &OwnedFd) -> Result<Flock<OwnedFd>, FifoError> {
+    let until = Instant::now() + PREDECESSOR_PATIENCE;
+    loop {
+        make_or_take_over(path, directory)?;
+        let reader = match open_reader(path, directory) {
+            // Its process has removed it meanwhile.
+            Err(FifoError::Make { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                continue;
+            }
+            reader => reader?,
+        };
+        let status = check_ours(path, &reader)?;
+        match Flock::lock(reader, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) if is_at(path, directory, &status) => return Ok(lock),
+            Ok(_) => {}
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() < until => {
+                thread::sleep(PREDECESSOR_PAUSE);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(busy(path, holder(&status))),
+            Err((_, error)) => return Err(make_error(path, "lock", error)),
+        }
+    }
+}
+
+fn is_at(path: &Path, directory: &OwnedFd, status: &FileStat) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .is_ok_and(|there| identity(&there) == identity(status))
+}
+
+/// The process that holds the lock, if that can be seen. Source: proc_locks(5).
+fn holder(status: &FileStat) -> Option<i32> {
+    let file = format!(
+        "{:02x}:{:02x}:{}",
+        major(status.st_dev),
+        minor(status.st_dev),
+        status.st_ino
+    );
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        (words.next()? == "FLOCK").then_some(())?;
+        let pid = words.nth(2)?.parse().ok()?;
+        (words.next()? == file).then_some(pid)
+    })
+}
+
+fn busy(path: &Path, holder: Option<i32>) -> FifoError {
+    let name = |pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.map_or_else(|_| String::new(), |name| format!(" ({})", name.trim_end()))
+    };
+    FifoError::Busy {
+        path: path.into(),
+        who: holder.map_or_else(
+            || "another process".into(),
+            |pid| format!("process {pid}{}", name(pid)),
+        ),
     }
 }
 
@@ -315,6 +450,10 @@ fn make_error(path: &Path, step: &'static str, error: Errno) -> FifoError {
 
 fn identity(status: &FileStat) -> (u64, u64) {
     (status.st_dev, status.st_ino)
+}
+
+fn changed(status: &FileStat) -> (i64, i64) {
+    (status.st_ctime, status.st_ctime_nsec)
 }
 
 #[cfg(test)]

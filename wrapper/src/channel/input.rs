@@ -9,6 +9,9 @@ use crate::session::{Session, parse_document};
 /// More than any session document has; what is longer is counted and dropped.
 const LIMIT_BYTES: usize = 16 * 1024;
 
+/// What some tools begin a text with; it means nothing.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// How long six digits without a line end may be the start of more.
 const CODE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -24,20 +27,24 @@ pub enum Input {
     Session(Session),
     /// Anything else, told by length and kind, never by content.
     Refused(String),
+    /// Something was written, and another process has read it.
+    Vanished,
 }
 
 /// Six digits of an MFA device, wiped when dropped and never printed.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
-pub struct TokenCode([u8; 6]);
+///
+/// In a box: whatever is moved leaves copies on the stack.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct TokenCode(Box<[u8]>);
 
 impl TokenCode {
     /// Takes exactly six ASCII digits.
     pub fn new(digits: &[u8]) -> Option<Self> {
-        let digits: [u8; 6] = digits.try_into().ok()?;
-        digits
-            .iter()
-            .all(u8::is_ascii_digit)
-            .then_some(Self(digits))
+        Self::is_code(digits).then(|| Self(digits.into()))
+    }
+
+    fn is_code(digits: &[u8]) -> bool {
+        digits.len() == 6 && digits.iter().all(u8::is_ascii_digit)
     }
 
     /// The digits, for the request to STS.
@@ -60,6 +67,34 @@ pub(super) struct Assembler {
     dropped_bytes: usize,
     /// A document ends with its brace; the line end after it is nothing of its own.
     after_document: bool,
+    braces: Braces,
+}
+
+/// Finds the brace that ends a JSON document, whether or not the rest is JSON. Looks at each byte
+/// once.
+#[derive(Default)]
+struct Braces {
+    depth: usize,
+    in_string: bool,
+    after_backslash: bool,
+}
+
+impl Braces {
+    /// True if `byte` ends the document.
+    fn end_with(&mut self, byte: u8) -> bool {
+        let after_backslash = std::mem::take(&mut self.after_backslash);
+        match byte {
+            b'"' if !after_backslash => self.in_string = !self.in_string,
+            b'\\' if self.in_string => self.after_backslash = !after_backslash,
+            b'{' if !self.in_string => self.depth += 1,
+            b'}' if !self.in_string => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
 }
 
 impl Assembler {
@@ -68,6 +103,7 @@ impl Assembler {
             buffer: Zeroizing::new(Vec::with_capacity(LIMIT_BYTES)),
             dropped_bytes: 0,
             after_document: false,
+            braces: Braces::default(),
         }
     }
 
@@ -119,9 +155,10 @@ impl Assembler {
 
     /// How long the writer may be quiet before [`Self::give_up`].
     pub fn patience(&self) -> Duration {
-        match TokenCode::new(&self.buffer) {
-            Some(_) => CODE_PATIENCE,
-            None => INPUT_PATIENCE,
+        if TokenCode::is_code(&self.buffer) {
+            CODE_PATIENCE
+        } else {
+            INPUT_PATIENCE
         }
     }
 
@@ -141,11 +178,15 @@ impl Assembler {
         } else {
             self.dropped_bytes += 1;
         }
+        if self.buffer.as_slice() == BYTE_ORDER_MARK {
+            self.buffer.clear();
+            return None;
+        }
         let is_document = self.buffer.first() == Some(&b'{');
-        let is_whole = match byte {
-            b'\n' if !is_document => true,
-            b'}' if is_document => is_whole_json(&self.buffer),
-            _ => false,
+        let is_whole = if is_document {
+            self.braces.end_with(byte)
+        } else {
+            byte == b'\n'
         };
         self.after_document = is_whole && is_document;
         is_whole.then(|| self.take())
@@ -155,6 +196,7 @@ impl Assembler {
         let whole = Whole::read(&self.buffer, self.dropped_bytes);
         self.buffer.zeroize();
         self.dropped_bytes = 0;
+        self.braces = Braces::default();
         whole
     }
 }
@@ -209,10 +251,6 @@ fn kind(line: &[u8], dropped_bytes: usize) -> String {
     }
 }
 
-fn is_whole_json(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +262,7 @@ mod tests {
                 Input::TokenCode(code) => format!("code {}", code.expose()),
                 Input::Session(session) => format!("session {}", session.access_key_id),
                 Input::Refused(why) => why,
+                Input::Vanished => "vanished".into(),
             })
             .collect()
     }
@@ -310,6 +349,45 @@ mod tests {
             .flat_map(|chunk| assembler.push(chunk))
             .collect();
         assert_eq!(describe(inputs), ["session ASIAX"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert_eq!(written("\u{feff}111676\n".as_bytes()), ["code 111676"]);
+        assert_eq!(
+            written("\u{feff}{\"a\":1}".as_bytes()),
+            ["a session document without Expiration"]
+        );
+    }
+
+    #[test]
+    fn a_document_ends_with_its_own_brace_and_no_other() {
+        for bytes in [
+            &br#"{"a":"}"}111676"#[..],
+            br#"{"a\"}":{}}{"b":"\\"}111676"#,
+            br#"{"a":[}111676"#,
+            b"{}{}{}111676",
+        ] {
+            let inputs = written(bytes);
+            assert_eq!(inputs.len(), 2, "{inputs:?}");
+            assert_eq!(inputs[1], "code 111676");
+        }
+    }
+
+    /// Each brace once had the whole parsed again: minutes for this.
+    #[test]
+    fn braces_without_end_cost_no_more_than_other_bytes() {
+        let mut assembler = Assembler::new();
+        let start = std::time::Instant::now();
+        assembler.push(b"{\"a\":\"");
+        for _ in 0..256 {
+            assert!(assembler.push(&[b'}'; 65_536]).is_empty());
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(
+            describe(assembler.finish().into_iter().collect()),
+            ["16777222 characters that are not six digits"]
+        );
     }
 
     #[test]

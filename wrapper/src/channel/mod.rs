@@ -1,11 +1,12 @@
 //! The code channel: how a code or a session reaches us, through a FIFO, a terminal or a line of
 //! standard input.
 //!
-//! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `terminal` turns
-//! the echo off; this module waits.
+//! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `state_file` says what became
+//! of an input, `terminal` turns the echo off; this module waits.
 
 mod fifo;
 mod input;
+mod state_file;
 mod terminal;
 
 use std::{
@@ -20,18 +21,23 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::read,
 };
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use fifo::Fifo;
 pub use fifo::{FifoError, check as check_fifo};
 use input::Assembler;
 pub use input::{Input, TokenCode};
+pub use state_file::{Stage, State, StateReader};
 use terminal::Terminal;
 
-use crate::config::{FifoAccess, Mfa};
+use crate::config::{DEFAULT_FIFO, FifoAccess, Mfa};
 
 /// How often a waiting process shows that it is alive.
 const TICK: Duration = Duration::from_secs(10);
+
+/// Between two attempts to open the FIFO again where no descriptor is left.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where codes come from.
 pub struct Channel {
@@ -39,8 +45,11 @@ pub struct Channel {
     assembler: Assembler,
     /// When the last bytes of an unfinished input came.
     last_bytes: Option<Instant>,
-    /// Whether anything came since the FIFO was opened.
+    /// Whether nothing came since the FIFO was opened.
     silent: bool,
+    /// Whether the FIFO is at its end and could not be opened again yet. What is written to it is read
+    /// all the same.
+    stalled: bool,
     ready: Vec<Input>,
 }
 
@@ -98,29 +107,30 @@ impl Channel {
             assembler: Assembler::new(),
             last_bytes: None,
             silent: true,
+            stalled: false,
             ready: Vec::new(),
         }
     }
 
     /// Where to write, for the person: a command, or a prompt for the terminal.
     pub fn instruction(&self, mfa: &Mfa) -> String {
-        match (&self.source, mfa) {
-            (Source::Terminal(_), _) => "type it here".into(),
-            (Source::Line(_), _) => "write it to standard input".into(),
-            (Source::Fifo(fifo), Mfa::Here { .. }) => {
-                format!("echo 123456 > {}", fifo.path().display())
-            }
-            (Source::Fifo(fifo), _) => format!("cat session.json > {}", fifo.path().display()),
+        match &self.source {
+            Source::Terminal(_) => "type it here".into(),
+            Source::Line(_) => "write it to standard input".into(),
+            Source::Fifo(fifo) => writing_command(fifo.path(), mfa),
+        }
+    }
+
+    /// Says what has become of the last input, for whoever wrote it to the FIFO.
+    pub fn tell(&mut self, stage: Stage, text: &str) {
+        if let Source::Fifo(fifo) = &mut self.source {
+            fifo.tell(stage, text);
         }
     }
 
     /// What is awaited, and where to write it.
     pub fn wanted(&self, mfa: &Mfa) -> String {
-        let wanted = match mfa {
-            Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
-            _ => "a session document".into(),
-        };
-        format!("{wanted}: {}", self.instruction(mfa))
+        format!("{}: {}", wanted(mfa), self.instruction(mfa))
     }
 
     /// The FIFO's path, if it is one.
@@ -150,6 +160,7 @@ impl Channel {
             match self.poll(wait)? {
                 Wake::Interrupted => return Ok(Event::Interrupted),
                 Wake::Readable => self.receive()?,
+                Wake::TimedOut if self.stalled => self.receive()?,
                 Wake::TimedOut => self.settle(),
             }
             if self.ready.is_empty() && wait.deadline.is_some_and(|end| Instant::now() >= end) {
@@ -164,14 +175,18 @@ impl Channel {
             self.settles_at(),
             Some(Instant::now() + TICK),
         ];
-        let timeout = ends.into_iter().flatten().min().map_or(TICK, remaining);
-        let mut descriptors = [
-            PollFd::new(self.as_fd(), PollFlags::POLLIN),
-            PollFd::new(wait.interrupt, PollFlags::POLLIN),
-        ];
+        let mut timeout = ends.into_iter().flatten().min().map_or(TICK, remaining);
+        let mut descriptors = vec![PollFd::new(wait.interrupt, PollFlags::POLLIN)];
+        if self.stalled {
+            timeout = timeout.min(SHORTAGE_PAUSE);
+        } else {
+            descriptors.push(PollFd::new(self.as_fd(), PollFlags::POLLIN));
+        }
         match poll(&mut descriptors, poll_timeout(timeout)) {
             Ok(0) | Err(Errno::EINTR) => Ok(Wake::TimedOut),
-            Ok(_) if descriptors[1].any() == Some(true) => Ok(Wake::Interrupted),
+            Ok(_) if descriptors.first().and_then(PollFd::any) == Some(true) => {
+                Ok(Wake::Interrupted)
+            }
             Ok(_) => Ok(Wake::Readable),
             Err(error) => Err(FifoError::wait(error)),
         }
@@ -204,15 +219,41 @@ impl Channel {
         if self.is_line() && !self.ready.is_empty() {
             return Ok(());
         }
-        if self.silent {
-            self.ready
-                .push(Input::Refused("a writer that wrote nothing".into()));
+        if self.silent && !self.stalled {
+            self.ready.push(self.nothing_came());
         }
         self.silent = true;
         self.last_bytes = None;
         match &mut self.source {
-            Source::Fifo(fifo) => fifo.reopen(),
+            Source::Fifo(fifo) => {
+                let reopened = fifo.reopen();
+                self.note_reopened(reopened)
+            }
             Source::Terminal(_) | Source::Line(_) => Err(FifoError::InputClosed),
+        }
+    }
+
+    /// A writer has come and gone, and we have read nothing.
+    fn nothing_came(&self) -> Input {
+        match &self.source {
+            Source::Fifo(fifo) if fifo.has_changed() => Input::Vanished,
+            _ => Input::Refused("a writer that wrote nothing".into()),
+        }
+    }
+
+    /// Where the FIFO cannot be opened again, what has come must not be lost; and where that is for want
+    /// of descriptors, there may be one later.
+    fn note_reopened(&mut self, reopened: Result<(), FifoError>) -> Result<(), FifoError> {
+        let was_stalled = std::mem::replace(&mut self.stalled, reopened.is_err());
+        match reopened {
+            Err(error) if error.is_shortage() => {
+                if !was_stalled {
+                    warn!("{error}; trying again until it works");
+                }
+                Ok(())
+            }
+            Err(_) if !self.ready.is_empty() => Ok(()),
+            reopened => reopened,
         }
     }
 
@@ -237,6 +278,26 @@ impl AsFd for Channel {
             Source::Line(stdin) => stdin.as_fd(),
         }
     }
+}
+
+/// What is awaited.
+pub fn wanted(mfa: &Mfa) -> String {
+    match mfa {
+        Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
+        _ => "a session document".into(),
+    }
+}
+
+/// The command that writes to the FIFO at `path` what is awaited there.
+pub fn writing_command(path: &Path, mfa: &Mfa) -> String {
+    let mut command = String::from("iam-kms-wrapper code");
+    if path != Path::new(DEFAULT_FIFO) {
+        command.push_str(&format!(" --fifo={}", path.display()));
+    }
+    if !matches!(mfa, Mfa::Here { .. }) {
+        command.push_str(" < session.json");
+    }
+    command
 }
 
 enum Wake {

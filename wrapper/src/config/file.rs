@@ -1,8 +1,15 @@
 //! From a file to a list of keys and values, for TOML and for INI.
 
-use std::{fs::File, io::Read, ops::Range, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    ops::Range,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::Path,
+};
 
 use ini::{Ini, ParseOption};
+use nix::fcntl::OFlag;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -36,21 +43,48 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
     }
 }
 
+/// Without the byte order mark that some editors begin a file with.
 fn read_text(path: &Path) -> Result<String, ConfigError> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(LIMIT_BYTES + 1).read_to_string(&mut text))
-        .map_err(|source| ConfigError::Read {
-            path: path.into(),
-            source,
-        })?;
-    if text.len() as u64 > LIMIT_BYTES {
+    let failed = |source| ConfigError::Read {
+        path: path.into(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    open_regular(path)
+        .and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    if bytes.len() as u64 > LIMIT_BYTES {
         return Err(ConfigError::TooLarge {
             path: path.into(),
             limit_bytes: LIMIT_BYTES,
         });
     }
-    Ok(text)
+    let text = String::from_utf8(bytes)
+        .map_err(|_| failed(io::Error::other("it is not a text in UTF-8")))?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(text) => text.to_owned(),
+        None => text,
+    })
+}
+
+/// Opens a file that ends, and does not wait for others: a FIFO without a writer would hang even
+/// open(2), and a device has no end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    let what = if kind.is_file() {
+        return Ok(file);
+    } else if kind.is_fifo() {
+        "it is a FIFO"
+    } else if kind.is_dir() {
+        "it is a directory"
+    } else {
+        "it is a device"
+    };
+    Err(io::Error::other(format!("{what}, not a file")))
 }
 
 /// The keys stand at the top or in `[kms]`.
