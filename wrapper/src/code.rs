@@ -75,7 +75,7 @@ user who may write to the FIFO. It never creates or changes a file.
 Exit status: 0 accepted, 1 refused, 3 not known (see the log of the service),
 4 nothing waits for a code, 125 failed.
 
-Of COMMAND in `iam-kms-wrapper --config=FILE code`, a program is meant."
+`iam-kms-wrapper --config=FILE code` runs a program called code instead."
 )]
 pub struct CodeCommandLine {
     /// The FIFO; else that of --config, or /run/iam-kms-wrapper/mfa

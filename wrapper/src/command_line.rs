@@ -13,13 +13,9 @@ use clap::Parser;
 iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]\n       \
 iam-kms-wrapper code [--fifo=PATH | --config=FILE]",
     after_help = "\
-To enter the code, run `iam-kms-wrapper code`, with the options that the log and
-`systemctl status` show. In a terminal, and with no kms_mfa_socket configured,
-the code is asked for there.
-
-The least that FILE holds:
-  [kms]
-  kms_mfa_id = arn:aws:iam::123456789012:mfa/NAME
+To enter the code: `iam-kms-wrapper code`, with the options that the log shows.
+In a terminal, and without kms_mfa_socket in FILE, it is asked for there. FILE
+holds at least the lines `[kms]` and `kms_mfa_id = ARN-OF-THE-MFA-DEVICE`.
 
 Exit status: COMMAND's own; before that 125 if the session cannot be had, 126
 if COMMAND cannot be executed, 127 if not found. More in iam-kms-wrapper(8)."

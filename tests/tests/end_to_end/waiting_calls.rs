@@ -223,7 +223,7 @@ fn a_server_beside_a_broker_waits_for_the_code_and_systemd_gives_it_the_time() {
     command.env("NOTIFY_SOCKET", manager.address());
     let mut server = Process::start(&mut command);
     server.wait_for(WAITS);
-    let told = manager.wait_for("EXTEND_TIMEOUT_USEC=60000000");
+    let told = manager.wait_for("EXTEND_TIMEOUT_USEC=900000000");
     assert!(told.contains("iam-kms-wrapper code --fifo="), "{told}");
     // Nobody reads what the server tells from now on, and it would wait for that.
     drop(manager);

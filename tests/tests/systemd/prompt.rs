@@ -141,6 +141,72 @@ fn what_is_no_fifo_is_neither_asked_for_nor_written_to() {
 }
 
 #[test]
+fn nothing_that_the_servers_user_says_becomes_an_option_or_silences_the_question() {
+    let site = Site::new().boot_and_stop();
+    // In the launcher's place: a refusal for each code, and lines in the unit's name.
+    let script = "cd /run/iam-kms-wrapper
+        mkfifo --mode=600 mfa
+        echo 0 awaited a code > mfa.state
+        echo --version
+        for number in 1 2; do
+            cat mfa > /dev/null
+            printf \"%s refused --version \\\\033[2J%s\\\\n\" $number $(seq --separator=x 200) > mfa.state
+        done";
+    site.machine.sh(&format!(
+        "install -d -o mysql /run/iam-kms-wrapper
+         systemd-run --quiet --unit=hostile -p User=mysql sh -c '{script}'
+         systemctl start {PATH_UNIT}"
+    ));
+    wait_for_question(&site);
+    for _ in 0..2 {
+        let asked = open_questions(&site);
+        site.machine.sh(&reply("123456"));
+        site.machine
+            .wait_until("the next question", PROMPT_UNIT, || {
+                let next = open_questions(&site);
+                !next.is_empty() && next != asked
+            });
+        let message = site
+            .machine
+            .sh("sed -n s/^Message=//p /run/systemd/ask-password/ask.*");
+        let beginning = "Not accepted: --version \\u{1b}[2J1x2x3";
+        assert!(message.starts_with(beginning), "{message}");
+        assert!(message.ends_with(&format!(". {QUESTION}")), "{message}");
+        assert!(message.len() < 500, "{message}");
+    }
+}
+
+#[test]
+fn an_answer_that_another_process_of_the_servers_user_reads_is_reported() {
+    let site = Site::new().boot();
+    site.machine.sh(&format!(
+        "systemctl start {PATH_UNIT}; systemctl kill --kill-whom=main --signal=STOP {SERVICE}
+         systemd-run --quiet --unit=thief -p User=mysql head --bytes=7 {FIFO}"
+    ));
+    wait_for_question(&site);
+    site.machine.sh(&reply("123456"));
+    site.machine
+        .wait_until("the thief to have it", PROMPT_UNIT, || {
+            site.machine.journal("thief").contains("123456")
+        });
+    site.machine.sh(&format!(
+        "systemctl kill --kill-whom=main --signal=CONT {SERVICE}"
+    ));
+    let told = "something was written to /run/iam-kms-wrapper/mfa, but another process read it";
+    site.machine.wait_until("the report", SERVICE, || {
+        site.machine.journal(SERVICE).contains(told)
+    });
+    let question = || {
+        site.machine
+            .sh("sed -n s/^Message=//p /run/systemd/ask-password/ask.* 2> /dev/null || :")
+    };
+    site.machine
+        .wait_until("the next question", PROMPT_UNIT, || {
+            question().contains(told)
+        });
+}
+
+#[test]
 fn a_server_that_crashes_has_the_code_asked_for_again_where_no_session_is_to_be_reused() {
     let site = Site::new()
         .configuration("reuse_session_min_seconds = 129600")

@@ -68,6 +68,27 @@ fn a_wait_outlasts_the_units_start_timeout_and_ends_at_prompt_timeout_seconds() 
 }
 
 #[test]
+fn a_server_whose_code_comes_late_still_has_all_the_time_to_start_that_its_unit_gives_it() {
+    let start = Instant::now();
+    let site = Site::new()
+        .service(
+            "TimeoutStartSec=20\nExecStart=\n\
+             ExecStart=/usr/local/bin/iam-kms-wrapper \
+             --config=/etc/iam-kms-wrapper/iam-kms-wrapper.config \
+             /bin/sh -c \"sleep 80; exec /usr/sbin/mariadbd\"",
+        )
+        .boot();
+    wait_until("the time-out of the unit to pass", || {
+        start.elapsed() > Duration::from_secs(40)
+    });
+    assert_eq!(site.state(), "activating");
+    site.echo_code();
+    // Longer than the minute that was asked for while the code was awaited.
+    site.wait_until_active();
+    site.sql("SELECT 1");
+}
+
+#[test]
 fn a_client_at_the_socket_starts_the_server_and_is_served_after_the_code() {
     let site = Site::new().boot();
     site.machine
