@@ -19,6 +19,7 @@ pub mod credentials;
 mod dns;
 pub mod environment;
 pub mod http_client;
+mod input_file;
 pub mod kms_failure;
 pub mod launch;
 pub mod listen_fds;

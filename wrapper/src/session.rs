@@ -111,6 +111,14 @@ fn expose_option<S: Serializer>(
         .serialize(serializer)
 }
 
+/// "1 second", "2 seconds".
+pub fn seconds_text(seconds: u64) -> String {
+    match seconds {
+        1 => "1 second".into(),
+        _ => format!("{seconds} seconds"),
+    }
+}
+
 /// Seconds since 1970-01-01 UTC by this host's clock.
 pub fn unix_seconds_now() -> i64 {
     let elapsed = SystemTime::now()
@@ -124,14 +132,6 @@ pub fn utc_text(unix_seconds: i64) -> String {
     DateTime::from_secs(unix_seconds)
         .fmt(Format::DateTime)
         .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
-}
-
-/// A duration as people write it: "1 second", "30 seconds".
-pub fn seconds_text(seconds: u64) -> String {
-    match seconds {
-        1 => "1 second".into(),
-        _ => format!("{seconds} seconds"),
-    }
 }
 
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.

@@ -89,10 +89,9 @@ fn a_configuration_that_is_no_file_is_refused_by_name_and_neither_hangs_nor_fill
     mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let directory = scene.sandbox.directory("directory");
     for (path, what) in [
-        (fifo.as_path(), "it is a FIFO, not a file"),
-        (Path::new("/dev/zero"), "it is a device, not a file"),
-        (Path::new("/dev/null"), "it is a device, not a file"),
-        (&directory, "it is a directory, not a file"),
+        (fifo.as_path(), "it is a FIFO, not a regular file"),
+        (Path::new("/dev/zero"), "it is a device, not a regular file"),
+        (&directory, "it is a directory, not a regular file"),
     ] {
         for mut command in readers_of(path) {
             let mut process = Process::start(&mut command);
@@ -142,10 +141,7 @@ fn a_configuration_that_is_no_text_is_named_as_such() {
     for mut command in readers_of(&path) {
         let (status, output) = Process::start(&mut command).finish();
         assert_eq!(status.code(), Some(125), "{output}");
-        assert!(
-            output.contains("utf-16: it is not a text in UTF-8"),
-            "{output}"
-        );
+        assert!(output.contains("utf-16: it is not UTF-8 text"), "{output}");
     }
 }
 

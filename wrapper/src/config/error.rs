@@ -1,8 +1,9 @@
 //! What can be wrong with a configuration file.
 
-use std::{io, path::Path, path::PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{KEYS, file::Entry};
+use crate::input_file::InputFileError;
 
 /// What can be wrong with a configuration file; each message names the file, and the line where
 /// there is one.
@@ -14,15 +15,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
-    },
-    /// The file is larger than any configuration.
-    #[error("{path} is not a configuration file: it is larger than {limit_bytes} bytes", path = path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit in bytes.
-        limit_bytes: u64,
+        source: InputFileError,
     },
     /// The file is not TOML or INI.
     #[error("{path}, line {line}: {reason}", path = path.display())]

@@ -1,23 +1,17 @@
 //! From a file to a list of keys and values, for TOML and for INI.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    ops::Range,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
-    path::Path,
-};
+use std::{ops::Range, path::Path};
 
 use ini::{Ini, ParseOption};
-use nix::fcntl::OFlag;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
 use super::ConfigError;
+use crate::input_file;
 
-const LIMIT_BYTES: u64 = 64 * 1024;
+const LIMIT_BYTES: usize = 64 * 1024;
 const SECTION: &str = "kms";
 
 /// One key and its value, as text.
@@ -32,7 +26,10 @@ pub(super) struct Entry {
 
 /// Reads the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
-    let text = read_text(path)?;
+    let text = input_file::read_text(path, LIMIT_BYTES).map_err(|source| ConfigError::Read {
+        path: path.into(),
+        source,
+    })?;
     if path
         .extension()
         .is_some_and(|extension| extension == "toml")
@@ -41,50 +38,6 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
     } else {
         read_ini(path, &text)
     }
-}
-
-/// Without the byte order mark that some editors begin a file with.
-fn read_text(path: &Path) -> Result<String, ConfigError> {
-    let failed = |source| ConfigError::Read {
-        path: path.into(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    open_regular(path)
-        .and_then(|file| file.take(LIMIT_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(failed)?;
-    if bytes.len() as u64 > LIMIT_BYTES {
-        return Err(ConfigError::TooLarge {
-            path: path.into(),
-            limit_bytes: LIMIT_BYTES,
-        });
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|_| failed(io::Error::other("it is not a text in UTF-8")))?;
-    Ok(match text.strip_prefix('\u{feff}') {
-        Some(text) => text.to_owned(),
-        None => text,
-    })
-}
-
-/// Opens a file that ends, and does not wait for others: a FIFO without a writer would hang even
-/// open(2), and a device has no end.
-fn open_regular(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)?;
-    let kind = file.metadata()?.file_type();
-    let what = if kind.is_file() {
-        return Ok(file);
-    } else if kind.is_fifo() {
-        "it is a FIFO"
-    } else if kind.is_dir() {
-        "it is a directory"
-    } else {
-        "it is a device"
-    };
-    Err(io::Error::other(format!("{what}, not a file")))
 }
 
 /// The keys stand at the top or in `[kms]`.

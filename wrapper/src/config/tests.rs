@@ -228,7 +228,7 @@ fn what_is_no_configuration_file_is_an_error_and_not_a_panic() {
     assert!(
         read("a.ini", &"x".repeat(100_000))
             .unwrap_err()
-            .contains("larger than")
+            .contains("longer than")
     );
     assert!(toml("region = [1]").unwrap_err().contains("takes a string"));
     let missing = Config::read(Path::new("/nonexistent/file"))

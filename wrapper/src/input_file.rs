@@ -1,0 +1,132 @@
+//! Reads small files that others write: whole, and never for ever.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Read,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::Path,
+};
+
+use nix::fcntl::OFlag;
+use zeroize::{Zeroize, Zeroizing};
+
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum InputFileError {
+    /// It cannot be opened or read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A FIFO, a device or a directory, which might never end.
+    #[error("it is {0}, not a regular file")]
+    Kind(&'static str),
+    /// It is not what it should be.
+    #[error("it is longer than {0} bytes")]
+    Length(usize),
+    /// No text.
+    #[error("it is not UTF-8 text")]
+    NotText,
+}
+
+impl InputFileError {
+    /// Whether there is no such file.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+/// Reads a regular file of at most `limit_bytes`. What is read is overwritten when it is dropped.
+///
+/// `/dev/null`, which many set where a file is unwanted, is an empty file.
+pub fn read(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, InputFileError> {
+    // A FIFO that nobody writes must not keep us in open(2).
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .open(path)?;
+    if path == Path::new("/dev/null") {
+        return Ok(Zeroizing::default());
+    }
+    check_kind(&file)?;
+    // At its full size, so that no copy of a secret is left behind by growth.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limit_bytes + 1));
+    let most = u64::try_from(limit_bytes + 1).unwrap_or(u64::MAX);
+    file.take(most).read_to_end(&mut bytes)?;
+    if bytes.len() > limit_bytes {
+        return Err(InputFileError::Length(limit_bytes));
+    }
+    Ok(bytes)
+}
+
+/// The same for UTF-8 text, without the byte order mark that Windows editors put in front.
+pub fn read_text(path: &Path, limit_bytes: usize) -> Result<Zeroizing<String>, InputFileError> {
+    let mut bytes = read(path, limit_bytes)?;
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(..3);
+    }
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            error.into_bytes().zeroize();
+            Err(InputFileError::NotText)
+        }
+    }
+}
+
+fn check_kind(file: &File) -> Result<(), InputFileError> {
+    let kind = file.metadata()?.file_type();
+    let name = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(InputFileError::Kind(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        read_text(path, 10).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_might_never_end_is_refused_by_its_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        assert_eq!(refusal(&fifo), "it is a FIFO, not a regular file");
+        assert_eq!(
+            refusal(Path::new("/dev/zero")),
+            "it is a device, not a regular file"
+        );
+        assert_eq!(
+            refusal(directory.path()),
+            "it is a directory, not a regular file"
+        );
+    }
+
+    #[test]
+    fn text_is_read_up_to_the_limit_and_without_its_byte_order_mark() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, "\u{feff}[a]").unwrap();
+        assert_eq!(read_text(&path, 10).unwrap().as_str(), "[a]");
+        fs::write(&path, "0123456789a").unwrap();
+        assert_eq!(refusal(&path), "it is longer than 10 bytes");
+        fs::write(&path, b"\xff\xfe[\0").unwrap();
+        assert_eq!(refusal(&path), "it is not UTF-8 text");
+        assert!(
+            read(&directory.path().join("none"), 1)
+                .unwrap_err()
+                .is_absent()
+        );
+        assert!(read_text(Path::new("/dev/null"), 10).unwrap().is_empty());
+    }
+}
