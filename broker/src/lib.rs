@@ -33,11 +33,12 @@ use std::{
 use broker_api::FrameError;
 use clap::Parser;
 use iam_kms_wrapper::{
+    aws::{Reader, Settings, SettingsError},
     broker::{self, Handover, Started},
     clock,
     command_line::show_usage,
     config::{Config, ConfigError, Mfa},
-    credentials::{self, CredentialsError},
+    credentials::{CredentialsError, Finder},
     listen_fds, logging,
     process::check_own_program,
     session::Session,
@@ -71,13 +72,13 @@ enum BrokerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Listener(#[from] ListenerError),
     #[error("cannot read the hand-over from iam-kms-wrapper: {0}")]
     Handover(FrameError),
-    #[error("cannot call KMS: {0}")]
-    Kms(String),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error("{0} has ended by a defect: please report it with the lines before this one")]
@@ -127,7 +128,10 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
     warn_of_readable_program();
     let prepared = Lifetime::of_server(server_pid)
         .map_err(|error| BrokerError::System("watch the server", error))
-        .and_then(|lifetime| Ok((lifetime, Prepared::new(&config)?)));
+        .and_then(|lifetime| {
+            let aws = Settings::read(&config, Reader::Service)?;
+            Ok((lifetime, Prepared::new(&config, aws)?))
+        });
     let started: Started = match &prepared {
         Ok(_) => Ok(()),
         Err(failure) => Err(failure.to_string()),
@@ -148,7 +152,16 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
     warn_of_readable_program();
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
-    let source = credentials::find_for_mfa(&config)?;
+    let aws = Settings::read(&config, Reader::Service)?;
+    let finder = Finder {
+        config: &config,
+        aws: &aws,
+        interrupt: Some(signals.descriptor()),
+    };
+    let source = match finder.find_for_mfa() {
+        Err(CredentialsError::Interrupted) => return Ok(()),
+        source => source?,
+    };
     let kept = kept.and_then(|taken| stored_session::reuse(&config, source.as_ref(), taken.file));
     if let Some(session) = &kept {
         info!(
@@ -161,7 +174,7 @@ fn run_alone(config: Config) -> Result<(), BrokerError> {
         );
     }
     let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
-    let prepared = Prepared::new(&config)?;
+    let prepared = Prepared::new(&config, aws)?;
     // Not only once there is a session: what is ordered after us waits for that by itself.
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
@@ -188,13 +201,14 @@ fn prepare_process() -> Result<Signals, BrokerError> {
 /// What can fail before the first peer is served.
 struct Prepared {
     runtime: Runtime,
+    aws: Settings,
     kms: Kms,
     users: Users,
     listener: Listener,
 }
 
 impl Prepared {
-    fn new(config: &Config) -> Result<Self, BrokerError> {
+    fn new(config: &Config, aws: Settings) -> Result<Self, BrokerError> {
         // One thread, this one, for all connections and calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -202,9 +216,8 @@ impl Prepared {
             .map_err(|error| BrokerError::System("start the AWS SDK", error))?;
         let users = Users::new(process::max_connections());
         Ok(Self {
-            kms: runtime
-                .block_on(Kms::new(config))
-                .map_err(BrokerError::Kms)?,
+            kms: Kms::new(&aws),
+            aws,
             runtime,
             users,
             listener: Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
@@ -223,13 +236,14 @@ impl Prepared {
     ) -> Result<(), BrokerError> {
         let Self {
             runtime,
+            aws,
             kms,
             users,
             listener,
         } = self;
         let cache = KeyCache::new(config.key_cache);
         let admission = Admission::new(config.broker_socket_gid);
-        let sessions = SessionManager::new(config, source, session, role)
+        let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| BrokerError::System("make an event", error))?;
         let service = Arc::new(Service {
             sessions: Arc::new(sessions),

@@ -15,10 +15,11 @@ use std::{
 use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
+    aws::Settings,
     channel::{Channel, Stage, sleep_until, wanted, writing_command},
     clock,
     config::{Config, Mfa},
-    credentials,
+    credentials::{CredentialsError, Finder},
     logging::AUDIT,
     session::{Session, utc_text},
     stored_session, systemd,
@@ -50,6 +51,7 @@ pub(crate) enum Role {
 /// The session and what becomes of it.
 pub(crate) struct SessionManager {
     config: Config,
+    aws: Settings,
     role: Role,
     source: Option<Session>,
     state: Mutex<State>,
@@ -89,6 +91,7 @@ impl SessionManager {
     /// Errors: no descriptor is left.
     pub fn new(
         mut config: Config,
+        aws: Settings,
         source: Option<Session>,
         session: Option<Session>,
         role: Role,
@@ -105,6 +108,7 @@ impl SessionManager {
         };
         Ok(Self {
             config,
+            aws,
             role,
             source,
             state: Mutex::new(state),
@@ -247,14 +251,22 @@ impl SessionManager {
         if self.config.mfa == Mfa::Off {
             // Of instances and containers, AWS's time does not come along.
             clock::follow_host();
-            return credentials::find(&self.config)
-                .map_err(|error| AskingError::Hopeless(error.to_string()));
+            let finder = Finder {
+                config: &self.config,
+                aws: &self.aws,
+                interrupt: Some(self.stop.as_fd()),
+            };
+            return finder.find().map_err(|error| match error {
+                CredentialsError::Interrupted => AskingError::Interrupted,
+                error => AskingError::Hopeless(error.to_string()),
+            });
         }
         let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
         channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
         self.announce(&channel);
         let asking = Asking {
             config: &self.config,
+            aws: &self.aws,
             trade: Trade::new(&self.config, self.source.as_ref()),
             when_hopeless: WhenHopeless::AskOn,
             interrupt: self.stop.as_fd(),

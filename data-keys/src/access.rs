@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use iam_kms_wrapper::{
-    config::Config, credentials, logging, operator, session::Session, signals::Signals,
+    aws::{Reader, Settings},
+    config::Config,
+    credentials::Finder,
+    logging, operator,
+    session::Session,
+    signals::Signals,
 };
 
 use crate::DataKeysError;
@@ -19,7 +24,7 @@ pub(crate) struct AccessArguments {
 
 /// Credentials, and how AWS is called with them.
 pub(crate) struct Access {
-    pub config: Config,
+    pub aws: Settings,
     pub session: Session,
 }
 
@@ -29,23 +34,31 @@ impl AccessArguments {
         match &self.config {
             None => {
                 let config = Config::without_file()?;
-                let session = credentials::find(&config)?;
-                Ok(Access { config, session })
+                let aws = Settings::read(&config, Reader::Operator)?;
+                let finder = Finder {
+                    config: &config,
+                    aws: &aws,
+                    // A signal ends us by itself.
+                    interrupt: None,
+                };
+                let session = finder.find()?;
+                Ok(Access { aws, session })
             }
             Some(path) => {
                 let config = Config::read(path)?;
                 logging::use_format(config.log_format);
-                let session = ask(&config)?;
-                Ok(Access { config, session })
+                let aws = Settings::read(&config, Reader::Operator)?;
+                let session = ask(&config, &aws)?;
+                Ok(Access { aws, session })
             }
         }
     }
 }
 
 /// Asks at the terminal, or reads a line of standard input.
-fn ask(config: &Config) -> Result<Session, DataKeysError> {
+fn ask(config: &Config, aws: &Settings) -> Result<Session, DataKeysError> {
     let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
-    let session = operator::open_session(config, None, signals.descriptor());
+    let session = operator::open_session(config, aws, None, signals.descriptor());
     // One that ended the asking ends the program here.
     signals
         .release()

@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let password = arguments.password.get_new()?;
     let runtime = runtime()?;
-    let unwrapper = arguments.unwrapper.open(&runtime)?;
+    let unwrapper = arguments.unwrapper.open()?;
     let mut keys = Vec::with_capacity(names.len());
     let work = async |name: &KeyName| unwrapper.unwrap(&directory, name).await;
     let keep = |name: &KeyName, unwrapped: Unwrapped| {

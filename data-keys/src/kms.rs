@@ -4,14 +4,14 @@
 
 use aws_sdk_kms::{
     Client,
-    config::{Builder, Region, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{Builder, retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
     primitives::Blob,
 };
 use broker_api::{Failure, FailureKind};
 use iam_kms_wrapper::{
-    aws::{self, DEFAULT_REGION},
+    aws::{DEFAULT_REGION, OPERATION_GRACE},
     kms_failure::{self, incomplete, wrapped_key},
     master_key_id::MasterKeyId,
 };
@@ -32,19 +32,17 @@ pub(crate) struct Kms {
 
 impl Kms {
     /// KMS in `region`, or where the configuration, the environment or the profile says.
-    pub async fn new(access: &Access, region: Option<&str>) -> Self {
-        let settings = aws::load(&access.config, Some(&access.session)).await;
-        let timeout = access.config.request_timeout;
+    pub fn new(access: &Access, region: Option<&str>) -> Self {
+        let aws = access.aws.in_region(region);
+        let settings = aws.sdk_config(Some(&access.session));
+        let timeout = aws.request_timeout() + OPERATION_GRACE;
         let timeouts = TimeoutConfig::builder()
             .operation_attempt_timeout(timeout)
             .operation_timeout(timeout * MAX_ATTEMPTS)
             .connect_timeout(timeout);
-        let mut builder = Builder::from(&settings)
+        let builder = Builder::from(&settings)
             .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
             .timeout_config(timeouts.build());
-        if let Some(region) = region {
-            builder = builder.region(Region::new(region.to_owned()));
-        }
         Self {
             client: Client::from_conf(builder.build()),
         }
@@ -55,7 +53,7 @@ impl Kms {
         access: &Access,
         key: &MasterKeyId,
     ) -> Result<(Self, String), DataKeysError> {
-        let kms = Self::new(access, key.region()).await;
+        let kms = Self::new(access, key.region());
         match kms.master_key_arn(key.as_str()).await {
             Ok(arn) => Ok((kms, arn)),
             Err(failure) => Err(DataKeysError::MasterKey {

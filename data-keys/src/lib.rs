@@ -28,8 +28,13 @@ use std::{
 
 use clap::{CommandFactory, Parser};
 use iam_kms_wrapper::{
-    aws, command_line::show_usage, config::ConfigError, credentials::CredentialsError, logging,
-    operator::OperatorError, process,
+    aws::{self, SettingsError},
+    command_line::show_usage,
+    config::ConfigError,
+    credentials::CredentialsError,
+    logging,
+    operator::OperatorError,
+    process,
 };
 use key_store::key_directory::FileError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
@@ -79,6 +84,8 @@ enum DataKeysError {
     File(#[from] FileError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error(transparent)]

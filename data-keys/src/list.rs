@@ -87,7 +87,7 @@ fn ask_kms(
 ) -> Result<BTreeMap<KeyName, Known>, DataKeysError> {
     let mut known = BTreeMap::new();
     let runtime = runtime()?;
-    let unwrapper = arguments.unwrapper.open(&runtime)?;
+    let unwrapper = arguments.unwrapper.open()?;
     let work = async |name: &KeyName| unwrapper.unwrap(directory, name).await;
     runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
         let answer = Known {

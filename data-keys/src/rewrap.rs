@@ -93,7 +93,7 @@ impl<'a> Rewrapping<'a> {
         let (destination, master_key_arn) = Kms::of_master_key(access, &arguments.to).await?;
         Ok(Self {
             directory,
-            source: Kms::new(access, None).await,
+            source: Kms::new(access, None),
             destination,
             master_key_arn,
             dry_run: arguments.dry_run,

@@ -9,7 +9,6 @@ use broker_api::{
 use clap::Args;
 use key_store::PlaintextKey;
 use key_store::{key_directory::KeyDirectory, key_name::KeyName};
-use tokio::runtime::Runtime;
 
 use crate::{DataKeysError, access::AccessArguments, kms::Kms};
 
@@ -50,7 +49,7 @@ pub(crate) struct Unwrapped {
 
 impl UnwrapperArguments {
     /// Gets the credentials, or connects to the broker at the first call.
-    pub fn open(&self, runtime: &Runtime) -> Result<Unwrapper, DataKeysError> {
+    pub fn open(&self) -> Result<Unwrapper, DataKeysError> {
         match &self.broker_socket {
             Some(socket) => {
                 let client = BrokerClient::new(socket);
@@ -59,7 +58,7 @@ impl UnwrapperArguments {
             }
             None => {
                 let access = self.access.open()?;
-                Ok(Unwrapper::Kms(runtime.block_on(Kms::new(&access, None))))
+                Ok(Unwrapper::Kms(Kms::new(&access, None)))
             }
         }
     }

@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let missing = report_missing(&manifest, &directory, &listing);
     let (mut verified, mut kept) = (0, 0);
     let runtime = runtime()?;
-    let unwrapper = arguments.unwrapper.open(&runtime)?;
+    let unwrapper = arguments.unwrapper.open()?;
     let work = async |name: &KeyName| {
         let unwrapped = unwrapper.unwrap(&directory, name).await?;
         let path = directory.path_of(name);

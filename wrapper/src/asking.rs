@@ -9,7 +9,7 @@ use std::{
 use tracing::{info, warn};
 
 use crate::{
-    aws,
+    aws::{self, Settings},
     channel::{Channel, Event, FifoError, Input, Stage, TokenCode, Wait, sleep_until},
     config::{Config, Mfa},
     logging::AUDIT,
@@ -97,6 +97,8 @@ impl Refusal {
 pub struct Asking<'a> {
     /// The configuration.
     pub config: &'a Config,
+    /// How AWS is called.
+    pub aws: &'a Settings,
     /// What codes are traded with; `None`: only session documents are taken.
     pub trade: Option<Trade<'a>>,
     /// What to do where no code will help.
@@ -291,7 +293,13 @@ impl Asking<'_> {
             Ok(runtime) => runtime,
             Err(error) => return Ok(Outcome::NotJudged(format!("cannot call STS: {error}"))),
         };
-        let call = sts::trade(self.config, trade.serial_number, trade.source, code);
+        let call = sts::trade(
+            self.aws,
+            self.config,
+            trade.serial_number,
+            trade.source,
+            code,
+        );
         runtime
             .block_on(unless_readable(self.interrupt, call))
             .ok_or(AskingError::Interrupted)

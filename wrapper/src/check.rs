@@ -2,6 +2,7 @@
 //! without leaving a trace.
 
 mod plugin;
+mod reach;
 
 use std::{
     ffi::{CString, OsString},
@@ -17,15 +18,17 @@ use tracing::error;
 use visible_text::escape;
 
 use crate::{
-    aws::{self, Service},
+    aws::{Reader, Service, Settings, runtime},
     broker::{Broker, BrokerError},
     channel::{self, FifoError},
     command::Command,
     command_line::CommandLine,
     config::{Config, Handoff, Mfa},
-    credentials, http_client, process, sts,
+    credentials::Finder,
+    process, sts,
 };
 use plugin::PluginSearch;
+use reach::{Answer, reach};
 
 /// AWS wants a request "within five minutes of the time stamp in the request".
 ///
@@ -76,7 +79,10 @@ impl List {
         self.add("configuration", Finding::of(config.as_ref(), |_| path))?;
         match config {
             Ok(config) => {
-                self.check_aws(&config)?;
+                match Settings::read(&config, Reader::Service) {
+                    Ok(aws) => self.check_aws(&config, &aws)?,
+                    Err(why) => self.add("AWS", Finding::Failure(why.to_string()))?,
+                }
                 self.check_host(&config, &command_line.command)?;
             }
             Err(_) => {
@@ -87,20 +93,20 @@ impl List {
         self.add("command", check_command(command_line.command))
     }
 
-    fn check_aws(&mut self, config: &Config) -> io::Result<()> {
+    fn check_aws(&mut self, config: &Config, aws: &Settings) -> io::Result<()> {
         let sts = match config.mfa {
             Mfa::Elsewhere => None,
-            _ => Some(reach(config, Service::Sts)?),
+            _ => Some(reach(aws, Service::Sts)?),
         };
-        let kms = reach(config, Service::Kms)?;
-        self.add("AWS credentials", check_credentials(config, sts.as_ref())?)?;
+        let kms = reach(aws, Service::Kms)?;
+        self.add(
+            "AWS credentials",
+            check_credentials(config, aws, sts.as_ref())?,
+        )?;
         self.add("clock", check_clock(sts.iter().chain([&kms])))?;
-        let sts = sts.map_or_else(
-            || Finding::NotNeeded(ELSEWHERE.into()),
-            Answer::into_finding,
-        );
+        let sts = sts.map_or_else(|| Finding::NotNeeded(ELSEWHERE.into()), finding_of);
         self.add("STS", sts)?;
-        self.add("KMS", kms.into_finding())
+        self.add("KMS", finding_of(kms))
     }
 
     fn check_host(&mut self, config: &Config, command: &[OsString]) -> io::Result<()> {
@@ -164,42 +170,21 @@ impl List {
     }
 }
 
-/// What a service of AWS answers to nobody in particular.
-struct Answer {
-    url: String,
-    clock_offset_seconds: Result<i64, String>,
-}
-
-impl Answer {
-    fn into_finding(self) -> Finding {
-        let Self {
-            url,
-            clock_offset_seconds,
-        } = self;
-        match clock_offset_seconds {
-            Ok(_) => Finding::Fine(format!("{url} answers")),
-            Err(why) => Finding::Failure(format!("cannot reach {url}: {why}")),
-        }
+fn finding_of(answer: Answer) -> Finding {
+    let url = answer.url;
+    match answer.clock_offset_seconds {
+        Ok(_) => Finding::Fine(format!("{url} answers")),
+        Err(why) => Finding::Failure(format!("cannot reach {url}: {why}")),
     }
 }
 
-fn reach(config: &Config, service: Service) -> io::Result<Answer> {
-    Ok(aws::runtime()?.block_on(async {
-        match aws::endpoint(config, service).await {
-            Ok(url) => Answer {
-                clock_offset_seconds: sts::reach(config, &url).await,
-                url,
-            },
-            Err(why) => Answer {
-                url: "AWS".into(),
-                clock_offset_seconds: Err(why),
-            },
-        }
-    }))
-}
-
-fn check_credentials(config: &Config, sts: Option<&Answer>) -> io::Result<Finding> {
-    let source = match credentials::find_for_mfa(config) {
+fn check_credentials(config: &Config, aws: &Settings, sts: Option<&Answer>) -> io::Result<Finding> {
+    let finder = Finder {
+        config,
+        aws,
+        interrupt: None,
+    };
+    let source = match finder.find_for_mfa() {
         Ok(Some(source)) => source,
         Ok(None) => return Ok(Finding::NotNeeded(ELSEWHERE.into())),
         Err(failure) => return Ok(Finding::Failure(failure.to_string())),
@@ -209,7 +194,7 @@ fn check_credentials(config: &Config, sts: Option<&Answer>) -> io::Result<Findin
         let why = format!("{key} is there, but STS does not answer");
         return Ok(Finding::NotChecked(why));
     }
-    let identity = aws::runtime()?.block_on(sts::identify(config, &source, http_client::new()));
+    let identity = runtime()?.block_on(sts::identify(aws, &source, aws.http_client()));
     Ok(match (identity, &config.mfa) {
         (Ok(arn), Mfa::Here { serial_number }) if !is_same_account(serial_number, &arn) => {
             Finding::Failure(format!(

@@ -1,19 +1,26 @@
-//! The source credentials: found before a code is asked for.
+//! The source credentials: found before a code is asked for, in the order of the AWS CLI.
+//!
+//! Each source is asked here, and not by the SDK's chain, which reads more of the environment than a
+//! service may trust, waits without limit, and keeps the reasons to itself.
+
+mod machine;
+mod process;
+mod profile;
 
 use std::{
     env,
-    fs::File,
-    io::Read,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
 use secrecy::SecretString;
-use zeroize::Zeroizing;
 
 use crate::{
-    aws,
+    asking::unless_readable,
+    aws::{self, Profiles, Settings, SettingsError},
     config::{Config, Mfa},
-    session::Session,
+    session::{Session, parse_utc},
+    variables::{self, VariableError},
 };
 
 /// Variable with the directory of the service's credentials (`LoadCredential=` in systemd.exec(5)).
@@ -22,15 +29,18 @@ pub const DIRECTORY_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// Name of ours there.
 const FILE_NAME: &str = "aws-credentials";
 
-/// Longest credential, in bytes: some profiles with session tokens.
-const MAX_FILE_BYTES: usize = 64 * 1024;
+/// Names of the key in the environment. The second are those that the Go program's SDK read.
+const ACCESS_KEY_ID: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"];
+const SECRET_ACCESS_KEY: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"];
+const SESSION_TOKEN: [&str; 2] = ["AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"];
+const EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
 
 /// Why there are no usable source credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// None were found.
     #[error(
-        "found no AWS credentials to trade the code with: {0}; set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (or mfa = elsewhere if sessions are opened on another machine)"
+        "found no AWS credentials to exchange the code with: {0}; set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (or mfa = elsewhere if sessions are opened on another machine)"
     )]
     NotFound(String),
     /// The service's credential is damaged.
@@ -46,6 +56,23 @@ pub enum CredentialsError {
         /// Why.
         why: String,
     },
+    /// A source was found, and it gives none.
+    #[error("cannot get AWS credentials from {from}: {why}")]
+    Source {
+        /// The source, with the variable or file that names it.
+        from: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Region, endpoints, files.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A variable.
+    #[error(transparent)]
+    Variable(#[from] VariableError),
+    /// The interrupt descriptor became readable.
+    #[error("interrupted")]
+    Interrupted,
     /// None were found to be used as they are.
     #[error(
         "found no AWS credentials to use as they are (mfa = false): {0}; give this host a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -64,45 +91,117 @@ pub enum CredentialsError {
     Runtime(#[from] std::io::Error),
 }
 
-/// Finds what `mfa` asks for: credentials that a code can be traded with, or ones to be used as they
-/// are, or none.
-pub fn find_for_mfa(config: &Config) -> Result<Option<Session>, CredentialsError> {
-    match config.mfa {
-        Mfa::Here { .. } => find_tradable(config).map(Some),
-        Mfa::Off => find(config).map(Some),
-        Mfa::Elsewhere => Ok(None),
-    }
+/// Looks for credentials.
+pub struct Finder<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// How AWS is called.
+    pub aws: &'a Settings,
+    /// Ends the search when it becomes readable.
+    pub interrupt: Option<BorrowedFd<'a>>,
 }
 
-/// Finds the source credentials: the service's credential, or else as the Go program and the AWS
-/// CLI would.
-pub fn find(config: &Config) -> Result<Session, CredentialsError> {
-    let session = match (file_of_service(), &config.profile, from_environment()) {
-        (Some(path), profile, _) => from_file(path, profile.as_deref().unwrap_or("default"))?,
-        (None, None, Some(session)) => session,
-        _ => aws::runtime()?
-            .block_on(aws::find_credentials(config))
-            .map_err(|why| match config.mfa {
-                Mfa::Off => CredentialsError::NoneToUse(why),
-                _ => CredentialsError::NotFound(why),
-            })?,
-    };
-    match session.remaining_seconds() {
-        Some(left) if left <= 0 => Err(CredentialsError::Expired(
-            session.access_key_id.clone(),
-            session.expiration_text(),
-        )),
-        _ => Ok(session),
+impl Finder<'_> {
+    /// Finds what `mfa` asks for: credentials that a code can be exchanged with, or ones to be used
+    /// as they are, or none.
+    pub fn find_for_mfa(&self) -> Result<Option<Session>, CredentialsError> {
+        match self.config.mfa {
+            Mfa::Here { .. } => self.find_tradable().map(Some),
+            Mfa::Off => self.find().map(Some),
+            Mfa::Elsewhere => Ok(None),
+        }
     }
-}
 
-/// Long-term ones, unless a role is to be assumed.
-fn find_tradable(config: &Config) -> Result<Session, CredentialsError> {
-    let session = find(config)?;
-    if session.session_token.is_some() && config.role_arn.is_none() {
-        return Err(CredentialsError::Temporary(session.access_key_id));
+    /// Finds the source credentials: the service's credential, or else as the AWS CLI would.
+    pub fn find(&self) -> Result<Session, CredentialsError> {
+        let session = self.search()?;
+        match session.remaining_seconds() {
+            Some(left) if left <= 0 => Err(CredentialsError::Expired(
+                session.access_key_id.clone(),
+                session.expiration_text(),
+            )),
+            _ => Ok(session),
+        }
     }
-    Ok(session)
+
+    /// Long-term ones, unless a role is to be assumed.
+    fn find_tradable(&self) -> Result<Session, CredentialsError> {
+        let session = self.find()?;
+        if session.session_token.is_some() && self.config.role_arn.is_none() {
+            return Err(CredentialsError::Temporary(session.access_key_id));
+        }
+        Ok(session)
+    }
+
+    fn search(&self) -> Result<Session, CredentialsError> {
+        if let Some(path) = file_of_service() {
+            return self.search_file_of_service(path);
+        }
+        let environment = from_environment()?;
+        if let (None, Some(session)) = (&self.config.profile, environment) {
+            return Ok(session);
+        }
+        let profiles = Profiles::read(self.config, self.aws.reader())?;
+        if let Some(session) = profile::credentials(self, &profiles)? {
+            return Ok(session);
+        }
+        if let Some(profile) = &self.config.profile {
+            return Err(CredentialsError::Source {
+                from: format!("profile {profile}"),
+                why: format!("it has none in {}", profiles.looked_at()),
+            });
+        }
+        match machine::credentials(self)? {
+            Ok(session) => Ok(session),
+            Err(why) => {
+                let why = format!(
+                    "the environment has none, nor has a profile in {}; {why}",
+                    profiles.looked_at()
+                );
+                Err(match self.config.mfa {
+                    Mfa::Off => CredentialsError::NoneToUse(why),
+                    _ => CredentialsError::NotFound(why),
+                })
+            }
+        }
+    }
+
+    fn search_file_of_service(&self, path: PathBuf) -> Result<Session, CredentialsError> {
+        let failed = |section: &str, why| CredentialsError::File {
+            path: path.clone(),
+            section: section.into(),
+            why,
+        };
+        let section = profile::name(self.config);
+        let profiles = match Profiles::read_only(self.config, path.clone()) {
+            Err(SettingsError::File { why, .. }) => return Err(failed(&section, why)),
+            profiles => profiles?,
+        };
+        match profile::credentials(self, &profiles) {
+            Ok(Some(session)) => Ok(session),
+            Ok(None) => Err(failed(
+                &section,
+                format!("it has no aws_access_key_id in [{section}]"),
+            )),
+            Err(CredentialsError::Settings(SettingsError::NoProfile { .. })) => {
+                Err(failed(&section, format!("it has no section [{section}]")))
+            }
+            Err(CredentialsError::Source { why, .. }) => Err(failed(&section, why)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs a call of AWS until it ends or the search is interrupted.
+    fn run<T>(&self, call: impl Future<Output = T>) -> Result<T, CredentialsError> {
+        let runtime = aws::runtime()?;
+        let ended = match self.interrupt {
+            Some(interrupt) => runtime.block_on(unless_readable(interrupt, call)),
+            None => Some(runtime.block_on(call)),
+        };
+        // Not even a library's blocking thread is to keep us from ending.
+        runtime.shutdown_background();
+        ended.ok_or(CredentialsError::Interrupted)
+    }
 }
 
 /// Where systemd has put our credential for the service, if it has.
@@ -120,121 +219,50 @@ pub fn is_ours_alone() -> bool {
     })
 }
 
-fn from_file(path: PathBuf, section: &str) -> Result<Session, CredentialsError> {
-    read_file(&path)
-        .and_then(|text| parse_file(&text, section))
-        .map_err(|why| CredentialsError::File {
-            path,
-            section: section.into(),
-            why,
-        })
+/// Whether this process has credentials that it was given as a service, so that `~/.aws` is nothing
+/// to it.
+pub fn service_has_its_own(config: &Config) -> bool {
+    let files = [
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CREDENTIAL_PROFILES_FILE",
+    ];
+    let is_in_environment = config.profile.is_none() && variables::first(&ACCESS_KEY_ID).is_some();
+    file_of_service().is_some() || variables::first(&files).is_some() || is_in_environment
 }
 
-fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
-    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES + 1));
-    let most = u64::try_from(MAX_FILE_BYTES + 1).unwrap_or(u64::MAX);
-    File::open(path)
-        .and_then(|file| file.take(most).read_to_string(&mut text))
-        .map_err(|error| error.to_string())?;
-    if text.len() > MAX_FILE_BYTES {
-        return Err(format!("it is longer than {MAX_FILE_BYTES} bytes"));
-    }
-    Ok(text)
-}
-
-/// Reads one section, without the SDK and with no copy but those that are kept.
-///
-/// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>.
-fn parse_file(text: &str, section: &str) -> Result<Session, String> {
-    let value = |key| match value_in(text, section, key) {
-        Some("") => Err(format!("its {key} is empty")),
-        Some(value) if value.contains(char::is_whitespace) => Err(format!("its {key} is no key")),
-        value => Ok(value),
-    };
-    let needed = |key| value(key)?.ok_or_else(|| format!("it has no {key} in [{section}]"));
-    Ok(Session {
-        access_key_id: needed("aws_access_key_id")?.into(),
-        secret_access_key: needed("aws_secret_access_key")?.into(),
-        session_token: value("aws_session_token")?.map(SecretString::from),
-        expiration_unix_seconds: None,
-    })
-}
-
-fn value_in<'a>(text: &'a str, section: &str, key: &str) -> Option<&'a str> {
-    let name = |line: &'a str| line.strip_prefix('[')?.strip_suffix(']').map(str::trim);
-    text.lines()
-        .map(str::trim)
-        .skip_while(|line| name(line) != Some(section))
-        .skip(1)
-        .take_while(|line| name(line).is_none())
-        .filter_map(|line| line.split_once('='))
-        .find_map(|(known, value)| (known.trim() == key).then(|| value.trim()))
-}
-
-/// Without the SDK too: a process that waits for days should not carry it. The second
-/// names are those that the Go program's SDK read.
-fn from_environment() -> Option<Session> {
-    let variable = |names: [&str; 2]| {
-        names
-            .into_iter()
-            .find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()))
-    };
-    Some(Session {
-        access_key_id: variable(["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"])?,
-        secret_access_key: SecretString::from(variable([
-            "AWS_SECRET_ACCESS_KEY",
-            "AWS_SECRET_KEY",
-        ])?),
-        session_token: variable(["AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"])
-            .map(SecretString::from),
-        expiration_unix_seconds: None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use secrecy::ExposeSecret;
-
-    use super::*;
-
-    const FILE: &str = "# both\n[default]\naws_access_key_id = AKIAONE\naws_secret_access_key=one/+=\n\n\
-        [ other ]\r\naws_secret_access_key = two\r\n; aws_access_key_id = AKIANO\r\naws_access_key_id=AKIATWO\r\n\
-        aws_session_token = token==\r\n";
-
-    #[test]
-    fn each_section_has_its_own_key() {
-        let one = parse_file(FILE, "default").unwrap();
-        assert_eq!(one.access_key_id, "AKIAONE");
-        assert_eq!(one.secret_access_key.expose_secret(), "one/+=");
-        assert!(one.session_token.is_none());
-        let two = parse_file(FILE, "other").unwrap();
-        assert_eq!(two.access_key_id, "AKIATWO");
-        assert_eq!(two.secret_access_key.expose_secret(), "two");
-        assert_eq!(two.session_token.unwrap().expose_secret(), "token==");
-    }
-
-    #[test]
-    fn what_is_missing_or_no_key_is_named_and_never_quoted() {
-        for (text, why) in [
-            ("", "it has no aws_access_key_id in [default]"),
-            (
-                "[other]\naws_access_key_id = a",
-                "it has no aws_access_key_id in [default]",
-            ),
-            (
-                "[default]\naws_access_key_id = a",
-                "it has no aws_secret_access_key in [default]",
-            ),
-            (
-                "[default]\naws_access_key_id =",
-                "its aws_access_key_id is empty",
-            ),
-            (
-                "[default]\naws_access_key_id = a\naws_secret_access_key = b # mine",
-                "its aws_secret_access_key is no key",
-            ),
-        ] {
-            assert_eq!(parse_file(text, "default").unwrap_err(), why);
+fn from_environment() -> Result<Option<Session>, CredentialsError> {
+    let pair = (
+        variables::first(&ACCESS_KEY_ID),
+        variables::first(&SECRET_ACCESS_KEY),
+    );
+    let (access_key_id, secret_access_key) = match pair {
+        (Some((_, id)), Some((_, secret))) => (id, secret),
+        (None, None) => return Ok(None),
+        (Some((name, _)), None) => {
+            return Err(
+                VariableError::new(name, "is set, but AWS_SECRET_ACCESS_KEY is not").into(),
+            );
         }
+        (None, Some((name, _))) => {
+            return Err(VariableError::new(name, "is set, but AWS_ACCESS_KEY_ID is not").into());
+        }
+    };
+    let expiration = variables::text(EXPIRATION).map(|text| {
+        parse_utc(&text).ok_or_else(|| {
+            VariableError::new(EXPIRATION, "is not a time, such as 2026-01-31T12:00:00Z")
+        })
+    });
+    let session = Session {
+        access_key_id,
+        secret_access_key: SecretString::from(secret_access_key),
+        session_token: variables::first(&SESSION_TOKEN).map(|(_, token)| SecretString::from(token)),
+        expiration_unix_seconds: expiration.transpose()?,
+    };
+    match session.check() {
+        Ok(()) => Ok(Some(session)),
+        Err(why) => Err(CredentialsError::Source {
+            from: "the environment (AWS_ACCESS_KEY_ID and its like)".into(),
+            why: format!("the key {why}"),
+        }),
     }
 }

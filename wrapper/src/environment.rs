@@ -15,7 +15,7 @@ const CREDENTIAL_EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
 ///
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>, and the older
 /// names that SDKs still read.
-const SECRETS: [&str; 9] = [
+const SECRETS: [&str; 8] = [
     ACCESS_KEY_ID,
     SECRET_ACCESS_KEY,
     SESSION_TOKEN,
@@ -24,7 +24,6 @@ const SECRETS: [&str; 9] = [
     "AWS_SECRET_KEY",
     "AWS_SECURITY_TOKEN",
     "AWS_DELEGATION_TOKEN",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 ];
 
 /// What the command may have of the `AWS_…` variables of this process: where AWS is and how it is called,

@@ -1,64 +1,335 @@
-//! The SDK's HTTP client, for what holds secrets on a host that it does not own: it reads the
-//! system's CA certificates only for a connection that needs them, takes answers of a limited length
-//! only, keeps no connection for long, and resolves names without a pool of threads.
+//! The SDK's HTTP client, for what holds secrets on a host that it does not own: it goes through the
+//! proxy and trusts the CA certificates that the AWS CLI would, takes answers of a limited length
+//! only, keeps no connection for long, resolves names without a pool of threads, and says in its
+//! errors which host they are about.
 //!
-//! The SDK's own reads the certificates for every client that is made and throws the first result
-//! away: most of what a call costs, also of one over plain HTTP (local-aws, an instance's metadata).
+//! Sources: <https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-proxy.html>, `ca_bundle`
+//! in <https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html>, and
+//! `SSL_CERT_FILE` in <https://docs.openssl.org/master/man7/openssl-env/>.
 
-use std::time::Duration;
+use std::{
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use aws_smithy_http_client::{
-    Builder,
+    Builder, Connector,
+    proxy::ProxyConfig,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
 use aws_smithy_runtime_api::client::{
-    connector_metadata::ConnectorMetadata,
     http::{
         HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
         SharedHttpConnector,
     },
     orchestrator::HttpRequest,
+    result::ConnectorError,
     runtime_components::RuntimeComponents,
 };
 use aws_smithy_types::body::SdkBody;
+use http::Uri;
 use http_body_util::Limited;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use crate::dns::Resolver;
+use crate::{aws::root_cause, dns::Resolver, input_file, session::seconds_text, variables};
 
 /// Longest answer that is read, in bytes. Those of STS, KMS and an instance's metadata have some
 /// thousand.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
+/// Longest file of CA certificates, in bytes. A system's has a quarter of a million.
+const MAX_BUNDLE_BYTES: usize = 8 * 1024 * 1024;
+
 /// A connection that is kept holds the last answer in its buffers, data keys among them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Makes a client for HTTP and HTTPS. It trusts the CA certificates of the system, or of
-/// `SSL_CERT_FILE` and `SSL_CERT_DIR`.
-pub fn new() -> SharedHttpClient {
-    let resolver = Resolver::default();
-    let provider = || {
-        Builder::new()
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tls_provider(Provider::rustls(CryptoMode::Ring))
-    };
-    // An empty trust store cannot be a wrong one; the default would do too, only slower.
-    let trusts_nobody = TlsContext::builder()
-        .with_trust_store(TrustStore::empty())
-        .build()
-        .unwrap_or_default();
-    SharedHttpClient::new(Client {
-        http: provider()
-            .tls_context(trusts_nobody)
-            .build_with_resolver(resolver.clone()),
-        https: provider().build_with_resolver(resolver),
-    })
+const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const END: &str = "-----END CERTIFICATE-----";
+
+/// Why AWS cannot be called through this host's network as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The proxy's URL. It may have a password in it, so it is not shown.
+    #[error(
+        "the environment variable {0} is not the URL of an HTTP proxy, such as http://proxy.example:3128; correct it or unset it"
+    )]
+    Proxy(&'static str),
+    /// A file of CA certificates.
+    #[error("cannot use the CA certificates in {path} ({by}): {why}", path = path.display())]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What names it.
+        by: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// `SSL_CERT_FILE` or `SSL_CERT_DIR` without a value would leave no certificate at all.
+    #[error("the environment variable {0} is set and empty; unset it, or name CA certificates")]
+    Empty(&'static str),
 }
 
-/// Both keep their connections, and the second its certificates, for later requests.
+/// How this host reaches AWS.
+#[derive(Debug, Clone)]
+pub struct Network {
+    proxy: Option<Proxy>,
+    trust: Trust,
+    request_timeout: Duration,
+}
+
+#[derive(Clone)]
+struct Proxy {
+    config: ProxyConfig,
+    /// What names it, and where it is; without a password.
+    text: String,
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Whose signatures on certificates are taken.
+#[derive(Debug, Clone)]
+enum Trust {
+    /// The CA certificates of the system, or of `SSL_CERT_DIR`; read when they are needed.
+    System,
+    /// Those of a file and no others.
+    Bundle { store: TrustStore, text: String },
+}
+
+impl Network {
+    /// Reads proxy and CA certificates from the environment, and from the `ca_bundle` of the
+    /// profile.
+    ///
+    /// Errors: one of them cannot be used.
+    pub fn read(
+        ca_bundle_of_profile: Option<&str>,
+        request_timeout: Duration,
+    ) -> Result<Self, NetworkError> {
+        Ok(Self {
+            proxy: Proxy::read()?,
+            trust: Trust::read(ca_bundle_of_profile)?,
+            request_timeout,
+        })
+    }
+
+    /// The same, past any proxy.
+    #[must_use]
+    pub fn without_proxy(&self) -> Self {
+        Self {
+            proxy: None,
+            ..self.clone()
+        }
+    }
+
+    /// The proxy for messages, with a separator in front; nothing where there is none.
+    pub fn proxy_text(&self) -> String {
+        let Some(proxy) = &self.proxy else {
+            return String::new();
+        };
+        format!("; {}", proxy.text)
+    }
+
+    /// Makes a client for HTTP, and for HTTPS where that is needed. Without it no certificates are
+    /// read.
+    pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
+        let (resolver, network) = (Resolver::default(), self.clone());
+        let trust_store = match (&self.trust, needs_tls) {
+            (_, false) => TrustStore::empty(),
+            (Trust::System, true) => TrustStore::default(),
+            (Trust::Bundle { store, .. }, true) => store.clone(),
+        };
+        // Neither store can be a wrong one: its certificates have been parsed.
+        let trust = TlsContext::builder()
+            .with_trust_store(trust_store)
+            .build()
+            .unwrap_or_default();
+        let connector = move |settings: Option<&HttpConnectorSettings>| {
+            let mut builder = Connector::builder()
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .tls_provider(Provider::rustls(CryptoMode::Ring))
+                .tls_context(trust.clone());
+            builder.set_connector_settings(settings.cloned());
+            builder.set_proxy_config(network.proxy.as_ref().map(|proxy| proxy.config.clone()));
+            builder.build_with_resolver(resolver.clone())
+        };
+        SharedHttpClient::new(Client {
+            inner: Builder::new().build_with_connector_fn(move |settings, _| connector(settings)),
+            network: self.clone(),
+        })
+    }
+
+    /// What went wrong with a request to `url`, with the host, in one line.
+    fn explain(&self, error: &ConnectorError, url: &Uri) -> String {
+        let host = url.authority().map_or("", |it| it.as_str());
+        let cause = cause(error);
+        if cause.contains("InvalidContentType") {
+            return format!(
+                "{host} answers, but does not speak TLS; if that is right, its URL begins with http://, not https://"
+            );
+        }
+        if cause.contains("UnknownIssuer") {
+            let trusted = match &self.trust {
+                Trust::System if has_no_certificates() => {
+                    return format!(
+                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or name a file with AWS_CA_BUNDLE"
+                    );
+                }
+                Trust::System => "the CA certificates of this host",
+                Trust::Bundle { text, .. } => text,
+            };
+            return format!(
+                "the certificate of {host} is signed by none of {trusted}; add the right CA certificate there, or name its file with AWS_CA_BUNDLE"
+            );
+        }
+        // The name of the resolver's own errors is in them.
+        let text = match cause.starts_with("cannot resolve") {
+            true => cause,
+            false => format!("{host}: {cause}"),
+        };
+        match (&self.proxy, url.scheme_str()) {
+            (Some(proxy), Some("https")) => format!("{text}; {}", proxy.text),
+            (None, Some("https")) if !cause_is_certificate(&text) => {
+                format!("{text}; check DNS and firewall (HTTPS_PROXY names no proxy)")
+            }
+            _ => text,
+        }
+    }
+}
+
+fn cause_is_certificate(text: &str) -> bool {
+    text.contains("certificate")
+}
+
+/// The innermost reason. The text of a tunnel's error says less than it means.
+fn cause(error: &ConnectorError) -> String {
+    let cause = root_cause(error);
+    match cause.strip_prefix("tunnel error: ") {
+        Some("proxy authorization required") => {
+            "the proxy wants a user and a password (http://USER:PASSWORD@HOST:PORT)".into()
+        }
+        Some("unsuccessful") => "the proxy refuses to connect to it".into(),
+        Some(why) => format!("the proxy does not connect to it: {why}"),
+        None => cause,
+    }
+}
+
+/// Looked at only where a certificate was not taken.
+fn has_no_certificates() -> bool {
+    rustls_native_certs::load_native_certs().certs.is_empty()
+}
+
+impl Proxy {
+    /// The lower-case names come first, as in curl and the AWS CLI. Plain HTTP goes through no proxy:
+    /// AWS's endpoints do not speak it, and what does is on this host or its link.
+    fn read() -> Result<Option<Self>, NetworkError> {
+        let Some((variable, value)) = variables::first(&["https_proxy", "HTTPS_PROXY"]) else {
+            return Ok(None);
+        };
+        let no_proxy = variables::first(&["no_proxy", "NO_PROXY"]);
+        Self::parse(variable, &value, no_proxy)
+            .map(Some)
+            .ok_or(NetworkError::Proxy(variable))
+    }
+
+    fn parse(
+        variable: &str,
+        value: &str,
+        no_proxy: Option<(&'static str, String)>,
+    ) -> Option<Self> {
+        let url = match value.contains("://") {
+            true => value.to_owned(),
+            false => format!("http://{value}"),
+        };
+        let uri: Uri = url.parse().ok()?;
+        let host = uri.authority()?.as_str().rsplit('@').next()?.to_owned();
+        let mut config = ProxyConfig::https(uri.clone()).ok()?;
+        let mut text = format!("{variable} is {}://{host}", uri.scheme_str()?);
+        if let Some((variable, hosts)) = no_proxy {
+            text += &format!(", {variable} {hosts}");
+            config = config.no_proxy(hosts);
+        }
+        Some(Self { config, text })
+    }
+}
+
+impl Trust {
+    fn read(ca_bundle_of_profile: Option<&str>) -> Result<Self, NetworkError> {
+        let bundle = variables::first(&["AWS_CA_BUNDLE"]);
+        let of_profile = ca_bundle_of_profile.map(|path| ("ca_bundle in the profile", path.into()));
+        if let Some((by, path)) = bundle.or(of_profile) {
+            return Self::bundle(by, path);
+        }
+        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+            if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+                return Err(NetworkError::Empty(name));
+            }
+        }
+        let directory = variables::text("SSL_CERT_DIR");
+        match (variables::first(&["SSL_CERT_FILE"]), directory) {
+            (Some((by, path)), None) => Self::bundle(by, path),
+            (Some((by, path)), Some(_)) => Self::bundle(by, path).map(|_| Self::System),
+            (None, Some(path)) if !Path::new(&path).is_dir() => Err(NetworkError::Bundle {
+                path: path.into(),
+                by: "SSL_CERT_DIR",
+                why: "it is not a directory".into(),
+            }),
+            (None, _) => Ok(Self::System),
+        }
+    }
+
+    fn bundle(by: &'static str, path: String) -> Result<Self, NetworkError> {
+        let read = input_file::read_text(Path::new(&path), MAX_BUNDLE_BYTES)
+            .map_err(|error| error.to_string())
+            .and_then(|pem| store(&pem));
+        match read {
+            Ok(store) => Ok(Self::Bundle {
+                store,
+                text: format!("those in {path} ({by})"),
+            }),
+            Err(why) => Err(NetworkError::Bundle {
+                path: path.into(),
+                by,
+                why,
+            }),
+        }
+    }
+}
+
+/// The certificates of a PEM file, without those that TLS cannot use: the SDK panics on these.
+fn store(pem: &str) -> Result<TrustStore, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    let mut store = TrustStore::empty();
+    let mut rest = pem;
+    while let Some(begin) = rest.find(BEGIN) {
+        let section = &rest[begin..];
+        let Some(end) = section.find(END).map(|end| end + END.len()) else {
+            return Err("it breaks off inside a certificate".into());
+        };
+        let (certificate, after) = section.split_at(end);
+        let usable = CertificateDer::from_pem_slice(certificate.as_bytes())
+            .is_ok_and(|der| roots.add(der).is_ok());
+        if usable {
+            store.add_pem_certificate(certificate);
+        }
+        rest = after;
+    }
+    match roots.is_empty() {
+        true if pem.trim().is_empty() => Err("it is empty".into()),
+        true => Err("it has no usable certificate in PEM form".into()),
+        false => Ok(store),
+    }
+}
+
+/// The SDK's client, with a limit on answers and errors that name the host.
 #[derive(Clone, Debug)]
 struct Client {
-    http: SharedHttpClient,
-    https: SharedHttpClient,
+    inner: SharedHttpClient,
+    network: Network,
 }
 
 impl HttpClient for Client {
@@ -67,35 +338,50 @@ impl HttpClient for Client {
         settings: &HttpConnectorSettings,
         components: &RuntimeComponents,
     ) -> SharedHttpConnector {
-        SharedHttpConnector::new(Connector {
-            client: self.clone(),
-            settings: settings.clone(),
-            components: components.clone(),
+        SharedHttpConnector::new(NamingConnector {
+            inner: self.inner.http_connector(settings, components),
+            network: self.network.clone(),
         })
-    }
-
-    fn connector_metadata(&self) -> Option<ConnectorMetadata> {
-        self.https.connector_metadata()
     }
 }
 
 #[derive(Debug)]
-struct Connector {
-    client: Client,
-    settings: HttpConnectorSettings,
-    components: RuntimeComponents,
+struct NamingConnector {
+    inner: SharedHttpConnector,
+    network: Network,
 }
 
-impl HttpConnector for Connector {
+impl HttpConnector for NamingConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        let client = match request.uri().starts_with("http://") {
-            true => &self.client.http,
-            false => &self.client.https,
-        };
-        let answer = client
-            .http_connector(&self.settings, &self.components)
-            .call(request);
-        HttpConnectorFuture::new(async move { Ok(answer.await?.map(limited)) })
+        let url: Uri = request.uri().parse().unwrap_or_default();
+        let (answer, network) = (self.inner.call(request), self.network.clone());
+        HttpConnectorFuture::new(async move {
+            let limit = network.request_timeout;
+            match tokio::time::timeout(limit, answer).await {
+                Ok(Ok(answer)) => Ok(answer.map(limited)),
+                Ok(Err(error)) => Err(renamed(&error, network.explain(&error, &url))),
+                Err(_) => Err(ConnectorError::timeout(
+                    format!(
+                        "{} gave no answer within {} (request_timeout_seconds){}",
+                        url.authority().map_or("", |it| it.as_str()),
+                        seconds_text(limit.as_secs()),
+                        network.proxy_text()
+                    )
+                    .into(),
+                )),
+            }
+        })
+    }
+}
+
+/// The same kind of error with another text.
+fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
+    let text: Box<dyn Error + Send + Sync> = text.into();
+    match error {
+        error if error.is_timeout() => ConnectorError::timeout(text),
+        error if error.is_io() => ConnectorError::io(text),
+        error if error.is_user() => ConnectorError::user(text),
+        error => ConnectorError::other(text, error.as_other()),
     }
 }
 
@@ -106,63 +392,42 @@ fn limited(body: SdkBody) -> SdkBody {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use aws_credential_types::Credentials;
-    use aws_sdk_sts::config::{BehaviorVersion, Region, retry::RetryConfig};
-    use aws_smithy_runtime_api::client::{http::http_client_fn, result::ConnectorError};
-
     use super::*;
 
-    #[derive(Debug)]
-    struct Unreachable;
-
-    impl HttpConnector for Unreachable {
-        fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
-            HttpConnectorFuture::ready(Err(ConnectorError::other("unreachable".into(), None)))
+    #[test]
+    fn a_proxy_is_shown_without_its_password() {
+        let no_proxy = Some(("NO_PROXY", "localhost,.example".into()));
+        for (value, text) in [
+            ("http://proxy:3128", "HTTPS_PROXY is http://proxy:3128"),
+            ("proxy:3128", "HTTPS_PROXY is http://proxy:3128"),
+            (
+                "http://user:s3cret@proxy:3128/",
+                "HTTPS_PROXY is http://proxy:3128",
+            ),
+            ("user:s3cret@proxy:3128", "HTTPS_PROXY is http://proxy:3128"),
+        ] {
+            let proxy = Proxy::parse("HTTPS_PROXY", value, no_proxy.clone()).unwrap();
+            let expected = format!("{text}, NO_PROXY localhost,.example");
+            assert_eq!(format!("{proxy:?}"), expected);
+        }
+        for value in ["socks5://proxy:1080", "http://", "a b", "http://[::1"] {
+            assert!(
+                Proxy::parse("HTTPS_PROXY", value, None).is_none(),
+                "{value}"
+            );
         }
     }
 
-    /// The clients whose connectors are made for a call to `endpoint`.
-    fn clients_used(endpoint: &str) -> Vec<&'static str> {
-        let used = Arc::new(Mutex::new(Vec::new()));
-        let client = |name| {
-            let used = Arc::clone(&used);
-            http_client_fn(move |_, _| {
-                used.lock().unwrap().push(name);
-                SharedHttpConnector::new(Unreachable)
-            })
-        };
-        let config = aws_sdk_sts::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("AKIAX", "secret", None, None, "test"))
-            .retry_config(RetryConfig::disabled())
-            .endpoint_url(endpoint)
-            .http_client(SharedHttpClient::new(Client {
-                http: client("http"),
-                https: client("https"),
-            }))
-            .build();
-        let call = aws_sdk_sts::Client::from_conf(config)
-            .get_caller_identity()
-            .send();
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(call)
-            .unwrap_err();
-        used.lock().unwrap().clone()
-    }
-
     #[test]
-    fn plain_http_makes_no_connector_that_reads_certificates() {
-        assert_eq!(clients_used("http://127.0.0.1:1"), ["http"]);
-    }
-
-    #[test]
-    fn https_makes_the_connector_that_reads_certificates_and_only_once_a_call() {
-        assert_eq!(clients_used("https://127.0.0.1:1"), ["https"]);
+    fn a_bundle_without_a_usable_certificate_says_why() {
+        let garbage = format!("{BEGIN}\nAAAA\n{END}\n");
+        for (pem, why) in [
+            ("", "it is empty"),
+            ("text", "it has no usable certificate in PEM form"),
+            (garbage.as_str(), "it has no usable certificate in PEM form"),
+            (BEGIN, "it breaks off inside a certificate"),
+        ] {
+            assert_eq!(store(pem).unwrap_err(), why);
+        }
     }
 }

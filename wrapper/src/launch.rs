@@ -12,14 +12,14 @@ use tracing::{error, info, warn};
 
 use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
-    aws,
+    aws::{self, Reader, Settings, SettingsError},
     broker::{Broker, BrokerError, Handover},
     channel::{self, Channel, FifoError, Stage},
     check, clock, code,
     command::{Command, CommandError},
     command_line::{CommandLine, show_usage},
     config::{Config, ConfigError, Handoff, Mfa},
-    credentials::{self, CredentialsError},
+    credentials::{self, CredentialsError, Finder},
     environment::{self, Variables},
     listen_fds, logging, process,
     session::Session,
@@ -37,6 +37,8 @@ enum LaunchError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Command(#[from] CommandError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
@@ -104,7 +106,14 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         warn!("{exposure}");
     }
     let command = Command::find(command_line.command)?;
-    let source = credentials::find_for_mfa(&config)?;
+    let aws = Settings::read(&config, Reader::Service)?;
+    let finder = Finder {
+        config: &config,
+        aws: &aws,
+        // Signals still end us by themselves.
+        interrupt: None,
+    };
+    let source = finder.find_for_mfa()?;
     let broker = match config.handoff {
         Handoff::Broker => Some(Broker::find(&config)?),
         Handoff::Environment => None,
@@ -112,7 +121,10 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
     let kept = kept_file.and_then(|file| stored_session::reuse(&config, source.as_ref(), file));
     let is_kept = kept.is_some();
-    let obtained = kept.map_or_else(|| obtain_session(&config, source.as_ref(), &signals), Ok);
+    let obtained = kept.map_or_else(
+        || obtain_session(&config, &aws, source.as_ref(), &signals),
+        Ok,
+    );
     let session = match obtained {
         Err(LaunchError::Asking(AskingError::Interrupted)) => return Err(end_by_signal(signals)),
         session => session?,
@@ -121,12 +133,17 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         stored_session::keep(&config, source.as_ref(), &session);
     }
     report(&config, &session, is_kept, &command);
-    let mut variables = environment::for_command();
+    let finds_its_own = finds_its_own(&config, &session);
+    let mut variables = match finds_its_own {
+        true => env::vars_os().collect(),
+        false => environment::for_command(),
+    };
     if let Some(names) = passed_on {
         environment::set_passed_descriptors(&mut variables, &names);
     }
-    if !environment::has_region(&variables)
-        && let Some(region) = find_region(&config)?
+    if !finds_its_own
+        && !environment::has_region(&variables)
+        && let Some(region) = aws::configured_region(&config, Reader::Service)?
     {
         environment::add_region(&mut variables, region);
     }
@@ -141,6 +158,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
             };
             broker.start(&handover, env::vars_os().collect())?;
         }
+        None if finds_its_own => {}
         None => environment::add_session(&mut variables, &session),
     }
     signals
@@ -149,15 +167,21 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     Ok((command, variables))
 }
 
-fn find_region(config: &Config) -> Result<Option<String>, LaunchError> {
-    let runtime =
-        aws::runtime().map_err(|error| LaunchError::System("look for the AWS region", error))?;
-    Ok(runtime.block_on(aws::configured_region(config)))
+/// Whether the command is left to find the credentials by itself, as it would without us: those of a
+/// role end, and in its environment they would stay as they are, while its own SDK gets the next.
+///
+/// What only we can find is handed over all the same.
+fn finds_its_own(config: &Config, session: &Session) -> bool {
+    config.mfa == Mfa::Off
+        && config.handoff == Handoff::Environment
+        && session.expiration_unix_seconds.is_some()
+        && credentials::file_of_service().is_none()
 }
 
 /// Asks for a code, or takes the source credentials as they are.
 fn obtain_session(
     config: &Config,
+    aws: &Settings,
     source: Option<&Session>,
     signals: &Signals,
 ) -> Result<Session, LaunchError> {
@@ -168,6 +192,7 @@ fn obtain_session(
     announce(config, &mut channel);
     let asking = Asking {
         config,
+        aws,
         trade: Trade::new(config, source),
         when_hopeless: WhenHopeless::GiveUp,
         interrupt: signals.descriptor(),

@@ -35,3 +35,4 @@ pub mod signals;
 pub mod stored_session;
 pub mod sts;
 pub mod systemd;
+mod variables;

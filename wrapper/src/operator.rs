@@ -9,9 +9,10 @@ use tracing::{info, warn};
 
 use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
+    aws::Settings,
     channel::{Channel, FifoError, TokenCode},
     config::{Config, Mfa},
-    credentials::{self, CredentialsError},
+    credentials::{CredentialsError, Finder},
     session::Session,
 };
 
@@ -49,18 +50,28 @@ pub enum OperatorError {
 /// ends with [`AskingError::Interrupted`] when `interrupt` becomes readable.
 pub fn open_session(
     config: &Config,
+    aws: &Settings,
     code: Option<&str>,
     interrupt: BorrowedFd<'_>,
 ) -> Result<Session, OperatorError> {
     let code = code
         .map(|code| code_of_argument(config, code))
         .transpose()?;
-    let source = credentials::find_for_mfa(config)?;
+    let finder = Finder {
+        config,
+        aws,
+        interrupt: Some(interrupt),
+    };
+    let source = finder.find_for_mfa().map_err(|error| match error {
+        CredentialsError::Interrupted => AskingError::Interrupted.into(),
+        error => OperatorError::from(error),
+    })?;
     if let (Mfa::Off, Some(source)) = (&config.mfa, &source) {
         return Ok(source.clone());
     }
     let asking = Asking {
         config,
+        aws,
         trade: Trade::new(config, source.as_ref()),
         when_hopeless: WhenHopeless::GiveUp,
         interrupt,

@@ -14,6 +14,17 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 
+/// Longest access key id, in bytes, as AWS has it.
+///
+/// Source: <https://docs.aws.amazon.com/STS/latest/APIReference/API_Credentials.html>.
+const MAX_ACCESS_KEY_ID_BYTES: usize = 128;
+
+/// Longest secret access key, in bytes. AWS's have 40.
+const MAX_SECRET_ACCESS_KEY_BYTES: usize = 512;
+
+/// Longest session token, in bytes. AWS names no limit; those of large policies have some thousand.
+const MAX_SESSION_TOKEN_BYTES: usize = 16 * 1024;
+
 /// A set of AWS credentials: long-term (no token, no expiration) or temporary.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Session {
@@ -75,6 +86,59 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Whether requests can be signed with these credentials, and they can be handed over: they
+    /// become part of headers, variables and log lines, so each is printable ASCII without spaces,
+    /// and no longer than AWS makes it.
+    ///
+    /// The error names what cannot be used, never its value.
+    pub fn check(&self) -> Result<(), String> {
+        check_value("AccessKeyId", &self.access_key_id, MAX_ACCESS_KEY_ID_BYTES)?;
+        let secret = self.secret_access_key.expose_secret();
+        check_value("SecretAccessKey", secret, MAX_SECRET_ACCESS_KEY_BYTES)?;
+        match &self.session_token {
+            Some(token) => check_value(
+                "SessionToken",
+                token.expose_secret(),
+                MAX_SESSION_TOKEN_BYTES,
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks what should be a session: [`Session::check`], and that it ends, but not within
+    /// `least_seconds`.
+    pub fn check_open(&self, least_seconds: i64) -> Result<(), String> {
+        self.check()?;
+        if self.session_token.is_none() {
+            return Err("has no SessionToken".into());
+        }
+        let end = self.expiration_text();
+        match self.remaining_seconds() {
+            None => Err("has no Expiration".into()),
+            Some(..=0) => Err(format!("ended at {end}")),
+            Some(left) if left < least_seconds => Err(format!(
+                "ends at {end}, in less than {}",
+                seconds_text(least_seconds.unsigned_abs())
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+fn check_value(field: &str, value: &str, limit_bytes: usize) -> Result<(), String> {
+    match value {
+        "" => Err(format!("has no {field}")),
+        value if value.len() > limit_bytes => {
+            Err(format!("has an {field} of more than {limit_bytes} bytes").replace("an S", "a S"))
+        }
+        value if !value.bytes().all(|byte| byte.is_ascii_graphic()) => Err(format!(
+            "has a space or a character that is not printable in its {field}"
+        )),
+        _ => Ok(()),
+    }
+}
+
 impl From<&Credentials> for Session {
     fn from(credentials: &Credentials) -> Self {
         Self {
@@ -117,6 +181,12 @@ pub fn seconds_text(seconds: u64) -> String {
         1 => "1 second".into(),
         _ => format!("{seconds} seconds"),
     }
+}
+
+/// The time of an RFC 3339 text, such as an Expiration, in seconds since 1970-01-01 UTC.
+pub fn parse_utc(text: &str) -> Option<i64> {
+    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
+    Some(time.secs())
 }
 
 /// Seconds since 1970-01-01 UTC by this host's clock.
@@ -192,18 +262,15 @@ impl Expiration {
     /// More seconds than until the year 5138: such a number is of milliseconds, as SSO's are.
     const LEAST_MILLISECONDS: i64 = 100_000_000_000;
 
-    fn unix_seconds(&self) -> Result<i64, String> {
+    fn unix_seconds(&self) -> Result<i64, &'static str> {
         match self {
-            Self::Text(text) if text.is_empty() => Err("is empty or not printable"),
-            Self::Text(text) => DateTime::from_str(text, Format::DateTimeWithOffset)
-                .map(|time| time.secs())
-                .map_err(|_| "is no time"),
+            Self::Text(text) if text.is_empty() => Err("Expiration is empty"),
+            Self::Text(text) => parse_utc(text).ok_or("Expiration is no time"),
             Self::Number(milliseconds) if *milliseconds >= Self::LEAST_MILLISECONDS => {
                 Ok(milliseconds / 1000)
             }
             Self::Number(seconds) => Ok(*seconds),
         }
-        .map_err(|why| format!("a session document whose Expiration {why}"))
     }
 }
 
@@ -232,39 +299,48 @@ pub fn parse_document(json: &[u8]) -> Result<Session, String> {
     let expiration = credentials
         .expiration
         .ok_or("a session document without Expiration")?
-        .unix_seconds()?;
+        .unix_seconds()
+        .map_err(|why| format!("a session document whose {why}"))?;
     let session = Session {
-        access_key_id: complete("AccessKeyId", credentials.access_key_id)?
+        access_key_id: present("AccessKeyId", credentials.access_key_id)?
             .expose_secret()
             .to_owned(),
-        secret_access_key: complete("SecretAccessKey", credentials.secret_access_key)?,
-        session_token: Some(complete("SessionToken", credentials.session_token)?),
+        secret_access_key: present("SecretAccessKey", credentials.secret_access_key)?,
+        session_token: Some(present("SessionToken", credentials.session_token)?),
         expiration_unix_seconds: Some(expiration),
     };
-    match session.remaining_seconds() {
-        Some(..=0) => Err(format!(
-            "a session document that ended at {}",
-            session.expiration_text()
-        )),
-        Some(left) if left < LEAST_REMAINING_SECONDS => Err(format!(
-            "a session document that ends at {}, in less than {LEAST_REMAINING_SECONDS} seconds",
-            session.expiration_text()
-        )),
-        _ => Ok(session),
-    }
+    session
+        .check_open(LEAST_REMAINING_SECONDS)
+        .map_err(|why| format!("a session document that {why}"))?;
+    Ok(session)
 }
 
-/// The value of `field`, which must be there and, as it becomes part of headers, variables and log
-/// lines, printable ASCII without spaces.
-fn complete(field: &str, value: Option<SecretString>) -> Result<SecretString, String> {
-    let value = value.ok_or_else(|| format!("a session document without {field}"))?;
-    let text = value.expose_secret();
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(format!(
-            "a session document whose {field} is empty or not printable"
-        ));
-    }
-    Ok(value)
+fn present(field: &str, value: Option<SecretString>) -> Result<SecretString, String> {
+    value.ok_or_else(|| format!("a session document without {field}"))
+}
+
+/// What a `credential_process` prints: long-term keys, or a session.
+///
+/// The error says what is wrong and never quotes the document.
+pub fn parse_process_document(json: &[u8]) -> Result<Session, String> {
+    let credentials = serde_json::from_slice::<DocumentCredentials>(json)
+        .map_err(|error| not_a_document(error.classify()).replace("a session document", "JSON"))?;
+    let needed = |field: &str, value: Option<SecretString>| {
+        value.ok_or_else(|| format!("JSON without {field}"))
+    };
+    let expiration = credentials
+        .expiration
+        .map(|expiration| expiration.unix_seconds())
+        .transpose()
+        .map_err(|why| format!("JSON whose {why}"))?;
+    Ok(Session {
+        access_key_id: needed("AccessKeyId", credentials.access_key_id)?
+            .expose_secret()
+            .to_owned(),
+        secret_access_key: needed("SecretAccessKey", credentials.secret_access_key)?,
+        session_token: credentials.session_token,
+        expiration_unix_seconds: expiration,
+    })
 }
 
 fn not_a_document(mistake: Category) -> &'static str {
@@ -355,15 +431,25 @@ mod tests {
     #[test]
     fn values_that_could_not_be_sent_are_refused() {
         for (value, instead) in [
-            ("ASIAX", ""),
             ("s3cret", "two words"),
             ("t0ken", "line\\nend"),
             ("t0ken", "nul\\u0000"),
-            ("2099-01-01T00:00:00+00:00", ""),
         ] {
             let json = format!("{{{}}}", CREDENTIALS.replace(value, instead));
             let error = parse_document(json.as_bytes()).unwrap_err();
-            assert!(error.ends_with("is empty or not printable"), "{error}");
+            assert!(error.contains("that is not printable in its"), "{error}");
+        }
+        for (value, instead, why) in [
+            ("ASIAX", "", "has no AccessKeyId"),
+            ("s3cret", "", "has no SecretAccessKey"),
+            ("2099-01-01T00:00:00+00:00", "", "Expiration is no time"),
+            ("t0ken", &"t".repeat(20_000), "a SessionToken of more than"),
+            ("ASIAX", &"A".repeat(200_000), "an AccessKeyId of more than"),
+        ] {
+            let json = format!("{{{}}}", CREDENTIALS.replace(value, instead));
+            let error = parse_document(json.as_bytes()).unwrap_err();
+            assert!(error.contains(why), "{error}");
+            assert!(error.len() < 200, "{error}");
         }
     }
 

@@ -14,7 +14,7 @@ use nix::unistd::{User, geteuid, gethostname};
 use secrecy::SecretString;
 
 use crate::{
-    aws::{self, root_cause},
+    aws::{Service, Settings, root_cause},
     channel::TokenCode,
     clock::{self, FollowAws},
     config::Config,
@@ -47,13 +47,13 @@ impl Outcome {
 /// Sends `token_code` to STS with the source credentials: `AssumeRole` where the configuration
 /// names a role, else `GetSessionToken`.
 pub async fn trade(
+    aws: &Settings,
     config: &Config,
     serial_number: &str,
     source: &Session,
     token_code: &TokenCode,
 ) -> Outcome {
-    let settings = aws::load(config, Some(source)).await;
-    let client = Client::new(&settings);
+    let client = Client::new(&aws.sdk_config(Some(source)));
     let answer = match &config.role_arn {
         Some(role_arn) => {
             let request = client
@@ -69,7 +69,7 @@ pub async fn trade(
                 .send()
                 .await
                 .map(|answer| answer.credentials)
-                .map_err(|error| refusal(config, &error))
+                .map_err(|error| refusal(aws, &error))
         }
         None => {
             let request = client
@@ -83,13 +83,86 @@ pub async fn trade(
                 .send()
                 .await
                 .map(|answer| answer.credentials)
-                .map_err(|error| refusal(config, &error))
+                .map_err(|error| refusal(aws, &error))
         }
     };
     match answer {
-        Ok(Some(credentials)) => Outcome::Opened(session(&credentials)),
-        Ok(None) => Outcome::Spent(format!("STS answered without credentials; {PROXY_HINT}")),
+        Ok(credentials) => match session_of_answer(aws, credentials.as_ref()) {
+            Ok(session) => Outcome::Opened(session),
+            Err(why) => Outcome::Spent(why),
+        },
         Err(refusal) => refusal.judge(serial_number, &source.access_key_id, Some(token_code)),
+    }
+}
+
+/// A role that is assumed without a code.
+pub struct Role {
+    /// ARN of the role.
+    pub arn: String,
+    /// Name of the session in CloudTrail; `None`: one with this host's name in it.
+    pub session_name: Option<String>,
+    /// External id that the role's trust policy may want.
+    pub external_id: Option<String>,
+}
+
+/// Assumes `role` with `source`.
+///
+/// The error says why AWS does not let us, and what to do.
+pub async fn assume_role(aws: &Settings, source: &Session, role: &Role) -> Result<Session, String> {
+    let client = Client::new(&aws.sdk_config(Some(source)));
+    let request = client
+        .assume_role()
+        .role_arn(&role.arn)
+        .role_session_name(role.session_name.clone().unwrap_or_else(role_session_name))
+        .set_external_id(role.external_id.clone());
+    match request.send().await {
+        Ok(answer) => session_of_answer(aws, answer.credentials.as_ref()),
+        Err(error) => Err(refusal(aws, &error)
+            .judge("", &source.access_key_id, None)
+            .into_text()),
+    }
+}
+
+/// Assumes the role `role_arn` with the token of a web identity.
+///
+/// The error says why AWS does not let us, and what to do.
+pub async fn assume_role_with_web_identity(
+    aws: &Settings,
+    role_arn: &str,
+    session_name: Option<&str>,
+    token: &str,
+) -> Result<Session, String> {
+    let client = Client::new(&aws.sdk_config(None));
+    let request = client
+        .assume_role_with_web_identity()
+        .role_arn(role_arn)
+        .role_session_name(session_name.map_or_else(role_session_name, str::to_owned))
+        .web_identity_token(token);
+    match request.send().await {
+        Ok(answer) => session_of_answer(aws, answer.credentials.as_ref()),
+        Err(error) => Err(refusal(aws, &error)
+            .judge("", "of the token", None)
+            .into_text()),
+    }
+}
+
+/// The session of an answer, if it can be used: whoever answers in STS's place can send anything.
+fn session_of_answer(aws: &Settings, credentials: Option<&Credentials>) -> Result<Session, String> {
+    let hint = aws.wrong_answer_hint(Service::Sts);
+    let Some(credentials) = credentials else {
+        return Err(format!("STS answered without credentials; {hint}"));
+    };
+    let session = Session {
+        access_key_id: credentials.access_key_id.clone(),
+        secret_access_key: SecretString::from(credentials.secret_access_key.as_str()),
+        session_token: Some(SecretString::from(credentials.session_token.as_str())),
+        expiration_unix_seconds: Some(credentials.expiration.secs()),
+    };
+    match session.check_open(1) {
+        Ok(()) => Ok(session),
+        Err(why) => Err(format!(
+            "STS answered with a session that {why}, so it is not used; {hint}"
+        )),
     }
 }
 
@@ -97,58 +170,58 @@ pub async fn trade(
 ///
 /// The error says why AWS does not take `source`, and what to do.
 pub async fn identify(
-    config: &Config,
+    aws: &Settings,
     source: &Session,
     http_client: SharedHttpClient,
 ) -> Result<String, String> {
-    let client = Client::new(&aws::load_with(config, Some(source), http_client).await);
+    let client = Client::new(&aws.sdk_config_with(Some(source), http_client));
     let answer = client.get_caller_identity().send().await;
     answer
-        .map_err(|error| refusal(config, &error).judge("", &source.access_key_id, None))
+        .map_err(|error| refusal(aws, &error).judge("", &source.access_key_id, None))
         .map_err(Outcome::into_text)?
         .arn
-        .ok_or_else(|| format!("STS answered without a name; {PROXY_HINT}"))
+        .filter(|arn| arn.len() <= MAX_ARN_BYTES && arn.bytes().all(|byte| byte.is_ascii_graphic()))
+        .ok_or_else(|| {
+            format!(
+                "STS answered without a name; {}",
+                aws.wrong_answer_hint(Service::Sts)
+            )
+        })
 }
 
-/// Whether AWS answers at `endpoint`, of STS or of any other service: how many seconds this host's
-/// clock is ahead of it. Any refusal is an answer, so the request is of a key that nobody has.
-///
-/// The error says what came instead.
-pub async fn reach(config: &Config, endpoint: &str) -> Result<i64, String> {
-    let nobody = Session {
-        access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
-        secret_access_key: SecretString::from("none"),
-        session_token: None,
-        expiration_unix_seconds: None,
-    };
-    let settings = aws::load(config, Some(&nobody)).await;
-    let settings = aws_sdk_sts::config::Builder::from(&settings).endpoint_url(endpoint);
-    let client = Client::from_conf(settings.build());
-    let Err(error) = client.get_caller_identity().send().await else {
-        return Err(format!("it answers to a key that nobody has; {PROXY_HINT}"));
+/// Why an answer to a key that nobody has is not AWS's; otherwise how many seconds this host's clock is
+/// ahead of the service's. Any refusal of AWS is an answer.
+pub fn clock_offset<T, E>(
+    aws: &Settings,
+    service: Service,
+    answer: &Result<T, SdkError<E, HttpResponse>>,
+) -> Result<i64, String>
+where
+    E: std::error::Error + 'static,
+{
+    let Err(error) = answer else {
+        return Err(not_aws("AWS's", 200, &aws.wrong_answer_hint(service)));
     };
     let Some(answer) = error.raw_response() else {
-        return Err(format!(
-            "{}; check DNS, firewall and proxy, or set AWS_ENDPOINT_URL",
-            no_answer(config, &error)
-        ));
+        return Err(no_answer(aws, error));
     };
     let has_request_id = answer.headers().contains_key("x-amzn-requestid");
     clock_offset_seconds(answer)
         .filter(|_| has_request_id)
-        .ok_or_else(|| not_aws("AWS's", answer.status().as_u16()))
+        .ok_or_else(|| {
+            not_aws(
+                "AWS's",
+                answer.status().as_u16(),
+                &aws.wrong_answer_hint(service),
+            )
+        })
 }
 
-const PROXY_HINT: &str = "look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS";
+/// Longest error code that is shown.
+const MAX_ERROR_CODE_CHARACTERS: usize = 64;
 
-fn session(credentials: &Credentials) -> Session {
-    Session {
-        access_key_id: credentials.access_key_id.clone(),
-        secret_access_key: SecretString::from(credentials.secret_access_key.as_str()),
-        session_token: Some(SecretString::from(credentials.session_token.as_str())),
-        expiration_unix_seconds: Some(credentials.expiration.secs()),
-    }
-}
+/// Longest ARN, in bytes.
+const MAX_ARN_BYTES: usize = 2048;
 
 /// Tells the reader of CloudTrail which host and user it was, in the characters that STS allows.
 fn role_session_name() -> String {
@@ -170,7 +243,7 @@ enum Refusal {
     /// No answer: refused, reset, no such host, no certificate, silence.
     NoAnswer(String),
     /// An answer that is none of STS's.
-    Garbage { status: u16 },
+    Garbage { status: u16, hint: String },
     /// An error of STS.
     Service {
         status: u16,
@@ -180,44 +253,52 @@ enum Refusal {
     },
 }
 
-fn refusal<E>(config: &Config, error: &SdkError<E, HttpResponse>) -> Refusal
+fn refusal<E>(aws: &Settings, error: &SdkError<E, HttpResponse>) -> Refusal
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
+    let garbage = |answer: &HttpResponse| Refusal::Garbage {
+        status: answer.status().as_u16(),
+        hint: aws.wrong_answer_hint(Service::Sts),
+    };
     match error {
-        SdkError::ResponseError(context) => Refusal::Garbage {
-            status: context.raw().status().as_u16(),
-        },
+        SdkError::ResponseError(context) => garbage(context.raw()),
         SdkError::ServiceError(context) => match context.err().code() {
             Some(code) => Refusal::Service {
                 status: context.raw().status().as_u16(),
-                code: code.into(),
+                code: code
+                    .chars()
+                    .filter(char::is_ascii_graphic)
+                    .take(MAX_ERROR_CODE_CHARACTERS)
+                    .collect(),
                 message: context.err().message().unwrap_or_default().into(),
                 clock_offset_seconds: clock_offset_seconds(context.raw()),
             },
-            None => Refusal::Garbage {
-                status: context.raw().status().as_u16(),
-            },
+            None => garbage(context.raw()),
         },
-        other => Refusal::NoAnswer(no_answer(config, other)),
+        other => Refusal::NoAnswer(format!(
+            "cannot reach {}: {}",
+            aws.name(Service::Sts),
+            no_answer(aws, other)
+        )),
     }
 }
 
-fn no_answer<E>(config: &Config, error: &SdkError<E, HttpResponse>) -> String
+fn no_answer<E>(aws: &Settings, error: &SdkError<E, HttpResponse>) -> String
 where
     E: std::error::Error + 'static,
 {
     match error {
         SdkError::TimeoutError(_) => format!(
             "no answer within {} (request_timeout_seconds)",
-            seconds_text(config.request_timeout.as_secs())
+            seconds_text(aws.request_timeout().as_secs())
         ),
         other => root_cause(other),
     }
 }
 
-fn not_aws(whose: &str, status: u16) -> String {
-    format!("the answer (HTTP status {status}) is not {whose}; {PROXY_HINT}")
+fn not_aws(whose: &str, status: u16, hint: &str) -> String {
+    format!("the answer (HTTP status {status}) is not {whose}; {hint}")
 }
 
 /// How many seconds this host's clock is ahead of STS's, by the answer's Date header.
@@ -233,11 +314,12 @@ impl Refusal {
         token_code: Option<&TokenCode>,
     ) -> Outcome {
         match self {
-            Self::NoAnswer(why) => Outcome::NotJudged(format!("cannot reach STS: {why}")),
+            Self::NoAnswer(why) => Outcome::NotJudged(why),
             Self::Garbage {
                 status: status @ 500..,
+                ..
             } => Outcome::NotJudged(format!("STS failed with HTTP status {status}")),
-            Self::Garbage { status } => Outcome::Spent(not_aws("STS's", status)),
+            Self::Garbage { status, hint } => Outcome::Spent(not_aws("STS's", status, &hint)),
             Self::Service {
                 status,
                 code,

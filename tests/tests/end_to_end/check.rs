@@ -202,7 +202,7 @@ fn an_answer_that_is_not_of_aws_is_told() {
     let checked = Checked::of(check(&scene, &["true"]).env("AWS_ENDPOINT_URL_KMS", url));
     assert_eq!(checked.code, Some(125), "{}", checked.list);
     checked.says("STS", "ok", "answers");
-    checked.says("KMS", "FAILED", "is not AWS's; look for a proxy");
+    checked.says("KMS", "FAILED", "is not AWS's; check the endpoint URL");
 }
 
 #[test]

@@ -227,10 +227,7 @@ fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Va
     for (written, says) in [
         (ending_in(document, -3600), "that ended at 20"),
         (ending_in(document, 30), "60 seconds"),
-        (
-            empty.to_string(),
-            "whose SessionToken is empty or not printable",
-        ),
+        (empty.to_string(), "that has no SessionToken"),
         (twice, "JSON, but not a session document"),
         (
             format!("{{\"Other\":{}", "[".repeat(10_000)),

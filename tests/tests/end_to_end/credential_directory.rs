@@ -72,8 +72,8 @@ fn a_damaged_credential_is_125_and_named_before_a_code_is_asked_for() {
             "it has no aws_access_key_id in [default]",
         ),
         (
-            file(&scene, "default").repeat(1000),
-            "it is longer than 65536 bytes",
+            file(&scene, "default").repeat(20_000),
+            "it is longer than 1048576 bytes",
         ),
     ] {
         let directory = directory(&scene, &text);

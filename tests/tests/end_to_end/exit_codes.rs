@@ -166,7 +166,7 @@ fn a_profile_that_is_not_there_is_125_and_named() {
     let scene = Scene::new().line("profile = nobody");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
-        output.contains("there is no profile nobody with credentials"),
+        output.contains("there is no profile nobody (profile in the configuration)"),
         "{output}"
     );
 }

@@ -121,7 +121,9 @@ fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
     scene.aws.serve_again(&endpoint, &[]);
     let line = wrapper.process.wait_for("cannot get a new AWS session");
     assert!(
-        line.contains("found no AWS credentials to use as they are (mfa = false)"),
+        line.contains(
+            "cannot get AWS credentials from the container: it answered with HTTP status 404"
+        ),
         "{line}"
     );
     wait_until("the end of the session", || {
@@ -129,7 +131,7 @@ fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
     });
     let message = failure(&scene).message;
     assert!(
-        message.contains("no new one can be had: found no AWS credentials"),
+        message.contains("no new one can be had: cannot get AWS credentials from the container"),
         "{message}"
     );
 }
@@ -140,7 +142,7 @@ fn a_host_without_a_role_is_125() {
     let output = scene.spawn(&mut without_key(&scene)).ends_with(125);
     assert!(
         output.contains(
-            "found no AWS credentials to use as they are (mfa = false): environment, profile, web identity, container and instance offer none; give this host a role"
+            "found no AWS credentials to use as they are (mfa = false): the environment has none"
         ),
         "{output}"
     );

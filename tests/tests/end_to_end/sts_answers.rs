@@ -276,9 +276,7 @@ fn a_refused_connection_keeps_the_code_until_sts_is_there() {
     let code = scene.aws.code();
     scene.aws.stop();
     wrapper.write(code.as_bytes());
-    let line = wrapper
-        .process
-        .wait_for("cannot reach STS: Connection refused");
+    let line = wrapper.process.wait_for(": Connection refused");
     assert!(line.contains("; the code is kept and sent again"), "{line}");
     scene.aws.start_again_at(&endpoint);
     assert_command_runs(&mut wrapper);
@@ -291,7 +289,7 @@ fn a_reset_connection_keeps_the_code() {
     scene
         .aws
         .fault("--operation GetSessionToken --kind reset --count 1");
-    the_code_is_kept(&scene, "cannot reach STS: Connection reset by peer", || {});
+    the_code_is_kept(&scene, ": Connection reset by peer", || {});
     assert_eq!(calls(&scene), 2);
 }
 
@@ -321,7 +319,10 @@ fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
     let wrapper = scene.start(&COMMAND);
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for("cannot reach STS: ");
-    assert!(line.contains("invalid peer certificate"), "{line}");
+    assert!(
+        line.contains("is signed by none of the CA certificates of this host"),
+        "{line}"
+    );
     drop(wrapper);
     assert_eq!(calls(&scene), 0);
 
@@ -340,7 +341,7 @@ fn silence_ends_after_request_timeout_seconds_and_keeps_the_code() {
         .fault("--operation GetSessionToken --kind silence --count 1");
     the_code_is_kept(
         &scene,
-        "cannot reach STS: no answer within 3 seconds (request_timeout_seconds)",
+        " gave no answer within 3 seconds (request_timeout_seconds)",
         || {},
     );
     assert_eq!(calls(&scene), 2);
@@ -354,7 +355,7 @@ fn a_page_in_the_place_of_an_answer_is_told_and_another_code_asked_for() {
         .fault("--operation GetSessionToken --kind garbage --count 1");
     another_code_is_needed(
         &scene,
-        "the answer (HTTP status 200) is not STS's; look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS",
+        "the answer (HTTP status 200) is not STS's; check the endpoint URL http://127.0.0.1:",
     );
 }
 
@@ -364,7 +365,10 @@ fn an_empty_answer_is_told_and_another_code_asked_for() {
     scene
         .aws
         .fault("--operation GetSessionToken --kind empty --count 1");
-    another_code_is_needed(&scene, "look for a proxy or a wrong AWS_ENDPOINT_URL");
+    another_code_is_needed(
+        &scene,
+        "the answer (HTTP status 200) is not STS's; check the endpoint URL http://127.0.0.1:",
+    );
 }
 
 #[test]
@@ -375,7 +379,7 @@ fn an_answer_without_credentials_is_told_and_another_code_asked_for() {
         .fault("--operation GetSessionToken --kind no-credentials --count 1");
     another_code_is_needed(
         &scene,
-        "STS answered without credentials; look for a proxy or a wrong AWS_ENDPOINT_URL between this host and AWS",
+        "STS answered without credentials; check the endpoint URL http://127.0.0.1:",
     );
 }
 

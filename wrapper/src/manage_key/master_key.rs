@@ -22,10 +22,8 @@ use tokio::runtime::Runtime;
 
 use crate::{
     asking::unless_readable,
-    aws,
+    aws::{self, Settings},
     channel::sleep_until,
-    config::Config,
-    http_client,
     kms_failure::failure,
     master_key_id::MasterKeyId,
     session::{Session, unix_seconds_now, utc_text},
@@ -146,33 +144,29 @@ pub struct MasterKey<'a> {
     client: Client,
     /// For STS too: it holds the CA certificates.
     http_client: SharedHttpClient,
-    config: &'a Config,
+    aws: &'a Settings,
     session: &'a Session,
     interrupt: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> MasterKey<'a> {
-    /// Calls are made in the region of `key`, if it names one, else in that of `config`, and end
+    /// Calls are made in the region of `key`, if it names one, else in that of `aws`, and end
     /// with [`CallError::Interrupted`] when `interrupt` becomes readable.
     pub fn open(
-        config: &'a Config,
+        aws: &'a Settings,
         session: &'a Session,
         key: &MasterKeyId,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> io::Result<Self> {
         let runtime = aws::runtime()?;
-        let mut of_key = config.clone();
-        if let Some(region) = key.region() {
-            of_key.region = Some(region.into());
-        }
-        let http_client = http_client::new();
-        let settings = aws::load_with(&of_key, Some(session), http_client.clone());
-        let client = Client::new(&runtime.block_on(settings));
+        let http_client = aws.http_client();
+        let of_key = aws.in_region(key.region());
+        let client = Client::new(&of_key.sdk_config_with(Some(session), http_client.clone()));
         Ok(Self {
             runtime,
             client,
             http_client,
-            config,
+            aws,
             session,
             interrupt,
         })
@@ -182,7 +176,7 @@ impl<'a> MasterKey<'a> {
     pub fn look(&self, key: &str) -> (String, Result<Description, CallError>) {
         let both = async {
             tokio::join!(
-                sts::identify(self.config, self.session, self.http_client.clone()),
+                sts::identify(self.aws, self.session, self.http_client.clone()),
                 self.describing(key)
             )
         };

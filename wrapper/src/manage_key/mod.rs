@@ -27,6 +27,7 @@ use visible_text::escape;
 
 use crate::{
     asking::AskingError,
+    aws::{Reader, Settings, SettingsError},
     command::{Command, CommandError},
     command_line::show_usage,
     config::{Config, ConfigError},
@@ -56,6 +57,9 @@ enum End {
 enum ManageError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Region, endpoints, network.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     #[error("no master key is named; set master_key_id in {path}, or give --key=KEY", path = .0.display())]
     NoKey(PathBuf),
     #[error(transparent)]
@@ -171,8 +175,10 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
     if config.region.is_none() {
         config.region = key.region().map(str::to_owned);
     }
+    let aws = Settings::read(&config, Reader::Operator)?;
     let tool = Tool {
         config,
+        aws,
         config_path: command_line.config,
         key,
         timeout: command_line.timeout_seconds,
@@ -189,6 +195,7 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
 /// What the command line and the configuration say.
 struct Tool<'a> {
     config: Config,
+    aws: Settings,
     config_path: PathBuf,
     key: MasterKeyId,
     timeout: Duration,
@@ -198,7 +205,12 @@ struct Tool<'a> {
 impl Tool<'_> {
     fn open_session(&self, code: Option<&str>) -> Result<Session, ManageError> {
         let interrupt = self.signals.descriptor();
-        Ok(operator::open_session(&self.config, code, interrupt)?)
+        Ok(operator::open_session(
+            &self.config,
+            &self.aws,
+            code,
+            interrupt,
+        )?)
     }
 
     fn open_key<'a>(
@@ -206,12 +218,7 @@ impl Tool<'_> {
         session: &'a Session,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> Result<MasterKey<'a>, ChangeError> {
-        Ok(MasterKey::open(
-            &self.config,
-            session,
-            &self.key,
-            interrupt,
-        )?)
+        Ok(MasterKey::open(&self.aws, session, &self.key, interrupt)?)
     }
 
     fn change(&self, change: Change, code: Option<&str>) -> Result<End, ManageError> {

@@ -1,0 +1,437 @@
+//! How AWS is reached: proxy, CA certificates, FIPS and dual-stack endpoints, as the AWS CLI has them,
+//! in every program.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread,
+};
+
+use end_to_end_tests::{Process, Proxy, Scene, dist, write_fifo};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
+
+/// The names by which the programs call AWS in these tests.
+const HOSTS: [&str; 7] = [
+    "sts.us-east-1.amazonaws.com",
+    "kms.us-east-1.amazonaws.com",
+    "sts-fips.us-east-1.amazonaws.com",
+    "kms-fips.us-east-1.amazonaws.com",
+    "sts.us-east-1.api.aws",
+    "kms.us-east-1.api.aws",
+    "127.0.0.1",
+];
+
+/// AWS behind a proxy, with certificates of a private authority.
+struct Site {
+    scene: Scene,
+    proxy: Proxy,
+    /// PEM file of the authority.
+    authority: String,
+    /// An authority that has signed nothing.
+    another_authority: String,
+}
+
+impl Site {
+    fn new(scene: Scene) -> Self {
+        let mut scene = scene;
+        let (authority, certificate, key) = certificates("Company CA");
+        let (another, ..) = certificates("Another CA");
+        let write = |name: &str, text: &str| {
+            let path = scene.sandbox.write(name, text);
+            path.to_str().unwrap().to_owned()
+        };
+        let authority = write("authority.pem", &authority);
+        let another_authority = write("another.pem", &another);
+        let tls = [
+            "--tls-cert",
+            &write("certificate.pem", &certificate),
+            "--tls-key",
+            &write("key.pem", &key),
+        ];
+        let endpoint = scene.aws.endpoint();
+        scene.aws.serve_again(&endpoint, &tls);
+        scene.aws.trust(&authority);
+        let proxy = Proxy::start(endpoint.rsplit('/').next().unwrap());
+        Self {
+            scene,
+            proxy,
+            authority,
+            another_authority,
+        }
+    }
+
+    /// `command` without an endpoint URL: with AWS's own host names, which only the proxy knows.
+    fn behind_proxy(&self, mut command: Command) -> Command {
+        command
+            .env_remove("AWS_ENDPOINT_URL")
+            .env("HTTPS_PROXY", self.proxy.url())
+            .env("AWS_CA_BUNDLE", &self.authority);
+        command
+    }
+
+    /// `--check` behind the proxy.
+    fn check(&self) -> Command {
+        self.behind_proxy(self.scene.command(&["--check", "true"]))
+    }
+
+    /// `kms-data-keys verify` of a directory with one key file.
+    fn data_keys(&self) -> Command {
+        let keys = self.scene.sandbox.directory("keys");
+        let file = keys.join("aws-kms-key.1.1");
+        if !file.exists() {
+            let key = "00112233445566778899aabbccddeeff";
+            self.scene.aws.wrap_key(&self.scene.sandbox, key, &file);
+        }
+        let arguments = ["verify"];
+        let aws = &self.scene.aws;
+        self.behind_proxy(aws.data_keys_command("bin", &arguments, &keys))
+    }
+
+    fn manage_key(&self) -> Command {
+        let arguments = ["--key=alias/mariadb", "status"];
+        self.behind_proxy(self.scene.manage_key_command(&arguments))
+    }
+}
+
+/// An authority's certificate, one that it has signed for AWS's names, and that one's key; PEM.
+fn certificates(name: &str) -> (String, String, String) {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(DnType::CommonName, name);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(HOSTS.map(str::to_owned))
+        .unwrap()
+        .signed_by(&key, &authority)
+        .unwrap();
+    (authority.pem(), certificate.pem(), key.serialize_pem())
+}
+
+fn text(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
+}
+
+/// Runs `command`, which must end with `code`; returns what it printed.
+fn run(command: &mut Command, code: i32) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// Runs `command` with a code on its standard input.
+fn run_with_code(site: &Site, command: &mut Command) -> String {
+    let code = site.scene.sandbox.write("code", &site.scene.aws.code());
+    let output = command
+        .stdin(std::fs::File::open(code).unwrap())
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[test]
+fn the_launcher_goes_through_the_proxy_to_awss_own_hosts() {
+    let site = Site::new(Scene::new());
+    let mut command = site.behind_proxy(site.scene.command(&["true"]));
+    let mut wrapper = site.scene.spawn(&mut command);
+    wrapper.give_code(&site.scene.aws);
+    wrapper.ends_with(0);
+    assert_eq!(site.proxy.hosts(), ["sts.us-east-1.amazonaws.com:443"]);
+    assert_eq!(site.scene.aws.calls("GetSessionToken"), 1);
+}
+
+#[test]
+fn the_broker_goes_through_the_proxy() {
+    let site = Site::new(Scene::new().with_broker());
+    let broker = Process::start(&mut site.behind_proxy(site.scene.broker_command()));
+    broker.wait_for("write a new MFA code");
+    write_fifo(site.scene.fifo(), site.scene.aws.code().as_bytes());
+    broker.wait_for("is open until");
+    crate::broker::generated(&site.scene);
+    assert_eq!(
+        site.proxy.hosts(),
+        [
+            "sts.us-east-1.amazonaws.com:443",
+            "kms.us-east-1.amazonaws.com:443"
+        ]
+    );
+}
+
+#[test]
+fn the_operators_tools_go_through_the_proxy() {
+    let site = Site::new(Scene::new());
+    run(&mut site.data_keys(), 0);
+    assert_eq!(site.proxy.hosts(), ["kms.us-east-1.amazonaws.com:443"]);
+    let said = run_with_code(&site, &mut site.manage_key());
+    assert!(said.contains("Enabled"), "{said}");
+    assert!(
+        site.proxy
+            .hosts()
+            .contains(&"sts.us-east-1.amazonaws.com:443".into())
+    );
+}
+
+#[test]
+fn a_check_asks_the_very_endpoints_of_a_start() {
+    let site = Site::new(Scene::new());
+    for (variable, sts, kms) in [
+        (
+            "AWS_PAGER",
+            "sts.us-east-1.amazonaws.com",
+            "kms.us-east-1.amazonaws.com",
+        ),
+        (
+            "AWS_USE_FIPS_ENDPOINT",
+            "sts-fips.us-east-1.amazonaws.com",
+            "kms-fips.us-east-1.amazonaws.com",
+        ),
+        (
+            "AWS_USE_DUALSTACK_ENDPOINT",
+            "sts.us-east-1.api.aws",
+            "kms.us-east-1.api.aws",
+        ),
+    ] {
+        let before = site.proxy.hosts().len();
+        let said = run(site.check().env(variable, "true"), 0);
+        for (service, host) in [("STS", sts), ("KMS", kms)] {
+            let line = format!("{service}: https://{host} answers");
+            assert!(said.contains(&line), "{said}");
+            assert!(site.proxy.hosts()[before..].contains(&format!("{host}:443")));
+        }
+        let before = site.proxy.hosts().len();
+        let mut command = site.behind_proxy(site.scene.command(&["true"]));
+        let mut wrapper = site.scene.spawn(command.env(variable, "true"));
+        wrapper.give_code(&site.scene.aws);
+        wrapper.ends_with(0);
+        assert_eq!(site.proxy.hosts()[before..], [format!("{sts}:443")]);
+    }
+}
+
+#[test]
+fn a_fips_or_dual_stack_endpoint_beside_an_endpoint_url_is_refused_by_name() {
+    let scene = Scene::new();
+    for (variable, kind) in [
+        ("AWS_USE_FIPS_ENDPOINT", "a FIPS endpoint"),
+        ("AWS_USE_DUALSTACK_ENDPOINT", "a dual-stack endpoint"),
+    ] {
+        let mut command = scene.command(&["true"]);
+        let output = scene.spawn(command.env(variable, "true")).ends_with(125);
+        let expected = format!(
+            "{kind} is asked for ({variable}) and so is the endpoint {}",
+            scene.aws.endpoint()
+        );
+        assert!(output.contains(&expected), "{output}");
+        assert!(!output.contains("waiting for"), "{output}");
+    }
+}
+
+#[test]
+fn lower_case_names_count_first_and_hosts_of_no_proxy_are_called_directly() {
+    let site = Site::new(Scene::new());
+    let nobody = "http://127.0.0.1:9";
+    run(
+        site.check()
+            .env("HTTPS_PROXY", nobody)
+            .env("https_proxy", site.proxy.url()),
+        0,
+    );
+    assert!(!site.proxy.hosts().is_empty());
+
+    let before = site.proxy.hosts().len();
+    let endpoint = site.scene.aws.endpoint();
+    for name in ["NO_PROXY", "no_proxy"] {
+        let mut command = site.check();
+        command
+            .env("AWS_ENDPOINT_URL", &endpoint)
+            .env(name, "localhost,127.0.0.1");
+        run(&mut command, 0);
+    }
+    assert_eq!(site.proxy.hosts().len(), before);
+    run(site.check().env("AWS_ENDPOINT_URL", &endpoint), 0);
+    assert!(site.proxy.hosts().len() > before);
+}
+
+#[test]
+fn a_proxys_password_reaches_the_proxy_and_no_message() {
+    let site = Site::new(Scene::new());
+    let url = site.proxy.url_with_password("s3cret");
+    let said = run(site.check().env("HTTPS_PROXY", &url), 0);
+    // "operator:s3cret" in base 64.
+    let header = "Basic b3BlcmF0b3I6czNjcmV0";
+    assert!(
+        site.proxy.heads()[0].contains(header),
+        "{:?}",
+        site.proxy.heads()
+    );
+    assert!(!said.contains("s3cret"), "{said}");
+    let mut away = site.check();
+    away.env("HTTPS_PROXY", "http://operator:s3cret@127.0.0.1:9");
+    let said = run(&mut away, 125);
+    assert!(said.contains("HTTPS_PROXY is http://127.0.0.1:9"), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+#[test]
+fn a_proxy_that_is_no_url_is_refused_by_name_before_a_code_is_asked_for() {
+    let scene = Scene::new();
+    for value in ["socks5://127.0.0.1:1080", "http://", "a b"] {
+        let mut command = scene.command(&["true"]);
+        let output = scene
+            .spawn(command.env("HTTPS_PROXY", value))
+            .ends_with(125);
+        let expected = "the environment variable HTTPS_PROXY is not the URL of an HTTP proxy";
+        assert!(output.contains(expected), "{output}");
+        assert!(!output.contains("waiting for"), "{output}");
+    }
+}
+
+#[test]
+fn the_ca_bundle_is_that_of_the_variable_or_the_profile_or_of_openssl() {
+    let site = Site::new(Scene::new());
+    let profile = format!("[default]\nca_bundle = {}\n", site.authority);
+    let profile = site.scene.sandbox.write("aws-config", &profile);
+    let trusted = |name: &str, value: &Path| {
+        let mut command = site.check();
+        command.env_remove("AWS_CA_BUNDLE").env(name, value);
+        run(&mut command, 0);
+    };
+    trusted("AWS_CONFIG_FILE", &profile);
+    trusted("SSL_CERT_FILE", Path::new(&site.authority));
+    // The variable of the AWS CLI takes the place of both.
+    let mut command = site.check();
+    command
+        .env("AWS_CONFIG_FILE", &profile)
+        .env("SSL_CERT_FILE", &site.authority)
+        .env("AWS_CA_BUNDLE", &site.another_authority);
+    let said = run(&mut command, 125);
+    let expected = format!(
+        "the certificate of sts.us-east-1.amazonaws.com is signed by none of those in {} (AWS_CA_BUNDLE)",
+        site.another_authority
+    );
+    assert!(said.contains(&expected), "{said}");
+}
+
+#[test]
+fn every_program_names_a_file_without_certificates_and_asks_for_no_code() {
+    let site = Site::new(Scene::new().with_broker());
+    let empty = site.scene.sandbox.write("empty.pem", "");
+    let text = site.scene.sandbox.write("text.pem", "no certificate");
+    let fifo = site.scene.sandbox.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (file, why) in [
+        (Path::new("/nonexistent/ca.pem"), "No such file"),
+        (&empty, "it is empty"),
+        (&text, "it has no usable certificate in PEM form"),
+        (&fifo, "it is a FIFO, not a regular file"),
+        (Path::new("/dev/zero"), "it is a device, not a regular file"),
+    ] {
+        for variable in ["AWS_CA_BUNDLE", "SSL_CERT_FILE"] {
+            let expected = format!(
+                "cannot use the CA certificates in {} ({variable}): {why}",
+                file.display()
+            );
+            for (mut command, code) in [
+                (site.scene.command(&["true"]), 125),
+                (site.scene.broker_command(), 125),
+                (site.manage_key(), 125),
+                (site.data_keys(), 125),
+            ] {
+                command.env_remove("AWS_CA_BUNDLE").env(variable, file);
+                let said = run(&mut command, code);
+                assert!(said.contains(&expected), "{said}");
+                assert!(!said.contains("waiting for"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_https_endpoint_that_speaks_http_is_named_as_such() {
+    let scene = Scene::new();
+    let endpoint = scene.aws.endpoint().replace("http://", "https://");
+    let mut command = scene.command(&["--check", "true"]);
+    let said = run(command.env("AWS_ENDPOINT_URL", &endpoint), 125);
+    let host = endpoint.trim_start_matches("https://");
+    let expected = format!(
+        "{host} answers, but does not speak TLS; if that is right, its URL begins with http://"
+    );
+    assert!(said.contains(&expected), "{said}");
+    assert!(!said.to_lowercase().contains("proxy"), "{said}");
+}
+
+#[test]
+fn an_endpoint_with_an_ipv6_address_is_called() {
+    let scene = Scene::new();
+    let mut scene = scene;
+    scene.aws.stop();
+    scene.aws.start_again_at("http://[::1]:0");
+    let mut command = scene.command(&["--check", "true"]);
+    let said = run(command.env("AWS_ENDPOINT_URL", scene.aws.endpoint()), 0);
+    assert!(said.contains("STS: http://[::1]:"), "{said}");
+}
+
+#[test]
+fn a_host_that_cannot_be_reached_is_named_with_its_region_and_the_missing_proxy() {
+    let scene = Scene::new().line("region = us-east-1a");
+    let mut command = scene.command(&["--check", "true"]);
+    command.env_remove("AWS_ENDPOINT_URL");
+    let mut alone = Command::new("unshare");
+    alone
+        .arg("--net")
+        .arg(dist("bin/iam-kms-wrapper"))
+        .args(command.get_args())
+        .env_clear()
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    let said = run(&mut alone, 125);
+    assert!(
+        said.contains("cannot resolve sts.us-east-1a.amazonaws.com: "),
+        "{said}"
+    );
+    assert!(
+        said.contains("cannot resolve kms.us-east-1a.amazonaws.com: "),
+        "{said}"
+    );
+    assert!(said.contains("(HTTPS_PROXY names no proxy)"), "{said}");
+}
+
+#[test]
+fn metadata_never_goes_through_a_proxy() {
+    let scene = crate::machine_role::scene("900");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        assert!(listener.accept().is_err(), "the proxy was called");
+    });
+    let mut command = scene.command(&["true"]);
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY")
+        .env_remove("AWS_EC2_METADATA_DISABLED")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", scene.aws.endpoint());
+    for name in [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+    ] {
+        command.env(name, &proxy);
+    }
+    scene.spawn(&mut command).ends_with(0);
+}
