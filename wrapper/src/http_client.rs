@@ -164,9 +164,14 @@ impl Network {
     }
 
     /// What went wrong with a request to `url`, with the host, in one line.
-    fn explain(&self, error: &ConnectorError, url: &Uri) -> String {
+    fn explain(
+        &self,
+        error: &ConnectorError,
+        url: &Uri,
+        settings: &HttpConnectorSettings,
+    ) -> String {
         let host = url.authority().map_or("", |it| it.as_str());
-        let cause = cause(error);
+        let cause = cause(error, settings);
         if cause.contains("InvalidContentType") {
             return format!(
                 "{host} answers, but does not speak TLS; if that is right, its URL begins with http://, not https://"
@@ -205,8 +210,17 @@ fn cause_is_certificate(text: &str) -> bool {
     text.contains("certificate")
 }
 
-/// The innermost reason. The text of a tunnel's error says less than it means.
-fn cause(error: &ConnectorError) -> String {
+/// The innermost reason. The texts of a time-out and of a tunnel's error say less than they mean.
+fn cause(error: &ConnectorError, settings: &HttpConnectorSettings) -> String {
+    if error.is_timeout() {
+        let connecting = chain(error).any(|error| error.to_string().starts_with("HTTP connect"));
+        let (what, limit) = match connecting {
+            true => ("connection", settings.connect_timeout()),
+            false => ("answer", settings.read_timeout()),
+        };
+        let seconds = limit.unwrap_or_default().as_secs();
+        return format!("no {what} within {}", seconds_text(seconds));
+    }
     let cause = root_cause(error);
     match cause.strip_prefix("tunnel error: ") {
         Some("proxy authorization required") => {
@@ -216,6 +230,10 @@ fn cause(error: &ConnectorError) -> String {
         Some(why) => format!("the proxy does not connect to it: {why}"),
         None => cause,
     }
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// Looked at only where a certificate was not taken.
@@ -340,6 +358,7 @@ impl HttpClient for Client {
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(NamingConnector {
             inner: self.inner.http_connector(settings, components),
+            settings: settings.clone(),
             network: self.network.clone(),
         })
     }
@@ -348,6 +367,7 @@ impl HttpClient for Client {
 #[derive(Debug)]
 struct NamingConnector {
     inner: SharedHttpConnector,
+    settings: HttpConnectorSettings,
     network: Network,
 }
 
@@ -355,11 +375,12 @@ impl HttpConnector for NamingConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let url: Uri = request.uri().parse().unwrap_or_default();
         let (answer, network) = (self.inner.call(request), self.network.clone());
+        let settings = self.settings.clone();
         HttpConnectorFuture::new(async move {
             let limit = network.request_timeout;
             match tokio::time::timeout(limit, answer).await {
                 Ok(Ok(answer)) => Ok(answer.map(limited)),
-                Ok(Err(error)) => Err(renamed(&error, network.explain(&error, &url))),
+                Ok(Err(error)) => Err(renamed(&error, network.explain(&error, &url, &settings))),
                 Err(_) => Err(ConnectorError::timeout(
                     format!(
                         "{} gave no answer within {} (request_timeout_seconds){}",

@@ -51,6 +51,17 @@ fn with_container(scene: &Scene) -> Command {
     command
 }
 
+fn with_container_token_by_value(scene: &Scene) -> Command {
+    let mut command = with_container(scene);
+    command
+        .env_remove("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+        .env(
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+            scene.aws.read("container-token"),
+        );
+    command
+}
+
 fn with_instance(scene: &Scene) -> Command {
     let mut command = without_key(scene);
     command
@@ -99,6 +110,11 @@ fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
 #[test]
 fn container_credentials_are_renewed_before_they_end() {
     sessions_follow_each_other(with_container);
+}
+
+#[test]
+fn container_credentials_are_renewed_when_their_token_is_in_a_variable() {
+    sessions_follow_each_other(with_container_token_by_value);
 }
 
 #[test]

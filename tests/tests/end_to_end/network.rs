@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use end_to_end_tests::{Process, Proxy, Scene, dist, write_fifo};
+use end_to_end_tests::{NOBODY, Process, Proxy, Scene, dist, write_fifo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
@@ -434,4 +434,25 @@ fn metadata_never_goes_through_a_proxy() {
         command.env(name, &proxy);
     }
     scene.spawn(&mut command).ends_with(0);
+}
+
+#[test]
+fn an_endpoint_that_the_servers_user_plants_is_not_called() {
+    let site = Site::new(Scene::new().with_broker());
+    let planted = Proxy::start("127.0.0.1:9");
+    let (home, ran) = crate::credential_sources::planted_home(&site.scene, NOBODY, &planted.url());
+    let mut command = site.behind_proxy(site.scene.command_as_nobody(&["sleep", "1000"]));
+    let wrapper = site.scene.spawn(command.env("HOME", &home));
+    wrapper.give_code(&site.scene.aws);
+    wrapper.wait_for_command("sleep");
+    crate::broker::generated(&site.scene);
+    assert_eq!(planted.heads(), Vec::<String>::new());
+    assert!(!ran.exists());
+    assert_eq!(
+        site.proxy.hosts(),
+        [
+            "sts.us-east-1.amazonaws.com:443",
+            "kms.us-east-1.amazonaws.com:443"
+        ]
+    );
 }

@@ -1,6 +1,11 @@
 //! What STS may answer, what the operator reads of it, and what happens to the code.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
 
 use end_to_end_tests::{Scene, Wrapper, wait_until};
 use nix::sys::signal::{SIGINT, SIGTERM};
@@ -454,4 +459,98 @@ fn a_role_that_may_not_be_assumed_ends_with_125_in_the_words_of_aws() {
         output.contains("is not authorized to perform: sts:AssumeRole"),
         "{output}"
     );
+}
+
+/// Something in STS's place that answers every request with this session.
+fn impostor(fields: [(&str, &str); 4]) -> String {
+    let fields: String = fields
+        .iter()
+        .map(|(name, value)| format!("<{name}>{value}</{name}>"))
+        .collect();
+    let body = format!(
+        "<GetSessionTokenResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><GetSessionTokenResult><Credentials>{fields}</Credentials></GetSessionTokenResult></GetSessionTokenResponse>"
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 8192]);
+            let length = body.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+            let _ = stream.write_all(body.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
+    let scene = Scene::new();
+    let good = [
+        ("AccessKeyId", "ASIAEXAMPLE"),
+        ("SecretAccessKey", "secret"),
+        ("SessionToken", "token"),
+        ("Expiration", "2099-01-01T00:00:00Z"),
+    ];
+    let long = "A".repeat(200_000);
+    let endless = "A".repeat(3_000_000);
+    for (field, value, says) in [
+        (
+            "Expiration",
+            "1970-01-01T00:00:00Z",
+            "a session that ended at 1970-01-01T00:00:00Z",
+        ),
+        ("AccessKeyId", "", "a session that has no AccessKeyId"),
+        (
+            "SecretAccessKey",
+            "",
+            "a session that has no SecretAccessKey",
+        ),
+        ("SessionToken", "", "a session that has no SessionToken"),
+        (
+            "AccessKeyId",
+            "ASIA&#10;READY=1",
+            "not printable in its AccessKeyId",
+        ),
+        (
+            "SessionToken",
+            "to&#x2028;ken",
+            "not printable in its SessionToken",
+        ),
+        ("SecretAccessKey", "two words", "a space or a character"),
+        (
+            "AccessKeyId",
+            &long,
+            "an AccessKeyId of more than 128 bytes",
+        ),
+        (
+            "SessionToken",
+            &long,
+            "a SessionToken of more than 16384 bytes",
+        ),
+        (
+            "SessionToken",
+            &endless,
+            "the answer (HTTP status 200) is not STS's",
+        ),
+    ] {
+        let fields = good.map(|(name, good)| (name, if name == field { value } else { good }));
+        let mut command = scene.command(&COMMAND);
+        command.env("AWS_ENDPOINT_URL_STS", impostor(fields));
+        let mut wrapper = scene.spawn(&mut command);
+        wrapper.give_code(&scene.aws);
+        let line = wrapper.process.wait_for("write the next code");
+        assert!(line.contains(says), "{field}: {line}");
+        assert!(line.len() < 1000, "{field}: {} bytes", line.len());
+        wrapper.process.signal(SIGTERM);
+        let output = wrapper.dies_of(SIGTERM);
+        assert!(!output.contains("the command runs"), "{output}");
+    }
+    let mut command = scene.command(&COMMAND);
+    command.env("AWS_ENDPOINT_URL_STS", impostor(good));
+    let mut wrapper = scene.spawn(&mut command);
+    wrapper.give_code(&scene.aws);
+    assert_command_runs(&mut wrapper);
 }

@@ -146,7 +146,7 @@ fn no_value_of_any_variable_makes_a_program_panic_or_hang() {
     for variable in VARIABLES {
         for value in &values {
             for mut command in programs(&scene, &keys) {
-                let what = short(variable, &value);
+                let what = short(variable, value);
                 ends_in_order(command.env(variable, value), &what);
             }
         }

@@ -195,7 +195,7 @@ impl Values<'_> {
                 mode: self.mode()?,
                 gid: self.gid("kms_mfa_socket_group")?,
             },
-            session_duration_seconds: self.number("session_duration_seconds", 900, 900, 129_600)?,
+            session_duration_seconds: self.session_duration_seconds()?,
             request_timeout: self.seconds("request_timeout_seconds", 10, 1)?,
             prompt_timeout: Some(self.seconds("prompt_timeout_seconds", 0, 0)?)
                 .filter(|timeout| !timeout.is_zero()),
@@ -264,6 +264,18 @@ impl Values<'_> {
     /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
     fn serial_number(&self, entry: &Entry) -> Result<Mfa, ConfigError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
+        if entry.value.contains(":u2f/") {
+            return Err(self.bad_value(
+                entry,
+                "a device with codes: STS takes no security key or passkey (u2f); add a virtual MFA device to the user",
+            ));
+        }
+        if entry.value.contains(":user/") {
+            return Err(self.bad_value(
+                entry,
+                "the ARN of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME, not of a user (aws iam list-mfa-devices)",
+            ));
+        }
         if (9..=256).contains(&entry.value.len()) && entry.value.chars().all(allowed) {
             return Ok(Mfa::Here {
                 serial_number: entry.value.clone(),
@@ -297,6 +309,21 @@ impl Values<'_> {
             entry,
             "the ARN of a role, such as arn:aws:iam::123456789012:role/NAME",
         ))
+    }
+
+    /// AWS lets the session of a role last 12 hours at most.
+    ///
+    /// Source: DurationSeconds in
+    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
+    fn session_duration_seconds(&self) -> Result<i32, ConfigError> {
+        let key = "session_duration_seconds";
+        let seconds = self.number(key, 900, 900, 129_600)?;
+        match self.entry(key) {
+            Some(entry) if seconds > 43_200 && self.entry("role_arn").is_some() => {
+                Err(self.bad_value(entry, "at most 43200 with role_arn"))
+            }
+            _ => Ok(seconds),
+        }
     }
 
     fn region(&self) -> Result<Option<String>, ConfigError> {

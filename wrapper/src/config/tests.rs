@@ -76,6 +76,19 @@ fn ini_takes_comments_colons_and_repeated_keys_as_the_go_program_did() {
 }
 
 #[test]
+fn the_session_of_a_role_lasts_twelve_hours_at_most() {
+    let role = "role_arn = arn:aws:iam::551888187628:role/db";
+    let error = ini(&format!("{role}\nsession_duration_seconds = 43201")).unwrap_err();
+    assert!(
+        error.contains("line 4: session_duration_seconds"),
+        "{error}"
+    );
+    assert!(error.contains("at most 43200 with role_arn"), "{error}");
+    assert!(ini(&format!("{role}\nsession_duration_seconds = 43200")).is_ok());
+    assert!(ini("session_duration_seconds = 129600").is_ok());
+}
+
+#[test]
 fn both_formats_know_every_key() {
     let group = Group::from_gid(nix::unistd::getgid()).unwrap().unwrap();
     let lines = format!(
@@ -166,6 +179,14 @@ fn wrong_values_are_named_with_what_the_key_takes() {
             "the serial number of an MFA device",
         ),
         ("profile =", "not empty"),
+        (
+            "kms_mfa_id = arn:aws:iam::551888187628:u2f/user/db/yubi-1",
+            "STS takes no security key or passkey",
+        ),
+        (
+            "kms_mfa_id = arn:aws:iam::551888187628:user/MDBEnc",
+            "the ARN of an MFA device, such as",
+        ),
     ] {
         let error = ini(lines).unwrap_err();
         assert!(error.starts_with("DIR/wrapper.config, line 3: "), "{error}");

@@ -1,0 +1,499 @@
+//! Where credentials come from: each source works, or the message says what to do; what others could
+//! have planted has no effect; what never ends is refused.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use end_to_end_tests::{NOBODY, Scene, inspection::environment};
+
+use crate::machine_role;
+
+/// The user's key as the lines of a profile.
+fn key(scene: &Scene) -> String {
+    let (id, secret) = scene.aws.long_term_key();
+    format!("aws_access_key_id = {id}\naws_secret_access_key = {secret}\n")
+}
+
+/// `command` without the key in its environment.
+fn without_key(mut command: Command) -> Command {
+    command
+        .env_remove("AWS_ACCESS_KEY_ID")
+        .env_remove("AWS_SECRET_ACCESS_KEY");
+    command
+}
+
+/// `command` with this text as AWS's configuration file, and no key in its environment.
+fn with_config(scene: &Scene, command: Command, text: &str) -> Command {
+    let file = scene.sandbox.write("aws-config", text);
+    let mut command = without_key(command);
+    command.env("AWS_CONFIG_FILE", file);
+    command
+}
+
+fn check(scene: &Scene, text: &str) -> (Option<i32>, String) {
+    output(&mut with_config(
+        scene,
+        scene.command(&["--check", "true"]),
+        text,
+    ))
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (&output.stdout, &output.stderr);
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    );
+    (output.status.code(), said)
+}
+
+fn works(scene: &Scene, text: &str) {
+    let (code, said) = check(scene, text);
+    assert_eq!(code, Some(0), "{text}\n{said}");
+}
+
+fn says(scene: &Scene, text: &str, expected: &str) {
+    let (code, said) = check(scene, text);
+    assert_eq!(code, Some(125), "{text}\n{said}");
+    assert!(said.contains(expected), "{expected:?} is not in\n{said}");
+    for of_rust in ["Error {", "cargo", "Some(", "panicked", "StatusCode"] {
+        assert!(!said.contains(of_rust), "{said}");
+    }
+    assert!(!said.contains(&scene.aws.long_term_key().1), "{said}");
+}
+
+/// A scene with a role that the user may assume without a code.
+fn scene_with_role() -> Scene {
+    let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
+    let trust = scene.sandbox.write(
+        "trust.json",
+        r#"{"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+            "Action": "sts:AssumeRole"}]}"#,
+    );
+    let trust = trust.to_str().unwrap();
+    scene.aws.run(&["role", "database", "--trust", trust]);
+    scene
+}
+
+const ROLE: &str = "role_arn = arn:aws:iam::111122223333:role/database\n";
+
+#[test]
+fn a_credentials_file_has_the_rules_of_the_aws_sdk_wherever_it_lies() {
+    let scene = Scene::new();
+    let key = key(&scene);
+    let (id, secret) = key.split_at(key.find('\n').unwrap() + 1);
+    let directory = scene.sandbox.directory("credentials");
+    for text in [
+        format!("[default]\n{key}"),
+        format!("[default] # the user of production\n{key}"),
+        format!("[ default ]\n{}", key.replace("aws_", "AWS_")),
+        format!("[default]\n{id}[other]\na = b\n[default]\n{secret}"),
+        format!("[default]\n{}", key.replace('\n', " # mine\n")),
+        format!("\u{feff}[default]\n{key}"),
+        format!("[default]\n{key}").replace('\n', "\r\n"),
+    ] {
+        let file = scene.sandbox.write("credentials/aws-credentials", &text);
+        for (variable, value) in [
+            ("CREDENTIALS_DIRECTORY", &directory),
+            ("AWS_SHARED_CREDENTIALS_FILE", &file),
+        ] {
+            let mut command = without_key(scene.command(&["--check", "true"]));
+            let (code, said) = output(command.env(variable, value));
+            assert_eq!(code, Some(0), "{variable} {text:?}\n{said}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_its_variable_before_a_code_is_asked_for() {
+    let scene = Scene::new();
+    let fifo = scene.sandbox.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let directory = scene.sandbox.directory("directory");
+    let syntax = scene.sandbox.write("syntax", "[default]\nno equals sign\n");
+    let binary = scene.sandbox.path("binary");
+    fs::write(&binary, b"\xff\xfe[\0d\0").unwrap();
+    for (file, why) in [
+        (Path::new("/dev/zero"), "it is a device, not a regular file"),
+        (&fifo, "it is a FIFO, not a regular file"),
+        (&directory, "it is a directory, not a regular file"),
+        (&syntax, "line 2: Expected an '=' sign defining a property"),
+        (&binary, "it is not UTF-8 text"),
+    ] {
+        for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
+            let mut command = without_key(scene.command(&["true"]));
+            let output = scene.spawn(command.env(variable, file)).ends_with(125);
+            let expected = format!(
+                "cannot use the AWS file {} ({variable}): {why}",
+                file.display()
+            );
+            assert!(output.contains(&expected), "{output}");
+        }
+    }
+    let credentials = scene.sandbox.directory("credentials");
+    nix::unistd::mkfifo(
+        &credentials.join("aws-credentials"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )
+    .unwrap();
+    let mut command = without_key(scene.command(&["true"]));
+    command.env("CREDENTIALS_DIRECTORY", &credentials);
+    let output = scene.spawn(&mut command).ends_with(125);
+    assert!(
+        output.contains("it is a FIFO, not a regular file"),
+        "{output}"
+    );
+}
+
+#[test]
+fn an_unreadable_file_and_one_that_is_not_there_are_named_for_the_services_user() {
+    let scene = Scene::new();
+    let file = scene
+        .sandbox
+        .write("unreadable", &format!("[default]\n{}", key(&scene)));
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let mut command = without_key(scene.command_as_nobody(&["true"]));
+    command.env("AWS_SHARED_CREDENTIALS_FILE", &file);
+    let output = scene.spawn(&mut command).ends_with(125);
+    let expected = format!(
+        "cannot use the AWS file {} (AWS_SHARED_CREDENTIALS_FILE): Permission denied",
+        file.display()
+    );
+    assert!(output.contains(&expected), "{output}");
+
+    let mut command = without_key(scene.command(&["true"]));
+    command.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials");
+    let output = scene.spawn(&mut command).ends_with(125);
+    let expected = "/nonexistent/credentials (AWS_SHARED_CREDENTIALS_FILE), which is not there";
+    assert!(output.contains(expected), "{output}");
+
+    let mut command = without_key(scene.command(&["true"]));
+    command.env("AWS_PROFILE", "prod");
+    let output = scene.spawn(&mut command).ends_with(125);
+    assert!(
+        output.contains("there is no profile prod (AWS_PROFILE)"),
+        "{output}"
+    );
+}
+
+#[test]
+fn a_key_that_is_none_is_named_with_file_and_line() {
+    let scene = Scene::new();
+    let text = "[default]\n\naws_access_key_id = AK IA\naws_secret_access_key = s3cret\n";
+    let file = scene.sandbox.path("aws-config");
+    says(
+        &scene,
+        text,
+        &format!(
+            "the key ({}, line 3) has a space or a character that is not printable in its AccessKeyId",
+            file.display()
+        ),
+    );
+    says(
+        &scene,
+        "[default]\naws_access_key_id = AKIA\n",
+        "it has no aws_secret_access_key",
+    );
+    says(
+        &scene,
+        "[default]\naws_access_key_id =\n",
+        "its aws_access_key_id is empty",
+    );
+    says(
+        &scene,
+        &format!("[default]\n{}region = us east\n", key(&scene)),
+        &format!(
+            "region ({}, line 4) is \"us east\", which is not an AWS region",
+            file.display()
+        ),
+    );
+}
+
+#[test]
+fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
+    let scene = scene_with_role();
+    let key = key(&scene);
+    works(
+        &scene,
+        &format!("[default]\n{ROLE}source_profile = base\n[profile base]\n{key}"),
+    );
+    works(
+        &scene,
+        &format!("[default]\n{ROLE}source_profile = default\n{key}"),
+    );
+    let mut command = with_config(
+        &scene,
+        scene.command(&["--check", "true"]),
+        &format!("[profile role]\n{ROLE}credential_source = Environment\n"),
+    );
+    let (id, secret) = scene.aws.long_term_key();
+    // The profile is named in the configuration, so that the key is not taken as it is.
+    let scene = scene.line("profile = role");
+    command
+        .env("AWS_ACCESS_KEY_ID", id)
+        .env("AWS_SECRET_ACCESS_KEY", secret);
+    let mut named = scene.command(&["--check", "true"]);
+    named.env("AWS_CONFIG_FILE", scene.sandbox.path("aws-config"));
+    let (code, said) = output(&mut named);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("assumed-role/database/iam-kms-wrapper-"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_role_that_leads_nowhere_is_told_in_plain_words() {
+    let scene = scene_with_role();
+    let key = key(&scene);
+    for (text, expected) in [
+        (
+            format!("[default]\n{ROLE}"),
+            "it has role_arn, but no source_profile or credential_source",
+        ),
+        (
+            format!("[default]\n{ROLE}source_profile = gone\n"),
+            "there is no profile gone (source_profile)",
+        ),
+        (
+            format!(
+                "[default]\n{ROLE}source_profile = a\n[profile a]\n{ROLE}source_profile = default\n"
+            ),
+            "its roles lead to one another without end",
+        ),
+        (
+            format!(
+                "[default]\nrole_arn = arn:aws:iam::111122223333:role/none\nsource_profile = base\n[profile base]\n{key}"
+            ),
+            "STS refused the request: AccessDenied: User: ",
+        ),
+        (
+            format!("[default]\n{ROLE}source_profile = base\nmfa_serial = arn:aws:iam::1:mfa/x\n"),
+            "set kms_mfa_id = arn:aws:iam::1:mfa/x, role_arn = arn:aws:iam::111122223333:role/database and profile = base there",
+        ),
+    ] {
+        says(&scene, &text, expected);
+    }
+}
+
+#[test]
+fn profiles_that_only_the_aws_cli_signs_in_say_how_to_export_their_credentials() {
+    let scene = Scene::new();
+    for line in [
+        "sso_session = company",
+        "sso_start_url = https://company.awsapps.com/start",
+        "login_session = arn:aws:iam::111122223333:user/db",
+    ] {
+        says(
+            &scene,
+            &format!("[default]\n{line}\nsso_account_id = 1\n"),
+            "aws configure export-credentials --profile default --format env",
+        );
+    }
+}
+
+#[test]
+fn a_credential_process_is_waited_for_aloud_and_not_for_ever() {
+    let scene = Scene::new().line("request_timeout_seconds = 1");
+    let (id, secret) = scene.aws.long_term_key();
+    let document = format!(r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}"}}"#);
+    let printed = scene.sandbox.write("printed.json", &document);
+    let text = format!(
+        "[default]\ncredential_process = cat {}\n",
+        printed.display()
+    );
+    works(&scene, &text);
+    says(
+        &scene,
+        "[default]\ncredential_process = sleep 1000\n",
+        "credential_process: it did not end within 1 second (request_timeout_seconds) and was killed",
+    );
+    let (_, said) = check(&scene, "[default]\ncredential_process = exit 7\n");
+    assert!(
+        said.contains("waiting for the credential_process of profile default"),
+        "{said}"
+    );
+    assert!(
+        said.contains("credential_process: it failed (exit status: 7)"),
+        "{said}"
+    );
+}
+
+/// A home directory with `.aws`, of `owner`, that would lead to another endpoint and run a program.
+/// The second path is what the program would make.
+pub fn planted_home(scene: &Scene, owner: u32, endpoint: &str) -> (PathBuf, PathBuf) {
+    let home = scene.sandbox.directory("home");
+    let ran = scene.sandbox.directory("ran").join("it-ran");
+    chown(ran.parent().unwrap(), Some(owner), None).unwrap();
+    let aws = home.join(".aws");
+    fs::create_dir(&aws).unwrap();
+    let config = format!(
+        "[default]\nendpoint_url = {endpoint}\nec2_metadata_service_endpoint = {endpoint}\nregion = eu-west-3\ncredential_process = touch {}\n",
+        ran.display()
+    );
+    fs::write(aws.join("config"), &config).unwrap();
+    fs::write(
+        aws.join("credentials"),
+        "[default]\naws_access_key_id = AKIAPLANTED\naws_secret_access_key = x\n",
+    )
+    .unwrap();
+    for path in [&home, &aws, &aws.join("config"), &aws.join("credentials")] {
+        chown(path, Some(owner), None).unwrap();
+    }
+    (home, ran)
+}
+
+#[test]
+fn what_a_servers_user_plants_in_its_home_runs_no_program_and_is_named() {
+    let scene = Scene::new();
+    let (home, ran) = planted_home(&scene, NOBODY, "http://127.0.0.1:9");
+    let mut command = without_key(scene.command_as_nobody(&["true"]));
+    let output = scene.spawn(command.env("HOME", &home)).ends_with(125);
+    let said = format!("({} is not read", home.join(".aws").display());
+    assert!(output.contains(&said), "{output}");
+    assert!(!output.contains("AKIAPLANTED"), "{output}");
+    assert!(!ran.exists());
+}
+
+#[test]
+fn root_reads_no_home_that_others_can_write_and_none_beside_a_credential_of_the_service() {
+    let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
+    let (home, ran) = planted_home(&scene, NOBODY, "http://127.0.0.1:9");
+    let mut command = without_key(scene.command(&["true"]));
+    let output = scene.spawn(command.env("HOME", &home)).ends_with(125);
+    assert!(output.contains("is not read"), "{output}");
+    // Now nobody else can write it, but the service has a key of its own.
+    for path in [
+        home.clone(),
+        home.join(".aws"),
+        home.join(".aws/config"),
+        home.join(".aws/credentials"),
+    ] {
+        chown(&path, Some(0), None).unwrap();
+    }
+    let mut command = scene.command(&["printenv", "AWS_REGION"]);
+    let mut wrapper = scene.spawn(command.env("HOME", &home));
+    // No region was found: printenv ends with 1.
+    wrapper.ends_with(1);
+    assert!(!ran.exists());
+}
+
+#[test]
+fn the_operators_tools_read_the_home_directory_as_the_aws_cli_does() {
+    let scene = Scene::new();
+    let home = scene.sandbox.directory("home");
+    fs::create_dir(home.join(".aws")).unwrap();
+    fs::write(
+        home.join(".aws/credentials"),
+        format!("[default]\n{}", key(&scene)),
+    )
+    .unwrap();
+    let keys = scene.sandbox.directory("keys");
+    let data_key = "00112233445566778899aabbccddeeff";
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, data_key, &keys.join("aws-kms-key.1.1"));
+    let mut command = scene.aws.data_keys_command("bin", &["verify"], &keys);
+    command
+        .env_remove("AWS_SHARED_CREDENTIALS_FILE")
+        .env("HOME", &home);
+    let (code, said) = output(&mut command);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn instance_metadata_that_does_not_answer_is_told_from_one_without_a_role() {
+    let scene = machine_role::scene("900");
+    let mut command = without_key(scene.command(&["true"]));
+    command
+        .env_remove("AWS_EC2_METADATA_DISABLED")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", scene.aws.endpoint());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &url);
+    let output = scene.spawn(&mut command).ends_with(125);
+    let expected = format!("the instance metadata service at {url} gave no credentials: ");
+    assert!(output.contains(&expected), "{output}");
+    assert!(
+        output.contains("the hop limit must be 2 or more"),
+        "{output}"
+    );
+
+    let mut scene = scene;
+    let endpoint = scene.aws.endpoint();
+    scene.aws.serve_again(&endpoint, &[]);
+    command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &endpoint);
+    let output = scene.spawn(&mut command).ends_with(125);
+    let expected =
+        format!("the instance metadata service at {endpoint} has no role for this instance");
+    assert!(output.contains(&expected), "{output}");
+    assert!(!output.contains("hop limit"), "{output}");
+}
+
+#[test]
+fn a_token_file_is_named_with_its_variable() {
+    let scene = machine_role::scene("900");
+    let fifo = scene.sandbox.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let empty = scene.sandbox.write("empty", "");
+    for (file, why) in [
+        (Path::new("/nonexistent/token"), "No such file"),
+        (Path::new("/dev/zero"), "it is a device, not a regular file"),
+        (&fifo, "it is a FIFO, not a regular file"),
+        (&empty, "it is empty"),
+    ] {
+        for variable in [
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        ] {
+            let mut command = without_key(scene.command(&["true"]));
+            let uri = format!("{}/container-credentials", scene.aws.endpoint());
+            command
+                .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri)
+                .env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/host")
+                .env(variable, file);
+            let output = scene.spawn(&mut command).ends_with(125);
+            let expected = format!(
+                "cannot use the token file {} ({variable}): {why}",
+                file.display()
+            );
+            assert!(output.contains(&expected), "{output}");
+        }
+    }
+}
+
+#[test]
+fn a_roles_credentials_are_not_frozen_in_the_environment() {
+    let scene = machine_role::scene("900");
+    let scene = scene.without("handoff");
+    let mut command = without_key(scene.command(&["sleep", "1000"]));
+    let uri = format!("{}/container-credentials", scene.aws.endpoint());
+    let token = scene.aws.read("container-token");
+    command
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri)
+        .env("AWS_CONTAINER_AUTHORIZATION_TOKEN", &token);
+    let wrapper = scene.spawn(&mut command);
+    wrapper.wait_for_command("sleep");
+    let passed = environment(wrapper.process.pid());
+    for (name, value) in [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", token),
+    ] {
+        assert!(passed.contains(&(name.to_owned(), value)), "{passed:?}");
+    }
+    assert!(
+        !passed
+            .iter()
+            .any(|(name, _)| name == "AWS_ACCESS_KEY_ID" || name == "AWS_SESSION_TOKEN"),
+        "{passed:?}"
+    );
+}
