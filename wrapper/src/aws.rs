@@ -3,11 +3,7 @@
 
 mod profiles;
 
-use std::{
-    fmt, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, io, path::PathBuf, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -452,11 +448,6 @@ pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-/// A file that a variable or setting names, for messages.
-pub fn named_file(path: &Path, by: &str) -> String {
-    format!("{} ({by})", path.display())
 }
 
 #[cfg(test)]

@@ -81,6 +81,11 @@ where
     let said = service_error
         .and_then(ProvideErrorMetadata::message)
         .unwrap_or_default();
+    // Of another region than the endpoint's: neither clock nor key is wrong.
+    let advice = match said.contains("Credential should be scoped to a valid region") {
+        true => "check the region (AWS_REGION, or region in the configuration)",
+        false => advice,
+    };
     let advice = match advice {
         "" => String::new(),
         advice => format!("; {advice}"),
@@ -104,7 +109,7 @@ where
         SdkError::TimeoutError(_) => "no answer in time".into(),
         SdkError::ResponseError(_) | SdkError::ServiceError(_) => {
             format!(
-                "the answer (HTTP status {status}) is not KMS's; look for a proxy or a wrong endpoint URL"
+                "the answer (HTTP status {status}) is not KMS's; check the endpoint URL, if one is set, and what stands between this host and AWS"
             )
         }
         other => format!("cannot reach it: {}", root_cause(other)),
@@ -186,6 +191,17 @@ mod tests {
         assert!(message.starts_with(beginning), "{message}");
         assert!(message.contains("AWS says: said\\nsaid\\n"), "{message}");
         assert!(message.len() < 700, "{message}");
+    }
+
+    #[test]
+    fn a_wrong_region_is_not_taken_for_a_wrong_clock() {
+        let said = "Credential should be scoped to a valid region, not 'us-east-1a'. ";
+        let message = failure_of("InvalidSignatureException", said).message;
+        assert!(
+            message.contains("; check the region (AWS_REGION"),
+            "{message}"
+        );
+        assert!(!message.contains("clock"), "{message}");
     }
 
     #[test]

@@ -317,8 +317,8 @@ impl Refusal {
             Self::NoAnswer(why) => Outcome::NotJudged(why),
             Self::Garbage {
                 status: status @ 500..,
-                ..
-            } => Outcome::NotJudged(format!("STS failed with HTTP status {status}")),
+                hint,
+            } => Outcome::NotJudged(format!("STS failed with HTTP status {status}; {hint}")),
             Self::Garbage { status, hint } => Outcome::Spent(not_aws("STS's", status, &hint)),
             Self::Service {
                 status,

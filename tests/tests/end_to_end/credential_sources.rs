@@ -252,6 +252,60 @@ fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
 }
 
 #[test]
+fn a_profile_takes_the_credentials_of_container_and_instance_and_exchanges_a_token() {
+    let scene = machine_role::scene("900").line("profile = p");
+    let trust = scene.sandbox.write(
+        "trust-of-database.json",
+        r#"{"Version": "2012-10-17", "Statement": [{
+            "Effect": "Allow",
+            "Principal": {"AWS": "arn:aws:iam::111122223333:role/host"},
+            "Action": "sts:AssumeRole"}]}"#,
+    );
+    let trust = trust.to_str().unwrap();
+    scene.aws.run(&["role", "database", "--trust", trust]);
+    let token = scene.aws.path("web-identity-token");
+    let uri = format!("{}/container-credentials", scene.aws.endpoint());
+    for (lines, role) in [
+        (
+            format!("{ROLE}credential_source = EcsContainer\n"),
+            "database",
+        ),
+        (
+            format!("{ROLE}credential_source = Ec2InstanceMetadata\n"),
+            "database",
+        ),
+        (
+            format!(
+                "role_arn = arn:aws:iam::111122223333:role/host\nweb_identity_token_file = {}\n",
+                token.display()
+            ),
+            "host",
+        ),
+    ] {
+        let mut command = with_config(
+            &scene,
+            scene.command(&["--check", "true"]),
+            &format!("[profile p]\n{lines}"),
+        );
+        command
+            .env_remove("AWS_EC2_METADATA_DISABLED")
+            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", scene.aws.endpoint())
+            .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri)
+            .env(
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+                scene.aws.read("container-token"),
+            );
+        let (_, said) = output(&mut command);
+        let line = said
+            .lines()
+            .find(|line| line.contains("AWS credentials: "))
+            .unwrap();
+        let session = format!("assumed-role/{role}/");
+        assert!(line.starts_with("ok ") && line.contains(&session), "{said}");
+    }
+}
+
+#[test]
 fn a_role_that_leads_nowhere_is_told_in_plain_words() {
     let scene = scene_with_role();
     let key = key(&scene);

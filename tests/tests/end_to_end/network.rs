@@ -2,6 +2,7 @@
 //! in every program.
 
 use std::{
+    io::{Read, Write},
     net::TcpListener,
     path::Path,
     process::{Command, Output, Stdio},
@@ -455,4 +456,38 @@ fn an_endpoint_that_the_servers_user_plants_is_not_called() {
             "kms.us-east-1.amazonaws.com:443"
         ]
     );
+}
+
+/// A proxy that answers every CONNECT with this status; returns its URL.
+fn unwilling_proxy(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = client.read(&mut [0; 4096]);
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_proxy_that_refuses_or_wants_a_password_is_named_with_what_it_wants() {
+    let site = Site::new(Scene::new());
+    for (status, says) in [
+        (
+            "407 Proxy Authentication Required",
+            "the proxy wants a user and a password",
+        ),
+        ("403 Forbidden", "the proxy refuses to connect to it"),
+    ] {
+        let proxy = unwilling_proxy(status);
+        let said = run(site.check().env("HTTPS_PROXY", &proxy), 125);
+        let expected = format!(
+            "cannot reach https://sts.us-east-1.amazonaws.com: sts.us-east-1.amazonaws.com: {says}"
+        );
+        assert!(said.contains(&expected), "{said}");
+        assert!(said.contains(&format!("HTTPS_PROXY is {proxy}")), "{said}");
+    }
 }
