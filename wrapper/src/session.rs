@@ -262,14 +262,14 @@ impl Expiration {
     /// More seconds than until the year 5138: such a number is of milliseconds, as SSO's are.
     const LEAST_MILLISECONDS: i64 = 100_000_000_000;
 
-    fn unix_seconds(&self) -> Result<i64, &'static str> {
+    /// `None`: it is no time.
+    fn unix_seconds(&self) -> Option<i64> {
         match self {
-            Self::Text(text) if text.is_empty() => Err("Expiration is empty"),
-            Self::Text(text) => parse_utc(text).ok_or("Expiration is no time"),
+            Self::Text(text) => parse_utc(text),
             Self::Number(milliseconds) if *milliseconds >= Self::LEAST_MILLISECONDS => {
-                Ok(milliseconds / 1000)
+                Some(milliseconds / 1000)
             }
-            Self::Number(seconds) => Ok(*seconds),
+            Self::Number(seconds) => Some(*seconds),
         }
     }
 }
@@ -300,7 +300,7 @@ pub fn parse_document(json: &[u8]) -> Result<Session, String> {
         .expiration
         .ok_or("a session document without Expiration")?
         .unix_seconds()
-        .map_err(|why| format!("a session document whose {why}"))?;
+        .ok_or("a session document whose Expiration is no time")?;
     let session = Session {
         access_key_id: present("AccessKeyId", credentials.access_key_id)?
             .expose_secret()
@@ -330,9 +330,11 @@ pub fn parse_process_document(json: &[u8]) -> Result<Session, String> {
     };
     let expiration = credentials
         .expiration
-        .map(|expiration| expiration.unix_seconds())
-        .transpose()
-        .map_err(|why| format!("JSON whose {why}"))?;
+        .map(|expiration| {
+            let seconds = expiration.unix_seconds();
+            seconds.ok_or("JSON whose Expiration is no time")
+        })
+        .transpose()?;
     Ok(Session {
         access_key_id: needed("AccessKeyId", credentials.access_key_id)?
             .expose_secret()
@@ -450,6 +452,11 @@ mod tests {
             let error = parse_document(json.as_bytes()).unwrap_err();
             assert!(error.contains(why), "{error}");
             assert!(error.len() < 200, "{error}");
+        }
+        for end in ["", "tomorrow", "2099-01-01"] {
+            let json = CREDENTIALS.replace("2099-01-01T00:00:00+00:00", end);
+            let error = parse_document(format!("{{{json}}}").as_bytes()).unwrap_err();
+            assert_eq!(error, "a session document whose Expiration is no time");
         }
     }
 

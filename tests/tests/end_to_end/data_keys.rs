@@ -135,6 +135,18 @@ fn list_needs_no_aws_and_names_what_the_server_would_not_use() {
 }
 
 #[test]
+fn a_name_that_would_forge_lines_or_turn_the_direction_of_text_is_escaped() {
+    let keys = Keys::new();
+    fs::write(keys.file("aws-kms-key.1.1\n\u{202e}\u{2028}\u{1b}[2J"), "").unwrap();
+    let (_, _, stderr) = run(&mut keys.command(&["list"]));
+    assert!(
+        stderr.contains("aws-kms-key.1.1\\n\\u{202e}\\u{2028}\\u{1b}[2J' has a name like"),
+        "{stderr:?}"
+    );
+    assert_eq!(stderr.lines().count(), 1, "{stderr:?}");
+}
+
+#[test]
 fn list_with_kms_tells_length_and_master_key() {
     let keys = Keys::new();
     let arn = keys.decrypted("aws-kms-key.1.1", "us-east-1").0;

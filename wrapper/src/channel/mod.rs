@@ -233,7 +233,8 @@ impl Channel {
         }
     }
 
-    /// A writer has come and gone, and we have read nothing.
+    /// A writer has come and gone, and we have read nothing. (Where we have read something, the kernel may
+    /// have noted that write after our read: the time of change says nothing.)
     fn nothing_came(&self) -> Input {
         match &self.source {
             Source::Fifo(fifo) if fifo.has_changed() => Input::Vanished,
