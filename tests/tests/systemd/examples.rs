@@ -152,9 +152,16 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
 #[test]
 fn one_host_with_a_code_at_boot() {
     let site = bare().boot_as_it_is();
-    done_with_code(&site, "broker-service", 0);
+    let steps = follow(&site, "broker-service", 0);
+    site.wait_for_fifo();
+    let shown = site.in_terminal_with_code(&blocks("broker-service")[1]);
+    assert!(
+        shown.contains("accepted: the session is open until "),
+        "{shown}"
+    );
+    succeeds(steps, &site);
     encrypts(&site);
-    let calls = site.machine.sh(&blocks("broker-service")[1]);
+    let calls = site.machine.sh(&blocks("broker-service")[2]);
     assert!(calls.contains("IAM_KMS_PEER_UID="), "{calls}");
     let unit = site.machine.sh(&format!("systemctl is-enabled {BROKER}"));
     assert_eq!(unit, "enabled");
