@@ -20,7 +20,7 @@ pub fn status(text: &str) {
     send(&[NotifyState::Status(&escape(text))]);
 }
 
-/// Has systemd wait for the end of the start for [`EXTENSION`] from now, or longer if it would anyway.
+/// Has systemd wait for the end of the start for 15 minutes from now, or longer if it would anyway.
 pub fn extend_timeout() {
     send(&[NotifyState::ExtendTimeoutUsec(
         u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX),
