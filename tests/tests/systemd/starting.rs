@@ -132,7 +132,7 @@ fn what_the_readme_checks_before_the_start_is_all_right_and_takes_nothing_from_i
             iam-kms-wrapper --check --config=/etc/iam-kms-wrapper/iam-kms-wrapper.config /usr/sbin/mariadbd",
         site.aws.endpoint()
     ));
-    assert_eq!(checked.lines().count(), 9, "{checked}");
+    assert_eq!(checked.lines().count(), 10, "{checked}");
     assert!(
         checked.lines().all(|line| line.starts_with("ok ")),
         "{checked}"
