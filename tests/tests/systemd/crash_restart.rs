@@ -1,5 +1,7 @@
 //! Restarts without a person, and where the session and the long-term key lie meanwhile.
 
+use std::path::Path;
+
 use crate::site::{Running, SERVICE, Site};
 
 fn stored(site: &Running) -> String {
@@ -109,4 +111,26 @@ fn the_long_term_key_may_be_encrypted_on_the_disk() {
     site.wait_until_active();
     let left = format!("ls -A /run/credentials/{SERVICE}");
     assert_eq!(site.machine.sh(&left), "");
+}
+
+/// From within the unit, as its user, which is what an attacker who has taken over the server can do.
+#[test]
+fn a_session_that_a_process_of_the_server_has_systemd_keep_in_its_place_is_refused() {
+    const FORGER: &str = "/usr/local/lib/forger";
+    let mut site = Site::new().service(&format!("ExecStartPost={FORGER}"));
+    site.image = site
+        .image
+        .copy(Path::new(env!("CARGO_BIN_EXE_forger")), FORGER);
+    let site = site.boot_with_code();
+    assert_eq!(stored(&site), "1");
+    site.machine.sh("systemctl restart --no-block mariadb");
+    site.machine.wait_until("the refusal", SERVICE, || {
+        site.machine
+            .journal(SERVICE)
+            .contains("the secret of the long-term key does not prove that it is ours")
+    });
+    site.wait_for_fifo();
+    assert_eq!(questions(&site), 2);
+    site.echo_code();
+    site.wait_until_active();
 }
