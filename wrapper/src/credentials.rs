@@ -247,7 +247,10 @@ fn from_environment() -> Result<Option<Session>, CredentialsError> {
             return Err(VariableError::new(name, "is set, but AWS_ACCESS_KEY_ID is not").into());
         }
     };
-    let expiration = variables::text(EXPIRATION).map(|text| {
+    let session_token = variables::first(&SESSION_TOKEN);
+    // A long-term key has no end.
+    let expiration = variables::text(EXPIRATION).filter(|_| session_token.is_some());
+    let expiration = expiration.map(|text| {
         parse_utc(&text).ok_or_else(|| {
             VariableError::new(EXPIRATION, "is not a time, such as 2026-01-31T12:00:00Z")
         })
@@ -255,7 +258,7 @@ fn from_environment() -> Result<Option<Session>, CredentialsError> {
     let session = Session {
         access_key_id,
         secret_access_key: SecretString::from(secret_access_key),
-        session_token: variables::first(&SESSION_TOKEN).map(|(_, token)| SecretString::from(token)),
+        session_token: session_token.map(|(_, token)| SecretString::from(token)),
         expiration_unix_seconds: expiration.transpose()?,
     };
     match session.check() {

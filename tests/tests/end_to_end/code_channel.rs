@@ -285,13 +285,13 @@ fn session_document(scene: &Scene) -> serde_json::Value {
 fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
     let mut command = scene.command(&["sleep", "1000"]);
-    let wrapper = scene.spawn(command.env("AWS_SESSION_TOKEN", "of an instance role"));
+    let wrapper = scene.spawn(command.env("AWS_SESSION_TOKEN", "of-an-instance-role"));
     wrapper.wait_for_command("sleep");
     let pid = wrapper.process.pid();
     let (access_key_id, secret_access_key) = scene.aws.long_term_key();
     assert_eq!(variable(pid, "AWS_ACCESS_KEY_ID"), access_key_id);
     assert_eq!(variable(pid, "AWS_SECRET_ACCESS_KEY"), secret_access_key);
-    assert_eq!(variable(pid, "AWS_SESSION_TOKEN"), "of an instance role");
+    assert_eq!(variable(pid, "AWS_SESSION_TOKEN"), "of-an-instance-role");
     wrapper
         .process
         .wait_for("no MFA code is asked for (mfa = false)");

@@ -270,6 +270,9 @@ fn what_cannot_be_used_is_named_before_a_code_is_asked_for_and_no_secret_shown()
         ),
     ] {
         let mut command = scene.command(&["true"]);
+        if variable == "AWS_CREDENTIAL_EXPIRATION" {
+            command.env("AWS_SESSION_TOKEN", "token");
+        }
         let output = scene.spawn(command.env(variable, &value)).ends_with(125);
         assert!(output.contains(says), "{variable}: {output}");
         assert!(!output.contains("waiting for"), "{output}");
