@@ -49,7 +49,7 @@ const NO_DAMAGE: [&str; 3] = [
     "lists older key versions that have no key file here",
 ];
 
-/// Errors of MariaDB's own that nothing comes of.
+/// Errors that nothing comes of.
 fn is_harmless(line: &str) -> bool {
     // Of the intermediate table of an ALTER TABLE that a kill has cut short: its file has no first page
     // yet. The next steps of recovery remove it.
@@ -58,7 +58,9 @@ fn is_harmless(line: &str) -> bool {
     // A session ended while a backup blocked commits: its temporary tables are gone all the same.
     let of_temporary_table =
         line.contains("Failed to write the DROP statement for temporary tables to binary log");
-    of_intermediate_table || of_temporary_table
+    // A rotation was under way when the server was stopped.
+    let of_rotation = line.contains(" rotated: ") && line.contains("the statement was killed");
+    of_intermediate_table || of_temporary_table || of_rotation
 }
 
 /// Whether mariadb-backup has crashed as it does without us: its `--prepare` with an increment died of

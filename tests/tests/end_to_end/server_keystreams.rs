@@ -201,6 +201,7 @@ fn keystreams_are_used_twice_where_all_keys_are_of_aes_ctr() {
         .with_fault_points()
         .options(&options());
     let count = three_lives(&database, &scene.sandbox.path("streams"));
-    assert!(count.reused_by_id[&1] > 1000, "{count:?}");
+    // Hundreds up to 10.7, tens of thousands with the redo log since.
+    assert!(count.reused_by_id[&1] > 100, "{count:?}");
     assert_eq!(count.reused_by_id.get(&3), None, "{count:?}");
 }
