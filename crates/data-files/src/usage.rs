@@ -28,7 +28,8 @@ pub struct Unclear {
 /// not. `None` if there is none.
 ///
 /// The cost is one read of 64 KiB at most for each tablespace, and for key 1, which also encrypts redo
-/// log, binary logs and Aria, a small one for every other file.
+/// log, binary logs and Aria, a small one for every other file and one of each encrypted Aria table up to
+/// its first encrypted page, or its end.
 ///
 /// Errors: a file that may be encrypted with the key, and cannot be read.
 pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
@@ -149,10 +150,10 @@ fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
     }
 }
 
-/// Whether InnoDB has made the file and has not written its page 0 since. Up to 10.5 the page has the number of the
-/// tablespace (twice) and its flags then, later it is all zeros. Source: `fil_ibd_create` in fil0fil.cc.
+/// Whether InnoDB has made the file and has not written its page 0 since. Up to 10.5 that page has a checksum (if
+/// compressed), the number of the tablespace (twice) and its flags then; later it is all zeros. Source: `fil_ibd_create` in fil0fil.cc.
 fn is_only_made(path: &Path) -> Result<bool, ScanError> {
-    const WRITTEN_AT_ONCE: [Range<usize>; 2] = [34..42, 54..58];
+    const WRITTEN_AT_ONCE: [Range<usize>; 3] = [0..4, 34..42, 54..58];
     let mut page = Vec::new();
     scan::open(path)?
         .take(innodb::MIN_PAGE_BYTES)
@@ -170,8 +171,13 @@ fn redo_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
     Ok(read > 0 && format[0] & 1 << 7 != 0)
 }
 
+/// A table that is being made says that it is encrypted before its first page is: 10.5 asks for the key in between.
 fn aria_is_encrypted(path: &Path) -> Result<bool, ScanError> {
-    Ok(aria::Layout::read(&mut scan::open(path)?)?.is_some())
+    match missing_version(path, Some(&|_| false)) {
+        // The data file is missing, and with it what would tell.
+        Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(path.exists()),
+        missing => Ok(missing?.is_some()),
+    }
 }
 
 fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
@@ -255,6 +261,10 @@ mod tests {
         ] {
             assert_eq!(found(&[(name, &content)], 1), None);
         }
+        let mut only_made = aria_index();
+        only_made[1024 + 13..].fill(0);
+        let files: [(&str, &[u8]); 2] = [("d/t.MAI", &only_made), ("d/t.MAD", b"")];
+        assert_eq!(found(&files, 1), None);
     }
 
     #[test]
