@@ -11,7 +11,7 @@ use crate::{
     aria, binary_log,
     files::Files,
     innodb::{self, SpaceKey},
-    scan::{self, SYSTEM_KEY_ID, ScanError},
+    scan::{self, Needs, SYSTEM_KEY_ID, ScanError},
 };
 
 /// A file that does not tell which key it is encrypted with.
@@ -132,13 +132,15 @@ fn missing_version(
     let Some(has_version) = has_version else {
         return Ok(Some(None));
     };
-    let mut needs = layout.scan_index(&mut file)?;
-    needs.extend(layout.scan_data(&mut scan::open(&aria::data_file(index))?)?);
-    let missing = needs
-        .into_keys()
-        .map(|(_, version)| version)
-        .find(|&version| !has_version(version));
-    Ok(missing.map(Some))
+    let missing = |needs: Needs| {
+        let mut versions = needs.into_keys().map(|(_, version)| version);
+        versions.find(|&version| !has_version(version))
+    };
+    let mut found = missing(layout.scan_index(&mut file)?);
+    if found.is_none() {
+        found = missing(layout.scan_data(&mut scan::open(&aria::data_file(index))?)?);
+    }
+    Ok(found.map(Some))
 }
 
 fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
@@ -173,11 +175,7 @@ fn redo_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
 
 /// A table that is being made says that it is encrypted before its first page is: 10.5 asks for the key in between.
 fn aria_is_encrypted(path: &Path) -> Result<bool, ScanError> {
-    match missing_version(path, Some(&|_| false)) {
-        // The data file is missing, and with it what would tell.
-        Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(path.exists()),
-        missing => Ok(missing?.is_some()),
-    }
+    Ok(missing_version(path, Some(&|_| false))?.is_some())
 }
 
 fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {

@@ -284,7 +284,7 @@ fn pages_that_innodb_has_freed_are_told_apart_from_those_with_rows() {
     );
     wait_until("InnoDB to encrypt its tables anew", || {
         let left = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION
-            WHERE ENCRYPTION_SCHEME = 1 AND MIN_KEY_VERSION < 3";
+            WHERE ENCRYPTION_SCHEME = 1 AND MIN_KEY_VERSION < 2";
         database.sql(left) == "0"
     });
     database.stop(&mut server);
