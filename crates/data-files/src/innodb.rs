@@ -23,6 +23,7 @@ const DEFAULT_PAGE_BYTES: usize = 16 << 10;
 
 const PAGE_NUMBER: usize = 4;
 const PAGE_TYPE: usize = 24;
+const TYPE_ALLOCATED: u16 = 0;
 const TYPE_FSP_HDR: u16 = 8;
 const TYPE_XDES: u16 = 9;
 const TYPE_RTREE: u16 = 17854;
@@ -49,6 +50,7 @@ const CRYPT_MIN_KEY_VERSION: usize = 24;
 const CRYPT_KEY_ID: usize = 28;
 const CRYPT_TYPE_UNENCRYPTED: u8 = 0;
 
+const PAGE_LSN: usize = 16;
 const SPACE_ID: usize = 34;
 const TRX_SYS_PAGE: u64 = 5;
 /// 128 rollback segments: space id and page number of each.
@@ -107,7 +109,12 @@ impl Layout {
     }
 
     fn parse(page: &[u8]) -> Option<Self> {
-        if u16_at(page, PAGE_TYPE)? != TYPE_FSP_HDR || u32_at(page, PAGE_NUMBER)? != 0 {
+        // Up to 10.5, InnoDB writes the page once without type and LSN when it makes the file (`fil_ibd_create`).
+        let is_only_made = u16_at(page, PAGE_TYPE)? == TYPE_ALLOCATED
+            && u64_at(page, PAGE_LSN)? == 0
+            && u32_at(page, SPACE_ID)? != 0;
+        let is_first = u16_at(page, PAGE_TYPE)? == TYPE_FSP_HDR || is_only_made;
+        if !is_first || u32_at(page, PAGE_NUMBER)? != 0 {
             return None;
         }
         let flags = u32_at(page, SPACE_FLAGS)?;

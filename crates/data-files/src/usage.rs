@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Read},
-    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -147,22 +146,17 @@ fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
     let uses = |key: SpaceKey| key.key_id == key_id && key.in_use;
     match innodb::key_of_page_0(path) {
         Ok(key) => Ok(key.is_some_and(uses)),
-        Err(ScanError::Malformed(_)) if is_only_made(path)? => Ok(false),
+        // Made a moment ago: InnoDB has not written it yet.
+        Err(ScanError::Malformed(_)) if begins_with_zeros(path)? => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Whether InnoDB has made the file and has not written its page 0 since. Up to 10.5 that page has a checksum (if
-/// compressed), the number of the tablespace (twice) and its flags then; later it is all zeros. Source: `fil_ibd_create` in fil0fil.cc.
-fn is_only_made(path: &Path) -> Result<bool, ScanError> {
-    const WRITTEN_AT_ONCE: [Range<usize>; 3] = [0..4, 34..42, 54..58];
+fn begins_with_zeros(path: &Path) -> Result<bool, ScanError> {
     let mut page = Vec::new();
     scan::open(path)?
         .take(innodb::MIN_PAGE_BYTES)
         .read_to_end(&mut page)?;
-    for range in WRITTEN_AT_ONCE {
-        page.get_mut(range).unwrap_or_default().fill(0);
-    }
     Ok(page.iter().all(|&byte| byte == 0))
 }
 
@@ -269,11 +263,12 @@ mod tests {
     fn what_innodb_has_not_written_yet_proves_nothing_and_what_is_damaged_is_named() {
         assert_eq!(found(&[("d/t.ibd", &[0; PAGE_BYTES])], 77), None);
         assert_eq!(found(&[("d/t.ibd", b"")], 77), None);
-        let mut made_by_10_5 = [0; PAGE_BYTES];
-        made_by_10_5[34..58].copy_from_slice(&[
-            0, 0, 0, 5, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x15,
-        ]);
-        assert_eq!(found(&[("d/t.ibd", &made_by_10_5)], 77), None);
+        // 10.5 writes it twice, first without type and LSN.
+        let mut only_made = table(1, 1);
+        only_made[16..26].fill(0);
+        only_made[34..38].copy_from_slice(&5u32.to_be_bytes());
+        assert!(found(&[("d/t.ibd", &only_made)], 77).is_some());
+        assert_eq!(found(&[("d/t.ibd", &only_made)], 78), None);
         let mut damaged = table(1, 1);
         damaged[24] = 0xff;
         let directory = datadir(&[("d/a.ibd", &damaged), ("d/b.ibd", &table(1, 1))]);
