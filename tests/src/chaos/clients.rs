@@ -217,6 +217,11 @@ impl Client<'_> {
         let Some(table) = self.random.choice(&tables) else {
             return true;
         };
+        // MariaDB does not do that atomically: a kill in the middle left a table without its .par file, and with
+        // only one of its partitions (10.11.19). Nothing of encryption is in that file.
+        if table.kind == Kind::Partitioned {
+            return true;
+        }
         let _definitions = self.world.definitions.read();
         let existence = table
             .existence
