@@ -17,11 +17,11 @@ use iam_kms_wrapper::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
     aws::Settings,
     channel::{Channel, Stage, sleep_until, wanted, writing_command},
-    clock,
+    clock::{self, utc_text},
     config::{Config, Mfa},
     credentials::{CredentialsError, Finder},
     logging::AUDIT,
-    session::{Session, utc_text},
+    session::Session,
     stored_session, systemd,
 };
 use nix::sys::eventfd::EventFd;

@@ -11,9 +11,10 @@ use tracing::{info, warn};
 use crate::{
     aws::{self, Settings},
     channel::{Channel, Event, FifoError, Input, Stage, TokenCode, Wait, sleep_until},
+    clock::{seconds_text, unix_seconds_now},
     config::{Config, Mfa},
     logging::AUDIT,
-    session::{Session, seconds_text, unix_seconds_now},
+    session::Session,
     sts::{self, Outcome},
 };
 

@@ -12,14 +12,14 @@ use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use tokio::runtime::{Builder, Runtime};
 
-pub use profiles::{Profiles, Reader};
+pub use profiles::{Profiles, Reader, selected_profile};
 
 use crate::{
     config::{Config, is_region},
-    credentials,
     http_client::{Network, NetworkError},
+    service_credential,
     session::Session,
-    variables::{self, VariableError},
+    variables::{self, REGION, VariableError},
 };
 
 /// The region where nothing names one, as the stock plugin has it.
@@ -126,7 +126,7 @@ impl fmt::Display for Service {
 #[derive(Debug, Clone)]
 pub struct Settings {
     reader: Reader,
-    region: String,
+    region: Option<String>,
     endpoints: Endpoints,
     use_fips: bool,
     use_dual_stack: bool,
@@ -142,7 +142,7 @@ impl Settings {
         variables::check()?;
         let profiles = Profiles::read(config, reader)?;
         // In the service's own file, and beside a key in the environment, it is looked for later.
-        if config.profile.is_some() && credentials::file_of_service().is_none() {
+        if config.profile.is_some() && service_credential::file().is_none() {
             profiles.selected()?;
         }
         let settings = Self {
@@ -163,7 +163,7 @@ impl Settings {
     pub fn in_region(&self, region: Option<&str>) -> Self {
         let mut settings = self.clone();
         if let Some(region) = region {
-            settings.region = region.into();
+            settings.region = Some(region.into());
         }
         settings
     }
@@ -175,7 +175,12 @@ impl Settings {
 
     /// The region of the calls.
     pub fn region(&self) -> &str {
-        &self.region
+        self.configured_region().unwrap_or(DEFAULT_REGION)
+    }
+
+    /// The region that configuration, environment or profile name.
+    pub fn configured_region(&self) -> Option<&str> {
+        self.region.as_deref()
     }
 
     /// How long a request may take.
@@ -192,7 +197,7 @@ impl Settings {
     pub fn name(&self, service: Service) -> String {
         match self.endpoint_url(service) {
             Some(_) => service.to_string(),
-            None => format!("{service} in {}", self.region),
+            None => format!("{service} in {}", self.region()),
         }
     }
 
@@ -239,7 +244,7 @@ impl Settings {
             .build();
         let mut builder = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(self.region.clone()))
+            .region(Region::new(self.region().to_owned()))
             .use_fips(self.use_fips)
             .use_dual_stack(self.use_dual_stack)
             .service_config(self.endpoints.clone())
@@ -310,21 +315,21 @@ fn switch(profiles: &Profiles, switch: Switch) -> Result<bool, SettingsError> {
     })
 }
 
-/// Configuration, environment, profile, us-east-1; never the instance's metadata service, which a
-/// host outside EC2 would wait for in vain.
-fn region(config: &Config, profiles: &Profiles) -> Result<String, SettingsError> {
+/// Configuration, environment, profile; never the instance's metadata service, which a host outside EC2
+/// would wait for in vain.
+fn region(config: &Config, profiles: &Profiles) -> Result<Option<String>, SettingsError> {
     if let Some(region) = &config.region {
-        return Ok(region.clone());
+        return Ok(Some(region.clone()));
     }
-    let (region, setting, place) = match variables::first(&["AWS_REGION", "AWS_DEFAULT_REGION"]) {
+    let (region, setting, place) = match variables::first(&REGION) {
         Some((variable, region)) => (region, variable, "environment".to_owned()),
         None => match profiles.setting("region") {
             Some(region) => (region.into(), "region", profiles.place("region", region)),
-            None => return Ok(DEFAULT_REGION.into()),
+            None => return Ok(None),
         },
     };
     if is_region(&region) {
-        return Ok(region);
+        return Ok(Some(region));
     }
     Err(SettingsError::Value {
         setting: setting.into(),
@@ -332,16 +337,6 @@ fn region(config: &Config, profiles: &Profiles) -> Result<String, SettingsError>
         value: region,
         expected: "an AWS region, such as us-east-1",
     })
-}
-
-/// The region that the configuration or the profile names, for a command that is to see neither.
-pub fn configured_region(config: &Config, reader: Reader) -> Result<Option<String>, SettingsError> {
-    match &config.region {
-        Some(region) => Ok(Some(region.clone())),
-        None => Ok(Profiles::read(config, reader)?
-            .setting("region")
-            .map(str::to_owned)),
-    }
 }
 
 /// URLs of services that are not AWS's own.
@@ -439,15 +434,6 @@ pub fn is_url(text: &str) -> bool {
 /// A runtime for one call. It lives only as long: a process that waits needs none of it.
 pub fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
-}
-
-/// The innermost reason of an error: "Connection refused", not "dispatch failure".
-pub fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

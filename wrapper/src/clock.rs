@@ -1,10 +1,13 @@
-//! The time by which sessions end: AWS's, which goes on evenly when somebody sets this host's clock.
+//! Times in seconds and as texts, and the time by which sessions end: AWS's, which goes on evenly when somebody sets this host's clock.
 //!
 //! It is AWS's (or, where AWS has not said it, the host's) time at the receipt of a session, and what
 //! CLOCK_BOOTTIME has counted since. So a host whose clock jumps drops no session that AWS honours. A
 //! host that was paused from outside counts too little: there KMS says that the session is over.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use aws_smithy_runtime_api::{
     box_error::BoxError,
@@ -22,8 +25,6 @@ use aws_smithy_types::{
 };
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-
-use crate::session::unix_seconds_now;
 
 const UNKNOWN: i64 = i64::MIN;
 
@@ -76,6 +77,35 @@ fn set(aws_unix_seconds: i64, boot_seconds: i64) {
 
 fn boot_seconds() -> i64 {
     clock_gettime(ClockId::Boottime).tv_sec
+}
+
+/// "1 second", "2 seconds".
+pub fn seconds_text(seconds: u64) -> String {
+    match seconds {
+        1 => "1 second".into(),
+        _ => format!("{seconds} seconds"),
+    }
+}
+
+/// The time of an RFC 3339 text, such as an Expiration, in seconds since 1970-01-01 UTC.
+pub fn parse_utc(text: &str) -> Option<i64> {
+    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
+    Some(time.secs())
+}
+
+/// Seconds since 1970-01-01 UTC by this host's clock.
+pub fn unix_seconds_now() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// `unix_seconds` as RFC 3339 in UTC, such as `2026-11-21T23:00:00Z`.
+pub fn utc_text(unix_seconds: i64) -> String {
+    DateTime::from_secs(unix_seconds)
+        .fmt(Format::DateTime)
+        .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
 }
 
 /// Sets the clock by each answer of the client that has it.

@@ -7,30 +7,21 @@ mod machine;
 mod process;
 mod profile;
 
-use std::{
-    env,
-    os::fd::BorrowedFd,
-    path::{Path, PathBuf},
-};
+use std::{os::fd::BorrowedFd, path::PathBuf};
 
 use secrecy::SecretString;
 
 use crate::{
     asking::unless_readable,
     aws::{self, Profiles, Settings, SettingsError},
+    clock::parse_utc,
     config::{Config, Mfa},
-    session::{Session, parse_utc},
-    variables::{self, VariableError},
+    service_credential,
+    session::Session,
+    variables::{self, ACCESS_KEY_ID, VariableError},
 };
 
-/// Variable with the directory of the service's credentials (`LoadCredential=` in systemd.exec(5)).
-pub const DIRECTORY_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
-
-/// Name of ours there.
-const FILE_NAME: &str = "aws-credentials";
-
-/// Names of the key in the environment. The second are those that the Go program's SDK read.
-const ACCESS_KEY_ID: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"];
+/// Names in the environment of what belongs to the access key id. The second are those of the Go program's SDK.
 const SECRET_ACCESS_KEY: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"];
 const SESSION_TOKEN: [&str; 2] = ["AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"];
 const EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
@@ -134,7 +125,7 @@ impl Finder<'_> {
     }
 
     fn search(&self) -> Result<Session, CredentialsError> {
-        if let Some(path) = file_of_service() {
+        if let Some(path) = service_credential::file() {
             return self.search_file_of_service(path);
         }
         let environment = from_environment()?;
@@ -172,7 +163,7 @@ impl Finder<'_> {
             section: section.into(),
             why,
         };
-        let section = profile::name(self.config);
+        let (section, _) = aws::selected_profile(self.config);
         let profiles = match Profiles::read_only(self.config, path.clone()) {
             Err(SettingsError::File { why, .. }) => return Err(failed(&section, why)),
             profiles => profiles?,
@@ -202,32 +193,6 @@ impl Finder<'_> {
         runtime.shutdown_background();
         ended.ok_or(CredentialsError::Interrupted)
     }
-}
-
-/// Where systemd has put our credential for the service, if it has.
-pub fn file_of_service() -> Option<PathBuf> {
-    let path = Path::new(&env::var_os(DIRECTORY_VARIABLE)?).join(FILE_NAME);
-    // What cannot be looked at is there, and has its own message.
-    (!matches!(path.try_exists(), Ok(false))).then_some(path)
-}
-
-/// Whether the service has our credential and no other.
-pub fn is_ours_alone() -> bool {
-    let entries = file_of_service().and_then(|path| path.parent()?.read_dir().ok());
-    entries.is_some_and(|mut entries| {
-        entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == FILE_NAME))
-    })
-}
-
-/// Whether this process has credentials that it was given as a service, so that `~/.aws` is nothing
-/// to it.
-pub fn service_has_its_own(config: &Config) -> bool {
-    let files = [
-        "AWS_SHARED_CREDENTIALS_FILE",
-        "AWS_CREDENTIAL_PROFILES_FILE",
-    ];
-    let is_in_environment = config.profile.is_none() && variables::first(&ACCESS_KEY_ID).is_some();
-    file_of_service().is_some() || variables::first(&files).is_some() || is_in_environment
 }
 
 fn from_environment() -> Result<Option<Session>, CredentialsError> {

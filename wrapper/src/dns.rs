@@ -97,7 +97,7 @@ mod tests {
                 answers.push(
                     question
                         .await
-                        .map_err(|error| crate::aws::root_cause(&error)),
+                        .map_err(|error| crate::root_cause::root_cause(&error)),
                 );
             }
             answers

@@ -4,7 +4,7 @@ use std::{env, ffi::OsString, os::unix::ffi::OsStrExt};
 
 use secrecy::ExposeSecret;
 
-use crate::{credentials, session::Session};
+use crate::{service_credential, session::Session, variables::REGION};
 
 const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
@@ -79,8 +79,8 @@ fn without_credentials(mut variables: Variables) -> Variables {
 /// start. `$CREDENTIALS_DIRECTORY` stays if there is more than our credential: the rest is the command's.
 pub fn for_command() -> Variables {
     let mut variables = without_credentials(env::vars_os().collect());
-    if credentials::is_ours_alone() {
-        variables.retain(|(name, _)| name != credentials::DIRECTORY_VARIABLE);
+    if service_credential::is_alone() {
+        variables.retain(|(name, _)| name != service_credential::DIRECTORY_VARIABLE);
     }
     variables
 }
@@ -111,8 +111,7 @@ pub fn set_passed_descriptors(variables: &mut Variables, names: &[String]) {
 
 /// Whether the environment itself names a region.
 pub fn has_region(variables: &Variables) -> bool {
-    let names = ["AWS_REGION", "AWS_DEFAULT_REGION"];
-    variables.iter().any(|(name, _)| is_in(&names, name))
+    variables.iter().any(|(name, _)| is_in(&REGION, name))
 }
 
 /// Adds the region that was known from a configuration which the command does not see.

@@ -33,7 +33,7 @@ use http::Uri;
 use http_body_util::Limited;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use crate::{aws::root_cause, dns::Resolver, input_file, session::seconds_text, variables};
+use crate::{clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, variables};
 
 /// Longest answer that is read, in bytes. Those of STS, KMS and an instance's metadata have some
 /// thousand.

@@ -10,7 +10,7 @@ use broker_api::{Failure, FailureKind};
 use key_store::MAX_CIPHERTEXT_BYTES;
 use visible_text::escape;
 
-use crate::aws::root_cause;
+use crate::root_cause::root_cause;
 
 /// The failure of an answer that lacks what it must have.
 pub fn incomplete(operation: &str, answer: &impl RequestId, why: &str) -> Failure {

@@ -12,16 +12,16 @@ use tracing::{error, info, warn};
 
 use crate::{
     asking::{Asking, AskingError, Trade, WhenHopeless},
-    aws::{self, Reader, Settings, SettingsError},
+    aws::{Reader, Settings, SettingsError},
     broker::{Broker, BrokerError, Handover},
     channel::{self, Channel, FifoError, Stage},
     check, clock, code,
     command::{Command, CommandError},
     command_line::{CommandLine, show_usage},
     config::{Config, ConfigError, Handoff, Mfa},
-    credentials::{self, CredentialsError, Finder},
+    credentials::{CredentialsError, Finder},
     environment::{self, Variables},
-    listen_fds, logging, process,
+    listen_fds, logging, process, service_credential,
     session::Session,
     signals::Signals,
     stored_session, systemd,
@@ -143,9 +143,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     }
     if !finds_its_own
         && !environment::has_region(&variables)
-        && let Some(region) = aws::configured_region(&config, Reader::Service)?
+        && let Some(region) = aws.configured_region()
     {
-        environment::add_region(&mut variables, region);
+        environment::add_region(&mut variables, region.into());
     }
     match broker {
         Some(broker) => {
@@ -175,7 +175,7 @@ fn finds_its_own(config: &Config, session: &Session) -> bool {
     config.mfa == Mfa::Off
         && config.handoff == Handoff::Environment
         && session.expiration_unix_seconds.is_some()
-        && credentials::file_of_service().is_none()
+        && service_credential::file().is_none()
 }
 
 /// Asks for a code, or takes the source credentials as they are.

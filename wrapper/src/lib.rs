@@ -30,6 +30,8 @@ pub mod on_abort;
 pub mod operator;
 pub mod process;
 pub mod process_status;
+mod root_cause;
+pub mod service_credential;
 pub mod session;
 pub mod signals;
 pub mod stored_session;

@@ -28,8 +28,8 @@ use tracing::{
 use visible_text::escape;
 
 use crate::{
+    clock::{unix_seconds_now, utc_text},
     config::LogFormat,
-    session::{unix_seconds_now, utc_text},
 };
 
 /// Targets of our own crates. What the SDK says of itself is nothing for an operator.

@@ -1,18 +1,15 @@
 //! AWS credentials: the source credentials, the session that a code opens, the session document.
 
-use std::{
-    fmt,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::fmt;
 
 use aws_credential_types::Credentials;
-use aws_smithy_types::date_time::{DateTime, Format};
+use aws_smithy_types::date_time::DateTime;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::error::Category;
 use zeroize::Zeroizing;
 
-use crate::clock;
+use crate::clock::{self, parse_utc, seconds_text, utc_text};
 
 /// Longest access key id, in bytes, as AWS has it.
 ///
@@ -173,35 +170,6 @@ fn expose_option<S: Serializer>(
         .as_ref()
         .map(ExposeSecret::expose_secret)
         .serialize(serializer)
-}
-
-/// "1 second", "2 seconds".
-pub fn seconds_text(seconds: u64) -> String {
-    match seconds {
-        1 => "1 second".into(),
-        _ => format!("{seconds} seconds"),
-    }
-}
-
-/// The time of an RFC 3339 text, such as an Expiration, in seconds since 1970-01-01 UTC.
-pub fn parse_utc(text: &str) -> Option<i64> {
-    let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
-    Some(time.secs())
-}
-
-/// Seconds since 1970-01-01 UTC by this host's clock.
-pub fn unix_seconds_now() -> i64 {
-    let elapsed = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// `unix_seconds` as RFC 3339 in UTC, such as `2026-11-21T23:00:00Z`.
-pub fn utc_text(unix_seconds: i64) -> String {
-    DateTime::from_secs(unix_seconds)
-        .fmt(Format::DateTime)
-        .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
 }
 
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.

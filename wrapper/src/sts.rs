@@ -14,11 +14,12 @@ use nix::unistd::{User, geteuid, gethostname};
 use secrecy::SecretString;
 
 use crate::{
-    aws::{Service, Settings, root_cause},
+    aws::{Service, Settings},
     channel::TokenCode,
-    clock::{self, FollowAws},
+    clock::{self, FollowAws, seconds_text, unix_seconds_now},
     config::Config,
-    session::{Session, seconds_text, unix_seconds_now},
+    root_cause::root_cause,
+    session::Session,
 };
 
 /// What became of a code. The texts say what happened; the caller adds what it does next.

@@ -6,6 +6,18 @@ use std::{env, os::unix::ffi::OsStrExt};
 /// Longest value, in bytes. A session token has about a thousand.
 const MAX_BYTES: usize = 32 * 1024;
 
+/// Names of the access key id. The second is that of the Go program's SDK.
+pub const ACCESS_KEY_ID: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"];
+
+/// Names of the credentials file. The second is of MariaDB's manual, and of the first AWS SDKs.
+pub const CREDENTIALS_FILE: [&str; 2] = [
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CREDENTIAL_PROFILES_FILE",
+];
+
+/// Names of the region.
+pub const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+
 /// Variables with a name of their own that we read too.
 const OTHERS: [&str; 7] = [
     "CREDENTIALS_DIRECTORY",

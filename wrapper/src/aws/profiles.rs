@@ -24,7 +24,11 @@ use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use super::SettingsError;
-use crate::{config::Config, credentials, input_file, variables};
+use crate::{
+    config::Config,
+    input_file, service_credential,
+    variables::{self, ACCESS_KEY_ID, CREDENTIALS_FILE},
+};
 
 /// Longest file, in bytes: some thousand profiles.
 const MAX_FILE_BYTES: usize = 1024 * 1024;
@@ -87,11 +91,7 @@ impl Profiles {
             ),
             (
                 EnvConfigFileKind::Credentials,
-                // The second is of MariaDB's manual, and of the first AWS SDKs.
-                variables::first(&[
-                    "AWS_SHARED_CREDENTIALS_FILE",
-                    "AWS_CREDENTIAL_PROFILES_FILE",
-                ]),
+                variables::first(&CREDENTIALS_FILE),
                 of_home("credentials"),
             ),
         ];
@@ -119,12 +119,7 @@ impl Profiles {
         files: Vec<SourceFile>,
         left_out: Option<PathBuf>,
     ) -> Result<Self, SettingsError> {
-        let named = match &config.profile {
-            Some(profile) => Some(("profile in the configuration", profile.clone())),
-            None => variables::first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]),
-        };
-        let (selected_by, selected) = named.unzip();
-        let selected = selected.unwrap_or_else(|| "default".into());
+        let (selected, selected_by) = selected_profile(config);
         let sections = parse(&files, &selected).map_err(SettingsError::Defect)?;
         Ok(Self {
             sections,
@@ -153,11 +148,6 @@ impl Profiles {
     /// The profile with this name.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
         self.sections.get_profile(name)
-    }
-
-    /// Whether somebody has named a profile.
-    pub fn is_named(&self) -> bool {
-        self.selected_by.is_some()
     }
 
     /// A setting of the profile that is meant; an empty one is none.
@@ -228,16 +218,34 @@ impl SourceFile {
     }
 }
 
+/// The name of the profile that is meant, and what names it; `None`: nothing, so it is the default.
+pub fn selected_profile(config: &Config) -> (String, Option<&'static str>) {
+    let named = match &config.profile {
+        Some(profile) => Some(("profile in the configuration", profile.clone())),
+        None => variables::first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]),
+    };
+    let (by, name) = named.unzip();
+    (name.unwrap_or_else(|| "default".into()), by)
+}
+
 /// Whether the files in `directory`, `~/.aws`, may be read.
 fn may_read(directory: &Path, config: &Config, reader: Reader) -> bool {
     match reader {
         Reader::Operator => true,
         Reader::Service => {
             geteuid().is_root()
-                && !credentials::service_has_its_own(config)
+                && !has_credentials(config)
                 && trusted_directory::check(directory, None).is_ok()
         }
     }
+}
+
+/// Whether this process was given credentials as a service, so that `~/.aws` is nothing to it.
+fn has_credentials(config: &Config) -> bool {
+    let is_in_environment = config.profile.is_none() && variables::first(&ACCESS_KEY_ID).is_some();
+    service_credential::file().is_some()
+        || variables::first(&CREDENTIALS_FILE).is_some()
+        || is_in_environment
 }
 
 fn expand_home(path: String) -> PathBuf {

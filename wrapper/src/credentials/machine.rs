@@ -15,12 +15,7 @@ use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError
 use zeroize::Zeroizing;
 
 use super::{CredentialsError, Finder};
-use crate::{
-    aws::{is_url, root_cause},
-    input_file,
-    session::Session,
-    sts, variables,
-};
+use crate::{aws::is_url, input_file, root_cause::root_cause, session::Session, sts, variables};
 
 const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL_URI: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";

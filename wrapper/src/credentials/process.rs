@@ -21,7 +21,10 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
-use crate::session::{Session, parse_process_document, seconds_text};
+use crate::{
+    clock::seconds_text,
+    session::{Session, parse_process_document},
+};
 
 /// Longest output, in bytes.
 const MAX_OUTPUT_BYTES: usize = 64 * 1024;

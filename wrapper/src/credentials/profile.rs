@@ -13,24 +13,12 @@ use super::{
 };
 use crate::{
     aws::{Profiles, SettingsError},
-    config::Config,
     session::Session,
     sts::{self, Role},
-    variables,
 };
 
 /// Most roles that are assumed one after another.
 const MAX_ROLES: usize = 8;
-
-/// The name of the profile that is meant.
-pub(super) fn name(config: &Config) -> String {
-    let named = variables::first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]);
-    config
-        .profile
-        .clone()
-        .or_else(|| named.map(|(_, name)| name))
-        .unwrap_or_else(|| "default".into())
-}
 
 /// The credentials of the profile that is meant; `None`: it has none, or there is no such profile and
 /// nobody has named one.

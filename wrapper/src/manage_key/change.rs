@@ -9,7 +9,7 @@ use broker_api::{Failure, FailureKind};
 use tracing::{info, warn};
 
 use super::master_key::{CallError, Change, Description, MasterKey, Taken};
-use crate::session::utc_text;
+use crate::clock::utc_text;
 
 /// The shortest pause between two calls, doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);

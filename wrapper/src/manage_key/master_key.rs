@@ -24,9 +24,10 @@ use crate::{
     asking::unless_readable,
     aws::{self, Settings},
     channel::sleep_until,
+    clock::{unix_seconds_now, utc_text},
     kms_failure::failure,
     master_key_id::MasterKeyId,
-    session::{Session, unix_seconds_now, utc_text},
+    session::Session,
     sts,
 };
 
