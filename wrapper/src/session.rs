@@ -81,9 +81,7 @@ impl Session {
             "iam-kms-wrapper",
         )
     }
-}
 
-impl Session {
     /// Whether requests can be signed with these credentials, and they can be handed over: they
     /// become part of headers, variables and log lines, so each is printable ASCII without spaces,
     /// and no longer than AWS makes it.
@@ -127,7 +125,10 @@ fn check_value(field: &str, value: &str, limit_bytes: usize) -> Result<(), Strin
     match value {
         "" => Err(format!("has no {field}")),
         value if value.len() > limit_bytes => {
-            Err(format!("has an {field} of more than {limit_bytes} bytes").replace("an S", "a S"))
+            let article = if field.starts_with('A') { "an" } else { "a" };
+            Err(format!(
+                "has {article} {field} of more than {limit_bytes} bytes"
+            ))
         }
         value if !value.bytes().all(|byte| byte.is_ascii_graphic()) => Err(format!(
             "has a space or a character that is not printable in its {field}"
@@ -260,64 +261,55 @@ const LEAST_REMAINING_SECONDS: i64 = 60;
 ///
 /// The error says what is wrong and never quotes the document.
 pub fn parse_document(json: &[u8]) -> Result<Session, String> {
+    const WHAT: &str = "a session document";
     let credentials: DocumentCredentials = serde_json::from_slice(json)
         .map(Document::credentials)
-        .map_err(|error| not_a_document(error.classify()).to_owned())?;
+        .map_err(|error| not_a_document(WHAT, error.classify()))?;
     clock::follow_host();
-    let expiration = credentials
-        .expiration
-        .ok_or("a session document without Expiration")?
-        .unix_seconds()
-        .ok_or("a session document whose Expiration is no time")?;
-    let session = Session {
-        access_key_id: present("AccessKeyId", credentials.access_key_id)?
-            .expose_secret()
-            .to_owned(),
-        secret_access_key: present("SecretAccessKey", credentials.secret_access_key)?,
-        session_token: Some(present("SessionToken", credentials.session_token)?),
-        expiration_unix_seconds: Some(expiration),
-    };
+    present(WHAT, "Expiration", credentials.expiration.as_ref())?;
+    let session = credentials.session(WHAT)?;
+    present(WHAT, "SessionToken", session.session_token.as_ref())?;
     session
         .check_open(LEAST_REMAINING_SECONDS)
-        .map_err(|why| format!("a session document that {why}"))?;
+        .map_err(|why| format!("{WHAT} that {why}"))?;
     Ok(session)
-}
-
-fn present(field: &str, value: Option<SecretString>) -> Result<SecretString, String> {
-    value.ok_or_else(|| format!("a session document without {field}"))
 }
 
 /// What a `credential_process` prints: long-term keys, or a session.
 ///
 /// The error says what is wrong and never quotes the document.
 pub fn parse_process_document(json: &[u8]) -> Result<Session, String> {
-    let credentials = serde_json::from_slice::<DocumentCredentials>(json)
-        .map_err(|error| not_a_document(error.classify()).replace("a session document", "JSON"))?;
-    let needed = |field: &str, value: Option<SecretString>| {
-        value.ok_or_else(|| format!("JSON without {field}"))
-    };
-    let expiration = credentials
-        .expiration
-        .map(|expiration| {
-            let seconds = expiration.unix_seconds();
-            seconds.ok_or("JSON whose Expiration is no time")
-        })
-        .transpose()?;
-    Ok(Session {
-        access_key_id: needed("AccessKeyId", credentials.access_key_id)?
-            .expose_secret()
-            .to_owned(),
-        secret_access_key: needed("SecretAccessKey", credentials.secret_access_key)?,
-        session_token: credentials.session_token,
-        expiration_unix_seconds: expiration,
-    })
+    const WHAT: &str = "a credentials document";
+    serde_json::from_slice::<DocumentCredentials>(json)
+        .map_err(|error| not_a_document(WHAT, error.classify()))?
+        .session(WHAT)
 }
 
-fn not_a_document(mistake: Category) -> &'static str {
+impl DocumentCredentials {
+    fn session(self, what: &str) -> Result<Session, String> {
+        let access_key_id = present(what, "AccessKeyId", self.access_key_id)?;
+        let expiration = self.expiration.map(|expiration| {
+            let seconds = expiration.unix_seconds();
+            seconds.ok_or_else(|| format!("{what} whose Expiration is no time"))
+        });
+        Ok(Session {
+            access_key_id: access_key_id.expose_secret().to_owned(),
+            secret_access_key: present(what, "SecretAccessKey", self.secret_access_key)?,
+            session_token: self.session_token,
+            expiration_unix_seconds: expiration.transpose()?,
+        })
+    }
+}
+
+fn present<T>(what: &str, field: &str, value: Option<T>) -> Result<T, String> {
+    value.ok_or_else(|| format!("{what} without {field}"))
+}
+
+fn not_a_document(what: &str, mistake: Category) -> String {
     match mistake {
-        Category::Eof => "a session document that breaks off",
-        Category::Syntax | Category::Io => "a session document that is not valid JSON",
-        Category::Data => "JSON, but not a session document",
+        Category::Eof => format!("{what} that breaks off"),
+        Category::Syntax | Category::Io => format!("{what} that is not valid JSON"),
+        Category::Data => format!("JSON, but not {what}"),
     }
 }
 

@@ -132,17 +132,17 @@ impl Fifo {
         check_directory(path, &status)?;
         let lock = lock(path, &directory)?;
         on_abort::FIFO.made(path);
-        let reader = open_reader(path, &directory)?;
+        // Until the first writer has closed, it will do for both.
+        let reader = lock.as_fd().try_clone_to_owned();
         let mut fifo = Self {
             path: path.into(),
             identity: identity(&check_ours(path, &lock)?),
             directory,
-            reader,
+            reader: reader.map_err(|source| make_error(path, "open", source))?,
             changed: (0, 0),
             state: None,
             _lock: lock,
         };
-        fifo.reopen()?;
         fifo.open_to_writers(access)?;
         fifo.changed = changed(&check_ours(path, &fifo.reader)?);
         fifo.state = StateFile::make(path, &fifo.directory, access)
@@ -440,7 +440,7 @@ fn occupied(path: &Path, what: &'static str) -> FifoError {
     }
 }
 
-fn make_error(path: &Path, step: &'static str, error: Errno) -> FifoError {
+fn make_error(path: &Path, step: &'static str, error: impl Into<io::Error>) -> FifoError {
     FifoError::Make {
         path: path.into(),
         step,

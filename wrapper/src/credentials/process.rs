@@ -57,20 +57,18 @@ pub(super) fn run(
         .stdout(Stdio::piped())
         .process_group(0)
         .spawn()?;
-    let read = read_output(&mut child, Instant::now() + timeout, interrupt);
-    if read.is_err() {
+    let patience = Patience {
+        timeout,
+        until: Instant::now() + timeout,
+    };
+    let output = read_output(&mut child, &patience, interrupt);
+    if output.is_err() {
         // With what the shell has started.
         let group = Pid::from_raw(child.id().cast_signed());
         let _ = killpg(group, Signal::SIGKILL);
     }
     let status = child.wait()?;
-    let output = read.map_err(|error| match error {
-        ProcessError::Failed(why) if why.is_empty() => ProcessError::Failed(format!(
-            "it did not end within {} (request_timeout_seconds) and was killed",
-            seconds_text(timeout.as_secs())
-        )),
-        error => error,
-    })?;
+    let output = output?;
     if !status.success() {
         return Err(ProcessError::Failed(format!("it failed ({status})")));
     }
@@ -78,10 +76,29 @@ pub(super) fn run(
         .map_err(|what| ProcessError::Failed(format!("it printed {what}")))
 }
 
-/// Everything that `child` prints until it ends. A time-out is a failure without a text.
+/// How long the program may take.
+struct Patience {
+    timeout: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    fn left(&self) -> Result<Duration, ProcessError> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ProcessError::Failed(format!(
+                "it did not end within {} (request_timeout_seconds) and was killed",
+                seconds_text(self.timeout.as_secs())
+            )));
+        }
+        Ok(left)
+    }
+}
+
+/// Everything that `child` prints until it ends.
 fn read_output(
     child: &mut Child,
-    deadline: Instant,
+    patience: &Patience,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Zeroizing<Vec<u8>>, ProcessError> {
     let mut output = Zeroizing::new(Vec::with_capacity(MAX_OUTPUT_BYTES + 1));
@@ -90,7 +107,7 @@ fn read_output(
     };
     let mut buffer = Zeroizing::new([0; 4096]);
     loop {
-        wait_readable(stdout.as_fd(), deadline, interrupt)?;
+        wait_readable(stdout.as_fd(), patience, interrupt)?;
         match stdout.read(&mut *buffer)? {
             0 => break,
             length if output.len() + length > MAX_OUTPUT_BYTES => {
@@ -102,9 +119,7 @@ fn read_output(
     }
     // It may have closed its output and go on.
     while child.try_wait()?.is_none() {
-        if Instant::now() >= deadline {
-            return Err(ProcessError::Failed(String::new()));
-        }
+        patience.left()?;
         thread::sleep(Duration::from_millis(5));
     }
     Ok(output)
@@ -112,14 +127,11 @@ fn read_output(
 
 fn wait_readable(
     stdout: BorrowedFd<'_>,
-    deadline: Instant,
+    patience: &Patience,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<(), ProcessError> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ProcessError::Failed(String::new()));
-        }
+        let left = patience.left()?;
         let mut descriptors: Vec<_> = [Some(stdout), interrupt]
             .into_iter()
             .flatten()
