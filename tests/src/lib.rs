@@ -38,7 +38,7 @@ pub use manager::{Manager, pass};
 pub use process::{Process, wait_until};
 pub use proxy::Proxy;
 pub use sandbox::{Sandbox, dist, number_from_environment};
-pub use scene::{NOBODY, Scene, after, after_python, mode, set_user};
+pub use scene::{NOBODY, Scene, after, after_python, mode, set_user, variables_of};
 pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};
 pub use terminal::Terminal;

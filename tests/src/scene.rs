@@ -1,6 +1,7 @@
 //! What most tests of the launcher start from.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::{
         fs::{PermissionsExt, chown},
@@ -147,6 +148,18 @@ impl Scene {
         broker
     }
 
+    /// Makes a role in AWS that `principal` may assume, as JSON; `further` members of the statement begin with
+    /// a comma.
+    pub fn make_role(&self, name: &str, principal: &str, further: &str) {
+        let trust = format!(
+            r#"{{"Version": "2012-10-17", "Statement": [{{"Effect": "Allow",
+                "Principal": {principal}, "Action": "sts:AssumeRole"{further}}}]}}"#
+        );
+        let trust = self.sandbox.write(&format!("trust-of-{name}.json"), &trust);
+        self.aws
+            .run(&["role", name, "--trust", trust.to_str().unwrap()]);
+    }
+
     /// A directory with programs that another user can reach too; returns the path of the first.
     pub fn copy_programs(&self, names: &[&str]) -> PathBuf {
         let directory = self.sandbox.directory("bin");
@@ -205,18 +218,22 @@ pub fn after_python(setup: &str, command: &Command) -> Command {
     after(&["/usr/bin/python3", "-c", &script], command)
 }
 
+/// The variables that `command` sets, for another one.
+pub fn variables_of(command: &Command) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+    let variables = command.get_envs();
+    variables.filter_map(|(name, value)| Some((name, value?)))
+}
+
 fn behind(prefix: &[&str], command: &Command, with_program: bool) -> Command {
     let mut prefixed = Command::new(prefix[0]);
     prefixed.args(&prefix[1..]);
     if with_program {
         prefixed.arg(command.get_program());
     }
-    prefixed.args(command.get_args()).env_clear();
-    for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            prefixed.env(name, value);
-        }
-    }
+    prefixed
+        .args(command.get_args())
+        .env_clear()
+        .envs(variables_of(command));
     prefixed.stdin(std::process::Stdio::null());
     prefixed
 }

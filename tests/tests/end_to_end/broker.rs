@@ -19,7 +19,7 @@ use broker_api::{
 use end_to_end_tests::{
     NOBODY, PATIENCE_SECONDS, Process, Scene, after_python, contains_bytes,
     inspection::{self, command_line, is_dumpable, status},
-    mode, wait_until, write_fifo,
+    mode, variables_of, wait_until, write_fifo,
 };
 use nix::{
     sys::{
@@ -449,11 +449,10 @@ fn a_missing_broker_program_is_125_before_a_code_is_asked_for() {
     let program = scene.copy_programs(&["iam-kms-wrapper"]);
     let template = scene.command(&SLEEP);
     let mut command = Command::new(program);
-    let variables = template.get_envs();
     command
         .args(template.get_args())
         .env_clear()
-        .envs(variables.filter_map(|(name, value)| Some((name, value?))))
+        .envs(variables_of(&template))
         .env("PATH", "/usr/bin");
     let output = scene.spawn(&mut command).ends_with(125);
     assert!(

@@ -11,7 +11,9 @@ use broker_api::{
     FailureKind, PROTOCOL_VERSION, Reply, Request, SessionPhase, read_frame, write_frame,
     write_frame_of,
 };
-use end_to_end_tests::{Database, Process, Scene, Wrapper, dist, wait_until, write_fifo};
+use end_to_end_tests::{
+    Database, Process, Scene, Wrapper, dist, variables_of, wait_until, write_fifo,
+};
 
 use crate::{
     broker::{Peer, phase},
@@ -151,12 +153,10 @@ fn a_server_with_this_plugin_says_that_a_broker_of_0_1_0_must_be_restarted() {
     let scene = Scene::new().with_broker();
     let mut command = Command::new(old("iam-kms-broker", "iam-kms-broker"));
     let template = scene.broker_command();
-    command.args(template.get_args()).env_clear();
-    command.envs(
-        template
-            .get_envs()
-            .filter_map(|(name, value)| Some((name, value?))),
-    );
+    command
+        .args(template.get_args())
+        .env_clear()
+        .envs(variables_of(&template));
     let broker = Process::start(&mut command);
     broker.wait_for("write a new MFA code");
     let database =

@@ -72,15 +72,11 @@ fn says(scene: &Scene, text: &str, expected: &str) {
 /// A scene with a role that the user may assume without a code.
 fn scene_with_role() -> Scene {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
-    let trust = scene.sandbox.write(
-        "trust.json",
-        r#"{"Version": "2012-10-17", "Statement": [{
-            "Effect": "Allow",
-            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-            "Action": "sts:AssumeRole"}]}"#,
+    scene.make_role(
+        "database",
+        r#"{"AWS": "arn:aws:iam::111122223333:root"}"#,
+        "",
     );
-    let trust = trust.to_str().unwrap();
-    scene.aws.run(&["role", "database", "--trust", trust]);
     scene
 }
 
@@ -254,15 +250,11 @@ fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
 #[test]
 fn a_profile_takes_the_credentials_of_container_and_instance_and_exchanges_a_token() {
     let scene = machine_role::scene("900").line("profile = p");
-    let trust = scene.sandbox.write(
-        "trust-of-database.json",
-        r#"{"Version": "2012-10-17", "Statement": [{
-            "Effect": "Allow",
-            "Principal": {"AWS": "arn:aws:iam::111122223333:role/host"},
-            "Action": "sts:AssumeRole"}]}"#,
+    scene.make_role(
+        "database",
+        r#"{"AWS": "arn:aws:iam::111122223333:role/host"}"#,
+        "",
     );
-    let trust = trust.to_str().unwrap();
-    scene.aws.run(&["role", "database", "--trust", trust]);
     let token = scene.aws.path("web-identity-token");
     let uri = format!("{}/container-credentials", scene.aws.endpoint());
     for (lines, role) in [

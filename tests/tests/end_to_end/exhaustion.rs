@@ -3,7 +3,9 @@
 use std::{fs, path::Path, process::Command};
 
 use broker_api::{FailureKind, SessionPhase};
-use end_to_end_tests::{Process, Scene, after_python, inspection, wait_until, write_fifo};
+use end_to_end_tests::{
+    Process, Scene, after_python, inspection, variables_of, wait_until, write_fifo,
+};
 use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
 
 use crate::{
@@ -47,9 +49,10 @@ fn as_lonely(scene: &Scene, command: &Command) -> Command {
 /// The same command line, with a copy of `program` that every user can reach.
 fn copied(scene: &Scene, program: &str, template: &Command) -> Command {
     let mut command = Command::new(scene.copy_programs(&[program]));
-    command.args(template.get_args()).env_clear();
-    let variables = template.get_envs();
-    command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    command
+        .args(template.get_args())
+        .env_clear()
+        .envs(variables_of(template));
     command.env("AWS_ENDPOINT_URL", by_name(scene));
     command
 }

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use end_to_end_tests::{Process, Scene, Wrapper, dist};
+use end_to_end_tests::{Process, Scene, Wrapper, dist, variables_of};
 use nix::{
     sys::{
         signal::{SIGHUP, SIGINT, SIGTERM},
@@ -122,11 +122,7 @@ fn a_configuration_may_begin_with_a_byte_order_mark() {
             .arg(format!("--config={}", path.display()))
             .arg("true")
             .env_clear()
-            .envs(
-                template
-                    .get_envs()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            );
+            .envs(variables_of(&template));
         let mut wrapper = scene.spawn(&mut command);
         wrapper.give_code(&scene.aws);
         wrapper.ends_with(0);

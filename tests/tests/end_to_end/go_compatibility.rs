@@ -2,7 +2,9 @@
 
 use std::{fs, process::Command};
 
-use end_to_end_tests::{Configuration, LocalAws, Sandbox, Scene, Wrapper, inspection};
+use end_to_end_tests::{
+    Configuration, LocalAws, Sandbox, Scene, Wrapper, inspection, variables_of,
+};
 
 /// Prints its arguments, one a line.
 const SHOW_ARGUMENTS: [&str; 4] = ["sh", "-c", "for a in \"$@\"; do echo \"<$a>\"; done", "sh"];
@@ -41,14 +43,13 @@ fn every_way_that_go_took_the_config_flag_works_with_the_commands_own_flags_behi
         for end_of_flags in [None, Some("--")] {
             let template = scene.command(&[]);
             let mut command = Command::new(template.get_program());
-            let variables = template.get_envs();
             command
                 .args(&flags)
                 .args(end_of_flags)
                 .args(SHOW_ARGUMENTS)
                 .args(["--config=/etc/my.cnf", "-config", "--", "--user=mysql"])
                 .env_clear()
-                .envs(variables.filter_map(|(name, value)| Some((name, value?))));
+                .envs(variables_of(&template));
             let mut wrapper = scene.spawn(&mut command);
             wrapper.give_code(&scene.aws);
             let output = wrapper.ends_with(0);

@@ -20,16 +20,7 @@ pub fn scene(session_lifetime_seconds: &str) -> Scene {
         .with_broker()
         .without("kms_mfa_id")
         .line("mfa = false");
-    let trust = scene.sandbox.write(
-        "trust.json",
-        r#"{"Version": "2012-10-17", "Statement": [{
-            "Effect": "Allow",
-            "Principal": {"Service": "ec2.amazonaws.com"},
-            "Action": "sts:AssumeRole"}]}"#,
-    );
-    scene
-        .aws
-        .run(&["role", "host", "--trust", trust.to_str().unwrap()]);
+    scene.make_role("host", r#"{"Service": "ec2.amazonaws.com"}"#, "");
     scene
 }
 

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use end_to_end_tests::{NOBODY, Process, Proxy, Scene, dist, write_fifo};
+use end_to_end_tests::{NOBODY, Process, Proxy, Scene, after, write_fifo};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
@@ -388,17 +388,7 @@ fn a_host_that_cannot_be_reached_is_named_with_its_region_and_the_missing_proxy(
     let scene = Scene::new().line("region = us-east-1a");
     let mut command = scene.command(&["--check", "true"]);
     command.env_remove("AWS_ENDPOINT_URL");
-    let mut alone = Command::new("unshare");
-    alone
-        .arg("--net")
-        .arg(dist("bin/iam-kms-wrapper"))
-        .args(command.get_args())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
+    let mut alone = after(&["unshare", "--net"], &command);
     let said = run(&mut alone, 125);
     assert!(
         said.contains("cannot resolve sts.us-east-1a.amazonaws.com: "),

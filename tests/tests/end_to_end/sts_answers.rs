@@ -417,17 +417,11 @@ fn a_signal_ends_the_pause_between_two_calls() {
 /// The account's user may assume the role with MFA only.
 fn scene_with_role() -> Scene {
     let scene = Scene::new().line("role_arn = arn:aws:iam::111122223333:role/database");
-    let trust = scene.sandbox.write(
-        "trust.json",
-        r#"{"Version": "2012-10-17", "Statement": [{
-            "Effect": "Allow",
-            "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-            "Action": "sts:AssumeRole",
-            "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}}]}"#,
+    scene.make_role(
+        "database",
+        r#"{"AWS": "arn:aws:iam::111122223333:root"}"#,
+        r#", "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}"#,
     );
-    scene
-        .aws
-        .run(&["role", "database", "--trust", trust.to_str().unwrap()]);
     scene
 }
 

@@ -5,11 +5,11 @@ use std::{
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStringExt,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     thread,
 };
 
-use end_to_end_tests::{Scene, dist};
+use end_to_end_tests::{Scene, after, dist, variables_of};
 
 /// Every variable that our programs read, or the AWS SDK in them.
 const VARIABLES: [&str; 46] = [
@@ -104,18 +104,7 @@ fn programs(scene: &Scene, keys: &Path) -> Vec<Command> {
 
 /// Runs `command`, which must end by itself and in order; returns what it said.
 fn ends_in_order(command: &mut Command, what: &str) -> String {
-    let mut limited = Command::new("timeout");
-    limited
-        .args(["--signal=KILL", "120"])
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env_clear()
-        .envs(
-            command
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .stdin(Stdio::null());
+    let mut limited = after(&["timeout", "--signal=KILL", "120"], command);
     let output = limited.output().unwrap();
     let (out, err) = (&output.stdout, &output.stderr);
     let said = format!(
@@ -186,11 +175,7 @@ fn no_value_of_any_variable_makes_a_start_or_a_broker_panic() {
             alone
                 .arg(format!("--config={}", broker.display()))
                 .env_clear()
-                .envs(
-                    command
-                        .get_envs()
-                        .filter_map(|(name, value)| Some((name, value?))),
-                );
+                .envs(variables_of(&command));
             ends_in_order(&mut alone, &what);
         }
     }
