@@ -157,7 +157,7 @@ fn data_keys(count: usize) -> String {
     }
 }
 
-/// Writes `text` to standard output, each line escaped. Nobody reading it to its end is no failure.
+/// Writes `text` to standard output, each line escaped. A reader that stops early is not a failure.
 fn print(text: &str) -> Result<(), DataKeysError> {
     let mut output = io::stdout().lock();
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();

@@ -85,7 +85,7 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
 pub struct UnreadableAria {
     /// The index file (`.MAI`) of the table.
     pub table: PathBuf,
-    /// The version; `None` where there is none at all.
+    /// The version; `None` if no version is loaded.
     pub key_version: Option<u32>,
 }
 
@@ -115,7 +115,7 @@ pub fn find_unreadable_aria(
     Ok(None)
 }
 
-/// The version that a table needs and that is not there; `Some(None)` if it needs any and there is none.
+/// The version that a table needs and that is not loaded; `Some(None)` if it needs one and none is loaded.
 #[allow(
     clippy::option_option,
     reason = "no version at all is something else than no need of one"
