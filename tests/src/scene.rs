@@ -166,7 +166,9 @@ impl Scene {
         for name in names {
             // Not fs::copy: a program that is open for writing here cannot be executed, and a
             // fork of another test may keep it open.
+            // Removed first: a broker of the last start may still run, and is not to be written to.
             let mut copy = Command::new("cp");
+            copy.arg("--remove-destination");
             copy.arg(dist("bin").join(name)).arg(&directory);
             assert!(copy.status().unwrap().success());
         }
