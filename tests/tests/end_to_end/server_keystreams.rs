@@ -109,12 +109,16 @@ fn start(database: &Database, log: &Path) -> Process {
 /// InnoDB and Aria that are written again and again, and sorting in temporary files.
 fn three_lives(database: &Database, log: &Path) -> Count {
     let mut server = start(database, log);
-    database.sql(
+    // When 10.5 recovers a compressed page, it leaves the LSN in four bytes that it otherwise leaves 0, and
+    // writes the page again under the same LSN: the same rows, compressed a little differently. Seen in 2 of
+    // 23 runs; 10.11 and 11.8 do not do that.
+    let is_compressed = u8::from(!database.sql("SELECT VERSION()").starts_with("10.5."));
+    database.sql(&format!(
         "CREATE DATABASE d; USE d; CREATE TABLE d.t (i INT PRIMARY KEY, t TEXT);
-         CREATE TABLE d.compressed (i INT PRIMARY KEY, t TEXT) PAGE_COMPRESSED=1;
+         CREATE TABLE d.compressed (i INT PRIMARY KEY, t TEXT) PAGE_COMPRESSED={is_compressed};
          CREATE TABLE d.zip (i INT PRIMARY KEY, t TEXT) ROW_FORMAT=COMPRESSED;
          CREATE TABLE d.aria (i INT PRIMARY KEY, t TEXT) ENGINE=Aria TRANSACTIONAL=0",
-    );
+    ));
     let mut never_written = None;
     for life in 1..=3 {
         for round in 1..=2 {
