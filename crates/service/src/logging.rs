@@ -32,8 +32,17 @@ use aws_session::{
     config::LogFormat,
 };
 
-/// Targets of our own crates. What the SDK says of itself is nothing for an operator.
-const OWN_TARGETS: [&str; 2] = ["iam_kms_", "kms_data_keys"];
+/// Our own crates that log, and [`AUDIT`]. What the SDK says of itself is nothing for an operator.
+const OWN_TARGETS: [&str; 8] = [
+    "aws_session",
+    "code_channel",
+    "iam_kms_audit",
+    "iam_kms_broker",
+    "iam_kms_wrapper",
+    "kms_data_keys",
+    "kms_manage_key",
+    "service",
+];
 
 /// Target of events that are for an audit only: the log for people is without them.
 pub const AUDIT: &str = "iam_kms_audit";
@@ -183,8 +192,9 @@ struct Log<W> {
 
 impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let is_ours = |name: &&str| metadata.target().starts_with(name);
-        *metadata.level() <= Level::INFO && OWN_TARGETS.iter().any(is_ours)
+        let target = metadata.target();
+        let name = target.split_once("::").map_or(target, |(name, _)| name);
+        *metadata.level() <= Level::INFO && OWN_TARGETS.contains(&name)
     }
 
     fn event(&self, event: &Event<'_>) {
