@@ -7,6 +7,8 @@ BENCH_PACKAGES := golang-go golang-github-aws-aws-sdk-go-dev golang-github-robfi
 TOOLS := $(HOME)/.cache/iam-kms-wrapper/tools
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
+CARGO_MACHETE := $(TOOLS)/bin/cargo-machete
+CARGO_MACHETE_VERSION := 0.9.2
 CARGO_ABOUT := $(TOOLS)/bin/cargo-about
 CARGO_ABOUT_VERSION := 0.9.3
 CARGO_DEB := $(TOOLS)/bin/cargo-deb
@@ -19,7 +21,7 @@ FUZZ_TARGETS := frames key_names manifest offline_keys ciphers cipher_calls
 FUZZ_SECONDS := 60
 CHAOS_MINUTES := 10
 MIRI := cargo +nightly miri test --locked --lib
-MIRI_TESTS := entry::crypt:: entry::tests::set_global keyring::
+MIRI_TESTS := ffi::crypt:: ffi::tests::set_global keyring::
 PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_ROOT := scripts/server-root bookworm systemd-sysv dbus openssl
@@ -48,11 +50,16 @@ demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you ty
 
 test: lint unit e2e ## Everything that must hold: lints, licences, docs, unit and end-to-end tests
 
-lint: packages $(CARGO_DENY) ## Format, clippy, licences and sources, documentation
+lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, licences, spelling, documentation
+	@scripts/install-packages codespell shellcheck
 	cargo fmt --all --check
+	scripts/check-dependencies
+	$(CARGO_MACHETE) --with-metadata
+	git ls-files -z ':!Cargo.lock' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
+	git grep -lE '^#!.*/(ba)?sh' | xargs shellcheck --severity=warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
-	cargo clippy --locked -p kms-data-keys -p iam-kms-wrapper --features fault-points --all-targets -- -D warnings
+	cargo clippy --locked -p kms-data-keys -p kms-manage-key --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
@@ -102,7 +109,7 @@ test-examples: dist ## Policies and audit stack of examples/: what they allow, r
 dist: packages ## Build what is installed, into target/dist
 	cargo build --locked --release $(SERVICES) -p packaging
 	cargo build --locked --release -p aws-key-management-plugin
-	cargo build --locked --profile launcher -p iam-kms-wrapper
+	cargo build --locked --profile launcher -p iam-kms-wrapper -p kms-manage-key
 	install -d $(DIST)/bin $(DIST)/plugin
 	install -m 711 -t $(DIST)/bin $(addprefix $(CARGO_TARGET_DIR)/launcher/,iam-kms-wrapper kms-manage-key) \
 		$(addprefix $(CARGO_TARGET_DIR)/release/,iam-kms-broker kms-data-keys)
@@ -116,7 +123,7 @@ test-plugin: packages
 	cargo build --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --target-dir $(CARGO_TARGET_DIR)/test-plugin
 	install -D -m 644 -T $(CARGO_TARGET_DIR)/test-plugin/debug/libaws_key_management.so $(DIST)/test-plugin/aws_key_management.so
 	cargo build --locked -p kms-data-keys --features fault-points
-	cargo build --locked -p iam-kms-wrapper --bin kms-manage-key --features fault-points
+	cargo build --locked -p kms-manage-key --features fault-points
 	install -D -t $(DIST)/test-bin $(addprefix $(CARGO_TARGET_DIR)/debug/,kms-data-keys kms-manage-key)
 
 # Into a process whose program its user cannot read, the kernel lets nobody but root look, from its first
@@ -204,6 +211,9 @@ $(THIRD_PARTY_LICENSES): Cargo.lock deny.toml packaging/third-party-licenses pac
 
 $(CARGO_DENY):
 	cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+
+$(CARGO_MACHETE):
+	cargo install --locked --root $(TOOLS) cargo-machete@$(CARGO_MACHETE_VERSION)
 
 $(CARGO_ABOUT):
 	cargo install --locked --root $(TOOLS) --features cli cargo-about@$(CARGO_ABOUT_VERSION)

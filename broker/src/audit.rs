@@ -1,7 +1,7 @@
 //! Who asked for what and got it or not, for the journal and the log in JSON.
 
 use broker_api::{Failure, FrameError, Reply, Request};
-use iam_kms_wrapper::logging::AUDIT;
+use service::logging::AUDIT;
 use tracing::{info, warn};
 
 use crate::{peer::Peer, users::User};

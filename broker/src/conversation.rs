@@ -10,7 +10,7 @@ use broker_api::{
     Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply, Request,
     WAITING_INTERVAL, WaitReason, Waiting, decode, version1,
 };
-use iam_kms_wrapper::logging;
+use service::logging;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::{sleep, timeout},
@@ -21,7 +21,7 @@ use crate::{
     audit,
     connection::{Connection, Frame},
     key_cache::KeyCache,
-    kms::{Kms, check},
+    kms_calls::{KmsCalls, check},
     peer::{Admission, Peer},
     session_manager::SessionManager,
     users::{User, Users},
@@ -37,7 +37,7 @@ const LOG_PATIENCE: Duration = Duration::from_secs(10);
 /// What all conversations share.
 pub(crate) struct Service {
     pub sessions: Arc<SessionManager>,
-    pub kms: Kms,
+    pub kms: KmsCalls,
     pub cache: KeyCache,
     pub admission: Admission,
     pub users: Users,

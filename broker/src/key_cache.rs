@@ -11,8 +11,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aws_session::config::KeyCache as Lifetime;
 use broker_api::FailureKind;
-use iam_kms_wrapper::config::KeyCache as Lifetime;
 use key_store::{
     PlaintextKey,
     check_value::{CHECK_VALUE_BYTES, CheckValue},

@@ -13,7 +13,7 @@ pub mod command_line;
 mod connection;
 mod conversation;
 mod key_cache;
-mod kms;
+mod kms_calls;
 mod lifetime;
 mod listener;
 mod peer;
@@ -30,20 +30,22 @@ use std::{
     time::Duration,
 };
 
-use broker_api::FrameError;
-use clap::Parser;
-use iam_kms_wrapper::{
-    aws::{Reader, Settings, SettingsError},
-    broker::{self, Handover, Started},
+use aws_session::{
     clock,
-    command_line::show_usage,
     config::{Config, ConfigError, Mfa},
     credentials::{CredentialsError, Finder},
+    session::Session,
+    settings::{Reader, Settings, SettingsError},
+};
+use broker_api::FrameError;
+use clap::Parser;
+use service::{
+    handover::{self, Handover, Started},
     listen_fds, logging,
     process::check_own_program,
-    session::Session,
     signals::Signals,
     stored_session, systemd,
+    usage::show_usage,
 };
 use tokio::{net::UnixListener, runtime::Runtime};
 use tracing::{error, info, warn};
@@ -51,7 +53,7 @@ use tracing::{error, info, warn};
 use command_line::CommandLine;
 use conversation::Service;
 use key_cache::KeyCache;
-use kms::Kms;
+use kms_calls::KmsCalls;
 use lifetime::Lifetime;
 use listener::{Listener, ListenerError};
 use peer::Admission;
@@ -68,7 +70,7 @@ const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the broker does not run.
 #[derive(Debug, thiserror::Error)]
-enum BrokerError {
+enum RunError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -94,7 +96,7 @@ pub fn main() -> ExitCode {
     };
     let ended = match command_line.config {
         Some(path) => Config::read(&path)
-            .map_err(BrokerError::from)
+            .map_err(RunError::from)
             .and_then(run_alone),
         None => run_for_wrapper(),
     };
@@ -110,11 +112,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Takes everything over from `iam-kms-wrapper` and tells it when the socket listens.
-fn run_for_wrapper() -> Result<(), BrokerError> {
+fn run_for_wrapper() -> Result<(), RunError> {
     process::close_inherited_descriptors()
-        .map_err(|error| BrokerError::System("close the server's descriptors", error))?;
+        .map_err(|error| RunError::System("close the server's descriptors", error))?;
     process::leave_parent()
-        .map_err(|error| BrokerError::System("leave the server's process group", error))?;
+        .map_err(|error| RunError::System("leave the server's process group", error))?;
     let signals = prepare_process()?;
     let Handover {
         config,
@@ -122,12 +124,12 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         clock,
         source,
         server_pid,
-    } = Handover::read(&mut io::stdin().lock()).map_err(BrokerError::Handover)?;
+    } = Handover::read(&mut io::stdin().lock()).map_err(RunError::Handover)?;
     clock::restore(clock);
     logging::use_format(config.log_format);
     warn_of_readable_program();
     let prepared = Lifetime::of_server(server_pid)
-        .map_err(|error| BrokerError::System("watch the server", error))
+        .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
             let aws = Settings::read(&config, Reader::Service)?;
             Ok((lifetime, Prepared::new(&config, aws)?))
@@ -136,22 +138,22 @@ fn run_for_wrapper() -> Result<(), BrokerError> {
         Ok(_) => Ok(()),
         Err(failure) => Err(failure.to_string()),
     };
-    broker::answer(&mut io::stdout().lock(), &started).map_err(BrokerError::Handover)?;
+    handover::answer(&mut io::stdout().lock(), &started).map_err(RunError::Handover)?;
     let (lifetime, prepared) = prepared?;
     process::close_standard_streams()
-        .map_err(|error| BrokerError::System("close standard input and output", error))?;
+        .map_err(|error| RunError::System("close standard input and output", error))?;
     // SIGTERM goes to every process of the unit; the server still needs us while it shuts down.
     drop(signals);
     prepared.serve(config, source, Some(session), Role::OfServer, &lifetime)
 }
 
 /// As a service of its own, or started by hand.
-fn run_alone(config: Config) -> Result<(), BrokerError> {
+fn run_alone(config: Config) -> Result<(), RunError> {
     logging::use_format(config.log_format);
     let signals = prepare_process()?;
     warn_of_readable_program();
     let kept = listen_fds::take(stored_session::NAME)
-        .map_err(|error| BrokerError::System("take the kept session out of LISTEN_FDS", error))?;
+        .map_err(|error| RunError::System("take the kept session out of LISTEN_FDS", error))?;
     let aws = Settings::read(&config, Reader::Service)?;
     let finder = Finder {
         config: &config,
@@ -188,13 +190,13 @@ fn warn_of_readable_program() {
 }
 
 /// The log gets its thread here: with `--handover`, the process has forked for the last time.
-fn prepare_process() -> Result<Signals, BrokerError> {
+fn prepare_process() -> Result<Signals, RunError> {
     process::harden()
-        .map_err(|error| BrokerError::System("turn core dumps and new privileges off", error))?;
+        .map_err(|error| RunError::System("turn core dumps and new privileges off", error))?;
     // Before the first thread, which inherits that they are held.
-    let signals = Signals::hold().map_err(|error| BrokerError::System("hold signals", error))?;
+    let signals = Signals::hold().map_err(|error| RunError::System("hold signals", error))?;
     logging::write_in_background(PROGRAM)
-        .map_err(|error| BrokerError::System("start the thread of the log", error))?;
+        .map_err(|error| RunError::System("start the thread of the log", error))?;
     Ok(signals)
 }
 
@@ -202,21 +204,21 @@ fn prepare_process() -> Result<Signals, BrokerError> {
 struct Prepared {
     runtime: Runtime,
     aws: Settings,
-    kms: Kms,
+    kms: KmsCalls,
     users: Users,
     listener: Listener,
 }
 
 impl Prepared {
-    fn new(config: &Config, aws: Settings) -> Result<Self, BrokerError> {
+    fn new(config: &Config, aws: Settings) -> Result<Self, RunError> {
         // One thread, this one, for all connections and calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| BrokerError::System("start the AWS SDK", error))?;
+            .map_err(|error| RunError::System("start the AWS SDK", error))?;
         let users = Users::new(process::max_connections());
         Ok(Self {
-            kms: Kms::new(&aws),
+            kms: KmsCalls::new(&aws),
             aws,
             runtime,
             users,
@@ -233,7 +235,7 @@ impl Prepared {
         session: Option<Session>,
         role: Role,
         lifetime: &Lifetime,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<(), RunError> {
         let Self {
             runtime,
             aws,
@@ -244,7 +246,7 @@ impl Prepared {
         let cache = KeyCache::new(config.key_cache);
         let admission = Admission::new(config.broker_socket_gid);
         let sessions = SessionManager::new(config, aws, source, session, role)
-            .map_err(|error| BrokerError::System("make an event", error))?;
+            .map_err(|error| RunError::System("make an event", error))?;
         let service = Arc::new(Service {
             sessions: Arc::new(sessions),
             kms,
@@ -254,32 +256,32 @@ impl Prepared {
         });
         let socket = listener
             .acceptor()
-            .map_err(|error| BrokerError::System("accept connections", error))?;
+            .map_err(|error| RunError::System("accept connections", error))?;
         info!("listening at {}", listener.path().display());
         let (thread, thread_ended) = service
             .sessions
             .start()
-            .map_err(|error| BrokerError::System("start the thread that gets sessions", error))?;
+            .map_err(|error| RunError::System("start the thread that gets sessions", error))?;
         let serving = async {
             let socket = UnixListener::from_std(socket)
-                .map_err(|error| BrokerError::System("accept connections", error))?;
+                .map_err(|error| RunError::System("accept connections", error))?;
             tokio::select! {
                 ended = lifetime.wait() => {
-                    ended.map_err(|error| BrokerError::System("wait for the end", error))
+                    ended.map_err(|error| RunError::System("wait for the end", error))
                 }
-                _ = thread_ended => Err(BrokerError::Defect("the thread that gets sessions")),
+                _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
                 () = service.accept(&socket) => Ok(()),
             }
         };
         // Whatever happens, what follows is done.
         let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(serving)))
-            .unwrap_or(Err(BrokerError::Defect("the thread that serves clients")));
+            .unwrap_or(Err(RunError::Defect("the thread that serves clients")));
         // First of all, so that the next broker can take the path over.
         drop(listener);
         service
             .sessions
             .stop()
-            .map_err(|error| BrokerError::System("stop", error))?;
+            .map_err(|error| RunError::System("stop", error))?;
         // Its panic has been reported.
         let _ = thread.join();
         // With the connections of peers and to KMS, and what is in their buffers.

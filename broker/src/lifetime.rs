@@ -5,8 +5,8 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use iam_kms_wrapper::signals::Signals;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use service::signals::Signals;
 use tokio::net::unix::pipe;
 use tracing::info;
 

@@ -10,18 +10,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iam_kms_wrapper::{
-    broker::{BrokerError, check_directory, has_listener, is_free_or_socket},
-    on_abort,
-};
 use nix::{fcntl::OFlag, unistd::geteuid};
+use service::{
+    on_abort,
+    socket_path::{self, SocketPathError, has_listener},
+};
 use tracing::warn;
 
 /// Why the socket cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenerError {
     #[error(transparent)]
-    Directory(BrokerError),
+    Path(#[from] SocketPathError),
     #[error("cannot listen at {path}: {source}", path = path.display())]
     Bind { path: PathBuf, source: io::Error },
     #[error(
@@ -31,11 +31,6 @@ pub(crate) enum ListenerError {
     Group { path: PathBuf, source: io::Error },
     #[error("another broker listens at {path}{who}; stop its server first", path = path.display())]
     Busy { path: PathBuf, who: String },
-    #[error(
-        "will not replace {path}: it is no socket of this user; remove it, or set broker_socket to another path",
-        path = path.display()
-    )]
-    Occupied { path: PathBuf },
     #[error("cannot lock {path}: {source}", path = path.display())]
     Lock { path: PathBuf, source: io::Error },
 }
@@ -56,7 +51,7 @@ impl Listener {
             path: path.into(),
             source,
         };
-        check_directory(path).map_err(ListenerError::Directory)?;
+        socket_path::check(path)?;
         let lock = Lock::take(path)?;
         remove_left_behind(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
@@ -113,9 +108,6 @@ impl Drop for Listener {
 
 /// Removes the socket of a broker that was killed.
 fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
-    if !is_free_or_socket(path) {
-        return Err(ListenerError::Occupied { path: path.into() });
-    }
     // One of release 0.1.0 takes no lock.
     if has_listener(path) {
         return Err(ListenerError::Busy {
@@ -276,7 +268,7 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(matches!(
             Listener::bind(&path, None),
-            Err(ListenerError::Occupied { .. })
+            Err(ListenerError::Path(SocketPathError::Occupied { .. }))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }

@@ -6,7 +6,6 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
-use iam_kms_wrapper::{on_abort, process};
 use nix::{
     errno::Errno,
     sys::{
@@ -16,6 +15,7 @@ use nix::{
     },
     unistd::{close, daemon, dup2_stdin, dup2_stdout},
 };
+use service::{on_abort, process};
 use tracing::info;
 
 /// Continues as a child of init, in a session of its own. The process that `iam-kms-wrapper`

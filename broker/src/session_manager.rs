@@ -12,19 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
-use iam_kms_wrapper::{
-    asking::{Asking, AskingError, Trade, WhenHopeless},
-    aws::Settings,
-    channel::{Channel, Stage, sleep_until, wanted, writing_command},
+use aws_session::{
     clock::{self, utc_text},
     config::{Config, Mfa},
     credentials::{CredentialsError, Finder},
-    logging::AUDIT,
+    interrupt::sleep_until,
     session::Session,
-    stored_session, systemd,
+    settings::Settings,
+};
+use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
+use code_channel::{
+    Channel, Stage,
+    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
+    wanted, writing_command,
 };
 use nix::sys::eventfd::EventFd;
+use service::{logging::AUDIT, stored_session, systemd};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
@@ -207,7 +210,7 @@ impl SessionManager {
                     pause = FIRST_RETRY_PAUSE;
                     self.open(session);
                 }
-                Err(AskingError::Interrupted) => return,
+                Err(PromptError::Interrupted) => return,
                 Err(failure) => {
                     error!(
                         "cannot get a new AWS session: {failure}; trying again in {} s",
@@ -247,7 +250,7 @@ impl SessionManager {
         }
     }
 
-    fn renew(&self) -> Result<Session, AskingError> {
+    fn renew(&self) -> Result<Session, PromptError> {
         if self.config.mfa == Mfa::Off {
             // Of instances and containers, AWS's time does not come along.
             clock::follow_host();
@@ -257,22 +260,22 @@ impl SessionManager {
                 interrupt: Some(self.stop.as_fd()),
             };
             return finder.find().map_err(|error| match error {
-                CredentialsError::Interrupted => AskingError::Interrupted,
-                error => AskingError::Hopeless(error.to_string()),
+                CredentialsError::Interrupted => PromptError::Interrupted,
+                error => PromptError::Permanent(error.to_string()),
             });
         }
         let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
         channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
         self.announce(&channel);
-        let asking = Asking {
+        let prompt = MfaPrompt {
             config: &self.config,
             aws: &self.aws,
-            trade: Trade::new(&self.config, self.source.as_ref()),
-            when_hopeless: WhenHopeless::AskOn,
+            trade: CodeExchange::new(&self.config, self.source.as_ref()),
+            on_permanent_failure: OnPermanentFailure::KeepAsking,
             interrupt: self.stop.as_fd(),
             alive: &|| {},
         };
-        asking.session(&mut channel)
+        prompt.session(&mut channel)
     }
 
     fn announce(&self, channel: &Channel) {

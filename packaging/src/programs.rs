@@ -34,7 +34,7 @@ pub fn programs() -> Vec<Program> {
             sections: include_str!("../man/iam-kms-broker.8"),
         },
         Program {
-            command: iam_kms_wrapper::manage_key::command_line::CommandLine::command(),
+            command: kms_manage_key::command_line::CommandLine::command(),
             sections: include_str!("../man/kms-manage-key.8"),
         },
         Program {

@@ -109,12 +109,12 @@ fn bash_takes_the_completions_and_completes_an_option() {
 fn the_configuration_page_has_every_key_with_what_the_readme_says_of_it() {
     let (_, page) = configuration_page::render().unwrap();
     let page = String::from_utf8(page).unwrap();
-    for key in iam_kms_wrapper::config::KEYS {
+    for key in aws_session::config::KEYS {
         assert!(
             page.contains(&format!(".TP\n\\fB{key}\\fR\n")),
             "{key}: {page}"
         );
     }
     let keys = page.matches(".TP\n").count();
-    assert_eq!(keys, iam_kms_wrapper::config::KEYS.len(), "{page}");
+    assert_eq!(keys, aws_session::config::KEYS.len(), "{page}");
 }

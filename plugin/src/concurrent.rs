@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::server_log;
+use crate::server::log;
 
 /// KMS calls at a time: 1,000 keys at 20 ms a call take less than a second, and the broker has room
 /// for other clients.
@@ -48,7 +48,7 @@ pub fn for_each<T: Send, R: Send>(
                 }
             };
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
-                server_log::warning(&format!(
+                log::warning(&format!(
                     "working with {started} threads, because no more can be started: {error}"
                 ));
                 break;

@@ -8,42 +8,31 @@
 //!
 //! | C | Rust |
 //! |---|---|
-//! | `init`, `deinit` | `entry::lifecycle`, then [`key_loading`] |
-//! | `get_latest_key_version` | `entry::keys`, then [`key_manager::KeyManager::latest_version`] |
-//! | `get_key` | `entry::keys`, then [`key_manager::KeyManager::ensure_loaded`] |
-//! | `crypt_ctx_size`, `_init`, `_update`, `_finish`, `encrypted_length` | `entry::crypt`, then [`cipher::Cipher`] |
-//! | system variables | `entry::variables`, then [`settings`] and [`rotation`] |
-//! | status variables | `entry::status`, then [`status`] |
+//! | `init`, `deinit` | `ffi::lifecycle`, then [`keys::loading`] |
+//! | `get_latest_key_version` | `ffi::keys`, then [`keys::manager::KeyManager::latest_version`] |
+//! | `get_key` | `ffi::keys`, then [`keys::manager::KeyManager::ensure_loaded`] |
+//! | `crypt_ctx_size`, `_init`, `_update`, `_finish`, `encrypted_length` | `ffi::crypt`, then [`cipher::Cipher`] |
+//! | system variables | `ffi::system_variables`, then [`settings`] and [`keys::rotation`] |
+//! | status variables | `ffi::status_variables`, then [`status`] |
 //!
-//! `unsafe` is confined to [`abi`], `entry`, `exports`, [`plugin`], `private_descriptors` and
-//! [`server_symbols`].
+//! Dependencies run one way: `ffi` to [`plugin`] and [`status`], those to [`keys`], it to [`kms`], it to
+//! [`server`], it to [`abi`]. [`cipher`] stands by itself.
+//!
+//! `unsafe` is confined to [`abi`], `ffi`, [`plugin`], `keys::private_descriptors` and [`server::symbols`].
 
 #![deny(unsafe_code)]
 
 pub mod abi;
-mod aria_recovery;
 pub mod cipher;
 pub mod concurrent;
-mod entry;
-mod exports;
-pub mod failure_backoff;
-pub mod key_error;
-pub mod key_loading;
-pub mod key_manager;
-pub mod keyring;
+mod ffi;
+pub mod keys;
 pub mod kms;
-#[cfg(feature = "mock")]
-mod mock;
-pub mod offline;
 pub mod plugin;
-mod private_descriptors;
-pub mod rotation;
-pub mod server_log;
-pub mod server_symbols;
+pub mod server;
 pub mod settings;
 pub mod status;
 #[cfg(feature = "stream-log")]
 mod stream_log;
 #[cfg(test)]
 mod test_broker;
-pub mod waiting;

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use nix::libc::_exit;
 
-use crate::aria_recovery;
-use crate::key_error::KeyError;
-use crate::key_loading;
-use crate::key_manager::{KeyManager, Program};
-use crate::offline;
-use crate::server_log;
-use crate::server_symbols::{incremental_directory, is_backup_program, server_is_starting};
-use crate::settings::{DYNAMIC, Fixed};
+use crate::keys::aria_recovery;
+use crate::keys::error::KeyError;
+use crate::keys::loading;
+use crate::keys::manager::{KeyManager, Program};
+use crate::keys::offline;
+use crate::server::log;
+use crate::server::symbols::{incremental_directory, is_backup_program, server_is_starting};
+use crate::settings::{GLOBAL_SETTINGS, StartupSettings};
 
 /// Null while the plugin is not loaded.
 static MANAGER: AtomicPtr<KeyManager> = AtomicPtr::new(null_mut());
@@ -38,7 +38,7 @@ pub fn manager() -> Option<&'static KeyManager> {
 
 /// Loads the keys and starts serving them. The reason of a failure goes to the error log, and to
 /// the client of an INSTALL.
-pub fn start(settings: Fixed) -> bool {
+pub fn start(settings: StartupSettings) -> bool {
     let datadir = settings.datadir.clone();
     match prepare(settings) {
         Ok(manager) => {
@@ -49,8 +49,8 @@ pub fn start(settings: Fixed) -> bool {
         }
         Err(error) => {
             let reason = error.to_string();
-            server_log::error(&reason);
-            server_log::client_error(&reason);
+            log::error(&reason);
+            log::client_error(&reason);
             end_if_aria_would_lose_rows(&datadir, None);
             false
         }
@@ -63,17 +63,17 @@ fn end_if_aria_would_lose_rows(datadir: &Path, manager: Option<&KeyManager>) {
         return;
     }
     if let Some(reason) = aria_recovery::danger(datadir, manager) {
-        server_log::error(&reason);
+        log::error(&reason);
         // SAFETY: any thread may call it, and what it skips, destructors of a server that has not begun to
         // open its files, nobody misses.
         unsafe { _exit(1) }
     }
 }
 
-fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
+fn prepare(settings: StartupSettings) -> Result<KeyManager, loading::StartError> {
     #[cfg(feature = "mock")]
     if settings.mock {
-        server_log::warning(crate::mock::WARNING);
+        log::warning(crate::kms::mock::WARNING);
     }
     let program = match is_backup_program() {
         true => Program::Backup,
@@ -83,19 +83,19 @@ fn prepare(settings: Fixed) -> Result<KeyManager, key_loading::StartError> {
         && settings.offline_keys().is_none()
         && !settings.keyfile_dir.as_os_str().is_empty()
     {
-        server_log::warning(&format!(
+        log::warning(&format!(
             "aws_key_management_keyfile_dir = '{}' is relative to the directory in which a program runs, which is another one for mariadb-backup --prepare; set an absolute path",
             settings.keyfile_dir.display()
         ));
     }
-    let manager = KeyManager::new(settings, &DYNAMIC, program).map_err(KeyError::from)?;
+    let manager = KeyManager::new(settings, &GLOBAL_SETTINGS, program).map_err(KeyError::from)?;
     if let Some(path) = manager.settings.offline_keys() {
         offline::load(&manager, path)?;
         return Ok(manager);
     }
-    key_loading::load_all(&manager, program)?;
+    loading::load_all(&manager, program)?;
     if let Some(increment) = incremental_directory() {
-        key_loading::load_increment(&manager, &increment)?;
+        loading::load_increment(&manager, &increment)?;
     }
     Ok(manager)
 }
@@ -148,13 +148,13 @@ fn load_the_rest() {
         return;
     }
     BACKGROUND.set_stopped(false);
-    let work = || key_loading::load_the_rest(manager, |pause| BACKGROUND.wait(pause));
+    let work = || loading::load_the_rest(manager, |pause| BACKGROUND.wait(pause));
     match thread::Builder::new()
         .name("aws-kms-keys".into())
         .spawn(work)
     {
         Ok(thread) => *BACKGROUND.thread() = Some(thread),
-        Err(error) => server_log::warning(&format!(
+        Err(error) => log::warning(&format!(
             "cannot start a thread that tries again to load keys: {error}; each will be loaded on first use"
         )),
     }

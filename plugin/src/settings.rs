@@ -40,7 +40,7 @@ pub enum LogLevel {
 
 /// Settings that do not change while the plugin is loaded.
 #[derive(Debug, Clone, Default)]
-pub struct Fixed {
+pub struct StartupSettings {
     /// AWS region, for a warning where the broker has another one; empty is not set.
     pub region: String,
     /// Endpoint URL of KMS, likewise.
@@ -69,7 +69,7 @@ pub fn digest(index: usize) -> Digest {
     Digest::ALL.get(index).copied().unwrap_or_default()
 }
 
-impl Fixed {
+impl StartupSettings {
     /// The file that has the keys in place of key files and KMS, if there is one.
     pub fn offline_keys(&self) -> Option<&Path> {
         (!self.offline_keys.as_os_str().is_empty()).then_some(&*self.offline_keys)
@@ -77,7 +77,7 @@ impl Fixed {
 }
 
 /// Settings that SET GLOBAL changes while others read them.
-pub struct Dynamic {
+pub struct GlobalSettings {
     master_key_id: Mutex<String>,
     key_spec: AtomicUsize,
     algorithm: AtomicUsize,
@@ -85,9 +85,9 @@ pub struct Dynamic {
 }
 
 /// The one that the server's variables write to.
-pub static DYNAMIC: Dynamic = Dynamic::new();
+pub static GLOBAL_SETTINGS: GlobalSettings = GlobalSettings::new();
 
-impl Dynamic {
+impl GlobalSettings {
     /// All at their defaults.
     pub const fn new() -> Self {
         Self {
@@ -147,7 +147,7 @@ impl Dynamic {
     }
 }
 
-impl Default for Dynamic {
+impl Default for GlobalSettings {
     fn default() -> Self {
         Self::new()
     }

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant, SystemTime};
 use broker_api::{SessionPhase, SessionState};
 use visible_text::escape;
 
-use crate::key_manager::KeyManager;
+use crate::keys::manager::KeyManager;
 use crate::plugin;
+use crate::server::log;
 
 /// One SHOW STATUS asks for several variables of the session: one answer serves them.
 const SESSION_AGE: Duration = Duration::from_secs(1);
@@ -63,31 +64,12 @@ pub const VARIABLES: [Variable; 12] = [
         number(|manager| manager.kms.counters.mean_latency_microseconds())
     }),
     (c"Aws_key_management_last_error", || {
-        Value::Text(last_error(|error| error.message.clone()))
+        Value::Text(log::last_error(|error| error.message.clone()))
     }),
     (c"Aws_key_management_last_error_time", || {
-        Value::Text(last_error(|error| utc(error.time)))
+        Value::Text(log::last_error(|error| utc(error.time)))
     }),
 ];
-
-struct LastError {
-    time: SystemTime,
-    message: String,
-}
-
-static LAST_ERROR: Mutex<Option<LastError>> = Mutex::new(None);
-
-/// Remembers an error for `last_error`.
-pub fn remember_error(message: &str) {
-    *lock(&LAST_ERROR) = Some(LastError {
-        time: SystemTime::now(),
-        message: escape(message),
-    });
-}
-
-fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
-    lock(&LAST_ERROR).as_ref().map(of).unwrap_or_default()
-}
 
 fn number(of: impl FnOnce(&KeyManager) -> u64) -> Value {
     Value::Number(plugin::manager().map_or(0, of))

@@ -7,8 +7,8 @@ use broker_api::test_broker::TestBroker;
 use broker_api::{Failure, FailureKind, KmsSettings, Reply, Request, SessionPhase, SessionState};
 use key_store::PlaintextKey;
 
-use crate::key_manager::{KeyManager, Program};
-use crate::settings::{Dynamic, Fixed};
+use crate::keys::manager::{KeyManager, Program};
+use crate::settings::{GlobalSettings, StartupSettings};
 
 const WRAPPED: &[u8] = b"wrapped:";
 
@@ -18,21 +18,25 @@ pub fn honest() -> TestBroker {
 }
 
 /// A key manager for the key files in `directory`, with `master_key_id` set.
-pub fn manager(broker: &TestBroker, directory: &Path, dynamic: &'static Dynamic) -> KeyManager {
+pub fn manager(
+    broker: &TestBroker,
+    directory: &Path,
+    dynamic: &'static GlobalSettings,
+) -> KeyManager {
     dynamic.set_master_key_id("alias/test");
     KeyManager::new(settings(broker, directory), dynamic, Program::Server).unwrap()
 }
 
-pub fn settings(broker: &TestBroker, directory: &Path) -> Fixed {
-    Fixed {
+pub fn settings(broker: &TestBroker, directory: &Path) -> StartupSettings {
+    StartupSettings {
         keyfile_dir: directory.to_owned(),
         datadir: directory.to_owned(),
         broker_socket: broker.socket(),
-        ..Fixed::default()
+        ..StartupSettings::default()
     }
 }
 
-pub fn dynamic() -> &'static Dynamic {
+pub fn dynamic() -> &'static GlobalSettings {
     Box::leak(Box::default())
 }
 

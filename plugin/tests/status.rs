@@ -1,6 +1,6 @@
 //! Status variables in a process where no plugin is loaded.
 
-use aws_key_management::server_log;
+use aws_key_management::server::log;
 use aws_key_management::status::{VARIABLES, Value};
 
 fn value(name: &str) -> Value {
@@ -20,7 +20,7 @@ fn without_a_plugin_each_variable_has_a_value_and_the_last_error_is_kept_with_it
     assert_eq!(value("last_error"), Value::Text(String::new()));
     assert_eq!(value("last_error_time"), Value::Text(String::new()));
 
-    server_log::error("a reason");
+    log::error("a reason");
     assert_eq!(value("last_error"), Value::Text("a reason".into()));
     let Value::Text(time) = value("last_error_time") else {
         panic!("a time is text");

@@ -18,17 +18,19 @@ use tracing::error;
 use visible_text::escape;
 
 use crate::{
-    aws::{Reader, Service, Settings, runtime},
-    broker::{Broker, BrokerError},
-    channel::{self, FifoError},
-    command::Command,
+    broker_process::{Broker, BrokerStartError},
     command_line::CommandLine,
+};
+use aws_session::{
     config::{Config, Handoff, Mfa},
     credentials::Finder,
-    process, sts,
+    settings::{Reader, Service, Settings, runtime},
+    sts,
 };
+use code_channel::{self, FifoError};
 use plugin::PluginSearch;
 use reach::{Answer, reach};
+use service::{command::Command, process};
 
 /// AWS wants a request "within five minutes of the time stamp in the request".
 ///
@@ -118,7 +120,7 @@ impl List {
         let fifo = config.fifo_or_default();
         if config.mfa != Mfa::Off {
             let can_be_made = |()| format!("{} can be made", fifo.display());
-            let finding = match channel::check_fifo(fifo) {
+            let finding = match code_channel::check_fifo(fifo) {
                 Err(busy @ FifoError::Busy { .. }) => {
                     Finding::NotChecked(format!("{busy}; that is right if its server waits"))
                 }
@@ -136,7 +138,7 @@ impl List {
                 Err(exposure) => Finding::Failure(exposure.to_string()),
             };
             let broker = match Broker::find(config) {
-                Err(BrokerError::AlreadyThere { path }) => Finding::NotChecked(format!(
+                Err(BrokerStartError::AlreadyThere { path }) => Finding::NotChecked(format!(
                     "one listens at {}; that is right if its server runs, and ends it when it stops",
                     path.display()
                 )),

@@ -32,13 +32,12 @@ use tracing::{error, info, warn};
 use trusted_directory::DirectoryError;
 use zeroize::Zeroizing;
 
-use crate::{
-    channel::{Channel, Event, FifoError, Input, Stage, State, StateReader, Wait, sleep_until},
-    command_line::show_usage,
+use aws_session::{
     config::{Config, ConfigError, DEFAULT_FIFO},
-    process,
-    signals::Signals,
+    interrupt::sleep_until,
 };
+use code_channel::{Channel, Event, FifoError, Input, Stage, State, StateReader, Wait};
+use service::{process, signals::Signals, usage::show_usage};
 
 /// The first argument that chooses this part of the program.
 pub const SUBCOMMAND: &str = "code";

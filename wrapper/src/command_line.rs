@@ -46,14 +46,6 @@ impl CommandLine {
     }
 }
 
-/// Prints what clap has to say; returns the exit code. `--help` and `--version` are no failure; a
-/// wrong command line is one of ours.
-pub fn show_usage(usage: &clap::Error) -> u8 {
-    // Without standard output or error there is nobody to tell.
-    let _ = usage.print();
-    if usage.use_stderr() { 125 } else { 0 }
-}
-
 /// Go's flag package takes `-config` for `--config`. Only before COMMAND: its own flags may look
 /// the same.
 fn accept_go_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {

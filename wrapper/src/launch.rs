@@ -11,20 +11,30 @@ use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use crate::{
-    asking::{Asking, AskingError, Trade, WhenHopeless},
-    aws::{Reader, Settings, SettingsError},
-    broker::{Broker, BrokerError, Handover},
-    channel::{self, Channel, FifoError, Stage},
-    check, clock, code,
-    command::{Command, CommandError},
-    command_line::{CommandLine, show_usage},
+    broker_process::{Broker, BrokerStartError},
+    check, code,
+    command_line::CommandLine,
+};
+use aws_session::{
+    clock,
     config::{Config, ConfigError, Handoff, Mfa},
     credentials::{CredentialsError, Finder},
-    environment::{self, Variables},
-    listen_fds, logging, process, service_credential,
+    service_credential,
     session::Session,
+    settings::{Reader, Settings, SettingsError},
+};
+use code_channel::{
+    self, Channel, FifoError, Stage,
+    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
+};
+use service::{
+    command::{Command, CommandError},
+    environment::{self, Variables},
+    handover::Handover,
+    listen_fds, logging, process,
     signals::Signals,
     stored_session, systemd,
+    usage::show_usage,
 };
 
 /// Name of the program, in the log and in its help.
@@ -42,11 +52,11 @@ enum LaunchError {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
-    Broker(#[from] BrokerError),
+    Broker(#[from] BrokerStartError),
     #[error(transparent)]
     Channel(#[from] FifoError),
     #[error(transparent)]
-    Asking(#[from] AskingError),
+    MfaPrompt(#[from] PromptError),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error("ended by {0} while waiting")]
@@ -126,7 +136,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         Ok,
     );
     let session = match obtained {
-        Err(LaunchError::Asking(AskingError::Interrupted)) => return Err(end_by_signal(signals)),
+        Err(LaunchError::MfaPrompt(PromptError::Interrupted)) => {
+            return Err(end_by_signal(signals));
+        }
         session => session?,
     };
     if !is_kept {
@@ -190,15 +202,15 @@ fn obtain_session(
     }
     let mut channel = open_channel(config)?;
     announce(config, &mut channel);
-    let asking = Asking {
+    let prompt = MfaPrompt {
         config,
         aws,
-        trade: Trade::new(config, source),
-        when_hopeless: WhenHopeless::GiveUp,
+        trade: CodeExchange::new(config, source),
+        on_permanent_failure: OnPermanentFailure::GiveUp,
         interrupt: signals.descriptor(),
         alive: &systemd::extend_timeout,
     };
-    let session = asking.session(&mut channel)?;
+    let session = prompt.session(&mut channel)?;
     systemd::extend_timeout();
     Ok(session)
 }
@@ -212,7 +224,7 @@ fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
 }
 
 fn announce(config: &Config, channel: &mut Channel) {
-    channel.tell(Stage::Awaited, &channel::wanted(&config.mfa));
+    channel.tell(Stage::Awaited, &code_channel::wanted(&config.mfa));
     let wanted = channel.wanted(&config.mfa);
     info!(event = "prompt", "waiting for {wanted}");
     systemd::status(&format!("Waiting for {wanted}"));

@@ -4,8 +4,6 @@
 // command is to inherit every disposition as it came.
 #![no_main]
 
-mod pow;
-
 use std::{alloc::System, ffi::c_int};
 
 use zeroizing_alloc::ZeroAlloc;

@@ -33,7 +33,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the broker gave no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
+pub enum ClientError {
     /// Nothing listens.
     #[error(
         "no broker at '{}': {source}; start the server under iam-kms-wrapper with handoff = \"broker\", or start the iam-kms-broker service, or name another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
@@ -103,7 +103,7 @@ pub enum BrokerError {
     },
 }
 
-impl BrokerError {
+impl ClientError {
     /// Tells whether the broker may answer the same request a little later.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -191,7 +191,7 @@ impl BrokerClient {
         request: &Request,
         patience: impl Into<Patience<'a>>,
         should_continue: impl Fn(&Waiting) -> bool,
-    ) -> Result<Reply, BrokerError> {
+    ) -> Result<Reply, ClientError> {
         let patience = patience.into();
         let start = Instant::now();
         let until = patience.until();
@@ -202,7 +202,7 @@ impl BrokerClient {
                     return Err(self.timed_out(start));
                 }
                 Err(FrameError::Io(error)) if is_interruption(&error) => {
-                    return Err(BrokerError::Interrupted);
+                    return Err(ClientError::Interrupted);
                 }
                 Err(_) => {}
                 Ok(reply) => return Ok(reply),
@@ -212,13 +212,13 @@ impl BrokerClient {
         let asked = self.exchange(connection, request, until, patience, &should_continue);
         asked.map_err(|error| match error {
             FrameError::Io(error) if is_timeout(&error) => self.timed_out(start),
-            FrameError::Io(error) if is_interruption(&error) => BrokerError::Interrupted,
+            FrameError::Io(error) if is_interruption(&error) => ClientError::Interrupted,
             source if is_disconnect(&source) && self.is_of_older_release() => {
-                BrokerError::OlderRelease {
+                ClientError::OlderRelease {
                     socket: self.socket.clone(),
                 }
             }
-            source => BrokerError::Conversation {
+            source => ClientError::Conversation {
                 socket: self.socket.clone(),
                 source,
             },
@@ -280,18 +280,18 @@ impl BrokerClient {
         answers_version_1 && understands_version_2().is_err_and(|error| is_disconnect(&error))
     }
 
-    fn connect(&self, start: Instant, until: Instant) -> Result<OwnedFd, BrokerError> {
+    fn connect(&self, start: Instant, until: Instant) -> Result<OwnedFd, ClientError> {
         let patience = until.saturating_duration_since(Instant::now());
         let descriptor = open_connection(&self.socket, patience).map_err(|error| {
             let socket = self.socket.clone();
             match error {
                 Errno::EAGAIN => self.timed_out(start),
-                Errno::EACCES | Errno::EPERM => BrokerError::NotAllowed {
+                Errno::EACCES | Errno::EPERM => ClientError::NotAllowed {
                     socket,
                     user: geteuid().as_raw(),
                     source: error.into(),
                 },
-                error => BrokerError::NoBroker {
+                error => ClientError::NoBroker {
                     socket,
                     source: error.into(),
                 },
@@ -302,18 +302,18 @@ impl BrokerClient {
     }
 
     /// Checks that the broker listens, and not somebody else who wants to choose the data keys.
-    fn check_listener(&self, connection: &OwnedFd) -> Result<(), BrokerError> {
+    fn check_listener(&self, connection: &OwnedFd) -> Result<(), ClientError> {
         let socket = || self.socket.clone();
         let directory = self.socket.parent().unwrap_or(Path::new("/"));
         let owner = directory.metadata().map(|metadata| metadata.uid()).ok();
         trusted_directory::check(directory, owner).map_err(|source| {
-            BrokerError::UntrustedDirectory {
+            ClientError::UntrustedDirectory {
                 socket: socket(),
                 source,
             }
         })?;
         let credentials =
-            getsockopt(connection, PeerCredentials).map_err(|error| BrokerError::NoBroker {
+            getsockopt(connection, PeerCredentials).map_err(|error| ClientError::NoBroker {
                 socket: socket(),
                 source: error.into(),
             })?;
@@ -321,7 +321,7 @@ impl BrokerClient {
         if user == 0 || user == geteuid().as_raw() || Some(user) == owner {
             return Ok(());
         }
-        Err(BrokerError::UntrustedListener {
+        Err(ClientError::UntrustedListener {
             socket: socket(),
             user,
         })
@@ -331,8 +331,8 @@ impl BrokerClient {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn timed_out(&self, start: Instant) -> BrokerError {
-        BrokerError::TimedOut {
+    fn timed_out(&self, start: Instant) -> ClientError {
+        ClientError::TimedOut {
             socket: self.socket.clone(),
             milliseconds: start.elapsed().as_millis(),
         }

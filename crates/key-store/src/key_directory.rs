@@ -40,7 +40,7 @@ pub struct ServerLock(#[expect(dead_code, reason = "held")] Option<Flock<File>>)
 
 /// Which version a new key file becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement {
+pub enum VersionPolicy {
     /// The first version, unless the key exists meanwhile.
     First,
     /// One above `known` and above all that is on disk.
@@ -202,7 +202,7 @@ impl KeyDirectory {
         &self,
         id: u32,
         algorithm: Algorithm,
-        placement: Placement,
+        placement: VersionPolicy,
         blob: &[u8],
     ) -> Result<Stored, FileError> {
         let _turn = self.0.turn()?;
@@ -217,8 +217,8 @@ impl KeyDirectory {
         let name = key.to_string();
         fault_points::reach(Step::VersionChosen);
         let access = match placement {
-            Placement::Exactly { .. } => self.0.access_of_owner()?,
-            Placement::First | Placement::Next { .. } => Access::OURS,
+            VersionPolicy::Exactly { .. } => self.0.access_of_owner()?,
+            VersionPolicy::First | VersionPolicy::Next { .. } => Access::OURS,
         };
         let temporary = self.0.write_temporary(file(&name), blob, access)?;
         if !temporary.publish_as_new(file(&name))? {
@@ -266,17 +266,17 @@ impl KeyDirectory {
         &self,
         id: u32,
         algorithm: Algorithm,
-        placement: Placement,
+        placement: VersionPolicy,
     ) -> Result<Option<u32>, FileError> {
         let highest = self.versions(id)?.last().map(|key| key.version);
         match (placement, highest) {
-            (Placement::First, None) => Ok(Some(first_version(algorithm))),
-            (Placement::First, Some(_)) => Ok(None),
-            (Placement::Exactly { version }, _) => match self.find(id, version)? {
+            (VersionPolicy::First, None) => Ok(Some(first_version(algorithm))),
+            (VersionPolicy::First, Some(_)) => Ok(None),
+            (VersionPolicy::Exactly { version }, _) => match self.find(id, version)? {
                 None => Ok(Some(version)),
                 Some(_) => Ok(None),
             },
-            (Placement::Next { known }, highest) => {
+            (VersionPolicy::Next { known }, highest) => {
                 let version = known.max(highest.unwrap_or(0));
                 match version.checked_add(1).filter(|&next| is_valid_number(next)) {
                     Some(next) => Ok(Some(next)),

@@ -23,7 +23,7 @@ const SLOTS: usize = CHUNK_SIZE_BYTES.get() / MAX_KEY_BYTES;
 const SLOTS_PER_WORD: usize = u64::BITS as usize;
 
 /// Room for one key.
-type Slot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
+type KeySlot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
 
 /// One mapping.
 struct Chunk {
@@ -86,7 +86,7 @@ impl Chunk {
     }
 
     #[inline]
-    fn slots(&self) -> &[Slot; SLOTS] {
+    fn slots(&self) -> &[KeySlot; SLOTS] {
         // SAFETY: the mapping has that size, is page-aligned, zero at first, lives as long as the
         // chunk, and is accessed through these atomics only.
         unsafe { self.memory.cast().as_ref() }

@@ -6,12 +6,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use key_store::key_name::Algorithm;
-use nix::fcntl::OFlag;
 use zeroize::Zeroizing;
 
 use crate::derivation::{Derivation, SALT_BYTES};
 use crate::envelope::{self, Envelope, EnvelopeError};
 use crate::password::Password;
+use crate::regular_file;
 use crate::text::{self, Form, OfflineKey, SyntaxError};
 
 /// Longest key file in bytes, as file_key_management has it.
@@ -105,7 +105,7 @@ impl KeyFile {
             path: path.to_owned(),
             source,
         };
-        let file = open_regular(path).map_err(failed)?;
+        let file = regular_file::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.permissions().mode();
         let content =
             read_bounded(file)
@@ -173,19 +173,6 @@ impl KeyFile {
             });
         }
         Ok(keys)
-    }
-}
-
-/// Opens a file that is one: a FIFO would stop the server, a device would never end.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let file = File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(io::Error::other("it is not a regular file"))
     }
 }
 

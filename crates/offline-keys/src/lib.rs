@@ -10,4 +10,5 @@ pub mod derivation;
 pub mod envelope;
 pub mod file;
 pub mod password;
+mod regular_file;
 pub mod text;

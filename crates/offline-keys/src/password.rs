@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::regular_file;
+
 /// Longest password in bytes, as file_key_management has it.
 pub const MAX_PASSWORD_BYTES: usize = 256;
 
@@ -60,7 +62,7 @@ impl Password {
             path: path.to_owned(),
             source,
         };
-        let file = crate::file::open_regular(path).map_err(failed)?;
+        let file = regular_file::open(path).map_err(failed)?;
         Self::read_from(file).map_err(failed).and_then(Self::new)
     }
 

@@ -5,7 +5,7 @@ use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf
 
 use super::aes_block::{AesBlock, AesDecrypt, AesEncrypt};
 use super::chaining::{DecryptChain, EncryptChain};
-use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock};
 
 const MAX_KEY_BYTES: usize = 32;
 
@@ -112,7 +112,7 @@ impl Cbc {
 
     /// Ends: writes the padding or the partial block, or checks the padding.
     #[inline]
-    pub fn finish(&mut self) -> Result<Tail, CipherError> {
+    pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
         match (self.padding, &self.mode) {
             (true, Mode::Encrypt(_)) => self.pad(),
             (true, Mode::Decrypt(_)) => self.unpad(),
@@ -157,20 +157,20 @@ impl Cbc {
         Ok(())
     }
 
-    fn pad(&mut self) -> Result<Tail, CipherError> {
+    fn pad(&mut self) -> Result<FinalBlock, CipherError> {
         let padding = BLOCK_BYTES - self.held_bytes;
         let mut bytes = self.held;
         for byte in bytes.iter_mut().skip(self.held_bytes) {
             *byte = padding as u8;
         }
         self.process(bytes.as_mut_slice().into(), None)?;
-        Ok(Tail {
+        Ok(FinalBlock {
             bytes,
             length: BLOCK_BYTES,
         })
     }
 
-    fn unpad(&mut self) -> Result<Tail, CipherError> {
+    fn unpad(&mut self) -> Result<FinalBlock, CipherError> {
         if self.held_bytes != BLOCK_BYTES {
             return Err(CipherError::BadData);
         }
@@ -188,21 +188,21 @@ impl Cbc {
         {
             return Err(CipherError::BadData);
         }
-        Ok(Tail { bytes, length })
+        Ok(FinalBlock { bytes, length })
     }
 
     /// XORs what is left with AES(IV), in both directions: not a mode of its own, but what the
     /// server has always written.
-    fn partial_block(&self) -> Result<Tail, CipherError> {
+    fn partial_block(&self) -> Result<FinalBlock, CipherError> {
         if self.held_bytes == 0 {
-            return Ok(Tail::EMPTY);
+            return Ok(FinalBlock::EMPTY);
         }
         let mut bytes = self.iv;
         AesEncrypt::expand(self.key.as_bytes(), |aes| bytes = aes.block(&self.iv))?;
         for (byte, data) in bytes.iter_mut().zip(self.held_data()) {
             *byte ^= data;
         }
-        Ok(Tail {
+        Ok(FinalBlock {
             bytes,
             length: self.held_bytes,
         })

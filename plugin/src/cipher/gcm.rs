@@ -8,7 +8,7 @@ use ghash::{GHash, universal_hash::UniversalHash};
 
 use super::aes_block::AesEncrypt;
 use super::keystream::{CounterWidth, Keystream};
-use super::{BLOCK_BYTES, Block, Buffers, CipherError, Tail, Task};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock, Task};
 
 const NONCE_BYTES: usize = 12;
 
@@ -77,13 +77,13 @@ impl Gcm {
 
     /// Ends: returns the tag, or tells whether it did fit.
     #[inline]
-    pub fn finish(&mut self) -> Result<Tail, CipherError> {
+    pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
         match self.stage {
-            Stage::Encrypting => Ok(Tail {
+            Stage::Encrypting => Ok(FinalBlock {
                 bytes: self.tag(),
                 length: BLOCK_BYTES,
             }),
-            Stage::Verified => Ok(Tail::EMPTY),
+            Stage::Verified => Ok(FinalBlock::EMPTY),
             Stage::AwaitingCiphertext | Stage::Failed => Err(CipherError::BadData),
         }
     }

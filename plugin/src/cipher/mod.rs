@@ -67,12 +67,12 @@ pub enum Cipher {
 
 /// What is written at the end: 0 to 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tail {
+pub struct FinalBlock {
     bytes: Block,
     length: usize,
 }
 
-impl Tail {
+impl FinalBlock {
     const EMPTY: Self = Self {
         bytes: [0; BLOCK_BYTES],
         length: 0,
@@ -144,10 +144,10 @@ impl Cipher {
 
     /// Ends the work and returns the last bytes: padding, partial block or tag.
     #[inline]
-    pub fn finish(&mut self) -> Result<Tail, CipherError> {
+    pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
         match self {
             Self::Cbc(cbc) => cbc.finish(),
-            Self::Ctr(_) => Ok(Tail::EMPTY),
+            Self::Ctr(_) => Ok(FinalBlock::EMPTY),
             Self::Gcm(gcm) => gcm.finish(),
         }
     }

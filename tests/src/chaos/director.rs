@@ -1,5 +1,9 @@
 //! The lives of the server: each begins with a comparison of all rows, and ends in some way.
 
+mod broker_care;
+mod copies;
+mod disturbances;
+
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
@@ -20,10 +24,8 @@ use nix::{
 
 use super::{
     Sabotage,
-    broker_care::CODE_PATIENCE,
     clients::{Client, make_schema},
     deck::Deck,
-    disturbances::{self, Disturbance},
     messages,
     reading::read_table,
     schema::{CONTROL, CONTROL_FILE, Cleartext, MARKER, cleartext, read_control},
@@ -31,6 +33,9 @@ use super::{
     watch::UnderWay,
     world::{Outcome, World, text_of},
 };
+use broker_care::CODE_PATIENCE;
+use disturbances::Disturbance;
+
 use crate::{Database, ENCRYPT_ALL, Process, Scene, contains_bytes};
 
 /// Start and stop of a server take that long at most, even on a busy machine.

@@ -6,8 +6,7 @@
 //! - `shadow`: the committed rows, and what must be in a table, a copy or a backup.
 //! - `reading`: what is in a table.
 //! - `clients`: the load.
-//! - `director`: the lives of the server, and how they end. `broker_care`, `disturbances` and
-//!   `copies` are the rest of it.
+//! - `director`: the lives of the server, and how they end.
 //! - `messages`: the few texts of the programs under test that this one knows.
 //! - `watch`: what takes too long is reported with the stacks of the processes, then ended.
 //! - `world`: what all threads share.
@@ -25,12 +24,9 @@ use crate::Scene;
 use director::Director;
 use world::World;
 
-mod broker_care;
 mod clients;
-mod copies;
 mod deck;
 mod director;
-mod disturbances;
 mod messages;
 mod reading;
 mod schema;

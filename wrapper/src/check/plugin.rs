@@ -4,7 +4,7 @@ use std::{env, ffi::OsString, path::PathBuf, process};
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::command::find_program;
+use service::command::find_program;
 
 /// The plugin's file.
 pub(super) const FILE: &str = "aws_key_management.so";

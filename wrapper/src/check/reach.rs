@@ -10,9 +10,9 @@ use aws_smithy_runtime_api::{box_error::BoxError, client::runtime_components::Ru
 use aws_smithy_types::config_bag::ConfigBag;
 use secrecy::SecretString;
 
-use crate::{
-    aws::{Service, Settings, runtime},
+use aws_session::{
     session::Session,
+    settings::{Service, Settings, runtime},
     sts,
 };
 

@@ -78,7 +78,7 @@ fn no_broker_is_told_with_the_socket_and_what_to_start() {
     let error = BrokerClient::new(&socket)
         .request(&Request::Session, LONG, never)
         .unwrap_err();
-    assert!(matches!(error, BrokerError::NoBroker { .. }));
+    assert!(matches!(error, ClientError::NoBroker { .. }));
     assert!(!error.is_retryable());
     let text = error.to_string();
     for part in [
@@ -94,7 +94,7 @@ fn no_broker_is_told_with_the_socket_and_what_to_start() {
 fn a_socket_path_that_is_too_long_is_an_error() {
     let client = BrokerClient::new(Path::new(&"x".repeat(200)));
     let result = client.request(&Request::Session, LONG, never);
-    assert!(matches!(result, Err(BrokerError::NoBroker { .. })));
+    assert!(matches!(result, Err(ClientError::NoBroker { .. })));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn silence_ends_with_the_time_limit_and_is_not_asked_twice() {
     assert!(
         matches!(
             error,
-            BrokerError::TimedOut {
+            ClientError::TimedOut {
                 milliseconds: 100..,
                 ..
             }
@@ -131,7 +131,7 @@ fn an_answer_byte_by_byte_does_not_stretch_the_time_limit() {
     });
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, SHORT, never).unwrap_err();
-    assert!(matches!(error, BrokerError::TimedOut { .. }), "{error}");
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn rubbish_is_an_error_and_the_next_request_is_served() {
     });
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, LONG, never).unwrap_err();
-    assert!(matches!(error, BrokerError::Conversation { .. }), "{error}");
+    assert!(matches!(error, ClientError::Conversation { .. }), "{error}");
     assert_eq!(
         client.request(&Request::Session, LONG, never).unwrap(),
         session()
@@ -223,7 +223,7 @@ fn a_deadline_ends_the_wait_whatever_the_broker_says() {
     let error = client
         .request(&Request::Session, patience, |_| true)
         .unwrap_err();
-    assert!(matches!(error, BrokerError::TimedOut { .. }), "{error}");
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn a_call_whose_answer_nobody_wants_any_more_ends_though_the_broker_is_silent() 
     let error = client
         .request(&Request::Session, patience, never)
         .unwrap_err();
-    assert!(matches!(error, BrokerError::Interrupted), "{error}");
+    assert!(matches!(error, ClientError::Interrupted), "{error}");
 }
 
 /// Answers version 1 only, as the broker of release 0.1.0.
@@ -267,7 +267,7 @@ fn a_broker_of_an_older_release_is_recognised_and_to_be_restarted() {
     let broker = old_broker();
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, LONG, never).unwrap_err();
-    assert!(matches!(error, BrokerError::OlderRelease { .. }), "{error}");
+    assert!(matches!(error, ClientError::OlderRelease { .. }), "{error}");
     assert!(error.to_string().contains("restart it"), "{error}");
 }
 
@@ -287,7 +287,7 @@ fn a_broker_that_closes_a_connection_is_not_taken_for_an_older_one() {
     });
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, LONG, never).unwrap_err();
-    assert!(matches!(error, BrokerError::Conversation { .. }), "{error}");
+    assert!(matches!(error, ClientError::Conversation { .. }), "{error}");
     assert!(error.is_retryable() && error.is_absence());
 }
 
@@ -303,7 +303,7 @@ fn a_socket_in_a_directory_that_every_user_can_write_is_not_used() {
         .request(&Request::Session, LONG, never)
         .unwrap_err();
     assert!(
-        matches!(error, BrokerError::UntrustedDirectory { .. }),
+        matches!(error, ClientError::UntrustedDirectory { .. }),
         "{error}"
     );
     assert!(

@@ -24,7 +24,7 @@ fn cbc(id: u32, version: u32) -> KeyName {
     }
 }
 
-fn store(keys: &KeyDirectory, id: u32, placement: Placement) -> Stored {
+fn store(keys: &KeyDirectory, id: u32, placement: VersionPolicy) -> Stored {
     keys.store(id, Algorithm::AesCbc, placement, b"wrapped")
         .unwrap()
 }
@@ -33,7 +33,7 @@ fn store(keys: &KeyDirectory, id: u32, placement: Placement) -> Stored {
 fn a_stored_key_is_read_back_and_nothing_else_is_left() {
     let (directory, keys) = open();
     let name = cbc(3, 1);
-    assert_eq!(store(&keys, 3, Placement::First), Stored::New(name));
+    assert_eq!(store(&keys, 3, VersionPolicy::First), Stored::New(name));
     assert_eq!(keys.read(&name).unwrap(), b"wrapped");
     let names: Vec<_> = fs::read_dir(directory.path())
         .unwrap()
@@ -47,7 +47,7 @@ fn the_mode_is_0600_whatever_the_umask() {
     let (directory, keys) = open();
     // Zero only takes nothing away, which does not disturb tests at the same time.
     let before = nix::sys::stat::umask(Mode::empty());
-    store(&keys, 1, Placement::First);
+    store(&keys, 1, VersionPolicy::First);
     nix::sys::stat::umask(before);
     let metadata = fs::metadata(directory.path().join("aws-kms-key.1.1")).unwrap();
     assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
@@ -60,8 +60,8 @@ fn a_key_that_exists_is_not_made_again() {
     for existing in ["aws-kms-key.1.1", "aws-kms-key.2.7.ctr"] {
         fs::write(directory.path().join(existing), "old").unwrap();
     }
-    assert_eq!(store(&keys, 1, Placement::First), Stored::Exists);
-    assert_eq!(store(&keys, 2, Placement::First), Stored::Exists);
+    assert_eq!(store(&keys, 1, VersionPolicy::First), Stored::Exists);
+    assert_eq!(store(&keys, 2, VersionPolicy::First), Stored::Exists);
     assert_eq!(keys.read(&cbc(1, 1)).unwrap(), b"old");
 }
 
@@ -74,7 +74,7 @@ fn a_version_that_is_asked_for_is_made_unless_it_exists_and_belongs_to_the_direc
     for existing in ["aws-kms-key.1.5", "aws-kms-key.1.6.ctr"] {
         fs::write(directory.path().join(existing), "old").unwrap();
     }
-    let exactly = |version| store(&keys, 1, Placement::Exactly { version });
+    let exactly = |version| store(&keys, 1, VersionPolicy::Exactly { version });
     assert_eq!(exactly(5), Stored::Exists);
     assert_eq!(exactly(6), Stored::Exists);
     assert_eq!(exactly(4), Stored::New(cbc(1, 4)));
@@ -91,7 +91,7 @@ fn a_version_that_is_asked_for_is_made_unless_it_exists_and_belongs_to_the_direc
 fn the_next_version_is_above_memory_and_disk() {
     let (directory, keys) = open();
     fs::write(directory.path().join("aws-kms-key.1.5.ctr"), "old").unwrap();
-    let next = |known| store(&keys, 1, Placement::Next { known });
+    let next = |known| store(&keys, 1, VersionPolicy::Next { known });
     assert_eq!(next(2), Stored::New(cbc(1, 6)));
     assert_eq!(next(9), Stored::New(cbc(1, 10)));
     assert_eq!(next(0), Stored::New(cbc(1, 11)));
@@ -101,7 +101,7 @@ fn the_next_version_is_above_memory_and_disk() {
 fn the_version_numbers_end() {
     let (_directory, keys) = open();
     let last = u32::MAX - 1;
-    let placement = Placement::Next { known: last - 1 };
+    let placement = VersionPolicy::Next { known: last - 1 };
     assert_eq!(store(&keys, 1, placement), Stored::New(cbc(1, last)));
     let result = keys.store(1, Algorithm::AesCbc, placement, b"wrapped");
     assert!(matches!(result, Err(FileError::NoVersionLeft { version, .. }) if version == last));
@@ -116,7 +116,7 @@ fn threads_that_store_at_once_get_a_version_each() {
                 // Each opens it for itself, as another process would.
                 let keys = KeyDirectory::open(directory.path()).unwrap();
                 for _ in 0..5 {
-                    store(&keys, 1, Placement::Next { known: 0 });
+                    store(&keys, 1, VersionPolicy::Next { known: 0 });
                 }
             });
         }
@@ -135,7 +135,7 @@ fn threads_that_want_the_first_version_make_one() {
     let (_directory, keys) = open();
     let made: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| store(&keys, 1, Placement::First)))
+            .map(|_| scope.spawn(|| store(&keys, 1, VersionPolicy::First)))
             .collect();
         threads
             .into_iter()
@@ -174,7 +174,7 @@ fn a_directory_that_cannot_be_written_is_named() {
     let (directory, keys) = open();
     fs::remove_dir(directory.path()).unwrap();
     let error = keys
-        .store(1, Algorithm::AesCbc, Placement::First, b"wrapped")
+        .store(1, Algorithm::AesCbc, VersionPolicy::First, b"wrapped")
         .unwrap_err();
     assert!(
         error
@@ -316,7 +316,7 @@ fn state(directory: &TempDir, name: &KeyName) -> (Vec<u8>, u32, u32, usize) {
 fn a_replaced_file_has_its_owner_and_mode_and_leaves_nothing_else() {
     let (directory, keys) = open();
     let name = cbc(3, 1);
-    store(&keys, 3, Placement::First);
+    store(&keys, 3, VersionPolicy::First);
     let path = keys.path_of(&name);
     fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
     // Only root can give files away.
@@ -336,7 +336,7 @@ fn a_replaced_file_has_its_owner_and_mode_and_leaves_nothing_else() {
 fn a_file_that_was_replaced_meanwhile_is_left_alone() {
     let (directory, keys) = open();
     let name = cbc(3, 1);
-    store(&keys, 3, Placement::First);
+    store(&keys, 3, VersionPolicy::First);
     let error = keys
         .replace(&name, b"before", b"new")
         .unwrap_err()

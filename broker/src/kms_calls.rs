@@ -1,0 +1,196 @@
+//! The KMS calls, one try each.
+//!
+//! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
+use aws_session::{
+    kms_failure::{failure, incomplete, wrapped_key},
+    session::Session,
+    settings::{Service, Settings},
+};
+use broker_api::{
+    Decrypt, Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, version1,
+};
+use key_store::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
+
+use crate::session_manager::SessionManager;
+
+const GENERATE: &str = "GenerateDataKeyWithoutPlaintext";
+
+/// Longest id of a master key, and longest ARN, in bytes.
+const MAX_MASTER_KEY_BYTES: usize = 2048;
+
+/// Longest id of a request that is passed on, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Calls KMS with the session that is open, in the region and at the endpoint of the configuration.
+pub(crate) struct KmsCalls {
+    builder: Builder,
+    settings: KmsSettings,
+    /// Of the last session.
+    client: Mutex<Option<(Arc<Session>, Client)>>,
+}
+
+impl KmsCalls {
+    /// Calls KMS where `aws` says.
+    pub fn new(aws: &Settings) -> Self {
+        let request_timeout = aws.request_timeout().as_millis();
+        Self {
+            builder: Builder::from(&aws.sdk_config(None)),
+            settings: KmsSettings {
+                region: aws.region().into(),
+                endpoint_url: aws.endpoint_url(Service::Kms).map(str::to_owned),
+                request_timeout_milliseconds: u64::try_from(request_timeout).unwrap_or(u64::MAX),
+            },
+            client: Mutex::new(None),
+        }
+    }
+
+    /// What clients may know of the configuration.
+    pub fn settings(&self) -> &KmsSettings {
+        &self.settings
+    }
+
+    /// Does what `request`, which has been checked, asks of KMS.
+    pub async fn call(
+        &self,
+        sessions: &SessionManager,
+        request: &Request,
+    ) -> Result<Reply, Failure> {
+        let session = sessions.session()?;
+        let client = self.client(&session);
+        let session_over = || sessions.ended(&session);
+        match request {
+            Request::Decrypt(request) => decrypt(&client, request, session_over).await,
+            Request::GenerateDataKey(request) => generate(&client, request, session_over).await,
+            Request::Session => Ok(Reply::Session(sessions.state(self.settings.clone()))),
+        }
+    }
+
+    fn client(&self, session: &Arc<Session>) -> Client {
+        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, client)) = &*kept
+            && Arc::ptr_eq(of, session)
+        {
+            return client.clone();
+        }
+        let config = self.builder.clone().credentials_provider(session.to_sdk());
+        let client = Client::from_conf(config.build());
+        *kept = Some((Arc::clone(session), client.clone()));
+        client
+    }
+
+    /// Refuses a request of version 1 that wants another region or endpoint than the broker's, which
+    /// was the client's to choose then. Its time limit is ignored.
+    pub fn check_options(&self, request: &version1::Request) -> Result<(), Failure> {
+        let Some(options) = request.options() else {
+            return Ok(());
+        };
+        let region = &self.settings.region;
+        if !options.region.is_empty() && options.region != *region {
+            return Err(invalid(format!(
+                "aws_key_management_region is not {region}, in which the broker calls KMS; remove the variable, or set region in the broker's configuration and restart it"
+            )));
+        }
+        let is_same =
+            |url: &String| url.trim_end_matches('/') == options.endpoint_url.trim_end_matches('/');
+        if !options.endpoint_url.is_empty()
+            && !self.settings.endpoint_url.as_ref().is_some_and(is_same)
+        {
+            return Err(invalid(
+                "aws_key_management_endpoint_url is not the endpoint at which the broker calls KMS; remove the variable, or set AWS_ENDPOINT_URL_KMS in the broker's environment and restart it".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what KMS would not take, before it costs anything.
+pub(crate) fn check(request: &Request) -> Result<(), Failure> {
+    let why = match request {
+        Request::Decrypt(request)
+            if !(1..=MAX_CIPHERTEXT_BYTES).contains(&request.ciphertext_blob.len()) =>
+        {
+            "a wrapped key must have 1 to 6144 bytes"
+        }
+        Request::GenerateDataKey(request) if !matches!(request.key_bytes, 16 | 32) => {
+            "a data key must have 16 or 32 bytes"
+        }
+        Request::GenerateDataKey(request)
+            if !(1..=MAX_MASTER_KEY_BYTES).contains(&request.master_key_id.len()) =>
+        {
+            "a master key id must have 1 to 2048 characters"
+        }
+        _ => return Ok(()),
+    };
+    Err(invalid(why.into()))
+}
+
+async fn decrypt(
+    client: &Client,
+    request: &Decrypt,
+    session_over: impl FnOnce() -> Failure,
+) -> Result<Reply, Failure> {
+    let answer = client
+        .decrypt()
+        .ciphertext_blob(Blob::new(request.ciphertext_blob.as_slice()))
+        .send()
+        .await
+        .map_err(|error| failure("Decrypt", &error, session_over))?;
+    let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
+    Ok(Reply::Decrypted {
+        key: PlaintextKey::new(plaintext)
+            .map_err(|error| incomplete("Decrypt", &answer, &error.to_string()))?,
+        master_key_arn: beginning(answer.key_id(), MAX_MASTER_KEY_BYTES),
+        request_id: beginning(answer.request_id(), MAX_REQUEST_ID_BYTES),
+    })
+}
+
+async fn generate(
+    client: &Client,
+    request: &GenerateDataKey,
+    session_over: impl FnOnce() -> Failure,
+) -> Result<Reply, Failure> {
+    let answer = client
+        .generate_data_key_without_plaintext()
+        .key_id(&request.master_key_id)
+        .number_of_bytes(request.key_bytes.into())
+        .send()
+        .await
+        .map_err(|error| failure(GENERATE, &error, session_over))?;
+    let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
+    Ok(Reply::Generated {
+        ciphertext_blob: wrapped_key(GENERATE, &answer, ciphertext_blob)?,
+        master_key_arn: beginning(answer.key_id(), MAX_MASTER_KEY_BYTES),
+        request_id: beginning(answer.request_id(), MAX_REQUEST_ID_BYTES),
+    })
+}
+
+/// What fits into a frame and a line of a log.
+fn beginning(text: Option<&str>, most_bytes: usize) -> String {
+    let text = text.unwrap_or_default();
+    let printable = text.chars().filter(char::is_ascii_graphic);
+    printable.take(most_bytes).collect()
+}
+
+fn invalid(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::InvalidRequest,
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_for_a_frame_or_no_text_for_a_line_is_cut_off() {
+        assert_eq!(beginning(Some("arn"), 10), "arn");
+        assert_eq!(beginning(Some(&"a".repeat(5000)), 2048).len(), 2048);
+        assert_eq!(beginning(None, 10), "");
+        assert_eq!(beginning(Some("a\nb\u{2028}c"), 10), "abc");
+    }
+}

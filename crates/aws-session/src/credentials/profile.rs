@@ -1,0 +1,235 @@
+//! The credentials of a profile: keys, a program that prints them, or a role that is assumed with
+//! the credentials of another profile.
+//!
+//! Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-assume-role-credentials.html>.
+
+use aws_runtime::env_config::section::Profile;
+use secrecy::SecretString;
+use tracing::info;
+
+use super::{
+    CredentialsError, Finder, from_environment, machine,
+    process::{self, ProcessError},
+};
+use crate::{
+    session::Session,
+    settings::{Profiles, SettingsError},
+    sts::{self, Role},
+};
+
+/// Most roles that are assumed one after another.
+const MAX_ROLES: usize = 8;
+
+/// The credentials of the profile that is meant; `None`: it has none, or there is no such profile and
+/// nobody has named one.
+pub(super) fn credentials(
+    finder: &Finder<'_>,
+    profiles: &Profiles,
+) -> Result<Option<Session>, CredentialsError> {
+    let Some(selected) = profiles.selected()? else {
+        return Ok(None);
+    };
+    let mut roles = Vec::new();
+    let mut profile = selected;
+    let base = loop {
+        let source = Source {
+            finder,
+            profiles,
+            profile,
+        };
+        let Some(role) = source.role()? else {
+            break source.own()?;
+        };
+        roles.push(role);
+        if roles.len() > MAX_ROLES {
+            return Err(source.failed("its roles lead to one another without end"));
+        }
+        match source.role_source()? {
+            RoleSource::Session(session) => break Some(session),
+            RoleSource::SameProfile => break source.keys()?,
+            RoleSource::Profile(next) => profile = next,
+        }
+    };
+    let Some(mut session) = base else {
+        return match roles.is_empty() {
+            true => Ok(None),
+            false => Err(CredentialsError::Source {
+                from: format!("profile {}", profile.name()),
+                why: "it has none, and a role is to be assumed with them".into(),
+            }),
+        };
+    };
+    for role in roles.iter().rev() {
+        let assumed = finder.run(sts::assume_role(finder.aws, &session, role))?;
+        session = assumed.map_err(|why| CredentialsError::Source {
+            from: format!("role {} of profile {}", role.arn, selected.name()),
+            why,
+        })?;
+    }
+    Ok(Some(session))
+}
+
+/// What a role is assumed with.
+enum RoleSource<'a> {
+    Session(Session),
+    /// Keys beside the role.
+    SameProfile,
+    Profile(&'a Profile),
+}
+
+struct Source<'a> {
+    finder: &'a Finder<'a>,
+    profiles: &'a Profiles,
+    profile: &'a Profile,
+}
+
+impl<'a> Source<'a> {
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.profile.get(key).filter(|value| !value.is_empty())
+    }
+
+    fn failed(&self, why: impl Into<String>) -> CredentialsError {
+        CredentialsError::Source {
+            from: format!(
+                "profile {} in {}",
+                self.profile.name(),
+                self.profiles.looked_at()
+            ),
+            why: why.into(),
+        }
+    }
+
+    /// The role that the profile is for, unless a token is exchanged for it.
+    fn role(&self) -> Result<Option<Role>, CredentialsError> {
+        let Some(arn) = self.get("role_arn") else {
+            return Ok(None);
+        };
+        if self.get("web_identity_token_file").is_some() {
+            return Ok(None);
+        }
+        if let Some(serial_number) = self.get("mfa_serial") {
+            return Err(self.failed(format!(
+                "it assumes a role with an MFA code (mfa_serial), which is done by the configuration here: set kms_mfa_id = {serial_number}, role_arn = {arn} and profile = {} there",
+                self.get("source_profile").unwrap_or("SOURCE_PROFILE")
+            )));
+        }
+        Ok(Some(Role {
+            arn: arn.into(),
+            session_name: self.get("role_session_name").map(str::to_owned),
+            external_id: self.get("external_id").map(str::to_owned),
+        }))
+    }
+
+    fn role_source(&self) -> Result<RoleSource<'a>, CredentialsError> {
+        match (self.get("source_profile"), self.get("credential_source")) {
+            (Some(name), None) if name == self.profile.name() => Ok(RoleSource::SameProfile),
+            (Some(name), None) => match self.profiles.profile(name) {
+                Some(profile) => Ok(RoleSource::Profile(profile)),
+                None => Err(SettingsError::NoProfile {
+                    profile: name.into(),
+                    by: "source_profile",
+                    files: self.profiles.looked_at(),
+                }
+                .into()),
+            },
+            (None, Some(source)) => self.named_source(source).map(RoleSource::Session),
+            (Some(_), Some(_)) => {
+                Err(self.failed("it has both source_profile and credential_source; remove one"))
+            }
+            (None, None) => {
+                Err(self.failed("it has role_arn, but no source_profile or credential_source"))
+            }
+        }
+    }
+
+    fn named_source(&self, source: &str) -> Result<Session, CredentialsError> {
+        let found = match source.to_ascii_lowercase().as_str() {
+            "environment" => {
+                from_environment()?.ok_or_else(|| "AWS_ACCESS_KEY_ID is not set".to_owned())
+            }
+            "ec2instancemetadata" => machine::instance(self.finder)?,
+            "ecscontainer" => machine::container(self.finder)?
+                .unwrap_or_else(|| Err("no variable names the container's endpoint".into())),
+            _ => Err("it is not Environment, Ec2InstanceMetadata or EcsContainer".into()),
+        };
+        found.map_err(|why: String| self.failed(format!("credential_source {source}: {why}")))
+    }
+
+    /// The profile's credentials without a role; `None`: it has none.
+    fn own(&self) -> Result<Option<Session>, CredentialsError> {
+        if let Some(keys) = self.keys()? {
+            return Ok(Some(keys));
+        }
+        if let Some(file) = self.get("web_identity_token_file") {
+            let by = "web_identity_token_file";
+            let session = machine::web_identity(
+                self.finder,
+                (file, by),
+                self.get("role_arn"),
+                self.get("role_session_name"),
+            )?;
+            return session.map(Some).map_err(|why| self.failed(why));
+        }
+        if let Some(command) = self.get("credential_process") {
+            return self.process(command).map(Some);
+        }
+        for (key, what) in [
+            ("sso_session", "IAM Identity Center"),
+            ("sso_start_url", "IAM Identity Center"),
+            ("login_session", "aws login"),
+        ] {
+            if self.get(key).is_some() {
+                let profile = self.profile.name();
+                return Err(self.failed(format!(
+                    "it signs in with {what} ({key}), which only the AWS CLI does; sign in there, and export the credentials: eval \"$(aws configure export-credentials --profile {profile} --format env)\", or set credential_process = aws configure export-credentials --profile {profile} in another profile and use that"
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The keys of the profile; `None`: it has none.
+    fn keys(&self) -> Result<Option<Session>, CredentialsError> {
+        let (id, secret) = ("aws_access_key_id", "aws_secret_access_key");
+        let for_key = |key: &str| match self.profile.get(key) {
+            Some("") => Err(self.failed(format!("its {key} is empty"))),
+            value => Ok(value),
+        };
+        let (access_key_id, secret_access_key) = match (for_key(id)?, for_key(secret)?) {
+            (Some(id), Some(secret)) => (id, secret),
+            (None, None) => return Ok(None),
+            (None, _) => return Err(self.failed(format!("it has no {id}"))),
+            (_, None) => return Err(self.failed(format!("it has no {secret}"))),
+        };
+        let session = Session {
+            access_key_id: access_key_id.into(),
+            secret_access_key: secret_access_key.into(),
+            session_token: self.get("aws_session_token").map(SecretString::from),
+            expiration_unix_seconds: None,
+        };
+        match session.check() {
+            Ok(()) => Ok(Some(session)),
+            Err(why) => {
+                let place = self.profiles.place(id, access_key_id);
+                Err(self.failed(format!("the key ({place}) {why}")))
+            }
+        }
+    }
+
+    fn process(&self, command: &str) -> Result<Session, CredentialsError> {
+        let timeout = self.finder.aws.request_timeout();
+        info!(
+            "waiting for the credential_process of profile {}",
+            self.profile.name()
+        );
+        let session = process::run(command, timeout, self.finder.interrupt);
+        let session = session.and_then(|session| match session.check() {
+            Ok(()) => Ok(session),
+            Err(why) => Err(ProcessError::Failed(format!("its key {why}"))),
+        });
+        session.map_err(|error| match error {
+            ProcessError::Interrupted => CredentialsError::Interrupted,
+            ProcessError::Failed(why) => self.failed(format!("credential_process: {why}")),
+        })
+    }
+}

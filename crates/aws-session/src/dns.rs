@@ -1,0 +1,123 @@
+//! Name resolution for the SDK's HTTP client.
+//!
+//! The client's own runs on a pool of threads whose runtime panics where no thread can be started.
+//! This one returns an error instead, and keeps no thread that is not at work.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, ToSocketAddrs},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
+use tokio::sync::oneshot;
+
+/// Enough for the name service's modules, and little where address space is limited.
+const STACK_BYTES: usize = 512 * 1024;
+
+type Answer = Result<Vec<IpAddr>, String>;
+
+/// Asks the host's name service, once for all who want the same name at the same time: one that
+/// hangs keeps one thread busy and no more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resolver {
+    waiting: Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Answer>>>>>,
+}
+
+impl ResolveDns for Resolver {
+    fn resolve_dns<'a>(&'a self, name: &'a str) -> DnsFuture<'a> {
+        let answer = self.ask(name);
+        DnsFuture::new(async move {
+            let answer = answer.map_err(|error| {
+                ResolveDnsError::new(format!("cannot start a thread for a DNS look-up: {error}"))
+            })?;
+            answer
+                .await
+                .unwrap_or_else(|_| Err("the DNS look-up was lost".into()))
+                .map_err(ResolveDnsError::new)
+        })
+    }
+}
+
+impl Resolver {
+    fn ask(&self, name: &str) -> io::Result<oneshot::Receiver<Answer>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.waiting();
+        if let Some(others) = waiting.get_mut(name) {
+            others.retain(|sender| !sender.is_closed());
+            others.push(sender);
+            return Ok(receiver);
+        }
+        let (resolver, asked) = (self.clone(), name.to_owned());
+        thread::Builder::new()
+            .name("dns".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || resolver.answer(&asked))?;
+        waiting.insert(name.into(), vec![sender]);
+        Ok(receiver)
+    }
+
+    fn answer(&self, name: &str) {
+        let answer = look_up(name);
+        for sender in self.waiting().remove(name).unwrap_or_default() {
+            // Who has given up meanwhile needs no answer.
+            let _ = sender.send(answer.clone());
+        }
+    }
+
+    /// The map is whole at every unlock.
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Answer>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn look_up(name: &str) -> Answer {
+    let addresses = (name, 0)
+        .to_socket_addrs()
+        .map_err(|error| format!("cannot resolve {name}: {error}"))?;
+    Ok(addresses.map(|address| address.ip()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(names: &[&str]) -> Vec<Result<Vec<IpAddr>, String>> {
+        let resolver = Resolver::default();
+        let runtime = crate::settings::runtime().unwrap();
+        runtime.block_on(async {
+            let questions: Vec<_> = names
+                .iter()
+                .map(|name| resolver.resolve_dns(name))
+                .collect();
+            let mut answers = Vec::new();
+            for question in questions {
+                answers.push(
+                    question
+                        .await
+                        .map_err(|error| crate::root_cause::root_cause(&error)),
+                );
+            }
+            answers
+        })
+    }
+
+    #[test]
+    fn all_who_want_the_same_name_get_its_addresses() {
+        for answer in resolve(&["localhost"; 50]) {
+            assert!(answer.unwrap().iter().all(IpAddr::is_loopback));
+        }
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_named() {
+        let answers = resolve(&["no-such-host.invalid"]);
+        let error = answers[0].as_ref().unwrap_err();
+        assert!(
+            error.starts_with("cannot resolve no-such-host.invalid: "),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,34 @@
+//! The MFA code that STS takes.
+
+use std::fmt;
+
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// Six digits of an MFA device, wiped when dropped and never printed.
+///
+/// In a box: whatever is moved leaves copies on the stack.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct TokenCode(Box<[u8]>);
+
+impl TokenCode {
+    /// Takes exactly six ASCII digits.
+    pub fn new(digits: &[u8]) -> Option<Self> {
+        Self::is_code(digits).then(|| Self(digits.into()))
+    }
+
+    /// Whether `digits` are a code.
+    pub fn is_code(digits: &[u8]) -> bool {
+        digits.len() == 6 && digits.iter().all(u8::is_ascii_digit)
+    }
+
+    /// The digits, for the request to STS.
+    pub fn expose(&self) -> &str {
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for TokenCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenCode")
+    }
+}

@@ -1,0 +1,580 @@
+//! The FIFO that codes are written to.
+//!
+//! Whoever could replace the FIFO by their own would be handed the codes of the careful, so: its
+//! directory, and each on the way there, is of our own user or of root, and others cannot write it or
+//! it is sticky; nothing found at its path is used unless it is a FIFO of our own user; and what was
+//! opened is checked again by `fstat`.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, open, openat, openat2},
+    sys::stat::{
+        FchmodatFlags::FollowSymlink, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat,
+        major, minor,
+    },
+    unistd::{AccessFlags, Gid, Uid, UnlinkatFlags, access, fchown, geteuid, mkfifoat, unlinkat},
+};
+use tracing::warn;
+use trusted_directory::DirectoryError;
+
+use super::state_file::{self, Stage, StateFile};
+use aws_session::config::FifoAccess;
+use service::on_abort;
+
+/// How long a broker whose server has just ended may take to remove its FIFO.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(2);
+
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the channel cannot be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum FifoError {
+    /// The directory is not there or cannot be used.
+    #[error(
+        "cannot open the directory of the FIFO {path}: {source}; create it, for the default path with RuntimeDirectory=iam-kms-wrapper in the unit",
+        path = path.display()
+    )]
+    Directory {
+        /// The FIFO.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others could replace the FIFO.
+    #[error(
+        "will not make the FIFO {path}: {source} and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        path = path.display()
+    )]
+    DirectoryOpen {
+        /// The FIFO.
+        path: PathBuf,
+        /// Who could.
+        source: DirectoryError,
+    },
+    /// Something else lies at the path.
+    #[error(
+        "will not use {path} as the FIFO: {what}; remove it, or set kms_mfa_socket to another path",
+        path = path.display()
+    )]
+    Occupied {
+        /// The FIFO.
+        path: PathBuf,
+        /// What lies there.
+        what: &'static str,
+    },
+    /// Another process awaits a code there.
+    #[error(
+        "{who} already waits for a code at the FIFO {path}; stop it, or set kms_mfa_socket to another path",
+        path = path.display()
+    )]
+    Busy {
+        /// The FIFO.
+        path: PathBuf,
+        /// Which process, as far as can be seen.
+        who: String,
+    },
+    /// A step of making it failed.
+    #[error("cannot {step} the FIFO {path}: {source}", path = path.display())]
+    Make {
+        /// The FIFO.
+        path: PathBuf,
+        /// What failed.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// Waiting for a code failed.
+    #[error("cannot wait for a code: {0}")]
+    Wait(io::Error),
+    /// The terminal is gone, or standard input has ended.
+    #[error("standard input was closed before a code was typed")]
+    InputClosed,
+}
+
+impl FifoError {
+    pub(super) fn wait(error: Errno) -> Self {
+        Self::Wait(error.into())
+    }
+
+    /// Whether descriptors or memory have run out, of which there may be more later.
+    pub(super) fn is_shortage(&self) -> bool {
+        let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
+        matches!(self, Self::Make { source, .. }
+            if shortages.iter().any(|errno| source.raw_os_error() == Some(*errno as i32)))
+    }
+}
+
+/// A FIFO of our own, removed when dropped.
+pub(super) struct Fifo {
+    path: PathBuf,
+    directory: OwnedFd,
+    reader: OwnedFd,
+    identity: (u64, u64),
+    /// When the FIFO last changed, as far as we have seen. Each write changes it.
+    changed: (i64, i64),
+    state: Option<StateFile>,
+    /// Held as long as we read there; given back after the FIFO is removed.
+    _lock: Flock<OwnedFd>,
+}
+
+impl Fifo {
+    /// Makes the FIFO with exactly this mode and group, or takes over one that an earlier process
+    /// of our user left behind.
+    pub fn make(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
+        let (directory, status) = open_directory(path)?;
+        check_directory(path, &status)?;
+        let lock = lock(path, &directory)?;
+        on_abort::FIFO.made(path);
+        // Until the first writer has closed, it will do for both.
+        let reader = lock.as_fd().try_clone_to_owned();
+        let mut fifo = Self {
+            path: path.into(),
+            identity: identity(&check_ours(path, &lock)?),
+            directory,
+            reader: reader.map_err(|source| make_error(path, "open", source))?,
+            changed: (0, 0),
+            state: None,
+            _lock: lock,
+        };
+        fifo.open_to_writers(access)?;
+        fifo.changed = changed(&check_ours(path, &fifo.reader)?);
+        fifo.state = StateFile::make(path, &fifo.directory, access)
+            .inspect_err(|error| {
+                warn!(
+                    "cannot make the file {}.state, which tells writers what became of their code: {error}",
+                    path.display()
+                );
+            })
+            .ok();
+        Ok(fifo)
+    }
+
+    fn open_to_writers(&self, access: FifoAccess) -> Result<(), FifoError> {
+        let failed = |step| move |error: Errno| make_error(&self.path, step, error);
+        if let Some(gid) = access.gid {
+            fchown(&self.reader, None, Some(Gid::from_raw(gid)))
+                .map_err(failed("set the group of"))?;
+        }
+        // After the group: a wider mode must never hold for the group that the file was made with.
+        fchmod(&self.reader, Mode::from_bits_truncate(access.mode))
+            .map_err(failed("set the mode of"))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Says what has become of the last input, for its writer.
+    pub fn tell(&mut self, stage: Stage, text: &str) {
+        if let Some(state) = &mut self.state {
+            state.tell(stage, text);
+        }
+    }
+
+    /// Whether the FIFO has changed since [`Self::make`] or [`Self::reopen`]: somebody has written to
+    /// it. (Or changed its mode. Where a writer has mounted the file system read-only, the kernel notes
+    /// no change.)
+    pub fn has_changed(&self) -> bool {
+        fstat(&self.reader).is_ok_and(|status| changed(&status) != self.changed)
+    }
+
+    /// Opens the FIFO again after its last writer has closed, else poll(2) would report that for
+    /// ever. The old descriptor lives until the new one is there, so no writer finds no reader and
+    /// nothing that was written in between is lost.
+    pub fn reopen(&mut self) -> Result<(), FifoError> {
+        let reader = open_reader(&self.path, &self.directory)?;
+        let status = check_ours(&self.path, &reader)?;
+        if identity(&status) != self.identity {
+            return Err(occupied(&self.path, "another FIFO has taken its place"));
+        }
+        self.reader = reader;
+        self.changed = changed(&status);
+        Ok(())
+    }
+}
+
+impl AsFd for Fifo {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+impl Drop for Fifo {
+    fn drop(&mut self) {
+        on_abort::FIFO.removed();
+        let Some(name) = self.path.file_name() else {
+            return;
+        };
+        let there = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if !there.is_ok_and(|status| identity(&status) == self.identity) {
+            return;
+        }
+        state_file::remove(&self.path, &self.directory);
+        if let Err(error) = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
+            warn!(
+                "cannot remove the FIFO {}: {}",
+                self.path.display(),
+                io::Error::from(error)
+            );
+        }
+    }
+}
+
+/// Whether a FIFO could be made at `path`; the error is the one of making it. Changes nothing.
+pub fn check(path: &Path) -> Result<(), FifoError> {
+    let (directory, status) = open_directory(path)?;
+    check_directory(path, &status)?;
+    let name = path.file_name().unwrap_or_default();
+    if let Ok(status) = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        check_left_behind(path, &directory)?;
+        return match holder(&status) {
+            Some(pid) => Err(busy(path, Some(pid))),
+            None => Ok(()),
+        };
+    }
+    access(
+        path.parent().unwrap_or(Path::new("/")),
+        AccessFlags::W_OK | AccessFlags::X_OK,
+    )
+    .map_err(|error| make_error(path, "make", error))
+}
+
+fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(directory, flags, Mode::empty())
+        .and_then(|descriptor| Ok((fstat(&descriptor)?, descriptor)))
+        .map(|(status, descriptor)| (descriptor, status))
+        .map_err(|error| FifoError::Directory {
+            path: path.into(),
+            source: error.into(),
+        })
+}
+
+fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    trusted_directory::check(parent, None).map_err(|error| match error {
+        DirectoryError::Examine { source, .. } => FifoError::Directory {
+            path: path.into(),
+            source,
+        },
+        source => FifoError::DirectoryOpen {
+            path: path.into(),
+            source,
+        },
+    })?;
+    let owner = Uid::from_raw(directory.st_uid);
+    if directory.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid() {
+        warn_of_protection(path);
+    }
+    Ok(())
+}
+
+/// In another's sticky directory fs.protected_fifos may keep even root from writing to our FIFO:
+/// open(2) with O_CREAT, which the shell's `>` uses, is refused there to all but its owner.
+///
+/// Source: <https://docs.kernel.org/admin-guide/sysctl/fs.html>.
+fn warn_of_protection(path: &Path) {
+    let protected = std::fs::read_to_string("/proc/sys/fs/protected_fifos");
+    if protected.is_ok_and(|level| level.trim() != "0") {
+        warn!(
+            "the FIFO {path} lies in a directory that everybody can write, where this kernel \
+             (fs.protected_fifos) refuses `echo … > {path}` to all but user {uid}, root included; \
+             set kms_mfa_socket to a path in a directory of the service's own, such as {default}",
+            path = path.display(),
+            uid = geteuid(),
+            default = aws_session::config::DEFAULT_FIFO,
+        );
+    }
+}
+
+fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> {
+    let name = path.file_name().unwrap_or_default();
+    let made = mkfifoat(directory, name, Mode::S_IRUSR | Mode::S_IWUSR);
+    match made {
+        // The umask, which the command is to inherit, may have left not even us the right to open
+        // it. By name, because it cannot be opened yet: others cannot rename in this directory.
+        Ok(()) => fchmodat(
+            directory,
+            name,
+            Mode::S_IRUSR | Mode::S_IWUSR,
+            FollowSymlink,
+        )
+        .map_err(|error| make_error(path, "set the mode of", error)),
+        Err(Errno::EEXIST) => check_left_behind(path, directory),
+        Err(error) => Err(make_error(path, "make", error)),
+    }
+}
+
+/// Makes the FIFO, or takes one over, and locks it: two processes that read from one FIFO would take each
+/// other's codes, and the first to end would remove it.
+fn lock(path: &Path, directory: &OwnedFd) -> Result<Flock<OwnedFd>, FifoError> {
+    let until = Instant::now() + PREDECESSOR_PATIENCE;
+    loop {
+        make_or_take_over(path, directory)?;
+        let reader = match open_reader(path, directory) {
+            // Its process has removed it meanwhile.
+            Err(FifoError::Make { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                continue;
+            }
+            reader => reader?,
+        };
+        let status = check_ours(path, &reader)?;
+        match Flock::lock(reader, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) if is_at(path, directory, &status) => return Ok(lock),
+            Ok(_) => {}
+            Err((_, Errno::EWOULDBLOCK)) if Instant::now() < until => {
+                thread::sleep(PREDECESSOR_PAUSE);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => return Err(busy(path, holder(&status))),
+            Err((_, error)) => return Err(make_error(path, "lock", error)),
+        }
+    }
+}
+
+fn is_at(path: &Path, directory: &OwnedFd, status: &FileStat) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .is_ok_and(|there| identity(&there) == identity(status))
+}
+
+/// The process that holds the lock, if that can be seen. Source: proc_locks(5).
+fn holder(status: &FileStat) -> Option<i32> {
+    let file = format!(
+        "{:02x}:{:02x}:{}",
+        major(status.st_dev),
+        minor(status.st_dev),
+        status.st_ino
+    );
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        (words.next()? == "FLOCK").then_some(())?;
+        let pid = words.nth(2)?.parse().ok()?;
+        (words.next()? == file).then_some(pid)
+    })
+}
+
+fn busy(path: &Path, holder: Option<i32>) -> FifoError {
+    let name = |pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.map_or_else(|_| String::new(), |name| format!(" ({})", name.trim_end()))
+    };
+    FifoError::Busy {
+        path: path.into(),
+        who: holder.map_or_else(
+            || "another process".into(),
+            |pid| format!("process {pid}{}", name(pid)),
+        ),
+    }
+}
+
+/// Whether what lies at the path is a FIFO that an earlier process of our user was not able to
+/// remove. Writers may be waiting in it already, so it is used as it is.
+fn check_left_behind(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> {
+    let status = fstatat(
+        directory,
+        path.file_name().unwrap_or_default(),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .map_err(|error| make_error(path, "look at", error))?;
+    check_kind(path, &status)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    match openat2(nix::fcntl::AT_FDCWD, path, how) {
+        Ok(_) => Ok(()),
+        Err(Errno::ELOOP) => Err(occupied(
+            path,
+            "there is a FIFO, reached through a symbolic link",
+        )),
+        Err(error) => Err(make_error(path, "look at", error)),
+    }
+}
+
+fn open_reader(path: &Path, directory: &OwnedFd) -> Result<OwnedFd, FifoError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(
+        directory,
+        path.file_name().unwrap_or_default(),
+        flags,
+        Mode::empty(),
+    )
+    .map_err(|error| make_error(path, "open", error))
+}
+
+fn check_ours(path: &Path, reader: &OwnedFd) -> Result<FileStat, FifoError> {
+    let status = fstat(reader).map_err(|error| make_error(path, "look at", error))?;
+    check_kind(path, &status)?;
+    Ok(status)
+}
+
+fn check_kind(path: &Path, status: &FileStat) -> Result<(), FifoError> {
+    let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
+    let what = match kind {
+        SFlag::S_IFIFO if Uid::from_raw(status.st_uid) != geteuid() => {
+            "it is a FIFO of another user"
+        }
+        SFlag::S_IFIFO if status.st_nlink != 1 => "it is a FIFO with a second name",
+        SFlag::S_IFIFO => return Ok(()),
+        SFlag::S_IFLNK => "it is a symbolic link",
+        SFlag::S_IFDIR => "it is a directory",
+        SFlag::S_IFSOCK => "it is a socket",
+        SFlag::S_IFREG => "it is a regular file (a code that was written while no FIFO was there?)",
+        _ => "it is a device",
+    };
+    Err(occupied(path, what))
+}
+
+fn occupied(path: &Path, what: &'static str) -> FifoError {
+    FifoError::Occupied {
+        path: path.into(),
+        what,
+    }
+}
+
+fn make_error(path: &Path, step: &'static str, error: impl Into<io::Error>) -> FifoError {
+    FifoError::Make {
+        path: path.into(),
+        step,
+        source: error.into(),
+    }
+}
+
+fn identity(status: &FileStat) -> (u64, u64) {
+    (status.st_dev, status.st_ino)
+}
+
+fn changed(status: &FileStat) -> (i64, i64) {
+    (status.st_ctime, status.st_ctime_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    const PRIVATE: FifoAccess = FifoAccess {
+        mode: 0o600,
+        gid: None,
+    };
+
+    fn directory() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mfa");
+        (directory, path)
+    }
+
+    /// Why no FIFO is made at `path`, which a check beforehand tells in the same words.
+    fn refusal(path: &Path) -> String {
+        let text = |error: FifoError| error.to_string();
+        let checked = check(path).err().map(text).unwrap_or_default();
+        let made = Fifo::make(path, PRIVATE).err().map(text);
+        assert_eq!(checked, made.unwrap_or_default());
+        checked
+    }
+
+    #[test]
+    fn a_fifo_lives_as_long_as_its_owner() {
+        let (_directory, path) = directory();
+        let fifo = Fifo::make(
+            &path,
+            FifoAccess {
+                mode: 0o622,
+                gid: None,
+            },
+        )
+        .unwrap();
+        let metadata = path.symlink_metadata().unwrap();
+        assert!(metadata.file_type().is_fifo());
+        assert_eq!(metadata.mode() & 0o7777, 0o622);
+        drop(fifo);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_fifo_left_behind_is_taken_over_with_the_configured_mode() {
+        let (_directory, path) = directory();
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let before = path.metadata().unwrap().ino();
+        check(&path).unwrap();
+        let _fifo = Fifo::make(&path, PRIVATE).unwrap();
+        assert_eq!(path.metadata().unwrap().ino(), before);
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
+        let (directory, path) = directory();
+        std::fs::write(&path, "111676").unwrap();
+        assert!(
+            refusal(&path).contains("it is a regular file"),
+            "{}",
+            refusal(&path)
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "111676");
+        std::fs::remove_file(&path).unwrap();
+
+        std::fs::create_dir(&path).unwrap();
+        assert!(refusal(&path).contains("it is a directory"));
+        std::fs::remove_dir(&path).unwrap();
+
+        let elsewhere = directory.path().join("elsewhere");
+        nix::unistd::mkfifo(&elsewhere, Mode::S_IRWXU).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        assert!(refusal(&path).contains("it is a symbolic link"));
+    }
+
+    #[test]
+    fn a_fifo_left_behind_a_symbolic_link_is_refused() {
+        let (directory, _) = directory();
+        let real = directory.path().join("real");
+        std::fs::create_dir(&real).unwrap();
+        symlink(&real, directory.path().join("link")).unwrap();
+        nix::unistd::mkfifo(&real.join("mfa"), Mode::S_IRWXU).unwrap();
+        let error = refusal(&directory.path().join("link/mfa"));
+        assert!(error.contains("through a symbolic link"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_open_to_all_is_refused_unless_it_is_sticky() {
+        let (directory, path) = directory();
+        let set_mode = |mode| {
+            std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
+        };
+        set_mode(0o777);
+        assert!(refusal(&path).contains("every user can write the directory"));
+        set_mode(0o1777);
+        assert_eq!(refusal(&path), "");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_missing_directory_is_named_with_what_to_do() {
+        let error = refusal(Path::new("/nonexistent/mfa"));
+        assert!(
+            error.contains("RuntimeDirectory=iam-kms-wrapper"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_fifo_that_was_replaced_is_neither_reopened_nor_removed() {
+        let (_directory, path) = directory();
+        let mut fifo = Fifo::make(&path, PRIVATE).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(fifo.reopen().is_err());
+        drop(fifo);
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,396 @@
+//! Cuts what is written to the channel into inputs: codes, session documents, and the rest.
+
+use std::time::Duration;
+
+use zeroize::{Zeroize, Zeroizing};
+
+use aws_session::{
+    session::{Session, parse_document},
+    token_code::TokenCode,
+};
+
+/// More than any session document has; what is longer is counted and dropped.
+const LIMIT_BYTES: usize = 16 * 1024;
+
+/// What some tools begin a text with; it means nothing.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// How long six digits without a line end may be the start of more.
+const CODE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a writer may pause within one input.
+const INPUT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One thing that was written to the channel.
+#[derive(Debug)]
+pub enum Input {
+    /// An MFA code.
+    TokenCode(TokenCode),
+    /// A session, opened elsewhere.
+    Session(Session),
+    /// Anything else, told by length and kind, never by content.
+    Refused(String),
+    /// Something was written, and another process has read it.
+    Vanished,
+}
+
+/// Collects bytes until they are a whole input.
+pub(super) struct Assembler {
+    /// Never grows, so that no copy of a secret is left behind.
+    buffer: Zeroizing<Vec<u8>>,
+    /// Bytes of the present input that were dropped because the buffer was full.
+    dropped_bytes: usize,
+    /// A document ends with its brace; the line end after it is nothing of its own.
+    after_document: bool,
+    braces: Braces,
+}
+
+/// Finds the brace that ends a JSON document, whether or not the rest is JSON. Looks at each byte
+/// once.
+#[derive(Default)]
+struct Braces {
+    depth: usize,
+    in_string: bool,
+    after_backslash: bool,
+}
+
+impl Braces {
+    /// True if `byte` ends the document.
+    fn end_with(&mut self, byte: u8) -> bool {
+        let after_backslash = std::mem::take(&mut self.after_backslash);
+        match byte {
+            b'"' if !after_backslash => self.in_string = !self.in_string,
+            b'\\' if self.in_string => self.after_backslash = !after_backslash,
+            b'{' if !self.in_string => self.depth += 1,
+            b'}' if !self.in_string => {
+                self.depth = self.depth.saturating_sub(1);
+                return self.depth == 0;
+            }
+            _ => {}
+        }
+        false
+    }
+}
+
+impl Assembler {
+    pub fn new() -> Self {
+        Self {
+            buffer: Zeroizing::new(Vec::with_capacity(LIMIT_BYTES)),
+            dropped_bytes: 0,
+            after_document: false,
+            braces: Braces::default(),
+        }
+    }
+
+    /// Takes bytes and returns the inputs that they complete. Refused ones that follow each other
+    /// are one event: 4 KiB of rubbish is not forty lines in the log.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        let mut refused_bytes = 0;
+        for byte in bytes {
+            let Some(input) = self.push_byte(*byte) else {
+                continue;
+            };
+            match input {
+                Parsed::Good(input) => inputs.push(input),
+                Parsed::Refused { why, length_bytes } => {
+                    refused_bytes += length_bytes;
+                    match inputs.last_mut() {
+                        Some(Input::Refused(last)) => {
+                            *last = format!("{refused_bytes} bytes in several lines, none a code");
+                        }
+                        _ => {
+                            refused_bytes = length_bytes;
+                            inputs.push(Input::Refused(why));
+                        }
+                    }
+                }
+            }
+        }
+        inputs
+    }
+
+    /// Ends the present input: the writer has closed.
+    pub fn finish(&mut self) -> Option<Input> {
+        self.is_unfinished().then(|| self.take().into_input())
+    }
+
+    /// Ends the present input: the writer has gone quiet. Six digits are a code all the same; the
+    /// Go program never waited for more.
+    pub fn give_up(&mut self) -> Option<Input> {
+        match self.finish()? {
+            Input::Refused(why) => Some(Input::Refused(format!("{why}, and then silence"))),
+            input => Some(input),
+        }
+    }
+
+    pub fn is_unfinished(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    /// How long the writer may be quiet before [`Self::give_up`].
+    pub fn patience(&self) -> Duration {
+        if TokenCode::is_code(&self.buffer) {
+            CODE_PATIENCE
+        } else {
+            INPUT_PATIENCE
+        }
+    }
+
+    fn push_byte(&mut self, byte: u8) -> Option<Parsed> {
+        if self.after_document && byte.is_ascii_whitespace() {
+            return None;
+        }
+        self.after_document = false;
+        if self.buffer.is_empty() && byte == b'\n' {
+            return Some(Parsed::Refused {
+                why: "an empty line".into(),
+                length_bytes: 1,
+            });
+        }
+        if self.buffer.len() < LIMIT_BYTES {
+            self.buffer.push(byte);
+        } else {
+            self.dropped_bytes += 1;
+        }
+        if self.buffer.as_slice() == BYTE_ORDER_MARK {
+            self.buffer.clear();
+            return None;
+        }
+        let is_document = self.buffer.first() == Some(&b'{');
+        let is_whole = if is_document {
+            self.braces.end_with(byte)
+        } else {
+            byte == b'\n'
+        };
+        self.after_document = is_whole && is_document;
+        is_whole.then(|| self.take())
+    }
+
+    fn take(&mut self) -> Parsed {
+        let whole = Parsed::read(&self.buffer, self.dropped_bytes);
+        self.buffer.zeroize();
+        self.dropped_bytes = 0;
+        self.braces = Braces::default();
+        whole
+    }
+}
+
+enum Parsed {
+    Good(Input),
+    Refused { why: String, length_bytes: usize },
+}
+
+impl Parsed {
+    fn read(bytes: &[u8], dropped_bytes: usize) -> Self {
+        let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let length_bytes = bytes.len() + dropped_bytes;
+        if let Some(code) = TokenCode::new(line) {
+            return Self::Good(Input::TokenCode(code));
+        }
+        if line.first() == Some(&b'{') && dropped_bytes == 0 {
+            return match parse_document(line) {
+                Ok(session) => Self::Good(Input::Session(session)),
+                Err(why) => Self::Refused { why, length_bytes },
+            };
+        }
+        Self::Refused {
+            why: kind(line, dropped_bytes),
+            length_bytes,
+        }
+    }
+
+    fn into_input(self) -> Input {
+        match self {
+            Self::Good(input) => input,
+            Self::Refused { why, .. } => Input::Refused(why),
+        }
+    }
+}
+
+/// Describes what is no code, without giving any of it away.
+fn kind(line: &[u8], dropped_bytes: usize) -> String {
+    let length = line.len() + dropped_bytes;
+    if line.is_empty() {
+        "an empty line".into()
+    } else if line.iter().all(u8::is_ascii_digit) {
+        format!("{length} digits instead of six")
+    } else if line
+        .iter()
+        .all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'))
+    {
+        format!("{length} characters that are not six digits")
+    } else {
+        format!("{length} bytes of binary data")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn describe(inputs: Vec<Input>) -> Vec<String> {
+        inputs
+            .into_iter()
+            .map(|input| match input {
+                Input::TokenCode(code) => format!("code {}", code.expose()),
+                Input::Session(session) => format!("session {}", session.access_key_id),
+                Input::Refused(why) => why,
+                Input::Vanished => "vanished".into(),
+            })
+            .collect()
+    }
+
+    fn written(bytes: &[u8]) -> Vec<String> {
+        let mut assembler = Assembler::new();
+        let mut inputs = assembler.push(bytes);
+        inputs.extend(assembler.finish());
+        describe(inputs)
+    }
+
+    #[test]
+    fn six_digits_are_a_code_with_any_line_end_or_none() {
+        for bytes in ["111676", "111676\n", "111676\r\n"] {
+            assert_eq!(written(bytes.as_bytes()), ["code 111676"], "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_may_come_in_pieces() {
+        let mut assembler = Assembler::new();
+        assert!(assembler.push(b"11").is_empty());
+        assert!(assembler.is_unfinished());
+        assert_eq!(describe(assembler.push(b"1676\n")), ["code 111676"]);
+        assert!(!assembler.is_unfinished());
+    }
+
+    #[test]
+    fn what_is_no_code_is_told_by_kind_and_length() {
+        for (bytes, kind) in [
+            (&b"\n"[..], "an empty line"),
+            (b"11167\n", "5 digits instead of six"),
+            (b"1116760\n", "7 digits instead of six"),
+            (b"letters\n", "7 characters that are not six digits"),
+            (b"11167O\n", "6 characters that are not six digits"),
+            (b" 111676\n", "7 characters that are not six digits"),
+            (b"\x00\x01\xff\n", "3 bytes of binary data"),
+            ("１１１６７６\n".as_bytes(), "18 bytes of binary data"),
+            (b"{\"a\":1}\n", "a session document without Expiration"),
+        ] {
+            assert_eq!(
+                written(bytes).first().map(String::as_str),
+                Some(kind),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_writers_make_two_inputs() {
+        assert_eq!(written(b"111676\n222333\n"), ["code 111676", "code 222333"]);
+        assert_eq!(
+            written(b"nonsense\n222333\n"),
+            ["8 characters that are not six digits", "code 222333"]
+        );
+    }
+
+    #[test]
+    fn rubbish_is_one_event_however_many_lines_it_has() {
+        assert_eq!(
+            written(&b"x\n".repeat(2048)),
+            ["4096 bytes in several lines, none a code"]
+        );
+        assert_eq!(written(&[b'7'; 4096]), ["4096 digits instead of six"]);
+        assert_eq!(written(&[0xff; 100_000]), ["100000 bytes of binary data"]);
+    }
+
+    #[test]
+    fn a_code_after_rubbish_counts() {
+        assert_eq!(
+            written(b"a\nb\n111676\nc\n").get(1).map(String::as_str),
+            Some("code 111676")
+        );
+    }
+
+    #[test]
+    fn a_document_may_span_lines_and_come_in_pieces() {
+        let json = "{\n  \"Credentials\": {\n \"AccessKeyId\": \"ASIAX\", \"SecretAccessKey\": \"a}\",\n\
+                    \"SessionToken\": \"t\", \"Expiration\": \"2099-01-01T00:00:00Z\"\n }\n}\n";
+        let mut assembler = Assembler::new();
+        let inputs: Vec<_> = json
+            .as_bytes()
+            .chunks(7)
+            .flat_map(|chunk| assembler.push(chunk))
+            .collect();
+        assert_eq!(describe(inputs), ["session ASIAX"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert_eq!(written("\u{feff}111676\n".as_bytes()), ["code 111676"]);
+        assert_eq!(
+            written("\u{feff}{\"a\":1}".as_bytes()),
+            ["a session document without Expiration"]
+        );
+    }
+
+    #[test]
+    fn a_document_ends_with_its_own_brace_and_no_other() {
+        for bytes in [
+            &br#"{"a":"}"}111676"#[..],
+            br#"{"a\"}":{}}{"b":"\\"}111676"#,
+            br#"{"a":[}111676"#,
+            b"{}{}{}111676",
+        ] {
+            let inputs = written(bytes);
+            assert_eq!(inputs.len(), 2, "{inputs:?}");
+            assert_eq!(inputs[1], "code 111676");
+        }
+    }
+
+    /// Each brace once had the whole parsed again: minutes for this.
+    #[test]
+    fn braces_without_end_cost_no_more_than_other_bytes() {
+        let mut assembler = Assembler::new();
+        let start = std::time::Instant::now();
+        assembler.push(b"{\"a\":\"");
+        for _ in 0..256 {
+            assert!(assembler.push(&[b'}'; 65_536]).is_empty());
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(
+            describe(assembler.finish().into_iter().collect()),
+            ["16777222 characters that are not six digits"]
+        );
+    }
+
+    #[test]
+    fn a_quiet_writer_gets_less_patience_once_six_digits_are_there() {
+        let mut assembler = Assembler::new();
+        assembler.push(b"11167");
+        assert_eq!(assembler.patience(), INPUT_PATIENCE);
+        assembler.push(b"6");
+        assert_eq!(assembler.patience(), CODE_PATIENCE);
+        assert_eq!(
+            describe(assembler.give_up().into_iter().collect()),
+            ["code 111676"]
+        );
+        assembler.push(b"11");
+        assert_eq!(
+            describe(assembler.give_up().into_iter().collect()),
+            ["2 digits instead of six, and then silence"]
+        );
+    }
+
+    #[test]
+    fn nothing_written_is_ever_shown() {
+        let mut assembler = Assembler::new();
+        for input in assembler.push(b"hunter2\n111676\n9991\n") {
+            let shown = format!("{input:?}");
+            assert!(
+                !shown.contains("hunter2") && !shown.contains("111676") && !shown.contains("9991")
+            );
+        }
+    }
+}

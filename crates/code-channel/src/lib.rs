@@ -1,0 +1,313 @@
+//! The code channel: how a code or a session reaches us, through a FIFO, a terminal or a line of
+//! standard input.
+//!
+//! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `state_file` says what became
+//! of an input, `terminal` turns the echo off; this module waits.
+
+mod fifo;
+mod input;
+pub mod interactive_session;
+pub mod mfa_prompt;
+mod state_file;
+mod terminal;
+
+use std::{
+    io::{self, Stdin},
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, poll},
+    unistd::read,
+};
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use fifo::Fifo;
+pub use fifo::{FifoError, check as check_fifo};
+use input::Assembler;
+pub use input::Input;
+pub use state_file::{Stage, State, StateReader};
+use terminal::Terminal;
+
+use aws_session::{
+    config::{DEFAULT_FIFO, FifoAccess, Mfa},
+    interrupt::{poll_timeout, remaining},
+};
+
+/// How often a waiting process shows that it is alive.
+const TICK: Duration = Duration::from_secs(10);
+
+/// Between two attempts to open the FIFO again where no descriptor is left.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where codes come from.
+pub struct Channel {
+    source: Source,
+    assembler: Assembler,
+    /// When the last bytes of an unfinished input came.
+    last_bytes: Option<Instant>,
+    /// Whether nothing came since the FIFO was opened.
+    silent: bool,
+    /// Whether the FIFO is at its end and could not be opened again yet. What is written to it is read
+    /// all the same.
+    stalled: bool,
+    ready: Vec<Input>,
+}
+
+enum Source {
+    Fifo(Fifo),
+    Terminal(Terminal),
+    /// What follows the first input is somebody else's.
+    Line(Stdin),
+}
+
+/// How a wait ended.
+pub enum Event {
+    /// Something was written.
+    Input(Input),
+    /// The interrupt descriptor became readable.
+    Interrupted,
+    /// The deadline has passed.
+    DeadlinePassed,
+}
+
+/// What limits a wait and what goes on beside it.
+pub struct Wait<'a> {
+    /// Ends the wait when it becomes readable (a signalfd, say). It is not read from.
+    pub interrupt: BorrowedFd<'a>,
+    /// Ends the wait; `None`: never.
+    pub deadline: Option<Instant>,
+    /// Called at the start of a wait and then at least every ten seconds.
+    pub alive: &'a dyn Fn(),
+}
+
+impl Channel {
+    /// Makes the FIFO at `path`.
+    pub fn fifo(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
+        Ok(Self::new(Source::Fifo(Fifo::make(path, access)?)))
+    }
+
+    /// Takes standard input, a terminal, and turns its echo off.
+    pub fn terminal() -> io::Result<Self> {
+        Ok(Self::new(Source::Terminal(Terminal::open()?)))
+    }
+
+    /// Takes one line of standard input, or one session document, and nothing of what follows.
+    pub fn line() -> Self {
+        Self::new(Source::Line(io::stdin()))
+    }
+
+    /// Whether there is nobody to ask again after the first input.
+    pub fn is_line(&self) -> bool {
+        matches!(self.source, Source::Line(_))
+    }
+
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            assembler: Assembler::new(),
+            last_bytes: None,
+            silent: true,
+            stalled: false,
+            ready: Vec::new(),
+        }
+    }
+
+    /// Where to write, for the person: a command, or a prompt for the terminal.
+    pub fn instruction(&self, mfa: &Mfa) -> String {
+        match &self.source {
+            Source::Terminal(_) => "type it here".into(),
+            Source::Line(_) => "write it to standard input".into(),
+            Source::Fifo(fifo) => writing_command(fifo.path(), mfa),
+        }
+    }
+
+    /// Says what has become of the last input, for whoever wrote it to the FIFO.
+    pub fn tell(&mut self, stage: Stage, text: &str) {
+        if let Source::Fifo(fifo) = &mut self.source {
+            fifo.tell(stage, text);
+        }
+    }
+
+    /// What is awaited, and where to write it.
+    pub fn wanted(&self, mfa: &Mfa) -> String {
+        format!("{}: {}", wanted(mfa), self.instruction(mfa))
+    }
+
+    /// The FIFO's path, if it is one.
+    pub fn fifo_path(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::Fifo(fifo) => Some(fifo.path().into()),
+            Source::Terminal(_) | Source::Line(_) => None,
+        }
+    }
+
+    /// Asks in the terminal. A FIFO needs no prompt.
+    pub fn prompt(&mut self) {
+        if let Source::Terminal(terminal) = &mut self.source
+            && self.ready.is_empty()
+        {
+            terminal.prompt();
+        }
+    }
+
+    /// Waits for the next input.
+    pub fn next(&mut self, wait: &Wait<'_>) -> Result<Event, FifoError> {
+        loop {
+            if !self.ready.is_empty() {
+                return Ok(Event::Input(self.ready.remove(0)));
+            }
+            (wait.alive)();
+            match self.poll(wait)? {
+                Wake::Interrupted => return Ok(Event::Interrupted),
+                Wake::Readable => self.receive()?,
+                Wake::TimedOut if self.stalled => self.receive()?,
+                Wake::TimedOut => self.settle(),
+            }
+            if self.ready.is_empty() && wait.deadline.is_some_and(|end| Instant::now() >= end) {
+                return Ok(Event::DeadlinePassed);
+            }
+        }
+    }
+
+    fn poll(&self, wait: &Wait<'_>) -> Result<Wake, FifoError> {
+        let ends = [
+            wait.deadline,
+            self.settles_at(),
+            Some(Instant::now() + TICK),
+        ];
+        let mut timeout = ends.into_iter().flatten().min().map_or(TICK, remaining);
+        let mut descriptors = vec![PollFd::new(wait.interrupt, PollFlags::POLLIN)];
+        if self.stalled {
+            timeout = timeout.min(SHORTAGE_PAUSE);
+        } else {
+            descriptors.push(PollFd::new(self.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut descriptors, poll_timeout(timeout)) {
+            Ok(0) | Err(Errno::EINTR) => Ok(Wake::TimedOut),
+            Ok(_) if descriptors.first().and_then(PollFd::any) == Some(true) => {
+                Ok(Wake::Interrupted)
+            }
+            Ok(_) => Ok(Wake::Readable),
+            Err(error) => Err(FifoError::wait(error)),
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), FifoError> {
+        let mut chunk = Zeroizing::new([0; 4096]);
+        // What comes after the line must stay unread, and a pipe cannot be looked into.
+        let most = if self.is_line() { 1 } else { chunk.len() };
+        let received = read(self.as_fd(), chunk.get_mut(..most).unwrap_or_default());
+        if let Source::Terminal(terminal) = &mut self.source {
+            terminal.end_prompt();
+        }
+        match received {
+            Ok(0) => self.end_of_file(),
+            Ok(length) => {
+                self.silent = false;
+                self.ready = self.assembler.push(chunk.get(..length).unwrap_or_default());
+                self.last_bytes = self.assembler.is_unfinished().then(Instant::now);
+                Ok(())
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(()),
+            Err(error) => Err(FifoError::wait(error)),
+        }
+    }
+
+    /// The last writer has closed, so what is there is whole.
+    fn end_of_file(&mut self) -> Result<(), FifoError> {
+        self.ready.extend(self.assembler.finish());
+        if self.is_line() && !self.ready.is_empty() {
+            return Ok(());
+        }
+        if self.silent && !self.stalled {
+            self.ready.push(self.nothing_came());
+        }
+        self.silent = true;
+        self.last_bytes = None;
+        match &mut self.source {
+            Source::Fifo(fifo) => {
+                let reopened = fifo.reopen();
+                self.note_reopened(reopened)
+            }
+            Source::Terminal(_) | Source::Line(_) => Err(FifoError::InputClosed),
+        }
+    }
+
+    /// A writer has come and gone, and we have read nothing. (Where we have read something, the kernel may
+    /// have noted that write after our read: the time of change says nothing.)
+    fn nothing_came(&self) -> Input {
+        match &self.source {
+            Source::Fifo(fifo) if fifo.has_changed() => Input::Vanished,
+            _ => Input::Refused("a writer that wrote nothing".into()),
+        }
+    }
+
+    /// Where the FIFO cannot be opened again, what has come must not be lost; and where that is for want
+    /// of descriptors, there may be one later.
+    fn note_reopened(&mut self, reopened: Result<(), FifoError>) -> Result<(), FifoError> {
+        let was_stalled = std::mem::replace(&mut self.stalled, reopened.is_err());
+        match reopened {
+            Err(error) if error.is_shortage() => {
+                if !was_stalled {
+                    warn!("{error}; trying again until it works");
+                }
+                Ok(())
+            }
+            Err(_) if !self.ready.is_empty() => Ok(()),
+            reopened => reopened,
+        }
+    }
+
+    /// Deals with an input whose writer has gone quiet without ending it.
+    fn settle(&mut self) {
+        if self.settles_at().is_some_and(|at| Instant::now() >= at) {
+            self.ready.extend(self.assembler.give_up());
+            self.last_bytes = None;
+        }
+    }
+
+    fn settles_at(&self) -> Option<Instant> {
+        Some(self.last_bytes? + self.assembler.patience())
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.source {
+            Source::Fifo(fifo) => fifo.as_fd(),
+            Source::Terminal(terminal) => terminal.as_fd(),
+            Source::Line(stdin) => stdin.as_fd(),
+        }
+    }
+}
+
+/// What is awaited.
+pub fn wanted(mfa: &Mfa) -> String {
+    match mfa {
+        Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
+        _ => "a session document".into(),
+    }
+}
+
+/// The command that writes to the FIFO at `path` what is awaited there.
+pub fn writing_command(path: &Path, mfa: &Mfa) -> String {
+    let mut command = String::from("iam-kms-wrapper code");
+    if path != Path::new(DEFAULT_FIFO) {
+        command.push_str(&format!(" --fifo={}", path.display()));
+    }
+    if !matches!(mfa, Mfa::Here { .. }) {
+        command.push_str(" < session.json");
+    }
+    command
+}
+
+enum Wake {
+    Readable,
+    Interrupted,
+    TimedOut,
+}

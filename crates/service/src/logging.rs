@@ -1,0 +1,434 @@
+//! The log: one event, one line. To the journal with all fields where standard error leads there,
+//! else to standard error: the message, or everything as a JSON object (`log_format = json`).
+//!
+//! Standard output belongs to the command (systemd's `galera_recovery` parses it), so nothing is
+//! ever written there.
+
+use std::{
+    env,
+    fmt::{self, Write as _},
+    io::{self, Write as _},
+    os::unix::net::UnixDatagram,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::sys::stat::fstat;
+use serde_json::{Map, Value};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+use visible_text::escape;
+
+use aws_session::{
+    clock::{unix_seconds_now, utc_text},
+    config::LogFormat,
+};
+
+/// Our own crates that log, and [`AUDIT`]. What the SDK says of itself is nothing for an operator.
+const OWN_TARGETS: [&str; 8] = [
+    "aws_session",
+    "code_channel",
+    "iam_kms_audit",
+    "iam_kms_broker",
+    "iam_kms_wrapper",
+    "kms_data_keys",
+    "kms_manage_key",
+    "service",
+];
+
+/// Target of events that are for an audit only: the log for people is without them.
+pub const AUDIT: &str = "iam_kms_audit";
+
+/// Where the journal takes events with fields. Source: the "Native Journal Protocol",
+/// <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
+const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
+
+/// Events that may wait to be written: those of the burst that the broker allows a user, and some.
+const QUEUE_LENGTH: usize = 16_384;
+
+static IS_JSON: AtomicBool = AtomicBool::new(false);
+
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// Sends all events of this process to the journal or to standard error, in the name of `program`.
+pub fn init(program: &'static str) {
+    let is_journal = is_journal();
+    let log = Log {
+        program,
+        write: move |record| match QUEUE.get() {
+            Some(queue) => queue.add(record),
+            None => write(record, is_journal),
+        },
+    };
+    // Fails only where a log is set already; then that one serves.
+    let _ = tracing::subscriber::set_global_default(log);
+}
+
+/// From now on, a thread of its own writes what [`init`] takes: a journal that hangs holds up nobody
+/// else. What it cannot take any more is counted, and the number is logged.
+///
+/// Must not be called before a fork, which takes no thread along. Errors: no thread can be started.
+pub fn write_in_background(program: &'static str) -> io::Result<()> {
+    let is_journal = is_journal();
+    let (queue, receiver) = Queue::new(QUEUE_LENGTH);
+    // Fails only where there is a queue already; then the new thread ends.
+    let _ = QUEUE.set(queue);
+    thread::Builder::new()
+        .name("log".into())
+        .stack_size(256 * 1024)
+        .spawn(move || {
+            if let Some(queue) = QUEUE.get() {
+                queue.write_all(program, &receiver, |record| write(record, is_journal));
+            }
+        })
+        .map(drop)
+}
+
+/// Whether more than half of the queue is taken: who causes many events should wait.
+pub fn is_backed_up() -> bool {
+    QUEUE
+        .get()
+        .is_some_and(|queue| queue.length.load(Ordering::Relaxed) > QUEUE_LENGTH / 2)
+}
+
+/// Waits until all events so far are written, and no longer than `patience`.
+pub fn flush(patience: Duration) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    if let Some(queue) = QUEUE.get()
+        && queue.sender.try_send(Entry::Flush(sender)).is_ok()
+    {
+        // It may take longer, or the thread may be gone.
+        let _ = receiver.recv_timeout(patience);
+    }
+}
+
+/// What the thread that writes is to do.
+enum Entry {
+    Write(Record),
+    Flush(SyncSender<()>),
+}
+
+struct Queue {
+    sender: SyncSender<Entry>,
+    length: AtomicUsize,
+    /// Events that found no room since the thread last looked.
+    lost: AtomicU64,
+}
+
+impl Queue {
+    fn new(length: usize) -> (Self, Receiver<Entry>) {
+        let (sender, receiver) = mpsc::sync_channel(length);
+        let queue = Self {
+            sender,
+            length: AtomicUsize::new(0),
+            lost: AtomicU64::new(0),
+        };
+        (queue, receiver)
+    }
+
+    fn add(&self, record: Record) {
+        self.length.fetch_add(1, Ordering::Relaxed);
+        match self.sender.try_send(Entry::Write(record)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.length.fetch_sub(1, Ordering::Relaxed);
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes what comes, and the number of events that did not.
+    fn write_all(&self, program: &'static str, entries: &Receiver<Entry>, write: impl Fn(Record)) {
+        for entry in entries {
+            match entry {
+                Entry::Write(record) => {
+                    self.length.fetch_sub(1, Ordering::Relaxed);
+                    write(record);
+                }
+                Entry::Flush(done) => drop(done.send(())),
+            }
+            match self.lost.swap(0, Ordering::Relaxed) {
+                0 => {}
+                lost => write(Record::of_lost(program, lost)),
+            }
+        }
+    }
+}
+
+/// Writes events in this format from now on, where they do not go to the journal.
+pub fn use_format(format: LogFormat) {
+    IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
+}
+
+fn write(record: Record, is_journal: bool) {
+    if is_journal && send_to_journal(&record.journal_entry()).is_ok() {
+        return;
+    }
+    let line = if IS_JSON.load(Ordering::Relaxed) {
+        record.json()
+    } else if record.is_for_audit && !is_journal {
+        return;
+    } else {
+        record.text(is_journal)
+    };
+    // One write, so that lines of other processes cannot come in between. Where even standard
+    // error fails, there is nobody left to tell.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Makes records of our own events.
+struct Log<W> {
+    program: &'static str,
+    write: W,
+}
+
+impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let target = metadata.target();
+        let name = target.split_once("::").map_or(target, |(name, _)| name);
+        *metadata.level() <= Level::INFO && OWN_TARGETS.contains(&name)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut record = Record {
+            program: self.program,
+            level: *event.metadata().level(),
+            is_for_audit: event.metadata().target() == AUDIT,
+            message: String::new(),
+            fields: Map::new(),
+        };
+        event.record(&mut record);
+        (self.write)(record);
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// An event; its texts are escaped.
+struct Record {
+    program: &'static str,
+    level: Level,
+    is_for_audit: bool,
+    message: String,
+    fields: Map<String, Value>,
+}
+
+impl Record {
+    fn of_lost(program: &'static str, lost: u64) -> Self {
+        let fields = [("event", "log_lost".into()), ("lost", lost.into())];
+        Self {
+            program,
+            level: Level::ERROR,
+            is_for_audit: false,
+            message: format!(
+                "{lost} events are missing here: the journal or the reader of standard error did not take them in time"
+            ),
+            fields: fields
+                .map(|(name, value): (&str, Value)| (name.to_owned(), value))
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    fn text(&self, has_level: bool) -> String {
+        let prefix = if has_level {
+            format!("<{}>", priority(self.level))
+        } else {
+            String::new()
+        };
+        format!("{prefix}{}: {}\n", self.program, self.message)
+    }
+
+    fn json(mut self) -> String {
+        let common = [
+            ("time", utc_text(unix_seconds_now())),
+            ("level", self.level.as_str().to_ascii_lowercase()),
+            ("program", self.program.into()),
+            ("message", self.message),
+        ];
+        for (name, value) in common {
+            self.fields.insert(name.into(), value.into());
+        }
+        format!("{}\n", Value::Object(self.fields))
+    }
+
+    /// Fields other than the journal's own get our prefix.
+    fn journal_entry(&self) -> String {
+        let mut entry = format!(
+            "MESSAGE={}\nPRIORITY={}\nSYSLOG_IDENTIFIER={}\n",
+            self.message,
+            priority(self.level),
+            self.program
+        );
+        for (name, value) in &self.fields {
+            let value = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_owned);
+            // Writing to a String does not fail.
+            let _ = writeln!(entry, "IAM_KMS_{}={value}", name.to_ascii_uppercase());
+        }
+        entry
+    }
+}
+
+impl Visit for Record {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = escape(&format!("{value:?}"));
+        match field.name() {
+            "message" => self.message = text,
+            name => drop(self.fields.insert(name.into(), text.into())),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.fields.insert(field.name().into(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.fields.insert(field.name().into(), value.into());
+    }
+}
+
+/// Source: sd-daemon(3) and syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        _ => 6,
+    }
+}
+
+fn send_to_journal(entry: &str) -> io::Result<()> {
+    // No socket is kept: descriptors are closed and passed on here.
+    UnixDatagram::unbound()?
+        .send_to(entry.as_bytes(), JOURNAL_SOCKET)
+        .map(drop)
+}
+
+/// Whether standard error is a stream to systemd's journal, which takes levels as prefixes.
+///
+/// Source: `$JOURNAL_STREAM` in systemd.exec(5).
+fn is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    fstat(io::stderr()).is_ok_and(|status| stream == format!("{}:{}", status.st_dev, status.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tracing::info;
+
+    use super::*;
+
+    /// The record that an event makes.
+    fn record_of(say: impl FnOnce()) -> Record {
+        let (sender, receiver) = mpsc::channel();
+        let log = Log {
+            program: "iam-kms-broker",
+            write: move |record| sender.send(record).unwrap(),
+        };
+        tracing::subscriber::with_default(log, say);
+        receiver.recv().unwrap()
+    }
+
+    fn example() -> Record {
+        record_of(|| {
+            info!(
+                event = "kms_call",
+                request_id = "a\nPRIORITY=0",
+                peer_uid = 27_u32,
+                absent = None::<&str>,
+                "one\ntwo"
+            );
+        })
+    }
+
+    #[test]
+    fn the_journal_gets_each_field_on_one_line_and_no_other() {
+        let entry = example().journal_entry();
+        let mut lines: Vec<_> = entry.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "IAM_KMS_EVENT=kms_call",
+                "IAM_KMS_PEER_UID=27",
+                "IAM_KMS_REQUEST_ID=a\\nPRIORITY=0",
+                "MESSAGE=one\\ntwo",
+                "PRIORITY=6",
+                "SYSLOG_IDENTIFIER=iam-kms-broker",
+            ]
+        );
+        assert!(entry.ends_with('\n'));
+    }
+
+    #[test]
+    fn json_is_one_object_on_one_line_with_numbers_as_numbers() {
+        let line = example().json();
+        assert_eq!(line.trim_end().lines().count(), 1);
+        let object: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["message"], "one\\ntwo");
+        assert_eq!(object["level"], "info");
+        assert_eq!(object["peer_uid"], 27);
+        assert_eq!(object["request_id"], "a\\nPRIORITY=0");
+    }
+
+    #[test]
+    fn what_the_queue_has_no_room_for_is_counted_and_the_number_written() {
+        let (queue, receiver) = Queue::new(4);
+        let queue: &'static Queue = Box::leak(Box::new(queue));
+        for _ in 0..10 {
+            queue.add(example());
+        }
+        assert_eq!(queue.length.load(Ordering::Relaxed), 4);
+        let (writer, written) = mpsc::channel();
+        thread::spawn(move || {
+            queue.write_all("iam-kms-broker", &receiver, |record| {
+                drop(writer.send(record.json()));
+            });
+        });
+        let events: Vec<Value> = written
+            .iter()
+            .take(5)
+            .map(|line| serde_json::from_str(&line).unwrap())
+            .collect();
+        let lost: Vec<_> = events
+            .iter()
+            .filter(|event| event["event"] == "log_lost")
+            .map(|event| event["lost"].as_u64().unwrap())
+            .collect();
+        assert_eq!(lost, [6], "{events:?}");
+        assert_eq!(queue.length.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn text_is_the_message_alone() {
+        assert_eq!(example().text(false), "iam-kms-broker: one\\ntwo\n");
+        assert_eq!(example().text(true), "<6>iam-kms-broker: one\\ntwo\n");
+    }
+}

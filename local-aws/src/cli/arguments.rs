@@ -1,0 +1,250 @@
+//! The command line as it is written: what `--help` says, and what an argument may be.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::fault::{ANY_OPERATION, FaultKind};
+use crate::identifier::{is_alias_name, is_name};
+use crate::{kms, sts};
+
+/// A hundred years.
+const MAX_OFFSET_SECONDS: i64 = 100 * 366 * 86_400;
+
+/// STS and KMS on this machine, as strict as AWS, for trying and testing without an AWS account.
+///
+/// `init` makes an account: a user with an access key and a virtual MFA device, and a KMS key named
+/// alias/mariadb. `serve` answers the AWS CLI and the SDKs at the URL that it prints. The other
+/// commands change what the server has or does, at once and also while it runs.
+///
+/// A first session, with a code of the MFA device:
+///
+///   local-aws init --state demo
+///   local-aws serve --state demo --listen 127.0.0.1:4566 &
+///   export AWS_ENDPOINT_URL=http://127.0.0.1:4566 AWS_DEFAULT_REGION=us-east-1
+///   export AWS_SHARED_CREDENTIALS_FILE=demo/credentials
+///   aws sts get-session-token --serial-number "$(cat demo/mfa-serial)" \
+///       --token-code "$(oathtool --totp -b - < demo/mfa-seed)"
+#[derive(Parser)]
+#[command(name = "local-aws", version, verbatim_doc_comment)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make the state directory (mode 0700)
+    ///
+    /// In it, for people and scripts: `credentials` (the file of AWS's tools; further users are
+    /// further profiles), `env` (lines for systemd's EnvironmentFile=), `mfa-serial` (the MFA
+    /// device's ARN) and `mfa-seed` (its seed, for oathtool --totp -b).
+    Init(Init),
+    /// Answer requests until SIGTERM or SIGINT
+    ///
+    /// When ready it prints one line, "listening on URL", and writes the URL to the file `endpoint`
+    /// of the state directory, which is removed at the end. Every call is in `cloudtrail.jsonl`
+    /// before its answer is sent.
+    Serve(Serve),
+    /// Add a user with an access key and an MFA device
+    ///
+    /// Its files are those of `init`, under users/NAME/ of the state directory.
+    User(User),
+    /// Add a role
+    Role(Role),
+    /// Add a KMS key, also in another region or of another account, and print its ARN
+    ///
+    /// The server answers for every region that has a key. The policy of another account's key must
+    /// allow this account, and the policy of the user its use.
+    Key(Key),
+    /// Make calls fail
+    ///
+    /// A fault takes the place of the operation: nothing is done, and no MFA code is spent. It
+    /// stands until it is used up (--count) or cleared. Faults for the same call follow each other,
+    /// but every delay counts at once.
+    Fault(Fault),
+    /// Shift the server's clock
+    ///
+    /// For clock skew, and to let sessions end sooner. MFA codes are of the shifted time too; once
+    /// one of the future was taken, codes before it are refused after the clock is set back. The shift
+    /// stays, also after a restart.
+    Clock(Clock),
+}
+
+/// `init`
+#[derive(Args)]
+pub struct Init {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// The account's number, 12 digits
+    #[arg(long, default_value = "111122223333", value_parser = account)]
+    pub account: String,
+    /// The user's name
+    #[arg(long, default_value = "mariadb", value_parser = name)]
+    pub user: String,
+    /// The region that clients must name
+    #[arg(long, default_value = "us-east-1", value_parser = region)]
+    pub region: String,
+}
+
+/// `serve`
+#[derive(Args)]
+pub struct Serve {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Where to listen; loopback only, and port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// How long sessions last, whatever was asked for
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub session_lifetime: Option<u32>,
+    /// How long it takes until EnableKey and DisableKey have an effect, on DescribeKey as on all
+    /// that uses the key; with AWS, seconds to minutes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub key_state_delay_milliseconds: u32,
+    /// The role of the machine that clients run on
+    ///
+    /// Its sessions are at EC2's metadata service, version 2, and at the container credentials
+    /// endpoint, both at the server's URL. The former are for a role that
+    /// lets ec2.amazonaws.com assume it.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub machine_role: Option<String>,
+    /// The server's certificate and its chain, for HTTPS
+    #[arg(long, value_name = "PEM", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// `user`
+#[derive(Args)]
+pub struct User {
+    /// The user's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// What the user may do (an identity policy, JSON); everything without it
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+/// `role`
+#[derive(Args)]
+pub struct Role {
+    /// The role's name
+    #[arg(value_parser = name)]
+    pub name: String,
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Who may assume it (a trust policy, JSON)
+    #[arg(long, value_name = "FILE")]
+    pub trust: PathBuf,
+    /// What it may do (an identity policy, JSON); everything without it
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+/// `key`
+#[derive(Args)]
+pub struct Key {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// The key's region; that of `init` without it
+    #[arg(long, value_parser = region)]
+    pub region: Option<String>,
+    /// The key's account, 12 digits; that of `init` without it
+    #[arg(long, value_parser = account)]
+    pub account: Option<String>,
+    /// A name for it: alias/…
+    #[arg(long, value_parser = alias)]
+    pub alias: Option<String>,
+    /// Who may use it (a key policy, JSON); its account decides without it
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+}
+
+/// `fault`
+#[derive(Args)]
+pub struct Fault {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Remove all faults
+    #[arg(long, conflicts_with_all = ["operation", "kind", "milliseconds", "count"])]
+    pub clear: bool,
+    /// Which operation: Decrypt, GetSessionToken, …, or any
+    #[arg(long, value_parser = operation, required_unless_present = "clear")]
+    pub operation: Option<String>,
+    /// What happens
+    #[arg(long, required_unless_present = "clear")]
+    pub kind: Option<FaultKind>,
+    /// How long a delay is
+    #[arg(long, required_if_eq("kind", "delay"))]
+    pub milliseconds: Option<u64>,
+    /// For how many calls
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// `clock`
+#[derive(Args)]
+pub struct Clock {
+    /// The state directory
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// How far ahead of this machine's clock; negative for behind, 0 to set it right
+    #[arg(long, allow_hyphen_values = true, value_parser = offset())]
+    pub offset_seconds: i64,
+}
+
+fn offset() -> clap::builder::RangedI64ValueParser {
+    clap::value_parser!(i64).range(-MAX_OFFSET_SECONDS..=MAX_OFFSET_SECONDS)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a name has 1 to 64 of the characters A-Z a-z 0-9 _ + = , . @ -".to_owned()),
+    }
+}
+
+fn account(text: &str) -> Result<String, String> {
+    match text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => Ok(text.to_owned()),
+        false => Err("an account number has 12 digits".to_owned()),
+    }
+}
+
+fn alias(text: &str) -> Result<String, String> {
+    match is_alias_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("an alias is like alias/mariadb".to_owned()),
+    }
+}
+
+fn region(text: &str) -> Result<String, String> {
+    let is_region_byte =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match (1..=64).contains(&text.len()) && text.bytes().all(is_region_byte) {
+        true => Ok(text.to_owned()),
+        false => Err("a region is like us-east-1".to_owned()),
+    }
+}
+
+fn operation(text: &str) -> Result<String, String> {
+    let operations = [&[ANY_OPERATION][..], &sts::OPERATIONS, &kms::OPERATIONS].concat();
+    match operations.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err("an operation of STS or KMS by its API name, such as Decrypt, or any".into()),
+    }
+}

@@ -1,0 +1,362 @@
+//! The declarations that the server looks for in the library.
+
+#![allow(unsafe_code)]
+
+use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::ptr::null_mut;
+
+use super::{crypt, keys, lifecycle, status_variables, storage, system_variables};
+use crate::abi::{
+    CheckFunction, ENCRYPTION_INTERFACE_VERSION, ENCRYPTION_PLUGIN, EncryptionPlugin, EnumVariable,
+    IntVariable, LICENSE_BSD, MATURITY_STABLE, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
+    SHOW_SIMPLE_FUNC, ServerOwned, StatusVariable, StringVariable, SystemVariable, TypeLibrary,
+    UnsignedVariable, UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY,
+    VARIABLE_STRING, VARIABLE_UNSIGNED, VariableHeader,
+};
+use crate::settings::{ALGORITHM_NAMES, DIGEST_NAMES, KEY_SPECS, LOG_LEVELS};
+use crate::status::VARIABLES;
+
+const VERSION_INFO: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(text) => text,
+        Err(_) => c"",
+    };
+
+const DEFAULT_SOCKET: &CStr = c"/run/iam-kms-wrapper/broker.sock";
+
+const fn header(
+    flags: c_int,
+    name: &'static CStr,
+    comment: &'static CStr,
+    check: Option<CheckFunction>,
+    update: Option<UpdateFunction>,
+) -> VariableHeader {
+    VariableHeader {
+        flags,
+        name: name.as_ptr(),
+        comment: comment.as_ptr(),
+        check,
+        update,
+    }
+}
+
+static MASTER_KEY_ID: ServerOwned<StringVariable> = ServerOwned::new(StringVariable {
+    header: header(
+        VARIABLE_STRING,
+        c"master_key_id",
+        c"Master key in AWS KMS under which new data keys are wrapped: its id, ARN, alias (alias/...) or alias ARN. Without it no new data keys are made",
+        None,
+        Some(system_variables::update_master_key_id),
+    ),
+    storage: storage::MASTER_KEY_ID.address(),
+    default: c"".as_ptr(),
+});
+
+const fn read_only_string(
+    name: &'static CStr,
+    comment: &'static CStr,
+    storage: &'static ServerOwned<*mut c_char>,
+    default: &'static CStr,
+) -> StringVariable {
+    StringVariable {
+        header: header(
+            VARIABLE_STRING | VARIABLE_READ_ONLY,
+            name,
+            comment,
+            None,
+            None,
+        ),
+        storage: storage.address(),
+        default: default.as_ptr(),
+    }
+}
+
+static REGION: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"region",
+    c"Has no effect: region in the broker's configuration decides. A region that is not the broker's gets a warning at start",
+    &storage::REGION,
+    c"",
+));
+static ENDPOINT_URL: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"endpoint_url",
+    c"Has no effect: AWS_ENDPOINT_URL_KMS in the broker's environment decides. A URL that is not the broker's gets a warning at start",
+    &storage::ENDPOINT_URL,
+    c"",
+));
+static KEYFILE_DIR: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"keyfile_dir",
+    c"Directory of the key files. Empty: the data directory",
+    &storage::KEYFILE_DIR,
+    c"",
+));
+static BROKER_SOCKET: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"broker_socket",
+    c"Unix socket of iam-kms-broker, which calls KMS for the plugin",
+    &storage::BROKER_SOCKET,
+    DEFAULT_SOCKET,
+));
+static OFFLINE_KEYS: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"offline_keys",
+    c"File with the data keys, as kms-data-keys exports them and file_key_management has them. They are served without broker and KMS, and none are made. Empty: the keys are those of the key files",
+    &storage::OFFLINE_KEYS,
+    c"",
+));
+static OFFLINE_FILEKEY: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
+    c"offline_filekey",
+    c"FILE: and the path of the file with the password of aws_key_management_offline_keys. Empty: that file is not encrypted",
+    &storage::OFFLINE_FILEKEY,
+    c"",
+));
+
+static DIGEST_POINTERS: ServerOwned<[*const c_char; 6]> = ServerOwned::new(names(DIGEST_NAMES));
+static DIGEST_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(5, DIGEST_POINTERS.address().cast()));
+static OFFLINE_DIGEST: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM | VARIABLE_READ_ONLY,
+        c"offline_digest",
+        c"Digest for decrypting aws_key_management_offline_keys, as file_key_management_digest: the -md of openssl enc",
+        None,
+        None,
+    ),
+    storage: storage::OFFLINE_DIGEST.address(),
+    default: 0,
+    names: DIGEST_TYPE.address(),
+});
+static OFFLINE_USE_PBKDF2: ServerOwned<UnsignedVariable> = ServerOwned::new(UnsignedVariable {
+    header: header(
+        VARIABLE_INT | VARIABLE_UNSIGNED | VARIABLE_READ_ONLY,
+        c"offline_use_pbkdf2",
+        c"Number of PBKDF2 iterations for decrypting aws_key_management_offline_keys, as file_key_management_use_pbkdf2: the -iter of openssl enc. 0: no PBKDF2",
+        None,
+        None,
+    ),
+    storage: storage::OFFLINE_USE_PBKDF2.address(),
+    default: 0,
+    minimum: 0,
+    maximum: c_uint::MAX,
+    block_size: 0,
+});
+
+/// A `TYPELIB` of `N` names; the array ends with null.
+const fn names<const N: usize, const END: usize>(
+    names: [&'static CStr; N],
+) -> [*const c_char; END] {
+    let mut pointers = [core::ptr::null(); END];
+    let mut index = 0;
+    while index < N {
+        pointers[index] = names[index].as_ptr();
+        index += 1;
+    }
+    pointers
+}
+
+const fn type_library(count: usize, names: *mut *const c_char) -> TypeLibrary {
+    TypeLibrary {
+        count: count as _,
+        name: c"".as_ptr(),
+        type_names: names,
+        type_lengths: null_mut(),
+        hidden_values: null_mut(),
+    }
+}
+
+static KEY_SPEC_NAMES: ServerOwned<[*const c_char; 3]> = ServerOwned::new(names(KEY_SPECS));
+static KEY_SPEC_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(2, KEY_SPEC_NAMES.address().cast()));
+static KEY_SPEC: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"key_spec",
+        c"Length of new data keys: AES_128 or AES_256",
+        None,
+        Some(system_variables::update_key_spec),
+    ),
+    storage: storage::KEY_SPEC.address(),
+    default: 0,
+    names: KEY_SPEC_TYPE.address(),
+});
+
+static ALGORITHM_POINTERS: ServerOwned<[*const c_char; 3]> =
+    ServerOwned::new(names(ALGORITHM_NAMES));
+static ALGORITHM_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(2, ALGORITHM_POINTERS.address().cast()));
+static ENCRYPTION_ALGORITHM: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"encryption_algorithm",
+        c"How key versions made from now on encrypt: AES_CBC, as MariaDB's own aws_key_management does, or AES_CTR, which is faster. Existing versions keep theirs",
+        None,
+        Some(system_variables::update_encryption_algorithm),
+    ),
+    storage: storage::ENCRYPTION_ALGORITHM.address(),
+    default: 0,
+    names: ALGORITHM_TYPE.address(),
+});
+
+static LOG_LEVEL_NAMES: ServerOwned<[*const c_char; 8]> = ServerOwned::new(names(LOG_LEVELS));
+static LOG_LEVEL_TYPE: ServerOwned<TypeLibrary> =
+    ServerOwned::new(type_library(7, LOG_LEVEL_NAMES.address().cast()));
+static LOG_LEVEL: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
+    header: header(
+        VARIABLE_ENUM,
+        c"log_level",
+        c"How much of the traffic with KMS is written to the error log: Off, Fatal, Error, Warn, Info, Debug or Trace. The plugin's own errors always are",
+        None,
+        Some(system_variables::update_log_level),
+    ),
+    storage: storage::LOG_LEVEL.address(),
+    default: 0,
+    names: LOG_LEVEL_TYPE.address(),
+});
+
+static REQUEST_TIMEOUT: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
+    header: header(
+        VARIABLE_INT | VARIABLE_READ_ONLY,
+        c"request_timeout",
+        c"Has no effect: request_timeout_seconds in the broker's configuration decides. Another value than the broker's gets a warning at start",
+        None,
+        None,
+    ),
+    storage: storage::REQUEST_TIMEOUT.address(),
+    default: 0,
+    minimum: 0,
+    maximum: c_int::MAX,
+    block_size: 1,
+});
+
+static ROTATE_KEY: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
+    header: header(
+        VARIABLE_INT,
+        c"rotate_key",
+        c"SET GLOBAL to a key id to make a new version of that key, or to -1 for all keys",
+        Some(system_variables::check_rotate_key),
+        Some(system_variables::update_rotate_key),
+    ),
+    storage: storage::ROTATE_KEY.address(),
+    default: 0,
+    minimum: -1,
+    maximum: c_int::MAX,
+    block_size: 1,
+});
+
+#[cfg(feature = "mock")]
+static MOCK: ServerOwned<crate::abi::BoolVariable> = ServerOwned::new(crate::abi::BoolVariable {
+    header: header(
+        crate::abi::VARIABLE_BOOL
+            | crate::abi::VARIABLE_OPTIONAL_ARGUMENT
+            | VARIABLE_READ_ONLY,
+        c"mock",
+        c"For tests only: neither broker nor AWS KMS is asked, and the key files hold the data keys as they are",
+        None,
+        None,
+    ),
+    storage: storage::MOCK.address(),
+    default: 0,
+});
+
+const VARIABLE_COUNT: usize = 14 + cfg!(feature = "mock") as usize;
+
+static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> =
+    ServerOwned::new([
+        MASTER_KEY_ID.address().cast(),
+        KEY_SPEC.address().cast(),
+        LOG_LEVEL.address().cast(),
+        ROTATE_KEY.address().cast(),
+        REQUEST_TIMEOUT.address().cast(),
+        REGION.address().cast(),
+        ENDPOINT_URL.address().cast(),
+        KEYFILE_DIR.address().cast(),
+        BROKER_SOCKET.address().cast(),
+        OFFLINE_KEYS.address().cast(),
+        OFFLINE_FILEKEY.address().cast(),
+        OFFLINE_DIGEST.address().cast(),
+        OFFLINE_USE_PBKDF2.address().cast(),
+        ENCRYPTION_ALGORITHM.address().cast(),
+        #[cfg(feature = "mock")]
+        MOCK.address().cast(),
+        null_mut(),
+    ]);
+
+static STATUS_VARIABLES: ServerOwned<[StatusVariable; VARIABLES.len() + 1]> =
+    ServerOwned::new(status_variables());
+
+const fn status_variables() -> [StatusVariable; VARIABLES.len() + 1] {
+    const END: StatusVariable = StatusVariable {
+        name: core::ptr::null(),
+        value: null_mut(),
+        kind: 0,
+    };
+    let mut variables = [END; VARIABLES.len() + 1];
+    let mut index = 0;
+    while index < VARIABLES.len() {
+        let (name, _) = VARIABLES[index];
+        variables[index] = StatusVariable {
+            name: name.as_ptr(),
+            value: status_variables::FUNCTIONS[index] as *mut c_void,
+            kind: SHOW_SIMPLE_FUNC,
+        };
+        index += 1;
+    }
+    variables
+}
+
+static ENCRYPTION: ServerOwned<EncryptionPlugin> = ServerOwned::new(EncryptionPlugin {
+    interface_version: ENCRYPTION_INTERFACE_VERSION,
+    get_latest_key_version: keys::get_latest_key_version,
+    get_key: keys::get_key,
+    crypt_ctx_size: crypt::crypt_ctx_size,
+    crypt_ctx_init: crypt::crypt_ctx_init,
+    crypt_ctx_update: crypt::crypt_ctx_update,
+    crypt_ctx_finish: crypt::crypt_ctx_finish,
+    encrypted_length: crypt::encrypted_length,
+});
+
+/// Major half of the plugin interface that this library speaks.
+// SAFETY: a name that no other library has a reason to define.
+#[unsafe(no_mangle)]
+pub static _maria_plugin_interface_version_: ServerOwned<c_int> =
+    ServerOwned::new(PLUGIN_INTERFACE_VERSION);
+
+/// Size of an entry of [`_maria_plugin_declarations_`].
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub static _maria_sizeof_struct_st_plugin_: ServerOwned<c_int> =
+    ServerOwned::new(size_of::<PluginDeclaration>() as c_int);
+
+/// The plugins in this library, ended by an empty entry.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub static _maria_plugin_declarations_: ServerOwned<[PluginDeclaration; 2]> = ServerOwned::new([
+    PluginDeclaration {
+        kind: ENCRYPTION_PLUGIN,
+        info: ENCRYPTION.address().cast(),
+        name: c"aws_key_management".as_ptr(),
+        author: c"The iam-kms-wrapper project".as_ptr(),
+        description: c"Data-at-rest encryption with data keys wrapped by AWS KMS".as_ptr(),
+        license: LICENSE_BSD,
+        init: Some(lifecycle::init),
+        deinit: Some(lifecycle::deinit),
+        version: 0x0001,
+        status_variables: STATUS_VARIABLES.address().cast(),
+        system_variables: SYSTEM_VARIABLES.address().cast(),
+        version_info: VERSION_INFO.as_ptr(),
+        maturity: MATURITY_STABLE,
+    },
+    PluginDeclaration::END,
+]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_socket_is_the_protocols() {
+        assert_eq!(DEFAULT_SOCKET.to_str(), Ok(broker_api::DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn the_version_is_the_packages() {
+        assert_eq!(VERSION_INFO.to_str(), Ok(env!("CARGO_PKG_VERSION")));
+    }
+}

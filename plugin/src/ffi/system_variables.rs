@@ -1,0 +1,238 @@
+//! Values of the system variables: reading them at the start, and SET GLOBAL.
+
+use core::ffi::{CStr, c_char, c_int, c_longlong, c_ulong, c_void};
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use offline_keys::derivation::Derivation;
+
+use super::guard;
+use super::storage;
+use crate::abi::{SystemVariable, VALUE_TYPE_INT, Value};
+use crate::keys::rotation::{Reencryption, Target, rotate};
+use crate::plugin;
+use crate::server::log;
+use crate::server::symbols::innodb_variable;
+use crate::settings::{GLOBAL_SETTINGS, GlobalSettings, StartupSettings, digest};
+
+/// Reads all variables as the server has set them before init.
+///
+/// # Safety
+/// The server does not write to them meanwhile.
+pub unsafe fn read_all() -> StartupSettings {
+    // SAFETY: as the caller says; the server stores valid C strings or null, and indices.
+    unsafe {
+        GLOBAL_SETTINGS.set_master_key_id(&text(storage::MASTER_KEY_ID.address().read()));
+        GLOBAL_SETTINGS.set_key_spec(storage::KEY_SPEC.address().read() as usize);
+        GLOBAL_SETTINGS.set_algorithm(storage::ENCRYPTION_ALGORITHM.address().read() as usize);
+        GLOBAL_SETTINGS.set_log_level(storage::LOG_LEVEL.address().read() as usize);
+        if storage::ROTATE_KEY.address().replace(0) != 0 {
+            log::warning(
+                "aws_key_management_rotate_key does nothing when the server starts; use SET GLOBAL while it runs",
+            );
+        }
+        let socket = bytes(storage::BROKER_SOCKET.address().read());
+        StartupSettings {
+            region: text(storage::REGION.address().read()),
+            endpoint_url: text(storage::ENDPOINT_URL.address().read()),
+            request_timeout_milliseconds: storage::REQUEST_TIMEOUT
+                .address()
+                .read()
+                .try_into()
+                .unwrap_or(0),
+            keyfile_dir: OsString::from_vec(bytes(storage::KEYFILE_DIR.address().read())).into(),
+            // The server has gone to its data directory, and mariadb-backup to the backup.
+            datadir: PathBuf::new(),
+            broker_socket: if socket.is_empty() {
+                broker_api::DEFAULT_SOCKET.into()
+            } else {
+                OsString::from_vec(socket).into()
+            },
+            offline_keys: OsString::from_vec(bytes(storage::OFFLINE_KEYS.address().read())).into(),
+            offline_filekey: OsString::from_vec(bytes(storage::OFFLINE_FILEKEY.address().read()))
+                .into(),
+            offline_derivation: Derivation {
+                digest: digest(storage::OFFLINE_DIGEST.address().read() as usize),
+                pbkdf2_iterations: storage::OFFLINE_USE_PBKDF2.address().read(),
+            },
+            #[cfg(feature = "mock")]
+            mock: storage::MOCK.address().read() != 0,
+        }
+    }
+}
+
+/// # Safety
+/// `string` is null or NUL-terminated.
+unsafe fn bytes(string: *const c_char) -> Vec<u8> {
+    if string.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: not null, and the caller says that it ends.
+    unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
+}
+
+/// # Safety
+/// `string` is null or NUL-terminated.
+unsafe fn text(string: *const c_char) -> String {
+    // SAFETY: as the caller says.
+    String::from_utf8_lossy(&unsafe { bytes(string) }).into_owned()
+}
+
+/// `update` of `master_key_id`.
+///
+/// # Safety
+/// The server calls it under its lock, with the variable's storage and the checked value, a C
+/// string or null that lives as long as the statement.
+pub unsafe extern "C" fn update_master_key_id(
+    _thd: *mut c_void,
+    _variable: *mut SystemVariable,
+    storage: *mut c_void,
+    save: *const c_void,
+) {
+    /// What the server's pointer points to. It reads it under the same lock under which this
+    /// function runs, so the string before can go as soon as the pointer has changed.
+    static SHOWN: Mutex<Option<CString>> = Mutex::new(None);
+
+    guard((), || {
+        // SAFETY: the caller's promise.
+        let value = unsafe { bytes(save.cast::<*const c_char>().read()) };
+        GLOBAL_SETTINGS.set_master_key_id(&String::from_utf8_lossy(&value));
+        let mut kept = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        // There is no NUL inside a C string.
+        let shown = CString::new(value).unwrap_or_default();
+        let before = kept.take();
+        // Not moved any more from here on.
+        let shown = kept.insert(shown).as_ptr();
+        // SAFETY: the storage is the variable's.
+        unsafe { storage.cast::<*const c_char>().write(shown) };
+        drop(before);
+    });
+}
+
+/// `update` of an enumeration: shows the value and hands it to `set`.
+///
+/// # Safety
+/// The server calls it with the variable's storage and an index of its names.
+unsafe fn update_enum(storage: *mut c_void, save: *const c_void, set: fn(&GlobalSettings, usize)) {
+    guard((), || {
+        // SAFETY: the caller's promise.
+        let index = unsafe { save.cast::<c_ulong>().read() };
+        // SAFETY: the caller's promise.
+        unsafe { storage.cast::<c_ulong>().write(index) };
+        set(&GLOBAL_SETTINGS, index as usize);
+    });
+}
+
+macro_rules! enum_update {
+    ($(#[$doc:meta])* $name:ident, $set:path) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As for [`update_enum`].
+        pub unsafe extern "C" fn $name(
+            _thd: *mut c_void,
+            _variable: *mut SystemVariable,
+            storage: *mut c_void,
+            save: *const c_void,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { update_enum(storage, save, $set) };
+        }
+    };
+}
+
+enum_update!(
+    /// `update` of `key_spec`.
+    update_key_spec, GlobalSettings::set_key_spec
+);
+enum_update!(
+    /// `update` of `encryption_algorithm`.
+    update_encryption_algorithm, GlobalSettings::set_algorithm
+);
+enum_update!(
+    /// `update` of `log_level`.
+    update_log_level, GlobalSettings::set_log_level
+);
+
+/// `check` of `rotate_key`, which rotates. The update comes under
+/// `LOCK_global_system_variables`, which every new connection needs: calling KMS there would stop
+/// them all. The price: a SET of several variables that fails because of another one has rotated.
+///
+/// # Safety
+/// The server calls it with room for the checked value and the right side of the SET.
+pub unsafe extern "C" fn check_rotate_key(
+    _thd: *mut c_void,
+    _variable: *mut SystemVariable,
+    save: *mut c_void,
+    value: *mut Value,
+) -> c_int {
+    guard(1, || {
+        let mut number: c_longlong = 0;
+        // SAFETY: the server's own structure and functions, called as plugin.h says.
+        let refused = unsafe {
+            ((*value).value_type)(value) != VALUE_TYPE_INT
+                || ((*value).val_int)(value, &mut number) != 0
+        };
+        if refused {
+            return 1;
+        }
+        let target = match number {
+            -1 => Some(Target::All),
+            0 => None,
+            number => match u32::try_from(number) {
+                Ok(id) if number <= c_int::MAX.into() => Some(Target::Id(id)),
+                _ => return 1,
+            },
+        };
+        // The variable shows 0 whatever was asked for.
+        // SAFETY: the room is for any type of variable.
+        unsafe { save.cast::<c_int>().write(0) };
+        if let Some(target) = target {
+            rotate_and_tell(target);
+        }
+        0
+    })
+}
+
+/// `update` of `rotate_key`: the variable stays 0.
+pub extern "C" fn update_rotate_key(
+    _thd: *mut c_void,
+    _variable: *mut SystemVariable,
+    _storage: *mut c_void,
+    _save: *const c_void,
+) {
+}
+
+fn rotate_and_tell(target: Target) {
+    let Some(manager) = plugin::manager() else {
+        return log::client_warning("no key was rotated: the plugin is not loaded");
+    };
+    match rotate(manager, target) {
+        Err(error) => {
+            log::error(&format!("no key was rotated: {error}"));
+            log::client_warning(&format!("no key was rotated: {error}"));
+        }
+        Ok(rotated) => {
+            let failed = rotated.failed.iter();
+            let failed = failed.map(|(id, reason)| format!("key {id} was not rotated: {reason}"));
+            for text in rotated.not_tried.into_iter().chain(failed) {
+                log::error(&text);
+                log::client_warning(&text);
+            }
+            // The statement keeps max_error_count of them, 64 by default.
+            if !rotated.made.is_empty() {
+                let reencryption = Reencryption {
+                    encrypt_tables: innodb_variable(c"innodb_encrypt_tables"),
+                    threads: innodb_variable(c"innodb_encryption_threads"),
+                    rotate_key_age: innodb_variable(c"innodb_encryption_rotate_key_age"),
+                };
+                log::client_note(&reencryption.note());
+            }
+            for name in &rotated.made {
+                log::client_note(&format!("key {} now has version {}", name.id, name.version));
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! With whose credentials KMS is called.
+
+use std::path::PathBuf;
+
+use aws_session::{
+    config::Config,
+    credentials::Finder,
+    session::Session,
+    settings::{Reader, Settings},
+};
+use clap::Args;
+use code_channel::interactive_session;
+use service::{logging, signals::Signals};
+
+use crate::DataKeysError;
+
+/// Where the credentials come from.
+#[derive(Debug, Args)]
+pub(crate) struct AccessArguments {
+    /// Ask for an MFA code, as this configuration says
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Credentials, and how AWS is called with them.
+pub(crate) struct Access {
+    pub aws: Settings,
+    pub session: Session,
+}
+
+impl AccessArguments {
+    /// Gets the credentials: those that the AWS CLI would find, or a session for a code.
+    pub fn open(&self) -> Result<Access, DataKeysError> {
+        match &self.config {
+            None => {
+                let config = Config::without_file()?;
+                let aws = Settings::read(&config, Reader::Operator)?;
+                let finder = Finder {
+                    config: &config,
+                    aws: &aws,
+                    // A signal ends us by itself.
+                    interrupt: None,
+                };
+                let session = finder.find()?;
+                Ok(Access { aws, session })
+            }
+            Some(path) => {
+                let config = Config::read(path)?;
+                logging::use_format(config.log_format);
+                let aws = Settings::read(&config, Reader::Operator)?;
+                let session = ask(&config, &aws)?;
+                Ok(Access { aws, session })
+            }
+        }
+    }
+}
+
+/// Asks at the terminal, or reads a line of standard input.
+fn ask(config: &Config, aws: &Settings) -> Result<Session, DataKeysError> {
+    let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
+    let session = interactive_session::open_session(config, aws, None, signals.descriptor());
+    // One that ended the asking ends the program here.
+    signals
+        .release()
+        .map_err(|error| DataKeysError::System("release signals", error))?;
+    Ok(session?)
+}

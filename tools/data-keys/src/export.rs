@@ -1,0 +1,254 @@
+//! `export`: all data keys in one encrypted file, from which a server restores without AWS.
+
+use std::{
+    fs,
+    path::{self, Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use key_store::{
+    key_directory::KeyDirectory,
+    key_name::{Algorithm, KeyName},
+};
+use offline_keys::{
+    derivation::{Derivation, Digest},
+    file,
+    text::{self, OfflineKey, PLAIN_VERSION},
+};
+
+use crate::{
+    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT, list,
+    password::PasswordArguments, print, regional_kms::Unwrapped, runtime,
+    unwrapping::UnwrapperArguments,
+};
+
+/// The key of InnoDB's log, without which file_key_management does not load.
+const SYSTEM_KEY_ID: u32 = 1;
+
+/// Write all data keys into one encrypted file, for a host without AWS
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints the option lines for aws_key_management_offline_keys and, where the keys
+allow it, for file_key_management. It reads pbkdf2 since MariaDB 12.0.1, versions
+(enterprise) since Enterprise Server 11.8. sha1 needs a long random password.
+Anyone who has the file and its password has the data keys, without KMS.")]
+pub(crate) struct Arguments {
+    /// The file to make; one that is there is left alone
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    password: PasswordArguments,
+
+    /// pbkdf2 or sha1
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Format::Pbkdf2)]
+    format: Format,
+
+    /// community or enterprise
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Form::Community)]
+    form: Form,
+
+    /// Leave out this key file; may be repeated
+    #[arg(long, value_name = "NAME")]
+    leave_out: Vec<String>,
+
+    #[command(flatten)]
+    unwrapper: UnwrapperArguments,
+
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Pbkdf2,
+    Sha1,
+}
+
+impl Format {
+    fn derivation(self) -> Derivation {
+        match self {
+            Self::Pbkdf2 => EXPORT,
+            Self::Sha1 => Derivation {
+                digest: Digest::Sha1,
+                pbkdf2_iterations: 0,
+            },
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Community,
+    Enterprise,
+}
+
+impl From<Form> for text::Form {
+    fn from(form: Form) -> Self {
+        match form {
+            Form::Community => Self::Community,
+            Form::Enterprise => Self::Enterprise,
+        }
+    }
+}
+
+/// Unwraps all and writes them; if one fails, nothing.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let names = names(&directory, &arguments.leave_out)?;
+    if let (Form::Enterprise, Some(why)) = (arguments.form, obstacle(&names, arguments.form)) {
+        return Err(DataKeysError::NotExported(format!(
+            "file_key_management cannot use these keys: {why}; leave out --form"
+        )));
+    }
+    if fs::symlink_metadata(&arguments.output).is_ok() {
+        let path = arguments.output.display();
+        return Err(DataKeysError::NotExported(format!(
+            "'{path}' exists; name another file, or remove it"
+        )));
+    }
+    let password = arguments.password.get_new()?;
+    let runtime = runtime()?;
+    let unwrapper = arguments.unwrapper.open()?;
+    let mut keys = Vec::with_capacity(names.len());
+    let work = async |name: &KeyName| unwrapper.unwrap(&directory, name).await;
+    let keep = |name: &KeyName, unwrapped: Unwrapped| {
+        keys.push(OfflineKey {
+            name: *name,
+            key: unwrapped.key,
+        });
+    };
+    let failed = runtime.block_on(each(&names, work, keep));
+    if failed > 0 {
+        return Err(DataKeysError::NotExported(format!(
+            "{} could not be had; put it right, or name each with --leave-out",
+            data_keys(failed)
+        )));
+    }
+    file::create(
+        &arguments.output,
+        &keys,
+        arguments.form.into(),
+        &password,
+        arguments.format.derivation(),
+    )?;
+    print(&summary(arguments, &names))?;
+    Ok(Outcome::Good)
+}
+
+/// The keys to export: all but those that are to be left out.
+fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>, DataKeysError> {
+    let mut listing = directory.list()?;
+    for name in leave_out {
+        let before = listing.keys.len();
+        listing.keys.retain(|key| key.to_string() != *name);
+        listing.malformed.retain(|malformed| malformed != name);
+        if listing.keys.len() == before {
+            let path = directory.path().display();
+            return Err(DataKeysError::NotExported(format!(
+                "there is no key file '{name}' in '{path}' to leave out"
+            )));
+        }
+    }
+    if list::check_names(directory, &listing) == Outcome::Bad {
+        return Err(DataKeysError::NotExported(
+            "the key files above are not clear".into(),
+        ));
+    }
+    if listing.keys.is_empty() {
+        let path = directory.path().display();
+        return Err(DataKeysError::NotExported(format!(
+            "there is no key file in '{path}'; name the data directory, or aws_key_management_keyfile_dir"
+        )));
+    }
+    Ok(listing.keys)
+}
+
+/// What to set on the other host.
+fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
+    let path = full(&arguments.output);
+    let filekey = arguments
+        .password
+        .file()
+        .map_or("/path/of/its/password".into(), full);
+    let Derivation {
+        digest,
+        pbkdf2_iterations,
+    } = arguments.format.derivation();
+    let mut text = format!(
+        "{} exported to '{path}', encrypted with AES-256-CBC, {}\n",
+        data_keys(names.len()),
+        match pbkdf2_iterations {
+            0 => format!("key derived with {digest}"),
+            count => format!("key derived with PBKDF2, {digest}, {count} iterations"),
+        }
+    );
+    if !arguments.leave_out.is_empty() {
+        text += &format!(
+            "Not in it: {}; what they encrypted cannot be read with it\n",
+            arguments.leave_out.join(", ")
+        );
+    }
+    let algorithm = names.first().map_or("", list::algorithm);
+    text += &format!(
+        "For aws_key_management:
+  aws_key_management_offline_keys = {path}
+  aws_key_management_offline_filekey = FILE:{filekey}
+  aws_key_management_offline_digest = {digest}
+  aws_key_management_offline_use_pbkdf2 = {pbkdf2_iterations}
+"
+    );
+    if arguments.form == Form::Enterprise {
+        text += &format!("  aws_key_management_encryption_algorithm = {algorithm}\n");
+    }
+    if let Some(why) = obstacle(names, arguments.form) {
+        return text + &format!("Not for file_key_management: {why}\n");
+    }
+    text += &format!(
+        "For file_key_management{}:
+  file_key_management_filename = {path}
+  file_key_management_filekey = FILE:{filekey}
+  file_key_management_encryption_algorithm = {algorithm}
+",
+        match (arguments.form, arguments.format) {
+            (Form::Community, Format::Sha1) => "",
+            (Form::Community, Format::Pbkdf2) => " of MariaDB 12.0.1 and later",
+            (Form::Enterprise, Format::Sha1) => " of MariaDB Enterprise Server 11.8 and later",
+            (Form::Enterprise, Format::Pbkdf2) =>
+                " of a MariaDB Enterprise Server that has file_key_management_use_pbkdf2",
+        }
+    );
+    // Older servers know neither, and have these values.
+    if pbkdf2_iterations > 0 {
+        text += &format!(
+            "  file_key_management_digest = {digest}
+  file_key_management_use_pbkdf2 = {pbkdf2_iterations}
+"
+        );
+    }
+    text
+}
+
+/// The server has a working directory of its own.
+fn full(path: &Path) -> String {
+    let path = path::absolute(path).unwrap_or_else(|_| path.into());
+    path.display().to_string()
+}
+
+/// Why file_key_management cannot serve what these keys encrypted.
+fn obstacle(names: &[KeyName], form: Form) -> Option<String> {
+    let further = names.iter().find(|name| name.version != PLAIN_VERSION);
+    if let (Form::Community, Some(name)) = (form, further) {
+        return Some(format!(
+            "it has version 1 of each key alone, and key {} has version {} (MariaDB Enterprise Server 11.8 has versions: --form=enterprise)",
+            name.id, name.version
+        ));
+    }
+    if !names.iter().any(|name| name.id == SYSTEM_KEY_ID) {
+        return Some(format!("it needs a key {SYSTEM_KEY_ID}"));
+    }
+    let with = |algorithm| names.iter().any(|name| name.algorithm == algorithm);
+    (with(Algorithm::AesCbc) && with(Algorithm::AesCtr))
+        .then(|| "it has one algorithm for all keys, and these are of AES_CBC and AES_CTR".into())
+}

@@ -1,0 +1,207 @@
+//! `import`: the keys of file_key_management, or exported ones, into key files.
+
+use std::path::PathBuf;
+
+use aws_session::master_key_id::MasterKeyId;
+use broker_api::Failure;
+use clap::{Args, ValueEnum};
+use key_store::PlaintextKey;
+use key_store::{
+    key_directory::{KeyDirectory, Stored, VersionPolicy},
+    key_name::{Algorithm, KeyName},
+};
+use offline_keys::{derivation::Derivation, file::KeyFile, text::OfflineKey};
+use subtle::ConstantTimeEq;
+use tracing::info;
+
+use crate::{
+    DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
+    derivation::DerivationArguments, list, password::PasswordArguments, print,
+    regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
+};
+
+/// Wrap the keys of a file_key_management or exported file into key files
+#[derive(Debug, Args)]
+#[command(after_help = "\
+KMS wraps each key and unwraps it again for comparison. Ids and versions stay.
+Nothing is overwritten. Stop the server before, start it with aws_key_management
+after. ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
+DIGEST and NUMBER: file_key_management_digest and file_key_management_use_pbkdf2
+(before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl enc. Without
+them, import tries common ones up to 1,000,000, which can take a minute.")]
+pub(crate) struct Arguments {
+    /// The master key: id, ARN, alias or alias ARN
+    #[arg(long, value_name = "KEY")]
+    master_key_id: MasterKeyId,
+
+    /// Of keys whose lines name none
+    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
+    algorithm: Unnamed,
+
+    #[command(flatten)]
+    password: PasswordArguments,
+
+    #[command(flatten)]
+    derivation: DerivationArguments,
+
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// The file with the keys
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Unnamed {
+    #[value(name = "AES_CBC")]
+    AesCbc,
+    #[value(name = "AES_CTR")]
+    AesCtr,
+}
+
+/// Wraps all and writes them. It can be run again: what was written before is proven, and left.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let names = list::check_names(&directory, &directory.list()?);
+    let keys = read(arguments)?;
+    let there = those_there(&directory, &keys)?;
+    let access = arguments.access.open()?;
+    let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
+    let (mut written, mut left) = (0, 0);
+    let failed = runtime()?.block_on(async {
+        let (kms, master_key_arn) =
+            RegionalKms::of_master_key(&access, &arguments.master_key_id).await?;
+        let import = Import {
+            directory: &directory,
+            kms,
+            master_key_arn,
+        };
+        let work = async |name: &KeyName| match keys.iter().find(|key| key.name == *name) {
+            Some(key) if there.contains(name) => import.prove(key).await.map(|()| false),
+            Some(key) => import.wrap(key).await,
+            None => Ok(false),
+        };
+        Ok::<_, DataKeysError>(
+            each(&names_of_keys, work, |_, new| match new {
+                true => written += 1,
+                false => left += 1,
+            })
+            .await,
+        )
+    })?;
+    print(&format!(
+        "{} imported into '{}' under {}, {left} there already, {failed} failed\n",
+        data_keys(written),
+        directory.path().display(),
+        arguments.master_key_id.as_str()
+    ))?;
+    Ok(names.unless_failed(failed))
+}
+
+/// Reads the file; the password is asked for if it needs one.
+fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
+    let unnamed = match arguments.algorithm {
+        Unnamed::AesCbc => Algorithm::AesCbc,
+        Unnamed::AesCtr => Algorithm::AesCtr,
+    };
+    let file = KeyFile::read(&arguments.file)?;
+    if !file.is_encrypted() {
+        return Ok(file.keys(None, [], unnamed)?);
+    }
+    let password = arguments.password.get()?;
+    let mut last = None;
+    let candidates = arguments.derivation.candidates();
+    let keys = file.keys(
+        Some(&password),
+        candidates.inspect(|candidate| last = Some(*candidate)),
+        unnamed,
+    )?;
+    if let Some(Derivation {
+        digest,
+        pbkdf2_iterations,
+    }) = last
+    {
+        info!("the file opens with --digest={digest} --iterations={pbkdf2_iterations}");
+    }
+    Ok(keys)
+}
+
+/// The keys of the file that have a key file already. Fails if a key has another version than those
+/// of the file, or another algorithm: what they encrypted would be mixed up.
+fn those_there(
+    directory: &KeyDirectory,
+    keys: &[OfflineKey],
+) -> Result<Vec<KeyName>, DataKeysError> {
+    let mut there = directory.list()?.keys;
+    there.retain(|name| keys.iter().any(|key| key.name.id == name.id));
+    for name in &there {
+        if !keys.iter().any(|key| key.name == *name) {
+            return Err(DataKeysError::NotImported(format!(
+                "there is '{}', another version of a key that is to be imported; import into a directory without it",
+                directory.path_of(name).display()
+            )));
+        }
+    }
+    Ok(there)
+}
+
+struct Import<'a> {
+    directory: &'a KeyDirectory,
+    kms: RegionalKms,
+    master_key_arn: String,
+}
+
+impl Import<'_> {
+    /// Returns whether the key file is new. If another program has made it meanwhile, it must hold the
+    /// same key.
+    async fn wrap(&self, offline_key: &OfflineKey) -> Result<bool, String> {
+        let OfflineKey { name, key } = offline_key;
+        let failed = |failure: Failure| failed(self.directory, name, &failure);
+        let encrypted = self.kms.encrypt(key, &self.master_key_arn).await;
+        let blob = encrypted.map_err(failed)?;
+        let decrypted = self.kms.decrypt(&blob, Some(&self.master_key_arn)).await;
+        if !is_same(&decrypted.map_err(failed)?, key) {
+            return Err(format!(
+                "key file '{}' was not made: KMS has wrapped another data key than was asked for; try again",
+                self.directory.path_of(name).display()
+            ));
+        }
+        let placement = VersionPolicy::Exactly {
+            version: name.version,
+        };
+        let stored = self
+            .directory
+            .store(name.id, name.algorithm, placement, &blob)
+            .map_err(|error| error.to_string())?;
+        match stored {
+            Stored::New(_) => Ok(true),
+            Stored::Exists => self.prove(offline_key).await.map(|()| false),
+        }
+    }
+
+    /// Fails unless the key file that is there holds the same key.
+    async fn prove(&self, OfflineKey { name, key }: &OfflineKey) -> Result<(), String> {
+        let blob = self
+            .directory
+            .read(name)
+            .map_err(|error| error.to_string())?;
+        let decrypted = self.kms.decrypt(&blob, None).await;
+        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure))?;
+        match is_same(&there, key) {
+            true => Ok(()),
+            false => Err(format!(
+                "key file '{}' was left as it is: it holds another key than the file to be imported",
+                self.directory.path_of(name).display()
+            )),
+        }
+    }
+}
+
+fn is_same(unwrapped: &Unwrapped, key: &PlaintextKey) -> bool {
+    unwrapped.key.expose().ct_eq(key.expose()).into()
+}

@@ -1,0 +1,171 @@
+//! Looks after the wrapped data keys of MariaDB's `aws_key_management` plugin.
+//!
+//! Each subcommand is a module with its `Arguments` and its `run`.
+
+#![forbid(unsafe_code)]
+
+mod access;
+mod check;
+mod command_line;
+mod concurrent;
+mod derivation;
+mod export;
+mod fork;
+mod import;
+mod list;
+mod password;
+mod progress;
+mod regional_kms;
+mod rewrap;
+mod table;
+mod unwrapping;
+mod verify;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use aws_session::{
+    config::ConfigError,
+    credentials::CredentialsError,
+    settings::{self, SettingsError},
+};
+use clap::{CommandFactory, Parser};
+use code_channel::interactive_session::InteractiveSessionError;
+use key_store::key_directory::FileError;
+use offline_keys::{file::OfflineFileError, password::PasswordError};
+use service::{logging, process, usage::show_usage};
+use tokio::runtime::Runtime;
+use tracing::error;
+use visible_text::escape;
+
+use command_line::{Command, CommandLine};
+
+const PROGRAM: &str = "kms-data-keys";
+
+/// The subcommand could not do its work, as for `iam-kms-wrapper`.
+const FAILURE: u8 = 125;
+
+/// What a subcommand that did its work has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Everything is as it should be.
+    Good,
+    /// Something is not, and has been told.
+    Bad,
+}
+
+impl Outcome {
+    /// The same, unless so many keys have failed.
+    fn unless_failed(self, failed: usize) -> Self {
+        match failed {
+            0 => self,
+            _ => Self::Bad,
+        }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Good => Self::SUCCESS,
+            Outcome::Bad => Self::FAILURE,
+        }
+    }
+}
+
+/// Why a subcommand could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum DataKeysError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Session(#[from] InteractiveSessionError),
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+    #[error(transparent)]
+    Offline(#[from] OfflineFileError),
+    #[error("nothing was exported: {0}")]
+    NotExported(String),
+    #[error("nothing was imported: {0}")]
+    NotImported(String),
+    #[error("cannot wrap keys under '{key}': {why}")]
+    MasterKey { key: String, why: String },
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+    #[error(transparent)]
+    NotStopped(#[from] check::NotStopped),
+    #[error("leave all key files where they are: it is not certain which are needed")]
+    Undetermined,
+}
+
+/// The command line, for its man pages and completions.
+pub fn command_line() -> clap::Command {
+    CommandLine::command()
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    logging::init(PROGRAM);
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(usage) => return show_usage(&usage).into(),
+    };
+    match run(&command_line.command) {
+        Ok(outcome) => outcome.into(),
+        Err(failure) => {
+            error!("{failure}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<Outcome, DataKeysError> {
+    process::protect().map_err(|error| DataKeysError::System("protect this process", error))?;
+    // Where that is not allowed, a key may be swapped out in the moment for which it is here.
+    let _ = process::lock_memory();
+    match command {
+        Command::List(arguments) => list::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Rewrap(arguments) => rewrap::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
+        Command::Fork(arguments) => fork::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
+    }
+}
+
+/// What runs the calls of KMS.
+fn runtime() -> Result<Runtime, DataKeysError> {
+    settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))
+}
+
+/// So many data keys, in words.
+fn data_keys(count: usize) -> String {
+    match count {
+        1 => "1 data key".into(),
+        _ => format!("{count} data keys"),
+    }
+}
+
+/// Writes `text` to standard output, each line escaped. A reader that stops early is not a failure.
+fn print(text: &str) -> Result<(), DataKeysError> {
+    let mut output = io::stdout().lock();
+    let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
+    match output
+        .write_all(lines.as_bytes())
+        .and_then(|()| output.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(DataKeysError::System("write to the standard output", error))
+        }
+        _ => Ok(()),
+    }
+}

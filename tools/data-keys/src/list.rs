@@ -1,0 +1,141 @@
+//! `list`: which data keys there are.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use clap::Args;
+use key_store::{
+    key_directory::{KeyDirectory, Listing},
+    key_name::{Algorithm, KeyName},
+};
+use tracing::warn;
+
+use crate::{
+    DataKeysError, Outcome, concurrent::each, print, runtime, table, unwrapping::UnwrapperArguments,
+};
+
+/// List the data keys: id, version, algorithm, file, age
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Unwrap each at KMS, and list its length in bytes and its master key too
+    #[arg(long)]
+    kms: bool,
+
+    #[command(flatten)]
+    unwrapper: UnwrapperArguments,
+
+    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Prints the table, and tells of each file that is none, too many, or cannot be unwrapped.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let listing = directory.list()?;
+    let now = SystemTime::now();
+    let mut rows = Vec::new();
+    for key in &listing.keys {
+        let written = directory.modified(key)?;
+        rows.push([
+            key.id.to_string(),
+            key.version.to_string(),
+            algorithm(key).to_owned(),
+            key.to_string(),
+            age(now.duration_since(written).unwrap_or_default()),
+        ]);
+    }
+    let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
+    if !arguments.kms {
+        print(&table::layout(titles, &rows))?;
+        return Ok(check_names(&directory, &listing));
+    }
+    let known = ask_kms(arguments, &directory, &listing)?;
+    let rows: Vec<_> = listing
+        .keys
+        .iter()
+        .zip(rows)
+        .map(|(key, [id, version, algorithm, file, age])| {
+            let (bytes, master_key) = match known.get(key) {
+                Some(known) => (known.bytes.to_string(), known.master_key_arn.clone()),
+                None => ("-".into(), "-".into()),
+            };
+            [id, version, algorithm, bytes, master_key, file, age]
+        })
+        .collect();
+    let [id, version, algorithm, file, age] = titles;
+    let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
+    print(&table::layout(titles, &rows))?;
+    let failed = listing.keys.len() - known.len();
+    Ok(check_names(&directory, &listing).unless_failed(failed))
+}
+
+/// What an unwrapped data key tells.
+struct Known {
+    bytes: usize,
+    master_key_arn: String,
+}
+
+/// Unwraps all; tells of those that cannot be had, which are not in the result.
+fn ask_kms(
+    arguments: &Arguments,
+    directory: &KeyDirectory,
+    listing: &Listing,
+) -> Result<BTreeMap<KeyName, Known>, DataKeysError> {
+    let mut known = BTreeMap::new();
+    let runtime = runtime()?;
+    let unwrapper = arguments.unwrapper.open()?;
+    let work = async |name: &KeyName| unwrapper.unwrap(directory, name).await;
+    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+        let answer = Known {
+            bytes: unwrapped.key.expose().len(),
+            master_key_arn: unwrapped.master_key_arn,
+        };
+        known.insert(*name, answer);
+    }));
+    Ok(known)
+}
+
+/// Tells of names that are none, and of versions that are there twice.
+pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcome {
+    let mut outcome = Outcome::Good;
+    for key in &listing.keys {
+        // Either of the two would be told of the other.
+        if key.algorithm == Algorithm::AesCbc
+            && let Err(conflict) = directory.check_conflict(&listing.keys, key)
+        {
+            outcome = Outcome::Bad;
+            warn!("{conflict}");
+        }
+    }
+    for name in &listing.malformed {
+        outcome = Outcome::Bad;
+        warn!(
+            "'{}' has a name like a key file's, but no key and version: the server does not use it; move it away",
+            directory.path().join(name).display()
+        );
+    }
+    outcome
+}
+
+/// The server's word for it (aws_key_management_encryption_algorithm).
+pub(crate) fn algorithm(key: &KeyName) -> &'static str {
+    match key.algorithm {
+        Algorithm::AesCbc => "AES_CBC",
+        Algorithm::AesCtr => "AES_CTR",
+    }
+}
+
+/// In the largest unit of which there is a whole one.
+fn age(age: Duration) -> String {
+    let seconds = age.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

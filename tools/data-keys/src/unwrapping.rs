@@ -1,0 +1,132 @@
+//! Data keys out of their files: at KMS, or through a broker that runs.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use broker_api::{
+    Decrypt, Failure, FailureKind, KeyContext, Reply, Request, WaitReason, Waiting,
+    client::BrokerClient,
+};
+use clap::Args;
+use key_store::{key_directory::KeyDirectory, key_name::KeyName};
+
+use crate::{
+    DataKeysError,
+    access::AccessArguments,
+    regional_kms::{RegionalKms, Unwrapped},
+};
+
+/// What a broker may take beyond the time limit of a KMS call, and how long it may take to say what that
+/// limit is.
+const BROKER_MARGIN: Duration = Duration::from_secs(10);
+/// How long it may take where it has not said so.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who unwraps.
+#[derive(Debug, Args)]
+pub(crate) struct UnwrapperArguments {
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// Ask a broker that runs; it needs no code
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    broker_socket: Option<PathBuf>,
+}
+
+/// Who unwraps.
+pub(crate) enum Unwrapper {
+    /// KMS itself.
+    RegionalKms(RegionalKms),
+    /// A broker, and how long it may take for a key.
+    Broker(Arc<BrokerClient>, Duration),
+}
+
+impl UnwrapperArguments {
+    /// Gets the credentials, or connects to the broker at the first call.
+    pub fn open(&self) -> Result<Unwrapper, DataKeysError> {
+        match &self.broker_socket {
+            Some(socket) => {
+                let client = BrokerClient::new(socket);
+                let patience = patience_with(&client);
+                Ok(Unwrapper::Broker(Arc::new(client), patience))
+            }
+            None => {
+                let access = self.access.open()?;
+                Ok(Unwrapper::RegionalKms(RegionalKms::new(&access, None)))
+            }
+        }
+    }
+}
+
+impl Unwrapper {
+    /// Unwraps a key file. The error says which, why it failed and what to do.
+    pub async fn unwrap(
+        &self,
+        directory: &KeyDirectory,
+        name: &KeyName,
+    ) -> Result<Unwrapped, String> {
+        let blob = directory.read(name).map_err(|error| error.to_string())?;
+        let unwrapped = match self {
+            Self::RegionalKms(kms) => kms.decrypt(&blob, None).await,
+            Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
+        };
+        unwrapped.map_err(|failure| failed(directory, name, &failure))
+    }
+}
+
+/// Somewhat longer than the broker's own time limit. That it cannot be asked shows with the first key.
+fn patience_with(client: &BrokerClient) -> Duration {
+    match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
+        Ok(Reply::Session(state)) => {
+            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
+            limit.saturating_add(BROKER_MARGIN)
+        }
+        _ => DEFAULT_PATIENCE,
+    }
+}
+
+/// The client waits for its answers, so each has a thread of its own.
+async fn ask_broker(
+    client: &Arc<BrokerClient>,
+    patience: Duration,
+    name: &KeyName,
+    ciphertext_blob: Vec<u8>,
+) -> Result<Unwrapped, Failure> {
+    let request = Request::Decrypt(Decrypt {
+        ciphertext_blob,
+        check_value: None,
+        context: KeyContext {
+            key_id: name.id,
+            key_version: name.version,
+            ..KeyContext::default()
+        },
+    });
+    let client = Arc::clone(client);
+    let is_in_line = |waiting: &Waiting| waiting.reason == WaitReason::Turn;
+    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, is_in_line));
+    let other = |message: String| Failure {
+        kind: FailureKind::Other,
+        message,
+    };
+    match asked.await.map_err(|error| other(error.to_string()))? {
+        Ok(Reply::Decrypted {
+            key,
+            master_key_arn,
+            request_id,
+        }) => Ok(Unwrapped {
+            key,
+            master_key_arn,
+            is_from_kms: !request_id.is_empty(),
+        }),
+        Ok(Reply::Failed(failure)) => Err(failure),
+        Ok(_) => Err(other(
+            "the broker answered something else than it was asked; see its log".into(),
+        )),
+        Err(error) => Err(other(error.to_string())),
+    }
+}
+
+/// A failure of KMS, with the file that it is about.
+pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, failure: &Failure) -> String {
+    let path = directory.path_of(name);
+    format!("key file '{}': {}", path.display(), failure.message)
+}

@@ -1,0 +1,97 @@
+//! The command that runs while the key is enabled: signals go on to it, and its end is awaited.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
+use tracing::warn;
+
+use super::{
+    End, ManageError,
+    signals::{Number, Received, Signals, send, send_to_group},
+};
+use service::{command::Command, environment};
+
+/// Runs `command` and waits for its end, which no signal of ours brings about but by its own doing.
+pub(super) fn run(command: &Command, signals: &Signals) -> Result<End, ManageError> {
+    // Those were meant for the question, which could not be stopped.
+    while signals.stop_received().is_some() {}
+    let child = command.start(&environment::for_command(), signals.inherited_mask())?;
+    let status = Pid::from_raw(child.as_raw())
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+        .and_then(|child| wait(child, signals))
+        .map_err(|error| ManageError::System("wait for COMMAND", error))?;
+    Ok(match (status.terminating_signal(), status.exit_status()) {
+        (Some(number), _) => End::Signal(Number::new(number)),
+        (None, code) => End::Code(code.unwrap_or(125)),
+    })
+}
+
+/// Until we ask for its status, the child's number is no other process's.
+fn wait(child: Pid, signals: &Signals) -> io::Result<WaitIdStatus> {
+    let child: OwnedFd = pidfd_open(child, PidfdFlags::empty())?;
+    while !wait_for_end(child.as_fd(), signals)? {
+        while let Some(received) = signals.received() {
+            forward(child.as_fd(), received);
+        }
+        while let Some(received) = signals.stop_received() {
+            refuse_to_stop(received);
+        }
+    }
+    loop {
+        match waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// True for the end of the command, false for signals.
+fn wait_for_end(child: BorrowedFd<'_>, signals: &Signals) -> io::Result<bool> {
+    let mut descriptors = [child, signals.descriptor(), signals.stop_descriptor()]
+        .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
+    match poll(&mut descriptors, PollTimeout::NONE) {
+        Ok(_) => Ok(descriptors[0].any() == Some(true)),
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the terminal's keys send, the command gets by itself: it is in our process group. (That the
+/// terminal has gone, only the leader of the session is told, and that may be us.)
+fn forward(child: BorrowedFd<'_>, received: Received) {
+    let number = received.number;
+    let is_of_keys = number.is(Signal::SIGINT) || number.is(Signal::SIGQUIT);
+    if received.is_of_kernel && is_of_keys {
+        return;
+    }
+    if let Err(error) = send(child, number) {
+        warn!("cannot pass {number} on to the command: {error}");
+    }
+}
+
+/// A command that is stopped would leave the key enabled for as long as nobody thinks of it. What the
+/// terminal has stopped goes on, unless it wants the terminal and would only be stopped again.
+fn refuse_to_stop(received: Received) {
+    let number = received.number;
+    if !received.is_of_kernel {
+        return warn!("{number} is not passed on: the key is enabled until the command ends");
+    }
+    if !number.is(Signal::SIGTSTP) {
+        return warn!(
+            "the command is stopped, because it wants the terminal from the background ({number}), and the key stays enabled until it ends; give it the terminal (fg) and have it go on (kill -CONT), or end it"
+        );
+    }
+    warn!("the command goes on: the key is enabled until it ends");
+    if let Err(error) = send_to_group(Number::CONT) {
+        warn!("cannot have the command go on: {error}; send it SIGCONT");
+    }
+}

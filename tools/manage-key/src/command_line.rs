@@ -1,0 +1,150 @@
+//! The command line of `kms-manage-key`.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use aws_session::master_key_id::MasterKeyId;
+
+/// Enables, disables or shows the KMS master key, with an MFA code.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kms-manage-key",
+    version,
+    disable_help_subcommand = true,
+    override_usage = "kms-manage-key [OPTIONS] enable|disable|status [CODE]\n       \
+kms-manage-key [OPTIONS] unlock [--] COMMAND [ARG…]",
+    after_help = "\
+The code is asked for in the terminal, or is one line of standard input; on the
+command line it shows in ps. FILE is as that of iam-kms-wrapper.
+
+Exit status: 0 done, 3 disabled, 4 neither, 121 to 125 failed, else COMMAND's
+own: see kms-manage-key(8)."
+)]
+pub struct CommandLine {
+    /// The configuration file; else /etc/iam-kms-wrapper/kms-manage-key.config
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/etc/iam-kms-wrapper/kms-manage-key.config",
+        hide_default_value = true
+    )]
+    pub config: PathBuf,
+
+    /// The master key by id, ARN or alias
+    #[arg(long, global = true, value_name = "KEY")]
+    pub key: Option<MasterKeyId>,
+
+    /// How long to wait for the new state; else 300
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        default_value = "300",
+        hide_default_value = true,
+        value_parser = seconds
+    )]
+    pub timeout_seconds: Duration,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with the key.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Let the key be used
+    #[command(visible_alias = "e")]
+    Enable {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Let nobody use the key
+    #[command(visible_alias = "d")]
+    Disable {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Print the key's state and ARN
+    Status {
+        /// The MFA code; shows in ps
+        code: Option<String>,
+    },
+    /// Enable the key, run COMMAND, disable the key again whatever happens
+    #[command(after_help = "\
+One code for both steps. COMMAND gets our standard streams, and none of the AWS
+credentials in our environment; signals are passed on to it. The key is disabled
+at the end also if it was enabled before.")]
+    Unlock {
+        /// The command to run and its arguments
+        #[arg(
+            value_name = "COMMAND",
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        command: Vec<OsString>,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("must be a number from 1 to 86400".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<CommandLine, clap::Error> {
+        CommandLine::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_manuals_words_and_codes_are_taken() {
+        for line in ["kms-manage-key e 111676", "kms-manage-key enable 111676"] {
+            let Action::Enable { code } = parse(line).unwrap().action else {
+                panic!("{line}");
+            };
+            assert_eq!(code.as_deref(), Some("111676"));
+        }
+        for line in ["kms-manage-key d", "kms-manage-key disable"] {
+            let action = parse(line).unwrap().action;
+            assert!(matches!(action, Action::Disable { code: None }), "{line}");
+        }
+    }
+
+    #[test]
+    fn options_stand_before_and_after_the_action_but_not_after_the_command() {
+        for line in [
+            "kms-manage-key --config=f --key=alias/a unlock -- sh -c x --config=g",
+            "kms-manage-key unlock --config f --key alias/a sh -c x --config=g",
+        ] {
+            let parsed = parse(line).unwrap();
+            assert_eq!(parsed.config, PathBuf::from("f"), "{line}");
+            assert_eq!(parsed.key.unwrap().as_str(), "alias/a");
+            let Action::Unlock { command } = parsed.action else {
+                panic!("{line}");
+            };
+            assert_eq!(command, ["sh", "-c", "x", "--config=g"]);
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "kms-manage-key",
+            "kms-manage-key unlock",
+            "kms-manage-key destroy",
+            "kms-manage-key enable --timeout-seconds=0",
+            "kms-manage-key enable --key=key/1",
+            "kms-manage-key enable 111676 alias/a",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

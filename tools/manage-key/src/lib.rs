@@ -1,0 +1,305 @@
+//! What `kms-manage-key` does: enables, disables or shows the master key, with a session that a
+//! person has opened with an MFA code.
+//!
+//! `master_key` makes the calls, `change` waits until they have their effect, `unlock` lets a
+//! command run in between.
+
+mod change;
+mod child;
+pub mod command_line;
+mod master_key;
+mod signals;
+mod unlock;
+
+use std::{
+    io::{self, Write},
+    os::fd::BorrowedFd,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    time::Duration,
+};
+
+use aws_sdk_kms::types::KeyState;
+use broker_api::FailureKind;
+use clap::Parser;
+use tracing::error;
+use visible_text::escape;
+
+use aws_session::{
+    config::{Config, ConfigError},
+    master_key_id::MasterKeyId,
+    session::Session,
+    settings::{Reader, Settings, SettingsError},
+};
+use change::{Attempt, ChangeError};
+use code_channel::{
+    interactive_session::{self, InteractiveSessionError},
+    mfa_prompt::PromptError,
+};
+use command_line::{Action, CommandLine};
+use master_key::{CallError, Change, Description, MasterKey};
+use service::{
+    command::{Command, CommandError},
+    logging, process,
+    usage::show_usage,
+};
+use signals::{Number, Signals};
+
+/// Name of the program, in the log and in its help.
+const PROGRAM: &str = "kms-manage-key";
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Code(i32),
+    Signal(Number),
+}
+
+/// Why it is not done.
+#[derive(Debug, thiserror::Error)]
+enum ManageError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Region, endpoints, network.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error("no master key is named; set master_key_id in {path}, or give --key=KEY", path = .0.display())]
+    NoKey(PathBuf),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Session(InteractiveSessionError),
+    #[error("cannot {0}: {1}")]
+    System(&'static str, io::Error),
+    #[error("{0}")]
+    Interrupted(String),
+    #[error("{0}")]
+    LeftEnabled(String),
+    #[error("{0}")]
+    Unconfirmable(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    TimedOut(String),
+    #[error("an internal error (panic); please report it with the lines before this one")]
+    Defect,
+}
+
+impl ManageError {
+    /// As `--help` lists them.
+    fn exit_code(&self) -> i32 {
+        match self {
+            Self::LeftEnabled(_) => 121,
+            Self::Unconfirmable(_) => 122,
+            Self::Refused(_) => 123,
+            Self::TimedOut(_) => 124,
+            Self::Command(CommandError::NotExecutable { .. }) => 126,
+            Self::Command(CommandError::NotFound(_)) => 127,
+            _ => 125,
+        }
+    }
+}
+
+impl From<InteractiveSessionError> for ManageError {
+    fn from(error: InteractiveSessionError) -> Self {
+        match error {
+            InteractiveSessionError::MfaPrompt(PromptError::Interrupted) => {
+                Self::Interrupted("no session was opened".into())
+            }
+            error => Self::Session(error),
+        }
+    }
+}
+
+impl From<ChangeError> for ManageError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Interrupted(text) => Self::Interrupted(text),
+            ChangeError::Refused(text) | ChangeError::SessionOver(text) => Self::Refused(text),
+            ChangeError::Unconfirmable(text) => Self::Unconfirmable(text),
+            ChangeError::Runtime(error) => Self::System("call KMS", error),
+            ChangeError::TimedOut(text) => Self::TimedOut(text),
+        }
+    }
+}
+
+/// Runs the program; returns its exit code, unless it is to die of a signal.
+pub fn main() -> i32 {
+    logging::init(PROGRAM);
+    let command_line = match CommandLine::try_parse() {
+        Ok(command_line) => command_line,
+        Err(usage) => return show_usage(&usage).into(),
+    };
+    let may_stop = !matches!(command_line.action, Action::Unlock { .. });
+    let held = process::protect().and_then(|()| Signals::hold(may_stop));
+    let signals = match held {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!("cannot protect this process: {error}");
+            return 125;
+        }
+    };
+    let end = catch_panic(|| manage(command_line, &signals));
+    match end.unwrap_or_else(|failure| end_of(&failure, &signals)) {
+        End::Code(code) => code,
+        End::Signal(number) => {
+            // Comes back only where that is not possible.
+            signals.die_of(number);
+            128 + number.get()
+        }
+    }
+}
+
+/// A panic of a library, too, ends in a failure: what has to be done afterwards is done.
+fn catch_panic<T>(work: impl FnOnce() -> Result<T, ManageError>) -> Result<T, ManageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ManageError::Defect))
+}
+
+fn end_of(failure: &ManageError, signals: &Signals) -> End {
+    match (failure, signals.received()) {
+        (ManageError::Interrupted(text), Some(received)) => {
+            error!("ended by {}: {text}", received.number);
+            End::Signal(received.number)
+        }
+        _ => {
+            error!("{failure}");
+            End::Code(failure.exit_code())
+        }
+    }
+}
+
+fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageError> {
+    let mut config = Config::read(&command_line.config)?;
+    logging::use_format(config.log_format);
+    let key = command_line
+        .key
+        .or_else(|| config.master_key_id.clone())
+        .ok_or_else(|| ManageError::NoKey(command_line.config.clone()))?;
+    if config.region.is_none() {
+        config.region = key.region().map(str::to_owned);
+    }
+    let aws = Settings::read(&config, Reader::Operator)?;
+    let tool = Tool {
+        config,
+        aws,
+        config_path: command_line.config,
+        key,
+        timeout: command_line.timeout_seconds,
+        signals,
+    };
+    match command_line.action {
+        Action::Enable { code } => tool.change(Change::Enable, code.as_deref()),
+        Action::Disable { code } => tool.change(Change::Disable, code.as_deref()),
+        Action::Status { code } => tool.show_status(code.as_deref()),
+        Action::Unlock { command } => unlock::unlock(&tool, &Command::find(command)?),
+    }
+}
+
+/// What the command line and the configuration say.
+struct Tool<'a> {
+    config: Config,
+    aws: Settings,
+    config_path: PathBuf,
+    key: MasterKeyId,
+    timeout: Duration,
+    signals: &'a Signals,
+}
+
+impl Tool<'_> {
+    fn open_session(&self, code: Option<&str>) -> Result<Session, ManageError> {
+        let interrupt = self.signals.descriptor();
+        Ok(interactive_session::open_session(
+            &self.config,
+            &self.aws,
+            code,
+            interrupt,
+        )?)
+    }
+
+    fn open_key<'a>(
+        &'a self,
+        session: &'a Session,
+        interrupt: Option<BorrowedFd<'a>>,
+    ) -> Result<MasterKey<'a>, ChangeError> {
+        Ok(MasterKey::open(&self.aws, session, &self.key, interrupt)?)
+    }
+
+    fn change(&self, change: Change, code: Option<&str>) -> Result<End, ManageError> {
+        let session = self.open_session(code)?;
+        let key = self.open_key(&session, Some(self.signals.descriptor()))?;
+        let (caller, description) = key.look(self.key.as_str());
+        let attempt = Attempt {
+            key: &key,
+            id: &self.id_for_change(description)?,
+            change,
+            caller: &caller,
+            request_patience: self.timeout,
+            timeout: self.timeout,
+        };
+        attempt.make()?;
+        Ok(End::Code(0))
+    }
+
+    /// The id or ARN of the key. Who may only enable and disable may not look at it first.
+    fn id_for_change(
+        &self,
+        description: Result<Description, CallError>,
+    ) -> Result<String, ManageError> {
+        match description {
+            Ok(description) => description.changeable().map_err(ManageError::Refused),
+            Err(CallError::Interrupted) => {
+                Err(ManageError::Interrupted("nothing was changed".into()))
+            }
+            Err(CallError::Failed(failure)) if self.key.is_alias() => {
+                Err(ManageError::Refused(format!(
+                    "cannot find out which key {} is, so name it by its id or ARN: {}",
+                    self.key.as_str(),
+                    failure.message
+                )))
+            }
+            Err(CallError::Failed(_)) => Ok(self.key.as_str().into()),
+        }
+    }
+
+    fn show_status(&self, code: Option<&str>) -> Result<End, ManageError> {
+        let session = self.open_session(code)?;
+        let key = self.open_key(&session, Some(self.signals.descriptor()))?;
+        let (caller, description) = key.look(self.key.as_str());
+        let description = description.map_err(not_described)?;
+        print_status(&description, &caller)
+            .map_err(|error| ManageError::System("write to standard output", error))?;
+        Ok(End::Code(match description.state {
+            KeyState::Enabled => 0,
+            KeyState::Disabled => 3,
+            _ => 4,
+        }))
+    }
+}
+
+/// Why there is no description, where there must be one.
+fn not_described(error: CallError) -> ManageError {
+    match error {
+        CallError::Interrupted => ManageError::Interrupted("nothing was changed".into()),
+        CallError::Failed(failure) if failure.kind.is_retryable() => {
+            ManageError::TimedOut(failure.message)
+        }
+        CallError::Failed(failure) if failure.kind == FailureKind::AccessDenied => {
+            ManageError::Refused(format!("allow kms:DescribeKey: {}", failure.message))
+        }
+        CallError::Failed(failure) => ManageError::Refused(failure.message),
+    }
+}
+
+/// One line each, the name first, for scripts too.
+fn print_status(key: &Description, caller: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "state: {}", key.state.as_str())?;
+    writeln!(out, "key: {}", escape(&key.arn))?;
+    if let Some(date) = key.deletion_text() {
+        writeln!(out, "deletion: {date}")?;
+    }
+    if let Some(advice) = key.advice() {
+        writeln!(out, "advice: {advice}")?;
+    }
+    writeln!(out, "asked by: {}", escape(caller))
+}

@@ -1,0 +1,147 @@
+//! `unlock`: the key is enabled for as long as a command runs, and not longer.
+
+use std::{
+    io::{self, IsTerminal},
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Duration,
+};
+
+use aws_sdk_kms::types::KeyState;
+use tracing::{error, info, warn};
+
+use super::{
+    Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, catch_panic, child,
+    not_described,
+};
+use aws_session::{config::Mfa, session::Session};
+use service::command::Command;
+
+/// How long the key is tried to be disabled while KMS does not answer: as long as the shortest
+/// session lasts.
+const DISABLE_PATIENCE: Duration = Duration::from_secs(900);
+
+/// Enables the key, runs `command`, and disables the key again, whatever has happened meanwhile.
+/// Without kms:DescribeKey nothing is begun: neither state could be verified.
+pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageError> {
+    let session = tool.open_session(None)?;
+    let key = tool.open_key(&session, Some(tool.signals.descriptor()))?;
+    let (caller, description) = key.look(tool.key.as_str());
+    let description = description.map_err(not_described)?;
+    let was_enabled = description.state == KeyState::Enabled;
+    let arn = description.changeable().map_err(ManageError::Refused)?;
+    if was_enabled {
+        warn!("{arn} is enabled already; it is disabled at the end all the same");
+    }
+    let enable = Attempt {
+        key: &key,
+        id: &arn,
+        change: Change::Enable,
+        caller: &caller,
+        request_patience: tool.timeout,
+        timeout: tool.timeout,
+    };
+    let mut is_refused = false;
+    let outcome = catch_panic(|| {
+        let enabled = enable.make();
+        is_refused = matches!(
+            enabled,
+            Err(ChangeError::Refused(_) | ChangeError::SessionOver(_))
+        );
+        enabled?;
+        fault_point("enabled");
+        announce(command, &session);
+        child::run(command, tool.signals)
+    });
+    if is_refused {
+        return outcome;
+    }
+    // What came while we waited for KMS, before there was a command to get it.
+    let outcome = match (outcome, tool.signals.received()) {
+        (Err(ManageError::Interrupted(_)), Some(received)) => {
+            warn!("{} came before the command was started", received.number);
+            Ok(End::Signal(received.number))
+        }
+        (outcome, _) => outcome,
+    };
+    let disabled = disable(tool, session, &arn, &caller);
+    if let (Err(failure), Err(_)) = (&outcome, &disabled) {
+        error!("{failure}");
+    }
+    disabled.and(outcome)
+}
+
+fn announce(command: &Command, session: &Session) {
+    let path = command.path().display();
+    match session.expiration_unix_seconds {
+        Some(_) => info!(
+            "starting {path}; the session, which the key is to be disabled with, is open until {} (session_duration_seconds)",
+            session.expiration_text()
+        ),
+        None => info!("starting {path}"),
+    }
+}
+
+/// No signal ends this; where the session is over, a new one is opened if that is possible.
+fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result<(), ManageError> {
+    let once = |session: &Session| {
+        fault_point("disabling");
+        let key = tool.open_key(session, None)?;
+        let attempt = Attempt {
+            key: &key,
+            id: arn,
+            change: Change::Disable,
+            caller,
+            request_patience: DISABLE_PATIENCE,
+            timeout: tool.timeout,
+        };
+        attempt.make()
+    };
+    // The second time, everything is another.
+    let with = |session: &Session| {
+        let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
+        attempt().or_else(|_| {
+            warn!("trying again after an internal error (panic)");
+            attempt()
+        })
+    };
+    let left_enabled = |why: String| {
+        ManageError::LeftEnabled(format!(
+            "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} --config={} --key={arn} disable",
+            tool.config_path.display()
+        ))
+    };
+    let why = match with(&session) {
+        Ok(Err(ChangeError::SessionOver(why))) => why,
+        result => return finished(result).map_err(left_enabled),
+    };
+    if tool.config.mfa != Mfa::Off && !io::stdin().is_terminal() {
+        return Err(left_enabled(why));
+    }
+    warn!("{why}; a new one is needed to disable the key");
+    // They were not meant for the question that comes now.
+    while tool.signals.received().is_some() {}
+    let session = tool
+        .open_session(None)
+        .map_err(|error| left_enabled(error.to_string()))?;
+    finished(with(&session)).map_err(left_enabled)
+}
+
+/// The error is a text.
+fn finished(result: thread::Result<Result<(), ChangeError>>) -> Result<(), String> {
+    match result {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(ManageError::Defect.to_string()),
+    }
+}
+
+/// For tests: panics where `KMS_MANAGE_KEY_PANIC` names this point.
+#[cfg(feature = "fault-points")]
+fn fault_point(name: &str) {
+    if std::env::var("KMS_MANAGE_KEY_PANIC").is_ok_and(|point| point == name) {
+        std::panic::resume_unwind(Box::new("as the test says"));
+    }
+}
+
+#[cfg(not(feature = "fault-points"))]
+fn fault_point(_: &str) {}

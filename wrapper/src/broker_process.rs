@@ -1,0 +1,164 @@
+//! Starts `iam-kms-broker` and hands the session over to it.
+
+use std::{
+    env,
+    ffi::OsStr,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use aws_session::config::Config;
+use broker_api::FrameError;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+use service::{
+    command::{CommandError, find_program},
+    environment::{Variables, without_secrets},
+    handover::{self, Handover},
+    socket_path::{self, SocketPathError, has_listener},
+};
+
+const PROGRAM: &str = "iam-kms-broker";
+
+/// The broker only binds a socket before it answers.
+const START_TIMEOUT_MILLISECONDS: u16 = 10_000;
+
+/// How long a broker of an earlier server may take to notice that its server has gone.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no broker.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerStartError {
+    /// The program is missing.
+    #[error("cannot start the broker: {0}")]
+    Program(CommandError),
+    /// The socket cannot be made there.
+    #[error(transparent)]
+    SocketPath(#[from] SocketPathError),
+    /// There is one already.
+    #[error(
+        "another broker listens at {path}; stop its server first, or set broker_socket to another path",
+        path = path.display()
+    )]
+    AlreadyThere {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It cannot be started or talked to.
+    #[error("cannot start the broker {path}: {source}", path = path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It ended or was silent.
+    #[error("the broker {path} did not come up: {source}", path = path.display())]
+    Silent {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: FrameError,
+    },
+    /// It says why it cannot run.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A broker that can be started.
+pub struct Broker {
+    program: PathBuf,
+}
+
+impl Broker {
+    /// Finds the program (beside our own, or in `PATH`) and checks that its socket can be made.
+    pub fn find(config: &Config) -> Result<Self, BrokerStartError> {
+        let program = find_beside_us()
+            .map_or_else(|| find_program(OsStr::new(PROGRAM)), Ok)
+            .map_err(BrokerStartError::Program)?;
+        socket_path::check(&config.broker_socket)?;
+        wait_for_predecessor(&config.broker_socket)?;
+        Ok(Self { program })
+    }
+
+    /// The program's path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Starts it, gives it `handover` and returns when its socket listens.
+    pub fn start(
+        &self,
+        handover: &Handover,
+        environment: Variables,
+    ) -> Result<(), BrokerStartError> {
+        let failed = |source| BrokerStartError::Start {
+            path: self.program.clone(),
+            source,
+        };
+        let silent = |source| BrokerStartError::Silent {
+            path: self.program.clone(),
+            source,
+        };
+        let mut child = Command::new(&self.program)
+            .arg("--handover")
+            .env_clear()
+            .envs(without_secrets(environment))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(io::ErrorKind::BrokenPipe.into()));
+        };
+        handover.write(&mut stdin).map_err(silent)?;
+        drop(stdin);
+        let started = wait_readable(&stdout)
+            .map_err(FrameError::Io)
+            .and_then(|()| handover::read_answer(&mut stdout))
+            .map_err(silent)?;
+        // What we started ended when the broker left us for init; the server is not to inherit it.
+        match child.wait() {
+            // Where our parent has us ignore SIGCHLD, the kernel has taken it away already.
+            Err(error) if error.raw_os_error() != Some(Errno::ECHILD as i32) => {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
+        started.map_err(BrokerStartError::Refused)
+    }
+}
+
+fn find_beside_us() -> Option<PathBuf> {
+    let beside = env::current_exe().ok()?.with_file_name(PROGRAM);
+    find_program(beside.as_os_str()).ok()
+}
+
+fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerStartError> {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    while has_listener(socket) {
+        if Instant::now() > deadline {
+            return Err(BrokerStartError::AlreadyThere {
+                path: socket.into(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn wait_readable(stdout: &impl AsFd) -> io::Result<()> {
+    let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+    match poll(
+        &mut descriptors,
+        PollTimeout::from(START_TIMEOUT_MILLISECONDS),
+    )? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
