@@ -48,6 +48,9 @@ const JUDGEMENT_PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at what has become of the code.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a process that has just made the FIFO may take to open it.
+const OPENING_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long the FIFO may be too full for a session document.
 const WRITE_PATIENCE_MILLISECONDS: u16 = 10_000;
 
@@ -317,14 +320,22 @@ impl Fifo {
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity)
     }
 
-    fn open(&self) -> Result<OwnedFd, CodeError> {
+    fn open(&self, signals: &Signals) -> Result<OwnedFd, CodeError> {
         let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let descriptor = match open(&self.path, flags, Mode::empty()) {
-            // No FIFO, or one that nobody reads.
-            Err(Errno::ENOENT | Errno::ENXIO) => {
-                return Err(CodeError::NotAwaited(self.path.clone()));
+        let until = Instant::now() + OPENING_PATIENCE;
+        let descriptor = loop {
+            match open(&self.path, flags, Mode::empty()) {
+                // Nobody reads it yet.
+                Err(Errno::ENXIO) if Instant::now() < until => {
+                    if sleep_until(Instant::now() + LOOK_PAUSE, signals.descriptor()) {
+                        return Err(CodeError::Interrupted("nothing was written"));
+                    }
+                }
+                Err(Errno::ENOENT | Errno::ENXIO) => {
+                    return Err(CodeError::NotAwaited(self.path.clone()));
+                }
+                descriptor => break descriptor.map_err(|error| self.write_error(error))?,
             }
-            descriptor => descriptor.map_err(|error| self.write_error(error))?,
         };
         let status = fstat(&descriptor).map_err(|error| self.write_error(error))?;
         if !is_fifo(&status) || (status.st_dev, status.st_ino) != self.identity {
@@ -337,7 +348,7 @@ impl Fifo {
     }
 
     fn write(&self, mut bytes: &[u8], signals: &Signals) -> Result<(), CodeError> {
-        let descriptor = self.open()?;
+        let descriptor = self.open(signals)?;
         while !bytes.is_empty() {
             match write(&descriptor, bytes) {
                 Ok(length) => bytes = bytes.get(length..).unwrap_or_default(),

@@ -8,6 +8,8 @@ use std::{
         process::ExitStatusExt,
     },
     process::{Command, Output, Stdio},
+    thread,
+    time::Duration,
 };
 
 use end_to_end_tests::{
@@ -219,6 +221,24 @@ fn what_is_no_fifo_is_refused_and_not_touched_and_a_fifo_without_a_reader_keeps_
         }
         fs::remove_file(fifo).unwrap();
     }
+}
+
+/// A prompt starts when the FIFO appears, which is before its maker has opened it.
+#[test]
+fn a_fifo_that_has_just_been_made_is_given_time_to_be_opened() {
+    let scene = Scene::new();
+    mkfifo(scene.fifo(), Mode::S_IRWXU).unwrap();
+    let reader = thread::spawn({
+        let fifo = scene.fifo().to_owned();
+        move || {
+            thread::sleep(Duration::from_millis(500));
+            fs::read_to_string(fifo).unwrap()
+        }
+    });
+    let (status, output) = enter(&mut code_command(&scene), "123456\n");
+    assert_eq!(reader.join().unwrap(), "123456\n", "{output}");
+    // Nobody says what became of it.
+    assert_eq!(status, Some(3), "{output}");
 }
 
 #[test]
