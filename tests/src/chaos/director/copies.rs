@@ -6,7 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use nix::sys::signal::Signal::SIGTERM;
@@ -75,11 +75,13 @@ impl Director<'_> {
         let target = self.scene.sandbox.path(&format!("backup-{}", self.backups));
         let increment = target.with_extension("increment");
         let mut before = self.world.shadow.snapshot();
+        let mut began = SystemTime::now();
         self.take_backup(&target, None);
         if with_increment {
             let pause = self.random.u64(100..1500);
             self.world.pause(Duration::from_millis(pause));
             before = self.world.shadow.snapshot();
+            began = SystemTime::now();
             self.take_backup(&increment, Some(&target));
         }
         let after = self.world.shadow.snapshot();
@@ -104,7 +106,7 @@ impl Director<'_> {
         self.scan(&target);
         let restored = self.database.on_datadir(&target);
         let log = self.start_and_compare(&restored, &before, &after);
-        self.check_log("the log of a restored backup", &log, false);
+        self.check_log_of_restored(&target, began, &log);
         self.world.tally.count(
             "copies",
             if with_increment {
@@ -117,6 +119,25 @@ impl Director<'_> {
         if with_increment {
             self.remove(&increment);
         }
+    }
+
+    /// mariadb-backup lists the key files before it copies them and the manifest. A version that is made
+    /// meanwhile is then in the manifest without its file: no page in the backup needs it, and the server
+    /// says that it is missing.
+    fn check_log_of_restored(&self, target: &Path, began: SystemTime, log: &str) {
+        let made_meanwhile: Vec<_> = key_files(&self.database.datadir)
+            .into_iter()
+            .filter(|name| {
+                let metadata = fs::metadata(self.database.datadir.join(name)).unwrap();
+                !target.join(name).exists() && metadata.modified().unwrap() >= began
+            })
+            .map(|name| format!("{name} is missing in"))
+            .collect();
+        let rest: Vec<_> = log
+            .lines()
+            .filter(|line| !made_meanwhile.iter().any(|text| line.contains(text)))
+            .collect();
+        self.check_log("the log of a restored backup", &rest.join("\n"), false);
     }
 
     fn take_backup(&mut self, target: &Path, base: Option<&Path>) {
