@@ -1,5 +1,5 @@
-//! The calls of the cipher contract in any order, with any lengths and flags: each gives a result or
-//! an error, and writes no byte more than the contract leaves room for.
+//! Makes the calls of the cipher contract in any order, with any lengths and flags. Each must return a result or an
+//! error, and must write no more bytes than the contract reserves room for.
 
 #![no_main]
 
@@ -64,7 +64,7 @@ fuzz_target!(|calls: (u8, Vec<Call>)| {
                 let room = data.len() + BLOCK_BYTES;
                 let source = data.into_boxed_slice();
                 let mut destination = vec![0; room].into_boxed_slice();
-                // SAFETY: as much room as the contract wants.
+                // SAFETY: there is as much room as the contract demands.
                 let result = unsafe {
                     context.update(source.as_ptr(), source.len(), destination.as_mut_ptr())
                 };
@@ -76,13 +76,13 @@ fuzz_target!(|calls: (u8, Vec<Call>)| {
                 data.resize(bytes + BLOCK_BYTES, 0);
                 let mut region = data.into_boxed_slice();
                 let start = region.as_mut_ptr();
-                // SAFETY: as above; source and destination begin at the same place.
+                // SAFETY: there is as much room as the contract demands; source and destination start together.
                 let result = unsafe { context.update(start, bytes, start) };
                 assert!(result.is_err() || is_live);
             }
             Call::Finish => {
                 let mut destination = Box::new([0; BLOCK_BYTES]);
-                // SAFETY: room for one block.
+                // SAFETY: there is room for one block.
                 let result = unsafe { context.finish(destination.as_mut_ptr()) };
                 assert!(result.is_err() || is_live);
                 is_live = false;

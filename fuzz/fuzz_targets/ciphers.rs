@@ -1,5 +1,5 @@
-//! Encryption and decryption, in pieces, in place, beside each other, compared with OpenSSL used as
-//! the server uses it.
+//! Compares encryption and decryption, in pieces, in place and between separate buffers, with OpenSSL used as the
+//! server uses it.
 
 #![no_main]
 
@@ -21,7 +21,7 @@ struct Case {
     key: [u8; 32],
     iv: [u8; BLOCK_BYTES],
     data: Vec<u8>,
-    /// Lengths of the updates; the last takes the rest.
+    /// Lengths of the updates. The last one takes the rest.
     pieces: Vec<u16>,
     layout: Layout,
     misalignment: u8,
@@ -34,14 +34,14 @@ enum KeyLength {
     Bytes32,
 }
 
-/// Where source and destination lie.
+/// How source and destination lie in memory.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 enum Layout {
-    /// In memory of their own.
+    /// In separate memory.
     Separate,
-    /// The source so many bytes after the destination, in the same memory.
+    /// The source starts this many bytes after the destination, in the same memory.
     SourceAfter(u8),
-    /// The destination so many bytes after the source; one update only.
+    /// The destination starts this many bytes after the source. There is only one update.
     DestinationAfter(u8),
 }
 
@@ -72,7 +72,7 @@ impl Case {
         pieces
     }
 
-    /// What the plugin makes of `data`, which OpenSSL makes `result_bytes` of.
+    /// Returns the plugin's result for `data`. OpenSSL's result has `result_bytes` bytes.
     fn plugin(&self, encrypt: bool, data: &[u8], result_bytes: usize) -> Result<Vec<u8>, c_int> {
         let (from, to, region_bytes) = match self.layout {
             Layout::Separate => (result_bytes, 0, result_bytes + data.len()),
@@ -87,7 +87,7 @@ impl Case {
         };
         let mut region = vec![0xee; region_bytes].into_boxed_slice();
         region[from..from + data.len()].copy_from_slice(data);
-        // Memory of its own, so that not even a byte before it is read.
+        // Separate memory, so that reading even one byte before it is detected.
         let source = match self.layout {
             Layout::Separate => Some(Box::<[u8]>::from(data)),
             _ => None,
@@ -106,7 +106,7 @@ impl Case {
         assert_eq!(context.init(self.key(), &self.iv, flags, self.version()), 0);
         let (mut read, mut written) = (0, 0);
         for piece in self.pieces(data.len(), encrypt) {
-            // SAFETY: inside source and region.
+            // SAFETY: the piece lies inside the source, and its result inside the region.
             written += unsafe {
                 context.update(
                     source.wrapping_add(read),
@@ -116,7 +116,7 @@ impl Case {
             }?;
             read += piece;
         }
-        // SAFETY: as above.
+        // SAFETY: the region has room for all that OpenSSL writes.
         written += unsafe { context.finish(destination.wrapping_add(written)) }?;
         Ok(region[to..to + written].to_vec())
     }
@@ -135,7 +135,7 @@ impl Case {
         }
     }
 
-    /// What OpenSSL makes of it; `None` if that cannot be decrypted.
+    /// Returns OpenSSL's result; `None` if the data cannot be decrypted.
     fn openssl(&self, encrypt: bool, data: &[u8]) -> Option<Vec<u8>> {
         let (cipher, key) = (self.cipher(), self.key());
         let (nonce, authenticated) = self.iv.split_at(12);
@@ -159,7 +159,7 @@ impl Case {
         }
     }
 
-    /// Whole blocks, and the rest XORed with the encrypted IV.
+    /// Encrypts or decrypts whole blocks, and XORs the rest with the encrypted IV.
     fn cbc_without_padding(&self, encrypt: bool, data: &[u8]) -> Vec<u8> {
         let (blocks, rest) = data.split_at(data.len() / BLOCK_BYTES * BLOCK_BYTES);
         let mode = if encrypt {
@@ -172,7 +172,7 @@ impl Case {
         crypter.pad(false);
         let length = crypter.update(blocks, &mut result).unwrap();
         result.truncate(length);
-        // CBC of one block with an IV of zeros is ECB.
+        // CBC of one block with an all-zero IV is ECB.
         let zeros = [0; BLOCK_BYTES];
         let mask = symm::encrypt(self.cipher(), self.key(), Some(&zeros), &self.iv).unwrap();
         result.extend(rest.iter().zip(mask).map(|(byte, mask)| byte ^ mask));
@@ -186,7 +186,7 @@ fuzz_target!(|case: Case| {
     assert_eq!(result.as_deref(), Ok(&encrypted[..]));
     let result = case.plugin(false, &encrypted, case.data.len());
     assert_eq!(result.as_deref(), Ok(&case.data[..]));
-    // Of what is rubbish, OpenSSL decides how much may be written before that is found out.
+    // For arbitrary data, the plugin must agree with OpenSSL whether it can be decrypted.
     let expected = case.openssl(false, &case.data).ok_or(AES_BAD_DATA);
     assert_eq!(case.plugin(false, &case.data, case.data.len()), expected);
 });

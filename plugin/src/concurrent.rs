@@ -1,27 +1,27 @@
-//! The same work for many keys, several at a time.
+//! Does the same work for many keys, several at a time.
 
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::lock::lock;
 use crate::server::log;
 
-/// KMS calls at a time: 1,000 keys at 20 ms a call take less than a second, and the broker has room
-/// for other clients.
+/// How many keys are processed at a time. 1,000 keys at 20 ms for each KMS call take less than a second, and the
+/// broker still has room for other clients.
 pub const WORKERS: usize = 32;
-/// How often the calling thread hears that nothing has ended.
+/// How often the calling thread runs `report` while there is no result.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Does `work` for each of `items` in threads of their own, [`WORKERS`] at a time. Returns those that were
-/// not begun.
+/// Does `work` for each of `items` in worker threads, [`WORKERS`] at a time. Returns the items that were not started.
 ///
-/// The calling thread hears of each result, and every 100 ms of none, by `report`. No further item is begun
-/// after that has returned false, and `work` is told so by its second argument.
+/// The calling thread passes each result to `report`, and `None` every 100 ms while there is no result. Once
+/// `report` has returned false, no further item is started, and the second argument of `work` becomes true.
 pub fn for_each<T: Send, R: Send>(
     items: Vec<T>,
     work: impl Fn(T, &AtomicBool) -> R + Sync,
@@ -30,10 +30,7 @@ pub fn for_each<T: Send, R: Send>(
     let workers = WORKERS.min(items.len());
     let queue = Mutex::new(VecDeque::from(items));
     let is_stopped = AtomicBool::new(false);
-    let next = || {
-        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
-        (!is_stopped.load(Ordering::Relaxed)).then(|| queue.pop_front())?
-    };
+    let next = || (!is_stopped.load(Ordering::Relaxed)).then(|| lock(&queue).pop_front())?;
     let (results, receiver) = mpsc::channel();
     thread::scope(|scope| {
         let mut started = 0;
@@ -49,14 +46,14 @@ pub fn for_each<T: Send, R: Send>(
             };
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
                 log::warning(&format!(
-                    "working with {started} threads, because no more can be started: {error}"
+                    "using only {started} threads, because no more can be started: {error}"
                 ));
                 break;
             }
             started += 1;
         }
         drop(results);
-        // Without any thread this one does it all.
+        // If no thread could be started, this one does all the work.
         while started == 0
             && let Some(item) = next()
         {
@@ -65,20 +62,17 @@ pub fn for_each<T: Send, R: Send>(
             }
         }
         loop {
-            let goes_on = match receiver.recv_timeout(INTERVAL) {
+            let should_continue = match receiver.recv_timeout(INTERVAL) {
                 Ok(result) => report(Some(result)),
                 Err(RecvTimeoutError::Timeout) => report(None),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            if !goes_on {
+            if !should_continue {
                 is_stopped.store(true, Ordering::Relaxed);
             }
         }
     });
-    queue
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .into()
+    std::mem::take(&mut *lock(&queue)).into()
 }
 
 #[cfg(test)]
@@ -88,13 +82,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_items_are_done_and_as_many_at_a_time_as_there_are_workers() {
+    fn all_items_are_processed_by_all_workers_at_once() {
         let together = Barrier::new(WORKERS);
         let mut results = Vec::new();
         let left = for_each(
             (0..2 * WORKERS).collect(),
             |item, _| {
-                // Returns only when all workers are here.
+                // Returns only when all workers have arrived.
                 together.wait();
                 item
             },
@@ -109,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_begun_after_a_stop_and_the_work_in_progress_hears_of_it() {
+    fn after_a_stop_nothing_is_started_and_the_work_in_progress_is_told() {
         let mut done = 0;
         let left = for_each(
             (0..10 * WORKERS).collect(),

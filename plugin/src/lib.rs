@@ -1,22 +1,21 @@
 //! MariaDB's `aws_key_management` encryption plugin.
 //!
-//! Data keys lie in key files, wrapped by a master key in AWS KMS, and in locked memory once they
-//! are unwrapped. This library never talks to AWS and holds no credentials: it asks
-//! `iam-kms-broker` over a Unix socket.
+//! Key files contain the data keys, encrypted by a master key in AWS KMS. Decrypted data keys are in locked memory.
+//! This library never calls AWS and holds no credentials: it asks `iam-kms-broker` over a Unix socket.
 //!
-//! What the server calls (`plugin_encryption.h`, `plugin.h`), and what serves it:
+//! The functions that the server calls (`plugin_encryption.h`, `plugin.h`), and the code behind them:
 //!
 //! | C | Rust |
 //! |---|---|
 //! | `init`, `deinit` | `ffi::lifecycle`, then [`keys::loading`] |
 //! | `get_latest_key_version` | `ffi::keys`, then [`keys::manager::KeyManager::latest_version`] |
-//! | `get_key` | `ffi::keys`, then [`keys::manager::KeyManager::ensure_loaded`] |
+//! | `get_key` | `ffi::keys`, then [`keys::manager::KeyManager::read_key`] |
 //! | `crypt_ctx_size`, `_init`, `_update`, `_finish`, `encrypted_length` | `ffi::crypt`, then [`cipher::Cipher`] |
 //! | system variables | `ffi::system_variables`, then [`settings`] and [`keys::rotation`] |
 //! | status variables | `ffi::status_variables`, then [`status`] |
 //!
-//! Dependencies run one way: `ffi` to [`plugin`] and [`status`], those to [`keys`], it to [`kms`], it to
-//! [`server`], it to [`abi`]. [`cipher`] stands by itself.
+//! Dependencies run one way: `ffi` → [`plugin`], [`status`] → [`keys`] → [`kms`] → [`server`]. [`cipher`] depends on
+//! none of them.
 //!
 //! `unsafe` is confined to [`abi`], `ffi`, [`plugin`], `keys::private_descriptors` and [`server::symbols`].
 
@@ -28,6 +27,7 @@ pub mod concurrent;
 mod ffi;
 pub mod keys;
 pub mod kms;
+mod lock;
 pub mod plugin;
 pub mod server;
 pub mod settings;

@@ -1,11 +1,11 @@
-//! The one loaded plugin.
+//! The loaded plugin, of which there is at most one.
 
 #![allow(unsafe_code)]
 
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::keys::error::KeyError;
 use crate::keys::loading;
 use crate::keys::manager::{KeyManager, Program};
 use crate::keys::offline;
+use crate::lock::lock;
 use crate::server::log;
 use crate::server::symbols::{incremental_directory, is_backup_program, server_is_starting};
 use crate::settings::{GLOBAL_SETTINGS, StartupSettings};
@@ -23,21 +24,20 @@ use crate::settings::{GLOBAL_SETTINGS, StartupSettings};
 /// Null while the plugin is not loaded.
 static MANAGER: AtomicPtr<KeyManager> = AtomicPtr::new(null_mut());
 
-/// Managers of before the plugin was unloaded. They are never freed, because threads may be in one
-/// then and counting them would cost each of millions of look-ups more than the look-up itself. What
-/// matters, the keys, is wiped. Servers unload at shutdown.
+/// Managers of plugins that were unloaded. They are never freed, because threads may still be using one, and
+/// counting those would cost more than the millions of look-ups themselves. Their keys are wiped. Servers unload
+/// plugins at shutdown.
 static RETIRED: Mutex<Vec<&'static KeyManager>> = Mutex::new(Vec::new());
 
 /// Returns the key manager while the plugin is loaded.
 #[inline]
 pub fn manager() -> Option<&'static KeyManager> {
-    // SAFETY: null, or a KeyManager from `start` that is never freed and was complete before its
-    // address was stored.
+    // SAFETY: null, or a KeyManager that `start` completed before it stored the address, and that is never freed.
     unsafe { MANAGER.load(Ordering::Acquire).as_ref() }
 }
 
-/// Loads the keys and starts serving them. The reason of a failure goes to the error log, and to
-/// the client of an INSTALL.
+/// Loads the keys and starts serving them. On failure, the reason goes to the error log, and to the client of an
+/// INSTALL statement.
 pub fn start(settings: StartupSettings) -> bool {
     let datadir = settings.datadir.clone();
     match prepare(settings) {
@@ -57,15 +57,15 @@ pub fn start(settings: StartupSettings) -> bool {
     }
 }
 
-/// At the start of a server, which recovers Aria next.
+/// Ends a starting server whose recovery of Aria, which comes next, would lose rows.
 fn end_if_aria_would_lose_rows(datadir: &Path, manager: Option<&KeyManager>) {
     if is_backup_program() || !server_is_starting() {
         return;
     }
-    if let Some(reason) = aria_recovery::danger(datadir, manager) {
+    if let Some(reason) = aria_recovery::reason_to_stop(datadir, manager) {
         log::error(&reason);
-        // SAFETY: any thread may call it, and what it skips, destructors of a server that has not begun to
-        // open its files, nobody misses.
+        // SAFETY: any thread may call it. It skips the destructors of a server that has not opened its files
+        // yet, which is harmless.
         unsafe { _exit(1) }
     }
 }
@@ -84,12 +84,12 @@ fn prepare(settings: StartupSettings) -> Result<KeyManager, loading::StartError>
         && !settings.keyfile_dir.as_os_str().is_empty()
     {
         log::warning(&format!(
-            "aws_key_management_keyfile_dir = '{}' is relative to the directory in which a program runs, which is another one for mariadb-backup --prepare; set an absolute path",
+            "aws_key_management_keyfile_dir = '{}' is a relative path, which means another directory for mariadb-backup --prepare; set an absolute path",
             settings.keyfile_dir.display()
         ));
     }
     let manager = KeyManager::new(settings, &GLOBAL_SETTINGS, program).map_err(KeyError::from)?;
-    if let Some(path) = manager.settings.offline_keys() {
+    if let Some(path) = manager.offline_keys() {
         offline::load(&manager, path)?;
         return Ok(manager);
     }
@@ -100,7 +100,7 @@ fn prepare(settings: StartupSettings) -> Result<KeyManager, loading::StartError>
     Ok(manager)
 }
 
-/// A thread that loads keys in the background, until it is told to stop.
+/// A thread that loads keys in the background until it is told to stop.
 struct Background {
     is_stopped: Mutex<bool>,
     stopped: Condvar,
@@ -114,12 +114,9 @@ static BACKGROUND: Background = Background {
 };
 
 impl Background {
-    /// False as soon as the thread is to stop.
+    /// Sleeps for `pause`. Returns false as soon as the thread must stop.
     fn wait(&self, pause: Duration) -> bool {
-        let is_stopped = self
-            .is_stopped
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let is_stopped = lock(&self.is_stopped);
         let waited = self
             .stopped
             .wait_timeout_while(is_stopped, pause, |is_stopped| !*is_stopped);
@@ -127,19 +124,12 @@ impl Background {
     }
 
     fn set_stopped(&self, is_stopped: bool) {
-        *self
-            .is_stopped
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = is_stopped;
+        *lock(&self.is_stopped) = is_stopped;
         self.stopped.notify_all();
-    }
-
-    fn thread(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts the thread, if there is anything to load.
+/// Starts the thread if there are keys to load.
 fn load_the_rest() {
     let Some(manager) = manager().filter(|manager| !manager.unloaded().is_empty()) else {
         return;
@@ -153,9 +143,9 @@ fn load_the_rest() {
         .name("aws-kms-keys".into())
         .spawn(work)
     {
-        Ok(thread) => *BACKGROUND.thread() = Some(thread),
+        Ok(thread) => *lock(&BACKGROUND.thread) = Some(thread),
         Err(error) => log::warning(&format!(
-            "cannot start a thread that tries again to load keys: {error}; each will be loaded on first use"
+            "cannot start a thread that retries loading keys: {error}; each key will be loaded on first use"
         )),
     }
 }
@@ -163,15 +153,14 @@ fn load_the_rest() {
 /// Stops serving and wipes the keys.
 pub fn stop() {
     BACKGROUND.set_stopped(true);
-    if let Some(thread) = BACKGROUND.thread().take() {
-        // One that has panicked has said so.
+    if let Some(thread) = lock(&BACKGROUND.thread).take() {
+        // A panic in the thread has already been reported.
         let _ = thread.join();
     }
     let manager = manager();
     MANAGER.store(null_mut(), Ordering::Release);
     if let Some(manager) = manager {
         manager.stop();
-        let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(manager);
+        lock(&RETIRED).push(manager);
     }
 }

@@ -1,13 +1,15 @@
-//! The plugin's settings, as the system variables have them.
+//! The plugin's settings, which are its system variables.
 
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use key_store::key_name::Algorithm;
 use offline_keys::derivation::{Derivation, Digest};
+
+use crate::lock::lock;
 
 /// Values of `key_spec`: keys of 16 and of 32 bytes.
 pub const KEY_SPECS: [&core::ffi::CStr; 2] = [c"AES_128", c"AES_256"];
@@ -24,53 +26,52 @@ pub const LOG_LEVELS: [&core::ffi::CStr; 7] = [
 pub const DIGEST_NAMES: [&core::ffi::CStr; 5] =
     [c"sha1", c"sha224", c"sha256", c"sha384", c"sha512"];
 
-/// How much of the traffic with KMS goes to the error log. What the plugin itself has to say is
-/// always logged.
+/// How much of the KMS traffic goes to the error log. The plugin's own messages are always logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
     /// Nothing.
     Off = 0,
     /// Failed calls.
     Error = 2,
-    /// Calls that are repeated.
+    /// Calls that are retried.
     Warn = 3,
-    /// Each call, with its duration and KMS's request id. There is nothing more to tell.
+    /// Each call, with its duration and the KMS request id. Higher levels log no more than this.
     Info = 4,
 }
 
 /// Settings that do not change while the plugin is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct StartupSettings {
-    /// AWS region, for a warning where the broker has another one; empty is not set.
+    /// AWS region, for a warning if the broker uses a different one; empty if not set.
     pub region: String,
-    /// Endpoint URL of KMS, likewise.
+    /// Endpoint URL of KMS, for the same warning; empty if not set.
     pub endpoint_url: String,
-    /// Time limit of a KMS call in milliseconds, likewise; 0 is not set.
+    /// Time limit of a KMS call in milliseconds, for the same warning; 0 if not set.
     pub request_timeout_milliseconds: u32,
-    /// Where the key files are; empty for the working directory.
+    /// Directory of the key files; empty for the working directory.
     pub keyfile_dir: PathBuf,
-    /// The data directory, where the manifest is; empty for the working directory, which it is for a server.
+    /// The data directory, which contains the manifest; empty for the working directory.
     pub datadir: PathBuf,
-    /// Where the broker listens.
+    /// Socket of the broker.
     pub broker_socket: PathBuf,
-    /// The file that has the keys in place of key files and KMS; empty if there is none.
+    /// File whose keys replace those of key files and KMS; empty if there is none.
     pub offline_keys: PathBuf,
-    /// `FILE:` and the file with its password; empty if it needs none.
+    /// `FILE:` and the path of the file with its password; empty if it needs none.
     pub offline_filekey: PathBuf,
     /// How the key of that file is derived from its password.
     pub offline_derivation: Derivation,
-    /// Whether the plugin plays broker and KMS itself.
+    /// Whether the plugin replaces broker and KMS by a mock.
     #[cfg(feature = "mock")]
     pub mock: bool,
 }
 
-/// The digest at an index of [`DIGEST_NAMES`]. The server stores none beyond its end.
+/// Returns the digest at an index of [`DIGEST_NAMES`]. The server stores only valid indices.
 pub fn digest(index: usize) -> Digest {
     Digest::ALL.get(index).copied().unwrap_or_default()
 }
 
 impl StartupSettings {
-    /// The file that has the keys in place of key files and KMS, if there is one.
+    /// The file whose keys replace those of key files and KMS, if there is one.
     pub fn offline_keys(&self) -> Option<&Path> {
         (!self.offline_keys.as_os_str().is_empty()).then_some(&*self.offline_keys)
     }
@@ -84,11 +85,11 @@ pub struct GlobalSettings {
     log_level: AtomicUsize,
 }
 
-/// The one that the server's variables write to.
+/// The settings that the server's variables write to.
 pub static GLOBAL_SETTINGS: GlobalSettings = GlobalSettings::new();
 
 impl GlobalSettings {
-    /// All at their defaults.
+    /// Returns the defaults.
     pub const fn new() -> Self {
         Self {
             master_key_id: Mutex::new(String::new()),
@@ -98,22 +99,14 @@ impl GlobalSettings {
         }
     }
 
-    /// The master key for new keys; empty if none shall be made.
+    /// The master key for new keys; empty if no keys may be made.
     pub fn master_key_id(&self) -> String {
-        self.master_key_id
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.master_key_id).clone()
     }
 
     /// Sets `master_key_id`.
     pub fn set_master_key_id(&self, value: &str) {
-        value.clone_into(
-            &mut self
-                .master_key_id
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        value.clone_into(&mut lock(&self.master_key_id));
     }
 
     /// Length of new keys in bytes.
@@ -136,7 +129,7 @@ impl GlobalSettings {
         self.algorithm.store(index, Ordering::Relaxed);
     }
 
-    /// Tells whether events of `level` are logged.
+    /// Whether events of `level` are logged.
     pub fn logs(&self, level: LogLevel) -> bool {
         self.log_level.load(Ordering::Relaxed) >= level as usize
     }
@@ -153,7 +146,7 @@ impl Default for GlobalSettings {
     }
 }
 
-/// The value of an enumeration. The server stores no index beyond its end.
+/// Returns the chosen value of an enumeration. The server stores only valid indices.
 fn chosen<T: Copy, const N: usize>(values: &[T; N], index: &AtomicUsize) -> T {
     values[index.load(Ordering::Relaxed).min(N - 1)]
 }
@@ -163,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digests_have_the_servers_names() {
+    fn digests_have_the_names_of_the_servers_variable() {
         for (index, name) in DIGEST_NAMES.iter().enumerate() {
             assert_eq!(digest(index).to_string(), name.to_str().unwrap());
         }

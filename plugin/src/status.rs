@@ -3,18 +3,18 @@
 #![forbid(unsafe_code)]
 
 use core::ffi::CStr;
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionPhase, SessionState};
 use visible_text::escape;
 
 use crate::keys::manager::KeyManager;
+use crate::lock::lock;
 use crate::plugin;
 use crate::server::log;
 
-/// One SHOW STATUS asks for several variables of the session: one answer serves them.
+/// How long an answer of the broker is used: one SHOW STATUS asks for several variables of the session.
 const SESSION_AGE: Duration = Duration::from_secs(1);
 
 /// The value of a status variable.
@@ -26,10 +26,10 @@ pub enum Value {
     Number(u64),
 }
 
-/// Name of a status variable, and the function that tells its value.
+/// Name of a status variable, and the function that returns its value.
 pub type Variable = (&'static CStr, fn() -> Value);
 
-/// Names, and where the values come from.
+/// All status variables.
 pub const VARIABLES: [Variable; 12] = [
     (c"Aws_key_management_session_state", || {
         Value::Text(session_state().into())
@@ -43,25 +43,25 @@ pub const VARIABLES: [Variable; 12] = [
         Value::Text(session_text(|state| state.fifo.clone()))
     }),
     (c"Aws_key_management_keys_loaded", || {
-        number(|manager| manager.keyring.id_count())
+        number(|manager| manager.loaded_ids())
     }),
     (c"Aws_key_management_key_versions_loaded", || {
-        number(|manager| manager.keyring.version_count())
+        number(|manager| manager.loaded_versions())
     }),
     (c"Aws_key_management_key_versions_missing", || {
         Value::Text(missing_versions())
     }),
     (c"Aws_key_management_kms_calls", || {
-        number(|manager| manager.kms.counters.calls.load(Ordering::Relaxed))
+        number(|manager| manager.kms_counters().calls())
     }),
     (c"Aws_key_management_kms_failures", || {
-        number(|manager| manager.kms.counters.failures.load(Ordering::Relaxed))
+        number(|manager| manager.kms_counters().failures())
     }),
     (c"Aws_key_management_kms_retries", || {
-        number(|manager| manager.kms.counters.retries.load(Ordering::Relaxed))
+        number(|manager| manager.kms_counters().retries())
     }),
     (c"Aws_key_management_kms_mean_latency_microseconds", || {
-        number(|manager| manager.kms.counters.mean_latency_microseconds())
+        number(|manager| manager.kms_counters().mean_latency_microseconds())
     }),
     (c"Aws_key_management_last_error", || {
         Value::Text(log::last_error(|error| error.message.clone()))
@@ -75,7 +75,7 @@ fn number(of: impl FnOnce(&KeyManager) -> u64) -> Value {
     Value::Number(plugin::manager().map_or(0, of))
 }
 
-/// `ID.VERSION` of each version that exists and is not in memory.
+/// Returns `ID.VERSION` of each version that exists but is not in memory.
 fn missing_versions() -> String {
     let unloaded = plugin::manager()
         .map(KeyManager::unloaded)
@@ -89,7 +89,7 @@ fn missing_versions() -> String {
 
 type Asked = Option<(Instant, Option<SessionState>)>;
 
-/// The last answer of the broker, `None` in it if there was none.
+/// When the broker was last asked, and its answer if it gave one.
 static SESSION: Mutex<Asked> = Mutex::new(None);
 
 fn session() -> Option<SessionState> {
@@ -99,15 +99,13 @@ fn session() -> Option<SessionState> {
     {
         return state.clone();
     }
-    let state = plugin::manager()
-        .filter(|manager| manager.settings.offline_keys().is_none())
-        .and_then(|manager| manager.kms.session().ok());
+    let state = plugin::manager().and_then(KeyManager::session);
     *asked = Some((Instant::now(), state.clone()));
     state
 }
 
 fn session_state() -> &'static str {
-    if plugin::manager().is_some_and(|manager| manager.settings.offline_keys().is_some()) {
+    if plugin::manager().is_some_and(|manager| manager.offline_keys().is_some()) {
         return "offline keys";
     }
     match session().map(|state| state.phase) {
@@ -130,7 +128,7 @@ fn utc_of_unix_seconds(seconds: i64) -> String {
         .unwrap_or_default()
 }
 
-/// Formats as the server does, in UTC: `2026-01-31 12:00:00`. Empty beyond the year 9999.
+/// Formats a time in UTC as the server does: `2026-01-31 12:00:00`. Empty beyond the year 9999.
 fn utc(time: SystemTime) -> String {
     use core::fmt::Write;
     let mut text = String::new();
@@ -140,16 +138,12 @@ fn utc(time: SystemTime) -> String {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_are_utc_in_the_form_of_the_server() {
+    fn times_are_in_utc_and_in_the_servers_format() {
         assert_eq!(utc_of_unix_seconds(1_700_000_000), "2023-11-14 22:13:20");
         assert_eq!(utc_of_unix_seconds(0), "1970-01-01 00:00:00");
     }
@@ -161,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_page_has_every_variable() {
+    fn the_manual_page_lists_every_variable() {
         let page = include_str!("../../packaging/man/aws_key_management.7");
         for (name, _) in VARIABLES {
             let heading = format!(".TP\n.B {}\n", name.to_str().unwrap());

@@ -1,27 +1,29 @@
-//! A line for each stream that is encrypted, for tests that look for keystreams used twice. Only in test builds
-//! (feature `stream-log`), where `AWS_KEY_MANAGEMENT_STREAM_LOG` names the file.
+//! Logs a line for each encrypted stream, for tests that look for reused keystreams. Exists only in test builds
+//! (feature `stream-log`). `AWS_KEY_MANAGEMENT_STREAM_LOG` names the file.
 
 #![forbid(unsafe_code)]
 
 use core::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use key_store::PlaintextKey;
 use key_store::check_value::CheckValue;
 use key_store::key_name::Algorithm;
+
+use crate::lock::lock;
 
 const IV_BYTES: usize = 16;
 /// FNV-1a, 64 bits. Source: RFC 9923.
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
-/// What one context encrypts.
+/// The data that one context encrypts.
 pub struct Stream {
     is_logged: bool,
     algorithm: Algorithm,
-    /// The key may be one that InnoDB has derived from the data key.
+    /// Check value of the key, which InnoDB may have derived from the data key.
     key: Option<CheckValue>,
     iv: [u8; IV_BYTES],
     key_id: u32,
@@ -31,7 +33,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A stream that has just begun. Only what is encrypted is logged.
+    /// Starts a stream. Only encryption is logged.
     pub fn new(
         algorithm: Algorithm,
         encrypts: bool,
@@ -54,7 +56,7 @@ impl Stream {
         }
     }
 
-    /// Takes note of more plaintext.
+    /// Adds plaintext.
     pub fn add(&mut self, plaintext: &[u8]) {
         if self.is_logged {
             self.bytes += plaintext.len();
@@ -80,8 +82,7 @@ impl Stream {
             " {} {id} {version} {:016x}",
             self.bytes, self.checksum
         );
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = file.write_all(line.as_bytes());
+        let _ = lock(file).write_all(line.as_bytes());
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a broker inside a test answers, and what a test lets use it.
+//! A broker inside a test, and key managers that use it.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use crate::settings::{GlobalSettings, StartupSettings};
 
 const WRAPPED: &[u8] = b"wrapped:";
 
-/// One that can do everything.
+/// A broker that answers every request as the real one does.
 pub fn honest() -> TestBroker {
     TestBroker::new(honest_answer)
 }
@@ -40,12 +40,12 @@ pub fn dynamic() -> &'static GlobalSettings {
     Box::leak(Box::default())
 }
 
-/// The key file of a key.
+/// The content of the key file of a key.
 pub fn wrapped(key: &[u8]) -> Vec<u8> {
     [WRAPPED, key].concat()
 }
 
-/// Unwraps what it wrapped, and makes a different key each time.
+/// Decrypts the keys that it wrapped, and makes a different key each time.
 pub fn honest_answer(request: Request) -> Reply {
     static MADE: AtomicUsize = AtomicUsize::new(0);
     let (master_key_arn, request_id) = ("arn".into(), "request".into());

@@ -1,11 +1,11 @@
-//! The shared library as the server's dynamic loader sees it.
+//! Checks the shared library as the server's dynamic loader sees it.
 
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The library that cargo built beside this test.
+/// Returns the library that cargo built beside this test.
 fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().join("libaws_key_management.so")
@@ -25,7 +25,7 @@ fn readelf(options: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Name, address and size of each symbol that others can see.
+/// Returns name, address and size of each exported symbol.
 fn exported() -> Vec<(String, u64, u64)> {
     readelf(&["--dyn-syms", "--wide"])
         .lines()
@@ -62,7 +62,7 @@ fn only_the_declarations_of_the_plugin_are_exported() {
 }
 
 #[test]
-fn what_the_server_writes_to_is_not_made_read_only() {
+fn variables_that_the_server_writes_to_are_not_read_only() {
     let relro = readelf(&["--program-headers", "--wide"]);
     let relro = relro
         .lines()
@@ -82,7 +82,7 @@ fn what_the_server_writes_to_is_not_made_read_only() {
 }
 
 #[test]
-fn it_stays_loaded_and_needs_the_c_library_only() {
+fn the_library_stays_loaded_and_needs_only_the_c_library() {
     let dynamic = readelf(&["--dynamic", "--wide"]);
     assert!(dynamic.contains("NODELETE"), "{dynamic}");
     assert!(dynamic.contains("[aws_key_management.so]"), "{dynamic}");

@@ -1,4 +1,4 @@
-//! Status variables in a process where no plugin is loaded.
+//! Tests status variables in a process in which no plugin is loaded.
 
 use aws_key_management::server::log;
 use aws_key_management::status::{VARIABLES, Value};
@@ -12,7 +12,7 @@ fn value(name: &str) -> Value {
 }
 
 #[test]
-fn without_a_plugin_each_variable_has_a_value_and_the_last_error_is_kept_with_its_time() {
+fn without_a_plugin_every_variable_has_a_value_and_the_last_error_has_a_time() {
     assert_eq!(value("session_state"), Value::Text("no broker".into()));
     assert_eq!(value("session_expiration"), Value::Text(String::new()));
     assert_eq!(value("keys_loaded"), Value::Number(0));

@@ -1,5 +1,5 @@
-//! Memory for data keys: never swapped, not in core dumps, wiped when it is no longer needed. For the
-//! plugin, which keeps them for the server, and the broker, which keeps them for other processes.
+//! Memory for data keys that is never swapped, is left out of core dumps, and is wiped when no longer needed. The
+//! plugin keeps keys in it for the server, and the broker for other processes.
 
 #![allow(unsafe_code)]
 
@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 
-/// Longest key in bytes.
+/// Length of the longest key in bytes.
 pub const MAX_KEY_BYTES: usize = 32;
-/// Small, because a service may often lock no more than 64 KiB: 512 keys a chunk. Miri is slow.
+/// Room for 512 keys. It is small because many services may lock no more than 64 KiB, and smaller for Miri, which
+/// is slow.
 const CHUNK_SIZE_BYTES: NonZeroUsize =
     NonZeroUsize::new(if cfg!(miri) { 4096 } else { 16 * 1024 }).unwrap();
 const WORD_BYTES: usize = size_of::<u64>();
@@ -25,25 +26,24 @@ const SLOTS_PER_WORD: usize = u64::BITS as usize;
 /// Room for one key.
 type KeySlot = [AtomicU64; MAX_KEY_BYTES / WORD_BYTES];
 
-/// One mapping.
+/// One memory mapping.
 struct Chunk {
     memory: NonNull<c_void>,
-    /// A bit for each slot that holds a key.
+    /// One bit for each slot, set while the slot holds a key.
     used: [AtomicU64; SLOTS / SLOTS_PER_WORD],
-    /// Set before the keys are overwritten: who has read a key and finds it unset afterwards has
-    /// read a whole one.
+    /// Set before the keys are overwritten. A reader that finds it unset after reading a key has read all of the key.
     wiped: AtomicBool,
 }
 
-// SAFETY: the mapping belongs to no thread, and is accessed as atomics only.
+// SAFETY: the mapping is not tied to a thread, and only accessed as atomics.
 unsafe impl Send for Chunk {}
-// SAFETY: as above.
+// SAFETY: several threads may access the mapping at once, because all its accesses are atomic.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// Maps and protects memory; the second result says what of the protection failed.
+    /// Maps and protects memory. The second result is the first protection that failed.
     fn new() -> io::Result<(Self, Option<io::Error>)> {
-        // SAFETY: a new anonymous mapping, where the kernel likes: nothing else refers to it.
+        // SAFETY: the kernel chooses the address of this new mapping, so it replaces none.
         let memory = unsafe {
             mmap_anonymous(
                 None,
@@ -57,26 +57,25 @@ impl Chunk {
             used: [const { AtomicU64::new(0) }; _],
             wiped: AtomicBool::new(false),
         };
-        // Miri knows none of the calls.
+        // Miri supports none of these calls.
         let failure = if cfg!(miri) { None } else { chunk.protect() };
         Ok((chunk, failure))
     }
 
-    /// Keeps the memory out of core dumps, forked processes and swap, as far as the kernel allows.
-    /// Returns the first failure; a key is better served from memory that is not protected than not.
+    /// Keeps the memory out of core dumps, forked processes and swap, as far as the kernel allows. Returns the first
+    /// failure. Keys are served even from unprotected memory, because the server cannot work without them.
     fn protect(&self) -> Option<io::Error> {
-        // A fork without the mapping ends if it wants a key. One that found zeros would encrypt with
-        // them.
+        // A forked process that reads a key crashes. With MADV_WIPEONFORK it would encrypt with zeros.
         let advices = [
             (MmapAdvise::MADV_DONTDUMP, "kept out of core dumps"),
             (MmapAdvise::MADV_DONTFORK, "kept out of forked processes"),
         ];
         let advised = advices.map(|(advice, what)| {
-            // SAFETY: the range is the mapping; neither advice changes its content here.
+            // SAFETY: the range is this mapping, and neither advice changes its content in this process.
             let advised = unsafe { madvise(self.memory, CHUNK_SIZE_BYTES.get(), advice) };
             failure_of(advised, what)
         });
-        // SAFETY: the range is the mapping.
+        // SAFETY: the range is this mapping, and locking does not change its content.
         let locked = unsafe { mlock(self.memory, CHUNK_SIZE_BYTES.get()) };
         advised
             .into_iter()
@@ -87,12 +86,12 @@ impl Chunk {
 
     #[inline]
     fn slots(&self) -> &[KeySlot; SLOTS] {
-        // SAFETY: the mapping has that size, is page-aligned, zero at first, lives as long as the
-        // chunk, and is accessed through these atomics only.
+        // SAFETY: the mapping has this size, is page-aligned and initially zero, lives as long as the chunk, and
+        // is only accessed through these atomics.
         unsafe { self.memory.cast().as_ref() }
     }
 
-    /// Takes a free slot, if there is one. Under the arena's lock: two threads would find the same.
+    /// Takes a free slot, if there is one. The caller holds the arena's lock, so that no two threads take the same.
     fn take_slot(&self) -> Option<usize> {
         let (index, word) = (self.used.iter().enumerate())
             .find(|(_, word)| word.load(Ordering::Acquire) != u64::MAX)?;
@@ -101,7 +100,7 @@ impl Chunk {
         Some(index * SLOTS_PER_WORD + bit)
     }
 
-    /// Overwrites a slot and makes it free.
+    /// Overwrites a slot and frees it.
     fn free_slot(&self, slot: usize) {
         let Some(words) = self.slots().get(slot) else {
             return;
@@ -111,7 +110,7 @@ impl Chunk {
         }
         zeroize::optimization_barrier(words);
         if let Some(word) = self.used.get(slot / SLOTS_PER_WORD) {
-            // Pairs with the loads in `take_slot`: the next key is written after the zeros.
+            // Pairs with the loads in `take_slot`, so that the next key is written after the zeros.
             word.fetch_and(!(1 << (slot % SLOTS_PER_WORD)), Ordering::Release);
         }
     }
@@ -123,7 +122,7 @@ impl Chunk {
         for word in self.slots().iter().flatten() {
             word.store(0, Ordering::Relaxed);
         }
-        // The compiler must not take the stores for dead because the memory is unmapped next.
+        // Keeps the compiler from removing the stores because the memory is unmapped next.
         zeroize::optimization_barrier(self.slots());
     }
 }
@@ -139,8 +138,8 @@ fn failure_of(result: Result<(), Errno>, what: &str) -> Option<io::Error> {
 impl Drop for Chunk {
     fn drop(&mut self) {
         self.wipe();
-        // munmap fails on a wrong address only, and there is nobody to tell.
-        // SAFETY: the range is the mapping, and nothing refers to it any more.
+        // munmap only fails for an invalid address.
+        // SAFETY: the range is this mapping, and nothing refers to it any more.
         let _ = unsafe { munmap(self.memory, CHUNK_SIZE_BYTES.get()) };
     }
 }
@@ -159,8 +158,8 @@ impl LockedKey {
         self.length_bytes
     }
 
-    /// Copies the key into `destination`, which is as long as the key. False if it was wiped
-    /// meanwhile; `destination` is then of no use.
+    /// Copies the key into `destination`, which is as long as the key. Returns false if the key has been wiped;
+    /// `destination` is then invalid.
     #[inline]
     pub fn copy_to(&self, destination: &mut [u8]) -> bool {
         let Some(slot) = self.chunk.slots().get(self.slot) else {
@@ -169,7 +168,7 @@ impl LockedKey {
         if destination.len() != self.length_bytes {
             return false;
         }
-        // All but the end in words of a length that the compiler knows.
+        // Whole words first, because the compiler knows their length.
         let mut slot = slot.iter();
         let (words, end) = destination.as_chunks_mut::<WORD_BYTES>();
         for (bytes, word) in words.iter_mut().zip(&mut slot) {
@@ -183,8 +182,7 @@ impl LockedKey {
                 *to = from;
             }
         }
-        // Pairs with the fence in `wipe`: if one of the words read was an overwritten one, the flag
-        // reads true.
+        // Pairs with the fence in `wipe`: if this has read an overwritten word, it also reads the flag as true.
         fence(Ordering::Acquire);
         !self.chunk.wiped.load(Ordering::Relaxed)
     }
@@ -196,30 +194,29 @@ impl Drop for LockedKey {
     }
 }
 
-/// Hands out memory for keys.
+/// Provides memory for keys.
 #[derive(Default)]
 pub struct Arena {
     chunks: Mutex<Vec<Arc<Chunk>>>,
 }
 
-/// A key put into an [`Arena`].
+/// A key that was stored in an [`Arena`].
 pub struct Stored {
     /// The key.
     pub key: LockedKey,
-    /// The reason, when new memory could not be locked or kept out of core dumps and forks.
+    /// Why new memory could not be locked or kept out of core dumps and forks, if it could not.
     pub lock_failure: Option<io::Error>,
 }
 
 impl Arena {
-    /// Copies `key` (at most [`MAX_KEY_BYTES`]) into locked memory, of a key that was dropped where
-    /// there is such.
+    /// Copies `key` (at most [`MAX_KEY_BYTES`] bytes) into locked memory. Reuses the memory of dropped keys.
     ///
-    /// Errors: too long a key, or no memory.
+    /// Errors: the key is too long, or there is no memory.
     pub fn store(&self, key: &[u8]) -> io::Result<Stored> {
         if key.len() > MAX_KEY_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // Held until the key is there: a wipe finds it or comes before it.
+        // Held until the key is stored, so that a wipe either comes first or finds it.
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let (chunk, slot, lock_failure) = take_slot(&mut chunks)?;
         for (bytes, word) in key
@@ -241,7 +238,7 @@ impl Arena {
         Ok(Stored { key, lock_failure })
     }
 
-    /// Overwrites all keys. Who reads one at that moment is told so.
+    /// Overwrites all keys. A thread that is reading one at that moment gets false from [`LockedKey::copy_to`].
     pub fn wipe(&self) {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         for chunk in chunks.drain(..) {
@@ -251,7 +248,7 @@ impl Arena {
 }
 
 fn take_slot(chunks: &mut Vec<Arc<Chunk>>) -> io::Result<(Arc<Chunk>, usize, Option<io::Error>)> {
-    // The last is the one with room, unless keys were dropped.
+    // Usually the last chunk has room; others only after keys were dropped.
     for chunk in chunks.iter().rev() {
         if let Some(slot) = chunk.take_slot() {
             return Ok((Arc::clone(chunk), slot, None));
@@ -274,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wiped_key_is_zero_in_memory_and_no_longer_given() {
+    fn a_wiped_key_is_zero_in_memory_and_cannot_be_copied() {
         let arena = Arena::default();
         let key = arena.store(&[7; 16]).unwrap().key;
         assert!(
@@ -296,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destination_of_another_length_gets_nothing() {
+    fn a_destination_of_the_wrong_length_is_refused() {
         let key = Arena::default().store(&[7; 16]).unwrap().key;
         for length in [0, 15, 17, 32] {
             assert!(!key.copy_to(&mut vec![0; length]), "{length}");
@@ -304,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_back_as_they_went_over_several_chunks() {
+    fn keys_in_several_chunks_are_read_back() {
         let arena = Arena::default();
         let keys: Vec<_> = (0..2 * SLOTS + 1)
             .map(|n| [n as u8; MAX_KEY_BYTES])
@@ -316,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_dropped_key_is_zero_and_used_again() {
+    fn the_memory_of_a_dropped_key_is_zero_and_reused() {
         let arena = Arena::default();
         let _kept: Vec<_> = (0..SLOTS + 1)
             .map(|_| arena.store(&[7; 32]).unwrap().key)
@@ -332,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_stored_after_the_wipe_is_given() {
+    fn a_key_stored_after_the_wipe_can_be_copied() {
         let arena = Arena::default();
         let _before = arena.store(&[7; 16]).unwrap().key;
         arena.wipe();
@@ -341,13 +338,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_stays_when_the_arena_is_gone() {
+    fn a_key_outlives_its_arena() {
         let key = Arena::default().store(&[7; 16]).unwrap().key;
         assert_eq!(copy(&key), Some(vec![7; 16]));
     }
 
     #[test]
-    fn too_long_a_key_is_refused() {
+    fn a_key_that_is_too_long_is_refused() {
         assert!(Arena::default().store(&[0; MAX_KEY_BYTES + 1]).is_err());
     }
 

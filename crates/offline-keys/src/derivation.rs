@@ -1,5 +1,4 @@
-//! From a password to the key and IV of AES-256-CBC, as file_key_management and `openssl enc` derive
-//! them.
+//! Derives the key and IV of AES-256-CBC from a password, as file_key_management and `openssl enc` do.
 //!
 //! Sources: EVP_BytesToKey(3), openssl-enc(1), RFC 8018 (PBKDF2), MariaDB's manual on
 //! `file_key_management_digest` and `file_key_management_use_pbkdf2`.
@@ -23,7 +22,7 @@ pub const IV_BYTES: usize = 16;
 
 /// A salt.
 pub type Salt = [u8; SALT_BYTES];
-/// Key and IV, one after the other.
+/// The key, followed by the IV.
 pub type KeyAndIv = Zeroizing<[u8; KEY_BYTES + IV_BYTES]>;
 
 /// A hash function: the values of `file_key_management_digest`.
@@ -39,7 +38,7 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// All of them, in the order of the server's enumeration.
+    /// All digests, in the order of the server's enumeration.
     pub const ALL: [Self; 5] = [
         Self::Sha1,
         Self::Sha224,
@@ -50,7 +49,7 @@ impl Digest {
 }
 
 impl fmt::Display for Digest {
-    /// The server's name for it.
+    /// Writes the server's name of the digest.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Sha1 => "sha1",
@@ -68,13 +67,13 @@ pub struct Derivation {
     /// `file_key_management_digest`, `openssl enc -md`.
     pub digest: Digest,
     /// `file_key_management_use_pbkdf2`, `openssl enc -pbkdf2 -iter`: number of iterations of
-    /// PBKDF2. 0 stands for EVP_BytesToKey with one iteration, which makes a weak password easy to
-    /// guess; it is all that file_key_management has before MariaDB 12.0.1, with SHA-1.
+    /// PBKDF2. 0 means EVP_BytesToKey with one iteration, which makes a weak password easy to guess. Before
+    /// MariaDB 12.0.1, file_key_management supports nothing else, and only with SHA-1.
     pub pbkdf2_iterations: u32,
 }
 
 impl Derivation {
-    /// Derives key and IV. The time grows with the iterations: a million take about half a second.
+    /// Derives key and IV. The time is proportional to the iterations: a million take about half a second.
     pub fn derive(self, password: &Password, salt: &Salt) -> KeyAndIv {
         let derive = match self.digest {
             Digest::Sha1 => derive::<Sha1>,
@@ -99,7 +98,8 @@ where
     derived
 }
 
-/// EVP_BytesToKey with one iteration: each hash is of the hash before, the password and the salt.
+/// EVP_BytesToKey with one iteration: hashes the previous hash, the password and the salt until there are enough
+/// bytes.
 fn bytes_to_key<D>(password: &Password, salt: &Salt, derived: &mut [u8])
 where
     D: digest::Digest + FixedOutputReset,

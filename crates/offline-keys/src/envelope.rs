@@ -1,6 +1,6 @@
-//! Encrypted key files: what `openssl enc -aes-256-cbc` writes.
+//! Encrypted key files, as `openssl enc -aes-256-cbc` writes them.
 //!
-//! `Salted__`, eight bytes of salt, and the text under AES-256-CBC with the padding of PKCS #7.
+//! They consist of `Salted__`, eight bytes of salt, and the text encrypted with AES-256-CBC and PKCS #7 padding.
 //! Source: openssl-enc(1), MariaDB's manual on the File Key Management plugin.
 
 use aes::Aes256;
@@ -21,12 +21,14 @@ const BLOCK_BYTES: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
     /// No encrypted file has this length.
-    #[error("is truncated or was changed: 'openssl enc -aes-256-cbc' writes no file of {0} bytes")]
+    #[error(
+        "is truncated or was changed: 'openssl enc -aes-256-cbc' never writes a file of {0} bytes"
+    )]
     Length(
         /// Its length in bytes.
         usize,
     ),
-    /// AES or CBC refused what it was given. That never happens.
+    /// AES or CBC refused its input, which never happens.
     #[error("cannot be encrypted")]
     Cipher,
 }
@@ -45,7 +47,7 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Takes the content of an encrypted file apart.
+    /// Parses the content of an encrypted file.
     pub fn parse(content: &'a [u8]) -> Result<Self, EnvelopeError> {
         let wrong_length = EnvelopeError::Length(content.len());
         let (salt, ciphertext) = content
@@ -59,12 +61,12 @@ impl<'a> Envelope<'a> {
         Ok(Self { salt, blocks, last })
     }
 
-    /// Decrypts a list of keys. `None`: the password or the derivation is another one, the file is
-    /// damaged, or it has no key in it.
+    /// Decrypts a list of keys. Returns `None` if password or derivation is wrong, the file is damaged, or it
+    /// contains no key.
     ///
-    /// A wrong password costs one derivation and, but for one in 256, the decryption of one block,
-    /// whatever the length of the file. What it decrypts to is noise whose end may look like
-    /// padding; no noise has a line that is a key.
+    /// A wrong password costs one derivation and, in 255 of 256 cases, the decryption of one block, whatever the
+    /// length of the file. In the other cases, the end of the result looks like padding by chance, but no line
+    /// of it looks like a key.
     pub fn open(&self, password: &Password, derivation: Derivation) -> Option<Zeroizing<Vec<u8>>> {
         let derived = derivation.derive(password, self.salt);
         let (key, iv) = derived.split_first_chunk::<KEY_BYTES>()?;
@@ -81,7 +83,7 @@ impl<'a> Envelope<'a> {
         text::has_key(&text).then_some(text)
     }
 
-    /// Looks at the last byte of the last block.
+    /// Returns whether the last byte of the last block may be padding.
     fn may_be_padded(&self, key: &[u8; KEY_BYTES], iv: &[u8; IV_BYTES]) -> bool {
         let before = self.blocks.iter().nth_back(1).unwrap_or(iv);
         let mut block = Array::from(*self.last);
@@ -94,7 +96,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// Encrypts `text` under a key derived from `password` and `salt`, which is random and used once.
+/// Encrypts `text` with a key derived from `password` and `salt`. The salt must be random and used only once.
 pub fn seal(
     text: &str,
     password: &Password,
@@ -157,7 +159,7 @@ mod tests {
         Some(text.to_vec())
     }
 
-    /// Each digest with and without PBKDF2.
+    /// Returns each digest with and without PBKDF2.
     fn derivations() -> impl Iterator<Item = Derivation> {
         let counts = [0, 1, 2, 1000, 20_000];
         counts
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_openssl_encrypts_opens_with_the_same_digest_and_iterations_and_no_others() {
+    fn a_file_of_openssl_opens_only_with_the_same_digest_and_iterations() {
         for derivation in derivations() {
             let options = options_of(derivation);
             let content = openssl(&options, &TEXT.repeat(100));
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn openssl_opens_what_is_sealed() {
+    fn openssl_opens_a_sealed_file() {
         for derivation in derivations() {
             for length in [0, 16, TEXT.len()] {
                 let text = str::from_utf8(&TEXT[..length]).unwrap();
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_in_another_encoding_and_a_wrong_line_are_no_matter() {
+    fn comments_in_other_encodings_and_invalid_lines_do_not_matter() {
         let latin_1 = [b"# cl\xe9 de la base\0\x01\n", TEXT].concat();
         let wrong_line = [TEXT, b"garbage\n"].concat();
         for text in [latin_1, wrong_line] {
@@ -210,8 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn noise_whose_end_looks_like_padding_is_told_from_a_list_of_keys() {
-        // One in 256 of these looks padded.
+    fn noise_that_ends_like_padding_is_not_taken_for_a_list_of_keys() {
+        // About one in 256 of these ends like padding.
         let content = openssl("-md sha1", &TEXT.repeat(3));
         for number in 0..2000 {
             let wrong = Password::new(Zeroizing::new(format!("{number}").into_bytes())).unwrap();
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_off_is_told_from_a_wrong_password() {
+    fn a_truncated_file_is_distinguished_from_a_wrong_password() {
         let content = openssl("-md sha1", TEXT);
         for length in [8, 15, 16, 17, content.len() - 1] {
             let cut_off = Envelope::parse(&content[..length]);

@@ -1,4 +1,4 @@
-//! Reading and making key files.
+//! Reads and creates key files.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
@@ -14,37 +14,37 @@ use crate::password::Password;
 use crate::regular_file;
 use crate::text::{self, Form, OfflineKey, SyntaxError};
 
-/// Longest key file in bytes, as file_key_management has it.
+/// Size of the largest key file in bytes, as in file_key_management.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 const OWNER_ONLY: u32 = 0o600;
 const READABLE_BY_OTHERS: u32 = 0o004;
 
-/// Why a key file cannot be read or made. Each message names the file and the next step.
+/// Why a key file cannot be read or created. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineFileError {
-    /// A system call.
+    /// A system call failed.
     #[error("cannot {action} the key file '{}': {source}; check the path and its permissions", path.display())]
     File {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
-    /// More than [`MAX_FILE_BYTES`].
-    #[error("the key file '{}' is longer than {MAX_FILE_BYTES} bytes, which file_key_management does not read; check the path", path.display())]
+    /// The file is longer than [`MAX_FILE_BYTES`].
+    #[error("the key file '{}' is longer than {MAX_FILE_BYTES} bytes, more than file_key_management reads; check the path", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
     },
-    /// Encrypted, and no password was given.
-    #[error("the key file '{}' is encrypted; name the file with its password", path.display())]
+    /// The file is encrypted, and no password was given.
+    #[error("the key file '{}' is encrypted; specify the file with its password", path.display())]
     NoPassword {
         /// The file.
         path: PathBuf,
     },
-    /// It cannot be decrypted or encrypted, whatever the password.
+    /// The file cannot be decrypted or encrypted, whatever the password.
     #[error("the key file '{}' {source}", path.display())]
     Envelope {
         /// The file.
@@ -52,7 +52,7 @@ pub enum OfflineFileError {
         /// Why.
         source: EnvelopeError,
     },
-    /// It does not decrypt to a list of keys.
+    /// The file does not decrypt to a list of keys.
     #[error(
         "cannot decrypt the key file '{}': the password is wrong, the key is derived with another digest or number of iterations, the file is damaged, or it has no key in it{}",
         path.display(),
@@ -64,7 +64,7 @@ pub enum OfflineFileError {
         /// Whether the password has several lines.
         several_lines: bool,
     },
-    /// It is no list of keys.
+    /// The file is not a list of keys.
     #[error("the key file '{}' cannot be used: {source}", path.display())]
     Syntax {
         /// The file.
@@ -72,15 +72,15 @@ pub enum OfflineFileError {
         /// Which line, and why.
         source: SyntaxError,
     },
-    /// It lists nothing.
-    #[error("the key file '{}' has no key in it; check the path", path.display())]
+    /// The file lists no key.
+    #[error("the key file '{}' contains no key; check the path", path.display())]
     NoKey {
         /// The file.
         path: PathBuf,
     },
 }
 
-/// What may be wrong with a password, to be added to a message.
+/// Returns a hint about a wrong password, to be added to a message.
 pub fn password_hint(several_lines: bool) -> &'static str {
     if several_lines {
         ". The password has several lines: openssl uses only the first, MariaDB all of them"
@@ -89,11 +89,11 @@ pub fn password_hint(several_lines: bool) -> &'static str {
     }
 }
 
-/// A key file that was read and is still encrypted if it was.
+/// The content of a key file, still encrypted if the file is.
 pub struct KeyFile {
     path: PathBuf,
     content: Zeroizing<Vec<u8>>,
-    /// Whether every user of the host may read it.
+    /// Whether every user of the host may read the file.
     pub readable_by_others: bool,
 }
 
@@ -120,14 +120,14 @@ impl KeyFile {
         })
     }
 
-    /// Whether it needs a password.
+    /// Whether the file needs a password.
     pub fn is_encrypted(&self) -> bool {
         envelope::is_encrypted(&self.content)
     }
 
-    /// Returns its keys, at least one, in the order of their names. `password` is needed if it is
-    /// encrypted, and is tried with each of `derivations` until one suits. `unnamed` is the algorithm
-    /// of the keys whose lines name none.
+    /// Returns the keys of the file, at least one, in the order of their names. An encrypted file needs `password`,
+    /// which is tried with each of `derivations` until one works. `unnamed` is the algorithm of keys whose lines
+    /// name none.
     pub fn keys(
         &self,
         password: Option<&Password>,
@@ -177,15 +177,15 @@ impl KeyFile {
 }
 
 fn read_bounded(file: File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    // As long as it may get, so that it never leaves a copy behind by growing.
+    // Allocated at its maximum length: growing would leave a copy of the secret behind.
     let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES + 1));
     let limit = content.capacity() as u64;
     file.take(limit).read_to_end(&mut content)?;
     Ok((content.len() <= MAX_FILE_BYTES).then_some(content))
 }
 
-/// Makes an encrypted key file, mode 0600, and returns when it would survive a power failure. A file
-/// that exists is not overwritten.
+/// Creates an encrypted key file with mode 0600, and returns once it would survive a power failure. Does not
+/// overwrite an existing file.
 pub fn create(
     path: &Path,
     keys: &[OfflineKey],
@@ -220,13 +220,13 @@ pub fn create(
         .open(path)
         .map_err(|source| failed("make", source))?;
     let written = file
-        // A umask of 0277 or the like takes bits away.
+        // A umask such as 0277 may have removed permissions.
         .set_permissions(Permissions::from_mode(OWNER_ONLY))
         .and_then(|()| file.write_all(&content))
         .and_then(|()| file.sync_all())
         .and_then(|()| sync_directory_of(path));
     written.map_err(|source| {
-        // Half a file would look like a whole one. The first failure is the one to report.
+        // A partial file would look complete. The first failure is the one to report.
         let _ = std::fs::remove_file(path);
         failed("write", source)
     })
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_made_is_read_and_never_overwritten() {
+    fn a_created_file_is_read_back_and_never_overwritten() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.enc");
         let made = [
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_derivation_that_suits_is_taken_and_a_password_of_several_lines_is_mentioned() {
+    fn the_first_derivation_that_works_is_used_and_a_password_of_several_lines_is_mentioned() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("keys.enc");
         let made = [key(1, 1, Algorithm::AesCbc)];
@@ -331,9 +331,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_file_is_refused_with_the_reason() {
-        assert!(error(b"").contains("has no key in it"));
-        assert!(error(b"# only a comment\n").contains("has no key in it"));
+    fn anything_but_a_key_file_is_refused_with_the_reason() {
+        assert!(error(b"").contains("contains no key"));
+        assert!(error(b"# only a comment\n").contains("contains no key"));
         assert!(error(b"\0\xff").contains("line 1"));
         assert!(error(b"Salted__1234567").contains("is encrypted"));
         assert!(error(&vec![b'\n'; MAX_FILE_BYTES + 1]).contains("is longer than 1048576 bytes"));

@@ -1,8 +1,8 @@
-//! Files with data keys that need no KMS: those of MariaDB's `file_key_management`, plain or
-//! encrypted under a password, and what is exported in the same form.
+//! Files with data keys that need no KMS: those of MariaDB's `file_key_management`, plain or encrypted with a
+//! password, and exports in the same format.
 //!
-//! [`file::KeyFile`] reads a file, [`file::create`] makes one. [`text`] has the form of what is in it,
-//! [`envelope`] and [`derivation`] that of the encryption, which is `openssl enc`'s.
+//! [`file::KeyFile`] reads a file and [`file::create`] creates one. [`text`] defines the format of the text, and
+//! [`envelope`] and [`derivation`] that of the encryption, which is the same as in `openssl enc`.
 
 #![forbid(unsafe_code)]
 

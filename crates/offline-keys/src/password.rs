@@ -8,14 +8,14 @@ use zeroize::Zeroizing;
 
 use crate::regular_file;
 
-/// Longest password in bytes, as file_key_management has it.
+/// Length of the longest password in bytes, as in file_key_management.
 pub const MAX_PASSWORD_BYTES: usize = 256;
 
 /// A password: 1 to [`MAX_PASSWORD_BYTES`] bytes. Wiped when dropped, never printed.
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl PartialEq for Password {
-    /// For two that a person has typed.
+    /// Compares two passwords that somebody has typed.
     fn eq(&self, other: &Self) -> bool {
         self.0 == other.0
     }
@@ -24,7 +24,7 @@ impl PartialEq for Password {
 /// Why there is no password.
 #[derive(Debug, thiserror::Error)]
 pub enum PasswordError {
-    /// The file.
+    /// The file cannot be read.
     #[error("cannot read the password file '{}': {source}; check the path and its permissions", path.display())]
     File {
         /// The file.
@@ -32,21 +32,21 @@ pub enum PasswordError {
         /// Why.
         source: io::Error,
     },
-    /// Nothing there.
+    /// The password is empty.
     #[error("the password is empty")]
     Empty,
-    /// More than [`MAX_PASSWORD_BYTES`].
+    /// The password is longer than [`MAX_PASSWORD_BYTES`].
     #[error(
         "the password is longer than {MAX_PASSWORD_BYTES} bytes, which file_key_management does not read"
     )]
     TooLong,
-    /// The server would take what is in front of it for all.
-    #[error("the password has a NUL byte in it, at which file_key_management stops reading")]
+    /// The server would use only the part before the NUL byte.
+    #[error("the password contains a NUL byte, at which file_key_management stops reading")]
     Nul,
 }
 
 impl Password {
-    /// Takes the bytes as they are.
+    /// Uses the bytes unchanged.
     pub fn new(bytes: Zeroizing<Vec<u8>>) -> Result<Self, PasswordError> {
         match bytes.len() {
             0 => Err(PasswordError::Empty),
@@ -56,7 +56,7 @@ impl Password {
         }
     }
 
-    /// Reads a file, whose line ends at its end do not count, as with file_key_management.
+    /// Reads a password file. Line breaks at its end are ignored, as in file_key_management.
     pub fn read(path: &Path) -> Result<Self, PasswordError> {
         let failed = |source| PasswordError::File {
             path: path.to_owned(),
@@ -69,7 +69,7 @@ impl Password {
     fn read_from(file: File) -> io::Result<Zeroizing<Vec<u8>>> {
         const LINE_ENDS: usize = 2;
         let room = MAX_PASSWORD_BYTES + LINE_ENDS + 1;
-        // As long as it may get, so that it never leaves a copy behind by growing.
+        // Allocated at its maximum length: growing would leave a copy of the secret behind.
         let mut bytes = Zeroizing::new(vec![0; room]);
         let mut length = 0;
         let mut file = file;
@@ -88,8 +88,8 @@ impl Password {
         Ok(bytes)
     }
 
-    /// Returns whether it spans several lines. openssl takes the first line of such a file,
-    /// file_key_management all of it.
+    /// Returns whether the password spans several lines. Of such a file, openssl uses the first line and
+    /// file_key_management uses everything.
     pub fn has_several_lines(&self) -> bool {
         self.0.contains(&b'\n')
     }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_at_the_end_do_not_count() {
+    fn line_breaks_at_the_end_are_ignored() {
         for content in ["se cret", "se cret\n", "se cret\r\n", "se cret\n\n"] {
             assert_eq!(read(content.as_bytes()).unwrap(), b"se cret");
         }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_of_several_lines_says_so() {
+    fn a_password_of_several_lines_is_recognised() {
         for (content, several) in [("one\n", false), ("one\r\n\n", false), ("one\ntwo\n", true)] {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), content).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_would_not_take_is_refused() {
+    fn a_password_that_the_server_would_not_accept_is_refused() {
         assert!(read(b"\n").unwrap_err().contains("empty"));
         assert!(read(b"a\0b").unwrap_err().contains("NUL"));
         assert!(read(&[b'x'; 257]).unwrap_err().contains("longer than 256"));

@@ -1,4 +1,4 @@
-//! Files that an administrator has named.
+//! Opens files that an administrator has named.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
-/// Opens a file that is one: a FIFO would stop the server, a device would never end.
+/// Opens `path` if it is a regular file: reading a FIFO would block the server, and a device might never end.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = File::options()
         .read(true)

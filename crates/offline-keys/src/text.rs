@@ -1,4 +1,4 @@
-//! The text of a key file, a key in each line.
+//! The text of a key file, with one key on each line.
 //!
 //! ```text
 //! # a comment
@@ -8,16 +8,15 @@
 //! #aws-kms-key.2.2.ctr;4B1D7F6C0E0F5A3A6E0C8B5B8C9D1E2F
 //! ```
 //!
-//! The first key is in the form that every file_key_management reads: a key id, `;`, and 16, 24 or
-//! 32 bytes in hexadecimal digits. It is version 1 of that key. The second is in the form of MariaDB
-//! Enterprise Server 11.8, with the version as the second field. file_key_management ignores the
-//! rest of a line, and lines that begin with `#`. So two more things can stand there: the algorithm
-//! of a key, as the name of its key file in [`key_store::key_name`], and, for servers that know no
-//! versions, further versions.
+//! The first key has the format that every file_key_management reads: a key id, `;`, and 16, 24 or 32 bytes in
+//! hexadecimal digits. It is version 1 of that key. The second has the format of MariaDB Enterprise Server 11.8,
+//! with the version as the second field. file_key_management ignores the rest of a line, and lines that begin with
+//! `#`. These places can therefore hold the algorithm of a key, as the name of its key file (see
+//! [`key_store::key_name`]), and further versions of keys for servers that do not support versions.
 //!
 //! Source: MariaDB's manual, [File Key Management Encryption
 //! Plugin](https://mariadb.com/docs/server/security/encryption/data-at-rest-encryption/key-management-and-encryption-plugins/file-key-management-encryption-plugin),
-//! and what the servers do.
+//! and the behaviour of the servers.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,51 +26,51 @@ use key_store::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 use zeroize::Zeroizing;
 
 const LONGEST_KEY_BYTES: usize = 32;
-/// Version of a key whose line names none.
+/// The version of a key whose line names none.
 pub const PLAIN_VERSION: u32 = 1;
 
-/// A key version of a file.
+/// A key version in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfflineKey {
-    /// What it is.
+    /// Id, version and algorithm.
     pub name: KeyName,
-    /// The key itself.
+    /// The key.
     pub key: PlaintextKey,
 }
 
-/// Why a text is no list of keys. The message never contains a key.
+/// Why a text is not a list of keys. The message never contains a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("line {line} {problem}")]
 pub struct SyntaxError {
     /// Number of the line, from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// What is wrong with the line.
     pub problem: Problem,
 }
 
 /// What is wrong with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// Anything else.
+    /// Any other defect.
     #[error(
         "is neither a comment nor a key, which is an id, a version if there is one, and hexadecimal digits, with semicolons between them"
     )]
     NotAKey,
-    /// 0, or beyond 32 bits.
-    #[error("has no valid key id, which is 1 to 4294967294")]
+    /// The key id is out of range.
+    #[error("has no valid key id (1 to 4294967294)")]
     Id,
-    /// 0, or beyond 32 bits.
-    #[error("has no valid key version, which is 1 to 4294967294")]
+    /// The version is out of range.
+    #[error("has no valid key version (1 to 4294967294)")]
     Version,
-    /// Another length, or something that is no hexadecimal digit.
+    /// The key has the wrong length or contains something other than hexadecimal digits.
     #[error("has no key of 16, 24 or 32 bytes in hexadecimal digits")]
     Key,
-    /// A comment that begins as a name of a key file and is none, or that of another key.
+    /// A comment begins like the name of a key file, but is not the name of this key's file.
     #[error(
         "has a comment that must be '#aws-kms-key.ID.VERSION' with the id and version of its key"
     )]
     Name,
-    /// The same key version twice. file_key_management takes the later one and says nothing.
+    /// The same key version appears twice. file_key_management silently uses the later one.
     #[error(
         "has the same key and version as line {0}: delete the wrong one (file_key_management silently uses the later)"
     )]
@@ -81,10 +80,10 @@ pub enum Problem {
     ),
 }
 
-/// Reads the keys of a file, in the order of their names. `unnamed` is the algorithm of the keys
-/// whose lines name none. The encoding of comments does not matter.
+/// Returns the keys of a file, in the order of their names. `unnamed` is the algorithm of keys whose lines name
+/// none. Comments may have any encoding.
 ///
-/// Errors: the first line that is wrong, or a key version that is there twice.
+/// Errors: the first invalid line, or a key version that appears twice.
 pub fn parse(text: &[u8], unnamed: Algorithm) -> Result<Vec<OfflineKey>, SyntaxError> {
     let mut keys = BTreeMap::new();
     let mut lines = BTreeMap::new();
@@ -125,7 +124,7 @@ fn parse_line(line: &[u8], unnamed: Algorithm) -> Result<Option<OfflineKey>, Pro
     }
 }
 
-/// A line that file_key_management reads too, that with a version since MariaDB Enterprise 11.8.
+/// Parses a line that file_key_management reads too; one with a version, since MariaDB Enterprise 11.8.
 fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (id, rest) = line.split_at(digits);
@@ -151,8 +150,8 @@ fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     }
 }
 
-/// The version at the beginning, and the key that follows it. A version is shorter than any key,
-/// whose digits may all be decimal.
+/// Splits a version and the key that follows it. The digits of a key may all be decimal, but a version is shorter
+/// than any key.
 fn parse_version(text: &[u8]) -> Result<(u32, &[u8]), Problem> {
     const LONGEST_VERSION_DIGITS: usize = 10;
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -169,7 +168,7 @@ fn parse_version(text: &[u8]) -> Result<(u32, &[u8]), Problem> {
     }
 }
 
-/// The key at the beginning, and what follows it.
+/// Splits a key and the text that follows it.
 fn parse_key(text: &[u8]) -> Result<(PlaintextKey, &[u8]), Problem> {
     let digits = text
         .iter()
@@ -179,7 +178,7 @@ fn parse_key(text: &[u8]) -> Result<(PlaintextKey, &[u8]), Problem> {
     if digits.len() > 2 * LONGEST_KEY_BYTES {
         return Err(Problem::Key);
     }
-    // As long as it may get, so that it never leaves a copy behind by growing.
+    // Allocated at its maximum length: growing would leave a copy of the secret behind.
     let mut key = Zeroizing::new(Vec::with_capacity(LONGEST_KEY_BYTES));
     let (pairs, odd) = digits.as_chunks::<2>();
     if !odd.is_empty() {
@@ -194,7 +193,7 @@ fn parse_key(text: &[u8]) -> Result<(PlaintextKey, &[u8]), Problem> {
     Ok((key, rest))
 }
 
-/// The name in a comment `#aws-kms-key.…`, and what follows it; `None` for another comment.
+/// Splits the name in a comment `#aws-kms-key.…` and the text that follows it. `None` for other comments.
 fn parse_name(comment: &[u8]) -> Result<Option<(KeyName, &[u8])>, Problem> {
     let Some(comment) = comment.strip_prefix(b"#") else {
         return Ok(None);
@@ -208,12 +207,12 @@ fn parse_name(comment: &[u8]) -> Result<Option<(KeyName, &[u8])>, Problem> {
     }
 }
 
-/// How the lines of a key file are written.
+/// The format of the lines of a key file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// `id;key` for version 1, further versions in comments; the algorithms are kept.
+    /// `id;key` for version 1, and further versions in comments. Algorithms are preserved.
     Community,
-    /// `id;version;key`, of MariaDB Enterprise 11.8. It has no place for algorithms.
+    /// `id;version;key`, as in MariaDB Enterprise 11.8. Algorithms cannot be written.
     Enterprise,
 }
 
@@ -226,14 +225,14 @@ pub fn format(keys: &[OfflineKey], form: Form) -> Zeroizing<String> {
         }
         Form::Enterprise => "",
     };
-    // As long as it may get, so that it never leaves a copy behind by growing.
+    // Allocated at its maximum length: growing would leave a copy of the secret behind.
     let mut text = Zeroizing::new(String::with_capacity(
         head.len() + keys.len() * LONGEST_LINE_BYTES,
     ));
     text.push_str(head);
     for OfflineKey { name, key } in keys {
         let KeyName { id, version, .. } = *name;
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = match form {
             Form::Community if version == PLAIN_VERSION => write!(text, "{id};"),
             Form::Community => write!(text, "#{name};"),
@@ -280,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_manual_is_read() {
+    fn the_manuals_example_is_read() {
         let text = b"# this is a comment\n1;770A8A65DA156D24EE2A093277530142\n18;F5502320F8429037B8DAEF761B189D12F5502320F8429037B8DAEF761B189D12\n";
         for unnamed in [Algorithm::AesCbc, Algorithm::AesCtr] {
             let keys = parse(text, unnamed).unwrap();
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_file_key_management_lets_pass_is_read() {
+    fn whatever_file_key_management_accepts_is_read() {
         for line in [
             "1;{}",
             "  \t1;{}\r",
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_of_the_manual_of_enterprise_is_read_beside_plain_lines() {
+    fn the_enterprise_manuals_example_is_read_beside_plain_lines() {
         let text = format!(
             "1;1;{DIGITS}\n2;1;{DIGITS}\n\n100;2;{DIGITS}{DIGITS}\n100;{DIGITS}\n2;4294967294;{DIGITS} old\n7;3;{DIGITS} #aws-kms-key.7.3.ctr\n8;00000000000000000000000000000001;2\n"
         );
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_named_with_what_is_wrong() {
+    fn an_invalid_line_is_reported_with_its_number_and_defect() {
         use Problem::{Duplicate, Id, Key, Name, NotAKey, Version};
         for (text, line, expected) in [
             ("garbage\n1;{}", 1, NotAKey),
@@ -388,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn no_message_tells_the_key() {
+    fn no_message_contains_the_key() {
         for text in ["1;{}0", "1;{}\n1;{}", "x{}", "#aws-kms-key.{};{}"] {
             let message = problem(&text.replace("{}", DIGITS)).to_string();
             assert!(!message.contains("770A"), "{message}");
@@ -413,7 +412,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back_whatever_unnamed_keys_are(keys in any_keys()) {
+        fn a_written_file_is_read_back_whatever_algorithm_unnamed_keys_have(keys in any_keys()) {
             for unnamed in [Algorithm::AesCbc, Algorithm::AesCtr] {
                 let text = format(&keys, Form::Community);
                 prop_assert_eq!(parse(text.as_bytes(), unnamed).unwrap(), keys.clone());

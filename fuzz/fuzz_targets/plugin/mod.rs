@@ -1,4 +1,4 @@
-//! The plugin as the server has it: through its declarations, with the mock for KMS.
+//! Calls the plugin as the server does, through its declarations, with the mock as KMS.
 
 use std::{
     ffi::{CStr, CString, c_int, c_uint},
@@ -12,9 +12,9 @@ use aws_key_management::abi::{
     BoolVariable, EncryptionPlugin, PluginDeclaration, StringVariable, VariableHeader,
 };
 
-/// Version of key 1 that encrypts with AES_CBC.
+/// The version of key 1 that uses AES_CBC.
 pub const CBC: c_uint = 1;
-/// Version of key 1 that encrypts with AES_CTR.
+/// The version of key 1 that uses AES_CTR.
 pub const CTR: c_uint = 2;
 
 pub const BLOCK_BYTES: usize = 16;
@@ -23,7 +23,7 @@ unsafe extern "C" {
     static _maria_plugin_declarations_: [PluginDeclaration; 2];
 }
 
-/// The functions of the plugin, which is started at the first call.
+/// Returns the functions of the plugin, which is started on the first call.
 pub fn functions() -> &'static EncryptionPlugin {
     static FUNCTIONS: OnceLock<&EncryptionPlugin> = OnceLock::new();
     FUNCTIONS.get_or_init(|| {
@@ -32,7 +32,7 @@ pub fn functions() -> &'static EncryptionPlugin {
             let file = directory.path().join(format!("aws-kms-key.{name}"));
             fs::write(file, [1; 16]).unwrap();
         }
-        // SAFETY: the declarations of the library, as the server reads them; nothing else does.
+        // SAFETY: the declarations of the library live for ever, and nothing else writes to them.
         unsafe {
             let [plugin, _] = &_maria_plugin_declarations_;
             set_variables(plugin, directory.path());
@@ -47,7 +47,7 @@ pub fn functions() -> &'static EncryptionPlugin {
 unsafe fn set_variables(plugin: &PluginDeclaration, keyfile_dir: &Path) {
     let keyfile_dir = CString::new(keyfile_dir.to_str().unwrap()).unwrap();
     let mut variables = plugin.system_variables;
-    // SAFETY: a list that ends with null, of variables whose names tell their types.
+    // SAFETY: the list ends with null, and the name of each variable determines its type.
     unsafe {
         while !(*variables).is_null() {
             let header = (*variables).cast::<VariableHeader>();
@@ -63,7 +63,7 @@ unsafe fn set_variables(plugin: &PluginDeclaration, keyfile_dir: &Path) {
     }
 }
 
-/// A context in memory of any alignment, with no byte behind it.
+/// A context in memory of any alignment, with no byte after it.
 pub struct Context {
     memory: Box<[u8]>,
     misalignment: usize,
@@ -71,7 +71,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(version: c_uint, misalignment: usize) -> Self {
-        // SAFETY: takes numbers only.
+        // SAFETY: the function only takes numbers.
         let bytes = unsafe { (functions().crypt_ctx_size)(1, version) } as usize;
         Self {
             memory: vec![0; bytes + misalignment].into(),
@@ -83,12 +83,12 @@ impl Context {
         let context = self.memory[self.misalignment..].as_mut_ptr().cast();
         let (key, klen) = (key.as_ptr(), key.len() as c_uint);
         let (iv, ivlen) = (iv.as_ptr(), iv.len() as c_uint);
-        // SAFETY: everything is as long as is said.
+        // SAFETY: the lengths are those of the slices, and the context is as long as the plugin asked for.
         unsafe { (functions().crypt_ctx_init)(context, key, klen, iv, ivlen, flags, 1, version) }
     }
 
     /// # Safety
-    /// There are `bytes` at `source`, and room at `destination` for what comes of them.
+    /// There are `bytes` bytes at `source`, and room for the result at `destination`.
     pub unsafe fn update(
         &mut self,
         source: *const u8,
@@ -97,7 +97,7 @@ impl Context {
     ) -> Result<usize, c_int> {
         let context = self.memory[self.misalignment..].as_mut_ptr().cast();
         let mut written = c_uint::MAX;
-        // SAFETY: the caller's promise.
+        // SAFETY: the context is as long as the plugin asked for, and the caller passes enough room.
         let code = unsafe {
             (functions().crypt_ctx_update)(
                 context,
@@ -111,11 +111,11 @@ impl Context {
     }
 
     /// # Safety
-    /// There is room at `destination` for what is left.
+    /// There is room for the rest of the result at `destination`.
     pub unsafe fn finish(&mut self, destination: *mut u8) -> Result<usize, c_int> {
         let context = self.memory[self.misalignment..].as_mut_ptr().cast();
         let mut written = c_uint::MAX;
-        // SAFETY: the caller's promise.
+        // SAFETY: the context is as long as the plugin asked for, and the caller passes enough room.
         let code = unsafe { (functions().crypt_ctx_finish)(context, destination, &mut written) };
         result(code, written)
     }

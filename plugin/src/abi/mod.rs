@@ -1,6 +1,5 @@
-//! The server's C structures, as its headers declare them.
-//!
-//! Layouts are compared with the installed headers in `abi/tests.rs`.
+//! The server's C structures, as its headers declare them. `abi/tests.rs` compares the layouts with the installed
+//! headers.
 
 mod encryption;
 mod plugin;

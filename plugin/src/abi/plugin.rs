@@ -4,13 +4,13 @@ use core::ffi::{c_char, c_int, c_uint, c_void};
 
 use super::SystemVariable;
 
-/// `MARIA_PLUGIN_INTERFACE_VERSION`. Servers check its major half only.
+/// `MARIA_PLUGIN_INTERFACE_VERSION`. Servers check only its major half.
 pub const PLUGIN_INTERFACE_VERSION: c_int = 0x010f;
 /// `MariaDB_ENCRYPTION_PLUGIN`.
 pub const ENCRYPTION_PLUGIN: c_int = 9;
-/// `PLUGIN_LICENSE_BSD`: the nearest name that the header has for MIT OR Apache-2.0.
+/// `PLUGIN_LICENSE_BSD`: the header's closest match for MIT OR Apache-2.0.
 pub const LICENSE_BSD: c_int = 2;
-/// `MariaDB_PLUGIN_MATURITY_STABLE`, which a server with `plugin_maturity=stable` wants too.
+/// `MariaDB_PLUGIN_MATURITY_STABLE`, which even a server with `plugin_maturity=stable` accepts.
 pub const MATURITY_STABLE: c_uint = 5;
 
 /// `st_maria_plugin`.
@@ -28,15 +28,15 @@ pub struct PluginDeclaration {
     pub description: *const c_char,
     /// [`LICENSE_BSD`].
     pub license: c_int,
-    /// Called on loading; non-zero refuses.
+    /// Called on loading; non-zero refuses to load.
     pub init: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
     /// Called on unloading.
     pub deinit: Option<unsafe extern "C" fn(*mut c_void) -> c_int>,
     /// Major version in the upper byte, minor in the lower.
     pub version: c_uint,
-    /// Status variables, ended by one without a name.
+    /// Status variables; the last entry has no name.
     pub status_variables: *mut StatusVariable,
-    /// System variables, ended by null.
+    /// System variables; the last entry is null.
     pub system_variables: *mut *mut SystemVariable,
     /// Version as text.
     pub version_info: *const c_char,
@@ -67,10 +67,10 @@ impl PluginDeclaration {
 pub const SHOW_ULONGLONG: c_int = 4;
 /// `SHOW_CHAR`: the value points to the text itself.
 pub const SHOW_CHAR: c_int = 5;
-/// `SHOW_SIMPLE_FUNC`: called only where the variable's name is asked for.
+/// `SHOW_SIMPLE_FUNC`: called only if the query asks for this variable.
 pub const SHOW_SIMPLE_FUNC: c_int = 13;
-/// Bytes of the buffer that a status function may fill: `SHOW_VAR_FUNC_BUFF_SIZE` of the oldest
-/// server supported; newer ones give twice as much.
+/// Size of the buffer that a status function may fill: `SHOW_VAR_FUNC_BUFF_SIZE` of the oldest supported
+/// server. Newer servers provide twice as much.
 pub const SHOW_BUFFER_BYTES: usize = 1024;
 
 /// `st_mysql_show_var`.
@@ -78,13 +78,13 @@ pub const SHOW_BUFFER_BYTES: usize = 1024;
 pub struct StatusVariable {
     /// Name as `SHOW STATUS` shows it.
     pub name: *const c_char,
-    /// The value, or the [`StatusFunction`] that tells it.
+    /// The value, or the [`StatusFunction`] that returns it.
     pub value: *mut c_void,
     /// `enum_mysql_show_type`.
     pub kind: c_int,
 }
 
-/// `mysql_show_var_func`: fills the variable in, with the buffer for its value.
+/// `mysql_show_var_func`: fills in the variable, and writes its value into the buffer.
 pub type StatusFunction = unsafe extern "C" fn(
     thd: *mut c_void,
     variable: *mut StatusVariable,

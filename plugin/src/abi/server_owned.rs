@@ -6,13 +6,13 @@ use core::cell::UnsafeCell;
 
 /// A static that the server reads and writes through a raw pointer.
 ///
-/// The interior mutability keeps it out of the pages that the dynamic linker makes read-only
-/// (RELRO): the server stores into plugin and variable structures and would crash there.
+/// The interior mutability keeps it out of the pages that the dynamic linker makes read-only (RELRO). The
+/// server writes to plugin and variable structures and would crash there.
 #[repr(transparent)]
 pub struct ServerOwned<T>(UnsafeCell<T>);
 
-// SAFETY: this crate never forms a reference to the content. It only hands out the address; the
-// server orders its own accesses, and ours go through raw pointers while the server waits for us.
+// SAFETY: this crate never forms a reference to the content. It only hands out the address. The server
+// synchronises its own accesses, and ours go through raw pointers while the server waits for this library.
 unsafe impl<T> Sync for ServerOwned<T> {}
 
 impl<T> ServerOwned<T> {
@@ -21,7 +21,7 @@ impl<T> ServerOwned<T> {
         Self(UnsafeCell::new(value))
     }
 
-    /// Returns the address that the server gets.
+    /// Returns the address to give to the server.
     pub const fn address(&self) -> *mut T {
         self.0.get()
     }

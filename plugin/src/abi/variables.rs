@@ -13,19 +13,15 @@ pub const VARIABLE_STRING: c_int = 0x0005;
 pub const VARIABLE_ENUM: c_int = 0x0006;
 /// `PLUGIN_VAR_UNSIGNED`.
 pub const VARIABLE_UNSIGNED: c_int = 0x0080;
-/// `PLUGIN_VAR_THDLOCAL`: each session has a value of its own.
-pub const VARIABLE_OF_SESSION: c_int = 0x0100;
-/// Those bits of the flags that tell a variable's type and kind of storage.
-pub const VARIABLE_TYPE_MASK: c_int = 0x007f | VARIABLE_UNSIGNED | VARIABLE_OF_SESSION;
 /// `PLUGIN_VAR_READONLY`.
 pub const VARIABLE_READ_ONLY: c_int = 0x0200;
-/// `PLUGIN_VAR_OPCMDARG`: the option may stand without a value.
+/// `PLUGIN_VAR_OPCMDARG`: the option's value may be left out.
 #[cfg(feature = "mock")]
 pub const VARIABLE_OPTIONAL_ARGUMENT: c_int = 0x2000;
 /// `MYSQL_VALUE_TYPE_INT`.
 pub const VALUE_TYPE_INT: c_int = 2;
 
-/// `st_mysql_sys_var`: whichever of the structures below; the header tells.
+/// `st_mysql_sys_var`: one of the structures below. The header says which.
 pub enum SystemVariable {}
 
 /// `mysql_var_check_func`: reads and checks the value of a SET, without the server's locks.
@@ -36,7 +32,7 @@ pub type CheckFunction = unsafe extern "C" fn(
     value: *mut Value,
 ) -> c_int;
 
-/// `mysql_var_update_func`: puts the checked value into effect, under
+/// `mysql_var_update_func`: applies the checked value, under
 /// `LOCK_global_system_variables`.
 pub type UpdateFunction = unsafe extern "C" fn(
     thd: *mut c_void,
@@ -50,7 +46,7 @@ pub type UpdateFunction = unsafe extern "C" fn(
 pub struct VariableHeader {
     /// Kind and options.
     pub flags: c_int,
-    /// Name without the plugin's.
+    /// Name without the plugin's prefix.
     pub name: *const c_char,
     /// Text of `--help --verbose`.
     pub comment: *const c_char,
@@ -71,7 +67,7 @@ pub struct StringVariable {
     pub default: *const c_char,
 }
 
-/// `DECLARE_MYSQL_SYSVAR_BASIC` of `char`, which is a truth value.
+/// `DECLARE_MYSQL_SYSVAR_BASIC` of `char`, used as a boolean.
 #[cfg(feature = "mock")]
 #[repr(C)]
 pub struct BoolVariable {
@@ -92,11 +88,11 @@ pub struct IntVariable {
     pub storage: *mut c_int,
     /// The default.
     pub default: c_int,
-    /// The least value.
+    /// The smallest value.
     pub minimum: c_int,
-    /// The greatest value.
+    /// The largest value.
     pub maximum: c_int,
-    /// Values are multiples of it.
+    /// Values are multiples of this.
     pub block_size: c_int,
 }
 
@@ -109,11 +105,11 @@ pub struct UnsignedVariable {
     pub storage: *mut c_uint,
     /// The default.
     pub default: c_uint,
-    /// The least value.
+    /// The smallest value.
     pub minimum: c_uint,
-    /// The greatest value.
+    /// The largest value.
     pub maximum: c_uint,
-    /// Values are multiples of it; 0 and 1 allow any.
+    /// Values are multiples of this; 0 and 1 allow any value.
     pub block_size: c_uint,
 }
 
@@ -152,10 +148,10 @@ pub struct Value {
     pub value_type: unsafe extern "C" fn(*mut Value) -> c_int,
     /// The value as text.
     pub val_str: unsafe extern "C" fn(*mut Value, *mut c_char, *mut c_int) -> *const c_char,
-    /// The value as a number; returns non-zero for NULL.
+    /// The value as a floating-point number; returns non-zero for NULL.
     pub val_real: unsafe extern "C" fn(*mut Value, *mut c_double) -> c_int,
     /// The value as an integer; returns non-zero for NULL.
     pub val_int: unsafe extern "C" fn(*mut Value, *mut c_longlong) -> c_int,
-    /// Tells whether the integer is unsigned.
+    /// Whether the integer is unsigned.
     pub is_unsigned: unsafe extern "C" fn(*mut Value) -> c_int,
 }

@@ -1,4 +1,4 @@
-//! Where the data of one update lie.
+//! The source and destination of one update, which may overlap.
 
 use core::ops::Range;
 
@@ -8,16 +8,16 @@ use super::CipherError;
 
 /// Source and destination of one update.
 pub enum Buffers<'a> {
-    /// Memory of their own.
+    /// Memory that does not overlap.
     Separate {
         /// The data.
         source: &'a [u8],
-        /// Where the result goes.
+        /// Room for the result.
         destination: &'a mut [u8],
     },
-    /// The same memory, or memory in common.
+    /// Overlapping or identical memory.
     Overlapping {
-        /// All of both.
+        /// The memory of both.
         region: &'a mut [u8],
         /// Place of the data in `region`.
         source: Range<usize>,
@@ -45,7 +45,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Reads the data.
+    /// Returns the data.
     #[inline]
     pub fn source(&self) -> Result<&[u8], CipherError> {
         match self {
@@ -56,17 +56,8 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// The data, unless the result may lie over them.
-    #[inline]
-    pub fn separate_source(&self) -> Option<&'a [u8]> {
-        match self {
-            Self::Separate { source, .. } => Some(source),
-            Self::Overlapping { .. } => None,
-        }
-    }
-
-    /// Turns as much of the source as the destination takes into one buffer to be worked on in
-    /// place or from one to the other.
+    /// Returns a buffer pair for as much of the source as fits into the destination. Overlapping data is first
+    /// moved to the destination.
     #[inline]
     pub fn into_in_out(self) -> Result<InOutBuf<'a, 'a, u8>, CipherError> {
         match self {
@@ -81,7 +72,7 @@ impl<'a> Buffers<'a> {
         }
     }
 
-    /// Fills the destination with `head` and after it the beginning of the source.
+    /// Fills the destination with `head`, followed by the start of the source, and returns it.
     #[inline]
     pub fn into_moved(self, head: &[u8]) -> Result<&'a mut [u8], CipherError> {
         let body = self

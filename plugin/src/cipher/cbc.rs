@@ -1,94 +1,77 @@
-//! AES_CBC: padded as OpenSSL does (PKCS#7), or with the server's own treatment of a last partial
-//! block.
+//! AES_CBC: padded as OpenSSL does (PKCS#7), or with the server's own treatment of a last partial block.
+//!
+//! `make bench-plugin`: beside OpenSSL, a page of 16 KiB takes 1.1 times as long to encrypt and 0.75 times as long to
+//! decrypt, including init and finish. Chaining the blocks here instead of in `cbc` would give 1.0 and 0.5 times, for
+//! 200 lines more.
 
-use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, inout::InOutBuf};
+use aes::cipher::{
+    Array, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, IvState,
+    block_padding::Padding as _, block_padding::Pkcs7, consts::U16, inout::InOutBuf,
+};
+use cbc::{Decryptor, Encryptor};
 
-use super::aes_block::{AesBlock, AesDecrypt, AesEncrypt};
-use super::chaining::{DecryptChain, EncryptChain};
-use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock};
+use super::aes_block::{Aes, AesEncrypt, encrypt_block};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock, Padding};
 
-const MAX_KEY_BYTES: usize = 32;
+type AesBlock = Array<u8, U16>;
 
-/// A CBC encryption or decryption under way.
+/// A CBC encryption or decryption in progress.
 pub struct Cbc {
-    mode: Mode,
-    /// The last ciphertext block, at first the IV.
+    key: ExpandedKey,
+    /// The last ciphertext block; initially the IV.
     previous: AesBlock,
-    padding: bool,
-    /// The end of the data so far that makes no whole block. The padded decryption keeps a whole
-    /// block back too: it may be the padding.
+    padding: Padding,
+    /// The end of the data so far that does not fill a block. A padded decryption also holds back a whole block,
+    /// which may be the padding.
     held: Block,
     held_bytes: usize,
     iv: Block,
-    key: RawKey,
 }
 
-/// A key that is not expanded, or not for what it is needed for.
-#[derive(Clone, Copy)]
-pub struct RawKey {
-    bytes: [u8; MAX_KEY_BYTES],
-    length: usize,
-}
-
-impl RawKey {
-    /// Copies `key`, of 32 bytes at most.
-    #[inline(always)]
-    pub fn new(key: &[u8]) -> Self {
-        let mut bytes = [0; MAX_KEY_BYTES];
-        for (to, from) in bytes.iter_mut().zip(key) {
-            *to = *from;
-        }
-        let length = key.len();
-        Self { bytes, length }
-    }
-
-    fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or(&self.bytes)
-    }
-}
-
-/// What is done, with the expanded key for it.
-pub enum Mode {
-    /// Encryption.
+/// The expanded key, which also determines the direction.
+#[expect(clippy::large_enum_variant, reason = "a context owns no heap memory")]
+pub enum ExpandedKey {
+    /// For encryption.
     Encrypt(AesEncrypt),
-    /// Decryption.
-    Decrypt(AesDecrypt),
+    /// For decryption, where a partial block is decrypted by encrypting the IV.
+    Decrypt(Aes),
 }
 
 impl Cbc {
-    /// Starts with the same `key` that is expanded in `mode`.
+    /// Starts with an expanded key.
     #[inline(always)]
-    pub fn new(mode: Mode, padding: bool, key: RawKey, iv: &Block) -> Self {
+    pub fn new(key: ExpandedKey, padding: Padding, iv: &Block) -> Self {
         Self {
-            mode,
+            key,
             previous: (*iv).into(),
             padding,
             held: [0; BLOCK_BYTES],
             held_bytes: 0,
             iv: *iv,
-            key,
         }
     }
 
-    /// Whole blocks that can be written when `source_bytes` more bytes are there.
+    /// Returns how many bytes, in whole blocks, can be written for `source_bytes` more bytes.
     #[inline]
     pub fn update_bytes(&self, source_bytes: usize) -> usize {
         let total = self.held_bytes + source_bytes;
-        let kept = match self.mode {
-            Mode::Decrypt(_) if self.padding && total > 0 => (total - 1) % BLOCK_BYTES + 1,
+        let kept = match (&self.key, self.padding) {
+            (ExpandedKey::Decrypt(_), Padding::Padded) if total > 0 => {
+                (total - 1) % BLOCK_BYTES + 1
+            }
             _ => total % BLOCK_BYTES,
         };
         total - kept
     }
 
-    /// Processes a piece.
+    /// Processes a piece of the data.
     #[inline]
     pub fn update(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
         let result_bytes = buffers.destination_bytes();
         if result_bytes == 0 {
             return self.hold(buffers.source()?);
         }
-        // Taken before anything is written: the destination may lie over the source.
+        // Copied before anything is written: the destination may overlap the source.
         let used = result_bytes
             .checked_sub(self.held_bytes)
             .ok_or(CipherError::Misuse)?;
@@ -100,47 +83,42 @@ impl Cbc {
         rest.copy_from_slice(rest_source);
 
         if self.held_bytes == 0 {
-            let source = buffers.separate_source();
-            self.process(buffers.into_in_out()?, source)?;
+            self.process(buffers.into_in_out()?);
         } else {
             let data = buffers.into_moved(self.held_data())?;
-            self.process(data.into(), None)?;
+            self.process(data.into());
         }
         self.held_bytes = 0;
         self.hold(rest)
     }
 
-    /// Ends: writes the padding or the partial block, or checks the padding.
+    /// Returns the padding or the partial block, or checks the padding.
     #[inline]
     pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
-        match (self.padding, &self.mode) {
-            (true, Mode::Encrypt(_)) => self.pad(),
-            (true, Mode::Decrypt(_)) => self.unpad(),
-            (false, _) => self.partial_block(),
+        match (self.padding, &self.key) {
+            (Padding::Padded, ExpandedKey::Encrypt(_)) => Ok(self.pad()),
+            (Padding::Padded, ExpandedKey::Decrypt(_)) => self.unpad(),
+            (Padding::Unpadded, _) if self.held_bytes == 0 => Ok(FinalBlock::EMPTY),
+            (Padding::Unpadded, ExpandedKey::Encrypt(aes)) => Ok(self.partial_block(aes)),
+            (Padding::Unpadded, ExpandedKey::Decrypt(aes)) => Ok(self.partial_block(aes)),
         }
     }
 
-    /// Processes whole blocks. `source` is what the data begin with, where they are not processed in
-    /// place.
-    fn process(
-        &mut self,
-        data: InOutBuf<'_, '_, u8>,
-        source: Option<&[u8]>,
-    ) -> Result<(), CipherError> {
-        let (blocks, rest) = data.into_chunks();
-        if !rest.is_empty() {
-            return Err(CipherError::Misuse);
-        }
-        let previous = &mut self.previous;
-        match &self.mode {
-            Mode::Encrypt(aes) => aes.encrypt_with_backend(EncryptChain { previous, blocks }),
-            Mode::Decrypt(aes) => aes.decrypt_with_backend(DecryptChain {
-                previous,
-                blocks,
-                ciphertext: source.map(|source| Array::slice_as_chunks(source).0),
-            }),
-        }
-        Ok(())
+    /// Processes whole blocks.
+    fn process(&mut self, data: InOutBuf<'_, '_, u8>) {
+        let (blocks, _) = data.into_chunks();
+        self.previous = match &self.key {
+            ExpandedKey::Encrypt(aes) => {
+                let mut cbc = Encryptor::inner_iv_init(aes, &self.previous);
+                cbc.encrypt_blocks_inout(blocks);
+                cbc.iv_state()
+            }
+            ExpandedKey::Decrypt(aes) => {
+                let mut cbc = Decryptor::inner_iv_init(aes, &self.previous);
+                cbc.decrypt_blocks_inout(blocks);
+                cbc.iv_state()
+            }
+        };
     }
 
     fn held_data(&self) -> &[u8] {
@@ -157,17 +135,14 @@ impl Cbc {
         Ok(())
     }
 
-    fn pad(&mut self) -> Result<FinalBlock, CipherError> {
-        let padding = BLOCK_BYTES - self.held_bytes;
+    fn pad(&mut self) -> FinalBlock {
         let mut bytes = self.held;
-        for byte in bytes.iter_mut().skip(self.held_bytes) {
-            *byte = padding as u8;
-        }
-        self.process(bytes.as_mut_slice().into(), None)?;
-        Ok(FinalBlock {
+        Pkcs7::raw_pad(&mut bytes, self.held_bytes);
+        self.process(bytes.as_mut_slice().into());
+        FinalBlock {
             bytes,
             length: BLOCK_BYTES,
-        })
+        }
     }
 
     fn unpad(&mut self) -> Result<FinalBlock, CipherError> {
@@ -175,36 +150,23 @@ impl Cbc {
             return Err(CipherError::BadData);
         }
         let mut bytes = self.held;
-        self.process(bytes.as_mut_slice().into(), None)?;
-        let padding = usize::from(bytes[BLOCK_BYTES - 1]);
-        let length = BLOCK_BYTES
-            .checked_sub(padding)
-            .filter(|_| padding > 0)
-            .ok_or(CipherError::BadData)?;
-        if bytes
-            .iter()
-            .skip(length)
-            .any(|&byte| usize::from(byte) != padding)
-        {
-            return Err(CipherError::BadData);
-        }
+        self.process(bytes.as_mut_slice().into());
+        let length = Pkcs7::raw_unpad(&bytes)
+            .map_err(|_| CipherError::BadData)?
+            .len();
         Ok(FinalBlock { bytes, length })
     }
 
-    /// XORs what is left with AES(IV), in both directions: not a mode of its own, but what the
-    /// server has always written.
-    fn partial_block(&self) -> Result<FinalBlock, CipherError> {
-        if self.held_bytes == 0 {
-            return Ok(FinalBlock::EMPTY);
-        }
-        let mut bytes = self.iv;
-        AesEncrypt::expand(self.key.as_bytes(), |aes| bytes = aes.block(&self.iv))?;
+    /// XORs what is held with the encrypted IV, in both directions. No standard mode does this; the server
+    /// has always done it.
+    fn partial_block(&self, aes: &impl BlockCipherEncrypt<BlockSize = U16>) -> FinalBlock {
+        let mut bytes = encrypt_block(aes, &self.iv);
         for (byte, data) in bytes.iter_mut().zip(self.held_data()) {
             *byte ^= data;
         }
-        Ok(FinalBlock {
+        FinalBlock {
             bytes,
             length: self.held_bytes,
-        })
+        }
     }
 }

@@ -1,22 +1,24 @@
-//! AES_CTR with padding: GCM. IV bytes 0–11 are the nonce, 12–15 the additional data; the 16-byte
-//! tag follows the ciphertext.
+//! AES_CTR with padding: GCM. IV bytes 0–11 are the nonce, 12–15 the additional data; the 16-byte tag
+//! follows the ciphertext.
 //!
-//! Source: NIST SP 800-38D, sections 6.4 (GHASH), 7.1 and 7.2.
+//! `aes-gcm` takes a whole message at once, and the server encrypts one in several updates. So this puts
+//! `ctr` and `ghash` together. Source: NIST SP 800-38D, sections 7.1 and 7.2.
 
-use aes::cipher::Array;
+use aes::cipher::{Array, InnerIvInit, StreamCipher, StreamCipherCoreWrapper, consts::U16};
+use block_buffer::EagerBuffer;
+use ctr::{Ctr32BE, CtrCore};
 use ghash::{GHash, universal_hash::UniversalHash};
 
-use super::aes_block::AesEncrypt;
-use super::keystream::{CounterWidth, Keystream};
-use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock, Task};
+use super::aes_block::{AesEncrypt, encrypt_block};
+use super::{BLOCK_BYTES, Block, Buffers, CipherError, Direction, FinalBlock};
 
 const NONCE_BYTES: usize = 12;
 
-/// A GCM encryption or decryption under way.
+/// A GCM encryption or decryption in progress.
 pub struct Gcm {
-    keystream: Keystream,
+    keystream: Ctr32BE<AesEncrypt>,
     hash: Hash,
-    /// AES of the counter block that the keystream leaves out.
+    /// The encrypted first counter block, which the keystream leaves out.
     tag_mask: Block,
     stage: Stage,
 }
@@ -24,7 +26,7 @@ pub struct Gcm {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Encrypting,
-    /// The tag comes with the data, so all of it must come at once.
+    /// The tag comes at the end of the data, all of which must come in one update.
     AwaitingCiphertext,
     Verified,
     Failed,
@@ -33,30 +35,29 @@ enum Stage {
 impl Gcm {
     /// Starts with an expanded key.
     #[inline(always)]
-    pub fn new(aes: AesEncrypt, task: Task, iv: &Block) -> Self {
+    pub fn new(aes: AesEncrypt, direction: Direction, iv: &Block) -> Self {
         let (nonce, additional_data) = iv.split_at(NONCE_BYTES);
         let mut counter = [0; BLOCK_BYTES];
-        counter
-            .iter_mut()
-            .zip(nonce)
-            .for_each(|(to, from)| *to = *from);
+        for (to, from) in counter.iter_mut().zip(nonce) {
+            *to = *from;
+        }
         counter[BLOCK_BYTES - 1] = 1;
-        let tag_mask = aes.block(&counter);
-        let hash = Hash::new(&aes.block(&[0; BLOCK_BYTES]), additional_data);
+        let tag_mask = encrypt_block(&aes, &counter);
+        let hash = Hash::new(&encrypt_block(&aes, &[0; BLOCK_BYTES]), additional_data);
         counter[BLOCK_BYTES - 1] = 2;
+        let keystream = CtrCore::inner_iv_init(aes, &counter.into());
         Self {
-            keystream: Keystream::new(aes, &counter, CounterWidth::Bits32),
+            keystream: StreamCipherCoreWrapper::from_core(keystream),
             hash,
             tag_mask,
-            stage: if task.encrypt {
-                Stage::Encrypting
-            } else {
-                Stage::AwaitingCiphertext
+            stage: match direction {
+                Direction::Encrypt => Stage::Encrypting,
+                Direction::Decrypt => Stage::AwaitingCiphertext,
             },
         }
     }
 
-    /// Bytes written for `source_bytes`; decryption leaves the tag out.
+    /// Returns how many bytes are written for `source_bytes` bytes. A decryption does not write the tag.
     #[inline]
     pub fn update_bytes(&self, source_bytes: usize) -> usize {
         match self.stage {
@@ -65,7 +66,7 @@ impl Gcm {
         }
     }
 
-    /// Processes a piece; a decryption all of it. Nothing is written unless the tag fits.
+    /// Processes a piece of the data; a decryption, all of it. A decryption writes nothing unless the tag matches.
     #[inline]
     pub fn update(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
         match self.stage {
@@ -75,12 +76,15 @@ impl Gcm {
         }
     }
 
-    /// Ends: returns the tag, or tells whether it did fit.
+    /// Returns the tag of an encryption, or whether that of a decryption matched.
     #[inline]
     pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
         match self.stage {
             Stage::Encrypting => Ok(FinalBlock {
-                bytes: self.tag(),
+                bytes: xor(
+                    &self.hash.clone().digest().finalize().into(),
+                    &self.tag_mask,
+                ),
                 length: BLOCK_BYTES,
             }),
             Stage::Verified => Ok(FinalBlock::EMPTY),
@@ -90,8 +94,10 @@ impl Gcm {
 
     fn encrypt(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
         let mut data = buffers.into_in_out()?;
-        self.keystream.apply(data.reborrow());
-        self.hash.absorb(data.get_out());
+        self.keystream
+            .try_apply_keystream_inout(data.reborrow())
+            .map_err(|_| CipherError::Misuse)?;
+        self.hash.update(data.get_out());
         Ok(())
     }
 
@@ -101,36 +107,33 @@ impl Gcm {
             .source()?
             .split_last_chunk::<BLOCK_BYTES>()
             .ok_or(CipherError::BadData)?;
-        self.hash.absorb(ciphertext);
-        if !equal_in_constant_time(&self.tag(), tag) {
-            return Err(CipherError::BadData);
-        }
-        self.keystream.apply(buffers.into_in_out()?);
+        self.hash.update(ciphertext);
+        // Compares in constant time.
+        self.hash
+            .clone()
+            .digest()
+            .verify(&xor(tag, &self.tag_mask).into())
+            .map_err(|_| CipherError::BadData)?;
+        self.keystream
+            .try_apply_keystream_inout(buffers.into_in_out()?)
+            .map_err(|_| CipherError::Misuse)?;
         self.stage = Stage::Verified;
         Ok(())
     }
-
-    fn tag(&mut self) -> Block {
-        let mut tag = self.hash.digest();
-        for (byte, mask) in tag.iter_mut().zip(&self.tag_mask) {
-            *byte ^= mask;
-        }
-        tag
-    }
 }
 
-fn equal_in_constant_time(left: &Block, right: &Block) -> bool {
-    let difference = left.iter().zip(right).fold(0, |all, (l, r)| all | (l ^ r));
-    core::hint::black_box(difference) == 0
+fn xor(left: &Block, right: &Block) -> Block {
+    (u128::from_ne_bytes(*left) ^ u128::from_ne_bytes(*right)).to_ne_bytes()
 }
 
-/// GHASH of the additional data and a ciphertext that comes in pieces.
+/// GHASH of the additional data and of a ciphertext that comes in pieces.
+#[derive(Clone)]
 struct Hash {
     ghash: GHash,
     additional_bytes: u64,
     data_bytes: u64,
-    partial: Block,
-    partial_bytes: usize,
+    /// The end of the ciphertext that does not fill a block yet.
+    buffer: EagerBuffer<U16>,
 }
 
 impl Hash {
@@ -141,43 +144,21 @@ impl Hash {
             ghash,
             additional_bytes: additional_data.len() as u64,
             data_bytes: 0,
-            partial: [0; BLOCK_BYTES],
-            partial_bytes: 0,
+            buffer: EagerBuffer::default(),
         }
     }
 
-    fn absorb(&mut self, data: &[u8]) {
+    fn update(&mut self, data: &[u8]) {
         self.data_bytes += data.len() as u64;
-        let (head, data) = match self.partial_bytes {
-            0 => (&[][..], data),
-            held => data.split_at(data.len().min(BLOCK_BYTES - held)),
-        };
-        self.fill_partial(head);
-        if self.partial_bytes == BLOCK_BYTES {
-            self.ghash.update(&[self.partial.into()]);
-            self.partial_bytes = 0;
-        }
-        let (blocks, rest) = Array::slice_as_chunks(data);
-        self.ghash.update(blocks);
-        self.fill_partial(rest);
+        self.buffer
+            .digest_blocks(data, |blocks| self.ghash.update(blocks));
     }
 
-    fn fill_partial(&mut self, data: &[u8]) {
-        for (to, from) in self.partial.iter_mut().skip(self.partial_bytes).zip(data) {
-            *to = *from;
-        }
-        self.partial_bytes += data.len();
-    }
-
-    fn digest(&mut self) -> Block {
-        if let Some(rest) = self.partial.get(..self.partial_bytes) {
-            self.ghash.update_padded(rest);
-            self.partial_bytes = 0;
-        }
-        let mut lengths = [0; BLOCK_BYTES];
+    /// Adds the end of the message. The result only needs to be finalized or verified.
+    fn digest(mut self) -> GHash {
+        self.ghash.update_padded(self.buffer.get_data());
         let bits = u128::from(self.additional_bytes * 8) << 64 | u128::from(self.data_bytes * 8);
-        lengths.copy_from_slice(&bits.to_be_bytes());
-        self.ghash.update(&[lengths.into()]);
-        self.ghash.clone().finalize().into()
+        self.ghash.update(&[Array(bits.to_be_bytes())]);
+        self.ghash
     }
 }

@@ -1,5 +1,6 @@
-//! The encryption of the server's pages, logs and temporary files, byte for byte as the server's
-//! own `my_crypt` service does it with OpenSSL.
+//! Encrypts the server's pages, logs and temporary files, byte for byte as the server's own `my_crypt` service does
+//! with OpenSSL. The modes come from the crates `cbc`, `ctr` and `ghash`. This module adds what only the server has:
+//! data that comes in pieces, a last partial block in CBC, and contexts in the caller's memory.
 //!
 //! | algorithm | with padding | without padding |
 //! |---|---|---|
@@ -11,10 +12,8 @@
 mod aes_block;
 mod buffers;
 mod cbc;
-mod chaining;
 mod ctr;
 mod gcm;
-mod keystream;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +21,8 @@ use key_store::key_name::Algorithm;
 
 pub use buffers::Buffers;
 
-use aes_block::{AesDecrypt, AesEncrypt};
+use aes_block::{Aes, AesEncrypt};
+use cbc::ExpandedKey;
 
 /// Length of an AES block, an IV and a GCM tag in bytes.
 pub const BLOCK_BYTES: usize = 16;
@@ -33,29 +33,38 @@ type Block = [u8; BLOCK_BYTES];
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CipherError {
     /// A key that is not 16, 24 or 32 bytes long.
-    #[error("a key of {0} bytes: AES takes 16, 24 or 32")]
+    #[error("the key has {0} bytes instead of 16, 24 or 32")]
     KeyLength(usize),
     /// An IV that is not 16 bytes long.
-    #[error("an IV of {0} bytes instead of {BLOCK_BYTES}")]
+    #[error("the IV has {0} bytes instead of {BLOCK_BYTES}")]
     IvLength(usize),
-    /// Ciphertext that is truncated, changed or of another key.
+    /// Ciphertext that is truncated, changed or encrypted with another key.
     #[error("the data cannot be decrypted with this key")]
     BadData,
-    /// A call out of order, or buffers whose lengths do not fit.
-    #[error("the cipher was used out of order")]
+    /// A call out of order, or buffers of the wrong length.
+    #[error("invalid use of the cipher")]
     Misuse,
 }
 
-/// What the caller wants done.
+/// Whether a cipher encrypts or decrypts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Task {
-    /// Encrypt, or decrypt.
-    pub encrypt: bool,
-    /// May the result be longer than the data?
-    pub padding: bool,
+pub enum Direction {
+    /// From plaintext to ciphertext.
+    Encrypt,
+    /// From ciphertext to plaintext.
+    Decrypt,
 }
 
-/// An encryption or decryption under way. Holds no heap memory, so that it may be forgotten.
+/// Whether the ciphertext is longer than the plaintext.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// It has padding or a tag.
+    Padded,
+    /// Both have the same length.
+    Unpadded,
+}
+
+/// An encryption or decryption in progress. It owns no heap memory, so the server may forget it.
 pub enum Cipher {
     /// AES_CBC.
     Cbc(cbc::Cbc),
@@ -65,7 +74,7 @@ pub enum Cipher {
     Gcm(gcm::Gcm),
 }
 
-/// What is written at the end: 0 to 16 bytes.
+/// What a cipher writes at the end: 0 to 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FinalBlock {
     bytes: Block,
@@ -85,41 +94,35 @@ impl FinalBlock {
 }
 
 impl Cipher {
-    /// Starts `task` with `key` (16, 24 or 32 bytes) and `iv` (16 bytes), in the place where it
-    /// stays.
+    /// Starts with `key` (16, 24 or 32 bytes) and `iv` (16 bytes), in the place where the cipher stays.
     #[inline(always)]
-    pub fn start(
+    pub fn init(
         place: &mut Option<Self>,
         algorithm: Algorithm,
-        task: Task,
+        direction: Direction,
+        padding: Padding,
         key: &[u8],
         iv: &[u8],
     ) -> Result<(), CipherError> {
         let iv: &Block = iv.try_into().map_err(|_| CipherError::IvLength(iv.len()))?;
-        // Called before the key is expanded, so that the expanded key goes straight to its place.
-        let cbc = || {
-            let key = cbc::RawKey::new(key);
-            move |mode| Some(Self::Cbc(cbc::Cbc::new(mode, task.padding, key, iv)))
-        };
-        match (algorithm, task.padding, task.encrypt) {
-            (Algorithm::AesCbc, _, true) => {
-                let cbc = cbc();
-                AesEncrypt::expand(key, |aes| *place = cbc(cbc::Mode::Encrypt(aes)))
+        let cbc = |key| Some(Self::Cbc(cbc::Cbc::new(key, padding, iv)));
+        match (algorithm, padding, direction) {
+            (Algorithm::AesCbc, _, Direction::Encrypt) => {
+                AesEncrypt::expand(key, |aes| *place = cbc(ExpandedKey::Encrypt(aes)))
             }
-            (Algorithm::AesCbc, _, false) => {
-                let cbc = cbc();
-                AesDecrypt::expand(key, |aes| *place = cbc(cbc::Mode::Decrypt(aes)))
+            (Algorithm::AesCbc, _, Direction::Decrypt) => {
+                Aes::expand(key, |aes| *place = cbc(ExpandedKey::Decrypt(aes)))
             }
-            (Algorithm::AesCtr, false, _) => {
+            (Algorithm::AesCtr, Padding::Unpadded, _) => {
                 AesEncrypt::expand(key, |aes| *place = Some(Self::Ctr(ctr::Ctr::new(aes, iv))))
             }
-            (Algorithm::AesCtr, true, _) => AesEncrypt::expand(key, |aes| {
-                *place = Some(Self::Gcm(gcm::Gcm::new(aes, task, iv)));
+            (Algorithm::AesCtr, Padding::Padded, _) => AesEncrypt::expand(key, |aes| {
+                *place = Some(Self::Gcm(gcm::Gcm::new(aes, direction, iv)));
             }),
         }
     }
 
-    /// Bytes that [`Self::update`] writes when it is given `source_bytes`.
+    /// Returns how many bytes [`Self::update`] writes for `source_bytes` bytes.
     #[inline]
     pub fn update_bytes(&self, source_bytes: usize) -> usize {
         match self {
@@ -129,7 +132,7 @@ impl Cipher {
         }
     }
 
-    /// Processes a piece; the destination is [`Self::update_bytes`] long.
+    /// Processes a piece of the data. The destination is [`Self::update_bytes`] long.
     #[inline]
     pub fn update(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
         if buffers.destination_bytes() != self.update_bytes(buffers.source_bytes()) {
@@ -142,7 +145,7 @@ impl Cipher {
         }
     }
 
-    /// Ends the work and returns the last bytes: padding, partial block or tag.
+    /// Returns the last bytes: padding, partial block or tag.
     #[inline]
     pub fn finish(&mut self) -> Result<FinalBlock, CipherError> {
         match self {
@@ -153,7 +156,7 @@ impl Cipher {
     }
 }
 
-/// Length of the padded ciphertext of `source_bytes` bytes, or `None` beyond 32 bits.
+/// Returns the length of `source_bytes` bytes once encrypted with padding; `None` beyond 32 bits.
 pub fn encrypted_bytes(algorithm: Algorithm, source_bytes: u32) -> Option<u32> {
     let block = BLOCK_BYTES as u32;
     match algorithm {

@@ -1,23 +1,31 @@
-//! Compared, piece by piece, with OpenSSL used as the server's `my_crypt.cc` uses it.
+//! Compares the ciphers, piece by piece, with OpenSSL used as in the server's `my_crypt.cc`.
 
 use openssl::symm::{Cipher as OpenSslCipher, Crypter, Mode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
+use super::Direction::{Decrypt, Encrypt};
+use super::Padding::{Padded, Unpadded};
 use super::*;
 
-fn start(algorithm: Algorithm, task: Task, key: &[u8], iv: &[u8]) -> Result<Cipher, CipherError> {
+fn init(
+    algorithm: Algorithm,
+    direction: Direction,
+    padding: Padding,
+    key: &[u8],
+    iv: &[u8],
+) -> Result<Cipher, CipherError> {
     let mut place = None;
-    Cipher::start(&mut place, algorithm, task, key, iv)?;
+    Cipher::init(&mut place, algorithm, direction, padding, key, iv)?;
     Ok(place.unwrap())
 }
 
-/// The server's way with OpenSSL.
+/// OpenSSL, used as the server uses it.
 struct Reference {
     crypter: Crypter,
     kind: Kind,
-    encrypt: bool,
+    direction: Direction,
     key: Vec<u8>,
     iv: Block,
     tail: Vec<u8>,
@@ -46,25 +54,27 @@ fn openssl_cipher(kind: &Kind, key_bytes: usize) -> OpenSslCipher {
 }
 
 impl Reference {
-    fn new(algorithm: Algorithm, task: Task, key: &[u8], iv: &Block) -> Self {
-        let kind = match (algorithm, task.padding) {
-            (Algorithm::AesCbc, true) => Kind::CbcPadded,
-            (Algorithm::AesCbc, false) => Kind::CbcNoPad,
-            (Algorithm::AesCtr, true) => Kind::Gcm,
-            (Algorithm::AesCtr, false) => Kind::Ctr,
+    fn new(
+        algorithm: Algorithm,
+        direction: Direction,
+        padding: Padding,
+        key: &[u8],
+        iv: &Block,
+    ) -> Self {
+        let kind = match (algorithm, padding) {
+            (Algorithm::AesCbc, Padding::Padded) => Kind::CbcPadded,
+            (Algorithm::AesCbc, Padding::Unpadded) => Kind::CbcNoPad,
+            (Algorithm::AesCtr, Padding::Padded) => Kind::Gcm,
+            (Algorithm::AesCtr, Padding::Unpadded) => Kind::Ctr,
         };
-        let (mode, used_iv) = (
-            if task.encrypt {
-                Mode::Encrypt
-            } else {
-                Mode::Decrypt
-            },
-            if kind == Kind::Gcm {
-                &iv[..12]
-            } else {
-                &iv[..]
-            },
-        );
+        let mode = match direction {
+            Direction::Encrypt => Mode::Encrypt,
+            Direction::Decrypt => Mode::Decrypt,
+        };
+        let used_iv = match kind {
+            Kind::Gcm => &iv[..12],
+            _ => &iv[..],
+        };
         let cipher = openssl_cipher(&kind, key.len());
         let mut crypter = Crypter::new(cipher, mode, key, Some(used_iv)).unwrap();
         match kind {
@@ -75,7 +85,7 @@ impl Reference {
         Self {
             crypter,
             kind,
-            encrypt: task.encrypt,
+            direction,
             key: key.to_vec(),
             iv: *iv,
             tail: Vec::new(),
@@ -83,7 +93,7 @@ impl Reference {
     }
 
     fn update(&mut self, mut data: &[u8]) -> Vec<u8> {
-        if self.kind == Kind::Gcm && !self.encrypt {
+        if self.kind == Kind::Gcm && self.direction == Decrypt {
             let (ciphertext, tag) = data.split_last_chunk::<BLOCK_BYTES>().unwrap();
             self.crypter.set_tag(tag).unwrap();
             data = ciphertext;
@@ -116,7 +126,7 @@ impl Reference {
             .finalize(&mut result)
             .map_err(|_| CipherError::BadData)?;
         result.truncate(length);
-        if self.kind == Kind::Gcm && self.encrypt {
+        if self.kind == Kind::Gcm && self.direction == Encrypt {
             result.resize(BLOCK_BYTES, 0);
             self.crypter.get_tag(&mut result).unwrap();
         }
@@ -138,7 +148,7 @@ fn ecb(key_bytes: usize) -> OpenSslCipher {
     }
 }
 
-/// Where source and destination of an update lie.
+/// How the source and the destination of an update lie in memory.
 #[derive(Debug, Clone, Copy)]
 enum Place {
     Separate,
@@ -184,21 +194,22 @@ fn places() -> impl Strategy<Value = Place> {
 #[derive(Debug, Clone)]
 struct Case {
     algorithm: Algorithm,
-    padding: bool,
+    padding: Padding,
     key: Vec<u8>,
     iv: Block,
     data: Vec<u8>,
-    /// Where the data are divided, and how each update's buffers lie.
+    /// Where the data is divided into updates, and how the buffers of each lie in memory.
     cuts: Vec<(Index, Place)>,
     last_place: Place,
 }
 
 impl Case {
-    fn task(&self, encrypt: bool) -> Task {
-        Task {
-            encrypt,
-            padding: self.padding,
-        }
+    fn ours(&self, direction: Direction) -> Cipher {
+        init(self.algorithm, direction, self.padding, &self.key, &self.iv).unwrap()
+    }
+
+    fn reference(&self, direction: Direction) -> Reference {
+        Reference::new(self.algorithm, direction, self.padding, &self.key, &self.iv)
     }
 
     fn pieces<'a>(&self, data: &'a [u8]) -> Vec<(&'a [u8], Place)> {
@@ -219,13 +230,24 @@ impl Case {
     }
 }
 
+/// Any IV, and those whose counter soon carries into its high half or starts again from 0.
+fn ivs() -> impl Strategy<Value = Block> {
+    let carrying = (any::<u64>(), 0u64..1200)
+        .prop_map(|(high, below)| (u128::from(high) << 64) | u128::from(u64::MAX - below));
+    prop_oneof![
+        4 => any::<Block>(),
+        1 => carrying.prop_map(u128::to_be_bytes),
+        1 => (0u128..1200).prop_map(|below| (u128::MAX - below).to_be_bytes()),
+    ]
+}
+
 fn cases() -> impl Strategy<Value = Case> {
     let lengths = prop_oneof![4 => 0usize..100, 2 => 100usize..1200, 1 => 16_000usize..17_000];
     (
         select(vec![Algorithm::AesCbc, Algorithm::AesCtr]),
-        any::<bool>(),
+        select(vec![Padded, Unpadded]),
         select(vec![16usize, 24, 32]).prop_flat_map(|bytes| vec(any::<u8>(), bytes)),
-        any::<Block>(),
+        ivs(),
         lengths.prop_flat_map(|bytes| vec(any::<u8>(), bytes)),
         vec((any::<Index>(), places()), 0..6),
         places(),
@@ -247,47 +269,43 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
     #[test]
-    fn encryption_is_openssls_update_by_update(case in cases()) {
-        let task = case.task(true);
-        let mut ours = start(case.algorithm, task, &case.key, &case.iv).unwrap();
-        let mut reference = Reference::new(case.algorithm, task, &case.key, &case.iv);
+    fn every_update_of_an_encryption_gives_the_same_bytes_as_openssl(case in cases()) {
+        let mut ours = case.ours(Encrypt);
+        let mut reference = case.reference(Encrypt);
         for (piece, place) in case.pieces(&case.data) {
             prop_assert_eq!(update(&mut ours, piece, place), Ok(reference.update(piece)));
         }
-        let tail = ours.finish().unwrap();
-        prop_assert_eq!(tail.as_bytes(), reference.finish().unwrap());
+        let last = ours.finish().unwrap();
+        prop_assert_eq!(last.as_bytes(), reference.finish().unwrap());
     }
 
     #[test]
-    fn decryption_is_openssls_update_by_update(mut case in cases()) {
-        let encrypted = Reference::new(case.algorithm, case.task(true), &case.key, &case.iv)
-            .all(&case.data);
-        if case.algorithm == Algorithm::AesCtr && case.padding {
+    fn every_update_of_a_decryption_gives_the_same_bytes_as_openssl(mut case in cases()) {
+        let encrypted = case.reference(Encrypt).all(&case.data);
+        if case.algorithm == Algorithm::AesCtr && case.padding == Padded {
             case.cuts.clear();
         }
-        let task = case.task(false);
-        let mut ours = start(case.algorithm, task, &case.key, &case.iv).unwrap();
-        let mut reference = Reference::new(case.algorithm, task, &case.key, &case.iv);
+        let mut ours = case.ours(Decrypt);
+        let mut reference = case.reference(Decrypt);
         let mut decrypted = Vec::new();
         for (piece, place) in case.pieces(&encrypted) {
             let result = update(&mut ours, piece, place).unwrap();
             prop_assert_eq!(&result, &reference.update(piece));
             decrypted.extend(result);
         }
-        let tail = ours.finish().unwrap();
-        decrypted.extend(tail.as_bytes());
+        let last = ours.finish().unwrap();
+        decrypted.extend(last.as_bytes());
         prop_assert_eq!(decrypted, case.data);
     }
 
     #[test]
-    fn rubbish_is_refused_where_openssl_refuses_it(
+    fn bad_padding_is_refused_when_openssl_refuses_it(
         key in vec(any::<u8>(), 16), iv: Block, data in vec(any::<u8>(), 0..80),
     ) {
-        let task = Task { encrypt: false, padding: true };
-        let mut ours = start(Algorithm::AesCbc, task, &key, &iv).unwrap();
-        let mut reference = Reference::new(Algorithm::AesCbc, task, &key, &iv);
+        let mut ours = init(Algorithm::AesCbc, Decrypt, Padded, &key, &iv).unwrap();
+        let mut reference = Reference::new(Algorithm::AesCbc, Decrypt, Padded, &key, &iv);
         prop_assert_eq!(update(&mut ours, &data, Place::Separate), Ok(reference.update(&data)));
-        let finished = ours.finish().map(|tail| tail.as_bytes().to_vec());
+        let finished = ours.finish().map(|last| last.as_bytes().to_vec());
         prop_assert_eq!(finished, reference.finish());
     }
 }
@@ -295,29 +313,25 @@ proptest! {
 const KEY: [u8; 16] = [7; 16];
 const IV: Block = [9; BLOCK_BYTES];
 
-fn gcm(encrypt: bool) -> Cipher {
-    let task = Task {
-        encrypt,
-        padding: true,
-    };
-    start(Algorithm::AesCtr, task, &KEY, &IV).unwrap()
+fn gcm(direction: Direction) -> Cipher {
+    init(Algorithm::AesCtr, direction, Padded, &KEY, &IV).unwrap()
 }
 
-fn sealed(data: &[u8]) -> Vec<u8> {
-    let mut cipher = gcm(true);
+fn seal(data: &[u8]) -> Vec<u8> {
+    let mut cipher = gcm(Encrypt);
     let mut result = update(&mut cipher, data, Place::Separate).unwrap();
     result.extend(cipher.finish().unwrap().as_bytes());
     result
 }
 
 #[test]
-fn a_changed_bit_anywhere_is_found_before_anything_is_written() {
-    let good = sealed(&[1; 40]);
+fn any_changed_bit_is_detected_before_anything_is_written() {
+    let good = seal(&[1; 40]);
     for bit in 0..good.len() * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
         let mut written = [0xee; 40];
-        let mut cipher = gcm(false);
+        let mut cipher = gcm(Decrypt);
         let result = cipher.update(Buffers::Separate {
             source: &bad,
             destination: &mut written,
@@ -330,19 +344,19 @@ fn a_changed_bit_anywhere_is_found_before_anything_is_written() {
 
 #[test]
 fn ciphertext_shorter_than_its_tag_is_bad_data() {
-    let good = sealed(b"");
+    let good = seal(b"");
     for length in 0..good.len() {
-        let mut cipher = gcm(false);
+        let mut cipher = gcm(Decrypt);
         let result = update(&mut cipher, &good[..length], Place::Separate);
         assert_eq!(result, Err(CipherError::BadData), "{length}");
     }
-    assert_eq!(gcm(false).finish(), Err(CipherError::BadData));
+    assert_eq!(gcm(Decrypt).finish(), Err(CipherError::BadData));
 }
 
 #[test]
-fn gcm_decrypts_in_one_update_only() {
-    let mut cipher = gcm(false);
-    update(&mut cipher, &sealed(b"data"), Place::Separate).unwrap();
+fn gcm_decrypts_only_in_one_update() {
+    let mut cipher = gcm(Decrypt);
+    update(&mut cipher, &seal(b"data"), Place::Separate).unwrap();
     assert_eq!(
         update(&mut cipher, b"", Place::Separate),
         Err(CipherError::Misuse)
@@ -352,12 +366,8 @@ fn gcm_decrypts_in_one_update_only() {
 #[test]
 fn the_ctr_counter_carries_over_all_128_bits() {
     let iv = [0xff; BLOCK_BYTES];
-    let task = Task {
-        encrypt: true,
-        padding: false,
-    };
-    let mut ours = start(Algorithm::AesCtr, task, &KEY, &iv).unwrap();
-    let reference = Reference::new(Algorithm::AesCtr, task, &KEY, &iv);
+    let mut ours = init(Algorithm::AesCtr, Encrypt, Unpadded, &KEY, &iv).unwrap();
+    let reference = Reference::new(Algorithm::AesCtr, Encrypt, Unpadded, &KEY, &iv);
     let data = [0; 4096];
     assert_eq!(
         update(&mut ours, &data, Place::Separate),
@@ -366,16 +376,20 @@ fn the_ctr_counter_carries_over_all_128_bits() {
 }
 
 #[test]
-fn wrong_key_and_iv_lengths_are_errors() {
+fn wrong_lengths_of_key_and_iv_are_errors() {
     for algorithm in [Algorithm::AesCbc, Algorithm::AesCtr] {
-        for (encrypt, padding) in [(false, false), (false, true), (true, false), (true, true)] {
-            let task = Task { encrypt, padding };
+        for (direction, padding) in [
+            (Encrypt, Padded),
+            (Encrypt, Unpadded),
+            (Decrypt, Padded),
+            (Decrypt, Unpadded),
+        ] {
             for length in (0..40).filter(|length| ![16, 24, 32].contains(length)) {
-                let result = start(algorithm, task, &vec![0; length], &IV).err();
+                let result = init(algorithm, direction, padding, &vec![0; length], &IV).err();
                 assert_eq!(result, Some(CipherError::KeyLength(length)));
             }
             for length in (0..40).filter(|&length| length != BLOCK_BYTES) {
-                let result = start(algorithm, task, &KEY, &vec![0; length]).err();
+                let result = init(algorithm, direction, padding, &KEY, &vec![0; length]).err();
                 assert_eq!(result, Some(CipherError::IvLength(length)));
             }
         }
@@ -385,12 +399,8 @@ fn wrong_key_and_iv_lengths_are_errors() {
 #[test]
 fn a_destination_of_the_wrong_length_is_an_error() {
     for algorithm in [Algorithm::AesCbc, Algorithm::AesCtr] {
-        for padding in [false, true] {
-            let task = Task {
-                encrypt: true,
-                padding,
-            };
-            let mut cipher = start(algorithm, task, &KEY, &IV).unwrap();
+        for padding in [Padded, Unpadded] {
+            let mut cipher = init(algorithm, Encrypt, padding, &KEY, &IV).unwrap();
             let result = cipher.update(Buffers::Separate {
                 source: &[0; 64],
                 destination: &mut [0; 48],
@@ -401,14 +411,10 @@ fn a_destination_of_the_wrong_length_is_an_error() {
 }
 
 #[test]
-fn the_encrypted_length_is_that_of_padded_data() {
+fn the_encrypted_length_includes_the_padding() {
     for source_bytes in 0..100 {
         for algorithm in [Algorithm::AesCbc, Algorithm::AesCtr] {
-            let task = Task {
-                encrypt: true,
-                padding: true,
-            };
-            let reference = Reference::new(algorithm, task, &KEY, &IV);
+            let reference = Reference::new(algorithm, Encrypt, Padded, &KEY, &IV);
             let expected = reference.all(&vec![0; source_bytes as usize]).len();
             assert_eq!(
                 encrypted_bytes(algorithm, source_bytes),

@@ -1,4 +1,4 @@
-//! Encryption and decryption for the server.
+//! Encrypts and decrypts for the server.
 
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
 use core::mem::{MaybeUninit, align_of, size_of};
@@ -7,16 +7,17 @@ use key_store::key_name::Algorithm;
 
 use super::guard;
 use crate::abi::{AES_BAD_DATA, AES_BAD_KEYSIZE, AES_ERROR, AES_OK, FLAG_ENCRYPT, FLAG_NOPAD};
-use crate::cipher::{Buffers, Cipher, CipherError, Task, encrypted_bytes};
+use crate::cipher::{Buffers, Cipher, CipherError, Direction, Padding, encrypted_bytes};
+use crate::keys::keyring::DataKey;
 use crate::plugin;
 #[cfg(feature = "stream-log")]
 use crate::stream_log::Stream;
 
-/// The caller's memory, which is aligned to nothing, holds one of these somewhere.
+/// What the plugin keeps in the caller's memory. That memory has no particular alignment, so this lies at the
+/// first aligned address in it.
 #[repr(C)]
 struct ContextCell {
-    /// [`LIVE`] while `cipher` is one. Other calls than init find out by it that they must not
-    /// look.
+    /// [`LIVE`] while `cipher` is initialised. Otherwise update and finish must not read `cipher`.
     state: u64,
     cipher: MaybeUninit<Option<Cipher>>,
     #[cfg(feature = "stream-log")]
@@ -26,7 +27,7 @@ struct ContextCell {
 const LIVE: u64 = 0x6177_735f_6b65_7921;
 const NOT_LIVE: u64 = 0;
 
-/// Bytes of a context in memory of any alignment.
+/// Size of a context in memory of any alignment.
 pub const CONTEXT_BYTES: usize = size_of::<ContextCell>() + align_of::<ContextCell>() - 1;
 
 /// `crypt_ctx_size`.
@@ -34,8 +35,8 @@ pub extern "C" fn crypt_ctx_size(_key_id: c_uint, _key_version: c_uint) -> c_uin
     CONTEXT_BYTES as c_uint
 }
 
-/// Finds the slot in the caller's memory: the same place in each call.
-fn slot(ctx: *mut c_void) -> *mut ContextCell {
+/// Returns the place of the cell in the caller's memory, which is the same in each call.
+fn cell(ctx: *mut c_void) -> *mut ContextCell {
     ctx.map_addr(|address| address.next_multiple_of(align_of::<ContextCell>()))
         .cast()
 }
@@ -48,19 +49,11 @@ fn code(error: CipherError) -> c_int {
     }
 }
 
-/// Tells how a key version encrypts; loads it if it is not in memory.
+/// Returns how a key version encrypts, after loading the version if it is not in memory.
 fn algorithm(key_id: c_uint, key_version: c_uint) -> Option<Algorithm> {
-    let manager = plugin::manager()?;
-    let of_key = || {
-        manager
-            .keyring
-            .key(key_id, key_version)
-            .map(|key| key.algorithm())
-    };
-    of_key().or_else(|| {
-        manager.ensure_loaded(key_id, key_version).ok()?;
-        of_key()
-    })
+    plugin::manager()?
+        .read_key(key_id, key_version, DataKey::algorithm)
+        .ok()
 }
 
 /// `crypt_ctx_init`.
@@ -78,20 +71,20 @@ pub unsafe extern "C" fn crypt_ctx_init(
     key_version: c_uint,
 ) -> c_int {
     guard(AES_ERROR, || {
-        // Once the plugin is unloaded, the server gives contexts of no length.
+        // After it has unloaded the plugin, the server reserves no memory for contexts.
         if ctx.is_null() || plugin::manager().is_none() {
             return AES_ERROR;
         }
-        // Before anything can fail: the server may call finish all the same.
-        // SAFETY: the slot lies inside the caller's memory, at its alignment.
-        unsafe { (&raw mut (*slot(ctx)).state).write(NOT_LIVE) };
+        // First of all, because the server may call finish even after a failure.
+        // SAFETY: the server reserved CONTEXT_BYTES at `ctx`, in which `cell` finds an aligned place.
+        unsafe { (&raw mut (*cell(ctx)).state).write(NOT_LIVE) };
         if key.is_null() || iv.is_null() {
             return AES_ERROR;
         }
         let Some(algorithm) = algorithm(key_id, key_version) else {
             return AES_ERROR;
         };
-        // SAFETY: not null, and the caller says that so many bytes are there.
+        // SAFETY: neither is null, and the server passes their lengths.
         let (key, iv) = unsafe {
             (
                 core::slice::from_raw_parts(key, klen as usize),
@@ -99,7 +92,7 @@ pub unsafe extern "C" fn crypt_ctx_init(
             )
         };
         #[cfg(feature = "stream-log")]
-        // SAFETY: as above.
+        // SAFETY: `cell` finds an aligned place in the memory that the server reserved.
         unsafe {
             let stream = Stream::new(
                 algorithm,
@@ -109,36 +102,39 @@ pub unsafe extern "C" fn crypt_ctx_init(
                 key_id,
                 key_version,
             );
-            (*slot(ctx)).stream.write(stream);
+            (*cell(ctx)).stream.write(stream);
         }
-        // SAFETY: as above.
-        unsafe { start(ctx, algorithm, key, iv, flags) }
+        // SAFETY: the server reserved CONTEXT_BYTES at `ctx`.
+        unsafe { init_cipher(ctx, algorithm, key, iv, flags) }
     })
 }
 
-/// Puts a cipher into the caller's memory.
+/// Initialises the cipher in the caller's memory.
 ///
 /// # Safety
-/// `ctx` points to [`CONTEXT_BYTES`] bytes.
-unsafe fn start(
+/// `ctx` points to [`CONTEXT_BYTES`] writable bytes, which contain no live cipher.
+unsafe fn init_cipher(
     ctx: *mut c_void,
     algorithm: Algorithm,
     key: &[u8],
     iv: &[u8],
     flags: c_int,
 ) -> c_int {
-    let slot = slot(ctx);
-    let task = Task {
-        encrypt: flags & FLAG_ENCRYPT != 0,
-        padding: flags & FLAG_NOPAD == 0,
+    let cell = cell(ctx);
+    let direction = match flags & FLAG_ENCRYPT {
+        0 => Direction::Decrypt,
+        _ => Direction::Encrypt,
     };
-    // SAFETY: the slot lies inside the caller's memory, at its alignment; what was there is no
-    // cipher, so nothing is lost.
-    let place = unsafe { (*slot).cipher.write(None) };
-    match Cipher::start(place, algorithm, task, key, iv) {
+    let padding = match flags & FLAG_NOPAD {
+        0 => Padding::Padded,
+        _ => Padding::Unpadded,
+    };
+    // SAFETY: `cell` finds an aligned place in the caller's memory, and no cipher there is overwritten.
+    let place = unsafe { (*cell).cipher.write(None) };
+    match Cipher::init(place, algorithm, direction, padding, key, iv) {
         Ok(()) => {
-            // SAFETY: as above.
-            unsafe { (&raw mut (*slot).state).write(LIVE) };
+            // SAFETY: `cell` finds an aligned place in the caller's memory.
+            unsafe { (&raw mut (*cell).state).write(LIVE) };
             AES_OK
         }
         Err(error) => code(error),
@@ -148,27 +144,26 @@ unsafe fn start(
 /// Returns the cipher in the caller's memory, if there is one.
 ///
 /// # Safety
-/// `ctx` is null or was given to [`crypt_ctx_init`], and nobody else uses it now.
+/// `ctx` is null or was passed to [`crypt_ctx_init`], and nobody else uses it during the lifetime of the result.
 unsafe fn live_cipher<'a>(ctx: *mut c_void) -> Option<&'a mut Cipher> {
     if ctx.is_null() {
         return None;
     }
-    let slot = slot(ctx);
-    // SAFETY: init wrote the state, and the cipher before it made the state LIVE.
+    let cell = cell(ctx);
+    // SAFETY: init always writes the state, and makes it LIVE only after it has written the cipher.
     unsafe {
-        if (&raw const (*slot).state).read() != LIVE {
+        if (&raw const (*cell).state).read() != LIVE {
             return None;
         }
-        (*slot).cipher.assume_init_mut().as_mut()
+        (*cell).cipher.assume_init_mut().as_mut()
     }
 }
 
 /// `crypt_ctx_update`.
 ///
 /// # Safety
-/// `ctx` was given to [`crypt_ctx_init`]; `src` points to `slen` readable bytes; `dst` has room for
-/// them and, without padding off, one block more; `dlen` is writable. `src` and `dst` may be the
-/// same memory or overlap.
+/// `ctx` was passed to [`crypt_ctx_init`]; `src` points to `slen` readable bytes; `dst` has room for as many and,
+/// unless padding is off, for one block more; `dlen` is null or writable. `src` and `dst` may overlap.
 pub unsafe extern "C" fn crypt_ctx_update(
     ctx: *mut c_void,
     src: *const c_uchar,
@@ -180,9 +175,9 @@ pub unsafe extern "C" fn crypt_ctx_update(
         if dlen.is_null() {
             return AES_ERROR;
         }
-        // SAFETY: not null; written only, since it may be uninitialised.
+        // SAFETY: not null, and only written to, because it may be uninitialised.
         unsafe { dlen.write(0) };
-        // SAFETY: the caller's promise.
+        // SAFETY: the server passes a context of `crypt_ctx_init`, which belongs to the calling thread.
         let Some(cipher) = (unsafe { live_cipher(ctx) }) else {
             return AES_ERROR;
         };
@@ -191,20 +186,20 @@ pub unsafe extern "C" fn crypt_ctx_update(
         if (src.is_null() && source_bytes > 0) || (dst.is_null() && result_bytes > 0) {
             return AES_ERROR;
         }
-        // SAFETY: neither is null where its length is not 0, and the caller vouches for both.
+        // SAFETY: neither is null unless its length is 0. The server passes `slen` readable bytes and room for
+        // one block more, and update_bytes asks for no more than that.
         let buffers = unsafe { buffers(src, source_bytes, dst, result_bytes) };
         #[cfg(feature = "stream-log")]
         if source_bytes > 0 {
-            // SAFETY: init wrote the stream of a live cipher, and `src` has so many bytes.
+            // SAFETY: init writes the stream before it makes a cipher live, and `src` has `slen` bytes.
             unsafe {
                 let source = core::slice::from_raw_parts(src, source_bytes);
-                (*slot(ctx)).stream.assume_init_mut().add(source);
+                (*cell(ctx)).stream.assume_init_mut().add(source);
             }
         }
         match cipher.update(buffers) {
             Ok(()) => {
-                // SAFETY: not null. The result is no longer than a block more than `slen`, and
-                // that the caller has room for.
+                // SAFETY: not null, and reserved for the length of the result.
                 unsafe { dlen.write(result_bytes as c_uint) };
                 AES_OK
             }
@@ -213,7 +208,7 @@ pub unsafe extern "C" fn crypt_ctx_update(
     })
 }
 
-/// Forms slices of the caller's memory: two where they have nothing in common, else one of both.
+/// Forms slices of the caller's memory: two if source and result do not overlap, otherwise one that covers both.
 ///
 /// # Safety
 /// `src` points to `source_bytes` readable and `dst` to `result_bytes` writable bytes, where that
@@ -235,8 +230,8 @@ unsafe fn buffers<'a>(
         let region = dst.wrapping_sub(result_start - start);
         let (source, destination) = (source_start - start, result_start - start);
         Buffers::Overlapping {
-            // SAFETY: two ranges with something in common make one; a source that shares memory
-            // with the destination is writable in C's eyes, and nobody else has a reference.
+            // SAFETY: two overlapping ranges form one range. It is all writable, because the server has put the
+            // source into the buffer for the result, and nobody else has a reference to it.
             region: unsafe { core::slice::from_raw_parts_mut(region, end - start) },
             source: source..source + source_bytes,
             destination: destination..destination + result_bytes,
@@ -245,13 +240,13 @@ unsafe fn buffers<'a>(
         Buffers::Separate {
             source: match source_bytes {
                 0 => &[],
-                // SAFETY: the caller's promise.
+                // SAFETY: the caller passes so many readable bytes, which do not overlap the destination.
                 length => unsafe { core::slice::from_raw_parts(src, length) },
             },
             destination: match result_bytes {
                 0 => &mut [],
-                // SAFETY: the caller's promise, and the source has nothing in common with it. The memory may
-                // be uninitialised; it is only written to, and any byte is a valid u8.
+                // SAFETY: the caller passes so many writable bytes, which do not overlap the source. They may be
+                // uninitialised, but are only written to, and any byte is a valid u8.
                 length => unsafe { core::slice::from_raw_parts_mut(dst, length) },
             },
         }
@@ -261,8 +256,8 @@ unsafe fn buffers<'a>(
 /// `crypt_ctx_finish`.
 ///
 /// # Safety
-/// `ctx` was given to [`crypt_ctx_init`]; `dst` has room for one block, or what is left of the
-/// data's encrypted length; `dlen` is writable.
+/// `ctx` was passed to [`crypt_ctx_init`]; `dst` has room for the rest of the data's encrypted length; `dlen` is
+/// null or writable.
 pub unsafe extern "C" fn crypt_ctx_finish(
     ctx: *mut c_void,
     dst: *mut c_uchar,
@@ -272,66 +267,66 @@ pub unsafe extern "C" fn crypt_ctx_finish(
         if dlen.is_null() {
             return AES_ERROR;
         }
-        // SAFETY: not null; written only.
+        // SAFETY: not null, and only written to, because it may be uninitialised.
         unsafe { dlen.write(0) };
-        // SAFETY: the caller's promise.
+        // SAFETY: the server passes a context of `crypt_ctx_init`, which belongs to the calling thread.
         let Some(cipher) = (unsafe { live_cipher(ctx) }) else {
             return AES_ERROR;
         };
         let finished = cipher.finish();
         #[cfg(feature = "stream-log")]
-        // SAFETY: init wrote the stream of a live cipher.
-        unsafe { (*slot(ctx)).stream.assume_init_ref() }.log();
-        // SAFETY: the cipher is live, and nothing refers to it any more.
+        // SAFETY: init writes the stream before it makes a cipher live.
+        unsafe { (*cell(ctx)).stream.assume_init_ref() }.log();
+        // SAFETY: the cipher is live, and `finished` does not borrow it.
         unsafe { wipe(ctx) };
-        let tail = match finished {
-            Ok(tail) => tail,
+        let last = match finished {
+            Ok(last) => last,
             Err(error) => return code(error),
         };
-        let bytes = tail.as_bytes();
+        let bytes = last.as_bytes();
         if !bytes.is_empty() {
             if dst.is_null() {
                 return AES_ERROR;
             }
-            // SAFETY: not null, with room for what is left; `bytes` are our own.
+            // SAFETY: not null, with room for the rest of the result; `bytes` lie on this function's stack.
             unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), dst, bytes.len()) };
         }
-        // SAFETY: not null.
+        // SAFETY: not null, and reserved for the length of the result.
         unsafe { dlen.write(bytes.len() as c_uint) };
         AES_OK
     })
 }
 
-/// Overwrites the context with zeros, which also makes it not live.
+/// Drops the cipher and overwrites the cell with zeros, which also makes it not live.
 ///
 /// # Safety
 /// The context is live and not borrowed.
 unsafe fn wipe(ctx: *mut c_void) {
-    let slot = slot(ctx);
-    // SAFETY: a live slot, which is dropped once, since it is not live afterwards; zero is a valid
-    // state, and the rest is not looked at then.
+    let cell = cell(ctx);
+    // SAFETY: the cipher of a live cell is initialised. It is dropped once, because the cell is not live
+    // afterwards. All zeros is a valid cell: the state is NOT_LIVE, and the rest may be uninitialised.
     unsafe {
-        (*slot).cipher.assume_init_drop();
-        slot.cast::<u8>().write_bytes(0, size_of::<ContextCell>());
-        zeroize::optimization_barrier(&*slot.cast::<MaybeUninit<ContextCell>>());
+        (*cell).cipher.assume_init_drop();
+        cell.cast::<u8>().write_bytes(0, size_of::<ContextCell>());
+        zeroize::optimization_barrier(&*cell.cast::<MaybeUninit<ContextCell>>());
     }
 }
 
-/// `encrypted_length`: the length with padding, since nobody tells whether there is any.
+/// `encrypted_length`: the length with padding, because the call does not say whether there is padding.
 pub extern "C" fn encrypted_length(slen: c_uint, key_id: c_uint, key_version: c_uint) -> c_uint {
     guard(0, || {
-        // Where the version cannot be had, encrypting fails anyway.
+        // If the version cannot be loaded, encryption fails anyway.
         let algorithm = algorithm(key_id, key_version).unwrap_or(Algorithm::AesCbc);
         encrypted_bytes(algorithm, slen).unwrap_or(0)
     })
 }
 
-/// What needs no started plugin. Small, because Miri runs it.
+/// Tests that need no started plugin. They are small because Miri runs them.
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Memory of the caller, at any alignment and not a byte longer than asked for.
+    /// The caller's memory, at any alignment and not a byte longer than required.
     struct Context {
         memory: Box<[MaybeUninit<u8>]>,
         misalignment: usize,
@@ -343,8 +338,9 @@ mod tests {
                 memory: Box::new_uninit_slice(CONTEXT_BYTES + misalignment),
                 misalignment,
             };
-            // SAFETY: the memory is long enough.
-            let code = unsafe { start(context.address(), algorithm, &[1; 16], &[2; 16], flags) };
+            // SAFETY: the memory is long enough and new.
+            let code =
+                unsafe { init_cipher(context.address(), algorithm, &[1; 16], &[2; 16], flags) };
             assert_eq!(code, AES_OK);
             context
         }
@@ -362,7 +358,7 @@ mod tests {
             destination: *mut u8,
         ) -> usize {
             let mut written = MaybeUninit::uninit();
-            // SAFETY: the caller's promise.
+            // SAFETY: the context was initialised, and the caller passes valid buffers.
             unsafe {
                 let code = crypt_ctx_update(
                     self.address(),
@@ -380,7 +376,7 @@ mod tests {
         /// As for [`crypt_ctx_finish`].
         unsafe fn finish(&mut self, destination: *mut u8) -> usize {
             let mut written = MaybeUninit::uninit();
-            // SAFETY: the caller's promise.
+            // SAFETY: the context was initialised, and the caller passes enough room.
             unsafe {
                 let code = crypt_ctx_finish(self.address(), destination, written.as_mut_ptr());
                 assert_eq!(code, AES_OK);
@@ -396,7 +392,7 @@ mod tests {
         (Algorithm::AesCtr, FLAG_NOPAD),
     ];
 
-    /// Encrypts or decrypts with destinations that begin where the result before ended.
+    /// Encrypts or decrypts `pieces`, each to where the previous result ended.
     fn crypt(
         (algorithm, flags): (Algorithm, c_int),
         data: &[u8],
@@ -407,7 +403,7 @@ mod tests {
         let mut context = Context::start(algorithm, flags, misalignment);
         let mut result = vec![0; result_bytes].into_boxed_slice();
         let (mut read, mut written) = (0, 0);
-        // SAFETY: inside the data; the result is as long as OpenSSL's.
+        // SAFETY: every piece lies in the data, and the result is as long as the test expects.
         unsafe {
             for &piece in pieces {
                 let source = data[read..read + piece].as_ptr();
@@ -421,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_join_to_the_whole_in_memory_of_any_alignment() {
+    fn pieces_give_the_same_result_as_the_whole_at_any_alignment() {
         let data: Vec<u8> = (0..69).collect();
         for (algorithm, flags) in KINDS {
             let bytes = match flags {
@@ -440,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn source_and_destination_may_have_memory_in_common() {
+    fn source_and_destination_may_overlap() {
         let data: Vec<u8> = (0..69).collect();
         for kind in [KINDS[1], KINDS[3]] {
             let (algorithm, flags) = (kind.0, kind.1 | FLAG_ENCRYPT);
@@ -461,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_that_was_not_started_or_is_finished_is_not_looked_at() {
+    fn a_finished_context_cannot_be_finished_again() {
         let mut context = Context::start(Algorithm::AesCbc, FLAG_ENCRYPT, 7);
         let mut block = [0; 16];
         // SAFETY: room for a block; a context in its place.

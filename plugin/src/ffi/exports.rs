@@ -1,4 +1,4 @@
-//! The declarations that the server looks for in the library.
+//! The declarations that the server looks up in the library.
 
 #![allow(unsafe_code)]
 
@@ -44,7 +44,7 @@ static MASTER_KEY_ID: ServerOwned<StringVariable> = ServerOwned::new(StringVaria
     header: header(
         VARIABLE_STRING,
         c"master_key_id",
-        c"Master key in AWS KMS under which new data keys are wrapped: its id, ARN, alias (alias/...) or alias ARN. Without it no new data keys are made",
+        c"AWS KMS master key that encrypts new data keys: its id, ARN, alias (alias/...) or alias ARN. If empty, no new data keys can be made",
         None,
         Some(system_variables::update_master_key_id),
     ),
@@ -73,19 +73,19 @@ const fn read_only_string(
 
 static REGION: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"region",
-    c"Has no effect: region in the broker's configuration decides. A region that is not the broker's gets a warning at start",
+    c"Has no effect: the broker uses region in its configuration. The plugin warns at start if the two differ",
     &storage::REGION,
     c"",
 ));
 static ENDPOINT_URL: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"endpoint_url",
-    c"Has no effect: AWS_ENDPOINT_URL_KMS in the broker's environment decides. A URL that is not the broker's gets a warning at start",
+    c"Has no effect: the broker uses AWS_ENDPOINT_URL_KMS in its environment. The plugin warns at start if the two differ",
     &storage::ENDPOINT_URL,
     c"",
 ));
 static KEYFILE_DIR: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"keyfile_dir",
-    c"Directory of the key files. Empty: the data directory",
+    c"Directory of the key files. If empty, the data directory",
     &storage::KEYFILE_DIR,
     c"",
 ));
@@ -97,13 +97,13 @@ static BROKER_SOCKET: ServerOwned<StringVariable> = ServerOwned::new(read_only_s
 ));
 static OFFLINE_KEYS: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"offline_keys",
-    c"File with the data keys, as kms-data-keys exports them and file_key_management has them. They are served without broker and KMS, and none are made. Empty: the keys are those of the key files",
+    c"File with data keys in the format of file_key_management, as kms-data-keys exports them. The plugin serves them without broker and KMS and makes none. If empty, the plugin uses key files and KMS",
     &storage::OFFLINE_KEYS,
     c"",
 ));
 static OFFLINE_FILEKEY: ServerOwned<StringVariable> = ServerOwned::new(read_only_string(
     c"offline_filekey",
-    c"FILE: and the path of the file with the password of aws_key_management_offline_keys. Empty: that file is not encrypted",
+    c"FILE: followed by the path of the file with the password for aws_key_management_offline_keys. If empty, that file is not encrypted",
     &storage::OFFLINE_FILEKEY,
     c"",
 ));
@@ -115,7 +115,7 @@ static OFFLINE_DIGEST: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable
     header: header(
         VARIABLE_ENUM | VARIABLE_READ_ONLY,
         c"offline_digest",
-        c"Digest for decrypting aws_key_management_offline_keys, as file_key_management_digest: the -md of openssl enc",
+        c"Digest for decrypting aws_key_management_offline_keys, like file_key_management_digest: the -md of openssl enc",
         None,
         None,
     ),
@@ -127,7 +127,7 @@ static OFFLINE_USE_PBKDF2: ServerOwned<UnsignedVariable> = ServerOwned::new(Unsi
     header: header(
         VARIABLE_INT | VARIABLE_UNSIGNED | VARIABLE_READ_ONLY,
         c"offline_use_pbkdf2",
-        c"Number of PBKDF2 iterations for decrypting aws_key_management_offline_keys, as file_key_management_use_pbkdf2: the -iter of openssl enc. 0: no PBKDF2",
+        c"Number of PBKDF2 iterations for decrypting aws_key_management_offline_keys, like file_key_management_use_pbkdf2: the -iter of openssl enc. 0 means no PBKDF2",
         None,
         None,
     ),
@@ -138,7 +138,7 @@ static OFFLINE_USE_PBKDF2: ServerOwned<UnsignedVariable> = ServerOwned::new(Unsi
     block_size: 0,
 });
 
-/// A `TYPELIB` of `N` names; the array ends with null.
+/// Returns pointers to `N` names for a `TYPELIB`, followed by null.
 const fn names<const N: usize, const END: usize>(
     names: [&'static CStr; N],
 ) -> [*const c_char; END] {
@@ -185,7 +185,7 @@ static ENCRYPTION_ALGORITHM: ServerOwned<EnumVariable> = ServerOwned::new(EnumVa
     header: header(
         VARIABLE_ENUM,
         c"encryption_algorithm",
-        c"How key versions made from now on encrypt: AES_CBC, as MariaDB's own aws_key_management does, or AES_CTR, which is faster. Existing versions keep theirs",
+        c"Algorithm of new key versions: AES_CBC, as in MariaDB's own aws_key_management, or AES_CTR, which is faster. Existing versions keep their algorithm",
         None,
         Some(system_variables::update_encryption_algorithm),
     ),
@@ -201,7 +201,7 @@ static LOG_LEVEL: ServerOwned<EnumVariable> = ServerOwned::new(EnumVariable {
     header: header(
         VARIABLE_ENUM,
         c"log_level",
-        c"How much of the traffic with KMS is written to the error log: Off, Fatal, Error, Warn, Info, Debug or Trace. The plugin's own errors always are",
+        c"How much of the KMS traffic goes to the error log: Off, Fatal, Error, Warn, Info, Debug or Trace. The plugin's own errors always go there",
         None,
         Some(system_variables::update_log_level),
     ),
@@ -214,7 +214,7 @@ static REQUEST_TIMEOUT: ServerOwned<IntVariable> = ServerOwned::new(IntVariable 
     header: header(
         VARIABLE_INT | VARIABLE_READ_ONLY,
         c"request_timeout",
-        c"Has no effect: request_timeout_seconds in the broker's configuration decides. Another value than the broker's gets a warning at start",
+        c"Has no effect: the broker uses request_timeout_seconds in its configuration. The plugin warns at start if the two differ",
         None,
         None,
     ),
@@ -229,7 +229,7 @@ static ROTATE_KEY: ServerOwned<IntVariable> = ServerOwned::new(IntVariable {
     header: header(
         VARIABLE_INT,
         c"rotate_key",
-        c"SET GLOBAL to a key id to make a new version of that key, or to -1 for all keys",
+        c"SET GLOBAL this to a key id to make a new version of that key, or to -1 to make one of every key",
         Some(system_variables::check_rotate_key),
         Some(system_variables::update_rotate_key),
     ),
@@ -247,7 +247,7 @@ static MOCK: ServerOwned<crate::abi::BoolVariable> = ServerOwned::new(crate::abi
             | crate::abi::VARIABLE_OPTIONAL_ARGUMENT
             | VARIABLE_READ_ONLY,
         c"mock",
-        c"For tests only: neither broker nor AWS KMS is asked, and the key files hold the data keys as they are",
+        c"For tests only: the plugin uses neither broker nor AWS KMS, and the key files contain the data keys in plain text",
         None,
         None,
     ),
@@ -312,20 +312,20 @@ static ENCRYPTION: ServerOwned<EncryptionPlugin> = ServerOwned::new(EncryptionPl
     encrypted_length: crypt::encrypted_length,
 });
 
-/// Major half of the plugin interface that this library speaks.
-// SAFETY: a name that no other library has a reason to define.
+/// Version of the plugin interface that this library implements.
+// SAFETY: the server reserves this name for plugins, and looks it up in this library only.
 #[unsafe(no_mangle)]
 pub static _maria_plugin_interface_version_: ServerOwned<c_int> =
     ServerOwned::new(PLUGIN_INTERFACE_VERSION);
 
 /// Size of an entry of [`_maria_plugin_declarations_`].
-// SAFETY: as above.
+// SAFETY: the server reserves this name for plugins, and looks it up in this library only.
 #[unsafe(no_mangle)]
 pub static _maria_sizeof_struct_st_plugin_: ServerOwned<c_int> =
     ServerOwned::new(size_of::<PluginDeclaration>() as c_int);
 
-/// The plugins in this library, ended by an empty entry.
-// SAFETY: as above.
+/// The plugins in this library; the last entry is empty.
+// SAFETY: the server reserves this name for plugins, and looks it up in this library only.
 #[unsafe(no_mangle)]
 pub static _maria_plugin_declarations_: ServerOwned<[PluginDeclaration; 2]> = ServerOwned::new([
     PluginDeclaration {
@@ -351,12 +351,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_socket_is_the_protocols() {
+    fn the_default_socket_matches_the_broker_api() {
         assert_eq!(DEFAULT_SOCKET.to_str(), Ok(broker_api::DEFAULT_SOCKET));
     }
 
     #[test]
-    fn the_version_is_the_packages() {
+    fn the_version_matches_the_package() {
         assert_eq!(VERSION_INFO.to_str(), Ok(env!("CARGO_PKG_VERSION")));
     }
 }

@@ -1,4 +1,4 @@
-//! Keys for the server.
+//! Serves data keys to the server.
 
 use core::ffi::{c_uchar, c_uint};
 
@@ -14,10 +14,8 @@ pub extern "C" fn get_latest_key_version(key_id: c_uint) -> c_uint {
         let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
-        match manager.keyring.latest_version(key_id) {
-            Some(version) => return version,
-            None if manager.is_dispensable(key_id) => return KEY_VERSION_INVALID,
-            None => {}
+        if manager.is_dispensable(key_id) {
+            return KEY_VERSION_INVALID;
         }
         match manager.latest_version(key_id) {
             Ok(version) => version,
@@ -32,8 +30,8 @@ pub extern "C" fn get_latest_key_version(key_id: c_uint) -> c_uint {
 /// `get_key`.
 ///
 /// # Safety
-/// `key_length` is writable; unless `key` is null it is readable too and tells how many bytes may
-/// be written to `key`.
+/// `key_length` is null or writable. Unless `key` is null, `key_length` is also readable and says how many bytes
+/// may be written to `key`.
 pub unsafe extern "C" fn get_key(
     key_id: c_uint,
     version: c_uint,
@@ -44,25 +42,18 @@ pub unsafe extern "C" fn get_key(
         let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
-        let data_key = match manager.keyring.key(key_id, version) {
-            Some(data_key) => Some(data_key),
-            None => match manager.ensure_loaded(key_id, version) {
-                Ok(()) => manager.keyring.key(key_id, version),
-                Err(reason) => {
-                    log::client_error(&reason);
-                    None
-                }
-            },
-        };
-        match data_key {
-            // SAFETY: the caller's promise.
-            Some(data_key) => unsafe { give(data_key, key, key_length) },
-            None => KEY_VERSION_INVALID,
-        }
+        // SAFETY: `get_key` demands the same of both pointers.
+        let give = |data_key: &DataKey| unsafe { give(data_key, key, key_length) };
+        manager
+            .read_key(key_id, version, give)
+            .unwrap_or_else(|reason| {
+                log::client_error(&reason);
+                KEY_VERSION_INVALID
+            })
     })
 }
 
-/// Copies the key, or tells its length.
+/// Copies the key, or reports its length.
 ///
 /// # Safety
 /// As for [`get_key`].
@@ -72,17 +63,17 @@ unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -
         return KEY_BUFFER_TOO_SMALL;
     }
     let room = (!key.is_null()).then(|| {
-        // SAFETY: not null, and with a buffer it tells the buffer's size.
+        // SAFETY: not null, and readable because `key` is not null.
         unsafe { key_length.read() as usize }
     });
-    // SAFETY: not null.
+    // SAFETY: not null, and the server reserves it for the length.
     unsafe { key_length.write(length_bytes as c_uint) };
     match room {
         None => 0,
         Some(room) if room < length_bytes => KEY_BUFFER_TOO_SMALL,
         Some(_) => {
-            // SAFETY: not null, with room for the key, and nobody else looks at it meanwhile. The memory may
-            // be uninitialised; it is only written to, and any byte is a valid u8.
+            // SAFETY: not null, long enough for the key, and used by nobody else during the call. The memory
+            // may be uninitialised, but it is only written to, and any byte is a valid u8.
             let buffer = unsafe { core::slice::from_raw_parts_mut(key, length_bytes) };
             if data_key.copy_to(buffer) {
                 0

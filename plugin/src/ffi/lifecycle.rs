@@ -1,18 +1,18 @@
-//! Loading and unloading.
+//! Loads and unloads the plugin.
 
 use core::ffi::{c_int, c_void};
 
 use super::{guard, system_variables};
 use crate::plugin;
 
-/// `init`: non-zero refuses the plugin.
+/// `init`: a non-zero result refuses to load the plugin.
 ///
 /// # Safety
-/// The server calls it once on loading, after it has set the system variables, while nothing else
-/// of the plugin runs.
+/// The server calls it once on loading, after it has set the system variables and before it calls anything else
+/// of the plugin.
 pub unsafe extern "C" fn init(_plugin: *mut c_void) -> c_int {
     guard(1, || {
-        // SAFETY: the server has set the variables and does not touch them during init.
+        // SAFETY: the server has set the variables and does not change them during init.
         let settings = unsafe { system_variables::read_all() };
         c_int::from(!plugin::start(settings))
     })

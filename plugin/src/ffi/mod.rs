@@ -1,5 +1,5 @@
-//! What the server calls. Each entry point checks and converts its arguments, catches panics, calls
-//! safe code and maps the result.
+//! The functions that the server calls. Each one checks and converts its arguments, catches panics, calls safe
+//! code and maps the result.
 
 #![allow(unsafe_code)]
 
@@ -17,13 +17,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::server::log;
 
-/// Runs `work`; a panic in it becomes `on_panic` instead of the end of the server.
+/// Runs `work`. If it panics, returns `on_panic` instead of ending the server.
 #[inline]
 fn guard<T>(on_panic: T, work: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        // Its destructor might panic again.
+        // The payload's destructor might panic again.
         core::mem::forget(payload);
-        // Whatever has panicked may do so again.
+        // Reporting might panic for the same reason.
         if let Err(payload) = catch_unwind(report_panic) {
             core::mem::forget(payload);
         }

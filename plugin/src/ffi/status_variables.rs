@@ -1,4 +1,4 @@
-//! Status variables for the server.
+//! Status variables as the server asks for them.
 
 use core::ffi::{c_int, c_void};
 
@@ -6,16 +6,16 @@ use super::guard;
 use crate::abi::{SHOW_BUFFER_BYTES, SHOW_CHAR, SHOW_ULONGLONG, StatusFunction, StatusVariable};
 use crate::status::{VARIABLES, Value};
 
-/// The functions for [`VARIABLES`], in their order.
+/// The functions for [`VARIABLES`], in the same order.
 pub const FUNCTIONS: [StatusFunction; VARIABLES.len()] = [
     show::<0>, show::<1>, show::<2>, show::<3>, show::<4>, show::<5>, show::<6>, show::<7>,
     show::<8>, show::<9>, show::<10>, show::<11>,
 ];
 
-/// Tells the value of one variable.
+/// Fills in one variable.
 ///
 /// # Safety
-/// `variable` is writable, and `buffer` for [`SHOW_BUFFER_BYTES`].
+/// `variable` is null or writable; `buffer` is null or writable for [`SHOW_BUFFER_BYTES`].
 unsafe extern "C" fn show<const INDEX: usize>(
     _thd: *mut c_void,
     variable: *mut StatusVariable,
@@ -30,17 +30,17 @@ unsafe extern "C" fn show<const INDEX: usize>(
         let (_, value) = VARIABLES[INDEX];
         let kind = match value() {
             Value::Number(number) => {
-                // SAFETY: the buffer holds more than a number, at an alignment not known.
+                // SAFETY: the buffer is not null and longer than a number, and this needs no alignment.
                 unsafe { buffer.cast::<u64>().write_unaligned(number) };
                 SHOW_ULONGLONG
             }
             Value::Text(text) => {
-                // SAFETY: the caller's promise.
+                // SAFETY: the buffer is not null, and the server makes it SHOW_BUFFER_BYTES long.
                 unsafe { write_text(&text, buffer.cast()) };
                 SHOW_CHAR
             }
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: not null, and the server passes its own copy of the variable for this call to fill in.
         unsafe {
             (*variable).kind = kind;
             (*variable).value = buffer;
@@ -49,13 +49,13 @@ unsafe extern "C" fn show<const INDEX: usize>(
     })
 }
 
-/// Writes as much of the text as fits, and a NUL.
+/// Writes as much of the text as fits, followed by a NUL.
 ///
 /// # Safety
 /// `buffer` is writable for [`SHOW_BUFFER_BYTES`].
 unsafe fn write_text(text: &str, buffer: *mut u8) {
     let length = text.floor_char_boundary(SHOW_BUFFER_BYTES - 1);
-    // SAFETY: the text and its NUL fit, as just measured, and a String is no buffer of the server.
+    // SAFETY: `length` leaves room for the NUL, and the server's buffer does not overlap the text.
     unsafe {
         core::ptr::copy_nonoverlapping(text.as_ptr(), buffer, length);
         buffer.add(length).write(0);

@@ -1,4 +1,4 @@
-//! Where the server keeps the values of the system variables.
+//! The storage in which the server keeps the values of the system variables.
 
 use core::ffi::{c_char, c_int, c_uint, c_ulong};
 use core::ptr::null_mut;

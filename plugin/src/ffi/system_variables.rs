@@ -1,28 +1,29 @@
-//! Values of the system variables: reading them at the start, and SET GLOBAL.
+//! System variables: reads them at the start and applies SET GLOBAL.
 
 use core::ffi::{CStr, c_char, c_int, c_longlong, c_ulong, c_void};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use offline_keys::derivation::Derivation;
 
 use super::guard;
 use super::storage;
 use crate::abi::{SystemVariable, VALUE_TYPE_INT, Value};
-use crate::keys::rotation::{Reencryption, Target, rotate};
+use crate::keys::rotation::{self, Target, rotate};
+use crate::lock::lock;
 use crate::plugin;
 use crate::server::log;
-use crate::server::symbols::innodb_variable;
 use crate::settings::{GLOBAL_SETTINGS, GlobalSettings, StartupSettings, digest};
 
-/// Reads all variables as the server has set them before init.
+/// Reads all variables, which the server sets before init.
 ///
 /// # Safety
-/// The server does not write to them meanwhile.
+/// The server does not write to them during the call.
 pub unsafe fn read_all() -> StartupSettings {
-    // SAFETY: as the caller says; the server stores valid C strings or null, and indices.
+    // SAFETY: nobody writes to the storage during the call, and the server has put null or a C string into each
+    // string, and an index of the names into each enumeration.
     unsafe {
         GLOBAL_SETTINGS.set_master_key_id(&text(storage::MASTER_KEY_ID.address().read()));
         GLOBAL_SETTINGS.set_key_spec(storage::KEY_SPEC.address().read() as usize);
@@ -43,7 +44,7 @@ pub unsafe fn read_all() -> StartupSettings {
                 .try_into()
                 .unwrap_or(0),
             keyfile_dir: OsString::from_vec(bytes(storage::KEYFILE_DIR.address().read())).into(),
-            // The server has gone to its data directory, and mariadb-backup to the backup.
+            // A server runs in its data directory, and mariadb-backup in the data directory or the backup.
             datadir: PathBuf::new(),
             broker_socket: if socket.is_empty() {
                 broker_api::DEFAULT_SOCKET.into()
@@ -69,57 +70,57 @@ unsafe fn bytes(string: *const c_char) -> Vec<u8> {
     if string.is_null() {
         return Vec::new();
     }
-    // SAFETY: not null, and the caller says that it ends.
+    // SAFETY: not null, and therefore NUL-terminated.
     unsafe { CStr::from_ptr(string) }.to_bytes().to_vec()
 }
 
 /// # Safety
 /// `string` is null or NUL-terminated.
 unsafe fn text(string: *const c_char) -> String {
-    // SAFETY: as the caller says.
+    // SAFETY: `bytes` takes null or a NUL-terminated string, as this function does.
     String::from_utf8_lossy(&unsafe { bytes(string) }).into_owned()
 }
 
 /// `update` of `master_key_id`.
 ///
 /// # Safety
-/// The server calls it under its lock, with the variable's storage and the checked value, a C
-/// string or null that lives as long as the statement.
+/// The server calls it under its lock, with the variable's storage and the checked value: null or a C string
+/// that lives as long as the statement.
 pub unsafe extern "C" fn update_master_key_id(
     _thd: *mut c_void,
     _variable: *mut SystemVariable,
     storage: *mut c_void,
     save: *const c_void,
 ) {
-    /// What the server's pointer points to. It reads it under the same lock under which this
-    /// function runs, so the string before can go as soon as the pointer has changed.
+    /// The string that the server's pointer points to. The server reads it under the lock that it holds during
+    /// this call, so the previous string can be freed as soon as the pointer has changed.
     static SHOWN: Mutex<Option<CString>> = Mutex::new(None);
 
     guard((), || {
-        // SAFETY: the caller's promise.
+        // SAFETY: for a string variable, the server saves a pointer that is null or points to a C string.
         let value = unsafe { bytes(save.cast::<*const c_char>().read()) };
         GLOBAL_SETTINGS.set_master_key_id(&String::from_utf8_lossy(&value));
-        let mut kept = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        // There is no NUL inside a C string.
+        let mut kept = lock(&SHOWN);
+        // A C string contains no NUL, so this cannot fail.
         let shown = CString::new(value).unwrap_or_default();
         let before = kept.take();
-        // Not moved any more from here on.
+        // The string on the heap no longer moves.
         let shown = kept.insert(shown).as_ptr();
-        // SAFETY: the storage is the variable's.
+        // SAFETY: the storage of a string variable is a pointer, and the server's lock keeps others away.
         unsafe { storage.cast::<*const c_char>().write(shown) };
         drop(before);
     });
 }
 
-/// `update` of an enumeration: shows the value and hands it to `set`.
+/// `update` of an enumeration: stores the value for SHOW VARIABLES and passes it to `set`.
 ///
 /// # Safety
 /// The server calls it with the variable's storage and an index of its names.
 unsafe fn update_enum(storage: *mut c_void, save: *const c_void, set: fn(&GlobalSettings, usize)) {
     guard((), || {
-        // SAFETY: the caller's promise.
+        // SAFETY: for an enumeration, the server saves an index as an unsigned long.
         let index = unsafe { save.cast::<c_ulong>().read() };
-        // SAFETY: the caller's promise.
+        // SAFETY: the storage of an enumeration is an unsigned long.
         unsafe { storage.cast::<c_ulong>().write(index) };
         set(&GLOBAL_SETTINGS, index as usize);
     });
@@ -137,7 +138,7 @@ macro_rules! enum_update {
             storage: *mut c_void,
             save: *const c_void,
         ) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the server passes storage and value of this enumeration.
             unsafe { update_enum(storage, save, $set) };
         }
     };
@@ -156,12 +157,12 @@ enum_update!(
     update_log_level, GlobalSettings::set_log_level
 );
 
-/// `check` of `rotate_key`, which rotates. The update comes under
-/// `LOCK_global_system_variables`, which every new connection needs: calling KMS there would stop
-/// them all. The price: a SET of several variables that fails because of another one has rotated.
+/// `check` of `rotate_key`, which performs the rotation. The server calls `update` under
+/// `LOCK_global_system_variables`, which every new connection needs, so a KMS call there would block them all.
+/// The drawback: if a SET of several variables fails because of another variable, the rotation stays.
 ///
 /// # Safety
-/// The server calls it with room for the checked value and the right side of the SET.
+/// The server passes room for the checked value in `save`, and the right side of the SET in `value`.
 pub unsafe extern "C" fn check_rotate_key(
     _thd: *mut c_void,
     _variable: *mut SystemVariable,
@@ -170,7 +171,7 @@ pub unsafe extern "C" fn check_rotate_key(
 ) -> c_int {
     guard(1, || {
         let mut number: c_longlong = 0;
-        // SAFETY: the server's own structure and functions, called as plugin.h says.
+        // SAFETY: the server passes its own structure, whose functions plugin.h declares so.
         let refused = unsafe {
             ((*value).value_type)(value) != VALUE_TYPE_INT
                 || ((*value).val_int)(value, &mut number) != 0
@@ -186,11 +187,11 @@ pub unsafe extern "C" fn check_rotate_key(
                 _ => return 1,
             },
         };
-        // The variable shows 0 whatever was asked for.
-        // SAFETY: the room is for any type of variable.
+        // The variable always shows 0.
+        // SAFETY: the server makes `save` large enough for a variable of any type.
         unsafe { save.cast::<c_int>().write(0) };
         if let Some(target) = target {
-            rotate_and_tell(target);
+            rotate_and_report(target);
         }
         0
     })
@@ -205,7 +206,7 @@ pub extern "C" fn update_rotate_key(
 ) {
 }
 
-fn rotate_and_tell(target: Target) {
+fn rotate_and_report(target: Target) {
     let Some(manager) = plugin::manager() else {
         return log::client_warning("no key was rotated: the plugin is not loaded");
     };
@@ -221,14 +222,9 @@ fn rotate_and_tell(target: Target) {
                 log::error(&text);
                 log::client_warning(&text);
             }
-            // The statement keeps max_error_count of them, 64 by default.
+            // The note comes first: the statement keeps only max_error_count (by default 64) of them.
             if !rotated.made.is_empty() {
-                let reencryption = Reencryption {
-                    encrypt_tables: innodb_variable(c"innodb_encrypt_tables"),
-                    threads: innodb_variable(c"innodb_encryption_threads"),
-                    rotate_key_age: innodb_variable(c"innodb_encryption_rotate_key_age"),
-                };
-                log::client_note(&reencryption.note());
+                log::client_note(rotation::NOTE);
             }
             for name in &rotated.made {
                 log::client_note(&format!("key {} now has version {}", name.id, name.version));

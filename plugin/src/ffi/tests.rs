@@ -1,4 +1,4 @@
-//! The functions as the server calls them, on a plugin that is started once for all tests here.
+//! Calls the functions as the server does, on a plugin that is started once for all these tests.
 
 use core::ffi::{c_int, c_longlong, c_uint, c_void};
 use core::mem::MaybeUninit;
@@ -16,10 +16,10 @@ use crate::plugin;
 use crate::settings::GLOBAL_SETTINGS;
 use crate::test_broker::{honest, settings, wrapped};
 
-/// Key 1, version 1 is AES_CBC, version 2 AES_CTR; key 3 has 32 bytes.
+/// Starts the plugin with AES_CBC as version 1 of key 1, AES_CTR as version 2, and 32 bytes as key 3.
 fn start() {
     static STARTED: Once = Once::new();
-    // Socket and key files are not needed once the plugin has started.
+    // Once the plugin has started, it needs neither socket nor key files.
     STARTED.call_once(|| {
         let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
         for (name, key) in [
@@ -41,8 +41,8 @@ const IV: [u8; 16] = [9; 16];
 const CBC: c_uint = 1;
 const CTR: c_uint = 2;
 
-/// What `encryption_crypt` of `service_encryption.h` does: lengths start uninitialised, and the
-/// context lies at any address.
+/// Does what `encryption_crypt` of `service_encryption.h` does: lengths start uninitialised, and the context lies
+/// at any address.
 fn server_crypt(
     source: &[u8],
     destination: *mut u8,
@@ -53,7 +53,7 @@ fn server_crypt(
     let mut memory = vec![0xa5u8; crypt_ctx_size(1, version) as usize + misalignment];
     let context: *mut c_void = memory[misalignment..].as_mut_ptr().cast();
     let (mut d1, mut d2) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    // SAFETY: the context and both buffers are as long as the functions want.
+    // SAFETY: the context and both buffers are as long as the functions demand.
     unsafe {
         let key = [version as u8; 16];
         let (key, iv) = (key.as_ptr(), IV.as_ptr());
@@ -92,7 +92,7 @@ fn crypt(
 
 proptest! {
     #[test]
-    fn what_is_encrypted_is_decrypted_again(
+    fn decryption_reverses_encryption(
         data in proptest::collection::vec(any::<u8>(), 0..300),
         version in CBC..=CTR,
         flags in prop_oneof![Just(0), Just(FLAG_NOPAD)],
@@ -118,7 +118,7 @@ proptest! {
         let expected = crypt(&data, flags, version, 0).unwrap();
         let mut buffer = data.clone();
         let pointer = buffer.as_mut_ptr();
-        // SAFETY: the slice is the buffer's memory, which only the functions touch meanwhile.
+        // SAFETY: the slice is the buffer's memory, which only the functions use during the call.
         let source = unsafe { core::slice::from_raw_parts(pointer, data.len()) };
         let length = server_crypt(source, pointer, flags, version, 0).unwrap();
         prop_assert_eq!(length, data.len());
@@ -127,7 +127,7 @@ proptest! {
 }
 
 #[test]
-fn redo_like_updates_in_place_join_to_the_whole() {
+fn updates_in_place_like_those_of_the_redo_log_give_the_same_result_as_the_whole() {
     start();
     let data: Vec<u8> = (0..=255).collect();
     let whole = crypt(&data, FLAG_NOPAD | FLAG_ENCRYPT, CTR, 0).unwrap();
@@ -169,13 +169,13 @@ fn redo_like_updates_in_place_join_to_the_whole() {
 }
 
 #[test]
-fn wrong_arguments_are_errors_and_not_the_end_of_the_server() {
+fn wrong_arguments_are_errors() {
     start();
     let mut memory = vec![0u8; CONTEXT_BYTES];
     let context: *mut c_void = memory.as_mut_ptr().cast();
     let (key, iv) = ([1u8; 64], [1u8; 64]);
     let init = |context, key: *const u8, klen, iv: *const u8, ivlen, version| {
-        // SAFETY: the lengths given do not exceed the arrays.
+        // SAFETY: no length exceeds its array.
         unsafe { crypt_ctx_init(context, key, klen, iv, ivlen, FLAG_ENCRYPT, 1, version) }
     };
     assert_eq!(
@@ -199,7 +199,7 @@ fn wrong_arguments_are_errors_and_not_the_end_of_the_server() {
     );
 
     let mut length = 99;
-    // SAFETY: the context is long enough and not live, so nothing else is looked at.
+    // SAFETY: the context is long enough and not live, so nothing else in it is read.
     unsafe {
         let (source, mut destination) = ([0; 16], [0; 32]);
         let destination = destination.as_mut_ptr();
@@ -259,7 +259,7 @@ fn ciphertext_of_another_key_is_bad_data() {
 }
 
 #[test]
-fn get_key_tells_the_length_and_gives_the_key() {
+fn get_key_returns_the_length_and_the_key() {
     start();
     let mut length = 0;
     let mut buffer = [0xeeu8; 40];
@@ -290,7 +290,7 @@ fn get_key_tells_the_length_and_gives_the_key() {
 }
 
 #[test]
-fn the_latest_version_is_the_highest_and_others_are_invalid() {
+fn the_latest_version_is_the_highest_and_invalid_ids_have_none() {
     start();
     assert_eq!(get_latest_key_version(1), 2);
     assert_eq!(get_latest_key_version(3), 1);
@@ -308,7 +308,7 @@ fn the_encrypted_length_beyond_32_bits_is_an_error() {
 
 #[test]
 fn a_panic_becomes_the_error_value() {
-    assert_eq!(super::guard(7, || -> i32 { panic!("a defect") }), 7);
+    assert_eq!(super::guard(7, || -> i32 { panic!("a bug") }), 7);
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn set_global_copies_strings_and_indices() {
     let mut chosen: core::ffi::c_ulong = 0;
     for text in [c"alias/one", c"alias/two"] {
         let value = text.as_ptr();
-        // SAFETY: storage and saved value are of the variable's type.
+        // SAFETY: storage and saved value have the variable's type.
         unsafe {
             let storage = (&raw mut shown).cast();
             super::system_variables::update_master_key_id(
@@ -332,7 +332,7 @@ fn set_global_copies_strings_and_indices() {
         assert_eq!(GLOBAL_SETTINGS.master_key_id(), text.to_str().unwrap());
     }
     let (index, nothing): (core::ffi::c_ulong, *const core::ffi::c_char) = (1, null());
-    // SAFETY: as above; NULL is a null pointer.
+    // SAFETY: storage and saved values are of the variables' types, and NULL is a null pointer.
     unsafe {
         let storage = (&raw mut chosen).cast();
         super::system_variables::update_encryption_algorithm(
@@ -367,7 +367,7 @@ unsafe extern "C" fn number_kind(value: *mut Value) -> c_int {
 }
 
 unsafe extern "C" fn number_of(value: *mut Value, number: *mut c_longlong) -> c_int {
-    // SAFETY: as above.
+    // SAFETY: the tests pass a Number, whose first field is the Value, and room for the number.
     unsafe { number.write((*value.cast::<Number>()).number) };
     0
 }
@@ -397,7 +397,7 @@ fn set_rotate_key(kind: c_int, number: c_longlong) -> (c_int, c_int) {
         number,
     };
     let mut save = [7, 7];
-    // SAFETY: a Value as the header has it, and room for a double.
+    // SAFETY: a Value as the header declares it, and room for a double.
     let result = unsafe {
         super::system_variables::check_rotate_key(
             null_mut(),
@@ -410,7 +410,7 @@ fn set_rotate_key(kind: c_int, number: c_longlong) -> (c_int, c_int) {
 }
 
 #[test]
-fn rotate_key_takes_ids_and_minus_one_only_and_shows_0() {
+fn rotate_key_takes_only_ids_and_minus_one_and_shows_0() {
     start();
     for (kind, number) in [
         (0, 1),
@@ -424,7 +424,7 @@ fn rotate_key_takes_ids_and_minus_one_only_and_shows_0() {
     assert_eq!(
         set_rotate_key(VALUE_TYPE_INT, 77),
         (0, 0),
-        "a warning is no refusal"
+        "a warning does not fail the statement"
     );
 }
 
@@ -441,7 +441,7 @@ fn every_status_variable_is_shown_in_the_servers_buffer() {
             };
             let mut buffer = [0xeeu8; SHOW_BUFFER_BYTES];
             let address: *mut c_void = buffer.as_mut_ptr().cast();
-            // SAFETY: the buffer has the length that the server's has at least.
+            // SAFETY: the buffer is as long as the shortest one of a server.
             let result = unsafe { function(null_mut(), &raw mut variable, address, null_mut(), 0) };
             assert_eq!((result, variable.value), (0, address));
             match variable.kind {

@@ -1,6 +1,7 @@
-//! Aria after a crash. Its recovery takes a table that it cannot decrypt for crashed, and goes on; the next
-//! start, with all keys, no longer looks into its log, and what was committed is lost. MariaDB recovers Aria
-//! also when the encryption plugin could not start, with `FORCE` too, so that only ending the program helps.
+//! Protects Aria tables after a crash. Aria's recovery marks a table that it cannot decrypt as crashed and
+//! continues. The next start, with all keys, does not read the log again, and committed rows are lost. MariaDB
+//! runs this recovery even if the encryption plugin could not start, `FORCE` or not, so the only protection is
+//! to end the program.
 
 #![forbid(unsafe_code)]
 
@@ -12,9 +13,9 @@ use key_store::key_name::KeyName;
 
 use crate::keys::manager::KeyManager;
 
-/// Why the server must not go on without a plugin, or with this one: an Aria table needs a version of key 1 that
-/// is not loaded. `None` if there is no such table.
-pub fn danger(datadir: &Path, manager: Option<&KeyManager>) -> Option<String> {
+/// Returns why the server must not continue without a plugin or with the keys of `manager`: an Aria table needs
+/// a version of key 1 that is not loaded. `None` if there is no such table.
+pub fn reason_to_stop(datadir: &Path, manager: Option<&KeyManager>) -> Option<String> {
     if manager.is_some_and(has_all_versions) {
         return None;
     }
@@ -27,7 +28,7 @@ pub fn danger(datadir: &Path, manager: Option<&KeyManager>) -> Option<String> {
         .filter(|keyring| keyring.latest_version(SYSTEM_KEY_ID).is_some());
     let unreadable = match keyring {
         Some(keyring) => {
-            let has_version = |version| keyring.key(SYSTEM_KEY_ID, version).is_some();
+            let has_version = |version| keyring.contains(SYSTEM_KEY_ID, version);
             usage::find_unreadable_aria(datadir, Some(&has_version))
         }
         None => usage::find_unreadable_aria(datadir, None),
@@ -49,14 +50,14 @@ pub fn danger(datadir: &Path, manager: Option<&KeyManager>) -> Option<String> {
         }
     };
     Some(format!(
-        "the server ends here: {reason}, and Aria's recovery would lose what was committed before a crash. Mend what the lines before this one say and start again; if the key is lost for good, move the files of the table away first"
+        "the server ends here: {reason}, and Aria's recovery would lose rows that were committed before a crash. Fix what the preceding lines report and start the server again. If the key is lost for good, first move the table's files away"
     ))
 }
 
-/// Whether everything that key files and manifest know of key 1 is loaded. Offline keys all are.
+/// Whether all versions of key 1 in key files and manifest are loaded. Offline keys always are.
 fn has_all_versions(manager: &KeyManager) -> bool {
-    let is_loaded = |name: &KeyName| manager.keyring.key(name.id, name.version).is_some();
-    manager.settings.offline_keys().is_some()
+    let is_loaded = |name: &KeyName| manager.keyring.contains(name.id, name.version);
+    manager.offline_keys().is_some()
         || manager
             .known_versions(SYSTEM_KEY_ID)
             .is_ok_and(|known| known.iter().all(is_loaded))

@@ -1,4 +1,4 @@
-//! Why a data key cannot be served. The messages are for the client of the statement or the error log.
+//! Why a data key cannot be served.
 
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,10 @@ use key_store::manifest::WrongKey;
 
 use crate::kms::client::KmsError;
 
-/// Why a data key cannot be served. The messages are for the client of the statement or the error log.
+/// Why a data key cannot be served. The messages go to the client of the statement or to the error log.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Decrypting the key of a file failed.
+    /// KMS did not decrypt the key of a file.
     #[error("cannot decrypt key file '{}': {source}", path.display())]
     Decrypt {
         /// The key file.
@@ -23,7 +23,7 @@ pub enum KeyError {
         /// Why.
         source: KmsError,
     },
-    /// Making a key failed.
+    /// KMS did not generate a key.
     #[error("cannot make key {id} with master key '{master_key_id}': {source}")]
     Generate {
         /// Key id.
@@ -37,9 +37,9 @@ pub enum KeyError {
     #[error(transparent)]
     File(#[from] FileError),
     /// No memory for the key.
-    #[error("no memory for a key: {0}")]
+    #[error("not enough memory for a key: {0}")]
     Memory(io::Error),
-    /// No master key is set to make a key with.
+    /// No master key is set, so no key can be made.
     #[error(
         "cannot make a version of key {id}: aws_key_management_master_key_id is empty; set it to the id, ARN or alias of the master key"
     )]
@@ -47,15 +47,15 @@ pub enum KeyError {
         /// Key id.
         id: u32,
     },
-    /// The key does not exist, and a backup makes none.
-    #[error("key {id} has no key file in '{}', and a backup makes no keys; copy the key files there", path.display())]
+    /// The key does not exist, and mariadb-backup makes none.
+    #[error("key {id} has no key file in '{}', and mariadb-backup makes no keys; copy the key files there", path.display())]
     NotInBackup {
         /// Key id.
         id: u32,
         /// The directory.
         path: PathBuf,
     },
-    /// A version without a file, of which nothing is known but that somebody wants it.
+    /// A version that has no file and that the manifest does not list.
     #[error("key {id} has no version {version} in '{}'; restore aws-kms-key.{id}.{version} or aws-kms-key.{id}.{version}.ctr from a backup of the key files", path.display())]
     NoSuchVersion {
         /// Key id.
@@ -65,9 +65,9 @@ pub enum KeyError {
         /// The directory.
         path: PathBuf,
     },
-    /// A version that existed, and whose file is gone. A new key must not take its place: restoring the
-    /// file would then lose what the new one encrypted.
-    #[error("{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files, and never let another key take its name", path.display(), manifest.display())]
+    /// A version that existed and whose file is gone. A new key must not replace it: data encrypted with the new
+    /// one would be lost when the file is restored.
+    #[error("{name} is missing in '{}' although '{}' lists it; restore it from a backup of the key files, and never give another key its name", path.display(), manifest.display())]
     FileMissing {
         /// The key file.
         name: KeyName,
@@ -76,7 +76,7 @@ pub enum KeyError {
         /// The manifest.
         manifest: PathBuf,
     },
-    /// A key of which nothing is known but that data is encrypted with it.
+    /// A key that has no file and no entry in the manifest although data is encrypted with it.
     #[error("key {id} has no key file in '{}', but '{}' is encrypted with it; restore aws-kms-key.{id}.* from a backup of the key files", path.display(), proof.display())]
     AllFilesMissing {
         /// Key id.
@@ -86,19 +86,19 @@ pub enum KeyError {
         /// The encrypted file.
         proof: PathBuf,
     },
-    /// Nobody knows whether a key is new.
+    /// A file of the server does not show whether the key is new.
     #[error(
-        "cannot make the first version of key {id} as long as it may have existed before: {source}; repair that file or move it out of the data directory"
+        "cannot make the first version of key {id} because the key may have existed before: {source}; repair that file or move it out of the data directory"
     )]
     Unclear {
         /// Key id.
         id: u32,
-        /// The file that does not tell.
+        /// The file and what is wrong with it.
         source: Unclear,
     },
-    /// The data cannot be looked at.
+    /// The server's files cannot be searched.
     #[error(
-        "cannot make the first version of key {id}, because the server's files cannot be searched for data that is encrypted with it: {source}"
+        "cannot make the first version of key {id}, because the server's files cannot be searched for data encrypted with it: {source}"
     )]
     CannotLook {
         /// Key id.
@@ -106,17 +106,18 @@ pub enum KeyError {
         /// Why.
         source: io::Error,
     },
-    /// A file holds another key than the one that its name stands for.
+    /// A file holds a different key than the manifest lists for its name.
     #[error("key file '{}' {source}", path.display())]
     WrongKey {
         /// The file.
         path: PathBuf,
-        /// Which key it holds.
+        /// How the keys differ.
         source: WrongKey,
     },
-    /// The server was told that a key does not exist; InnoDB would end the server if it did now.
+    /// The server has been told that a key does not exist. If the key appeared now, InnoDB would abort the
+    /// server.
     #[error(
-        "InnoDB can use key {id} only after a restart of the server, because it could not be loaded before: {reason}"
+        "InnoDB can use key {id} only after a restart of the server, because the key could not be loaded before: {reason}"
     )]
     NeedsRestart {
         /// Key id.
@@ -124,9 +125,9 @@ pub enum KeyError {
         /// Why it was not available.
         reason: String,
     },
-    /// A copy of a data directory must not go on with the AES_CTR keys of its origin.
+    /// A copied data directory must not continue to use the AES_CTR keys of the original.
     #[error(
-        "key {id} encrypts with AES_CTR, and this data directory is a copy (kms-data-keys fork): it needs a new version before anything is written with it, and none could be made: {reason}"
+        "key {id} uses AES_CTR and this data directory is a copy (kms-data-keys fork), so the key needs a new version before it encrypts anything, and none could be made: {reason}"
     )]
     Forked {
         /// Key id.
@@ -134,8 +135,8 @@ pub enum KeyError {
         /// Why no version could be made.
         reason: String,
     },
-    /// Encrypted data is to be read and its key cannot be served. The server itself takes that for
-    /// corruption and gives dangerous advice.
+    /// Encrypted data cannot be read because its key cannot be served. The server itself reports corruption and
+    /// gives dangerous advice.
     #[error(
         "cannot decrypt data encrypted with key {id}. The data is not corrupted: do not drop the table. {source}; then restart the server"
     )]
@@ -145,7 +146,7 @@ pub enum KeyError {
         /// Why.
         source: Box<KeyError>,
     },
-    /// A key that the offline keys do not have.
+    /// The offline keys do not include a key.
     #[error("{what} is not in '{}' (aws_key_management_offline_keys), and no keys are made without KMS; export the keys again with kms-data-keys, or start the server with a broker and without that variable", path.display())]
     NotOffline {
         /// The key, or its version.
@@ -153,14 +154,14 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
-    /// A new version, with offline keys.
-    #[error("the keys are those of '{}' (aws_key_management_offline_keys), which is only read; start the server with a broker and without that variable to make keys", path.display())]
+    /// A new version is wanted while offline keys are served.
+    #[error("the keys come from '{}' (aws_key_management_offline_keys), which is only read; to make keys, start the server with a broker and without that variable", path.display())]
     OnlyRead {
         /// The file.
         path: PathBuf,
     },
-    /// Another thread asks for the same key and waits for a person.
-    #[error("key {id} waits for an MFA code that the server has asked for; enter it and try again")]
+    /// Another thread is waiting for an MFA code to get the same key.
+    #[error("the server is waiting for an MFA code to load key {id}; enter the code and try again")]
     AwaitsCode {
         /// Key id.
         id: u32,
@@ -173,13 +174,13 @@ pub enum KeyError {
         /// Key id.
         id: u32,
     },
-    /// A number that is no key id or version.
+    /// A number that is not a key id or version.
     #[error("{0} is not a key id or version")]
     InvalidNumber(u32),
 }
 
 impl KeyError {
-    /// Whether trying again costs nothing, because nobody beyond this host is asked.
+    /// Whether another attempt costs nothing because no request leaves this host.
     pub fn is_cheap(&self) -> bool {
         match self {
             Self::Decrypt { source, .. } | Self::Generate { source, .. } => source.is_local(),
@@ -189,17 +190,17 @@ impl KeyError {
         }
     }
 
-    /// Whether every key fails like that until somebody mends the session or the broker.
+    /// Whether every key fails like this until somebody fixes the session or the broker.
     pub fn is_for_all_keys(&self) -> bool {
         matches!(self, Self::Decrypt { source, .. } | Self::Generate { source, .. } if source.is_local())
     }
 
-    /// Whether the same key may be served a little later without anybody's doing.
+    /// Whether the same key may become available without anyone's help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Decrypt { source, .. } if source.is_local() || source.is_retryable())
     }
 
-    /// The same error where the server wants the key in order to read data.
+    /// Wraps the error for a server that wants the key in order to read data.
     pub fn for_reading(self, id: u32) -> Self {
         let source = self.into();
         Self::Unreadable { id, source }

@@ -1,28 +1,29 @@
-//! One attempt at a time for each key, and a pause after one that failed: whoever asks again soon gets the
-//! reason without another call of KMS, and the error log gets it once.
+//! Limits attempts to get a key: one at a time for each key, and a pause after a failure. A request during the
+//! pause gets the same reason without another KMS call, and the error log gets the reason once.
 
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::keys::error::KeyError;
+use crate::lock::lock;
 use crate::server::log;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How soon a thread that waits for another one's attempt notices that its statement was killed.
+/// How often a thread that waits for another thread's attempt checks whether its statement was killed.
 const KILL_CHECK: Duration = Duration::from_millis(100);
-/// Above that, failures whose pause is over are forgotten.
+/// From this number of entries on, failures whose pause is over are removed.
 const PRUNE_AT: usize = 256;
 
-/// What is asked for.
+/// The key that a thread asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyRequest {
     /// Key id.
     pub id: u32,
-    /// Version; `None`: the latest.
+    /// Version; `None` for the latest.
     pub version: Option<u32>,
 }
 
@@ -34,8 +35,8 @@ struct Entry {
 
 struct Failure {
     reason: String,
-    /// Whether to answer with the reason alone until the pause is over.
-    is_repeated: bool,
+    /// Whether requests get this reason without another attempt until the pause is over.
+    blocks_attempts: bool,
     until: Instant,
     pause: Duration,
 }
@@ -57,17 +58,17 @@ impl Failure {
 /// The attempts in progress and the recent failures.
 #[derive(Default)]
 pub struct FailureBackoff {
-    slots: Mutex<HashMap<KeyRequest, Entry>>,
-    /// An attempt has ended.
+    entries: Mutex<HashMap<KeyRequest, Entry>>,
+    /// Signals that an attempt has ended.
     ended: Condvar,
 }
 
 impl FailureBackoff {
-    /// Runs `attempt` for `request`, one thread at a time for each key, unless it failed a moment ago.
-    /// Threads that want another key do not wait; one that waits for the same key asks `may_wait` now and
-    /// then, and gives up with its error.
+    /// Runs `attempt` for `request`, in one thread at a time for each key, unless it failed a moment ago.
+    /// Threads that want other keys do not wait. A thread that waits for the same key calls `may_wait` from
+    /// time to time and stops with its error.
     ///
-    /// The error is the reason. That of an attempt has been logged.
+    /// The error is the reason. The reason of a failed attempt has been logged.
     pub fn run<T>(
         &self,
         request: KeyRequest,
@@ -84,38 +85,36 @@ impl FailureBackoff {
         request: KeyRequest,
         may_wait: impl Fn() -> Result<(), KeyError>,
     ) -> Result<Turn<'_>, String> {
-        let mut slots = self.slots();
+        let mut entries = lock(&self.entries);
         loop {
             let now = Instant::now();
-            if slots.len() >= PRUNE_AT {
-                slots.retain(|_, slot| slot.is_needed(now));
+            if entries.len() >= PRUNE_AT {
+                entries.retain(|_, entry| entry.is_needed(now));
             }
-            let slot = slots.entry(request).or_default();
-            if !slot.is_in_progress {
-                return match &slot.failure {
-                    Some(failure) if failure.is_repeated && !failure.is_over(now) => {
+            let entry = entries.entry(request).or_default();
+            if !entry.is_in_progress {
+                return match &entry.failure {
+                    Some(failure) if failure.blocks_attempts && !failure.is_over(now) => {
                         Err(failure.message(now))
                     }
                     _ => {
-                        slot.is_in_progress = true;
+                        entry.is_in_progress = true;
                         let backoff = self;
                         Ok(Turn { backoff, request })
                     }
                 };
             }
-            drop(slots);
+            drop(entries);
             may_wait().map_err(|error| error.to_string())?;
-            slots = self.slots();
-            if slots.get(&request).is_some_and(|slot| slot.is_in_progress) {
-                let waited = self.ended.wait_timeout(slots, KILL_CHECK);
-                slots = waited.unwrap_or_else(PoisonError::into_inner).0;
+            entries = lock(&self.entries);
+            if entries
+                .get(&request)
+                .is_some_and(|entry| entry.is_in_progress)
+            {
+                let waited = self.ended.wait_timeout(entries, KILL_CHECK);
+                entries = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
-    }
-
-    /// Whole at every unlock.
-    fn slots(&self) -> MutexGuard<'_, HashMap<KeyRequest, Entry>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +128,7 @@ impl Entry {
     }
 }
 
-/// The right to make an attempt, until it is dropped.
+/// The right to make an attempt, held until it is dropped.
 struct Turn<'a> {
     backoff: &'a FailureBackoff,
     request: KeyRequest,
@@ -137,18 +136,18 @@ struct Turn<'a> {
 
 impl Turn<'_> {
     fn end<T>(self, result: Result<T, KeyError>) -> Result<T, String> {
-        let mut slots = self.backoff.slots();
-        let slot = slots.entry(self.request).or_default();
+        let mut entries = lock(&self.backoff.entries);
+        let entry = entries.entry(self.request).or_default();
         match result {
             Ok(result) => {
-                slot.failure = None;
+                entry.failure = None;
                 Ok(result)
             }
             Err(error) => {
                 let reason = error.to_string();
-                let (failure, is_news) = record(slot.failure.take(), &reason, !error.is_cheap());
-                slot.failure = Some(failure);
-                drop(slots);
+                let (failure, is_news) = record(entry.failure.take(), &reason, !error.is_cheap());
+                entry.failure = Some(failure);
+                drop(entries);
                 if is_news {
                     log::error(&reason);
                 }
@@ -159,23 +158,22 @@ impl Turn<'_> {
 }
 
 impl Drop for Turn<'_> {
-    /// Also when the attempt has panicked.
+    /// Runs even if the attempt panicked.
     fn drop(&mut self) {
-        if let Some(slot) = self.backoff.slots().get_mut(&self.request) {
-            slot.is_in_progress = false;
+        if let Some(entry) = lock(&self.backoff.entries).get_mut(&self.request) {
+            entry.is_in_progress = false;
         }
         self.backoff.ended.notify_all();
     }
 }
 
-/// The failure to remember, and whether it is to be logged: not again within the pause, which doubles each
-/// time.
-fn record(earlier: Option<Failure>, reason: &str, is_repeated: bool) -> (Failure, bool) {
+/// Returns the failure to remember, and whether to log it: not again within the pause, which doubles each time.
+fn record(earlier: Option<Failure>, reason: &str, blocks_attempts: bool) -> (Failure, bool) {
     let now = Instant::now();
     match earlier {
         Some(earlier) if !earlier.is_over(now) && earlier.reason == reason => {
             let failure = Failure {
-                is_repeated,
+                blocks_attempts,
                 ..earlier
             };
             (failure, false)
@@ -186,7 +184,7 @@ fn record(earlier: Option<Failure>, reason: &str, is_repeated: bool) -> (Failure
             });
             let failure = Failure {
                 reason: reason.to_owned(),
-                is_repeated,
+                blocks_attempts,
                 until: now + pause,
                 pause,
             };
@@ -221,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_costly_failure_is_answered_again_without_another_attempt() {
+    fn a_costly_failure_is_repeated_without_another_attempt() {
         let backoff = FailureBackoff::default();
         let first = run(&backoff, LATEST_1, || Err::<(), _>(costly())).unwrap_err();
         let second = run(&backoff, LATEST_1, || -> Result<(), _> {
@@ -242,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn another_key_is_not_affected_and_success_forgets_the_failure() {
+    fn a_failure_affects_neither_other_keys_nor_other_versions() {
         let backoff = FailureBackoff::default();
         run(&backoff, LATEST_1, || Err::<(), _>(costly())).unwrap_err();
         let latest_2 = KeyRequest { id: 2, ..LATEST_1 };
@@ -255,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_up_to_a_minute_and_ends() {
+    fn the_pause_doubles_up_to_a_minute() {
         let (mut failure, _) = record(None, "reason", true);
         for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
             assert_eq!(failure.pause, Duration::from_secs(expected));
@@ -265,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn old_failures_do_not_pile_up() {
+    fn finished_requests_do_not_accumulate() {
         let backoff = FailureBackoff::default();
         for version in 1..10 * PRUNE_AT as u32 {
             let request = KeyRequest {
@@ -274,11 +272,11 @@ mod tests {
             };
             run(&backoff, request, || Ok(())).unwrap();
         }
-        assert!(backoff.slots().len() <= PRUNE_AT);
+        assert!(lock(&backoff.entries).len() <= PRUNE_AT);
     }
 
     #[test]
-    fn whoever_gives_up_waiting_does_not_wait_for_the_attempt_to_end() {
+    fn a_killed_statement_does_not_wait_for_the_attempt_to_end() {
         let (backoff, started, end) = (FailureBackoff::default(), Barrier::new(2), Barrier::new(2));
         let is_killed = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -304,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_panics_leaves_the_turn_to_others() {
+    fn an_attempt_that_panics_does_not_block_later_ones() {
         let backoff = FailureBackoff::default();
         let panicking = || {
             run(&backoff, LATEST_1, || -> Result<(), _> {

@@ -1,79 +1,20 @@
-//! The unwrapped data keys. Readers take no lock: keys are only ever added.
+//! The decrypted data keys. Readers take no lock, because the server looks a key up for each page, event and
+//! temporary block that it encrypts.
 
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::Mutex;
 
 use key_store::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
+use papaya::HashMap;
 
-const BUCKETS: usize = 1024;
-
-/// A hash table of chains that grow at their ends and never shrink, so that a reader only follows
-/// pointers.
-struct AppendOnlyTable<T> {
-    buckets: Box<[Link<T>]>,
-}
-
-type Link<T> = OnceLock<Box<Node<T>>>;
-
-struct Node<T> {
-    entry: T,
-    next: Link<T>,
-}
-
-impl<T> AppendOnlyTable<T> {
-    fn new() -> Self {
-        Self {
-            buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(),
-        }
-    }
-
-    #[inline]
-    fn bucket(&self, hash: u32) -> Option<&Link<T>> {
-        self.buckets.get(hash as usize % BUCKETS)
-    }
-
-    #[inline]
-    fn find(&self, hash: u32, matches: impl Fn(&T) -> bool) -> Option<&T> {
-        let mut node = self.bucket(hash)?.get();
-        while let Some(here) = node {
-            if matches(&here.entry) {
-                return Some(&here.entry);
-            }
-            node = here.next.get();
-        }
-        None
-    }
-
-    /// Appends to the chain of `hash`. Callers take turns.
-    fn insert(&self, hash: u32, entry: T) {
-        let Some(mut link) = self.bucket(hash) else {
-            return;
-        };
-        while let Some(node) = link.get() {
-            link = &node.next;
-        }
-        link.get_or_init(|| {
-            Box::new(Node {
-                entry,
-                next: OnceLock::new(),
-            })
-        });
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &T> {
-        self.buckets.iter().flat_map(|bucket| {
-            core::iter::successors(bucket.get(), |node| node.next.get()).map(|node| &node.entry)
-        })
-    }
-}
+use crate::lock::lock;
 
 /// A data key and how it encrypts.
 pub struct DataKey {
-    name: KeyName,
+    algorithm: Algorithm,
     key: LockedKey,
 }
 
@@ -81,7 +22,7 @@ impl DataKey {
     /// How this version encrypts.
     #[inline]
     pub fn algorithm(&self) -> Algorithm {
-        self.name.algorithm
+        self.algorithm
     }
 
     /// Length of the key: 16, 24 or 32 bytes.
@@ -90,132 +31,107 @@ impl DataKey {
         self.key.length_bytes()
     }
 
-    /// Copies the key into `destination`, which is as long as the key. False if the plugin is being
-    /// unloaded and the key was wiped meanwhile.
+    /// Copies the key into `destination`, which is as long as the key. Returns false if the plugin is being
+    /// unloaded and has wiped the key in the meantime.
     #[inline]
     pub fn copy_to(&self, destination: &mut [u8]) -> bool {
         self.key.copy_to(destination)
     }
-
-    /// A copy of the key, for tests.
-    #[cfg(test)]
-    pub fn copy(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.length_bytes()];
-        assert!(self.copy_to(&mut bytes));
-        bytes
-    }
 }
 
-struct LatestVersion {
-    id: u32,
-    version: AtomicU32,
-}
-
-/// All data keys in memory.
+/// All data keys in memory. Keys are only ever added.
+#[derive(Default)]
 pub struct Keyring {
-    keys: AppendOnlyTable<DataKey>,
-    latest: AppendOnlyTable<LatestVersion>,
+    /// By key id and version.
+    keys: HashMap<(u32, u32), DataKey>,
+    /// The highest version in `keys`, by key id.
+    latest: HashMap<u32, u32>,
     arena: Arena,
-    writers: Mutex<()>,
-    id_count: AtomicU64,
-    version_count: AtomicU64,
+    /// Held by the thread that adds a key.
+    adding: Mutex<()>,
 }
 
-/// What came of adding a key.
+/// The result of adding a key.
 pub struct Added {
-    /// Why the memory of the key could not be locked, told once for each new piece of memory.
+    /// Why the memory of the key could not be locked; reported once for each new piece of memory.
     pub lock_failure: Option<io::Error>,
 }
 
-impl Default for Keyring {
-    fn default() -> Self {
-        Self {
-            keys: AppendOnlyTable::new(),
-            latest: AppendOnlyTable::new(),
-            arena: Arena::default(),
-            writers: Mutex::new(()),
-            id_count: AtomicU64::new(0),
-            version_count: AtomicU64::new(0),
-        }
-    }
-}
-
-/// Spreads ids and versions, which mostly count up, over the buckets.
-#[inline]
-fn hash(id: u32, version: u32) -> u32 {
-    id.wrapping_mul(0x9e37_79b1)
-        .wrapping_add(version.wrapping_mul(0x85eb_ca77))
-        >> 16
-}
-
 impl Keyring {
-    /// Returns a key version.
+    /// Passes a key version to `read` and returns its result; `None` if the version is not in memory.
     #[inline]
-    pub fn key(&self, id: u32, version: u32) -> Option<&DataKey> {
-        self.keys.find(hash(id, version), |key| {
-            key.name.id == id && key.name.version == version
-        })
+    pub fn read<R>(&self, id: u32, version: u32, read: impl FnOnce(&DataKey) -> R) -> Option<R> {
+        self.keys.pin().get(&(id, version)).map(read)
+    }
+
+    /// Returns whether a key version is in memory.
+    pub fn contains(&self, id: u32, version: u32) -> bool {
+        self.keys.pin().contains_key(&(id, version))
     }
 
     /// Returns the highest version of a key that is in memory.
     #[inline]
     pub fn latest_version(&self, id: u32) -> Option<u32> {
-        self.latest
-            .find(hash(id, 0), |latest| latest.id == id)
-            .map(|latest| latest.version.load(Ordering::Acquire))
+        self.latest.pin().get(&id).copied()
     }
 
-    /// The ids of which a version is in memory.
+    /// The ids that have a version in memory.
     pub fn ids(&self) -> Vec<u32> {
-        self.latest.iter().map(|latest| latest.id).collect()
+        self.latest.pin().keys().copied().collect()
     }
 
-    /// Number of ids of which a version is in memory.
+    /// Number of ids that have a version in memory.
     pub fn id_count(&self) -> u64 {
-        self.id_count.load(Ordering::Relaxed)
+        self.latest.len() as u64
     }
 
     /// Number of key versions in memory.
     pub fn version_count(&self) -> u64 {
-        self.version_count.load(Ordering::Relaxed)
+        self.keys.len() as u64
     }
 
-    /// Adds a key version; one that is there already stays as it is.
+    /// Adds a key version. One that is there already stays as it is.
     ///
     /// Errors: no memory.
     pub fn add(&self, name: KeyName, key: &[u8]) -> io::Result<Added> {
-        let _turn = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.key(name.id, name.version).is_some() {
+        let _adding = lock(&self.adding);
+        if self.contains(name.id, name.version) {
             return Ok(Added { lock_failure: None });
         }
         let stored = self.arena.store(key)?;
         let key = DataKey {
-            name,
+            algorithm: name.algorithm,
             key: stored.key,
         };
-        // The key before its version number: who reads the number finds the key.
-        self.keys.insert(hash(name.id, name.version), key);
-        self.version_count.fetch_add(1, Ordering::Relaxed);
-        self.raise_latest(name.id, name.version);
+        // The key comes before its version number: a thread that reads the number finds the key.
+        self.keys.pin().insert((name.id, name.version), key);
+        if self.latest_version(name.id) < Some(name.version) {
+            self.latest.pin().insert(name.id, name.version);
+        }
         Ok(Added {
             lock_failure: stored.lock_failure,
         })
     }
 
-    /// Overwrites all keys; none is given any more.
+    /// Overwrites all keys. From then on, [`DataKey::copy_to`] returns none of them.
     pub fn wipe(&self) {
         self.arena.wipe();
     }
 
-    fn raise_latest(&self, id: u32, version: u32) {
-        if let Some(latest) = self.latest.find(hash(id, 0), |latest| latest.id == id) {
-            latest.version.fetch_max(version, Ordering::Release);
-        } else {
-            let version = AtomicU32::new(version);
-            self.latest
-                .insert(hash(id, 0), LatestVersion { id, version });
-            self.id_count.fetch_add(1, Ordering::Relaxed);
-        }
+    /// A copy of a key, for tests.
+    #[cfg(test)]
+    pub fn copy(&self, id: u32, version: u32) -> Option<Vec<u8>> {
+        self.read(id, version, |key| {
+            let mut bytes = vec![0; key.length_bytes()];
+            assert!(key.copy_to(&mut bytes));
+            bytes
+        })
+    }
+
+    /// Returns how a key version encrypts.
+    #[inline]
+    pub fn algorithm(&self, id: u32, version: u32) -> Option<Algorithm> {
+        self.read(id, version, DataKey::algorithm)
     }
 }
 
@@ -236,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_are_found_and_the_highest_version_is_the_latest() {
+    fn keys_are_found_and_the_highest_version_is_the_latest() {
         let (keyring, end) = (Keyring::default(), if cfg!(miri) { 20 } else { 3000 });
         for id in (1..end).chain([u32::MAX - 1]) {
             for version in [2, 1, u32::MAX - 1, 3] {
@@ -245,8 +161,8 @@ mod tests {
             assert_eq!(keyring.latest_version(id), Some(u32::MAX - 1));
         }
         for id in 1..end {
-            assert_eq!(keyring.key(id, 2).unwrap().copy(), bytes(id, 2));
-            assert!(keyring.key(id, 4).is_none());
+            assert_eq!(keyring.copy(id, 2), Some(bytes(id, 2)));
+            assert!(!keyring.contains(id, 4));
         }
         assert_eq!(keyring.latest_version(end), None);
         let count = u64::from(end);
@@ -258,16 +174,16 @@ mod tests {
     }
 
     #[test]
-    fn a_key_once_added_never_changes() {
+    fn an_added_key_never_changes() {
         let keyring = Keyring::default();
         keyring.add(name(1, 1), &[1; 16]).unwrap();
         keyring.add(name(1, 1), &[2; 16]).unwrap();
-        assert_eq!(keyring.key(1, 1).unwrap().copy(), [1; 16]);
+        assert_eq!(keyring.copy(1, 1), Some(vec![1; 16]));
         assert_eq!(keyring.version_count(), 1);
     }
 
     #[test]
-    fn who_reads_a_version_number_finds_its_key_while_others_are_added() {
+    fn a_reader_of_a_version_number_finds_its_key_while_others_are_added() {
         let (keyring, end) = (Keyring::default(), if cfg!(miri) { 20 } else { 2000 });
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -283,7 +199,7 @@ mod tests {
                     };
                     assert!(version >= latest);
                     latest = version;
-                    assert_eq!(keyring.key(1, version).unwrap().copy(), bytes(1, version));
+                    assert_eq!(keyring.copy(1, version), Some(bytes(1, version)));
                 }
             });
         });

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
@@ -15,43 +15,44 @@ use key_store::manifest::Entry;
 
 use crate::concurrent;
 use crate::keys::error::KeyError;
-use crate::keys::manager::{KeyManager, Program, SYSTEM_IDS, until};
+use crate::keys::manager::{KeyManager, Program, SYSTEM_IDS, retry_for};
 use crate::keys::offline::OfflineError;
 use crate::kms::client::{KmsError, Limits};
+use crate::lock::lock;
 use crate::server::log;
 
-/// Calls that fail are repeated until no key at all could be unwrapped for so long.
+/// Failed calls are retried until no key at all has been decrypted for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-/// Between two attempts at what could not be loaded.
+/// The first pause between two attempts to load what is missing. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why the plugin cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The broker or the key file directory.
+    /// The key file directory, the manifest or a key.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The broker cannot be asked.
+    /// The broker does not answer.
     #[error(transparent)]
     KmsClient(#[from] KmsError),
     /// The offline keys.
     #[error(transparent)]
     Offline(#[from] OfflineError),
-    /// Key files hold other keys than the manifest lists. InnoDB would take the data for corrupted, and advise
-    /// to drop the tables.
-    #[error("{} key files hold other keys than they should; the reasons are above", .0)]
+    /// Key files hold different keys than the manifest lists. InnoDB would report the data as corrupted and
+    /// advise dropping the tables.
+    #[error("{0} key files hold the wrong key; the reasons are above")]
     WrongKeys(usize),
-    /// There are keys and none could be used.
+    /// Keys exist and none could be loaded.
     #[error("none of the {0} data keys could be loaded; the reasons are above")]
     NoKeyLoaded(usize),
 }
 
-/// Loads every key, and makes those that a safe start needs. A key that fails is reported and tried again
-/// when it is needed.
+/// Loads every key, and makes the new versions that a safe start needs. A key that fails is reported and tried
+/// again when it is needed.
 ///
-/// Errors: no broker, or keys of which none could be loaded.
+/// Errors: no broker answers, or keys exist and none could be loaded.
 pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError> {
     manager.kms.check_broker()?;
     if program == Program::Server {
@@ -60,14 +61,14 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     let listing = manager.directory.list().map_err(KeyError::from)?;
     for name in &listing.malformed {
         log::note(&format!(
-            "ignoring file '{name}': key files are named aws-kms-key.<id>.<version>, with .ctr for AES_CTR"
+            "ignoring file '{name}': key files are named aws-kms-key.ID.VERSION or, for AES_CTR, aws-kms-key.ID.VERSION.ctr"
         ));
     }
     let forked = match program {
-        Program::Server if manager.manifest.is_forked() => leave_origin(manager)?,
+        Program::Server if manager.manifest.is_forked() => fork_keys(manager)?,
         _ => BTreeSet::new(),
     };
-    // A copy's new versions are on disk too by now.
+    // Listed again: a copied data directory has new versions now.
     let listing = manager.directory.list().map_err(KeyError::from)?;
     report_missing(manager, &listing);
     let mut loadable = without_conflicts(manager, &listing);
@@ -94,25 +95,25 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     Ok(())
 }
 
-/// Loads the keys that only the increment has which mariadb-backup is about to apply: its log may be
-/// encrypted with them, and mariadb-backup copies their files to the backup last of all.
+/// Loads the keys that only the increment has which mariadb-backup is about to apply. Its log may be encrypted
+/// with them, and mariadb-backup copies their files into the backup only at the end.
 ///
 /// Errors: the directory cannot be read.
 pub fn load_increment(manager: &KeyManager, increment: &Path) -> Result<(), KeyError> {
     let directory = KeyDirectory::open(increment)?;
     let mut names = directory.list()?.keys;
-    names.retain(|name| manager.keyring.key(name.id, name.version).is_none());
+    names.retain(|name| !manager.keyring.contains(name.id, name.version));
     load_concurrently(manager, &directory, names);
     Ok(())
 }
 
-/// Not being able to clean up is no reason to stay down.
+/// Removes temporary key files. A failure does not stop the start.
 fn remove_left_overs(manager: &KeyManager) {
     match manager.directory.remove_stale_temporaries() {
         Ok(names) => {
             for name in names {
                 log::note(&format!(
-                    "removed '{name}', left by a server that died while it made a key; nothing was encrypted with it"
+                    "removed '{name}', left behind by a server that died while making a key; nothing was encrypted with that key"
                 ));
             }
         }
@@ -125,7 +126,7 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
         Ok(()) => true,
         Err(error) => {
             manager.note_loaded(name, &Err::<(), _>(error.into()));
-            // Either of the two would be told of the other.
+            // The error names both files, so it is reported for one of them.
             if name.algorithm == Algorithm::AesCbc {
                 report_failure(manager, name);
             }
@@ -143,8 +144,8 @@ fn report_failure(manager: &KeyManager, name: &KeyName) {
     }
 }
 
-/// Reports the versions that the manifest lists and that have no key file: loudly where one is the newest of
-/// its key. Older ones may have been moved away because nothing needs them any more.
+/// Reports the versions that the manifest lists and that have no key file: as an error if the version is the
+/// newest of its key. Older ones may have been moved away because nothing needs them any more.
 fn report_missing(manager: &KeyManager, listing: &Listing) {
     let newest_on_disk: BTreeMap<u32, u32> = listing
         .keys
@@ -176,17 +177,17 @@ fn report_missing(manager: &KeyManager, listing: &Listing) {
     }
     if !old.is_empty() {
         log::note(&format!(
-            "'{}' lists older key versions that have no key file here: {}. What they encrypted cannot be decrypted; that is well if kms-data-keys check has called them not needed",
+            "'{}' lists older key versions that have no key file here: {}. Data encrypted with them cannot be decrypted. Ignore this if kms-data-keys check has reported them as not needed",
             manager.manifest.path().display(),
             old.join(", ")
         ));
     }
 }
 
-/// Makes new versions of all keys of a copied data directory that encrypt with AES_CTR: its origin goes
-/// on with the old ones, and both would encrypt different pages with the same key and IV. Returns the ids
-/// of which none could be made, which the server does not get.
-fn leave_origin(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
+/// Makes new versions of all AES_CTR keys of a copied data directory: the original server continues to use the
+/// old ones, and both would encrypt different pages with the same key and IV. Returns the ids for which this
+/// failed, which are refused to the server.
+fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
     let mut ids: BTreeSet<u32> = manager
         .directory
         .list()?
@@ -201,11 +202,11 @@ fn leave_origin(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
         let Some(latest) = latest.filter(|name| name.algorithm == Algorithm::AesCtr) else {
             continue;
         };
-        let placement = VersionPolicy::Next {
+        let version_policy = VersionPolicy::Next {
             known: latest.version,
         };
-        let may_retry = until(PATIENCE);
-        if let Err(error) = manager.make(id, placement, &manager.limits_at_start(&may_retry)) {
+        let may_retry = retry_for(PATIENCE);
+        if let Err(error) = manager.make(id, version_policy, &manager.limits_at_start(&may_retry)) {
             let reason = error.to_string();
             let error = KeyError::Forked { id, reason };
             log::error(&error.to_string());
@@ -216,47 +217,43 @@ fn leave_origin(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
     if refused.is_empty() {
         manager.manifest.set_forked(false)?;
         log::note(
-            "this data directory is a copy (kms-data-keys fork), and no key of its origin encrypts with AES_CTR here any more",
+            "this data directory is a copy (kms-data-keys fork); all its AES_CTR keys have new versions now, so it shares none with the original",
         );
     }
     Ok(refused)
 }
 
-/// Makes versions of AES_CBC where the system's keys encrypt with AES_CTR, as they do after a move from
-/// file_key_management: MariaDB uses an IV more than once in the redo log, temporary tables and Aria.
+/// Makes AES_CBC versions of system keys that use AES_CTR, as they may after a migration from
+/// file_key_management: MariaDB reuses IVs in the redo log, temporary tables and Aria.
 fn replace_ctr_of_system_keys(manager: &KeyManager) {
     for id in SYSTEM_IDS {
         let Some(version) = manager.keyring.latest_version(id) else {
             continue;
         };
-        let is_ctr = manager
-            .keyring
-            .key(id, version)
-            .is_some_and(|key| key.algorithm() == Algorithm::AesCtr);
-        if !is_ctr {
+        if manager.keyring.algorithm(id, version) != Some(Algorithm::AesCtr) {
             continue;
         }
-        let placement = VersionPolicy::Next { known: version };
-        let may_retry = until(PATIENCE);
-        match manager.make(id, placement, &manager.limits_at_start(&may_retry)) {
+        let version_policy = VersionPolicy::Next { known: version };
+        let may_retry = retry_for(PATIENCE);
+        match manager.make(id, version_policy, &manager.limits_at_start(&may_retry)) {
             Ok(Some(name)) => log::warning(&format!(
-                "key {id} now has version {} of AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with it. The redo log goes on under version {version} until innodb_log_file_size changes",
+                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes",
                 name.version
             )),
             Ok(None) => {}
             Err(error) => log::error(&format!(
-                "key {id} encrypts with AES_CTR, which is not safe for what MariaDB encrypts with it, and no version of AES_CBC could be made: {error}"
+                "key {id} uses AES_CTR, which is not safe for what MariaDB encrypts with this key, and no AES_CBC version could be made: {error}"
             )),
         }
     }
 }
 
-/// What came of loading keys.
+/// The result of loading keys.
 #[derive(Default)]
 struct Loaded {
-    /// What the manifest should say of those that were loaded.
+    /// The manifest entries of the keys that were loaded.
     entries: Vec<Entry>,
-    /// How many files hold another key than the manifest lists.
+    /// How many files hold a different key than the manifest lists.
     wrong_keys: usize,
 }
 
@@ -270,7 +267,7 @@ fn load_concurrently(
     let work = |name: KeyName, is_stopped: &AtomicBool| {
         let may_retry = |error: &KmsError| {
             *lock(&trouble) = Some(error.to_string());
-            let progress = Some(*lock(&last_success)).max(manager.kms.waits.last());
+            let progress = Some(*lock(&last_success)).max(manager.kms.waits().last());
             !is_stopped.load(Ordering::Relaxed)
                 && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
@@ -282,7 +279,7 @@ fn load_concurrently(
         );
         match &loaded {
             Ok(_) => *lock(&last_success) = Instant::now(),
-            // The others need not find that out one by one.
+            // All other keys would fail for the same reason.
             Err(error) => drop(is_stopped.fetch_or(error.is_for_all_keys(), Ordering::Relaxed)),
         }
         loaded
@@ -291,7 +288,7 @@ fn load_concurrently(
     let left = concurrent::for_each(names, work, |result| {
         let Some(loaded) = result else {
             progress.report(lock(&trouble).take());
-            return progress.goes_on;
+            return progress.should_continue;
         };
         progress.done += 1;
         match loaded {
@@ -304,7 +301,7 @@ fn load_concurrently(
                 progress.failed(&error);
             }
         }
-        progress.goes_on
+        progress.should_continue
     });
     if !left.is_empty() {
         log::warning(&format!(
@@ -315,7 +312,7 @@ fn load_concurrently(
     all
 }
 
-/// Loads one key; the manifest is written once for all of them.
+/// Loads one key. The caller writes the manifest once for all keys.
 fn load(
     manager: &KeyManager,
     directory: &KeyDirectory,
@@ -323,25 +320,25 @@ fn load(
     limits: &Limits<'_>,
 ) -> Result<Entry, KeyError> {
     let loaded = manager
-        .unwrap(directory, name, limits)
-        .and_then(|unwrapped| {
-            manager.publish(name, &unwrapped.key)?;
-            Ok(Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn))
+        .decrypt(directory, name, limits)
+        .and_then(|decrypted| {
+            manager.publish(name, &decrypted.key)?;
+            Ok(Entry::new(*name, &decrypted.key, &decrypted.master_key_arn))
         });
     manager.note_loaded(name, &loaded);
     loaded
 }
 
-/// What the error log gets to know while keys are loaded.
+/// Reports to the error log how loading proceeds.
 struct Progress {
     total: usize,
     done: usize,
     reported: usize,
     next_report: Instant,
-    /// Between two reports; longer each time that nothing has come of it.
+    /// Time between two reports. It doubles when there is no progress.
     interval: Duration,
-    /// False after a failure that the other keys would share, or that lasted.
-    goes_on: bool,
+    /// False after a failure that would hit every other key too, or that lasted too long.
+    should_continue: bool,
 }
 
 impl Progress {
@@ -352,18 +349,18 @@ impl Progress {
             reported: 0,
             next_report: Instant::now() + PROGRESS_INTERVAL,
             interval: PROGRESS_INTERVAL,
-            goes_on: true,
+            should_continue: true,
         }
     }
 
-    /// Reports how far it is, and what keeps it.
+    /// Reports the progress, and what delays it.
     fn report(&mut self, trouble: Option<String>) {
         if Instant::now() < self.next_report {
             return;
         }
         let reason = match trouble {
             Some(trouble) => format!("; retrying: {trouble}"),
-            None if self.done == self.reported => "; waiting for the broker's answer".into(),
+            None if self.done == self.reported => "; waiting for the broker".into(),
             None => String::new(),
         };
         self.interval = match self.done == self.reported {
@@ -378,12 +375,12 @@ impl Progress {
 
     fn failed(&mut self, error: &KeyError) {
         let is_for_all = error.is_for_all_keys();
-        // Workers that were in the middle of a call fail for the same reason.
-        if self.goes_on || !is_for_all {
+        // Workers that were in the middle of a call fail for the same reason, which is logged once.
+        if self.should_continue || !is_for_all {
             log::error(&error.to_string());
         }
-        // Whoever failed of something that may pass has tried for as long as all are to be tried.
-        self.goes_on &= !is_for_all && !error.is_transient();
+        // A worker reports a transient failure only after the patience for all keys is over.
+        self.should_continue &= !is_for_all && !error.is_transient();
     }
 }
 
@@ -394,8 +391,11 @@ fn log_loaded(entry: &Entry) {
     ));
 }
 
-/// Tries again to load what could not be loaded when the plugin started, until everything is there or
-/// `wait` says that the plugin stops: a table that nobody reads would keep new data under an old version.
+/// Retries keys that could not be loaded when the plugin started, until all are loaded or `wait` returns false
+/// because the plugin stops. Without this, a server whose newest version was missing would keep encrypting with
+/// an older one.
+///
+/// `wait` sleeps for the given time.
 pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
     let mut pause = FIRST_PAUSE;
     while wait(pause) {
@@ -413,7 +413,7 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
             };
             if manager.load(&manager.directory, &name, &limits).is_ok() {
                 log::note(&format!(
-                    "loaded key {}, version {}, which was missing until now",
+                    "loaded key {}, version {}, which was missing before",
                     name.id, name.version
                 ));
             }
@@ -423,10 +423,6 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! Data keys: in memory, else on disk, else made, if they are new.
+//! Serves data keys from memory, else from disk. Makes a key that has never existed.
 
 #![forbid(unsafe_code)]
 
 use core::ops::RangeInclusive;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use broker_api::WaitPolicy;
+use broker_api::{SessionState, WaitPolicy};
 use data_files::usage;
 use key_store::PlaintextKey;
 use key_store::fault_points::{self, Step};
@@ -18,60 +18,60 @@ use key_store::manifest::{Entry, ManifestFile};
 
 use crate::keys::error::KeyError;
 use crate::keys::failure_backoff::{FailureBackoff, KeyRequest};
-use crate::keys::keyring::Keyring;
+use crate::keys::keyring::{DataKey, Keyring};
 use crate::keys::private_descriptors;
-use crate::kms::client::{KmsClient, KmsError, Limits, Unwrapped};
-use crate::kms::waiting::is_unwanted;
+use crate::kms::client::{Counters, KmsClient, KmsError, Limits, Unwrapped};
+use crate::kms::waiting::is_interrupted;
+use crate::lock::lock;
 use crate::server::log;
 use crate::server::symbols::{
     is_cluster_node, is_main_thread, server_is_starting, statement_is_killed,
 };
 use crate::settings::{GlobalSettings, StartupSettings};
 
-/// How long a statement waits for a KMS that fails at once, beyond its first call.
+/// How long a statement keeps retrying a KMS that fails at once.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
-/// Keys that the server wants without a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
+/// Keys that the server uses without being told by a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
 /// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
 pub const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
 
-/// What program has loaded the plugin.
+/// The program that has loaded the plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// A server.
     Server,
-    /// mariadb-backup, which reads keys and makes none.
+    /// mariadb-backup, which only reads keys.
     Backup,
 }
 
-/// Everything the plugin knows while it is loaded.
+/// The state of the plugin while it is loaded.
 pub struct KeyManager {
     /// The keys in memory.
-    pub keyring: Keyring,
+    pub(super) keyring: Keyring,
     /// The key files.
-    pub directory: KeyDirectory,
+    pub(super) directory: KeyDirectory,
     /// All keys that the server has ever had.
-    pub manifest: ManifestFile,
-    /// KMS.
-    pub kms: KmsClient,
-    pub(crate) settings: StartupSettings,
+    pub(super) manifest: ManifestFile,
+    pub(super) kms: KmsClient,
+    pub(super) settings: StartupSettings,
     dynamic: &'static GlobalSettings,
     program: Program,
     backoff: FailureBackoff,
-    /// Key ids that the server must not get before it is restarted, and why.
+    /// Key ids that the server must not get until it is restarted, and why.
     refused: Mutex<BTreeMap<u32, String>>,
-    /// Versions that exist and are not in memory, and why.
+    /// Versions that exist but are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
     server_lock: Mutex<Option<ServerLock>>,
 }
 
 impl KeyManager {
-    /// Opens the key file directory, unless offline keys take its place, and the manifest.
+    /// Opens the manifest and, unless offline keys replace it, the key file directory.
     pub fn new(
         settings: StartupSettings,
         dynamic: &'static GlobalSettings,
         program: Program,
     ) -> Result<Self, FileError> {
-        // With offline keys nothing is looked for there, and a host that restores need not have it.
+        // Offline keys need no such directory, and a host that restores a backup may not have it.
         let (keyfile_dir, makes_keys) = match settings.offline_keys() {
             Some(_) => (Path::new(""), false),
             None => (&*settings.keyfile_dir, program == Program::Server),
@@ -96,15 +96,15 @@ impl KeyManager {
         })
     }
 
-    /// Wipes the keys, and lets another server use the directory.
+    /// Wipes the keys and releases the directory for another server.
     pub fn stop(&self) {
         self.keyring.wipe();
         lock(&self.server_lock).take();
     }
 
-    /// Returns the latest version of a key. A key that has never existed is made.
+    /// Returns the latest version of a key, and makes the key if it has never existed.
     ///
-    /// Never fails for an id that has been served: its versions stay in memory. The error is the
+    /// Never fails for an id that has been served before, whose versions stay in memory. The error is the
     /// reason, and has been logged.
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
@@ -113,15 +113,62 @@ impl KeyManager {
         }
     }
 
-    /// Whether the server has another key for what it wants this one for, so that its absence
-    /// is no error: `file_key_management` need not have it either.
+    /// Passes a key version to `read` and returns its result. Loads the version if it is not in memory. The
+    /// error is the reason, and has been logged.
+    #[inline]
+    pub fn read_key<R>(
+        &self,
+        id: u32,
+        version: u32,
+        read: impl Fn(&DataKey) -> R,
+    ) -> Result<R, String> {
+        if let Some(result) = self.keyring.read(id, version, &read) {
+            return Ok(result);
+        }
+        self.ensure_loaded(id, version)?;
+        let unloaded = || format!("version {version} of key {id} is not loaded");
+        self.keyring.read(id, version, read).ok_or_else(unloaded)
+    }
+
+    /// The file whose keys are served instead of those of key files and KMS, if there is one.
+    pub fn offline_keys(&self) -> Option<&Path> {
+        self.settings.offline_keys()
+    }
+
+    /// Number of key ids that have a version in memory.
+    pub fn loaded_ids(&self) -> u64 {
+        self.keyring.id_count()
+    }
+
+    /// Number of key versions in memory.
+    pub fn loaded_versions(&self) -> u64 {
+        self.keyring.version_count()
+    }
+
+    /// Counts the calls of KMS, for the status variables.
+    pub fn kms_counters(&self) -> &Counters {
+        self.kms.counters()
+    }
+
+    /// The state of the broker's session; `None` if no broker answers or none is needed.
+    pub fn session(&self) -> Option<SessionState> {
+        match self.offline_keys() {
+            Some(_) => None,
+            None => self.kms.session().ok(),
+        }
+    }
+
+    /// Whether the server uses another key where this one is missing, so that its absence is no error:
+    /// `file_key_management` may lack it too.
     pub fn is_dispensable(&self, id: u32) -> bool {
-        self.settings.offline_keys().is_some() && id == *SYSTEM_IDS.end()
+        id == *SYSTEM_IDS.end()
+            && self.offline_keys().is_some()
+            && self.keyring.latest_version(id).is_none()
     }
 
     /// Makes sure that a key version is in memory. The error is the reason, and has been logged.
-    pub fn ensure_loaded(&self, id: u32, version: u32) -> Result<(), String> {
-        if self.keyring.key(id, version).is_some() {
+    pub(super) fn ensure_loaded(&self, id: u32, version: u32) -> Result<(), String> {
+        if self.keyring.contains(id, version) {
             return Ok(());
         }
         let request = KeyRequest {
@@ -144,7 +191,7 @@ impl KeyManager {
         let may_wait = || {
             if statement_is_killed() {
                 Err(KeyError::Killed { id })
-            } else if self.policy() == WaitPolicy::Never && self.kms.waits.is_waiting() {
+            } else if self.policy() == WaitPolicy::Never && self.kms.waits().is_waiting() {
                 Err(KeyError::AwaitsCode { id })
             } else {
                 Ok(())
@@ -156,7 +203,7 @@ impl KeyManager {
     fn find_version(&self, id: u32, version: u32) -> Result<(), KeyError> {
         check_number(id)?;
         check_number(version)?;
-        if self.keyring.key(id, version).is_some() {
+        if self.keyring.contains(id, version) {
             return Ok(());
         }
         self.expect_key_files(|| format!("version {version} of key {id}"))?;
@@ -166,7 +213,7 @@ impl KeyManager {
             return Err(KeyError::NoSuchVersion { id, version, path });
         };
         self.directory.sync()?;
-        let may_retry = until(STATEMENT_PATIENCE);
+        let may_retry = retry_for(STATEMENT_PATIENCE);
         self.load(&self.directory, &name, &self.limits(&may_retry))
     }
 
@@ -176,18 +223,18 @@ impl KeyManager {
             return Ok(version);
         }
         self.expect_key_files(|| format!("key {id}"))?;
-        let may_retry = until(STATEMENT_PATIENCE);
+        let may_retry = retry_for(STATEMENT_PATIENCE);
         match self.load_latest(id, &self.limits(&may_retry))? {
             Some(version) => Ok(version),
             None => self.make_first(id),
         }
     }
 
-    /// Loads the highest version that can be loaded; `None` if no version is known.
+    /// Loads the highest version that can be loaded. Returns `None` if no version is known.
     ///
-    /// If none can be, the server must not get the key until it is restarted: InnoDB remembers that a
-    /// tablespace has no key, and ends the server when it writes a page there all the same.
-    pub(crate) fn load_latest(
+    /// If versions are known but none can be loaded, the server must not get the key until it is restarted:
+    /// InnoDB remembers that a tablespace has no key, and aborts the server when it later writes a page there.
+    pub(super) fn load_latest(
         &self,
         id: u32,
         limits: &Limits<'_>,
@@ -229,9 +276,9 @@ impl KeyManager {
         }
     }
 
-    /// The versions of a key on disk and in the manifest, in order. A version of two algorithms is there
-    /// twice.
-    pub(crate) fn known_versions(&self, id: u32) -> Result<Vec<KeyName>, KeyError> {
+    /// Returns the versions of a key on disk and in the manifest, in order. A version that exists with both
+    /// algorithms appears twice.
+    pub(super) fn known_versions(&self, id: u32) -> Result<Vec<KeyName>, KeyError> {
         let mut known = self.directory.versions(id)?;
         for entry in self.manifest.versions(id) {
             if !known.iter().any(|name| name.version == entry.name.version) {
@@ -242,8 +289,8 @@ impl KeyManager {
         Ok(known)
     }
 
-    /// Makes the first version of a key, if neither key files nor manifest know it and no data is
-    /// encrypted with it.
+    /// Makes the first version of a key that neither key files nor manifest list, unless data is encrypted with
+    /// it.
     fn make_first(&self, id: u32) -> Result<u32, KeyError> {
         if self.program == Program::Backup {
             let path = self.directory.path().to_owned();
@@ -255,11 +302,11 @@ impl KeyManager {
             self.refuse(id, &error.to_string());
             return Err(error.for_reading(id));
         }
-        let may_retry = until(STATEMENT_PATIENCE);
+        let may_retry = retry_for(STATEMENT_PATIENCE);
         let limits = self.limits(&may_retry);
         match self.make(id, VersionPolicy::First, &limits)? {
             Some(name) => Ok(name.version),
-            // Another process made it between our look and our attempt.
+            // Another process made it after we had looked for it.
             None => self.load_latest(id, &limits)?.ok_or_else(|| {
                 let path = self.directory.path().to_owned();
                 KeyError::NoSuchVersion {
@@ -271,7 +318,7 @@ impl KeyManager {
         }
     }
 
-    /// Looks for a file of the server that is encrypted with a key.
+    /// Returns a file of the server that is encrypted with a key, if there is one.
     fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
         let manifest = self.manifest.path();
         let datadir = manifest.parent().unwrap_or(Path::new("."));
@@ -280,13 +327,13 @@ impl KeyManager {
             .map_err(|source| KeyError::Unclear { id, source })
     }
 
-    /// The highest version of a key that is known anywhere; 0 if none is.
-    pub(crate) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
+    /// Returns the highest version of a key in memory, on disk or in the manifest; 0 if there is none.
+    pub(super) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
         let on_disk = self.known_versions(id)?.last().map(|name| name.version);
         Ok(on_disk.max(self.keyring.latest_version(id)).unwrap_or(0))
     }
 
-    pub(crate) fn file_missing(&self, name: &KeyName) -> KeyError {
+    pub(super) fn file_missing(&self, name: &KeyName) -> KeyError {
         KeyError::FileMissing {
             name: *name,
             path: self.directory.path().to_owned(),
@@ -294,9 +341,9 @@ impl KeyManager {
         }
     }
 
-    /// Fails if the keys are offline keys: all of them are in memory already.
+    /// Fails if offline keys are served, because all of those are in memory already.
     fn expect_key_files(&self, what: impl FnOnce() -> String) -> Result<(), KeyError> {
-        match self.settings.offline_keys() {
+        match self.offline_keys() {
             None => Ok(()),
             Some(path) => Err(KeyError::NotOffline {
                 what: what(),
@@ -305,14 +352,14 @@ impl KeyManager {
         }
     }
 
-    /// Keeps a key from the server until it is restarted.
-    pub(crate) fn refuse(&self, id: u32, reason: &str) {
+    /// Refuses a key to the server until it is restarted.
+    pub(super) fn refuse(&self, id: u32, reason: &str) {
         lock(&self.refused)
             .entry(id)
             .or_insert_with(|| reason.to_owned());
     }
 
-    pub(crate) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
+    pub(super) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
         match lock(&self.refused).get(&id) {
             None => Ok(()),
             Some(reason) => Err(KeyError::NeedsRestart {
@@ -322,18 +369,18 @@ impl KeyManager {
         }
     }
 
-    /// The limits of a call for the running statement, or for the server's start.
+    /// Returns the limits of a KMS call for the running statement or for the start of the server.
     fn limits<'a>(&self, may_retry: &'a dyn Fn(&KmsError) -> bool) -> Limits<'a> {
         Limits {
             wait: self.policy(),
             deadline: None,
             may_retry,
-            is_interrupted: &is_unwanted,
+            is_interrupted: &is_interrupted,
         }
     }
 
-    /// The same while the plugin is loaded.
-    pub(crate) fn limits_at_start<'a>(
+    /// Returns the limits of a KMS call while the plugin is being loaded.
+    pub(super) fn limits_at_start<'a>(
         &self,
         may_retry: &'a dyn Fn(&KmsError) -> bool,
     ) -> Limits<'a> {
@@ -343,8 +390,8 @@ impl KeyManager {
         }
     }
 
-    /// Whether a call may wait for somebody to open a session. Only the thread that starts the server may:
-    /// all others hold locks that somebody else needs.
+    /// Returns whether a call may wait until somebody opens a session. Only the thread that starts the server
+    /// may wait: other threads hold locks that others need.
     fn policy(&self) -> WaitPolicy {
         if server_is_starting() && is_main_thread() {
             self.policy_at_start()
@@ -353,7 +400,7 @@ impl KeyManager {
         }
     }
 
-    /// The same while the plugin is loaded.
+    /// Returns the same for a plugin that is being loaded.
     fn policy_at_start(&self) -> WaitPolicy {
         match self.program {
             Program::Backup => WaitPolicy::Limited,
@@ -362,23 +409,23 @@ impl KeyManager {
         }
     }
 
-    /// Reads, unwraps, checks and publishes one key file, and adds it to the manifest.
-    pub(crate) fn load(
+    /// Reads, decrypts, checks and publishes one key file, and adds it to the manifest.
+    pub(super) fn load(
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
         limits: &Limits<'_>,
     ) -> Result<(), KeyError> {
-        let loaded = self.unwrap(directory, name, limits).and_then(|unwrapped| {
-            self.record_loaded(&[Entry::new(*name, &unwrapped.key, &unwrapped.master_key_arn)]);
-            self.publish(name, &unwrapped.key)
+        let loaded = self.decrypt(directory, name, limits).and_then(|decrypted| {
+            self.record_loaded(&[Entry::new(*name, &decrypted.key, &decrypted.master_key_arn)]);
+            self.publish(name, &decrypted.key)
         });
         self.note_loaded(name, &loaded);
         loaded
     }
 
-    /// Remembers whether a version that exists is in memory.
-    pub(crate) fn note_loaded<T>(&self, name: &KeyName, loaded: &Result<T, KeyError>) {
+    /// Records whether a version that exists is in memory.
+    pub(super) fn note_loaded<T>(&self, name: &KeyName, loaded: &Result<T, KeyError>) {
         let mut unloaded = lock(&self.unloaded);
         match loaded {
             Ok(_) => drop(unloaded.remove(name)),
@@ -386,8 +433,8 @@ impl KeyManager {
         }
     }
 
-    /// Reads, unwraps and checks one key file.
-    pub(crate) fn unwrap(
+    /// Reads, decrypts and checks one key file.
+    pub(super) fn decrypt(
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
@@ -401,7 +448,7 @@ impl KeyManager {
             }
         })?;
         let listed = self.manifest.get(name.id, name.version);
-        let unwrapped = self
+        let decrypted = self
             .kms
             .decrypt(
                 blob,
@@ -413,12 +460,12 @@ impl KeyManager {
                 path: directory.path_of(name),
                 source,
             })?;
-        self.check(&directory.path_of(name), name, &unwrapped.key)?;
-        Ok(unwrapped)
+        self.check(&directory.path_of(name), name, &decrypted.key)?;
+        Ok(decrypted)
     }
 
-    /// Fails if the manifest lists another key under this name than the one that `path` holds.
-    pub(crate) fn check(
+    /// Fails if the key that `path` holds is not the one that the manifest lists under this name.
+    pub(super) fn check(
         &self,
         path: &Path,
         name: &KeyName,
@@ -432,9 +479,8 @@ impl KeyManager {
             })
     }
 
-    /// Adds keys that are on disk already to the manifest. Not being able to is no reason not to serve
-    /// them.
-    pub(crate) fn record_loaded(&self, entries: &[Entry]) {
+    /// Adds keys that are already on disk to the manifest. They are served even if this fails.
+    pub(super) fn record_loaded(&self, entries: &[Entry]) {
         if self.program == Program::Backup {
             return;
         }
@@ -442,26 +488,26 @@ impl KeyManager {
             Ok(()) => {}
             Err(error) if error.is_read_only() => {}
             Err(error) => log::warning(&format!(
-                "{error}; until then a key file that is lost may not be noticed"
+                "{error}; until this is fixed, the loss of a key file may go unnoticed"
             )),
         }
     }
 
-    /// Makes a new version; `None` if [`VersionPolicy::First`] found one that another process made.
+    /// Makes a new version. Returns `None` if [`VersionPolicy::First`] found one that another process made.
     ///
-    /// The key is used only after it proved to open, and after its file and the manifest are on disk for
-    /// good: losing it afterwards would lose the data.
-    pub(crate) fn make(
+    /// The key is used only after KMS has decrypted it and after its file and the manifest are safely on disk:
+    /// losing it later would lose the data.
+    pub(super) fn make(
         &self,
         id: u32,
-        placement: VersionPolicy,
+        version_policy: VersionPolicy,
         limits: &Limits<'_>,
     ) -> Result<Option<KeyName>, KeyError> {
         if self.program == Program::Backup {
             let path = self.directory.path().to_owned();
             return Err(KeyError::NotInBackup { id, path });
         }
-        if let Some(path) = self.settings.offline_keys() {
+        if let Some(path) = self.offline_keys() {
             let path = path.to_owned();
             return Err(KeyError::OnlyRead { path });
         }
@@ -480,19 +526,19 @@ impl KeyManager {
             .generate(master_key_id.clone(), key_bytes, id, limits)
             .map_err(failed)?;
         fault_points::reach(Step::Generated);
-        let unwrapped = self
+        let decrypted = self
             .kms
             .decrypt(wrapped.ciphertext_blob.clone(), None, (id, 0), limits)
             .map_err(failed)?;
-        let key = unwrapped.key;
+        let key = decrypted.key;
         if key.expose().len() != usize::from(key_bytes) {
             return Err(failed(KmsError::WrongReply));
         }
         fault_points::reach(Step::Unwrapped);
         let (algorithm, why) = self.algorithm_of_new_version(id);
-        let stored = self
-            .directory
-            .store(id, algorithm, placement, &wrapped.ciphertext_blob)?;
+        let stored =
+            self.directory
+                .store(id, algorithm, version_policy, &wrapped.ciphertext_blob)?;
         let Stored::New(name) = stored else {
             return Ok(None);
         };
@@ -509,28 +555,29 @@ impl KeyManager {
         Ok(Some(name))
     }
 
-    pub(crate) fn algorithm_of_new_keys(&self) -> Algorithm {
+    pub(super) fn algorithm_of_new_keys(&self) -> Algorithm {
         self.dynamic.algorithm()
     }
 
-    /// How a new version of a key encrypts, and why if that is not what was asked for.
+    /// Returns how a new version of a key encrypts, and the reason if that is not what the setting asks for.
     ///
     /// MariaDB encrypts different data with the same key and IV in the redo log, in temporary tables and in
-    /// Aria, which all use the system's keys; and the nodes of a cluster encrypt different pages with the
-    /// same key. Both would give the data of AES_CTR away.
-    pub(crate) fn algorithm_of_new_version(&self, id: u32) -> (Algorithm, &'static str) {
+    /// Aria, which all use the system keys. The nodes of a cluster encrypt different pages with the same key.
+    /// With AES_CTR, both would reveal the data.
+    pub(super) fn algorithm_of_new_version(&self, id: u32) -> (Algorithm, &'static str) {
         match self.dynamic.algorithm() {
-            Algorithm::AesCtr if SYSTEM_IDS.contains(&id) => {
-                (Algorithm::AesCbc, " (AES_CTR is for key ids from 3 on)")
-            }
+            Algorithm::AesCtr if SYSTEM_IDS.contains(&id) => (
+                Algorithm::AesCbc,
+                " (AES_CTR is only for key ids 3 and above)",
+            ),
             Algorithm::AesCtr if is_cluster_node() => {
                 (Algorithm::AesCbc, " (AES_CTR is not for cluster nodes)")
             }
-            asked_for => (asked_for, ""),
+            requested => (requested, ""),
         }
     }
 
-    pub(crate) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
+    pub(super) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
         let added = self
             .keyring
             .add(*name, key.expose())
@@ -543,7 +590,7 @@ impl KeyManager {
         Ok(())
     }
 
-    /// Versions that exist and are not in memory, in order, and why.
+    /// Returns the versions that exist but are not in memory, in order, with the reasons.
     pub fn unloaded(&self) -> Vec<(KeyName, String)> {
         let unloaded = lock(&self.unloaded);
         unloaded
@@ -552,15 +599,15 @@ impl KeyManager {
             .collect()
     }
 
-    /// Warns that new data is encrypted with an older version than there is.
-    pub(crate) fn report_unloaded(&self, id: u32) {
+    /// Warns if new data is encrypted with a version that is not the newest.
+    pub(super) fn report_unloaded(&self, id: u32) {
         let Some(latest) = self.keyring.latest_version(id) else {
             return;
         };
         for (name, _) in self.unloaded() {
             if name.id == id && name.version > latest {
                 log::warning(&format!(
-                    "encrypting new data with version {latest} of key {id} although version {} exists, because {name} could not be loaded; see the error before this one",
+                    "encrypting new data with version {latest} of key {id} although version {} exists, because {name} could not be loaded; see the preceding error",
                     name.version
                 ));
             }
@@ -576,15 +623,10 @@ fn check_number(number: u32) -> Result<(), KeyError> {
     }
 }
 
-/// Allows retries for `patience` from now.
-pub(crate) fn until(patience: Duration) -> impl Fn(&KmsError) -> bool {
+/// Returns a condition that allows retries until `patience` has passed.
+pub(super) fn retry_for(patience: Duration) -> impl Fn(&KmsError) -> bool {
     let end = Instant::now() + patience;
     move |_| Instant::now() < end
-}
-
-/// What these locks protect is whole at every unlock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Data keys: which versions there are, which of them are in memory, and how new ones are made.
+//! Data keys: which versions exist, which of them are in memory, and how new ones are made.
 
 pub mod aria_recovery;
 pub mod error;

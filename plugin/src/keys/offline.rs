@@ -1,4 +1,4 @@
-//! Keys of a file in place of key files and KMS: `aws_key_management_offline_keys`.
+//! Keys from a file instead of key files and KMS: `aws_key_management_offline_keys`.
 
 #![forbid(unsafe_code)]
 
@@ -15,24 +15,25 @@ use crate::keys::error::KeyError;
 use crate::keys::manager::{KeyManager, SYSTEM_IDS};
 use crate::server::log;
 
-/// What is in front of a path, as in `file_key_management_filekey`.
+/// The prefix of a path, as in `file_key_management_filekey`.
 const FILE_PREFIX: &[u8] = b"FILE:";
 
 /// Why the offline keys cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
-    /// SHOW VARIABLES would show the password itself to everybody. So the message does not repeat it.
+    /// The variable contains the password itself, which SHOW VARIABLES would reveal. The message does not
+    /// repeat it.
     #[error(
-        "aws_key_management_offline_filekey must be FILE: and the path of the file with the password, because SHOW VARIABLES and backups would show the password itself"
+        "aws_key_management_offline_filekey must be FILE: and the path of the file with the password, because SHOW VARIABLES and backups would reveal the password itself"
     )]
     NoPath,
-    /// The password.
+    /// The password cannot be read.
     #[error("aws_key_management_offline_filekey: {0}")]
     Password(#[from] PasswordError),
-    /// There is no password, and the file needs one.
+    /// The file needs a password and there is none.
     #[error("aws_key_management_offline_keys: '{}' is encrypted; set aws_key_management_offline_filekey to FILE: and the path of the file with its password", .0.display())]
     NoPassword(PathBuf),
-    /// Password, digest or number of iterations are others.
+    /// Password, digest or number of iterations is wrong.
     #[error(
         "aws_key_management_offline_keys: cannot decrypt '{}' with the password of aws_key_management_offline_filekey, aws_key_management_offline_digest={} and aws_key_management_offline_use_pbkdf2={}: check all three (a file of kms-data-keys 0.1.0 needs sha256 and 200000, or sha1 and 0){}",
         path.display(),
@@ -41,14 +42,14 @@ pub enum OfflineError {
         password_hint(*several_lines)
     )]
     WrongPassword {
-        /// The file with the keys.
+        /// The key file.
         path: PathBuf,
-        /// What was tried.
+        /// The settings that were tried.
         derivation: Derivation,
         /// Whether the password has several lines.
         several_lines: bool,
     },
-    /// The file with the keys.
+    /// The key file cannot be read.
     #[error("aws_key_management_offline_keys: {0}")]
     File(OfflineFileError),
     /// No memory.
@@ -56,11 +57,11 @@ pub enum OfflineError {
     Key(#[from] KeyError),
 }
 
-/// Puts all keys of the file into memory, and says so.
+/// Loads all keys of the file into memory and reports them.
 ///
-/// `encryption_algorithm` is the algorithm of the keys whose lines name none, as
-/// `file_key_management_encryption_algorithm` is of all. The password is tried with the digest and
-/// the iterations that are set and no others: a search would hold up the server.
+/// `encryption_algorithm` applies to keys whose lines name no algorithm, as
+/// `file_key_management_encryption_algorithm` applies to all keys. The password is tried only with the digest
+/// and iterations that are set, because a search would delay the server's start.
 pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
     let password = password(&manager.settings.offline_filekey)?;
     let unnamed = manager.algorithm_of_new_keys();
@@ -82,7 +83,7 @@ pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
     let keys = keys.map_err(failed)?;
     if file.readable_by_others {
         log::warning(&format!(
-            "every user of this host can read '{}', which has the data keys; make it readable by the user of the server alone (chmod 600)",
+            "every user of this host can read '{}', which contains the data keys; make it readable only by the server's user (chmod 600)",
             path.display()
         ));
     }
@@ -97,13 +98,13 @@ pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
             && manager.keyring.latest_version(name.id) == Some(name.version)
         {
             log::warning(&format!(
-                "new data of key {} is encrypted with AES_CTR, which is not safe for redo log, temporary tables and Aria, because MariaDB uses an IV more than once there; offline keys cannot change that",
+                "new data of key {} is encrypted with AES_CTR, which is not safe for redo log, temporary tables and Aria, because MariaDB reuses IVs there. Offline keys cannot change that",
                 name.id
             ));
         }
     }
     log::note(&format!(
-        "serving {} keys, {} versions, of '{}'{} (aws_key_management_offline_keys): neither broker nor KMS is asked, and no keys or versions are made",
+        "serving {} keys, {} versions, from '{}'{} (aws_key_management_offline_keys). Neither broker nor KMS is used, and no keys or versions are made",
         manager.keyring.id_count(),
         manager.keyring.version_count(),
         path.display(),

@@ -1,4 +1,4 @@
-//! Opening the server's own files without taking its locks away.
+//! Opens the server's own files without releasing its locks.
 
 #![allow(unsafe_code)]
 
@@ -12,17 +12,16 @@ use nix::sched::{CloneFlags, unshare};
 
 /// `CLOSE_RANGE_UNSHARE` of `linux/close_range.h`.
 const CLOSE_RANGE_UNSHARE: c_uint = 1 << 1;
-/// Standard input, output and error stay.
+/// Standard input, output and error stay open.
 const FIRST_TO_CLOSE: c_int = 3;
 
-/// Runs `work` in a thread that has a table of file descriptors to itself.
+/// Runs `work` in a thread with a private table of file descriptors.
 ///
-/// InnoDB keeps other servers out by locks of fcntl(2). A process loses such a lock as soon as it closes
-/// any descriptor of the file, and in a thread with a table of its own the kernel does not count a close
-/// as one of the process.
+/// InnoDB keeps other servers out with fcntl(2) locks. A process loses such a lock as soon as it closes any
+/// descriptor of the file. The kernel does not count a close in a private table as one by the process.
 ///
-/// Errors: no thread can be started, or the system does not let it have a table of its own (Linux before
-/// 5.9 in a container that forbids unshare(2)).
+/// Errors: no thread can be started, or the system forbids a private table (Linux before 5.9 in a container
+/// that forbids unshare(2)).
 pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let work = || {
@@ -37,9 +36,8 @@ pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
 
 /// Source: close_range(2).
 fn unshare_descriptors() -> io::Result<()> {
-    // SAFETY: the table with all descriptors but the first three is this thread's own before anything is
-    // closed in it, and this thread has not opened any that somebody relies on. The C library does not
-    // have the function everywhere.
+    // SAFETY: the call makes the table private to this thread before it closes anything, and this thread owns
+    // no descriptor above the first three. It goes through syscall(2) because not every C library has it.
     let closed = unsafe {
         syscall(
             SYS_close_range,
@@ -65,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether another process gets the lock that a server would want.
+    /// Whether another process fails to get the lock that a server would take.
     fn is_locked(path: &std::path::Path) -> bool {
         let script = "import fcntl, sys\nfcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)";
         let python = Command::new("/usr/bin/python3")
@@ -77,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_read_here_stays_locked_and_one_that_is_read_elsewhere_does_not() {
+    fn reading_a_file_in_the_thread_keeps_its_lock_and_reading_it_elsewhere_does_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ibdata1");
         fs::write(&path, "page").unwrap();
@@ -92,13 +90,13 @@ mod tests {
         fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
         assert_eq!(run(|| fs::read(&path).unwrap()).unwrap(), b"page");
         assert!(is_locked(&path));
-        // The control: this is what the thread is for.
+        // Control: without the thread, the lock is lost.
         fs::read(&path).unwrap();
         assert!(!is_locked(&path));
     }
 
     #[test]
-    fn descriptors_of_the_process_stay_open() {
+    fn the_process_keeps_its_descriptors() {
         let file = File::open("/proc/self/status").unwrap();
         let number = file.as_raw_fd();
         let is_open = || fs::exists(format!("/proc/thread-self/fd/{number}")).unwrap();

@@ -1,4 +1,4 @@
-//! KMS calls through the broker: counted, logged, and repeated where that may help.
+//! KMS calls through the broker. They are counted, logged, and retried where that may help.
 
 #![forbid(unsafe_code)]
 
@@ -17,12 +17,12 @@ use crate::kms::waiting::WaitMonitor;
 use crate::server::log;
 use crate::settings::{GlobalSettings, LogLevel, StartupSettings};
 
-/// The time limit of a KMS call, until the broker has told its own.
+/// The time limit of a KMS call until the broker reports its own.
 const DEFAULT_REQUEST_TIMEOUT_MILLISECONDS: u64 = 10_000;
-/// What the broker may take beyond the time limit of the KMS call itself.
+/// How much longer the broker may take than the time limit of the KMS call itself.
 const BROKER_MARGIN: Duration = Duration::from_secs(2);
-/// How long a server that waits for a session waits for a broker that is gone: a package upgrade
-/// restarts it, and a defect should not stop a server for ever.
+/// How long a server that is waiting for a session also waits for a broker that has gone away. A package
+/// upgrade restarts the broker, but a broken broker must not block the server for ever.
 const BROKER_RETURN_PATIENCE: Duration = Duration::from_secs(10 * 60);
 const BROKER_RETURN_PAUSE: Duration = Duration::from_secs(1);
 const STATUS_PATIENCE: Duration = Duration::from_millis(200);
@@ -32,40 +32,40 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KmsError {
-    /// KMS or the broker refused or could not do it.
+    /// KMS or the broker refused the request or failed.
     #[error("{}", .0.message)]
     Failed(Failure),
-    /// The broker gave no answer.
+    /// The broker did not answer.
     #[error(transparent)]
     Broker(#[from] ClientError),
-    /// The statement was killed, or the server told to end.
+    /// The statement was killed, or the server is shutting down.
     #[error("the statement was killed or the server is shutting down: {0}")]
-    GivenUp(String),
-    /// The broker answered another question.
-    #[error("the broker answered something else than it was asked; see its log")]
+    Interrupted(String),
+    /// The reply does not belong to the request.
+    #[error("the broker's reply does not match the request; see the broker's log")]
     WrongReply,
 }
 
 impl KmsError {
-    /// Tells whether the same call may succeed a little later by itself.
+    /// Whether the same call may succeed a little later without anyone's help.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Failed(failure) => failure.kind.is_retryable(),
             Self::Broker(error) => error.is_retryable(),
-            Self::WrongReply | Self::GivenUp(_) => false,
+            Self::WrongReply | Self::Interrupted(_) => false,
         }
     }
 
-    /// Tells whether it cost nothing to find out, because nobody beyond this host was asked.
+    /// Whether the call failed without a request leaving this host, so that another attempt costs nothing.
     pub fn is_local(&self) -> bool {
-        self.is_for_a_person() || matches!(self, Self::Broker(error) if !error.is_retryable())
+        self.needs_operator() || matches!(self, Self::Broker(error) if !error.is_retryable())
     }
 
-    /// Tells whether every call fails until a person has written a code.
-    pub fn is_for_a_person(&self) -> bool {
+    /// Whether every call fails until somebody enters an MFA code.
+    pub fn needs_operator(&self) -> bool {
         match self {
             Self::Failed(failure) => failure.kind == FailureKind::SessionOver,
-            Self::GivenUp(_) => true,
+            Self::Interrupted(_) => true,
             _ => false,
         }
     }
@@ -74,22 +74,33 @@ impl KmsError {
 /// Numbers for the status variables.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Calls made, repetitions included.
-    pub calls: AtomicU64,
-    /// Calls that failed.
-    pub failures: AtomicU64,
-    /// Calls that repeated a failed one.
-    pub retries: AtomicU64,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    retries: AtomicU64,
     latency_microseconds: AtomicU64,
 }
 
 impl Counters {
+    /// Calls made, including retries.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Calls that failed.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Calls that repeated a failed one.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
     /// Mean duration of a call in microseconds, 0 before the first.
     pub fn mean_latency_microseconds(&self) -> u64 {
-        let calls = self.calls.load(Ordering::Relaxed);
         self.latency_microseconds
             .load(Ordering::Relaxed)
-            .checked_div(calls)
+            .checked_div(self.calls())
             .unwrap_or(0)
     }
 }
@@ -98,39 +109,37 @@ impl Counters {
 pub struct KmsClient {
     broker: BrokerClient,
     settings: StartupSettings,
-    /// Time limit of a KMS call, as the broker has it.
+    /// Time limit of a KMS call, as the broker reports it.
     request_timeout_milliseconds: AtomicU64,
     dynamic: &'static GlobalSettings,
     #[cfg(feature = "mock")]
     mock: bool,
-    /// For the status variables.
-    pub counters: Counters,
-    /// The calls that waited for a person.
-    pub waits: WaitMonitor,
+    counters: Counters,
+    waits: WaitMonitor,
 }
 
-/// How long a call may go on.
+/// How long a call may take.
 #[derive(Clone, Copy)]
 pub struct Limits<'a> {
     /// Whether the broker may wait for somebody to open a session.
     pub wait: WaitPolicy,
     /// When the call ends, whatever KMS does; `None`: only its own time limit counts.
     pub deadline: Option<Instant>,
-    /// Whether to repeat a call that failed like this.
+    /// Whether to retry after this failure.
     pub may_retry: &'a dyn Fn(&KmsError) -> bool,
-    /// Whether nobody wants the answer any more.
+    /// Whether nobody needs the answer any more.
     pub is_interrupted: &'a dyn Fn() -> bool,
 }
 
-/// A key that KMS has unwrapped.
+/// A data key that KMS has decrypted.
 pub struct Unwrapped {
-    /// The data key in the clear.
+    /// The plaintext data key.
     pub key: PlaintextKey,
     /// ARN of the master key that wrapped it.
     pub master_key_arn: String,
 }
 
-/// A new key, wrapped.
+/// A new data key, encrypted by KMS.
 pub struct WrappedKey {
     /// What goes into the key file.
     pub ciphertext_blob: Vec<u8>,
@@ -139,7 +148,7 @@ pub struct WrappedKey {
 }
 
 impl KmsClient {
-    /// Connects at the first call.
+    /// Creates a client, which connects on its first call.
     pub fn new(settings: &StartupSettings, dynamic: &'static GlobalSettings) -> Self {
         Self {
             broker: BrokerClient::new(&settings.broker_socket),
@@ -153,10 +162,10 @@ impl KmsClient {
         }
     }
 
-    /// Unwraps a version of a key.
+    /// Decrypts a key version.
     ///
-    /// With `check_value` the broker finds a key that it has kept, however it is wrapped now; whether
-    /// the key is that one is for the caller to compare.
+    /// `check_value` lets the broker find the key in its cache even if the key has been rewrapped since. The
+    /// caller must compare the key with it.
     pub fn decrypt(
         &self,
         ciphertext_blob: Vec<u8>,
@@ -186,7 +195,7 @@ impl KmsClient {
         }
     }
 
-    /// Has a new version of a key made and wrapped, of `key_bytes`.
+    /// Makes KMS generate and encrypt a new data key of `key_bytes` bytes.
     pub fn generate(
         &self,
         master_key_id: String,
@@ -216,14 +225,24 @@ impl KmsClient {
         }
     }
 
-    /// Asks the broker for the state of the session; KMS is not called. For SHOW STATUS, which must
-    /// not hang on a broker that does.
+    /// Counts the calls, for the status variables.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Keeps track of calls that wait for a session.
+    pub fn waits(&self) -> &WaitMonitor {
+        &self.waits
+    }
+
+    /// Asks the broker for the state of its session, without a call to KMS. Times out soon, because SHOW
+    /// STATUS must not hang.
     pub fn session(&self) -> Result<SessionState, KmsError> {
         self.session_within(STATUS_PATIENCE)
     }
 
-    /// Checks that there is a broker that understands this plugin, and warns of variables that it
-    /// does not follow.
+    /// Checks that a broker answers and understands this plugin. Warns about variables that differ from the
+    /// broker's configuration.
     pub fn check_broker(&self) -> Result<(), KmsError> {
         let state = self.session_within(self.call_patience())?;
         for warning in without_effect(&self.settings, &state.kms) {
@@ -232,8 +251,7 @@ impl KmsClient {
         Ok(())
     }
 
-    /// The longest silence of the broker during a call of KMS: somewhat longer than its own time
-    /// limit.
+    /// How long the broker may stay silent during a KMS call: a little longer than its own time limit.
     pub fn call_patience(&self) -> Duration {
         let milliseconds = self.request_timeout_milliseconds.load(Ordering::Relaxed);
         Duration::from_millis(milliseconds).saturating_add(BROKER_MARGIN)
@@ -259,14 +277,14 @@ impl KmsClient {
         loop {
             match self.call_once(name, request, limits) {
                 Err(error) if error.is_retryable() && (limits.may_retry)(&error) => {
-                    // Half of it at random, so that many threads do not come back at once.
+                    // Half of the pause is random, so that many threads do not retry at the same moment.
                     let jittered = pause.mul_f64(0.5 + fastrand::f64() / 2.0);
                     let is_late = |end| Instant::now() + jittered >= end;
                     if limits.deadline.is_some_and(is_late) || (limits.is_interrupted)() {
                         return Err(error);
                     }
                     self.counters.retries.fetch_add(1, Ordering::Relaxed);
-                    self.log(LogLevel::Warn, || format!("{name} is tried again: {error}"));
+                    self.log(LogLevel::Warn, || format!("retrying {name}: {error}"));
                     std::thread::sleep(jittered);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -284,15 +302,16 @@ impl KmsClient {
         let start = Instant::now();
         let result = match self.ask_through_restarts(request, limits) {
             Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
-            Ok(Reply::Waiting(waiting)) => Err(KmsError::GivenUp(waiting.message)),
+            Ok(Reply::Waiting(waiting)) => Err(KmsError::Interrupted(waiting.message)),
             Ok(reply) => Ok(reply),
-            Err(ClientError::Interrupted) => Err(KmsError::GivenUp(format!(
-                "KMS had not answered {name} yet"
+            Err(ClientError::Interrupted) => Err(KmsError::Interrupted(format!(
+                "no answer from KMS to {name} so far"
             ))),
             Err(error) => Err(error.into()),
         };
         if let Err(KmsError::Broker(ClientError::TimedOut { .. })) = &result {
-            // It may have been restarted with another time limit. If it does not answer, that stays.
+            // The broker may have been restarted with a different time limit. If it does not answer, the
+            // known limit stays.
             let _ = self.session();
         }
         let microseconds = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -314,7 +333,8 @@ impl KmsClient {
         result
     }
 
-    /// While a starting server waits for a session, it waits for a broker that is restarted too.
+    /// Asks the broker. A starting server that is waiting for a session also waits while the broker is being
+    /// restarted.
     fn ask_through_restarts(
         &self,
         request: &Request,
@@ -332,7 +352,7 @@ impl KmsClient {
                 answered => return answered,
             };
             let now = Instant::now();
-            // Since it last said that it waits.
+            // Counted from the last time that the broker reported a wait.
             let since = gone_since.max(self.waits.last()).unwrap_or(now);
             gone_since = Some(since);
             if now - since >= BROKER_RETURN_PATIENCE || (limits.is_interrupted)() {
@@ -364,8 +384,8 @@ impl KmsClient {
     }
 }
 
-/// The variables that were for a plugin which calls KMS itself, where they are set and the broker does
-/// something else.
+/// Returns a warning for each variable that the stock plugin used for its own KMS calls and that is set to
+/// something other than what the broker uses.
 fn without_effect(settings: &StartupSettings, kms: &KmsSettings) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut warn = |variable: &str, what_the_broker_does: String, instead: &str| {
@@ -407,7 +427,7 @@ fn without_effect(settings: &StartupSettings, kms: &KmsSettings) -> Vec<String> 
 fn request_of(reply: &Reply) -> String {
     match reply {
         Reply::Decrypted { request_id, .. } if request_id.is_empty() => {
-            " (kept by the broker)".into()
+            " (from the broker's cache)".into()
         }
         Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. } => {
             format!(" (request {request_id})")
@@ -420,7 +440,7 @@ fn request_of(reply: &Reply) -> String {
 mod tests {
     use super::*;
 
-    fn of_broker() -> KmsSettings {
+    fn broker_settings() -> KmsSettings {
         KmsSettings {
             region: "us-east-1".into(),
             endpoint_url: Some("http://127.0.0.1:4566".into()),
@@ -429,34 +449,34 @@ mod tests {
     }
 
     #[test]
-    fn variables_that_agree_with_the_broker_or_are_not_set_are_fine() {
+    fn variables_that_match_the_broker_or_are_unset_give_no_warning() {
         let settings = StartupSettings {
             region: "us-east-1".into(),
             endpoint_url: "http://127.0.0.1:4566/".into(),
             request_timeout_milliseconds: 10_000,
             ..StartupSettings::default()
         };
-        assert!(without_effect(&settings, &of_broker()).is_empty());
-        assert!(without_effect(&StartupSettings::default(), &of_broker()).is_empty());
+        assert!(without_effect(&settings, &broker_settings()).is_empty());
+        assert!(without_effect(&StartupSettings::default(), &broker_settings()).is_empty());
     }
 
     #[test]
-    fn variables_without_effect_are_named_with_what_to_set_instead() {
+    fn a_warning_names_each_variable_without_effect_and_what_to_set_instead() {
         let settings = StartupSettings {
             region: "eu-west-1".into(),
             endpoint_url: "http://127.0.0.1:1".into(),
             request_timeout_milliseconds: 500,
             ..StartupSettings::default()
         };
-        let warnings = without_effect(&settings, &of_broker());
-        let beginnings = [
+        let warnings = without_effect(&settings, &broker_settings());
+        let prefixes = [
             "aws_key_management_region has no effect: the broker calls KMS in us-east-1; set region in",
             "aws_key_management_endpoint_url has no effect: the broker calls KMS at http://127.0.0.1:4566; set AWS_ENDPOINT_URL_KMS in",
             "aws_key_management_request_timeout has no effect: the broker's time limit is 10000 ms; set request_timeout_seconds in",
         ];
-        assert_eq!(warnings.len(), beginnings.len());
-        for (warning, beginning) in warnings.iter().zip(beginnings) {
-            assert!(warning.starts_with(beginning), "{warning}");
+        assert_eq!(warnings.len(), prefixes.len());
+        for (warning, prefix) in warnings.iter().zip(prefixes) {
+            assert!(warning.starts_with(prefix), "{warning}");
         }
     }
 }

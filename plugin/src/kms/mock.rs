@@ -1,5 +1,5 @@
-//! Broker and KMS, played by the plugin itself where neither is: for tests of the server's encryption,
-//! never for data. A wrapped key is the key itself, as with the mock of the stock plugin.
+//! A stand-in for broker and KMS inside the plugin, for tests of the server's encryption and never for real
+//! data. A wrapped key is the key itself, as in the stock plugin's mock.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +11,12 @@ use broker_api::{
 };
 use key_store::PlaintextKey;
 
-/// What whoever has left the variable on must not overlook.
-pub const WARNING: &str = "aws_key_management_mock is ON: NOTHING IS PROTECTED, because the key files hold the data keys as they are; for tests only, never for data that matters";
+/// Warns anyone who has left the variable on.
+pub const WARNING: &str = "aws_key_management_mock is ON: NOTHING IS PROTECTED, because the key files contain the data keys in plain text. For tests only, never for data that matters";
 
 const NAME: &str = "mock";
 
-/// Answers as broker and KMS would.
+/// Answers `request` as broker and KMS would.
 pub fn answer(request: &Request) -> Reply {
     match request {
         Request::Session => Reply::Session(SessionState {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrapped_key_is_the_key_itself_and_another_each_time() {
+    fn a_wrapped_key_is_the_key_itself_and_differs_each_time() {
         for key_bytes in [16, 32] {
             let blob = generate(key_bytes);
             assert_eq!(blob.len(), usize::from(key_bytes));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_kms_has_wrapped_is_refused() {
+    fn a_key_wrapped_by_kms_is_refused() {
         let Reply::Failed(failure) = decrypt(vec![1; 184]) else {
             panic!("a key");
         };

@@ -1,53 +1,50 @@
-//! A call of KMS that waits: says where to write a code, if one is needed, and notices when the answer
-//! is no longer wanted.
+//! KMS calls that wait: reports where to enter an MFA code if one is needed, and notices when nobody needs
+//! the answer any more.
 
 #![forbid(unsafe_code)]
 
-use std::env;
-use std::ffi::OsStr;
 use std::fs;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use broker_api::client::ClientError;
 use broker_api::{WaitReason, Waiting};
+use sd_notify::NotifyState;
 use visible_text::escape;
 
+use crate::lock::lock;
 use crate::server::{log, symbols};
 
-/// How often the error log is told of a wait that goes on.
+/// How often the error log repeats that a call is still waiting.
 const REMINDER: Duration = Duration::from_secs(60);
-/// What a starting server gets from systemd each time that the broker says it waits: as much as MariaDB's
-/// units give it for the whole start, all of which may be to come.
+/// How much more time systemd gives a starting server for each wait that the broker reports. MariaDB's units
+/// allow as much for the whole start, and all of it may still lie ahead.
 const EXTENSION: Duration = Duration::from_secs(15 * 60);
 /// SIGTERM in the masks of proc_pid_status(5), where signal 1 is bit 0.
 const SIGTERM_BIT: u64 = 1 << (15 - 1);
 
-/// When calls last waited for a session.
+/// Keeps track of calls that wait for a session.
 #[derive(Default)]
 pub struct WaitMonitor(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
-    last: Option<Instant>,
-    said: Option<Instant>,
-    said_gone: Option<Instant>,
+    last_wait: Option<Instant>,
+    wait_logged: Option<Instant>,
+    absence_logged: Option<Instant>,
 }
 
 impl WaitMonitor {
-    /// Takes note that a call waits. What somebody has to do goes to the error log now and then,
-    /// whoever waits; for a server that starts, systemd gets to know it too.
+    /// Records that a call is waiting. The error log says from time to time what somebody has to do; systemd
+    /// shows it too while the server is starting.
     pub fn note(&self, waiting: &Waiting) {
         if waiting.reason == WaitReason::Session {
             let now = Instant::now();
             let is_news = {
-                let mut seen = self.lock();
-                seen.last = Some(now);
-                seen.said_gone = None;
-                is_due(&mut seen.said, now)
+                let mut seen = lock(&self.0);
+                seen.last_wait = Some(now);
+                seen.absence_logged = None;
+                is_due(&mut seen.wait_logged, now)
             };
             if is_news {
                 log::warning(&format!("waiting: {}", waiting.message));
@@ -56,60 +53,59 @@ impl WaitMonitor {
         notify_systemd(&waiting.message);
     }
 
-    /// Whether a call waits for a session now.
+    /// Whether a call is waiting for a session now.
     pub fn is_waiting(&self) -> bool {
         self.last()
             .is_some_and(|last| last.elapsed() < 3 * broker_api::WAITING_INTERVAL)
     }
 
-    /// Takes note that the broker is gone while a server that starts waits for a session; that goes to
-    /// the error log once.
+    /// Records that the broker has gone away while a starting server waits for a session. The error log says
+    /// so once.
     pub fn note_gone(&self, error: &ClientError) {
-        let is_news = self.lock().said_gone.replace(Instant::now()).is_none();
+        let is_news = lock(&self.0)
+            .absence_logged
+            .replace(Instant::now())
+            .is_none();
         if is_news {
             log::warning(&format!(
-                "the broker is gone while this server waits for a session; waiting for it to come back: {error}"
+                "the broker is gone while this server waits for a session; waiting for it to return: {error}"
             ));
         }
-        notify_systemd("Waiting for iam-kms-broker to come back");
+        notify_systemd("Waiting for iam-kms-broker to return");
     }
 
-    /// Whether this is a server that starts and has waited for a session.
+    /// Whether this is a starting server that has waited for a session.
     pub fn is_start_waiting(&self) -> bool {
         symbols::server_is_starting() && self.last().is_some()
     }
 
     /// When a call last waited for a session.
     pub fn last(&self) -> Option<Instant> {
-        self.lock().last
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).last_wait
     }
 }
 
-/// Whether a message is to be repeated, which was said last at that time.
-fn is_due(said: &mut Option<Instant>, now: Instant) -> bool {
-    let is_due = said.is_none_or(|said| now - said >= REMINDER);
+/// Whether to log a message again that was last logged at `logged`, which is then updated.
+fn is_due(logged: &mut Option<Instant>, now: Instant) -> bool {
+    let is_due = logged.is_none_or(|logged| now - logged >= REMINDER);
     if is_due {
-        *said = Some(now);
+        *logged = Some(now);
     }
     is_due
 }
 
-/// Whether nobody wants the answer of a call any more: the server that starts is told to end, or the
-/// thread's statement was killed.
-pub fn is_unwanted() -> bool {
+/// Whether nobody needs the answer to a call any more, because the starting server has been told to stop or
+/// the thread's statement has been killed.
+pub fn is_interrupted() -> bool {
     match symbols::server_is_starting() {
-        true => is_asked_to_end(),
+        true => is_told_to_stop(),
         false => symbols::statement_is_killed(),
     }
 }
 
-/// Whether SIGTERM waits for this process. A starting server holds signals until it is ready, and
-/// `systemctl stop` would wait as long as we do.
-fn is_asked_to_end() -> bool {
+/// Whether SIGTERM is pending for this process. A starting server blocks signals until it is ready, so
+/// `systemctl stop` would otherwise wait as long as this call.
+fn is_told_to_stop() -> bool {
     let Ok(status) = fs::read_to_string("/proc/self/status") else {
         return false;
     };
@@ -120,26 +116,15 @@ fn is_asked_to_end() -> bool {
         .is_some_and(|mask| mask & SIGTERM_BIT != 0)
 }
 
-/// Shows `status` of a server that starts in `systemctl status`, and extends its start time-out. Source:
-/// sd_notify(3).
+/// Shows `status` of a starting server in `systemctl status`, and extends its start timeout.
 fn notify_systemd(status: &str) {
-    let Some(socket) = env::var_os("NOTIFY_SOCKET").filter(|_| symbols::server_is_starting())
-    else {
-        return;
-    };
-    let line = escape(status);
-    let message = format!(
-        "STATUS={line}\nEXTEND_TIMEOUT_USEC={}\n",
-        EXTENSION.as_micros()
-    );
-    // A systemd that cannot be told ends the start at its time-out, and says so.
-    let _ = address(&socket)
-        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address));
-}
-
-fn address(socket: &OsStr) -> std::io::Result<SocketAddr> {
-    match socket.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        _ => SocketAddr::from_pathname(socket),
+    if symbols::server_is_starting() {
+        let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+        // On one line: a second line would be another notification. If systemd gets none, it ends the start
+        // at its timeout and says so.
+        let _ = sd_notify::notify(&[
+            NotifyState::Status(&escape(status)),
+            NotifyState::ExtendTimeoutUsec(extension),
+        ]);
     }
 }

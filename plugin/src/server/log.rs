@@ -1,21 +1,22 @@
-//! Messages of the plugin, to the error log and to the client of the running statement.
+//! Writes messages to the error log and to the client of the running statement.
 
 #![forbid(unsafe_code)]
 
 use core::ffi::c_ulong;
 use std::ffi::CString;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::SystemTime;
 
 use visible_text::escape;
 
+use crate::lock::lock;
 use crate::server::symbols;
 
-/// What every message begins with, as the stock plugin's do.
+/// The start of every message, as in the stock plugin.
 pub const PREFIX: &str = "AWS KMS plugin: ";
 
-/// `ERRMSGSIZE` of `my_sys.h`: the server cuts a message there, wherever that is.
+/// `ERRMSGSIZE` of `my_sys.h`. The server cuts longer messages, even within a character.
 const MAX_MESSAGE_BYTES: usize = 511;
 
 /// `ME_…` of `my_sys.h`.
@@ -28,24 +29,20 @@ const WARNING: c_ulong = 2048;
 pub struct LastError {
     /// When it was written to the error log.
     pub time: SystemTime,
-    /// One line.
+    /// The message, on one line.
     pub message: String,
 }
 
 static LAST_ERROR: Mutex<Option<LastError>> = Mutex::new(None);
 
-fn last() -> MutexGuard<'static, Option<LastError>> {
-    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What `of` makes of the last error; empty without one.
+/// Passes the last error to `of` and returns the result; empty if there was no error.
 pub fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
-    last().as_ref().map(of).unwrap_or_default()
+    lock(&LAST_ERROR).as_ref().map(of).unwrap_or_default()
 }
 
 /// Writes an error to the error log and remembers it for the status variables.
 pub fn error(message: &str) {
-    *last() = Some(LastError {
+    *lock(&LAST_ERROR) = Some(LastError {
         time: SystemTime::now(),
         message: escape(message),
     });
@@ -62,8 +59,8 @@ pub fn note(message: &str) {
     print(message, LOG_ONLY | NOTE, "Note");
 }
 
-/// Lets the running statement fail with this reason. Where no statement is running the reason
-/// would go to the error log each time, so it is left out: [`error`] has said it.
+/// Makes the running statement fail with this reason. Does nothing if no statement is running: the reason would
+/// go to the error log, where [`error`] has already written it.
 pub fn client_error(message: &str) {
     if symbols::thread_has_client() {
         print(message, CLIENT_ERROR, "client error");
@@ -84,7 +81,7 @@ fn print(message: &str, flags: c_ulong, level: &str) {
     let text = one_line(message);
     if !symbols::print(&text, flags) {
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
-        // Not eprintln!, which panics if standard error is closed or its disk is full.
+        // eprintln! would panic if standard error is closed or its disk is full.
         let _ = writeln!(
             std::io::stderr(),
             "{now} 0 [{level}] {}",
@@ -93,8 +90,8 @@ fn print(message: &str, flags: c_ulong, level: &str) {
     }
 }
 
-/// Prefixes the message, makes line breaks and other control characters visible, and cuts it to what
-/// the server prints.
+/// Adds the prefix, makes line breaks and other control characters visible, and cuts the message to the length
+/// that the server prints.
 fn one_line(message: &str) -> CString {
     let mut text = String::from(PREFIX);
     text.push_str(&escape(message));
@@ -102,7 +99,7 @@ fn one_line(message: &str) -> CString {
         text.truncate(text.floor_char_boundary(MAX_MESSAGE_BYTES - "…".len()));
         text.push('…');
     }
-    // A NUL would be a control character, and those are escaped.
+    // Cannot fail: a NUL is a control character, and those are escaped.
     CString::new(text).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! What the plugin has of the server that it runs in: its log, and what its program exports.
+//! The server that the plugin runs in: its log and the symbols that its program exports.
 
 pub mod log;
 pub mod symbols;

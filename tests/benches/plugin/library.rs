@@ -1,4 +1,4 @@
-//! The built plugin, loaded and called as the server does it.
+//! Loads and calls the built plugin as the server does.
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use core::ptr::null_mut;
@@ -10,7 +10,7 @@ use aws_key_management::abi::{
     VARIABLE_STRING, VariableHeader,
 };
 
-/// The functions of a plugin that is loaded for the rest of this process's life.
+/// The functions of a plugin that stays loaded until the process ends.
 #[derive(Clone, Copy)]
 pub struct Library(&'static EncryptionPlugin);
 
@@ -23,13 +23,13 @@ pub struct Version {
     pub version: c_uint,
 }
 
-/// What the server sets aside on its stack is larger; this is more than the plugin wants.
+/// Room for a context, more than the plugin needs.
 const CONTEXT_BYTES: usize = 4096;
 
 impl Library {
     /// Loads the library and starts the plugin with these string variables.
     pub fn start(path: &Path, variables: &[(&CStr, &str)]) -> Self {
-        // SAFETY: the plugin's constructors are those of Rust's runtime: none.
+        // SAFETY: the plugin has no constructors.
         let library = Box::leak(Box::new(unsafe { libloading::Library::new(path) }.unwrap()));
         // SAFETY: the symbol is an array of this structure, which lives as long as the library.
         let declaration = unsafe {
@@ -38,7 +38,7 @@ impl Library {
                 .unwrap();
             &**symbol
         };
-        // SAFETY: what the server does: variables first, then init, once. The list ends with null.
+        // SAFETY: as in the server, the variables are set before init, which is called once. The list ends with null.
         unsafe {
             let mut variable = declaration.system_variables;
             while !(*variable).is_null() {
@@ -50,8 +50,8 @@ impl Library {
         }
     }
 
-    /// Encrypts or decrypts like `encryption_crypt` of `service_encryption.h`, but in as many
-    /// updates as there are `lengths`; returns how much was written.
+    /// Encrypts or decrypts like `encryption_crypt` of `service_encryption.h`, but with one update for each of
+    /// `lengths`. Returns the number of bytes written.
     #[inline]
     pub fn crypt(
         self,
@@ -68,8 +68,8 @@ impl Library {
         assert!(lengths.iter().sum::<usize>() <= source.len().min(destination.len()));
         let (mut read, mut written): (usize, usize) = (0, 0);
         let mut length: c_uint = 0;
-        // SAFETY: the context is large enough, key and IV are as long as is said, and neither
-        // buffer is left, as was checked above: without padding as much is written as is read.
+        // SAFETY: the context is large enough and the lengths of key and IV are correct. Without padding, as many
+        // bytes are written as are read, and both buffers are long enough, as checked above.
         unsafe {
             let (klen, ivlen) = (key.len() as c_uint, iv.len() as c_uint);
             let started = (self.0.crypt_ctx_init)(
@@ -105,7 +105,7 @@ impl Library {
     /// `get_latest_key_version`.
     #[inline]
     pub fn latest_version(self, id: c_uint) -> c_uint {
-        // SAFETY: takes any number.
+        // SAFETY: the function accepts any number.
         unsafe { (self.0.get_latest_key_version)(id) }
     }
 
@@ -121,17 +121,17 @@ impl Library {
     }
 }
 
-/// Sets a variable, as the server does it on loading a plugin.
+/// Sets a variable as the server does when it loads a plugin.
 ///
 /// # Safety
-/// `variable` is one of the plugin's.
+/// `variable` is a variable of the plugin.
 unsafe fn set(variable: *mut VariableHeader, values: &[(&CStr, &str)]) {
     const KIND: c_int = 0x7f;
-    // SAFETY: every variable begins with this header, whose kind tells what follows; the text of a
-    // value lives on.
+    // SAFETY: every variable begins with this header, whose kind says what follows. The value's text is leaked, so it
+    // stays valid.
     unsafe {
         if (*variable).flags & KIND != VARIABLE_STRING {
-            return; // the plugin's storage holds the default already: the first of the values, or 0
+            return; // the plugin's storage already contains the default: the first value, or 0
         }
         let name = CStr::from_ptr((*variable).name);
         let variable: *mut StringVariable = variable.cast();

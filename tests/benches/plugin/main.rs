@@ -1,4 +1,4 @@
-//! The plugin beside OpenSSL, each called as the server calls it: init, updates, finish.
+//! Compares the plugin with OpenSSL, each called as the server calls it: init, updates, finish.
 //!
 //! `make bench-plugin` runs it.
 
@@ -29,7 +29,7 @@ pub enum Algorithm {
 }
 
 const IV: [u8; 16] = [0x3c; 16];
-/// Of the pieces that a binlog event is written in: the same ones at each run.
+/// Number of binlog events. Their pieces have the same lengths in each run.
 const EVENTS: usize = 64;
 const PIECES: usize = 4;
 const PAGE_BYTES: usize = 16 * 1024;
@@ -49,7 +49,7 @@ fn key(algorithm: Algorithm, id: u32, length_bytes: usize) -> Key {
     }
 }
 
-/// Makes a key file for each key.
+/// Writes a key file for each key.
 fn write_key_files(keys: &[Key], scene: &Scene, directory: &Path) {
     for key in keys {
         let extension = match key.algorithm {
@@ -62,7 +62,7 @@ fn write_key_files(keys: &[Key], scene: &Scene, directory: &Path) {
     }
 }
 
-/// Lengths from 20 to 300 bytes.
+/// Returns lengths from 20 to 300 bytes.
 fn pieces() -> Vec<[usize; PIECES]> {
     let mut state: u32 = 1;
     let mut length = || {
@@ -74,8 +74,8 @@ fn pieces() -> Vec<[usize; PIECES]> {
         .collect()
 }
 
-/// Times both in turns: the speed of a machine changes from one second to the next, and both are to
-/// meet the same. Criterion says how many calls make a turn, and reports the first of the two.
+/// Times both in turns, because the speed of a machine changes from one second to the next. Criterion decides how many
+/// calls make a turn, and reports the first of the two.
 fn pairs(
     criterion: &mut Criterion,
     name: &str,
@@ -94,7 +94,7 @@ fn pairs(
             of_ours
         });
     });
-    // Before them come those that criterion warms up with.
+    // The first ones are criterion's warm-up.
     pairs.split_off(pairs.len().saturating_sub(SAMPLES))
 }
 
@@ -146,8 +146,8 @@ fn ciphers(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Row> {
     rows
 }
 
-/// What a server writes to its binlog: for each event an init, a few short updates, a finish. And
-/// the same updates in one context.
+/// Encrypts as a server does for its binlog: an init, a few short updates and a finish for each event. Also makes the
+/// same updates in one context.
 fn binlog(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Row> {
     let mut rows = Vec::new();
     let source = vec![0x5a; PAGE_BYTES];
@@ -194,8 +194,8 @@ fn key_lookups(criterion: &mut Criterion, library: Library) -> Vec<Pair> {
     pairs(criterion, name, timed(latest_version), timed(get_key))
 }
 
-/// The same number of calls in each of one and of two threads: the time is the same if neither
-/// waits for the other.
+/// Makes the same number of calls in one thread and in each of two threads. The time is the same if the threads do not
+/// delay each other.
 fn threads(criterion: &mut Criterion, library: Library, key: &Key) -> Vec<Pair> {
     let work = |calls: u64| {
         let source = vec![0x5a; PAGE_BYTES];
@@ -233,7 +233,7 @@ fn main() {
         key(Algorithm::Cbc, 3, 32),
         key(Algorithm::Ctr, 4, 32),
     ];
-    // Behind a broker and local-aws, which are not needed any more when the plugin has started.
+    // Once the plugin has started, it needs neither broker nor local-aws.
     let scene = Scene::new().with_broker();
     let wrapper = scene.start_with_code(&["sleep", "3600"]);
     let directory = scene.sandbox.directory("keys");

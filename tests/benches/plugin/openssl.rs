@@ -1,5 +1,4 @@
-//! The peer: OpenSSL as the server's `my_crypt.cc` uses it, with a context of its own for each
-//! call that is reset before it is used.
+//! The peer: OpenSSL as the server's `my_crypt.cc` uses it, with a context that is reset before each use.
 
 use core::ffi::c_int;
 use core::ptr::null_mut;
@@ -16,19 +15,19 @@ unsafe extern "C" {
     fn EVP_CIPHER_CTX_reset(ctx: *mut EVP_CIPHER_CTX) -> c_int;
 }
 
-/// Memory for OpenSSL's context, which the server has on its stack.
+/// An OpenSSL context, which the server has on its stack.
 pub struct OpenSsl(*mut EVP_CIPHER_CTX);
 
 impl OpenSsl {
-    /// Sets the memory aside.
+    /// Allocates the context.
     pub fn new() -> Self {
-        // SAFETY: returns memory, or null.
+        // SAFETY: the function takes no arguments and returns memory or null.
         let context = unsafe { EVP_CIPHER_CTX_new() };
         assert!(!context.is_null());
         Self(context)
     }
 
-    /// As [`crate::library::Library::crypt`].
+    /// Does the same as [`crate::library::Library::crypt`].
     #[inline]
     pub fn crypt(
         &mut self,
@@ -42,8 +41,8 @@ impl OpenSsl {
         assert!(lengths.iter().sum::<usize>() <= source.len().min(destination.len()));
         let (mut read, mut written): (usize, usize) = (0, 0);
         let mut length: c_int = 0;
-        // SAFETY: the context is live, the key as long as the cipher wants, and neither buffer is
-        // left, as was checked above: without padding no more is written than is read.
+        // SAFETY: the context is live and the key has the cipher's length. Without padding, no more bytes are written
+        // than are read, and both buffers are long enough, as checked above.
         unsafe {
             let cipher = cipher(algorithm, key.len());
             let encrypt = c_int::from(encrypt);
@@ -71,17 +70,17 @@ impl OpenSsl {
                 written += length as usize;
             }
             let end = destination.as_mut_ptr().add(written);
-            // A last partial block is an error to OpenSSL's CBC; the server encrypts it by hand,
-            // which here is left out, in OpenSSL's favour.
+            // OpenSSL's CBC fails on a partial last block. The server encrypts it separately, which is left out
+            // here, in OpenSSL's favour.
             EVP_CipherFinal(self.0, end, &raw mut length);
         }
         written + length as usize
     }
 }
 
-/// The cipher for a key of 16 or 32 bytes.
+/// Returns the cipher for a key of 16 or 32 bytes.
 fn cipher(algorithm: Algorithm, key_bytes: usize) -> *const EVP_CIPHER {
-    // SAFETY: they return the address of a static.
+    // SAFETY: each returns the address of a static.
     unsafe {
         match (algorithm, key_bytes) {
             (Algorithm::Cbc, 16) => EVP_aes_128_cbc(),

@@ -389,7 +389,7 @@ fn a_key_whose_newest_version_is_lost_goes_on_with_the_one_before_and_says_so() 
     ));
     // It is found without a restart, for those who have not asked for it in vain.
     fs::rename(&away, &file).unwrap();
-    process.wait_for("loaded key 10, version 2, which was missing until now");
+    process.wait_for("loaded key 10, version 2, which was missing before");
     assert_eq!(database.sql(missing), "");
     database.stop(&mut process);
     let mut process = database.start();

@@ -145,7 +145,7 @@ fn with_offline_keys_none_are_made_and_the_server_says_so() {
     let mut server = database.start();
     let path = keys.display();
     server.wait_for(&format!(
-        "serving 3 keys, 3 versions, of '{path}', which is not encrypted"
+        "serving 3 keys, 3 versions, from '{path}', which is not encrypted"
     ));
 
     database.sql("CREATE DATABASE d");

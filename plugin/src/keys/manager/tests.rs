@@ -25,7 +25,7 @@ fn files(directory: &TempDir) -> Vec<String> {
     names
 }
 
-/// A broker that answers with `failing` while the flag is set, and honestly otherwise.
+/// Returns a broker that fails with `kind` while the flag is set.
 fn failing_broker(kind: FailureKind) -> (TestBroker, Arc<AtomicBool>) {
     let failing = Arc::new(AtomicBool::new(true));
     let flag = Arc::clone(&failing);
@@ -40,45 +40,41 @@ fn failing_broker(kind: FailureKind) -> (TestBroker, Arc<AtomicBool>) {
 }
 
 #[test]
-fn a_key_that_does_not_exist_is_made_and_kept_on_disk() {
+fn a_key_that_does_not_exist_is_made_and_stored_on_disk() {
     let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_key_spec(1);
     assert_eq!(manager.latest_version(20), Ok(1));
-    let key = manager.keyring.key(20, 1).unwrap();
-    assert_eq!(key.length_bytes(), 32);
-    assert_eq!(key.algorithm(), Algorithm::AesCbc);
+    let key = manager.keyring.copy(20, 1).unwrap();
+    assert_eq!(key.len(), 32);
+    assert_eq!(manager.keyring.algorithm(20, 1), Some(Algorithm::AesCbc));
     let blob = fs::read(directory.path().join("aws-kms-key.20.1")).unwrap();
-    assert_eq!(blob, wrapped(&key.copy()));
+    assert_eq!(blob, wrapped(&key));
 }
 
 #[test]
-fn the_algorithm_of_a_new_version_is_in_its_name_and_that_of_ctr_is_no_first_one() {
+fn a_new_ctr_version_has_its_algorithm_in_its_name_and_starts_at_version_2() {
     let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_algorithm(1);
     assert_eq!(manager.latest_version(3), Ok(2));
-    assert_eq!(
-        manager.keyring.key(3, 2).unwrap().algorithm(),
-        Algorithm::AesCtr
-    );
+    assert_eq!(manager.keyring.algorithm(3, 2).unwrap(), Algorithm::AesCtr);
     assert_eq!(files(&directory), ["aws-kms-key.3.2.ctr"]);
 }
 
 #[test]
-fn the_keys_of_the_system_never_encrypt_with_ctr() {
+fn new_system_keys_never_use_ctr() {
     let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     let manager = manager(&broker, directory.path(), dynamic);
     dynamic.set_algorithm(1);
     for id in SYSTEM_IDS {
         assert_eq!(manager.latest_version(id), Ok(1));
-        let key = manager.keyring.key(id, 1).unwrap();
-        assert_eq!(key.algorithm(), Algorithm::AesCbc);
+        assert_eq!(manager.keyring.algorithm(id, 1), Some(Algorithm::AesCbc));
     }
 }
 
 #[test]
-fn threads_that_want_the_same_new_key_make_one() {
+fn threads_that_want_the_same_new_key_make_only_one() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     std::thread::scope(|scope| {
@@ -95,7 +91,7 @@ fn threads_that_want_the_same_new_key_make_one() {
 }
 
 #[test]
-fn waiting_for_one_key_does_not_hold_up_another() {
+fn waiting_for_one_key_does_not_delay_another() {
     let started = Arc::new(std::sync::Barrier::new(2));
     let release = Arc::new(std::sync::Barrier::new(2));
     let first = AtomicBool::new(true);
@@ -119,7 +115,7 @@ fn waiting_for_one_key_does_not_hold_up_another() {
 }
 
 #[test]
-fn a_key_once_served_is_served_without_a_broker() {
+fn a_key_in_memory_is_served_without_a_broker() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     manager.latest_version(1).unwrap();
@@ -129,7 +125,7 @@ fn a_key_once_served_is_served_without_a_broker() {
 }
 
 #[test]
-fn a_key_that_is_on_disk_is_loaded_and_not_made() {
+fn a_key_on_disk_is_loaded_and_not_made() {
     let (broker, directory) = (honest(), directory());
     fs::write(
         directory.path().join("aws-kms-key.9.3.ctr"),
@@ -139,18 +135,15 @@ fn a_key_that_is_on_disk_is_loaded_and_not_made() {
     fs::write(directory.path().join("aws-kms-key.9.2"), wrapped(&[2; 16])).unwrap();
     let manager = manager(&broker, directory.path(), dynamic());
     assert_eq!(manager.latest_version(9), Ok(3));
-    assert_eq!(
-        manager.keyring.key(9, 3).unwrap().algorithm(),
-        Algorithm::AesCtr
-    );
-    assert!(manager.keyring.key(9, 2).is_none());
+    assert_eq!(manager.keyring.algorithm(9, 3).unwrap(), Algorithm::AesCtr);
+    assert!(!manager.keyring.contains(9, 2));
     assert_eq!(manager.ensure_loaded(9, 2), Ok(()));
-    assert_eq!(manager.keyring.key(9, 2).unwrap().copy(), [2; 16]);
+    assert_eq!(manager.keyring.copy(9, 2).unwrap(), [2; 16]);
     assert_eq!(files(&directory).len(), 2);
 }
 
 #[test]
-fn a_key_whose_newest_version_does_not_open_goes_on_with_the_one_before() {
+fn if_the_newest_version_cannot_be_decrypted_the_previous_one_is_used() {
     let (broker, directory) = (honest(), directory());
     fs::write(directory.path().join("aws-kms-key.9.3"), "rubbish").unwrap();
     fs::write(directory.path().join("aws-kms-key.9.2"), wrapped(&[2; 16])).unwrap();
@@ -169,7 +162,7 @@ fn a_key_whose_newest_version_does_not_open_goes_on_with_the_one_before() {
 }
 
 #[test]
-fn a_key_of_which_no_version_opens_is_not_given_to_the_server_before_a_restart() {
+fn a_key_of_which_no_version_can_be_decrypted_is_refused_until_a_restart() {
     let (broker, directory) = (honest(), directory());
     fs::write(directory.path().join("aws-kms-key.9.2"), "rubbish").unwrap();
     let settings = settings(&broker, directory.path());
@@ -188,7 +181,7 @@ fn a_key_of_which_no_version_opens_is_not_given_to_the_server_before_a_restart()
 }
 
 #[test]
-fn a_key_that_the_manifest_lists_is_not_made_again() {
+fn a_key_in_the_manifest_is_not_made_again() {
     let (broker, directory) = (honest(), directory());
     let first = manager(&broker, directory.path(), dynamic());
     assert_eq!(first.latest_version(9), Ok(1));
@@ -207,7 +200,7 @@ fn a_key_that_the_manifest_lists_is_not_made_again() {
 }
 
 #[test]
-fn a_key_file_with_the_key_of_another_is_refused_and_both_are_named() {
+fn a_key_file_with_another_files_key_is_refused_and_both_are_named() {
     let (broker, directory) = (honest(), directory());
     let first = manager(&broker, directory.path(), dynamic());
     assert_eq!(
@@ -236,7 +229,7 @@ fn a_key_file_with_the_key_of_another_is_refused_and_both_are_named() {
 }
 
 #[test]
-fn a_key_that_data_is_encrypted_with_is_not_made_and_one_that_is_unclear_neither() {
+fn a_key_is_not_made_if_data_uses_it_or_might_use_it() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     let log = directory.path().join("ib_logfile0");
@@ -258,7 +251,7 @@ fn a_key_that_data_is_encrypted_with_is_not_made_and_one_that_is_unclear_neither
 }
 
 #[test]
-fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
+fn a_key_file_that_cannot_be_decrypted_is_not_replaced_by_a_new_key() {
     let (broker, directory) = (honest(), directory());
     fs::write(directory.path().join("aws-kms-key.1.1"), "rubbish").unwrap();
     let manager = manager(&broker, directory.path(), dynamic());
@@ -271,7 +264,7 @@ fn a_key_file_that_does_not_open_is_not_replaced_by_a_new_key() {
 }
 
 #[test]
-fn a_version_that_is_nowhere_names_its_files() {
+fn the_error_for_an_unknown_version_names_its_possible_files() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     let reason = manager.ensure_loaded(1, 7).unwrap_err();
@@ -303,7 +296,7 @@ fn without_a_master_key_no_key_is_made() {
 }
 
 #[test]
-fn a_backup_reads_keys_and_makes_none() {
+fn mariadb_backup_reads_keys_and_makes_none() {
     let (broker, directory, dynamic) = (honest(), directory(), dynamic());
     dynamic.set_master_key_id("alias/test");
     fs::write(directory.path().join("aws-kms-key.1.1"), wrapped(&[1; 16])).unwrap();
@@ -311,12 +304,12 @@ fn a_backup_reads_keys_and_makes_none() {
     let manager = KeyManager::new(settings, dynamic, Program::Backup).unwrap();
     assert_eq!(manager.latest_version(1), Ok(1));
     let reason = manager.latest_version(2).unwrap_err();
-    assert!(reason.contains("a backup makes no keys"), "{reason}");
+    assert!(reason.contains("mariadb-backup makes no keys"), "{reason}");
     assert_eq!(files(&directory), ["aws-kms-key.1.1"]);
 }
 
 #[test]
-fn when_the_session_is_over_the_brokers_text_is_the_reason_until_a_code_is_there() {
+fn after_the_session_has_expired_the_brokers_message_is_the_reason_until_a_code_is_entered() {
     let (broker, failing) = failing_broker(FailureKind::SessionOver);
     let directory = directory();
     let manager = manager(&broker, directory.path(), dynamic());
@@ -331,7 +324,7 @@ fn when_the_session_is_over_the_brokers_text_is_the_reason_until_a_code_is_there
 }
 
 #[test]
-fn a_refusal_of_kms_is_not_asked_for_again_at_once() {
+fn after_kms_has_refused_a_key_it_is_not_asked_again_at_once() {
     let (broker, _) = failing_broker(FailureKind::AccessDenied);
     let directory = directory();
     let manager = manager(&broker, directory.path(), dynamic());
@@ -344,7 +337,7 @@ fn a_refusal_of_kms_is_not_asked_for_again_at_once() {
 }
 
 #[test]
-fn a_throttled_call_is_repeated_and_counted() {
+fn a_throttled_call_is_retried_and_counted() {
     let count = AtomicUsize::new(0);
     let broker = TestBroker::new(move |request| match count.fetch_add(1, Ordering::SeqCst) {
         0 | 1 => failure(FailureKind::Throttled, "slower"),
@@ -353,14 +346,14 @@ fn a_throttled_call_is_repeated_and_counted() {
     let directory = directory();
     let manager = manager(&broker, directory.path(), dynamic());
     assert_eq!(manager.latest_version(1), Ok(1));
-    let counters = &manager.kms.counters;
-    assert_eq!(counters.calls.load(Ordering::SeqCst), 4);
-    assert_eq!(counters.failures.load(Ordering::SeqCst), 2);
-    assert_eq!(counters.retries.load(Ordering::SeqCst), 2);
+    let counters = manager.kms_counters();
+    assert_eq!(counters.calls(), 4);
+    assert_eq!(counters.failures(), 2);
+    assert_eq!(counters.retries(), 2);
 }
 
 #[test]
-fn a_key_of_another_length_than_asked_for_is_refused() {
+fn a_new_key_of_the_wrong_length_is_refused() {
     let broker = TestBroker::new(|request| match request {
         Request::Decrypt(_) => Reply::Decrypted {
             key: PlaintextKey::new(&[1; 32]).unwrap(),
@@ -376,7 +369,7 @@ fn a_key_of_another_length_than_asked_for_is_refused() {
 }
 
 #[test]
-fn a_key_that_does_not_open_again_is_not_stored() {
+fn a_new_key_that_cannot_be_decrypted_is_not_stored() {
     let broker = TestBroker::new(|request| match request {
         Request::Decrypt(_) => failure(FailureKind::AccessDenied, "no Decrypt"),
         other => honest_answer(other),
@@ -393,7 +386,7 @@ fn a_key_that_does_not_open_again_is_not_stored() {
 }
 
 #[test]
-fn numbers_with_another_meaning_are_no_keys() {
+fn reserved_numbers_are_not_key_ids() {
     let (broker, directory) = (honest(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
     for number in [0, u32::MAX] {
