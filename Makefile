@@ -17,6 +17,9 @@ CARGO_GENERATE_RPM := $(TOOLS)/bin/cargo-generate-rpm
 CARGO_GENERATE_RPM_VERSION := 0.21.1
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
+CARGO_MUTANTS := $(TOOLS)/bin/cargo-mutants
+CARGO_MUTANTS_VERSION := 27.1.0
+MUTANTS_OF := key-store broker-api code-channel aws-key-management-plugin
 FUZZ_TARGETS := frames key_names manifest offline_keys ciphers cipher_calls
 FUZZ_SECONDS := 60
 CHAOS_MINUTES := 10
@@ -37,10 +40,11 @@ STAGED := $(CARGO_TARGET_DIR)/release/staged
 # Whoever starts make may ignore signals (nohup, a job in the background of a script), which tests would inherit.
 CARGO_TEST := env --default-signal cargo test --locked
 SYSTEMD_TESTS := $(CARGO_TEST) -p end-to-end-tests --test systemd -- --test-threads=3
+AWS_TESTS := $(CARGO_TEST) -p end-to-end-tests --test aws -- --nocapture
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
+.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples test-aws test-aws-with-moto mutants chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +62,7 @@ lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, l
 	git ls-files -z ':!Cargo.lock' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
 	git grep -lE '^#!.*/(ba)?sh' | xargs shellcheck --severity=warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p end-to-end-tests -p local-aws --test '*' -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
 	cargo clippy --locked -p kms-data-keys -p kms-manage-key --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
@@ -74,13 +79,14 @@ advisories: $(CARGO_DENY) ## Vulnerabilities that RustSec knows of in the locked
 	fi
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
-	$(CARGO_TEST) --workspace --exclude end-to-end-tests
-	$(CARGO_TEST) -p aws-key-management-plugin --features mock -- mock:: abi::
+	$(CARGO_TEST) --workspace -- --include-ignored
+	$(CARGO_TEST) -p local-aws --test aws
+	$(CARGO_TEST) -p aws-key-management-plugin --features mock -- --include-ignored mock:: abi::
 	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
 		$(CARGO_TEST) -p aws-key-management-plugin --lib cipher
 
 e2e: dist test-plugin ## End-to-end tests against a real mariadbd
-	IAM_KMS_DIST=$(DIST) $(CARGO_TEST) -p end-to-end-tests -- --test-threads=6
+	IAM_KMS_DIST=$(DIST) $(CARGO_TEST) -p end-to-end-tests --test end_to_end -- --test-threads=6
 
 test-servers: dist ## The tests of the server on MariaDB 10.5, 10.11 and 11.8, all with one plugin
 	@scripts/install-packages debootstrap
@@ -104,6 +110,16 @@ test-package: package ## The packages: installed, upgraded, removed, as the READ
 
 test-examples: dist ## Policies and audit stack of examples/: what they allow, refuse and tell of
 	scripts/test-examples $(DIST)
+
+test-aws: dist ## The main job against AWS itself, in your account; tells what it costs and asks first
+	IAM_KMS_DIST=$(DIST) scripts/test-aws $(AWS_TESTS)
+
+test-aws-with-moto: dist ## The same with moto in place of AWS: that the test works and leaves nothing behind
+	IAM_KMS_DIST=$(DIST) scripts/test-aws-with-moto $(AWS_TESTS)
+
+mutants: packages $(CARGO_MUTANTS) ## Change the code in small ways and see that unit tests fail; MUTANTS_OF=crate for one crate
+	PATH=$(TOOLS)/bin:$$PATH CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/mutants PROPTEST_CASES=64 cargo mutants --jobs 1 \
+		--output $(CARGO_TARGET_DIR) --timeout 60 $(addprefix --package ,$(MUTANTS_OF))
 
 # The plugin by itself: together, cargo would give it the slower AES that local-aws asks for.
 dist: packages ## Build what is installed, into target/dist
@@ -226,6 +242,9 @@ $(CARGO_GENERATE_RPM):
 
 $(CARGO_FUZZ):
 	cargo install --locked --root $(TOOLS) cargo-fuzz@$(CARGO_FUZZ_VERSION)
+
+$(CARGO_MUTANTS):
+	cargo install --locked --root $(TOOLS) cargo-mutants@$(CARGO_MUTANTS_VERSION)
 
 clean: ## Remove what was built
 	cargo clean

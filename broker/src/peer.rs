@@ -83,8 +83,9 @@ mod tests {
 
     #[test]
     fn of_other_users_only_the_group_is_served() {
+        let other = geteuid().as_raw() + 1;
         let peer = |gid, groups: &[u32]| Peer {
-            uid: 65_534,
+            uid: other,
             gid,
             pid: 1,
             groups: groups.to_vec(),

@@ -15,6 +15,14 @@ use crate::{Process, Sandbox, dist};
 /// Time step of a virtual MFA device (RFC 6238).
 const STEP_SECONDS: u64 = 30;
 
+/// A policy of `alias/mariadb` that lets the account use it with MFA only.
+pub const ONLY_WITH_MFA: &str = r#"{"Version": "2012-10-17", "Statement": [
+    {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+     "Action": ["kms:GenerateDataKey*", "kms:Decrypt"], "Resource": "*",
+     "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}},
+    {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+     "Action": "kms:*KeyPolicy", "Resource": "*"}]}"#;
+
 /// A running `local-aws`.
 pub struct LocalAws {
     state: PathBuf,
@@ -165,6 +173,12 @@ impl LocalAws {
         );
     }
 
+    /// Moves AWS's clock past the end of a session of 600 seconds. The broker learns it from KMS.
+    pub fn end_session(&self) {
+        // Within the quarter of an hour by which AWS lets clocks differ.
+        self.set_clock("800");
+    }
+
     /// Makes calls fail, with the arguments of `local-aws fault`.
     pub fn fault(&self, arguments: &str) {
         let mut all = vec!["fault"];
@@ -202,6 +216,26 @@ impl LocalAws {
     /// The same where no code is given; its session has no MFA.
     pub fn session_document_without_code(&self) -> String {
         self.cli(&["sts", "get-session-token", "--output=json"])
+    }
+
+    /// A command line of one of our programs, with the user's long-term key in an otherwise small
+    /// environment.
+    pub fn program(&self, name: &str, arguments: &[&str]) -> Command {
+        let (access_key_id, secret_access_key) = self.long_term_key();
+        let mut command = Command::new(dist("bin").join(name));
+        command
+            .args(arguments)
+            .env_clear()
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
+            .env("AWS_ENDPOINT_URL", self.endpoint())
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("AWS_ACCESS_KEY_ID", access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", secret_access_key)
+            .stdin(Stdio::null());
+        command
     }
 
     /// `kms-data-keys` of this folder of `make dist`, with the credentials that the AWS CLI would

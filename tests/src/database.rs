@@ -14,6 +14,10 @@ use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, wait_unt
 
 const PLUGIN: &str = "aws_key_management.so";
 
+/// A statement that makes a table, and a data key for it.
+pub const NEW_KEY: &str =
+    "CREATE TABLE d.t4 (i INT) ENGINE=InnoDB ENCRYPTED=YES ENCRYPTION_KEY_ID=4";
+
 /// Options that make the server encrypt everything that it keeps.
 pub const ENCRYPT_ALL: [&str; 6] = [
     "--innodb-encrypt-tables=ON",
@@ -36,6 +40,14 @@ pub struct Database {
 }
 
 impl Database {
+    /// The value of the plugin's status variable `aws_key_management_NAME`.
+    pub fn status(&self, name: &str) -> String {
+        let row = self.sql(&format!(
+            "SHOW GLOBAL STATUS LIKE 'aws_key_management_{name}'"
+        ));
+        row.split('\t').nth(1).unwrap_or_default().to_owned()
+    }
+
     /// Makes a datadir, without starting anything.
     pub fn new(sandbox: &Sandbox) -> Self {
         let datadir = sandbox.path("data");

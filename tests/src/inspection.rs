@@ -11,6 +11,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::wait_until;
+
 /// The process that made the socket at `path`, and listens there.
 pub fn listener(path: &Path) -> Pid {
     let peer = UnixStream::connect(path).unwrap();
@@ -69,4 +71,23 @@ pub fn is_dumpable(pid: Pid) -> bool {
 /// Process ids of the children.
 pub fn children(pid: Pid) -> String {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
+}
+
+/// Waits until a process has no connection to KMS any more.
+pub fn wait_until_disconnected(pid: Pid) {
+    wait_until("no connection to KMS", || {
+        let connections = ["tcp", "tcp6"]
+            .map(|kind| fs::read_to_string(format!("/proc/{pid}/net/{kind}")).unwrap_or_default())
+            .concat();
+        let is_connection = |link: String| {
+            let inode = link
+                .strip_prefix("socket:[")
+                .and_then(|it| it.strip_suffix(']'));
+            inode.is_some_and(|inode| connections.contains(&format!(" {inode} ")))
+        };
+        !fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .any(|link| is_connection(link.display().to_string()))
+    });
 }

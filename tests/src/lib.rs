@@ -10,27 +10,31 @@
 
 mod aws;
 mod backup;
+pub mod broker;
 pub mod chaos;
 mod checked;
 mod database;
 mod fifo_writer;
 pub mod inspection;
 mod machine;
+pub mod manage_key;
 mod manager;
+pub mod offline_keys;
 mod process;
 mod proxy;
 mod sandbox;
 mod scene;
 mod server;
+pub mod tables;
 mod terminal;
 mod traces;
 mod wrapper;
 
-pub use aws::{LocalAws, aws_cli};
+pub use aws::{LocalAws, ONLY_WITH_MFA, aws_cli};
 pub use backup::{backup, backup_command_line, backup_succeeded, try_backup};
 pub use checked::Checked;
 pub use database::{
-    Database, ENCRYPT_ALL, SqlError, contains_bytes, key_files, run_client, try_sql,
+    Database, ENCRYPT_ALL, NEW_KEY, SqlError, contains_bytes, key_files, run_client, try_sql,
 };
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
@@ -43,7 +47,7 @@ pub(crate) use server::owner_of;
 pub use server::{command, mariadb_program};
 pub use terminal::Terminal;
 pub use traces::{traces, traces_in_memory};
-pub use wrapper::{Configuration, Wrapper, write_fifo};
+pub use wrapper::{Configuration, ECHO, SLEEP, Wrapper, write_fifo};
 
 /// Longest wait for anything that is expected to happen, in seconds. It only costs when something is
 /// wrong: the tests run side by side on small machines with other load, and nothing waits longer than

@@ -1,8 +1,10 @@
 //! A child process whose lines can be waited for.
 
 use std::{
+    fs,
     io::{PipeReader, Read, pipe},
     os::fd::AsFd,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -141,6 +143,24 @@ impl Process {
                 .0;
         }
         (status, guard.lines.join("\n"))
+    }
+
+    /// Waits until the process has become `program`.
+    pub fn wait_for_program(&self, program: &str) {
+        let name = Path::new(program).file_name().unwrap();
+        let entry = |name: &str| format!("/proc/{}/{name}", self.pid());
+        wait_until_with(
+            program,
+            || self.output(),
+            || {
+                // A zombie has none.
+                let Ok(exe) = fs::read_link(entry("exe")) else {
+                    panic!("waited for {program}, got:\n{}", self.output());
+                };
+                // The command line is the last thing that execve(2) sets.
+                exe.file_name() == Some(name) && !fs::read(entry("cmdline")).unwrap().is_empty()
+            },
+        );
     }
 }
 

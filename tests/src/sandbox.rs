@@ -10,7 +10,8 @@ use tempfile::TempDir;
 
 /// A program or the plugin, from where `make dist` put it.
 pub fn dist(name: &str) -> PathBuf {
-    let root = env::var_os("IAM_KMS_DIST").expect("run the tests with `make test-e2e`");
+    let root = env::var_os("IAM_KMS_DIST")
+        .expect("IAM_KMS_DIST names no directory; run the tests with `make e2e`");
     let path = Path::new(&root).join(name);
     assert!(
         path.exists(),

@@ -3,19 +3,15 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::ExitStatusExt,
-    },
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use nix::{sys::signal::Signal, unistd::geteuid};
+use nix::unistd::geteuid;
 
 use crate::{
-    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, owner_of,
-    process::wait_until_with, write_fifo,
+    Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, owner_of, write_fifo,
 };
 
 /// A user that owns nothing.
@@ -42,7 +38,7 @@ impl Scene {
     pub fn with_aws(arguments: &[&str]) -> Self {
         let sandbox = Sandbox::new();
         let aws = LocalAws::start_with(&sandbox, arguments);
-        let configuration = Configuration::of_the_manual(&sandbox, &aws);
+        let configuration = Configuration::new(&sandbox, &aws.serial_number());
         Self {
             aws,
             configuration,
@@ -53,8 +49,35 @@ impl Scene {
     /// Hands the session over to a broker.
     #[must_use]
     pub fn with_broker(mut self) -> Self {
-        self.configuration = Configuration::with_broker(&self.sandbox, &self.aws);
+        self.configuration = self.configuration.handing_to_a_broker();
         self
+    }
+
+    /// `local-aws` answers for this region alone.
+    pub fn in_region(region: &str) -> Self {
+        let sandbox = Sandbox::new();
+        let aws = LocalAws::start_in_region(&sandbox, region);
+        let configuration = Configuration::new(&sandbox, &aws.serial_number());
+        Self {
+            aws,
+            configuration,
+            sandbox,
+        }
+    }
+
+    /// A host with a role, whose sessions last this long, and a broker that asks for no code.
+    pub fn with_machine_role(session_lifetime_seconds: &str) -> Self {
+        let arguments = [
+            "--machine-role=host",
+            "--session-lifetime",
+            session_lifetime_seconds,
+        ];
+        let scene = Self::with_aws(&arguments)
+            .with_broker()
+            .without("kms_mfa_id")
+            .line("mfa = false");
+        scene.make_role("host", r#"{"Service": "ec2.amazonaws.com"}"#, "");
+        scene
     }
 
     /// Adds a line to the configuration.
@@ -76,14 +99,21 @@ impl Scene {
         &self.configuration.fifo
     }
 
-    /// The command line, to be changed before it is started.
+    /// The command line `iam-kms-wrapper --config=FILE COMMAND…`, to be changed before it is started.
     pub fn command(&self, command: &[&str]) -> Command {
-        Wrapper::command(&self.sandbox, &self.aws, &self.configuration, command)
+        self.program_with_configuration("iam-kms-wrapper", command)
+    }
+
+    fn program_with_configuration(&self, name: &str, arguments: &[&str]) -> Command {
+        let file = self.configuration.write(&self.sandbox);
+        let option = format!("--config={}", file.display());
+        self.aws
+            .program(name, &[&[option.as_str()], arguments].concat())
     }
 
     /// Starts what [`Self::command`] has made.
     pub fn spawn(&self, command: &mut Command) -> Wrapper {
-        Wrapper::spawn(command, &self.configuration)
+        Wrapper::spawn(command, self.fifo())
     }
 
     /// Starts `iam-kms-wrapper` with `command`.
@@ -125,18 +155,12 @@ impl Scene {
 
     /// The command line of a broker that runs alone.
     pub fn broker_command(&self) -> Command {
-        let broker = dist("bin/iam-kms-broker");
-        behind(&[broker.to_str().unwrap()], &self.command(&[]), false)
+        self.program_with_configuration("iam-kms-broker", &[])
     }
 
     /// The command line of `kms-manage-key` with this configuration.
     pub fn manage_key_command(&self, arguments: &[&str]) -> Command {
-        let program = dist("bin/kms-manage-key");
-        behind(
-            &[program.to_str().unwrap()],
-            &self.command(arguments),
-            false,
-        )
+        self.program_with_configuration("kms-manage-key", arguments)
     }
 
     /// Starts a broker alone, gives it a good code and waits until it has a session.
@@ -158,6 +182,44 @@ impl Scene {
         let trust = self.sandbox.write(&format!("trust-of-{name}.json"), &trust);
         self.aws
             .run(&["role", name, "--trust", trust.to_str().unwrap()]);
+    }
+
+    /// Makes a certificate of 127.0.0.1 and its key, and returns the paths of the PEM files.
+    pub fn make_certificate(&self) -> [String; 2] {
+        let names = vec!["127.0.0.1".to_owned()];
+        let certified = rcgen::generate_simple_self_signed(names).unwrap();
+        let write = |name: &str, text: &str| {
+            let path = self.sandbox.write(name, text);
+            path.to_str().unwrap().to_owned()
+        };
+        [
+            write("certificate.pem", &certified.cert.pem()),
+            write("key.pem", &certified.signing_key.serialize_pem()),
+        ]
+    }
+
+    /// Makes a home directory with `.aws`, of `owner`, that would lead to another endpoint and run a program.
+    /// Returns it, and what that program would make.
+    pub fn plant_home(&self, owner: u32, endpoint: &str) -> (PathBuf, PathBuf) {
+        let home = self.sandbox.directory("home");
+        let ran = self.sandbox.directory("ran").join("it-ran");
+        chown(ran.parent().unwrap(), Some(owner), None).unwrap();
+        let aws = home.join(".aws");
+        fs::create_dir(&aws).unwrap();
+        let config = format!(
+            "[default]\nendpoint_url = {endpoint}\nec2_metadata_service_endpoint = {endpoint}\nregion = eu-west-3\ncredential_process = touch {}\n",
+            ran.display()
+        );
+        fs::write(aws.join("config"), &config).unwrap();
+        fs::write(
+            aws.join("credentials"),
+            "[default]\naws_access_key_id = AKIAPLANTED\naws_secret_access_key = x\n",
+        )
+        .unwrap();
+        for path in [&home, &aws, &aws.join("config"), &aws.join("credentials")] {
+            chown(path, Some(owner), None).unwrap();
+        }
+        (home, ran)
     }
 
     /// A directory with programs that another user can reach too; returns the path of the first.
@@ -236,67 +298,11 @@ fn behind(prefix: &[&str], command: &Command, with_program: bool) -> Command {
         .args(command.get_args())
         .env_clear()
         .envs(variables_of(command));
-    prefixed.stdin(std::process::Stdio::null());
+    prefixed.stdin(Stdio::null());
     prefixed
-}
-
-impl Wrapper {
-    /// Waits until the wrapper has become `program`.
-    pub fn wait_for_command(&self, program: &str) {
-        self.process.wait_for_program(program);
-    }
-
-    /// Waits for the end, which must have this exit code, and returns all lines.
-    ///
-    /// Panics if a FIFO is left behind.
-    pub fn ends_with(&mut self, code: i32) -> String {
-        let (status, output) = self.process.finish();
-        assert_eq!(status.code(), Some(code), "{status}\n{output}");
-        self.assert_no_fifo();
-        output
-    }
-
-    /// Waits for the end, which must be by this signal, and returns all lines.
-    ///
-    /// Panics if a FIFO or a core is left behind.
-    pub fn dies_of(&mut self, signal: Signal) -> String {
-        let (status, output) = self.process.finish();
-        assert_eq!(status.signal(), Some(signal as i32), "{status}\n{output}");
-        assert!(!status.core_dumped(), "{status}");
-        self.assert_no_fifo();
-        output
-    }
-
-    fn assert_no_fifo(&self) {
-        assert!(
-            fs::symlink_metadata(&self.fifo).is_err(),
-            "{} is left behind",
-            self.fifo.display()
-        );
-    }
 }
 
 /// Permission bits of a file.
 pub fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
-}
-
-impl Process {
-    /// Waits until the process has become `program`.
-    pub fn wait_for_program(&self, program: &str) {
-        let name = Path::new(program).file_name().unwrap();
-        let entry = |name: &str| format!("/proc/{}/{name}", self.pid());
-        wait_until_with(
-            program,
-            || self.output(),
-            || {
-                // A zombie has none.
-                let Ok(exe) = fs::read_link(entry("exe")) else {
-                    panic!("waited for {program}, got:\n{}", self.output());
-                };
-                // The command line is the last thing that execve(2) sets.
-                exe.file_name() == Some(name) && !fs::read(entry("cmdline")).unwrap().is_empty()
-            },
-        );
-    }
 }

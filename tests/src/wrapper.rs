@@ -1,11 +1,21 @@
 //! `iam-kms-wrapper` with a configuration of its own.
 
 use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
-use crate::{Database, FifoWriter, LocalAws, Process, Sandbox, dist};
+use nix::sys::signal::Signal;
+
+use crate::{FifoWriter, LocalAws, Process, Sandbox};
+
+/// A command that runs until it is ended.
+pub const SLEEP: [&str; 2] = ["sleep", "1000"];
+
+/// A command that ends at once; [`Wrapper::runs_echo`] knows its output.
+pub const ECHO: [&str; 2] = ["echo", "the command runs"];
 
 /// A configuration file in the making.
 #[derive(Clone)]
@@ -19,12 +29,12 @@ pub struct Configuration {
 
 impl Configuration {
     /// The two lines of the manual, with the FIFO in a directory of the sandbox.
-    pub fn of_the_manual(sandbox: &Sandbox, aws: &LocalAws) -> Self {
+    pub fn new(sandbox: &Sandbox, mfa_serial_number: &str) -> Self {
         let run = sandbox.directory("run");
         let fifo = run.join("mfa");
         let lines = vec![
             "[kms]".into(),
-            format!("kms_mfa_id = {}", aws.serial_number()),
+            format!("kms_mfa_id = {mfa_serial_number}"),
             format!("kms_mfa_socket = {}", fifo.display()),
         ];
         Self {
@@ -34,11 +44,11 @@ impl Configuration {
         }
     }
 
-    /// The same with `handoff = broker`.
-    pub fn with_broker(sandbox: &Sandbox, aws: &LocalAws) -> Self {
-        let configuration = Self::of_the_manual(sandbox, aws);
-        let socket = format!("broker_socket = {}", configuration.broker_socket.display());
-        configuration.line("handoff = broker").line(&socket)
+    /// Adds `handoff = broker`.
+    #[must_use]
+    pub fn handing_to_a_broker(self) -> Self {
+        let socket = format!("broker_socket = {}", self.broker_socket.display());
+        self.line("handoff = broker").line(&socket)
     }
 
     /// Adds a line.
@@ -65,59 +75,16 @@ impl Configuration {
 pub struct Wrapper {
     /// The process.
     pub process: Process,
-    pub(crate) fifo: PathBuf,
+    fifo: PathBuf,
 }
 
 impl Wrapper {
-    /// The command line `iam-kms-wrapper --config=FILE COMMAND…` with the user's long-term key in
-    /// an otherwise small environment.
-    pub fn command(
-        sandbox: &Sandbox,
-        aws: &LocalAws,
-        configuration: &Configuration,
-        command: &[&str],
-    ) -> Command {
-        let mut wrapper = Command::new(dist("bin/iam-kms-wrapper"));
-        wrapper
-            .arg(format!(
-                "--config={}",
-                configuration.write(sandbox).display()
-            ))
-            .args(command)
-            .env_clear()
-            .env(
-                "PATH",
-                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            )
-            .env("AWS_ENDPOINT_URL", aws.endpoint())
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .stdin(Stdio::null());
-        let (access_key_id, secret_access_key) = aws.long_term_key();
-        wrapper
-            .env("AWS_ACCESS_KEY_ID", access_key_id)
-            .env("AWS_SECRET_ACCESS_KEY", secret_access_key);
-        wrapper
-    }
-
-    /// Starts a command made by [`Wrapper::command`] and changed at will.
-    pub fn spawn(command: &mut Command, configuration: &Configuration) -> Self {
+    /// Starts a command line of `iam-kms-wrapper`, whose configuration names this FIFO.
+    pub fn spawn(command: &mut Command, fifo: &Path) -> Self {
         Self {
             process: Process::start(command),
-            fifo: configuration.fifo.clone(),
+            fifo: fifo.into(),
         }
-    }
-
-    /// Starts `iam-kms-wrapper` with `command`.
-    pub fn start(
-        sandbox: &Sandbox,
-        aws: &LocalAws,
-        configuration: &Configuration,
-        command: &[&str],
-    ) -> Self {
-        Self::spawn(
-            &mut Self::command(sandbox, aws, configuration, command),
-            configuration,
-        )
     }
 
     /// Waits until a code is awaited.
@@ -136,27 +103,50 @@ impl Wrapper {
         self.wait_for_fifo();
         self.write(format!("{}\n", aws.code()).as_bytes());
     }
+
+    /// Waits until the wrapper has become `program`.
+    pub fn wait_for_command(&self, program: &str) {
+        self.process.wait_for_program(program);
+    }
+
+    /// Waits for the end, which must have this exit code, and returns all lines.
+    ///
+    /// Panics if a FIFO is left behind.
+    pub fn ends_with(&mut self, code: i32) -> String {
+        let (status, output) = self.process.finish();
+        assert_eq!(status.code(), Some(code), "{status}\n{output}");
+        self.assert_no_fifo();
+        output
+    }
+
+    /// Waits for the end of [`ECHO`], which must have run, and returns all lines.
+    pub fn runs_echo(&mut self) -> String {
+        let output = self.ends_with(0);
+        assert!(output.contains("the command runs"), "{output}");
+        output
+    }
+
+    /// Waits for the end, which must be by this signal, and returns all lines.
+    ///
+    /// Panics if a FIFO or a core is left behind.
+    pub fn dies_of(&mut self, signal: Signal) -> String {
+        let (status, output) = self.process.finish();
+        assert_eq!(status.signal(), Some(signal as i32), "{status}\n{output}");
+        assert!(!status.core_dumped(), "{status}");
+        self.assert_no_fifo();
+        output
+    }
+
+    fn assert_no_fifo(&self) {
+        assert!(
+            fs::symlink_metadata(&self.fifo).is_err(),
+            "{} is left behind",
+            self.fifo.display()
+        );
+    }
 }
 
 /// Opens the FIFO, writes, closes; waits for it to be there.
 pub fn write_fifo(fifo: &Path, bytes: &[u8]) {
     FifoWriter::open(fifo).write(bytes);
-}
-
-impl Wrapper {
-    /// Starts the database's server under the wrapper with a good code, and waits until it is
-    /// ready.
-    pub fn start_database(
-        sandbox: &Sandbox,
-        aws: &LocalAws,
-        configuration: &Configuration,
-        database: &Database,
-    ) -> Self {
-        let line = database.command_line();
-        let line: Vec<_> = line.iter().map(String::as_str).collect();
-        let wrapper = Self::start(sandbox, aws, configuration, &line);
-        wrapper.give_code(aws);
-        database.wait_until_ready(&wrapper.process);
-        wrapper
-    }
 }

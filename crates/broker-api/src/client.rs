@@ -318,13 +318,13 @@ impl BrokerClient {
                 source: error.into(),
             })?;
         let user = credentials.uid();
-        if user == 0 || user == geteuid().as_raw() || Some(user) == owner {
-            return Ok(());
+        match may_listen(user, geteuid().as_raw(), owner) {
+            true => Ok(()),
+            false => Err(ClientError::UntrustedListener {
+                socket: socket(),
+                user,
+            }),
         }
-        Err(ClientError::UntrustedListener {
-            socket: socket(),
-            user,
-        })
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<OwnedFd>> {
@@ -337,6 +337,12 @@ impl BrokerClient {
             milliseconds: start.elapsed().as_millis(),
         }
     }
+}
+
+/// Whether `user` may be the broker for a process of user `own`: root, the same user, and the owner of the
+/// socket's directory.
+fn may_listen(user: u32, own: u32, owner: Option<u32>) -> bool {
+    user == 0 || user == own || Some(user) == owner
 }
 
 fn open_connection(path: &Path, patience: Duration) -> nix::Result<OwnedFd> {

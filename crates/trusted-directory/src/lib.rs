@@ -64,36 +64,39 @@ fn check_one(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError>
         directory: directory.into(),
         source,
     })?;
-    let writable = |who| {
-        Err(DirectoryError::Writable {
+    let trusted = [Some(0), Some(geteuid().as_raw()), owner];
+    match who_can_write(metadata.uid(), metadata.gid(), metadata.mode(), trusted) {
+        None => Ok(()),
+        Some(who) => Err(DirectoryError::Writable {
             directory: directory.into(),
             who,
-        })
-    };
-    let uid = metadata.uid();
-    if uid != 0 && uid != geteuid().as_raw() && Some(uid) != owner {
-        return writable(format!("user {uid}"));
+        }),
     }
-    let (mode, gid) = (metadata.mode(), metadata.gid());
+}
+
+/// Names who besides the `trusted` users can replace what lies in a directory with this owner, group and
+/// mode; `None`: nobody.
+fn who_can_write(uid: u32, gid: u32, mode: u32, trusted: [Option<u32>; 3]) -> Option<String> {
+    if !trusted.contains(&Some(uid)) {
+        return Some(format!("user {uid}"));
+    }
     if mode & STICKY != 0 {
-        return Ok(());
+        return None;
     }
     if mode & WRITABLE_BY_ALL != 0 {
-        return writable("every user".into());
+        return Some("every user".into());
     }
     if mode & WRITABLE_BY_GROUP != 0 && gid != ROOTS_GROUP {
-        return writable(format!("every member of group {gid}"));
+        return Some(format!("every member of group {gid}"));
     }
-    Ok(())
+    None
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-
-    const NOBODY: u32 = 65534;
 
     fn set_mode(directory: &Path, mode: u32) {
         fs::set_permissions(directory, PermissionsExt::from_mode(mode)).unwrap();
@@ -117,24 +120,19 @@ mod tests {
         assert_eq!(refusal(directory.path()), "");
     }
 
+    /// Root, user 1000 who runs the program, and user 27 who owns its files.
+    const TRUSTED: [Option<u32>; 3] = [Some(0), Some(1000), Some(27)];
+
     #[test]
     fn a_directory_that_a_group_can_write_is_refused_unless_it_is_sticky_or_the_group_is_roots() {
-        if !geteuid().is_root() {
-            return; // Only root can give a directory to a group it is not in.
-        }
-        let directory = tempfile::tempdir().unwrap();
-        chown(directory.path(), None, Some(NOBODY)).unwrap();
-        set_mode(directory.path(), 0o775);
-        let expected = format!(
-            "every member of group 65534 can write the directory {}",
-            directory.path().display()
-        );
-        assert_eq!(refusal(directory.path()), expected);
-        set_mode(directory.path(), 0o1775);
-        assert_eq!(refusal(directory.path()), "");
-        set_mode(directory.path(), 0o775);
-        chown(directory.path(), None, Some(0)).unwrap();
-        assert_eq!(refusal(directory.path()), "");
+        let writers = |gid, mode| who_can_write(1000, gid, mode, TRUSTED);
+        let group = Some("every member of group 3000".to_owned());
+        assert_eq!(writers(3000, 0o40_775), group);
+        assert_eq!(writers(3000, 0o40_020), group);
+        assert_eq!(writers(3000, 0o41_775), None);
+        assert_eq!(writers(3000, 0o40_755), None);
+        assert_eq!(writers(0, 0o40_775), None);
+        assert_eq!(writers(0, 0o40_777), Some("every user".into()));
     }
 
     #[test]
@@ -162,13 +160,27 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_another_user_is_refused_unless_that_user_is_trusted() {
-        if !geteuid().is_root() {
-            return; // Only root can give a directory away.
+    fn a_directory_of_another_user_is_refused_even_if_it_is_sticky() {
+        for mode in [0o40_700, 0o41_777] {
+            let writers = |uid, trusted| who_can_write(uid, 0, mode, trusted);
+            assert_eq!(writers(3001, TRUSTED), Some("user 3001".into()));
+            assert_eq!(
+                writers(27, [Some(0), Some(1000), None]),
+                Some("user 27".into())
+            );
+            for trusted in [0, 1000, 27] {
+                assert_eq!(writers(trusted, TRUSTED), None);
+            }
         }
-        let directory = tempfile::tempdir().unwrap();
-        chown(directory.path(), Some(NOBODY), None).unwrap();
-        assert!(refusal(directory.path()).starts_with("user 65534 can write"));
-        assert!(check(directory.path(), Some(NOBODY)).is_ok());
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let missing = tempfile::tempdir().unwrap().path().join("missing");
+        let expected = format!(
+            "cannot examine the directory {}: No such file or directory (os error 2)",
+            missing.display()
+        );
+        assert_eq!(refusal(&missing), expected);
     }
 }

@@ -56,22 +56,27 @@ fn unshare_descriptors() -> io::Result<()> {
 mod tests {
     use std::fs::{self, File};
     use std::os::fd::AsRawFd;
-    use std::process::Command;
 
     use nix::fcntl::{FcntlArg, fcntl};
-    use nix::libc::{F_WRLCK, SEEK_SET, flock};
+    use nix::libc::{F_UNLCK, F_WRLCK, SEEK_SET, flock};
 
     use super::*;
 
-    /// Whether another process fails to get the lock that a server would take.
-    fn is_locked(path: &std::path::Path) -> bool {
-        let script = "import fcntl, sys\nfcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)";
-        let python = Command::new("/usr/bin/python3")
-            .args(["-c", script])
-            .arg(path)
-            .output()
-            .unwrap();
-        !python.status.success()
+    /// A lock of the whole file.
+    const LOCK: flock = flock {
+        l_type: F_WRLCK as _,
+        l_whence: SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+
+    /// Whether a process holds the lock, as another process sees it. A lock of an open file description,
+    /// which is asked for here, conflicts with that of the process it is in (fcntl(2)).
+    fn is_locked(probe: &File) -> bool {
+        let mut lock = LOCK;
+        fcntl(probe, FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
+        lock.l_type != F_UNLCK as i16
     }
 
     #[test]
@@ -80,19 +85,15 @@ mod tests {
         let path = directory.path().join("ibdata1");
         fs::write(&path, "page").unwrap();
         let file = File::options().read(true).write(true).open(&path).unwrap();
-        let lock = flock {
-            l_type: F_WRLCK as _,
-            l_whence: SEEK_SET as _,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
+        // Stays open to the end: closing it would end the lock, too.
+        let probe = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(!is_locked(&probe));
+        fcntl(&file, FcntlArg::F_SETLK(&LOCK)).unwrap();
         assert_eq!(run(|| fs::read(&path).unwrap()).unwrap(), b"page");
-        assert!(is_locked(&path));
+        assert!(is_locked(&probe));
         // Control: without the thread, the lock is lost.
         fs::read(&path).unwrap();
-        assert!(!is_locked(&path));
+        assert!(!is_locked(&probe));
     }
 
     #[test]

@@ -2,125 +2,27 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
-    },
+    io::Write,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::Path,
     process::Command,
-    time::Duration,
 };
 
-use broker_api::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KeyContext, MAX_FRAME_BYTES, Reply, Request,
-    SessionPhase, WaitPolicy, read_frame, write_frame,
-};
+use broker_api::{Decrypt, FailureKind, KeyContext, MAX_FRAME_BYTES, Reply, Request, SessionPhase};
 use end_to_end_tests::{
-    NOBODY, PATIENCE_SECONDS, Process, Scene, after_python, contains_bytes,
+    NOBODY, PATIENCE_SECONDS, Process, SLEEP, Scene, after_python,
+    broker::{Peer, broker_pid, failure, generate, generated, phase},
+    contains_bytes,
     inspection::{self, command_line, is_dumpable, status},
     mode, variables_of, wait_until, write_fifo,
 };
 use nix::{
-    sys::{
-        signal::{SIGHUP, SIGINT, SIGTERM, kill},
-        socket::{getsockopt, sockopt::PeerCredentials},
-    },
+    sys::signal::{SIGHUP, SIGINT, SIGTERM, kill},
     unistd::Pid,
 };
 
-const SLEEP: [&str; 2] = ["sleep", "1000"];
-
 fn scene() -> Scene {
     Scene::new().with_broker()
-}
-
-/// A connection, as the plugin makes it.
-pub struct Peer(pub UnixStream);
-
-impl Peer {
-    pub fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        let patience = Some(Duration::from_secs(PATIENCE_SECONDS));
-        stream.set_read_timeout(patience).unwrap();
-        Self(stream)
-    }
-
-    pub fn ask(&mut self, request: &Request) -> Reply {
-        write_frame(&mut self.0, request).unwrap();
-        loop {
-            match read_frame(&mut self.0).unwrap() {
-                Reply::Waiting(_) => {}
-                reply => return reply,
-            }
-        }
-    }
-
-    /// The process that listens.
-    fn broker(&self) -> Pid {
-        Pid::from_raw(getsockopt(&self.0, PeerCredentials).unwrap().pid())
-    }
-
-    pub fn is_dropped(&mut self) -> bool {
-        match self.0.read(&mut [0]) {
-            Ok(length) => length == 0,
-            Err(error) => error.kind() == ErrorKind::ConnectionReset,
-        }
-    }
-}
-
-/// The answer to `request`, after all waiting.
-pub fn ask(scene: &Scene, request: &Request) -> Reply {
-    Peer::connect(&scene.configuration.broker_socket).ask(request)
-}
-
-/// The process of the broker.
-pub fn broker_pid(scene: &Scene) -> Pid {
-    Peer::connect(&scene.configuration.broker_socket).broker()
-}
-
-pub(crate) fn phase(scene: &Scene) -> SessionPhase {
-    match ask(scene, &Request::Session) {
-        Reply::Session(state) => state.phase,
-        reply => panic!("{reply:?}"),
-    }
-}
-
-fn generate(key_bytes: u8) -> Request {
-    Request::GenerateDataKey(GenerateDataKey {
-        master_key_id: "alias/mariadb".into(),
-        key_bytes,
-        context: KeyContext::default(),
-    })
-}
-
-/// Asks for a key of 16 bytes.
-pub fn generate_with(wait: WaitPolicy) -> Request {
-    Request::GenerateDataKey(GenerateDataKey {
-        master_key_id: "alias/mariadb".into(),
-        key_bytes: 16,
-        context: KeyContext {
-            wait,
-            ..KeyContext::default()
-        },
-    })
-}
-
-/// A new wrapped key.
-pub fn generated(scene: &Scene) -> Vec<u8> {
-    match ask(scene, &generate(16)) {
-        Reply::Generated {
-            ciphertext_blob, ..
-        } => ciphertext_blob,
-        reply => panic!("{reply:?}"),
-    }
-}
-
-pub(crate) fn failure(scene: &Scene) -> Failure {
-    match ask(scene, &generate(16)) {
-        Reply::Failed(failure) => failure,
-        reply => panic!("{reply:?}"),
-    }
 }
 
 fn is_running(pid: Pid) -> bool {

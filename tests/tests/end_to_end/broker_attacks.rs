@@ -14,10 +14,13 @@ use broker_api::{
     Decrypt, FailureKind, KeyContext, Reply, Request, SessionPhase, read_frame_of, version1,
     write_frame_of,
 };
-use end_to_end_tests::{Database, NOBODY, Process, Scene, inspection::status, run_client};
+use end_to_end_tests::{
+    Database, NOBODY, Process, SLEEP, Scene,
+    broker::{Peer, ask, broker_pid, generated, phase},
+    inspection::status,
+    run_client,
+};
 use key_store::{PlaintextKey, check_value::CheckValue};
-
-use crate::broker::{Peer, ask, broker_pid, generated, phase};
 
 fn short_sessions() -> Scene {
     Scene::with_aws(&["--session-lifetime=600"]).with_broker()
@@ -229,7 +232,7 @@ fn an_answer_of_sts_without_end_costs_little_memory_and_no_second_code() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || serve_without_end(&listener));
-    let mut command = scene.command(&["sleep", "1000"]);
+    let mut command = scene.command(&SLEEP);
     command.env("AWS_ENDPOINT_URL_STS", url);
     let wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
@@ -246,7 +249,7 @@ fn a_broker_makes_no_socket_where_others_could_replace_it() {
     fs::set_permissions(directory, Permissions::from_mode(0o777)).unwrap();
     let refusal = format!("every user can write the directory {}", directory.display());
     let mut alone = Process::start(&mut scene.broker_command());
-    let mut wrapper = scene.start(&["sleep", "1000"]);
+    let mut wrapper = scene.start(&SLEEP);
     for process in [&mut alone, &mut wrapper.process] {
         let (status, output) = process.finish();
         assert_eq!(status.code(), Some(125), "{output}");

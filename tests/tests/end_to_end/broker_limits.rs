@@ -10,15 +10,14 @@ use std::{
 };
 
 use broker_api::{Reply, Request, SessionPhase, WaitPolicy, WaitReason, read_frame, write_frame};
-use end_to_end_tests::{Database, NOBODY, Process, Scene, after_python, run_client, wait_until};
+use end_to_end_tests::{
+    Database, NOBODY, Process, Scene, after_python,
+    broker::{Peer, ask, decrypt, generate_with, generated, phase},
+    run_client, wait_until,
+};
 use nix::{
     sys::signal::{Signal::SIGTERM, kill},
     unistd::{Gid, Group, Pid},
-};
-
-use crate::{
-    broker::{Peer, ask, generate_with, generated, phase},
-    broker_service::decrypt,
 };
 
 /// A member of the group that the broker serves.

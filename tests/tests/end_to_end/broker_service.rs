@@ -2,25 +2,14 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use broker_api::{Decrypt, KeyContext, Reply, Request, WaitPolicy};
-use end_to_end_tests::{Manager, NOBODY, PATIENCE_SECONDS, Process, Scene, mode, write_fifo};
+use broker_api::{Reply, WaitPolicy};
+use end_to_end_tests::{
+    Manager, NOBODY, PATIENCE_SECONDS, Process, Scene,
+    broker::{ask, decrypt, generate_with, generated},
+    mode, write_fifo,
+};
 use nix::unistd::{Gid, Group, Uid};
 use serde_json::Value;
-
-use crate::broker::{ask, generate_with, generated};
-
-/// Asks for the key of a key file.
-pub fn decrypt(ciphertext_blob: Vec<u8>) -> Request {
-    Request::Decrypt(Decrypt {
-        ciphertext_blob,
-        check_value: None,
-        context: KeyContext {
-            key_id: 7,
-            key_version: 3,
-            ..KeyContext::default()
-        },
-    })
-}
 
 /// The key, the request id of KMS, or the failure's message.
 fn decrypted(scene: &Scene, ciphertext_blob: &[u8]) -> Result<(Vec<u8>, String), String> {

@@ -12,12 +12,9 @@ use broker_api::{
     write_frame_of,
 };
 use end_to_end_tests::{
-    Database, Process, Scene, Wrapper, dist, variables_of, wait_until, write_fifo,
-};
-
-use crate::{
+    Database, NEW_KEY, Process, Scene, Wrapper,
     broker::{Peer, phase},
-    server_session::{NEW_KEY, end_session, status},
+    dist, variables_of, wait_until, write_fifo,
 };
 
 /// Release 0.1.0 as it was before the protocol had a second version.
@@ -99,16 +96,16 @@ fn a_server_with_the_plugin_of_0_1_0_works_with_this_broker() {
     );
     let rotated = database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     assert!(rotated.contains("key 3 now has version 2"), "{rotated}");
-    assert_eq!(status(&database, "session_state"), "open");
+    assert_eq!(database.status("session_state"), "open");
 
-    end_session(&scene.aws);
+    scene.aws.end_session();
     std::thread::scope(|scope| {
         let statement = scope.spawn(|| database.sql(NEW_KEY));
         let line = wrapper.process.wait_for("waiting: ");
         assert!(line.contains("iam-kms-wrapper code --fifo="), "{line}");
         assert_eq!(database.sql("SELECT i FROM d.t3"), "3");
         wait_until("the status", || {
-            status(&database, "session_state") == "awaiting code"
+            database.status("session_state") == "awaiting code"
         });
         scene.aws.set_clock("0");
         give_code(&scene);

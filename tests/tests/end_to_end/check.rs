@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use end_to_end_tests::{Database, NOBODY, Scene, set_user, wait_until};
+use end_to_end_tests::{Database, NOBODY, SLEEP, Scene, set_user, wait_until};
 
 /// A check that was run.
 struct Checked {
@@ -264,7 +264,7 @@ fn a_device_of_another_account_than_the_keys_is_found() {
 #[test]
 fn a_host_whose_server_runs_is_checked_beside_it() {
     let scene = Scene::new().with_broker();
-    let wrapper = scene.start(&["sleep", "1000"]);
+    let wrapper = scene.start(&SLEEP);
     wrapper.give_code(&scene.aws);
     wrapper.wait_for_command("sleep");
     let checked = Checked::of(&mut check(&scene, &["sleep"]));
@@ -324,7 +324,7 @@ fn programs_that_other_users_could_look_into_or_replace_are_failures_and_a_start
         let checked = Checked::of(&mut as_nobody(&["--check", "true"]));
         checked.says("this program", verdict, why);
         checked.says("broker", verdict, why);
-        let wrapper = scene.spawn(&mut as_nobody(&["sleep", "1000"]));
+        let wrapper = scene.spawn(&mut as_nobody(&SLEEP));
         wrapper.give_code(&scene.aws);
         wrapper.process.wait_for("iam-kms-broker: listening at");
         let warnings = if verdict == "ok" { 0 } else { 2 };

@@ -3,10 +3,12 @@
 use std::process::Command;
 
 use broker_api::SessionPhase;
-use end_to_end_tests::{Manager, Process, Scene, wait_until, write_fifo};
+use end_to_end_tests::{
+    Manager, Process, SLEEP, Scene,
+    broker::{failure, generated, phase},
+    wait_until, write_fifo,
+};
 use nix::sys::signal::SIGKILL;
-
-use crate::broker::{failure, generated, phase};
 
 /// A scene whose programs take the host's clock from a file.
 struct Clock {
@@ -89,7 +91,7 @@ fn a_kept_session_serves_a_restart_with_the_clock_an_hour_ahead_and_the_broker_a
     let clock = Clock::new(Scene::new().with_broker());
     let scene = &clock.scene;
     let mut manager = Manager::start(&scene.sandbox);
-    let mut command = clock.of(scene.command(&["sleep", "1000"]));
+    let mut command = clock.of(scene.command(&SLEEP));
     command.env("NOTIFY_SOCKET", manager.address());
     let mut wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
@@ -101,7 +103,7 @@ fn a_kept_session_serves_a_restart_with_the_clock_an_hour_ahead_and_the_broker_a
         !scene.configuration.broker_socket.exists()
     });
     clock.set(AN_HOUR_AHEAD);
-    let command = clock.of(scene.command(&["sleep", "1000"]));
+    let command = clock.of(scene.command(&SLEEP));
     let wrapper = scene.spawn(&mut manager.restart(&command));
     wrapper.process.wait_for("kept by systemd");
     wrapper.wait_for_command("sleep");

@@ -11,8 +11,10 @@ use std::{
 };
 
 use end_to_end_tests::{
-    FifoWriter, NOBODY, Process, Scene, Wrapper, after_python, inspection::variable, mode,
-    wait_until, write_fifo,
+    ECHO, FifoWriter, NOBODY, Process, SLEEP, Scene, Wrapper, after_python,
+    broker::{failure, generated},
+    inspection::variable,
+    mode, wait_until, write_fifo,
 };
 use nix::{
     sys::{
@@ -22,44 +24,35 @@ use nix::{
     unistd::{Group, mkfifo},
 };
 
-use crate::broker::{failure, generated};
-
-const COMMAND: [&str; 2] = ["echo", "the command runs"];
-
-fn assert_command_runs(wrapper: &mut Wrapper) {
-    let output = wrapper.ends_with(0);
-    assert!(output.contains("the command runs"), "{output}");
-}
-
 #[test]
 fn six_digits_start_the_command_with_newline_crlf_or_neither() {
     let scene = Scene::new();
     for end in ["\n", "\r\n", ""] {
-        let mut wrapper = scene.start(&COMMAND);
+        let mut wrapper = scene.start(&ECHO);
         wrapper.wait_for_fifo();
         wrapper.write(format!("{}{end}", scene.aws.code()).as_bytes());
-        assert_command_runs(&mut wrapper);
+        wrapper.runs_echo();
     }
 }
 
 #[test]
 fn a_code_may_come_in_pieces_within_one_open() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let mut writer = FifoWriter::open(scene.fifo());
     let code = scene.aws.code();
     for piece in [&code[..1], &code[1..4], &code[4..]] {
         writer.write(piece.as_bytes());
     }
     drop(writer);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert_eq!(scene.aws.calls("GetSessionToken"), 1);
 }
 
 #[test]
 fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let letters = [b'x'; 4096];
     let lines = b"rubbish\n".repeat(512);
@@ -104,7 +97,7 @@ fn lines_of(wrapper: &Wrapper, text: &str) -> usize {
 #[test]
 fn two_writers_at_once_are_told_apart_by_their_lines() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let mut one = FifoWriter::open(scene.fifo());
     let mut other = FifoWriter::open(scene.fifo());
     one.write(b"nonsense\n");
@@ -112,13 +105,13 @@ fn two_writers_at_once_are_told_apart_by_their_lines() {
     wrapper
         .process
         .wait_for("8 characters that are not six digits");
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 #[test]
 fn two_writers_in_one_line_cost_a_chance_and_no_code() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let mut one = FifoWriter::open(scene.fifo());
     let mut other = FifoWriter::open(scene.fifo());
     let code = scene.aws.code();
@@ -127,41 +120,41 @@ fn two_writers_in_one_line_cost_a_chance_and_no_code() {
     wrapper.process.wait_for("8 digits instead of six");
     assert_eq!(scene.aws.log(), "", "STS was asked");
     other.write(format!("{code}\n").as_bytes());
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 #[test]
 fn two_codes_at_once_are_tried_one_after_the_other() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let codes = format!("{}\n{}\n", scene.aws.wrong_code(), scene.aws.code());
     write_fifo(scene.fifo(), codes.as_bytes());
     wrapper.process.wait_for("AWS refused the code");
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert_eq!(scene.aws.calls("GetSessionToken"), 2);
 }
 
 #[test]
 fn a_writer_that_never_finishes_keeps_nobody_out() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let mut stuck = FifoWriter::open(scene.fifo());
     stuck.write(b"123");
     wrapper
         .process
         .wait_for("3 digits instead of six, and then silence");
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     drop(stuck);
 }
 
 #[test]
 fn six_digits_are_taken_though_their_writer_neither_ends_the_line_nor_closes() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     let mut writer = FifoWriter::open(scene.fifo());
     writer.write(scene.aws.code().as_bytes());
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     drop(writer);
 }
 
@@ -172,7 +165,7 @@ fn a_session_document_of_the_aws_cli_is_used_as_it_is() {
     let document_text = serde_json::to_string_pretty(&document).unwrap();
     let calls = scene.aws.calls("GetSessionToken");
 
-    let wrapper = scene.start(&["sleep", "1000"]);
+    let wrapper = scene.start(&SLEEP);
     write_fifo(scene.fifo(), document_text.as_bytes());
     wrapper.wait_for_command("sleep");
     for (name, field) in [
@@ -190,7 +183,7 @@ fn a_session_document_of_the_aws_cli_is_used_as_it_is() {
 fn a_host_without_an_aws_key_starts_with_a_session_document() {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = elsewhere");
     let document = session_document(&scene)["Credentials"].to_string();
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     command
         .env_remove("AWS_ACCESS_KEY_ID")
         .env_remove("AWS_SECRET_ACCESS_KEY");
@@ -201,7 +194,7 @@ fn a_host_without_an_aws_key_starts_with_a_session_document() {
     wrapper.process.wait_for("ignored a code");
     // As `credential_process` prints it.
     wrapper.write(document.replacen('{', "{\"Version\":1,", 1).as_bytes());
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 /// `document` with another end, in seconds from now.
@@ -259,7 +252,7 @@ fn a_document_is_checked_at_the_start_and_at_the_next_prompt() {
         .without("kms_mfa_id")
         .line("mfa = elsewhere");
     let document = session_document(&scene);
-    let wrapper = scene.start(&["sleep", "1000"]);
+    let wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
     refuses_documents(&wrapper, "iam-kms-wrapper", &document);
     wrapper.write(document.to_string().as_bytes());
@@ -284,7 +277,7 @@ fn session_document(scene: &Scene) -> serde_json::Value {
 #[test]
 fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
-    let mut command = scene.command(&["sleep", "1000"]);
+    let mut command = scene.command(&SLEEP);
     let wrapper = scene.spawn(command.env("AWS_SESSION_TOKEN", "of-an-instance-role"));
     wrapper.wait_for_command("sleep");
     let pid = wrapper.process.pid();
@@ -302,13 +295,13 @@ fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
 fn the_fifo_is_0600_whatever_the_umask() {
     let scene = Scene::new();
     for umask in ["0o777", "0"] {
-        let command = scene.command(&COMMAND);
+        let command = scene.command(&ECHO);
         let mut command = after_python(&format!("os.umask({umask})"), &command);
         let mut wrapper = scene.spawn(&mut command);
         wrapper.wait_for_fifo();
         assert_eq!(mode(scene.fifo()), 0o600, "umask {umask}");
         wrapper.give_code(&scene.aws);
-        assert_command_runs(&mut wrapper);
+        wrapper.runs_echo();
     }
 }
 
@@ -318,7 +311,7 @@ fn the_fifo_has_the_configured_mode_and_group_whatever_the_umask() {
     let scene = Scene::new()
         .line("kms_mfa_socket_mode = 0620")
         .line("kms_mfa_socket_group = mail");
-    let mut command = after_python("os.umask(0o777)", &scene.command(&COMMAND));
+    let mut command = after_python("os.umask(0o777)", &scene.command(&ECHO));
     let wrapper = scene.spawn(&mut command);
     wrapper.wait_for_fifo();
     assert_eq!(mode(scene.fifo()), 0o620);
@@ -331,7 +324,7 @@ fn the_fifo_has_the_configured_mode_and_group_whatever_the_umask() {
 #[test]
 fn the_fifo_is_gone_when_the_command_runs() {
     let scene = Scene::new();
-    let wrapper = scene.start_with_code(&["sleep", "1000"]);
+    let wrapper = scene.start_with_code(&SLEEP);
     assert!(!scene.fifo().exists());
     drop(wrapper);
 }
@@ -339,7 +332,7 @@ fn the_fifo_is_gone_when_the_command_runs() {
 #[test]
 fn the_fifo_is_gone_after_a_failure() {
     let scene = Scene::new();
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     command.env("AWS_SECRET_ACCESS_KEY", "wrong");
     let mut wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
@@ -350,7 +343,7 @@ fn the_fifo_is_gone_after_a_failure() {
 fn the_fifo_is_gone_after_each_signal_and_the_death_shows_it() {
     let scene = Scene::new();
     for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
-        let mut wrapper = scene.start(&COMMAND);
+        let mut wrapper = scene.start(&ECHO);
         wrapper.wait_for_fifo();
         wrapper.process.signal(signal);
         let output = wrapper.dies_of(signal);
@@ -366,12 +359,12 @@ fn a_fifo_left_behind_is_taken_over_with_the_writers_that_wait_in_it() {
     // Its `>` blocks until somebody reads.
     let script = format!("echo 11167 > {}", scene.fifo().display());
     let early = Process::start(Command::new("sh").args(["-c", &script]));
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.process.wait_for("5 digits instead of six");
     let metadata = fs::metadata(scene.fifo()).unwrap();
     assert_eq!((metadata.ino(), mode(scene.fifo())), (before, 0o600));
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     drop(early);
 }
 
@@ -407,7 +400,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
     for (make, what) in cases {
         make();
         let before = fs::symlink_metadata(fifo).unwrap();
-        let (status, output) = scene.start(&COMMAND).process.finish();
+        let (status, output) = scene.start(&ECHO).process.finish();
         assert_eq!(status.code(), Some(125), "{output}");
         let expected = format!("will not use {} as the FIFO: {what}", fifo.display());
         assert!(output.contains(&expected), "{output}");
@@ -425,7 +418,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
 fn a_missing_directory_is_named_with_what_to_do() {
     let scene = Scene::new();
     fs::remove_dir(scene.fifo().parent().unwrap()).unwrap();
-    let output = scene.start(&COMMAND).ends_with(125);
+    let output = scene.start(&ECHO).ends_with(125);
     assert!(
         output.contains(&*scene.fifo().to_string_lossy()),
         "{output}"
@@ -441,7 +434,7 @@ fn a_missing_directory_is_named_with_what_to_do() {
 fn a_directory_that_all_can_write_is_refused() {
     let scene = Scene::new();
     set_mode(scene.fifo().parent().unwrap(), 0o777);
-    let output = scene.start(&COMMAND).ends_with(125);
+    let output = scene.start(&ECHO).ends_with(125);
     assert!(
         output.contains("every user can write the directory"),
         "{output}"
@@ -455,7 +448,7 @@ fn a_directory_that_a_group_can_write_is_refused_wherever_it_is_on_the_way() {
     for directory in [directory, directory.parent().unwrap()] {
         chown(directory, None, Some(NOBODY)).unwrap();
         set_mode(directory, 0o775);
-        let output = scene.start(&COMMAND).ends_with(125);
+        let output = scene.start(&ECHO).ends_with(125);
         let expected = format!(
             "every member of group 65534 can write the directory {}",
             directory.display()
@@ -464,21 +457,21 @@ fn a_directory_that_a_group_can_write_is_refused_wherever_it_is_on_the_way() {
         // A container's user may own its directories through root's group alone.
         chown(directory, None, Some(0)).unwrap();
     }
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 #[test]
 fn a_second_start_on_one_fifo_is_refused_and_told_who_waits_there() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let holder = format!(
         "process {} (iam-kms-wrapper) already waits for a code",
         wrapper.process.pid()
     );
-    let (status, output) = scene.start(&COMMAND).process.finish();
+    let (status, output) = scene.start(&ECHO).process.finish();
     assert_eq!(status.code(), Some(125), "{output}");
     assert!(output.contains(&holder), "{output}");
     let mut check = scene.command(&[]);
@@ -494,14 +487,14 @@ fn a_second_start_on_one_fifo_is_refused_and_told_who_waits_there() {
     );
     // The first has lost nothing.
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert!(!wrapper.process.output().contains("ignored"));
 }
 
 #[test]
 fn starters_at_the_same_moment_share_no_fifo() {
     let scene = Scene::new();
-    let mut starters: Vec<_> = (0..6).map(|_| scene.start(&COMMAND)).collect();
+    let mut starters: Vec<_> = (0..6).map(|_| scene.start(&ECHO)).collect();
     wait_until("all but one to give up", || {
         let ended = starters.iter_mut().filter_map(|starter| {
             starter
@@ -517,13 +510,13 @@ fn starters_at_the_same_moment_share_no_fifo() {
     let is_left = |starter: &mut Wrapper| !starter.process.has_ended();
     let left = starters.iter_mut().position(is_left).unwrap();
     starters[left].give_code(&scene.aws);
-    assert_command_runs(&mut starters[left]);
+    starters[left].runs_echo();
 }
 
 #[test]
 fn what_another_process_reads_from_the_fifo_is_reported_with_what_it_may_mean() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     for nth in 1..=2 {
         wrapper.process.signal(SIGSTOP);
@@ -564,7 +557,7 @@ fn what_another_process_reads_from_the_fifo_is_reported_with_what_it_may_mean() 
 fn a_directory_of_another_user_is_refused() {
     let scene = Scene::new();
     chown(scene.fifo().parent().unwrap(), Some(NOBODY), None).unwrap();
-    let output = scene.start(&COMMAND).ends_with(125);
+    let output = scene.start(&ECHO).ends_with(125);
     assert!(
         output.contains("user 65534 can write the directory "),
         "{output}"
@@ -583,11 +576,11 @@ fn a_sticky_directory_works_with_a_warning_where_the_kernel_would_refuse_root() 
         wrapper.give_code(&scene.aws);
         wrapper.ends_with(0)
     };
-    let output = starts(&mut scene.command_as_nobody(&COMMAND));
+    let output = starts(&mut scene.command_as_nobody(&ECHO));
     let warned = output.contains("(fs.protected_fifos) refuses ");
     assert_eq!(warned, protected.trim() != "0", "{output}");
     // The directory's owner is not kept from a FIFO of its own.
-    let output = starts(&mut scene.command(&COMMAND));
+    let output = starts(&mut scene.command(&ECHO));
     assert!(!output.contains("fs.protected_fifos"), "{output}");
 }
 
@@ -599,7 +592,7 @@ fn set_mode(path: &Path, mode: u32) {
 #[test]
 fn the_wait_ends_after_prompt_timeout_seconds() {
     let scene = Scene::new().line("prompt_timeout_seconds = 1");
-    let output = scene.start(&COMMAND).ends_with(125);
+    let output = scene.start(&ECHO).ends_with(125);
     assert!(
         output.contains("no MFA code was written within 1 second (prompt_timeout_seconds)"),
         "{output}"

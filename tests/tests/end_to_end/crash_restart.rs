@@ -12,7 +12,8 @@ use std::{
 
 use broker_api::SessionPhase;
 use end_to_end_tests::{
-    Database, Manager, Process, Scene, Wrapper,
+    Database, Manager, Process, SLEEP, Scene, Wrapper,
+    broker::{failure, phase},
     inspection::{environment, status, variable},
     pass, wait_until, write_fifo,
 };
@@ -20,10 +21,6 @@ use nix::{
     sys::signal::Signal::{SIGKILL, SIGSEGV},
     unistd::Pid,
 };
-
-use crate::broker::{failure, phase};
-
-const SLEEP: [&str; 2] = ["sleep", "1000"];
 
 /// The command line of `scene`, as a service of `manager`.
 fn service(scene: &Scene, manager: &Manager, command: &[&str]) -> Command {

@@ -3,12 +3,10 @@
 use std::{path::PathBuf, process::Command};
 
 use end_to_end_tests::{
-    Process, Scene,
+    Process, SLEEP, Scene,
     inspection::{environment, variable},
     write_fifo,
 };
-
-const SLEEP: [&str; 2] = ["sleep", "1000"];
 
 /// The user's key as a credentials file with this section.
 fn file(scene: &Scene, section: &str) -> String {

@@ -5,13 +5,11 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::{PermissionsExt, chown},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
-use end_to_end_tests::{NOBODY, Scene, inspection::environment};
-
-use crate::machine_role;
+use end_to_end_tests::{NOBODY, SLEEP, Scene, inspection::environment};
 
 /// The user's key as the lines of a profile.
 fn key(scene: &Scene) -> String {
@@ -249,7 +247,7 @@ fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
 
 #[test]
 fn a_profile_takes_the_credentials_of_container_and_instance_and_exchanges_a_token() {
-    let scene = machine_role::scene("900").line("profile = p");
+    let scene = Scene::with_machine_role("900").line("profile = p");
     scene.make_role(
         "database",
         r#"{"AWS": "arn:aws:iam::111122223333:role/host"}"#,
@@ -374,34 +372,10 @@ fn a_credential_process_is_waited_for_aloud_and_not_for_ever() {
     );
 }
 
-/// A home directory with `.aws`, of `owner`, that would lead to another endpoint and run a program.
-/// The second path is what the program would make.
-pub fn planted_home(scene: &Scene, owner: u32, endpoint: &str) -> (PathBuf, PathBuf) {
-    let home = scene.sandbox.directory("home");
-    let ran = scene.sandbox.directory("ran").join("it-ran");
-    chown(ran.parent().unwrap(), Some(owner), None).unwrap();
-    let aws = home.join(".aws");
-    fs::create_dir(&aws).unwrap();
-    let config = format!(
-        "[default]\nendpoint_url = {endpoint}\nec2_metadata_service_endpoint = {endpoint}\nregion = eu-west-3\ncredential_process = touch {}\n",
-        ran.display()
-    );
-    fs::write(aws.join("config"), &config).unwrap();
-    fs::write(
-        aws.join("credentials"),
-        "[default]\naws_access_key_id = AKIAPLANTED\naws_secret_access_key = x\n",
-    )
-    .unwrap();
-    for path in [&home, &aws, &aws.join("config"), &aws.join("credentials")] {
-        chown(path, Some(owner), None).unwrap();
-    }
-    (home, ran)
-}
-
 #[test]
 fn what_a_servers_user_plants_in_its_home_runs_no_program_and_is_named() {
     let scene = Scene::new();
-    let (home, ran) = planted_home(&scene, NOBODY, "http://127.0.0.1:9");
+    let (home, ran) = scene.plant_home(NOBODY, "http://127.0.0.1:9");
     let mut command = without_key(scene.command_as_nobody(&["true"]));
     let output = scene.spawn(command.env("HOME", &home)).ends_with(125);
     let said = format!("({} is not read", home.join(".aws").display());
@@ -413,7 +387,7 @@ fn what_a_servers_user_plants_in_its_home_runs_no_program_and_is_named() {
 #[test]
 fn root_reads_no_home_that_others_can_write_and_none_beside_a_credential_of_the_service() {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
-    let (home, ran) = planted_home(&scene, NOBODY, "http://127.0.0.1:9");
+    let (home, ran) = scene.plant_home(NOBODY, "http://127.0.0.1:9");
     let mut command = without_key(scene.command(&["true"]));
     let output = scene.spawn(command.env("HOME", &home)).ends_with(125);
     assert!(output.contains("is not read"), "{output}");
@@ -458,7 +432,7 @@ fn the_operators_tools_read_the_home_directory_as_the_aws_cli_does() {
 
 #[test]
 fn instance_metadata_that_does_not_answer_is_told_from_one_without_a_role() {
-    let scene = machine_role::scene("900");
+    let scene = Scene::with_machine_role("900");
     let mut command = without_key(scene.command(&["true"]));
     command
         .env_remove("AWS_EC2_METADATA_DISABLED")
@@ -487,7 +461,7 @@ fn instance_metadata_that_does_not_answer_is_told_from_one_without_a_role() {
 
 #[test]
 fn a_token_file_is_named_with_its_variable() {
-    let scene = machine_role::scene("900");
+    let scene = Scene::with_machine_role("900");
     let fifo = scene.sandbox.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let empty = scene.sandbox.write("empty", "");
@@ -519,9 +493,9 @@ fn a_token_file_is_named_with_its_variable() {
 
 #[test]
 fn a_roles_credentials_are_not_frozen_in_the_environment() {
-    let scene = machine_role::scene("900");
+    let scene = Scene::with_machine_role("900");
     let scene = scene.without("handoff");
-    let mut command = without_key(scene.command(&["sleep", "1000"]));
+    let mut command = without_key(scene.command(&SLEEP));
     let uri = format!("{}/container-credentials", scene.aws.endpoint());
     let token = scene.aws.read("container-token");
     command

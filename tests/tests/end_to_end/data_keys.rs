@@ -11,7 +11,8 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, LocalAws, NOBODY, Process, Sandbox, Scene, Terminal, contains_bytes, dist, key_files,
+    Database, ENCRYPT_ALL, LocalAws, NOBODY, ONLY_WITH_MFA, Process, Sandbox, Scene, Terminal,
+    contains_bytes, dist, key_files,
 };
 use key_store::{
     MAX_CIPHERTEXT_BYTES, PlaintextKey,
@@ -19,8 +20,6 @@ use key_store::{
     manifest::{Entry, ManifestFile},
 };
 use nix::sys::signal::Signal::SIGKILL;
-
-use crate::{inheritance::ONLY_WITH_MFA, server_main_job::ENCRYPT_ALL};
 
 const KEY_1: &str = "000102030405060708090a0b0c0d0e0f";
 const KEY_2: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfefff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";

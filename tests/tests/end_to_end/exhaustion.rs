@@ -4,15 +4,13 @@ use std::{fs, path::Path, process::Command};
 
 use broker_api::{FailureKind, SessionPhase};
 use end_to_end_tests::{
-    Process, Scene, after_python, inspection, variables_of, wait_until, write_fifo,
+    Process, SLEEP, Scene, after_python,
+    broker::{self, broker_pid, failure, generated, phase},
+    inspection,
+    inspection::wait_until_disconnected,
+    variables_of, wait_until, write_fifo,
 };
 use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
-
-use crate::{
-    broker::{broker_pid, failure, generated, phase},
-    key_memory::wait_until_disconnected,
-    machine_role,
-};
 
 /// A user that has no other process on this host: its processes and threads are counted.
 const LONELY: u32 = 3117;
@@ -111,7 +109,7 @@ fn ends_well(mut broker: Process) {
 
 #[test]
 fn a_broker_that_renews_its_session_by_itself_goes_on_doing_so_after_a_failure() {
-    let scene = machine_role::scene("6");
+    let scene = Scene::with_machine_role("6");
     let mut command = scene.broker_command();
     command
         .env_remove("AWS_ACCESS_KEY_ID")
@@ -179,7 +177,7 @@ fn a_broker_that_can_accept_no_connection_says_so_once_and_accepts_again() {
     let scene = Scene::new().with_broker();
     let broker = scene.start_broker();
     limit(broker.pid(), "--nofile=3:");
-    let mut waiting = crate::broker::Peer::connect(&scene.configuration.broker_socket);
+    let mut waiting = broker::Peer::connect(&scene.configuration.broker_socket);
     broker.wait_for("cannot accept a connection: Too many open files");
     limit(broker.pid(), "--nofile=1000:");
     let reply = waiting.ask(&broker_api::Request::Session);
@@ -233,7 +231,7 @@ fn a_broker_without_memory_goes_on_later_or_ends_with_125_and_leaves_nothing_beh
 #[test]
 fn a_launcher_without_memory_goes_on_later_or_ends_with_125_and_leaves_no_fifo() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&["sleep", "1000"]);
+    let mut wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
     no_more_memory(wrapper.process.pid());
     wrapper.write(scene.aws.code().as_bytes());
@@ -252,11 +250,7 @@ fn a_launcher_without_memory_goes_on_later_or_ends_with_125_and_leaves_no_fifo()
 #[test]
 fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
     let scene = Scene::new();
-    let command = copied(
-        &scene,
-        "iam-kms-wrapper",
-        &scene.command(&["sleep", "1000"]),
-    );
+    let command = copied(&scene, "iam-kms-wrapper", &scene.command(&SLEEP));
     let wrapper = scene.spawn(&mut as_lonely(&scene, &command));
     wrapper.wait_for_fifo();
     limit(wrapper.process.pid(), "--nproc=1:");
@@ -274,7 +268,7 @@ fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
 #[test]
 fn an_abort_of_the_launcher_is_125_and_leaves_no_fifo() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&["sleep", "1000"]);
+    let mut wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
     wrapper.process.signal(nix::sys::signal::Signal::SIGABRT);
     wrapper.ends_with(125);
@@ -296,13 +290,13 @@ fn an_abort_of_the_broker_is_125_and_leaves_neither_fifo_nor_socket() {
 #[test]
 fn the_command_gets_the_signal_of_an_abort_as_usual() {
     let scene = Scene::new();
-    let wrapper = scene.start_with_code(&["sleep", "1000"]);
+    let wrapper = scene.start_with_code(&SLEEP);
     let caught = inspection::status(wrapper.process.pid(), "SigCgt");
     assert_eq!(u64::from_str_radix(&caught, 16).unwrap() >> 5 & 1, 0);
     // Nor does it take one away that its parent has ignored.
     let setup = "signal.signal(signal.SIGABRT, signal.SIG_IGN)";
     let scene = Scene::new();
-    let wrapper = scene.spawn(&mut after_python(setup, &scene.command(&["sleep", "1000"])));
+    let wrapper = scene.spawn(&mut after_python(setup, &scene.command(&SLEEP)));
     wrapper.give_code(&scene.aws);
     wrapper.wait_for_command("sleep");
     let ignored = inspection::status(wrapper.process.pid(), "SigIgn");

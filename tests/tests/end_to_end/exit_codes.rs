@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use end_to_end_tests::{Process, Scene, Wrapper, dist, variables_of};
+use end_to_end_tests::{Process, SLEEP, Scene, Wrapper, dist};
 use nix::{
     sys::{
         signal::{SIGHUP, SIGINT, SIGTERM},
@@ -15,11 +15,12 @@ use nix::{
     unistd::mkfifo,
 };
 
-/// The mistake was found before anything was asked, of a person or of AWS.
+/// Checks that the program found the mistake before it asked for a code or called AWS. The command must
+/// know where AWS is: without an endpoint, the call log would be empty whatever the program did.
 fn fails_before_it_asks(scene: &Scene, wrapper: &mut Wrapper, code: i32) -> String {
     let output = wrapper.ends_with(code);
     assert!(!output.contains("waiting for"), "{output}");
-    assert_eq!(scene.aws.log(), "", "AWS was asked");
+    assert_eq!(scene.aws.log(), "", "AWS was called");
     output
 }
 
@@ -50,8 +51,9 @@ fn a_wrong_value_is_125_with_file_line_and_what_is_right() {
 #[test]
 fn a_missing_configuration_is_125_and_named() {
     let scene = Scene::new();
-    let mut command = Command::new(dist("bin/iam-kms-wrapper"));
-    command.args(["--config=/nonexistent/file", "true"]);
+    let mut command = scene
+        .aws
+        .program("iam-kms-wrapper", &["--config=/nonexistent/file", "true"]);
     let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
     assert_eq!(
         output,
@@ -116,13 +118,8 @@ fn a_configuration_may_begin_with_a_byte_order_mark() {
         let is_toml = name.ends_with(".toml");
         let text = if is_toml { text } else { text.replace('"', "") };
         let path = scene.sandbox.write(name, &text);
-        let template = scene.command(&[]);
-        let mut command = Command::new(template.get_program());
-        command
-            .arg(format!("--config={}", path.display()))
-            .arg("true")
-            .env_clear()
-            .envs(variables_of(&template));
+        let option = format!("--config={}", path.display());
+        let mut command = scene.aws.program("iam-kms-wrapper", &[&option, "true"]);
         let mut wrapper = scene.spawn(&mut command);
         wrapper.give_code(&scene.aws);
         wrapper.ends_with(0);
@@ -193,8 +190,7 @@ fn wrong_usage_is_125_with_the_usage() {
         (&["--confg=x", "true"], usage),
         (&["--config"], "a value is required for '--config <FILE>'"),
     ] {
-        let mut command = Command::new(dist("bin/iam-kms-wrapper"));
-        command.args(arguments);
+        let mut command = scene.aws.program("iam-kms-wrapper", arguments);
         let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
         assert!(output.contains(text), "{arguments:?}: {output}");
     }
@@ -238,7 +234,7 @@ fn the_commands_own_exit_code_passes_through() {
 fn the_commands_death_by_a_signal_passes_through() {
     let scene = Scene::new();
     for signal in [SIGTERM, SIGINT, SIGHUP] {
-        let mut wrapper = scene.start_with_code(&["sleep", "1000"]);
+        let mut wrapper = scene.start_with_code(&SLEEP);
         wrapper.process.signal(signal);
         wrapper.dies_of(signal);
     }

@@ -1,10 +1,8 @@
 //! What worked with the Go program of MariaDB's manual works unchanged.
 
-use std::{fs, process::Command};
+use std::fs;
 
-use end_to_end_tests::{
-    Configuration, LocalAws, Sandbox, Scene, Wrapper, inspection, variables_of,
-};
+use end_to_end_tests::{SLEEP, Scene, Wrapper, inspection};
 
 /// Prints its arguments, one a line.
 const SHOW_ARGUMENTS: [&str; 4] = ["sh", "-c", "for a in \"$@\"; do echo \"<$a>\"; done", "sh"];
@@ -41,15 +39,12 @@ fn every_way_that_go_took_the_config_flag_works_with_the_commands_own_flags_behi
         with_space("-config"),
     ] {
         for end_of_flags in [None, Some("--")] {
-            let template = scene.command(&[]);
-            let mut command = Command::new(template.get_program());
+            let mut command = scene.aws.program("iam-kms-wrapper", &[]);
             command
                 .args(&flags)
                 .args(end_of_flags)
                 .args(SHOW_ARGUMENTS)
-                .args(["--config=/etc/my.cnf", "-config", "--", "--user=mysql"])
-                .env_clear()
-                .envs(variables_of(&template));
+                .args(["--config=/etc/my.cnf", "-config", "--", "--user=mysql"]);
             let mut wrapper = scene.spawn(&mut command);
             wrapper.give_code(&scene.aws);
             let output = wrapper.ends_with(0);
@@ -73,7 +68,7 @@ fn every_way_that_go_took_the_config_flag_works_with_the_commands_own_flags_behi
 
 /// Starts with a good code under other variables than the usual two.
 fn start_with(scene: &Scene, variables: &[(&str, &str)]) -> Wrapper {
-    let mut command = scene.command(&["sleep", "1000"]);
+    let mut command = scene.command(&SLEEP);
     command
         .env_remove("AWS_ACCESS_KEY_ID")
         .env_remove("AWS_SECRET_ACCESS_KEY")
@@ -164,14 +159,7 @@ fn a_profile_is_chosen_by_the_configuration_or_by_the_environment() {
 /// `local-aws` takes requests for its own region only.
 #[test]
 fn the_region_comes_from_the_profile_and_reaches_the_command() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start_in_region(&sandbox, "eu-north-1");
-    let configuration = Configuration::of_the_manual(&sandbox, &aws);
-    let scene = Scene {
-        aws,
-        configuration,
-        sandbox,
-    };
+    let scene = Scene::in_region("eu-north-1");
     let text = "[default]\nregion = eu-north-1\n";
     let file = scene.sandbox.write("aws-config", text);
     let (access_key_id, secret_access_key) = scene.aws.long_term_key();

@@ -10,7 +10,7 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Process, Scene, after, after_python, aws_cli,
+    ONLY_WITH_MFA, Process, SLEEP, Scene, after, after_python, aws_cli,
     inspection::{self, variable},
     wait_until, write_fifo,
 };
@@ -89,7 +89,7 @@ fn inherited(pid: Pid) -> BTreeMap<String, String> {
 /// Starts `sleep` after `setup`, once by itself and once under the wrapper, and compares.
 /// `expected` shows that the setup had an effect at all.
 fn passes_over_unchanged(setup: &str, expected: &[(&str, &str)]) {
-    let sleep = ["sleep", "1000"];
+    let sleep = SLEEP;
     for scene in [Scene::new(), Scene::new().with_broker()] {
         let mut alone = Command::new("/usr/bin/sleep");
         alone.arg("1000");
@@ -196,7 +196,7 @@ fn closed_standard_streams_stay_closed() {
 #[test]
 fn user_and_groups_pass_over() {
     let scene = Scene::new();
-    let mut command = scene.command_as_nobody(&["sleep", "1000"]);
+    let mut command = scene.command_as_nobody(&SLEEP);
     let wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
     wrapper.wait_for_command("sleep");
@@ -292,10 +292,7 @@ fn start_with_environment(scene: &Scene, environment: &[String]) -> Command {
          ctypes.CDLL(None).execve(os.fsencode(sys.argv[1]), strings(sys.argv[1:]), strings({environment:?}))"
     )
     .replace("\n         ", "\n");
-    after(
-        &["/usr/bin/python3", "-c", &script],
-        &scene.command(&["sleep", "1000"]),
-    )
+    after(&["/usr/bin/python3", "-c", &script], &scene.command(&SLEEP))
 }
 
 /// The names and values that the command gets of an environment with everything in it.
@@ -374,24 +371,16 @@ fn with_a_broker_nothing_takes_the_place_of_the_source_credentials() {
 #[test]
 fn the_configured_region_reaches_the_command_unless_it_has_one() {
     let scene = Scene::new().line("region = us-east-1");
-    let wrapper = scene.start_with_code(&["sleep", "1000"]);
+    let wrapper = scene.start_with_code(&SLEEP);
     assert_eq!(variable(wrapper.process.pid(), "AWS_REGION"), "us-east-1");
     drop(wrapper);
-    let mut command = scene.command(&["sleep", "1000"]);
+    let mut command = scene.command(&SLEEP);
     let wrapper = scene.spawn(command.env("AWS_DEFAULT_REGION", "eu-west-1"));
     wrapper.give_code(&scene.aws);
     wrapper.wait_for_command("sleep");
     let environment = inspection::environment(wrapper.process.pid());
     assert!(!environment.iter().any(|(name, _)| name == "AWS_REGION"));
 }
-
-/// A policy of `alias/mariadb`.
-pub const ONLY_WITH_MFA: &str = r#"{"Version": "2012-10-17", "Statement": [
-    {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-     "Action": ["kms:GenerateDataKey*", "kms:Decrypt"], "Resource": "*",
-     "Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}},
-    {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
-     "Action": "kms:*KeyPolicy", "Resource": "*"}]}"#;
 
 #[test]
 fn the_aws_cli_as_the_command_uses_a_key_that_wants_mfa() {
@@ -418,7 +407,7 @@ fn the_aws_cli_as_the_command_uses_a_key_that_wants_mfa() {
 fn the_command_has_no_child_and_keeps_the_process_id() {
     for scene in [Scene::new(), Scene::new().with_broker()] {
         // That it runs under this process id is what start_with_code waits for.
-        let wrapper = scene.start_with_code(&["sleep", "1000"]);
+        let wrapper = scene.start_with_code(&SLEEP);
         wait_until("no child", || {
             inspection::children(wrapper.process.pid()).is_empty()
         });

@@ -14,11 +14,10 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, Process, Sandbox, Scene, contains_bytes, dist, number_from_environment, try_sql,
+    Database, ENCRYPT_ALL, Process, Sandbox, Scene, broker::unwrap, contains_bytes, dist,
+    number_from_environment, try_sql,
 };
 use nix::sys::signal::Signal::SIGKILL;
-
-use crate::{server_keys::unwrap, server_main_job::ENCRYPT_ALL};
 
 const KILL_AT: &str = "AWS_KEY_MANAGEMENT_KILL_AT";
 const ROWS_PER_INSERT: u32 = 20;

@@ -8,15 +8,13 @@ use std::{
 
 use broker_api::Reply;
 use end_to_end_tests::{
-    Process, Scene, dist, inspection, traces_in_memory, wait_until, write_fifo,
+    Process, Scene,
+    broker::{ask, broker_pid, decrypt},
+    dist, inspection,
+    inspection::wait_until_disconnected,
+    traces_in_memory, wait_until, write_fifo,
 };
 use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
-
-use crate::{
-    broker::{ask, broker_pid},
-    broker_service::decrypt,
-    sts_answers::certificate,
-};
 
 /// Data keys of 32 bytes, and the same in base64, as KMS sends them.
 struct Keys {
@@ -170,7 +168,7 @@ fn neither_keys_nor_their_base64_are_left_when_the_broker_ends() {
 #[test]
 fn nor_where_kms_is_asked_over_tls() {
     let mut scene = Scene::new().with_broker();
-    let [certificate, key] = certificate(&scene);
+    let [certificate, key] = scene.make_certificate();
     let endpoint = scene.aws.endpoint();
     let tls = ["--tls-cert", &certificate, "--tls-key", &key];
     scene.aws.serve_again(&endpoint, &tls);
@@ -189,23 +187,4 @@ fn an_idle_broker_holds_no_connection_with_the_last_answer_in_its_buffers() {
     let _broker = scene.start_broker();
     Keys::unwrapped_by_broker(&scene);
     wait_until_disconnected(broker_pid(&scene));
-}
-
-/// Waits until a process has no connection to KMS any more.
-pub fn wait_until_disconnected(pid: Pid) {
-    wait_until("no connection to KMS", || {
-        let connections = ["tcp", "tcp6"]
-            .map(|kind| fs::read_to_string(format!("/proc/{pid}/net/{kind}")).unwrap_or_default())
-            .concat();
-        let is_connection = |link: String| {
-            let inode = link
-                .strip_prefix("socket:[")
-                .and_then(|it| it.strip_suffix(']'));
-            inode.is_some_and(|inode| connections.contains(&format!(" {inode} ")))
-        };
-        !fs::read_dir(format!("/proc/{pid}/fd"))
-            .unwrap()
-            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
-            .any(|link| is_connection(link.display().to_string()))
-    });
 }

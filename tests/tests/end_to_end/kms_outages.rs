@@ -14,8 +14,6 @@ use end_to_end_tests::{
 };
 use nix::sys::signal::{Signal::SIGKILL, kill};
 
-use crate::server_session::status;
-
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=10";
 /// How long a failed key is not tried again at first, as the plugin has it.
 const FIRST_PAUSE_SECONDS: u64 = 1;
@@ -31,8 +29,7 @@ impl Server {
         let database = Database::new(&scene.sandbox)
             .with_our_plugin(&scene.configuration.broker_socket)
             .options(&["--innodb-encrypt-tables=ON"]);
-        let wrapper =
-            Wrapper::start_database(&scene.sandbox, &scene.aws, &scene.configuration, &database);
+        let wrapper = scene.start_database(&database);
         let server = Self { database, wrapper };
         server.database.sql("CREATE DATABASE d");
         server.database.sql(&create(10));
@@ -82,11 +79,11 @@ impl Server {
     }
 
     fn failures(&self) -> u64 {
-        status(&self.database, "kms_failures").parse().unwrap()
+        self.database.status("kms_failures").parse().unwrap()
     }
 
     fn calls(&self) -> u64 {
-        status(&self.database, "kms_calls").parse().unwrap()
+        self.database.status("kms_calls").parse().unwrap()
     }
 }
 
@@ -163,14 +160,9 @@ fn a_start_outlasts_a_kms_that_throttles() {
     scene
         .aws
         .fault("--operation Decrypt --kind throttle --count 10");
-    let wrapper = Wrapper::start_database(
-        &scene.sandbox,
-        &scene.aws,
-        &scene.configuration,
-        &server.database,
-    );
+    let wrapper = scene.start_database(&server.database);
     assert!(!wrapper.process.output().contains("[ERROR]"));
-    assert_eq!(status(&server.database, "kms_retries"), "10");
+    assert_eq!(server.database.status("kms_retries"), "10");
     server.check_serves();
 }
 
@@ -185,14 +177,14 @@ fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
     let socket = scene.configuration.broker_socket.display().to_string();
     server.check_tells(&["no broker at", &socket, "iam-kms-broker"]);
     server.check_serves();
-    assert_eq!(status(&server.database, "session_state"), "no broker");
+    assert_eq!(server.database.status("session_state"), "no broker");
 
     let broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
     server.check_tells(&["write a new MFA code", "iam-kms-wrapper code --fifo="]);
     server.check_serves();
     wait_until("the status", || {
-        status(&server.database, "session_state") == "awaiting code"
+        server.database.status("session_state") == "awaiting code"
     });
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
@@ -266,7 +258,7 @@ fn start_with_a_thousand_keys(scene: &Scene) -> Server {
         fs::copy(directory.join("aws-kms-key.10.1"), copy).unwrap();
     }
     server.wrapper = scene.start_database(&server.database);
-    assert_eq!(status(&server.database, "keys_loaded"), "1002");
+    assert_eq!(server.database.status("keys_loaded"), "1002");
     server
 }
 

@@ -3,26 +3,11 @@
 use std::process::Command;
 
 use broker_api::SessionPhase;
-use end_to_end_tests::{Scene, Wrapper, wait_until};
-
-use crate::broker::{failure, generated, phase};
-
-const SLEEP: [&str; 2] = ["sleep", "1000"];
-
-/// A host with a role, whose sessions last this long, and no other credentials.
-pub fn scene(session_lifetime_seconds: &str) -> Scene {
-    let arguments = [
-        "--machine-role=host",
-        "--session-lifetime",
-        session_lifetime_seconds,
-    ];
-    let scene = Scene::with_aws(&arguments)
-        .with_broker()
-        .without("kms_mfa_id")
-        .line("mfa = false");
-    scene.make_role("host", r#"{"Service": "ec2.amazonaws.com"}"#, "");
-    scene
-}
+use end_to_end_tests::{
+    SLEEP, Scene, Wrapper,
+    broker::{failure, generated, phase},
+    wait_until,
+};
 
 fn without_key(scene: &Scene) -> Command {
     let mut command = scene.command(&SLEEP);
@@ -80,7 +65,7 @@ fn renewals(wrapper: &Wrapper) -> usize {
 /// Data keys can be had at every moment, through more than one session, and nobody is asked.
 fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
     // Renewed half-way: a busy machine has the other half for it.
-    let scene = scene("20");
+    let scene = Scene::with_machine_role("20");
     let wrapper = scene.spawn(&mut with_source(&scene));
     wrapper.wait_for_command("sleep");
     let mut calls = 0;
@@ -120,7 +105,7 @@ fn web_identity_credentials_are_renewed_before_they_end() {
 
 #[test]
 fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
-    let mut scene = scene("10");
+    let mut scene = Scene::with_machine_role("10");
     let wrapper = scene.spawn(&mut with_container(&scene));
     wrapper.wait_for_command("sleep");
     generated(&scene);
@@ -145,7 +130,7 @@ fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
 
 #[test]
 fn a_host_without_a_role_is_125() {
-    let scene = scene("900");
+    let scene = Scene::with_machine_role("900");
     let output = scene.spawn(&mut without_key(&scene)).ends_with(125);
     assert!(
         output.contains(

@@ -1,90 +1,15 @@
 //! `kms-manage-key`: the master key is enabled, disabled and shown behind a code.
 
-use std::{
-    io::{Write, pipe},
-    process::Command,
-};
-
 use end_to_end_tests::{
-    Configuration, LocalAws, Process, Sandbox, Scene, Terminal, after, wait_until,
+    Process, Scene, Terminal, after,
+    manage_key::{
+        MFA, NO_MFA, deny, describe, ends_with, key_cli, scene, start, start_with_input, state,
+    },
+    wait_until,
 };
 
 /// As AWS has it: a change takes its time. Tests set AWS's clock on instead of waiting.
 const DELAY: [&str; 1] = ["--key-state-delay-milliseconds=60000"];
-
-pub(crate) const MFA: &str = r#""Condition": {"Bool": {"aws:MultiFactorAuthPresent": "true"}}"#;
-pub(crate) const NO_MFA: &str =
-    r#""Condition": {"BoolIfExists": {"aws:MultiFactorAuthPresent": "false"}}"#;
-
-/// A host whose master key is `alias/mariadb`.
-pub(crate) fn scene(serve_arguments: &[&str]) -> Scene {
-    Scene::with_aws(serve_arguments).line("master_key_id = alias/mariadb")
-}
-
-/// Denies the user `action` of KMS under `condition`.
-pub(crate) fn deny(scene: &Scene, action: &str, condition: &str) {
-    let policy = format!(
-        r#"{{"Version": "2012-10-17", "Statement": [
-            {{"Effect": "Allow", "Principal": {{"AWS": "arn:aws:iam::111122223333:root"}},
-              "Action": "kms:*", "Resource": "*"}},
-            {{"Effect": "Deny", "Principal": {{"AWS": "arn:aws:iam::111122223333:user/mariadb"}},
-              "Action": {action}, "Resource": "*", {condition}}}]}}"#
-    );
-    let key_id = describe(scene, "KeyId");
-    let arguments = [
-        "kms",
-        "put-key-policy",
-        "--key-id",
-        &key_id,
-        "--policy",
-        &policy,
-    ];
-    scene.aws.cli(&arguments);
-}
-
-/// What AWS's own CLI says of the key.
-pub(crate) fn describe(scene: &Scene, what: &str) -> String {
-    let query = format!("--query=KeyMetadata.{what}");
-    let arguments = [
-        "kms",
-        "describe-key",
-        "--key-id=alias/mariadb",
-        "--output=text",
-    ];
-    scene.aws.cli(&[&arguments[..], &[&query]].concat())
-}
-
-pub(crate) fn state(scene: &Scene) -> String {
-    describe(scene, "KeyState")
-}
-
-/// AWS's own CLI on the key: `disable-key` and the like.
-pub(crate) fn key_cli(scene: &Scene, operation: &str, further: &[&str]) {
-    let key_id = format!("--key-id={}", describe(scene, "KeyId"));
-    scene
-        .aws
-        .cli(&[&["kms", operation, &key_id], further].concat());
-}
-
-/// Starts it with this on standard input, a pipe.
-pub(crate) fn start_with_input(command: &mut Command, input: &str) -> Process {
-    let (reader, mut writer) = pipe().unwrap();
-    writer.write_all(input.as_bytes()).unwrap();
-    Process::start(command.stdin(reader))
-}
-
-/// Starts it with a good code on standard input.
-pub(crate) fn start(scene: &Scene, arguments: &[&str]) -> Process {
-    let code = format!("{}\n", scene.aws.code());
-    start_with_input(&mut scene.manage_key_command(arguments), &code)
-}
-
-/// Waits for the end, which must have this exit code, and returns all lines.
-pub(crate) fn ends_with(mut process: Process, code: i32) -> String {
-    let (status, output) = process.finish();
-    assert_eq!(status.code(), Some(code), "{status}\n{output}");
-    output
-}
 
 #[test]
 fn the_key_is_disabled_and_enabled_with_a_code_each() {
@@ -311,15 +236,8 @@ fn describe_without_fault(scene: &Scene) -> String {
 
 #[test]
 fn an_arn_names_the_region_by_itself() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start_in_region(&sandbox, "eu-central-1");
-    let configuration = Configuration::of_the_manual(&sandbox, &aws)
+    let scene = Scene::in_region("eu-central-1")
         .line("master_key_id = arn:aws:kms:eu-central-1:111122223333:alias/mariadb");
-    let scene = Scene {
-        aws,
-        configuration,
-        sandbox,
-    };
     let output = ends_with(start(&scene, &["disable"]), 0);
     assert!(
         output.contains("arn:aws:kms:eu-central-1:111122223333:key/"),

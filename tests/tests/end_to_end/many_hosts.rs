@@ -28,19 +28,18 @@ struct Host {
 /// A host that waits for a session; the operator knows it as `name`.
 fn host(operator: &Sandbox, aws: &LocalAws, name: &str) -> Host {
     let sandbox = Sandbox::new();
-    let configuration = Configuration::of_the_manual(&sandbox, aws)
+    let configuration = Configuration::new(&sandbox, &aws.serial_number())
         .without("kms_mfa_id")
         .line("mfa = elsewhere");
-    let mut command = Wrapper::command(
-        &sandbox,
-        aws,
-        &configuration,
-        &["printenv", "AWS_ACCESS_KEY_ID"],
+    let option = format!("--config={}", configuration.write(&sandbox).display());
+    let mut command = aws.program(
+        "iam-kms-wrapper",
+        &[&option, "printenv", "AWS_ACCESS_KEY_ID"],
     );
     command
         .env_remove("AWS_ACCESS_KEY_ID")
         .env_remove("AWS_SECRET_ACCESS_KEY");
-    let wrapper = Wrapper::spawn(&mut command, &configuration);
+    let wrapper = Wrapper::spawn(&mut command, &configuration.fifo);
     let directory = configuration.fifo.parent().unwrap();
     symlink(directory, operator.path("hosts").join(name)).unwrap();
     wrapper.wait_for_fifo();

@@ -9,7 +9,11 @@ use std::{
     thread,
 };
 
-use end_to_end_tests::{NOBODY, Process, Proxy, Scene, after, write_fifo};
+use end_to_end_tests::{
+    NOBODY, Process, Proxy, SLEEP, Scene, after,
+    broker::{self},
+    write_fifo,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
 };
@@ -160,7 +164,7 @@ fn the_broker_goes_through_the_proxy() {
     broker.wait_for("write a new MFA code");
     write_fifo(site.scene.fifo(), site.scene.aws.code().as_bytes());
     broker.wait_for("is open until");
-    crate::broker::generated(&site.scene);
+    broker::generated(&site.scene);
     assert_eq!(
         site.proxy.hosts(),
         [
@@ -403,7 +407,7 @@ fn a_host_that_cannot_be_reached_is_named_with_its_region_and_the_missing_proxy(
 
 #[test]
 fn metadata_never_goes_through_a_proxy() {
-    let scene = crate::machine_role::scene("900");
+    let scene = Scene::with_machine_role("900");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = format!("http://{}", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -431,12 +435,12 @@ fn metadata_never_goes_through_a_proxy() {
 fn an_endpoint_that_the_servers_user_plants_is_not_called() {
     let site = Site::new(Scene::new().with_broker());
     let planted = Proxy::start("127.0.0.1:9");
-    let (home, ran) = crate::credential_sources::planted_home(&site.scene, NOBODY, &planted.url());
-    let mut command = site.behind_proxy(site.scene.command_as_nobody(&["sleep", "1000"]));
+    let (home, ran) = site.scene.plant_home(NOBODY, &planted.url());
+    let mut command = site.behind_proxy(site.scene.command_as_nobody(&SLEEP));
     let wrapper = site.scene.spawn(command.env("HOME", &home));
     wrapper.give_code(&site.scene.aws);
     wrapper.wait_for_command("sleep");
-    crate::broker::generated(&site.scene);
+    broker::generated(&site.scene);
     assert_eq!(planted.heads(), Vec::<String>::new());
     assert!(!ran.exists());
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::process::ExitStatusExt};
 
 use end_to_end_tests::{
-    Process, Scene, after, contains_bytes,
+    Process, SLEEP, Scene, after, contains_bytes,
     inspection::{self, is_dumpable, variable},
     traces_in_memory, wait_until, write_fifo,
 };
@@ -15,7 +15,7 @@ fn neither_code_nor_secret_is_ever_printed() {
     scene
         .aws
         .fault("--operation GetSessionToken --kind 500 --count 1");
-    let wrapper = scene.start(&["sleep", "1000"]);
+    let wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
     let wrong_code = scene.aws.wrong_code();
     wrapper.write(wrong_code.as_bytes());
@@ -54,7 +54,7 @@ fn neither_code_nor_secret_is_ever_printed() {
 #[test]
 fn a_wrapper_that_waits_cannot_be_looked_into_by_its_own_user_and_the_command_can() {
     let scene = Scene::new();
-    let mut command = scene.command_as_nobody(&["sleep", "1000"]);
+    let mut command = scene.command_as_nobody(&SLEEP);
     let wrapper = scene.spawn(&mut command);
     wrapper.wait_for_fifo();
     assert!(!is_dumpable(wrapper.process.pid()));

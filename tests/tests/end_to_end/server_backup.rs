@@ -10,15 +10,10 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, Process, Scene, Wrapper, backup_command_line, backup_succeeded, command, key_files,
-    set_user, try_backup, wait_until,
+    Database, ENCRYPT_ALL, NEW_KEY, Process, Scene, Wrapper, backup_command_line, backup_succeeded,
+    command, key_files, set_user, try_backup, wait_until,
 };
 use nix::unistd::User;
-
-use crate::{
-    server_main_job::ENCRYPT_ALL,
-    server_session::{NEW_KEY, end_session},
-};
 
 const ROOT: u32 = 0;
 const MAKE: &str = "GenerateDataKeyWithoutPlaintext";
@@ -252,7 +247,7 @@ fn after_the_end_of_the_session_a_backup_gets_the_keys_that_the_server_has() {
     let database = database(&scene);
     let server = scene.start_database(&database);
     database.sql(SCHEMA);
-    end_session(&scene.aws);
+    scene.aws.end_session();
     database.sql_error(NEW_KEY);
     server.process.wait_for("the AWS session ended");
     let full = scene.sandbox.path("full");

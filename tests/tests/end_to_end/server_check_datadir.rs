@@ -10,14 +10,12 @@ use std::{
 
 use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{
-    Checked, Database, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until,
+    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until,
 };
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
     unistd::mkfifo,
 };
-
-use crate::server_main_job::ENCRYPT_ALL;
 
 /// InnoDB's tables, each with a key of its own.
 const INNODB_TABLES: [(&str, u32, &str); 6] = [

@@ -1,32 +1,30 @@
 //! Data keys: made, rotated, refused, and exchanged with MariaDB's own plugin.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt};
 
-use broker_api::{Decrypt, KeyContext, Reply, Request, read_frame, write_frame};
-use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper};
+use end_to_end_tests::{
+    Database, ENCRYPT_ALL, SLEEP, Sandbox, Scene, Wrapper,
+    broker::unwrap,
+    tables::{assert_rows, check_tables, insert, make_tables},
+};
 use nix::sys::signal::SIGKILL;
 
-use crate::server_algorithms::{assert_rows, check_tables, insert, make_tables};
-use crate::server_main_job::ENCRYPT_ALL;
-
-fn start(sandbox: &Sandbox, aws: &LocalAws) -> (Configuration, Database, Wrapper) {
-    let configuration = Configuration::with_broker(sandbox, aws);
-    let database = Database::new(sandbox)
-        .with_our_plugin(&configuration.broker_socket)
+fn start(scene: &Scene) -> (Database, Wrapper) {
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL)
         .options(&[
             "--innodb-encryption-threads=2",
             "--innodb-encryption-rotate-key-age=0",
         ]);
-    let wrapper = Wrapper::start_database(sandbox, aws, &configuration, &database);
-    (configuration, database, wrapper)
+    let wrapper = scene.start_database(&database);
+    (database, wrapper)
 }
 
 #[test]
 fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (configuration, database, mut wrapper) = start(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
+    let (database, mut wrapper) = start(&scene);
     database.sql(
         "CREATE DATABASE d; USE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=5;
          INSERT INTO d.t SELECT seq FROM seq_1_to_1000",
@@ -55,7 +53,7 @@ fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
 
     database.sql("USE d; INSERT INTO d.t SELECT seq FROM seq_1001_to_2000");
     database.stop(&mut wrapper.process);
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let mut wrapper = scene.start_database(&database);
     assert_eq!(
         database.sql("SELECT COUNT(*), SUM(i) FROM d.t"),
         "2000\t2001000"
@@ -65,9 +63,8 @@ fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
 
 #[test]
 fn every_way_to_make_a_table_makes_its_key() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (_configuration, database, _wrapper) = start(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
+    let (database, _wrapper) = start(&scene);
     let table = |id: u32| format!("TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}");
     database.sql("CREATE DATABASE d; CREATE TABLE d.unencrypted (i INT) ENCRYPTED=NO");
     for (id, statement) in [
@@ -102,42 +99,46 @@ fn every_way_to_make_a_table_makes_its_key() {
 
 #[test]
 fn key_files_are_private_and_hold_what_kms_wrapped() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (configuration, database, _wrapper) = start(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
+    let (database, _wrapper) = start(&scene);
     let file = database.datadir.join("aws-kms-key.1.1");
     assert_eq!(
         fs::metadata(&file).unwrap().permissions().mode() & 0o7777,
         0o600
     );
     assert_eq!(
-        unwrap(&configuration.broker_socket, &fs::read(&file).unwrap()).len(),
+        unwrap(
+            &scene.configuration.broker_socket,
+            &fs::read(&file).unwrap()
+        )
+        .len(),
         16
     );
     assert_eq!(
-        aws.calls("GenerateDataKeyWithoutPlaintext"),
+        scene.aws.calls("GenerateDataKeyWithoutPlaintext"),
         database.key_files().len()
     );
 }
 
 #[test]
 fn key_spec_decides_the_length_of_new_keys() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (configuration, database, _wrapper) = start(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
+    let (database, _wrapper) = start(&scene);
     database.sql(
         "SET GLOBAL aws_key_management_key_spec=AES_256;
          CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=6",
     );
     let wrapped = fs::read(database.datadir.join("aws-kms-key.6.1")).unwrap();
-    assert_eq!(unwrap(&configuration.broker_socket, &wrapped).len(), 32);
+    assert_eq!(
+        unwrap(&scene.configuration.broker_socket, &wrapped).len(),
+        32
+    );
 }
 
 #[test]
 fn a_key_that_kms_refuses_fails_the_statement_with_the_reason() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (_configuration, database, _wrapper) = start(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
+    let (database, _wrapper) = start(&scene);
     database.sql("CREATE DATABASE d");
     let create =
         |id: u32| format!("CREATE TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}");
@@ -171,9 +172,8 @@ fn a_datadir_written_with_the_servers_own_aes_cbc_opens_unchanged_and_goes_back(
 #[test]
 fn one_written_with_the_servers_own_aes_ctr_and_256_bits_opens_and_moves_to_aes_cbc() {
     let key = "770a8a65da156d24ee2a093277530142770a8a65da156d24ee2a093277530143";
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (_, ours, mut wrapper) = opens_unchanged(&sandbox, &aws, "AES_CTR", key, "1.1.ctr");
+    let scene = Scene::new().with_broker();
+    let (_, ours, mut wrapper) = opens_unchanged(&scene, "AES_CTR", key, "1.1.ctr");
     let log = wrapper.process.output();
     assert!(
         log.contains("key 1 now has version 2 of AES_CBC")
@@ -195,9 +195,8 @@ fn one_written_with_the_servers_own_aes_cbc_and_192_bits_does_too() {
 /// A server with `file_key_management` and a server with our plugin take turns at the same datadir,
 /// each killed, so that the other has the first's redo log to read.
 fn opens_unchanged_and_goes_back(algorithm: &str, key: &str, version: &str) {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let (theirs, _, mut wrapper) = opens_unchanged(&sandbox, &aws, algorithm, key, version);
+    let scene = Scene::new().with_broker();
+    let (theirs, _, mut wrapper) = opens_unchanged(&scene, algorithm, key, version);
     wrapper.process.signal(SIGKILL);
     wrapper.process.wait();
 
@@ -209,30 +208,33 @@ fn opens_unchanged_and_goes_back(algorithm: &str, key: &str, version: &str) {
 /// A server with our plugin opens what one with `file_key_management` has written until it was killed, and
 /// writes more. Returns the database for either, and the server that runs.
 fn opens_unchanged(
-    sandbox: &Sandbox,
-    aws: &LocalAws,
+    scene: &Scene,
     algorithm: &str,
     key: &str,
     version: &str,
 ) -> (Database, Database, Wrapper) {
     let temporary = "--innodb-encrypt-temporary-tables=ON";
-    let theirs =
-        file_key_management(sandbox, Database::new(sandbox), algorithm, key).options(&[temporary]);
+    let theirs = file_key_management(
+        &scene.sandbox,
+        Database::new(&scene.sandbox),
+        algorithm,
+        key,
+    )
+    .options(&[temporary]);
     let mut server = theirs.start();
     make_tables(&theirs);
     insert(&theirs, 1, 500);
     server.signal(SIGKILL);
     server.wait();
 
-    let configuration = Configuration::with_broker(sandbox, aws);
     let key_file = theirs.datadir.join(format!("aws-kms-key.{version}"));
-    aws.wrap_key(sandbox, key, &key_file);
+    scene.aws.wrap_key(&scene.sandbox, key, &key_file);
     let ours = theirs
         .as_other_server()
-        .with_our_plugin(&configuration.broker_socket)
+        .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL)
         .options(&[temporary]);
-    let wrapper = Wrapper::start_database(sandbox, aws, &configuration, &ours);
+    let wrapper = scene.start_database(&ours);
     assert_rows(&ours, 500);
     insert(&ours, 501, 1000);
     sort_with_temporary_files(&ours);
@@ -257,13 +259,11 @@ fn sort_with_temporary_files(database: &Database) {
 /// too, the server asks for a key version that the plugin does not have.
 #[test]
 fn a_plugin_without_ctr_versions_is_told_so_and_reads_no_garbage() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let ours = Database::new(&sandbox)
-        .with_our_plugin(&configuration.broker_socket)
+    let scene = Scene::new().with_broker();
+    let ours = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
         .options(&["--aws-key-management-encryption-algorithm=AES_CTR"]);
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &ours);
+    let mut wrapper = scene.start_database(&ours);
     ours.sql(
         "CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=3; INSERT INTO d.t VALUES (1)",
     );
@@ -273,12 +273,10 @@ fn a_plugin_without_ctr_versions_is_told_so_and_reads_no_garbage() {
     ours.stop(&mut wrapper.process);
 
     let wrapped = fs::read(ours.datadir.join("aws-kms-key.3.2.ctr")).unwrap();
-    let sleeper = Wrapper::start(&sandbox, &aws, &configuration, &["sleep", "60"]);
-    sleeper.give_code(&aws);
-    sleeper.wait_for_command("sleep");
-    let key = unwrap(&configuration.broker_socket, &wrapped);
+    let _sleeper = scene.start_with_code(&SLEEP);
+    let key = unwrap(&scene.configuration.broker_socket, &wrapped);
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    let other = file_key_management(&sandbox, ours.as_other_server(), "AES_CBC", &hex);
+    let other = file_key_management(&scene.sandbox, ours.as_other_server(), "AES_CBC", &hex);
     let mut server = other.start();
     other.sql_error("SELECT * FROM d.t");
     other.stop(&mut server);
@@ -299,19 +297,4 @@ fn file_key_management(
         &format!("--file-key-management-filename={}", key_file.display()),
         &format!("--file-key-management-encryption-algorithm={algorithm}"),
     ])
-}
-
-/// Has the broker decrypt a wrapped key.
-pub fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
-    let mut stream = std::os::unix::net::UnixStream::connect(broker_socket).unwrap();
-    let request = Request::Decrypt(Decrypt {
-        ciphertext_blob: wrapped.into(),
-        check_value: None,
-        context: KeyContext::default(),
-    });
-    write_frame(&mut stream, &request).unwrap();
-    match read_frame(&mut stream).unwrap() {
-        Reply::Decrypted { key, .. } => key.expose().into(),
-        reply => panic!("{reply:?}"),
-    }
 }

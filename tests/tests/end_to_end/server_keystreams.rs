@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use end_to_end_tests::{Database, Process, Scene};
+use end_to_end_tests::{Database, ENCRYPT_ALL, Process, Scene};
 use nix::sys::signal::SIGKILL;
-
-use crate::server_main_job::ENCRYPT_ALL;
 
 const STREAM_LOG: &str = "AWS_KEY_MANAGEMENT_STREAM_LOG";
 const BLOCK_BYTES: u128 = 16;

@@ -3,9 +3,9 @@
 
 use std::{fs, os::unix::net::UnixListener};
 
-use end_to_end_tests::{Database, Process, Scene, command, mariadb_program, write_fifo};
-
-use crate::server_main_job::ENCRYPT_ALL;
+use end_to_end_tests::{
+    Database, ENCRYPT_ALL, Process, Scene, command, mariadb_program, write_fifo,
+};
 
 const INSTALL: &str = "INSTALL SONAME 'aws_key_management'";
 const STATUS: &str = "SELECT PLUGIN_STATUS, LOAD_OPTION FROM information_schema.PLUGINS

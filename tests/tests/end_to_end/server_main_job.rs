@@ -2,11 +2,7 @@
 
 use std::fs;
 
-use end_to_end_tests::{
-    Configuration, Database, LocalAws, Sandbox, Wrapper, inspection::listener, wait_until,
-};
-
-pub use end_to_end_tests::ENCRYPT_ALL;
+use end_to_end_tests::{Database, ENCRYPT_ALL, Sandbox, Scene, inspection::listener, wait_until};
 
 const MARKER: &str = "marker-that-nobody-else-writes";
 
@@ -27,14 +23,12 @@ const READ_BACK: &str = "SELECT COUNT(*), MIN(t LIKE 'marker-that-nobody%'), SUM
 
 #[test]
 fn tables_are_encrypted_under_keys_from_kms_and_read_back_after_a_restart() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let database = Database::new(&sandbox)
-        .with_our_plugin(&configuration.broker_socket)
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL);
 
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let mut wrapper = scene.start_database(&database);
     fill(&database);
     assert_eq!(
         database.key_files(),
@@ -47,7 +41,7 @@ fn tables_are_encrypted_under_keys_from_kms_and_read_back_after_a_restart() {
         "the marker is in the clear"
     );
 
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let mut wrapper = scene.start_database(&database);
     for table in ["d.secret", "d.other_key", "d.aria"] {
         assert_eq!(
             database.sql(&format!("{READ_BACK} {table}")),
@@ -62,18 +56,16 @@ fn tables_are_encrypted_under_keys_from_kms_and_read_back_after_a_restart() {
 
 #[test]
 fn the_example_of_an_option_file_encrypts_everything() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
+    let scene = Scene::new().with_broker();
     let socket = format!(
         "--aws-key-management-broker-socket={}",
-        configuration.broker_socket.display()
+        scene.configuration.broker_socket.display()
     );
     let example = include_str!("../../../examples/configuration/60-encryption.cnf");
-    let database = Database::new(&sandbox)
-        .defaults_file(&sandbox.write("60-encryption.cnf", example))
+    let database = Database::new(&scene.sandbox)
+        .defaults_file(&scene.sandbox.write("60-encryption.cnf", example))
         .options(&[&socket, "--log-bin=binlog"]);
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let mut wrapper = scene.start_database(&database);
     fill(&database);
     database.stop(&mut wrapper.process);
     assert_eq!(
@@ -107,11 +99,10 @@ fn without_encryption_the_same_rows_are_in_the_files() {
 
 #[test]
 fn neither_server_nor_broker_show_a_secret_to_other_processes() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let database = Database::new(&sandbox).with_our_plugin(&configuration.broker_socket);
-    let wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let scene = Scene::new().with_broker();
+    let database =
+        Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
+    let wrapper = scene.start_database(&database);
     let pid = wrapper.process.pid();
     let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     for name in [
@@ -124,7 +115,7 @@ fn neither_server_nor_broker_show_a_secret_to_other_processes() {
             "{name} is in the server's environment"
         );
     }
-    let (access_key_id, secret_access_key) = aws.long_term_key();
+    let (access_key_id, secret_access_key) = scene.aws.long_term_key();
     for process in fs::read_dir("/proc").unwrap().flatten() {
         let name = process.file_name().into_string().unwrap();
         let Ok(command) = fs::read_to_string(process.path().join("cmdline")) else {
@@ -147,36 +138,33 @@ fn neither_server_nor_broker_show_a_secret_to_other_processes() {
 
 #[test]
 fn the_broker_leaves_with_its_server_however_that_ends() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let database = Database::new(&sandbox).with_our_plugin(&configuration.broker_socket);
+    let scene = Scene::new().with_broker();
+    let database =
+        Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
     for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGKILL] {
-        let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
-        assert!(configuration.broker_socket.exists());
+        let mut wrapper = scene.start_database(&database);
+        assert!(scene.configuration.broker_socket.exists());
         wrapper.process.signal(signal);
         wrapper.process.wait();
         wait_until("the broker to leave", || {
-            !configuration.broker_socket.exists()
+            !scene.configuration.broker_socket.exists()
         });
     }
 }
 
 #[test]
 fn a_group_signal_stops_the_server_before_the_broker() {
-    let sandbox = Sandbox::new();
-    let aws = LocalAws::start(&sandbox);
-    let configuration = Configuration::with_broker(&sandbox, &aws);
-    let database = Database::new(&sandbox)
-        .with_our_plugin(&configuration.broker_socket)
+    let scene = Scene::new().with_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
         .options(&["--innodb-encrypt-tables=ON"]);
-    let mut wrapper = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+    let mut wrapper = scene.start_database(&database);
     // As systemd stops a unit: the broker gets the signal too.
-    let broker = listener(&configuration.broker_socket);
+    let broker = listener(&scene.configuration.broker_socket);
     nix::sys::signal::kill(broker, nix::sys::signal::SIGTERM).unwrap();
     database.sql("CREATE DATABASE d; CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=9");
     database.stop(&mut wrapper.process);
     wait_until("the broker to leave", || {
-        !configuration.broker_socket.exists()
+        !scene.configuration.broker_socket.exists()
     });
 }

@@ -2,10 +2,10 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use end_to_end_tests::{Database, Scene, Wrapper, after, contains_bytes, inspection};
+use end_to_end_tests::{
+    Database, ENCRYPT_ALL, Scene, Wrapper, after, broker::unwrap, contains_bytes, inspection,
+};
 use nix::unistd::{Pid, User};
-
-use crate::{server_keys::unwrap, server_main_job::ENCRYPT_ALL};
 
 const MARKER: &str = "a text that the server keeps in its memory";
 const LOCK_WARNING: &str = "keys in memory may be swapped to disk";

@@ -1,46 +1,37 @@
 //! What the plugin says: in the error log, to the client, in its status variables.
 
-use end_to_end_tests::{Configuration, Database, LocalAws, Sandbox, Wrapper, wait_until};
+use end_to_end_tests::{Database, Wrapper, wait_until};
 
 const PREFIX: &str = "AWS KMS plugin: ";
 
 /// A server with one table for each key id from 1 to 5.
 struct Scene {
-    sandbox: Sandbox,
-    aws: LocalAws,
-    configuration: Configuration,
+    host: end_to_end_tests::Scene,
     database: Database,
     server: Wrapper,
 }
 
 impl Scene {
     fn start(options: &[&str]) -> Self {
-        let sandbox = Sandbox::new();
-        let aws = LocalAws::start_with(&sandbox, &["--session-lifetime=600"]);
-        let configuration = Configuration::with_broker(&sandbox, &aws);
-        let database = Database::new(&sandbox)
-            .with_our_plugin(&configuration.broker_socket)
+        let host = end_to_end_tests::Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+        let database = Database::new(&host.sandbox)
+            .with_our_plugin(&host.configuration.broker_socket)
             .options(&["--innodb-encrypt-tables=ON"])
             .options(options);
-        let server = Wrapper::start_database(&sandbox, &aws, &configuration, &database);
+        let server = host.start_database(&database);
         database.sql("CREATE DATABASE d");
         for id in 1..=5 {
             database.sql(&create(id));
         }
         Self {
-            sandbox,
-            aws,
-            configuration,
+            host,
             database,
             server,
         }
     }
 
     fn status(&self, name: &str) -> String {
-        let row = self.database.sql(&format!(
-            "SHOW GLOBAL STATUS LIKE 'aws_key_management_{name}'"
-        ));
-        row.split('\t').nth(1).unwrap_or_default().to_owned()
+        self.database.status(name)
     }
 
     fn number(&self, name: &str) -> u64 {
@@ -63,15 +54,15 @@ impl Scene {
         let policy = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow",
             "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
             "Action": "kms:*KeyPolicy", "Resource": "*"}]}"#;
-        let policy = self.sandbox.write("policy.json", policy);
-        let key_id = self.aws.cli(&[
+        let policy = self.host.sandbox.write("policy.json", policy);
+        let key_id = self.host.aws.cli(&[
             "kms",
             "describe-key",
             "--key-id=alias/mariadb",
             "--query=KeyMetadata.KeyId",
             "--output=text",
         ]);
-        self.aws.cli(&[
+        self.host.aws.cli(&[
             "kms",
             "put-key-policy",
             &format!("--key-id={key_id}"),
@@ -91,7 +82,7 @@ fn a_denied_call_is_told_with_the_request_id_that_is_in_awss_call_log() {
     let scene = Scene::start(&[]);
     scene.deny_use_of_the_key();
     let error = scene.database.sql_error(&create(6));
-    let log = scene.aws.log();
+    let log = scene.host.aws.log();
     let denied = log
         .lines()
         .rfind(|line| line.contains("\"errorCode\":\"AccessDenied"))
@@ -121,6 +112,7 @@ fn a_denied_call_is_told_with_the_request_id_that_is_in_awss_call_log() {
 fn a_rotation_of_all_keys_names_those_that_failed_and_rotates_the_others() {
     let scene = Scene::start(&[]);
     scene
+        .host
         .aws
         .fault("--operation GenerateDataKeyWithoutPlaintext --kind no-credentials --count 2");
     let said = scene.database.sql(ROTATE_ALL);
@@ -148,12 +140,12 @@ fn a_rotation_of_all_keys_names_those_that_failed_and_rotates_the_others() {
 #[test]
 fn a_rotation_waits_for_nobody_when_the_session_is_over() {
     let scene = Scene::start(&[]);
-    scene.aws.set_clock("800");
+    scene.host.aws.set_clock("800");
     let said = scene.database.sql(ROTATE_ALL);
     assert_eq!(scene.status("kms_retries"), "0");
     let instruction = format!(
         "iam-kms-wrapper code --fifo={}",
-        scene.configuration.fifo.display()
+        scene.host.configuration.fifo.display()
     );
     for id in 1..=5 {
         let text = format!("key {id} was not rotated: ");
@@ -164,7 +156,7 @@ fn a_rotation_waits_for_nobody_when_the_session_is_over() {
     assert_eq!(scene.database.key_files().len(), 5);
     assert_eq!(scene.status("session_state"), "awaiting code");
     wait_until("the FIFO in the status", || {
-        scene.status("session_fifo") == scene.configuration.fifo.display().to_string()
+        scene.status("session_fifo") == scene.host.configuration.fifo.display().to_string()
     });
 }
 
@@ -202,7 +194,7 @@ fn the_note_of_a_rotation_says_which_pages_innodb_re_encrypts() {
 #[test]
 fn status_variables_tell_of_the_session_the_keys_the_calls_and_the_last_error() {
     let scene = Scene::start(&[]);
-    let (database, aws) = (&scene.database, &scene.aws);
+    let (database, aws) = (&scene.database, &scene.host.aws);
     assert_eq!(scene.status("session_state"), "open");
     assert_eq!(scene.status("session_fifo"), "");
     // The wrapper has said the same in its own form.
@@ -263,7 +255,10 @@ fn the_log_level_decides_how_much_of_the_traffic_with_kms_is_logged() {
     assert_eq!(scene.logged("[Note]").len(), 5, "one for each new key");
 
     set("Error");
-    scene.aws.fault("--operation any --kind throttle --count 1");
+    scene
+        .host
+        .aws
+        .fault("--operation any --kind throttle --count 1");
     database.sql(&create(6));
     let failures = scene.logged(" took ");
     assert_eq!(failures.len(), 1);
@@ -273,7 +268,10 @@ fn the_log_level_decides_how_much_of_the_traffic_with_kms_is_logged() {
     assert_eq!(scene.logged("retrying ").len(), 0);
 
     set("Warn");
-    scene.aws.fault("--operation any --kind throttle --count 1");
+    scene
+        .host
+        .aws
+        .fault("--operation any --kind throttle --count 1");
     database.sql(&create(7));
     assert_eq!(scene.logged(" took ").len(), 2);
     let retries = scene.logged("retrying ");
@@ -284,7 +282,7 @@ fn the_log_level_decides_how_much_of_the_traffic_with_kms_is_logged() {
     database.sql(&create(8));
     let calls = &scene.logged(" took ")[2..];
     assert_eq!(calls.len(), 2, "one makes the key, one unwraps it");
-    let log = scene.aws.log();
+    let log = scene.host.aws.log();
     for call in calls {
         let id = call.split_once("(request ").unwrap().1;
         let id = id.split_once(')').unwrap().0;
@@ -296,8 +294,7 @@ fn the_log_level_decides_how_much_of_the_traffic_with_kms_is_logged() {
     let database = scene
         .database
         .options(&["--aws-key-management-log-level=Info"]);
-    let server =
-        Wrapper::start_database(&scene.sandbox, &scene.aws, &scene.configuration, &database);
+    let server = scene.host.start_database(&database);
     let output = server.process.output();
     let calls = output.matches("AWS KMS plugin: Decrypt took ").count();
     assert_eq!(calls, database.key_files().len(), "{output}");

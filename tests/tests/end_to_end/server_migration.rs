@@ -9,15 +9,12 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, Process, Scene, Terminal, after, backup, dist, key_files, mode, wait_until,
+    Database, ENCRYPT_ALL, Process, Scene, Terminal, after, backup, dist, key_files, mode,
+    offline_keys::encrypt,
+    tables::{assert_rows, check_tables, insert, make_tables},
+    wait_until,
 };
 use nix::sys::signal::SIGINT;
-
-use crate::{
-    server_algorithms::{assert_rows, check_tables, insert, make_tables},
-    server_main_job::ENCRYPT_ALL,
-    server_offline_keys::encrypt,
-};
 
 const MASTER_KEY: &str = "alias/mariadb";
 const KEYS: &str = "1;770A8A65DA156D24EE2A093277530142

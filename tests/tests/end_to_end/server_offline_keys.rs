@@ -1,20 +1,20 @@
 //! Keys of a file, with neither broker nor KMS: those of file_key_management and exported ones.
 
 use std::{
-    fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    fs::{self},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
-use end_to_end_tests::{Database, Process, Sandbox, key_files, run_client, wait_until};
-use nix::sys::signal::SIGKILL;
-
-use crate::{
-    server_algorithms::{assert_rows, check_tables, insert, make_tables},
-    server_main_job::ENCRYPT_ALL,
+use end_to_end_tests::{
+    Database, ENCRYPT_ALL, Process, Sandbox, key_files,
+    offline_keys::{encrypt, encrypt_file, only_for_owner},
+    run_client,
+    tables::{assert_rows, check_tables, insert, make_tables},
+    wait_until,
 };
+use nix::sys::signal::SIGKILL;
 
 /// Keys of 16, 32 and 24 bytes. There is no key 2: the server then takes key 1 for temporary files.
 const KEYS: &str = "# keys of a test
@@ -32,38 +32,6 @@ const OTHER_ROWS: &str = "under a key of 256 bits\tunder a key of 192 bits";
 const KEY_1: &str = "1;770A8A65DA156D24EE2A093277530142\n";
 const OLD: &str = "00000000000000000000000000000001";
 const NEW: &str = "f5502320f8429037b8daef761b189d12f5502320f8429037b8daef761b189d12";
-
-/// Encrypts a key file as MariaDB's manual says, with further options of `openssl enc`; returns it
-/// and the file of its password.
-pub fn encrypt(sandbox: &Sandbox, keys: &str, options: &str) -> (PathBuf, PathBuf) {
-    let (plain, password) = (
-        sandbox.write("keys.txt", keys),
-        sandbox.write("password", "not the code\n"),
-    );
-    let encrypted = sandbox.path("keys.enc");
-    encrypt_file(&plain, &encrypted, &password, options);
-    fs::remove_file(plain).unwrap();
-    (encrypted, password)
-}
-
-fn encrypt_file(plain: &Path, encrypted: &Path, password: &Path, options: &str) {
-    let mut openssl = Command::new("openssl");
-    openssl
-        .args(["enc", "-aes-256-cbc"])
-        .args(options.split(' '))
-        .arg("-pass")
-        .arg(format!("file:{}", password.display()))
-        .arg("-in")
-        .arg(plain)
-        .arg("-out")
-        .arg(encrypted);
-    assert!(openssl.output().unwrap().status.success(), "{options}");
-    only_for_owner(encrypted);
-}
-
-fn only_for_owner(file: &Path) {
-    fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
-}
 
 fn kill(mut server: Process) {
     server.signal(SIGKILL);

@@ -7,24 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use end_to_end_tests::{Scene, Wrapper, wait_until};
+use end_to_end_tests::{ECHO, Scene, Wrapper, wait_until};
 use nix::sys::signal::{SIGINT, SIGTERM};
-
-const COMMAND: [&str; 2] = ["echo", "the command runs"];
 
 fn calls(scene: &Scene) -> usize {
     scene.aws.calls("GetSessionToken")
 }
 
-fn assert_command_runs(wrapper: &mut Wrapper) -> String {
-    let output = wrapper.ends_with(0);
-    assert!(output.contains("the command runs"), "{output}");
-    output
-}
-
 /// The code that was written first is sent again by itself and taken in the end.
 fn the_code_is_kept(scene: &Scene, says: &str, mend: impl FnOnce()) {
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for(says);
     assert!(
@@ -32,13 +24,13 @@ fn the_code_is_kept(scene: &Scene, says: &str, mend: impl FnOnce()) {
         "{line}"
     );
     mend();
-    let output = assert_command_runs(&mut wrapper);
+    let output = wrapper.runs_echo();
     assert!(!output.contains("ignored"), "{output}");
 }
 
 /// AWS, or something in its place, has had the code: it is never sent again.
 fn another_code_is_needed(scene: &Scene, says: &str) {
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let code = scene.aws.code();
     wrapper.write(format!("{code}\n").as_bytes());
@@ -54,7 +46,7 @@ fn another_code_is_needed(scene: &Scene, says: &str) {
         .wait_for("this code has been used; the next one comes in ");
     assert_eq!(calls(scene), calls_before, "the code was sent again");
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 /// No code will do before somebody mends something.
@@ -70,7 +62,7 @@ fn no_code_will_do(scene: &Scene, wrapper: &mut Wrapper, says: &str) {
 #[test]
 fn a_wrong_code_is_named_and_another_one_asked_for() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     wrapper.write(scene.aws.wrong_code().as_bytes());
     let line = wrapper.process.wait_for("AWS refused the code");
@@ -79,14 +71,14 @@ fn a_wrong_code_is_named_and_another_one_asked_for() {
         "{line}"
     );
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert_eq!(calls(&scene), 2);
 }
 
 #[test]
 fn codes_that_follow_each_other_are_sent_a_second_apart() {
     let scene = Scene::new();
-    let wrapper = scene.start(&COMMAND);
+    let wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let codes = [1_000_000_000, 1_000_000_030, 1_000_000_060].map(|time| scene.aws.code_at(time));
     let start = Instant::now();
@@ -99,7 +91,7 @@ fn codes_that_follow_each_other_are_sent_a_second_apart() {
 #[test]
 fn a_signal_ends_the_pause_before_the_next_code() {
     let scene = Scene::new();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let codes: Vec<_> = (0..60)
         .map(|step| scene.aws.code_at(1_000_000_000 + step * 30) + "\n")
@@ -114,7 +106,7 @@ fn a_signal_ends_the_pause_before_the_next_code() {
 #[test]
 fn a_code_that_aws_has_refused_is_not_sent_again() {
     let scene = Scene::new();
-    let wrapper = scene.start(&COMMAND);
+    let wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let code = scene.aws.wrong_code();
     for nth in 1..=3 {
@@ -128,19 +120,19 @@ fn a_code_that_aws_has_refused_is_not_sent_again() {
 fn a_code_that_was_taken_once_is_not_taken_again() {
     let scene = Scene::new();
     let code = scene.aws.code();
-    let mut first = scene.start(&COMMAND);
+    let mut first = scene.start(&ECHO);
     first.wait_for_fifo();
     first.write(code.as_bytes());
-    assert_command_runs(&mut first);
+    first.runs_echo();
 
-    let mut second = scene.start(&COMMAND);
+    let mut second = scene.start(&ECHO);
     second.wait_for_fifo();
     second.write(code.as_bytes());
     second
         .process
         .wait_for("AWS refused the code: mistyped, or used before");
     second.give_code(&scene.aws);
-    assert_command_runs(&mut second);
+    second.runs_echo();
 }
 
 #[test]
@@ -150,7 +142,7 @@ fn a_wrong_serial_number_ends_with_125_and_names_kms_mfa_id() {
         .line("kms_mfa_id = arn:aws:iam::111122223333:mfa/another");
     no_code_will_do(
         &scene,
-        &mut scene.start(&COMMAND),
+        &mut scene.start(&ECHO),
         "AWS does not know the MFA device arn:aws:iam::111122223333:mfa/another for this user; correct kms_mfa_id in the configuration",
     );
 }
@@ -173,7 +165,7 @@ fn a_clock_that_is_ahead_is_told_by_how_much_and_the_code_is_kept() {
 }
 
 fn clock_is_off(scene: &Scene, says: &str, right: impl FnOnce()) {
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     wrapper.write(scene.aws.present_code().as_bytes());
     let line = wrapper.process.wait_for("this host's clock is ");
@@ -190,13 +182,13 @@ fn clock_is_off(scene: &Scene, says: &str, right: impl FnOnce()) {
     assert!(line.contains(direction), "{line}");
     assert!(line.contains("set the clock (timedatectl)"), "{line}");
     right();
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 #[test]
 fn an_unknown_access_key_ends_with_125() {
     let scene = Scene::new();
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     command.env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE");
     no_code_will_do(
         &scene,
@@ -208,7 +200,7 @@ fn an_unknown_access_key_ends_with_125() {
 #[test]
 fn a_wrong_secret_access_key_ends_with_125() {
     let scene = Scene::new();
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     command.env("AWS_SECRET_ACCESS_KEY", "wrong");
     no_code_will_do(
         &scene,
@@ -225,7 +217,7 @@ fn another_region_than_the_endpoints_is_told_in_the_words_of_aws() {
     let scene = Scene::new().line("region = eu-west-1");
     no_code_will_do(
         &scene,
-        &mut scene.start(&COMMAND),
+        &mut scene.start(&ECHO),
         "STS refused the request: SignatureDoesNotMatch: Credential should be scoped to a valid region, not 'eu-west-1'",
     );
 }
@@ -276,7 +268,7 @@ fn throttling_keeps_the_code() {
 fn a_refused_connection_keeps_the_code_until_sts_is_there() {
     let mut scene = Scene::new();
     let endpoint = scene.aws.endpoint();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     let code = scene.aws.code();
     scene.aws.stop();
@@ -284,7 +276,7 @@ fn a_refused_connection_keeps_the_code_until_sts_is_there() {
     let line = wrapper.process.wait_for(": Connection refused");
     assert!(line.contains("; the code is kept and sent again"), "{line}");
     scene.aws.start_again_at(&endpoint);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert_eq!(calls(&scene), 1);
 }
 
@@ -298,30 +290,16 @@ fn a_reset_connection_keeps_the_code() {
     assert_eq!(calls(&scene), 2);
 }
 
-/// A certificate and its key, in PEM files.
-pub fn certificate(scene: &Scene) -> [String; 2] {
-    let names = vec!["127.0.0.1".to_owned()];
-    let certified = rcgen::generate_simple_self_signed(names).unwrap();
-    let write = |name: &str, text: &str| {
-        let path = scene.sandbox.write(name, text);
-        path.to_str().unwrap().to_owned()
-    };
-    [
-        write("certificate.pem", &certified.cert.pem()),
-        write("key.pem", &certified.signing_key.serialize_pem()),
-    ]
-}
-
 #[test]
 fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
     let mut scene = Scene::new();
-    let [certificate, key] = certificate(&scene);
+    let [certificate, key] = scene.make_certificate();
     let endpoint = scene.aws.endpoint();
     let tls = ["--tls-cert", &certificate, "--tls-key", &key];
     scene.aws.serve_again(&endpoint, &tls);
     assert!(scene.aws.endpoint().starts_with("https://"));
 
-    let wrapper = scene.start(&COMMAND);
+    let wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for("cannot reach STS: ");
     assert!(
@@ -331,11 +309,11 @@ fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
     drop(wrapper);
     assert_eq!(calls(&scene), 0);
 
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     let mut wrapper = scene.spawn(command.env("SSL_CERT_FILE", &certificate));
     // The first wrapper did not live to remove it.
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }
 
 #[test]
@@ -395,7 +373,7 @@ fn a_signal_ends_the_wait_for_an_answer() {
         scene
             .aws
             .fault("--operation GetSessionToken --kind silence");
-        let mut wrapper = scene.start(&COMMAND);
+        let mut wrapper = scene.start(&ECHO);
         wrapper.give_code(&scene.aws);
         wait_until("the call", || calls(&scene) == 1);
         wrapper.process.signal(signal);
@@ -407,7 +385,7 @@ fn a_signal_ends_the_wait_for_an_answer() {
 fn a_signal_ends_the_pause_between_two_calls() {
     let scene = Scene::new();
     scene.aws.fault("--operation GetSessionToken --kind 500");
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
     wrapper.process.wait_for_nth("the code is kept", 2);
     wrapper.process.signal(SIGTERM);
@@ -428,12 +406,12 @@ fn scene_with_role() -> Scene {
 #[test]
 fn a_role_is_assumed_with_the_code() {
     let scene = scene_with_role();
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
     wrapper.write(scene.aws.wrong_code().as_bytes());
     wrapper.process.wait_for("AWS refused the code");
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
     assert_eq!((scene.aws.calls("AssumeRole"), calls(&scene)), (2, 0));
 }
 
@@ -442,7 +420,7 @@ fn a_role_that_may_not_be_assumed_ends_with_125_in_the_words_of_aws() {
     let scene = scene_with_role()
         .without("role_arn")
         .line("role_arn = arn:aws:iam::111122223333:role/another");
-    let mut wrapper = scene.start(&COMMAND);
+    let mut wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
     let output = wrapper.ends_with(125);
     assert!(
@@ -531,7 +509,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         ),
     ] {
         let fields = good.map(|(name, good)| (name, if name == field { value } else { good }));
-        let mut command = scene.command(&COMMAND);
+        let mut command = scene.command(&ECHO);
         command.env("AWS_ENDPOINT_URL_STS", impostor(fields));
         let mut wrapper = scene.spawn(&mut command);
         wrapper.give_code(&scene.aws);
@@ -542,9 +520,9 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         let output = wrapper.dies_of(SIGTERM);
         assert!(!output.contains("the command runs"), "{output}");
     }
-    let mut command = scene.command(&COMMAND);
+    let mut command = scene.command(&ECHO);
     command.env("AWS_ENDPOINT_URL_STS", impostor(good));
     let mut wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
-    assert_command_runs(&mut wrapper);
+    wrapper.runs_echo();
 }

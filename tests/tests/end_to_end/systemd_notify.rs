@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use end_to_end_tests::{Manager, Scene, after, inspection::variable, wait_until};
+use end_to_end_tests::{Manager, SLEEP, Scene, after, inspection::variable, wait_until};
 
 fn assert_never_ready(manager: &mut Manager) {
     for heard in manager.heard() {
@@ -19,7 +19,7 @@ fn assert_never_ready(manager: &mut Manager) {
 fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_ready() {
     let scene = Scene::new();
     let mut manager = Manager::start(&scene.sandbox);
-    let mut command = scene.command(&["sleep", "1000"]);
+    let mut command = scene.command(&SLEEP);
     command.env("NOTIFY_SOCKET", manager.address());
     let wrapper = scene.spawn(&mut command);
     let status = manager.wait_for("STATUS=Waiting for the MFA code of ");

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use end_to_end_tests::{Scene, Terminal, Wrapper, after, wait_until};
+use end_to_end_tests::{SLEEP, Scene, Terminal, Wrapper, after, wait_until};
 
 fn scene() -> Scene {
     Scene::new().without("kms_mfa_socket")
@@ -19,7 +19,7 @@ fn start(scene: &Scene, terminal: &Terminal, command: &mut Command) -> Wrapper {
 fn the_code_is_taken_from_the_terminal_and_never_shown() {
     let scene = scene();
     let mut terminal = Terminal::new();
-    let wrapper = start(&scene, &terminal, &mut scene.command(&["sleep", "1000"]));
+    let wrapper = start(&scene, &terminal, &mut scene.command(&SLEEP));
     assert!(!terminal.echoes());
     terminal.type_in("11167\n");
     wrapper.process.wait_for("ignored 5 digits instead of six");

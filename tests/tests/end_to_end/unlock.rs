@@ -3,14 +3,11 @@
 use std::{os::unix::process::ExitStatusExt, process::Command};
 
 use end_to_end_tests::{
-    Database, Process, Scene, Terminal, after, after_python, aws_cli, dist, inspection, wait_until,
+    Database, NEW_KEY, Process, Scene, Terminal, after, after_python, aws_cli, dist, inspection,
+    manage_key::{MFA, deny, describe, ends_with, key_cli, scene, start, start_with_input, state},
+    wait_until,
 };
 use nix::sys::signal::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM, Signal};
-
-use crate::manage_key::{
-    MFA, deny, describe, ends_with, key_cli, scene, start, start_with_input, state,
-};
-use crate::server_session::NEW_KEY;
 
 /// Says "ready", and then what signals it gets.
 const SIGNAL_TELLER: &str = "sleep 1000 >/dev/null 2>&1 &

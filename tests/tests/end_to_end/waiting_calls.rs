@@ -8,13 +8,12 @@ use std::{
 };
 
 use broker_api::{Reply, WaitPolicy, read_frame, write_frame};
-use end_to_end_tests::{Database, Manager, Process, Scene, Wrapper, wait_until, write_fifo};
-use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
-
-use crate::{
+use end_to_end_tests::{
+    Database, Manager, NEW_KEY, Process, Scene, Wrapper,
     broker::{ask, generate_with},
-    server_session::{NEW_KEY, end_session, status},
+    wait_until, write_fifo,
 };
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 
 const WAITS: &str = "waiting: ";
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=-1";
@@ -29,7 +28,7 @@ fn server_without_session(wait: &str) -> (Scene, Database, Wrapper) {
         .options(&["--innodb-encrypt-tables=ON"]);
     let wrapper = scene.start_database(&database);
     database.sql("CREATE DATABASE d; CREATE TABLE d.t1 (i INT)");
-    end_session(&scene.aws);
+    scene.aws.end_session();
     (scene, database, wrapper)
 }
 
@@ -195,7 +194,7 @@ fn reading_a_page_does_not_wait() {
     });
 
     let wrapper = scene.start_database(&database);
-    end_session(&scene.aws);
+    scene.aws.end_session();
     fs::rename(&away, &file).unwrap();
     database.sql_error("SELECT * FROM d.t4");
     wrapper
@@ -241,7 +240,7 @@ fn a_server_beside_a_broker_waits_for_the_code_and_systemd_gives_it_the_time() {
     give_code(&scene);
     database.wait_until_ready(&server);
     assert!(!server.output().contains("[ERROR]"), "{}", server.output());
-    assert_eq!(status(&database, "session_state"), "open");
+    assert_eq!(database.status("session_state"), "open");
     database.stop(&mut server);
 }
 

@@ -79,7 +79,7 @@ fn no_broker_is_told_with_the_socket_and_what_to_start() {
         .request(&Request::Session, LONG, never)
         .unwrap_err();
     assert!(matches!(error, ClientError::NoBroker { .. }));
-    assert!(!error.is_retryable());
+    assert!(!error.is_retryable() && error.is_absence());
     let text = error.to_string();
     for part in [
         socket.to_str().unwrap(),
@@ -114,8 +114,73 @@ fn silence_ends_with_the_time_limit_and_is_not_asked_twice() {
         ),
         "{error}"
     );
-    assert!(error.is_retryable());
+    assert!(error.is_retryable() && !error.is_absence());
     assert_eq!(broker.connections.load(Ordering::SeqCst), 1);
+}
+
+/// Answers the first request of each connection, and no other.
+fn broker_that_falls_silent() -> TestBroker {
+    TestBroker::with_connections(|mut stream| {
+        let _: Request = read_frame(&mut stream).unwrap();
+        write_frame(&mut stream, &session()).unwrap();
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    })
+}
+
+#[test]
+fn silence_on_a_kept_connection_ends_with_the_time_limit_and_opens_no_other() {
+    let broker = broker_that_falls_silent();
+    let client = BrokerClient::new(&broker.socket());
+    client.request(&Request::Session, LONG, never).unwrap();
+    let error = client.request(&Request::Session, SHORT, never).unwrap_err();
+    assert!(matches!(error, ClientError::TimedOut { .. }), "{error}");
+    assert_eq!(broker.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_interrupted_call_on_a_kept_connection_opens_no_other() {
+    let broker = broker_that_falls_silent();
+    let client = BrokerClient::new(&broker.socket());
+    client.request(&Request::Session, LONG, never).unwrap();
+    let patience = Patience {
+        silence: LONG,
+        deadline: None,
+        is_interrupted: &|| true,
+    };
+    let error = client
+        .request(&Request::Session, patience, never)
+        .unwrap_err();
+    assert!(matches!(error, ClientError::Interrupted), "{error}");
+    assert_eq!(broker.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn eight_connections_are_kept_and_those_beyond_are_closed() {
+    const REQUESTS: usize = MAX_IDLE + 1;
+    let together = std::sync::Barrier::new(REQUESTS);
+    let broker = TestBroker::new(move |_| {
+        together.wait();
+        session()
+    });
+    let client = BrokerClient::new(&broker.socket());
+    let ask_together = || {
+        std::thread::scope(|scope| {
+            for _ in 0..REQUESTS {
+                scope.spawn(|| client.request(&Request::Session, LONG, never).unwrap());
+            }
+        });
+        broker.connections.load(Ordering::SeqCst)
+    };
+    assert_eq!(ask_together(), REQUESTS);
+    assert_eq!(ask_together(), REQUESTS + 1);
+}
+
+#[test]
+fn only_root_our_own_user_and_the_owner_of_the_directory_may_listen() {
+    for (user, may) in [(0, true), (1000, true), (27, true), (3001, false)] {
+        assert_eq!(may_listen(user, 1000, Some(27)), may, "{user}");
+    }
+    assert!(!may_listen(27, 1000, None));
 }
 
 #[test]
@@ -148,6 +213,7 @@ fn rubbish_is_an_error_and_the_next_request_is_served() {
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, LONG, never).unwrap_err();
     assert!(matches!(error, ClientError::Conversation { .. }), "{error}");
+    assert!(!error.is_absence());
     assert_eq!(
         client.request(&Request::Session, LONG, never).unwrap(),
         session()
@@ -311,4 +377,17 @@ fn a_socket_in_a_directory_that_every_user_can_write_is_not_used() {
         "{error}"
     );
     assert_eq!(broker.request_count(), 0);
+}
+
+#[test]
+fn only_the_end_of_the_connection_is_a_disconnect() {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof};
+
+    assert!(is_disconnect(&FrameError::Closed));
+    for kind in [ConnectionReset, BrokenPipe, UnexpectedEof] {
+        assert!(is_disconnect(&FrameError::Io(kind.into())), "{kind}");
+    }
+    for kind in [TimedOut, INTERRUPTION] {
+        assert!(!is_disconnect(&FrameError::Io(kind.into())), "{kind}");
+    }
 }
