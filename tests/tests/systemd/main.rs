@@ -8,7 +8,6 @@ mod examples;
 mod hand_over;
 mod package;
 mod prompt;
-mod readme;
 mod site;
 mod starting;
 mod stopping;
