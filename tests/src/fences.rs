@@ -84,7 +84,8 @@ fn named(info: &str) -> Option<&str> {
 fn fences(markdown: &str) -> impl Iterator<Item = (&str, String)> {
     let mut lines = markdown.lines();
     std::iter::from_fn(move || {
-        let (indent, info) = lines.find_map(|line| line.split_once("```"))?;
+        let mut openings = lines.by_ref().filter_map(|line| line.split_once("```"));
+        let (indent, info) = openings.find(|(indent, _)| indent.trim().is_empty())?;
         let block = lines
             .by_ref()
             .take_while(|line| line.trim() != "```")
@@ -110,6 +111,13 @@ mod tests {
         let fence = find(&pages_of(text), "step-1").unwrap();
         assert_eq!(fence.commands, "first \\\n    more\n\nsecond\n");
         assert_eq!(fence.folder, Path::new("examples/one"));
+    }
+
+    #[test]
+    fn a_fence_named_in_prose_opens_no_block() {
+        let text = "Write ` ```sh test=NAME `.\n\n```sh test=a\nreal\n```\n";
+        assert_eq!(find(&pages_of(text), "a").unwrap().commands, "real\n");
+        assert!(find(&pages_of(text), "NAME").is_err());
     }
 
     #[test]
