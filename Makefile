@@ -28,6 +28,7 @@ PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_ROOT := scripts/server-root bookworm systemd-sysv dbus openssl
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
+RECORDINGS := $(CARGO_TARGET_DIR)/recordings
 SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
 	stock-plugin policies audit migration
@@ -42,7 +43,7 @@ SYSTEMD_TESTS := $(CARGO_TEST) -p end-to-end-tests --test systemd -- --test-thre
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri docs clean
+.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri docs recordings clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,7 +59,7 @@ lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, l
 	scripts/check-dependencies
 	$(CARGO_MACHETE) --with-metadata
 	scripts/check-docs
-	git ls-files -z ':!Cargo.lock' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
+	git ls-files -z ':!Cargo.lock' ':!docs/src/images/*.svg' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
 	git grep -lE '^#!.*/(ba)?sh' | xargs shellcheck --severity=warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
@@ -209,6 +210,15 @@ miri: packages ## Run under Miri what can run there of the plugin's unsafe code
 
 docs: $(MDBOOK) ## Build the book of docs/, into target/book
 	scripts/build-book $(MDBOOK) $(CARGO_TARGET_DIR)/book
+
+recordings: dist ## Record a start and a refresh of the session on a booted machine, for the README
+	@scripts/install-packages debootstrap systemd-container
+	rm -rf $(SYSTEMD_INSTALLED) $(RECORDINGS)
+	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
+	install -d $(RECORDINGS)
+	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
+		IAM_KMS_SYSTEMD_ROOT=$$root IAM_KMS_RECORDINGS=$(RECORDINGS) $(SYSTEMD_TESTS) recordings::
+	set -e; for name in start refresh; do scripts/render-cast $(RECORDINGS)/$$name.cast docs/src/images/$$name.svg; done
 
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages
