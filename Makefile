@@ -15,6 +15,8 @@ CARGO_DEB := $(TOOLS)/bin/cargo-deb
 CARGO_DEB_VERSION := 3.8.0
 CARGO_GENERATE_RPM := $(TOOLS)/bin/cargo-generate-rpm
 CARGO_GENERATE_RPM_VERSION := 0.21.1
+MDBOOK := $(TOOLS)/bin/mdbook
+MDBOOK_VERSION := 0.5.4
 CARGO_FUZZ := $(TOOLS)/bin/cargo-fuzz
 CARGO_FUZZ_VERSION := 0.13.1
 CARGO_MUTANTS := $(TOOLS)/bin/cargo-mutants
@@ -29,6 +31,7 @@ PREFIX := /usr/local
 PLUGIN_DIR := /usr/lib/mysql/plugin
 SYSTEMD_ROOT := scripts/server-root bookworm systemd-sysv dbus openssl
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
+RECORDINGS := $(CARGO_TARGET_DIR)/recordings
 SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
 	stock-plugin policies audit migration
@@ -44,7 +47,7 @@ AWS_TESTS := $(CARGO_TEST) -p end-to-end-tests --test aws -- --nocapture
 THIRD_PARTY_LICENSES := $(CARGO_TARGET_DIR)/THIRD-PARTY-LICENSES
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples test-aws test-aws-with-moto mutants chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri clean
+.PHONY: help demo test lint advisories unit e2e test-servers test-systemd test-examples test-aws test-aws-with-moto mutants chaos dist test-plugin packages install package test-package bench bench-launcher bench-manage-key bench-plugin fuzz miri docs recordings clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,7 +62,8 @@ lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, l
 	cargo fmt --all --check
 	scripts/check-dependencies
 	$(CARGO_MACHETE) --with-metadata
-	git ls-files -z ':!Cargo.lock' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
+	scripts/check-docs
+	git ls-files -z ':!Cargo.lock' ':!docs/src/images/*.svg' | xargs -0 codespell --ignore-words-list=awsome,crate,inout,ist,keypair,nd,ser,statics,tyes
 	git grep -lE '^#!.*/(ba)?sh' | xargs shellcheck --severity=warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p end-to-end-tests -p local-aws --test '*' -- -D warnings
@@ -103,7 +107,7 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) --skip package::
 
-test-package: package ## The packages: installed, upgraded, removed, as the README says
+test-package: package ## The packages: installed, upgraded, removed, as the documents say
 	@scripts/install-packages debootstrap systemd-container
 	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_PACKAGES=$(PACKAGES) \
 		IAM_KMS_SYSTEMD_ROOT=$$root $(SYSTEMD_TESTS) package::
@@ -153,6 +157,8 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
 	cp -R $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md SECURITY.md
+	install -D -m 644 -t $(DESTDIR)$(DOC)/docs/src docs/src/*.md
+	install -D -m 644 -t $(DESTDIR)$(DOC)/docs/src/images docs/src/images/*
 	install -d $(DESTDIR)$(DOC)/examples
 	cp -R $(addprefix examples/,$(EXAMPLES)) $(DESTDIR)$(DOC)/examples
 	find $(addprefix $(DESTDIR)$(PREFIX)/,lib/systemd/system share/iam-kms-wrapper share/man) -type f -name '*iam-kms-*' \
@@ -218,6 +224,18 @@ miri: packages ## Run under Miri what can run there of the plugin's unsafe code
 		--target-dir $(CARGO_TARGET_DIR)/miri -- $(MIRI_TESTS)
 	RUST_BACKTRACE=0 MIRIFLAGS=-Zmiri-disable-isolation $(MIRI) -p locked-memory --target-dir $(CARGO_TARGET_DIR)/miri
 
+docs: $(MDBOOK) ## Build the book of docs/, into target/book
+	scripts/build-book $(MDBOOK) $(CARGO_TARGET_DIR)/book
+
+recordings: dist ## Record a start and a refresh of the session on a booted machine, for the README
+	@scripts/install-packages debootstrap systemd-container
+	rm -rf $(SYSTEMD_INSTALLED) $(RECORDINGS)
+	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
+	install -d $(RECORDINGS)
+	root=$$($(SYSTEMD_ROOT)) && IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) \
+		IAM_KMS_SYSTEMD_ROOT=$$root IAM_KMS_RECORDINGS=$(RECORDINGS) $(SYSTEMD_TESTS) recordings::
+	set -e; for name in start refresh; do scripts/render-cast $(RECORDINGS)/$$name.cast docs/src/images/$$name.svg; done
+
 packages: ## Install the Debian packages that building, testing and the demo need
 	@scripts/install-packages
 
@@ -227,6 +245,9 @@ $(THIRD_PARTY_LICENSES): Cargo.lock deny.toml packaging/third-party-licenses pac
 
 $(CARGO_DENY):
 	cargo install --locked --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)
+
+$(MDBOOK):
+	cargo install --locked --root $(TOOLS) mdbook@$(MDBOOK_VERSION)
 
 $(CARGO_MACHETE):
 	cargo install --locked --root $(TOOLS) cargo-machete@$(CARGO_MACHETE_VERSION)

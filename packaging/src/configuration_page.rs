@@ -1,11 +1,11 @@
-//! iam-kms-wrapper.config(5): its keys are those of the README's table.
+//! iam-kms-wrapper.config(5): its keys are those of the book's table.
 
 use std::io;
 
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
 const NAME: &str = "iam-kms-wrapper.config.5";
-const README: &str = include_str!("../../README.md");
+const REFERENCE: &str = include_str!("../../docs/src/configuration.md");
 const PAGE: &str = include_str!("../man/iam-kms-wrapper.config.5");
 
 /// Stands in [`PAGE`] where the keys go.
@@ -17,7 +17,7 @@ pub fn render() -> io::Result<(&'static str, Vec<u8>)> {
         .split_once(KEYS_LINE)
         .ok_or_else(|| io::Error::other("the page has no place for the keys"))?;
     let mut page = before.as_bytes().to_vec();
-    for row in rows(README) {
+    for row in rows(REFERENCE) {
         let mut roff = Roff::new();
         roff.control("TP", []);
         roff.text(inlines(row.key));
@@ -42,11 +42,11 @@ struct Row<'a> {
     meaning: &'a str,
 }
 
-fn rows(readme: &str) -> impl Iterator<Item = Row<'_>> {
-    let (_, chapter) = readme
-        .split_once("\n## Configuration\n")
+fn rows(reference: &str) -> impl Iterator<Item = Row<'_>> {
+    let (_, table) = reference
+        .split_once("<!-- configuration keys -->\n")
         .unwrap_or_default();
-    let table = chapter
+    let table = table
         .lines()
         .skip_while(|line| !line.starts_with("|---"))
         .skip(1)

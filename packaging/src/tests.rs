@@ -106,7 +106,7 @@ fn bash_takes_the_completions_and_completes_an_option() {
 }
 
 #[test]
-fn the_configuration_page_has_every_key_with_what_the_readme_says_of_it() {
+fn the_configuration_page_has_every_key_with_what_the_book_says_of_it() {
     let (_, page) = configuration_page::render().unwrap();
     let page = String::from_utf8(page).unwrap();
     for key in aws_session::config::KEYS {

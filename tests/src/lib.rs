@@ -14,6 +14,7 @@ pub mod broker;
 pub mod chaos;
 mod checked;
 mod database;
+mod fences;
 mod fifo_writer;
 pub mod inspection;
 mod machine;
@@ -36,6 +37,7 @@ pub use checked::Checked;
 pub use database::{
     Database, ENCRYPT_ALL, NEW_KEY, SqlError, contains_bytes, key_files, run_client, try_sql,
 };
+pub use fences::{Fence, fence};
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};

@@ -1,11 +1,13 @@
-//! What the documents name is there.
+//! What the documents name is there, and what they have to name is in them.
 
 use std::{fs, path::Path};
+
+use proc_macro2::{TokenStream, TokenTree};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 fn read(name: &str) -> String {
-    fs::read_to_string(Path::new(ROOT).join(name)).unwrap()
+    fs::read_to_string(Path::new(ROOT).join(name)).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
 
 /// What stands between backticks.
@@ -13,23 +15,27 @@ fn code(markdown: &str) -> impl Iterator<Item = &str> {
     markdown.split('`').skip(1).step_by(2)
 }
 
-#[test]
-fn each_test_that_the_threat_model_names_exists() {
-    let security = read("SECURITY.md");
+/// Each test that a document names, as `module::test`; returns how many there are.
+fn assert_named_tests_exist(document: &str) -> usize {
+    let text = read(document);
+    let names = code(&text).filter_map(|text| text.split_once("::"));
     let mut named = 0;
-    for (module, test) in code(&security).filter_map(|text| text.split_once("::")) {
-        if module == "module" {
-            continue;
-        }
+    for (module, test) in names.filter(|(module, _)| *module != "module") {
         named += 1;
         let is_there = ["end_to_end", "systemd"].iter().any(|suite| {
             let file = Path::new(ROOT).join(format!("tests/tests/{suite}/{module}.rs"));
             let source = fs::read_to_string(file).unwrap_or_default();
             source.contains(&format!("#[test]\nfn {test}()"))
         });
-        assert!(is_there, "{module}::{test}");
+        assert!(is_there, "{document}: {module}::{test}");
     }
-    assert!(named > 30, "{named}");
+    named
+}
+
+#[test]
+fn each_test_that_the_threat_model_and_the_promises_name_exists() {
+    assert!(assert_named_tests_exist("SECURITY.md") > 30);
+    assert!(assert_named_tests_exist("docs/src/promises.md") > 20);
 }
 
 #[test]
@@ -50,16 +56,120 @@ fn the_changelog_has_the_version() {
     assert!(read("CHANGELOG.md").contains(&heading), "{heading}");
 }
 
+/// The numbers in the body of the function `exit_code` of a source.
+fn exit_codes(source: &str) -> Vec<String> {
+    let text = read(source);
+    let (_, body) = text.split_once("fn exit_code(").unwrap();
+    let (body, _) = body.split_once("\n    }\n").unwrap();
+    let words = body.split(|c: char| !c.is_ascii_alphanumeric());
+    words
+        .filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()) && !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[test]
-fn each_exit_code_of_kms_manage_key_is_in_its_page_and_the_readme() {
-    let page = read("packaging/man/kms-manage-key.8");
-    let (_, page) = page.split_once("EXIT STATUS").unwrap();
-    let readme = read("README.md");
-    let (_, table) = readme.split_once("| exit status | |").unwrap();
-    for code in [0, 3, 4, 121, 122, 123, 124, 125, 126, 127] {
-        for text in [page, table] {
-            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-            assert!(words.any(|word| word == code.to_string()), "{code}");
+fn each_exit_code_is_in_the_page_and_the_manual() {
+    let page = read("docs/src/exit-codes.md");
+    for (program, source) in [
+        ("iam-kms-wrapper", "wrapper/src/launch.rs"),
+        ("kms-manage-key", "tools/manage-key/src/lib.rs"),
+    ] {
+        let (_, section) = page.split_once(&format!("## {program}\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let manual = read(&format!("packaging/man/{program}.8"));
+        let (_, manual) = manual.split_once("EXIT STATUS").unwrap();
+        let codes = exit_codes(source);
+        assert!(codes.len() > 2, "{codes:?}");
+        for code in codes {
+            for text in [section, manual] {
+                let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+                assert!(words.any(|word| word == code), "{program}: {code}");
+            }
         }
     }
+}
+
+/// The sources whose messages the page on troubleshooting explains.
+const EXPLAINED: [&str; 5] = [
+    "crates/aws-session/src/sts.rs",
+    "crates/aws-session/src/kms_failure.rs",
+    "crates/code-channel/src/fifo.rs",
+    "crates/service/src/socket_path.rs",
+    "wrapper/src/broker_process.rs",
+];
+
+/// All strings of a source but those of its tests and its documentation.
+fn strings(source: &str) -> Vec<String> {
+    let text = read(source);
+    let product = text.split("#[cfg(test)]").next().unwrap();
+    let mut found = Vec::new();
+    collect_strings(product.parse().unwrap(), &mut found);
+    found
+}
+
+fn collect_strings(tokens: TokenStream, found: &mut Vec<String>) {
+    let mut is_documentation = false;
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => collect_strings(group.stream(), found),
+            TokenTree::Literal(literal) if !is_documentation => {
+                let string = syn::parse_str::<syn::LitStr>(&literal.to_string());
+                found.extend(string.map(|string| string.value()));
+            }
+            TokenTree::Ident(name) if name == "doc" => is_documentation = true,
+            _ => {}
+        }
+    }
+}
+
+/// Letters, digits and what AWS's names consist of, in words with one space between.
+fn words(text: &str) -> String {
+    let kept = text.replace(|c: char| !(c.is_alphanumeric() || "_-'’/".contains(c)), " ");
+    format!(
+        " {} ",
+        kept.split_whitespace().collect::<Vec<_>>().join(" ")
+    )
+}
+
+/// Parts of a message that are always the same: what stands between placeholders, of its first sentence, where
+/// it says something by itself.
+fn fixed_parts(message: &str) -> Vec<String> {
+    let first = message.split(';').next().unwrap_or_default();
+    let mut parts = Vec::new();
+    for piece in first.split('{') {
+        let text = piece.split_once('}').map_or(piece, |(_, after)| after);
+        parts.push(words(text));
+    }
+    parts.retain(|part| part.split_whitespace().count() > 2);
+    parts
+}
+
+/// An error code of AWS, such as `DisabledException`.
+fn is_error_code(text: &str) -> bool {
+    text.len() > 8
+        && text.starts_with(|c: char| c.is_ascii_uppercase())
+        && text.bytes().all(|byte| byte.is_ascii_alphabetic())
+}
+
+#[test]
+fn each_message_about_aws_the_fifo_and_the_broker_is_explained() {
+    let page = words(&read("docs/src/troubleshooting.md"));
+    let mut messages = 0;
+    let mut missing = Vec::new();
+    for source in EXPLAINED {
+        for string in strings(source) {
+            let mut parts = fixed_parts(&string);
+            if is_error_code(&string) {
+                parts.push(words(&string));
+            }
+            messages += usize::from(!parts.is_empty());
+            let absent = parts
+                .into_iter()
+                .filter(|part| !page.contains(part.as_str()));
+            missing.extend(absent.map(|part| format!("{source}:{part}")));
+        }
+    }
+    assert!(messages > 60, "{messages}");
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }

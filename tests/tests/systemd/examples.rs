@@ -1,9 +1,9 @@
 //! The worked set-ups of `examples/`: each page is followed, as root in its folder, on a machine
 //! that has what `make install` installs.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use end_to_end_tests::{LocalAws, Process, dist, write_fifo};
+use end_to_end_tests::{Fence, LocalAws, Process, dist, fence, write_fifo};
 
 use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
 
@@ -60,40 +60,31 @@ fn fill_in_key(aws: &LocalAws) -> String {
     )
 }
 
-/// The blocks of commands of a page, in order. In a step of a list they are indented further.
-fn blocks(page: &str) -> Vec<String> {
-    let path = format!(
-        "{}/../examples/{page}/README.md",
-        env!("CARGO_MANIFEST_DIR")
-    );
-    let text = fs::read_to_string(path).unwrap();
-    let mut blocks = vec![String::new()];
-    for line in text.lines() {
-        match line.strip_prefix("    ") {
-            Some(command) => *blocks.last_mut().unwrap() += &format!("{command}\n"),
-            None if line.is_empty() || blocks.last().unwrap().is_empty() => {}
-            None => blocks.push(String::new()),
-        }
-    }
-    blocks
-}
-
-/// The commands of a block, in the folder of its page, where its programs find AWS.
-fn script(site: &Running, page: &str, block: usize) -> String {
-    let commands = &blocks(page)[block];
+/// The commands of a block as typed in `folder` of the repository, by somebody whose programs find AWS. The pages
+/// say where the package puts things; on these machines, `make install` has put them.
+fn script(site: &Running, folder: &Path, commands: &str) -> String {
     let endpoint = site.aws.endpoint();
-    format!("export AWS_ENDPOINT_URL={endpoint}\ncd {SOURCE}/examples/{page}\n{commands}")
+    let folder = folder.display();
+    let commands = commands.replace(
+        "/usr/share/iam-kms-wrapper/",
+        "/usr/local/share/iam-kms-wrapper/",
+    );
+    format!("export AWS_ENDPOINT_URL={endpoint}\ncd {SOURCE}/{folder}\n{commands}")
 }
 
-/// Starts the commands of a block.
-fn follow(site: &Running, page: &str, block: usize) -> Process {
-    let script = script(site, page, block);
+/// Starts the commands of a block, in the folder of its page.
+fn follow(site: &Running, fence: &Fence) -> Process {
+    follow_in(site, &fence.folder, fence)
+}
+
+fn follow_in(site: &Running, folder: &Path, fence: &Fence) -> Process {
+    let script = script(site, folder, &fence.commands);
     Process::start(&mut site.machine.command(&["sh", "-exc", &script]))
 }
 
 /// The same, and waits until they have succeeded; returns what they print.
-fn done(site: &Running, page: &str, block: usize) -> String {
-    succeeds(follow(site, page, block), site)
+fn done(site: &Running, fence: &Fence) -> String {
+    succeeds(follow(site, fence), site)
 }
 
 fn succeeds(mut steps: Process, site: &Running) -> String {
@@ -107,8 +98,8 @@ fn succeeds(mut steps: Process, site: &Running) -> String {
 }
 
 /// The same, with a code when one is awaited.
-fn done_with_code(site: &Running, page: &str, block: usize) {
-    let steps = follow(site, page, block);
+fn done_with_code(site: &Running, fence: &Fence) {
+    let steps = follow(site, fence);
     site.wait_for_fifo();
     site.echo_code();
     succeeds(steps, site);
@@ -130,7 +121,7 @@ fn encrypts_a_table(site: &Running) {
 #[test]
 fn the_launcher_in_the_servers_place() {
     let site = bare().boot_as_it_is();
-    done_with_code(&site, "mfa-at-boot", 0);
+    done_with_code(&site, &fence("mfa-at-boot"));
     encrypts(&site);
     assert!(site.programs().contains("iam-kms-broker"));
 }
@@ -138,8 +129,7 @@ fn the_launcher_in_the_servers_place() {
 #[test]
 fn a_host_without_a_key_takes_the_session_of_the_operator() {
     let site = bare().boot_as_it_is();
-    // The first block is the operator's, who has no part in this test.
-    let steps = follow(&site, "many-hosts", 1);
+    let steps = follow(&site, &fence("many-hosts"));
     site.wait_for_fifo();
     let document = site.aws.session_document();
     write_fifo(&site.machine.path(FIFO), document.as_bytes());
@@ -152,16 +142,16 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
 #[test]
 fn one_host_with_a_code_at_boot() {
     let site = bare().boot_as_it_is();
-    let steps = follow(&site, "broker-service", 0);
+    let steps = follow(&site, &fence("broker-service"));
     site.wait_for_fifo();
-    let shown = site.in_terminal_with_code(&blocks("broker-service")[1]);
+    let shown = site.in_terminal_with_code(&fence("broker-service-code").commands);
     assert!(
         shown.contains("accepted: the session is open until "),
         "{shown}"
     );
     succeeds(steps, &site);
     encrypts(&site);
-    let calls = site.machine.sh(&blocks("broker-service")[2]);
+    let calls = site.machine.sh(&fence("broker-service-audit").commands);
     assert!(calls.contains("IAM_KMS_PEER_UID="), "{calls}");
     let unit = site.machine.sh(&format!("systemctl is-enabled {BROKER}"));
     assert_eq!(unit, "enabled");
@@ -170,7 +160,7 @@ fn one_host_with_a_code_at_boot() {
 #[test]
 fn an_instance_with_a_role_asks_nobody() {
     let site = instance().boot_as_it_is();
-    done(&site, "ec2-role", 0);
+    done(&site, &fence("ec2-role"));
     encrypts(&site);
     assert_eq!(site.aws.calls("GetSessionToken"), 0);
     let denied = site.machine.property(SERVICE, "IPAddressDeny");
@@ -183,11 +173,11 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     let endpoint = site.aws.endpoint();
     site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
     let site = site.boot_as_it_is();
-    done_with_code(&site, "mfa-at-boot", 0);
+    done_with_code(&site, &fence("mfa-at-boot"));
     encrypts(&site);
     // It is over by AWS's clock; the broker notices when a key is wanted.
     site.aws.set_clock("800");
-    done(&site, "nightly-backup", 0);
+    done(&site, &fence("nightly-backup"));
     let log = site.machine.journal("mariadb-nightly-backup.service");
     assert!(
         log.contains("backup complete: /var/backups/mariadb/"),
@@ -207,15 +197,15 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     site.sql("DROP TABLE d.t");
     // Else the broker's FIFO could be taken for that of the start.
     site.machine.sh("systemctl stop mariadb.socket mariadb");
-    done_with_code(&site, "nightly-backup", 1);
+    done_with_code(&site, &fence("nightly-backup-restore"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7\n8");
 }
 
 #[test]
 fn no_backup_of_a_server_that_does_not_run_and_a_failed_one_leaves_the_last() {
     let site = bare().boot_as_it_is();
-    done_with_code(&site, "mfa-at-boot", 0);
-    done(&site, "nightly-backup", 0);
+    done_with_code(&site, &fence("mfa-at-boot"));
+    done(&site, &fence("nightly-backup"));
     let backups = site.machine.sh("ls /var/backups/mariadb");
     site.machine.sh("systemctl stop mariadb.socket mariadb");
     let start = "systemctl start mariadb-nightly-backup.service";
@@ -238,7 +228,7 @@ fn the_stock_plugin_has_the_session_in_the_servers_environment() {
         .image
         .copy(&plugin, "/usr/lib/mysql/plugin/aws_key_management.so");
     let site = site.boot_as_it_is();
-    done_with_code(&site, "stock-plugin", 0);
+    done_with_code(&site, &fence("stock-plugin"));
     assert!(!site.programs().contains("iam-kms-broker"));
     let server = site.main_pid(SERVICE);
     let environment = site
@@ -270,35 +260,34 @@ fn node(site: Site, own: &str, all: &str, editor: &str) -> Site {
 fn a_node_on_premises_joins_a_cluster_in_ec2() {
     let (first, second) = ("127.0.7.1", "127.0.7.2");
     let all = format!("{first},{second}");
-    let page = "on-premises-and-ec2";
+    let page = Path::new("examples/on-premises-and-ec2");
     let cloud = node(instance(), first, &all, "#!/bin/sh\nexec sed -i \"$@\"");
     let cloud = cloud.boot_as_it_is();
-    done(&cloud, "on-premises-and-ec2/ec2", 0);
-    done(&cloud, page, 0);
+    let steps = follow_in(&cloud, &page.join("ec2"), &fence("ec2-role"));
+    succeeds(steps, &cloud);
+    done(&cloud, &fence("cluster-first-node"));
     encrypts(&cloud);
 
     // An AWS of its own, too, which it does not know of.
     let site = told_where_aws_is(with_repository(Site::bare()), &cloud.aws.endpoint());
     let cellar = node(site, second, &all, &fill_in_key(&cloud.aws)).boot_as_it_is();
-    let steps = follow(&cellar, "on-premises-and-ec2/on-premises", 0);
+    let steps = follow_in(&cellar, &page.join("on-premises"), &fence("broker-service"));
     cellar.wait_for_fifo();
     cellar.echo(&cloud.aws.code());
     succeeds(steps, &cellar);
-    done(&cellar, page, 1);
+    done(&cellar, &fence("cluster-next-node"));
     assert_eq!(cellar.sql("SELECT a FROM d.t"), "7");
     cellar.sql("INSERT INTO d.t VALUES (8)");
     let rows = "SET wsrep_sync_wait = 1; SELECT a FROM d.t";
     assert_eq!(cloud.sql(rows), "7\n8");
 }
 
-const NEW_KEYS: usize = 14;
-
 /// A server with file_key_management.
 fn with_key_file() -> Running {
     let site = bare().boot_as_it_is();
     site.machine
         .sh("(umask 077; openssl rand -hex 32 > /etc/mysql/keys.password)");
-    done(&site, "migration", NEW_KEYS);
+    done(&site, &fence("migration-new-key-file"));
     site.machine.sh(&format!(
         "cp {SOURCE}/examples/migration/60-file-key-management.cnf /etc/mysql/mariadb.conf.d
          chown mysql: /etc/mysql/keys.*
@@ -308,64 +297,61 @@ fn with_key_file() -> Running {
 }
 
 /// Waits until the statement of a block returns no row.
-fn no_row(site: &Running, page: &str, block: usize) {
-    let commands = &blocks(page)[block];
+fn no_row(site: &Running, fence: &Fence) {
     site.machine
         .wait_until("the block to return no row", SERVICE, || {
-            site.machine.sh(commands).is_empty()
+            site.machine.sh(&fence.commands).is_empty()
         });
 }
 
 #[test]
 fn a_server_with_a_key_file_moves_to_kms_and_back() {
-    let page = "migration";
     let site = with_key_file();
     encrypts_a_table(&site);
-    done(&site, page, 0);
-    done(&site, page, 1);
-    let said = site.in_terminal_with_code(&script(&site, page, 2));
+    done(&site, &fence("migration-stop-and-copy"));
+    done(&site, &fence("migration-configure"));
+    let import = fence("migration-import");
+    let said = site.in_terminal_with_code(&script(&site, &import.folder, &import.commands));
     assert!(said.contains("1 data key imported"), "{said}");
-    done_with_code(&site, page, 3);
-    done(&site, page, 4);
-    no_row(&site, page, 5);
-    done(&site, page, 6);
+    done_with_code(&site, &fence("migration-change-plugin"));
+    done(&site, &fence("migration-rotate"));
+    no_row(&site, &fence("migration-rotation-done"));
+    done(&site, &fence("migration-remove-old"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");
 
-    let said = done(&site, page, 7);
+    let said = done(&site, &fence("migration-export"));
     assert!(said.contains("Not for file_key_management"), "{said}");
-    done(&site, page, 9);
-    no_row(&site, page, 10);
-    done(&site, page, 11);
-    done(&site, page, 12);
-    let said = done(&site, page, 13);
+    done(&site, &fence("decrypt-innodb"));
+    no_row(&site, &fence("decrypt-innodb-done"));
+    done(&site, &fence("decrypt-aria"));
+    done(&site, &fence("decrypt-logs"));
+    let said = done(&site, &fence("decrypt-check"));
     assert!(!said.contains("  needed  "), "{said}");
-    done(&site, page, NEW_KEYS);
-    done(&site, page, 8);
+    done(&site, &fence("migration-new-key-file"));
+    done(&site, &fence("migration-to-file-key-management"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");
     assert!(!site.programs().contains("iam-kms-"));
 }
 
 #[test]
 fn a_server_whose_keys_were_never_rotated_goes_on_with_file_key_management() {
-    let page = "migration";
     let site = bare().boot_as_it_is();
-    done_with_code(&site, "mfa-at-boot", 0);
+    done_with_code(&site, &fence("mfa-at-boot"));
     encrypts(&site);
-    let said = done(&site, page, 7);
+    let said = done(&site, &fence("migration-export"));
     assert!(said.contains("For file_key_management"), "{said}");
-    done(&site, page, 8);
+    done(&site, &fence("migration-to-file-key-management"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");
     assert!(!site.programs().contains("iam-kms-"));
 }
 
 #[test]
 fn a_backup_is_restored_on_a_host_without_aws() {
-    let page = "migration";
     let site = bare().boot_as_it_is();
-    done_with_code(&site, "mfa-at-boot", 0);
+    done_with_code(&site, &fence("mfa-at-boot"));
     encrypts(&site);
     site.sql("SET GLOBAL aws_key_management_rotate_key = -1");
-    done(&site, page, 15);
+    done(&site, &fence("offline-export"));
     site.machine
         .sh("mariadb-backup --backup --target-dir=/root/backup");
 
@@ -382,8 +368,8 @@ fn a_backup_is_restored_on_a_host_without_aws() {
             .status();
         assert!(copied.unwrap().success(), "{from}");
     }
-    done(&host, page, 16);
-    done(&host, page, 17);
+    done(&host, &fence("offline-prepare"));
+    done(&host, &fence("offline-start"));
     assert_eq!(host.sql("SELECT a FROM d.t"), "7");
     assert!(!host.programs().contains("iam-kms-"));
 }

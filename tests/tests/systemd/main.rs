@@ -8,7 +8,7 @@ mod examples;
 mod hand_over;
 mod package;
 mod prompt;
-mod readme;
+mod recordings;
 mod site;
 mod starting;
 mod stopping;

@@ -1,4 +1,4 @@
-//! The Debian package on a clean Debian, used as the README says, and the RPM beside it.
+//! The Debian package on a clean Debian, used as the documents say, and the RPM beside it.
 
 mod operator;
 
@@ -9,29 +9,12 @@ use std::{
     process::Command,
 };
 
-use end_to_end_tests::{Process, Sandbox};
+use end_to_end_tests::{Process, Sandbox, fence};
 
-use crate::{
-    readme::chapter,
-    site::{BROKER, FIFO, Running, SERVICE, Site},
-};
+use crate::site::{BROKER, Running, SERVICE, Site};
 
 /// What the package may never touch.
 const KEPT: &str = "/var/lib/mysql /etc/iam-kms-wrapper /etc/mysql /etc/systemd/system";
-
-/// The commands of a step of the README's installation.
-fn step(number: usize) -> String {
-    let (_, after) = chapter("## Install on a real host")
-        .split_once(&format!("\n{number}. "))
-        .unwrap();
-    let end = after.find(&format!("\n{}. ", number + 1));
-    let step = &after[..end.unwrap_or(after.len())];
-    let commands = step
-        .lines()
-        .filter_map(|line| line.strip_prefix("        "))
-        .map(|line| format!("{line}\n"));
-    commands.collect()
-}
 
 /// The package that `make package` made, by the end of its name.
 fn package(ending: &str) -> PathBuf {
@@ -80,7 +63,7 @@ fn clean_machine() -> Running {
     running
 }
 
-/// Puts a package where the README's step finds it, in the place of the one before.
+/// Puts a package where the installation finds it, in the place of the one before.
 fn put(running: &Running, package: &Path) {
     running.machine.sh("rm -f /root/*.deb");
     let name = package.file_name().unwrap().to_string_lossy();
@@ -89,10 +72,11 @@ fn put(running: &Running, package: &Path) {
 
 fn install(running: &Running) -> String {
     let machine = &running.machine;
-    machine.sh(&format!("cd /root\n{} 2>&1", step(2).trim_end()))
+    let commands = fence("install-package").commands;
+    machine.sh(&format!("cd /root\n{} 2>&1", commands.trim_end()))
 }
 
-/// Runs a script that starts the server, and gives the code.
+/// Runs commands that start the server, and enters the code.
 fn start(running: &Running, script: &str) {
     let mut start = Process::start(&mut running.machine.command(&["sh", "-ec", script]));
     running.wait_for_fifo();
@@ -102,17 +86,17 @@ fn start(running: &Running, script: &str) {
     running.wait_until_active();
 }
 
-/// Follows the README from the package to an encrypted server with a row in it.
+/// Follows the installation from the package to an encrypted server with a row in it.
 fn encrypted_server() -> Running {
     let running = clean_machine();
     install(&running);
-    running.machine.sh(&format!("{}{}", step(3), step(4)));
-    let aws = format!(
-        "-p DynamicUser=yes -p Environment=AWS_ENDPOINT_URL={}",
-        running.aws.endpoint()
-    );
-    let check = step(5);
+    for step in [fence("install-configure"), fence("install-encryption")] {
+        running.machine.sh(&step.commands);
+    }
+    let check = fence("install-check").commands;
     assert!(check.contains("-p DynamicUser=yes "), "{check}");
+    let endpoint = running.aws.endpoint();
+    let aws = format!("-p DynamicUser=yes -p Environment=AWS_ENDPOINT_URL={endpoint}");
     let checked = running
         .machine
         .sh(&check.replace("-p DynamicUser=yes", &aws));
@@ -120,10 +104,7 @@ fn encrypted_server() -> Running {
         checked.lines().all(|line| line.starts_with("ok ")),
         "{checked}"
     );
-    let start_and_code = step(6);
-    let (commands, code) = start_and_code.trim_end().rsplit_once('\n').unwrap();
-    assert_eq!(code, "iam-kms-wrapper code");
-    start(&running, commands);
+    start(&running, &fence("install-start").commands);
     running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
     running
 }
@@ -183,7 +164,7 @@ fn the_package_starts_enables_and_configures_nothing() {
 }
 
 #[test]
-fn what_the_readme_says_starts_an_encrypted_server_from_the_package() {
+fn the_installation_page_starts_an_encrypted_server_from_the_package() {
     let running = encrypted_server();
     assert_eq!(
         running.sql("SELECT ENCRYPTION_SCHEME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME=\"mysql/marked\""),
@@ -208,18 +189,9 @@ fn what_the_readme_says_starts_an_encrypted_server_from_the_package() {
 }
 
 #[test]
-fn what_the_readme_says_puts_the_launcher_in_the_servers_place() {
+fn the_launcher_page_puts_the_launcher_in_the_servers_place() {
     let running = encrypted_server();
-    let commands: String = chapter("### The launcher in the server's place")
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    assert!(
-        commands.ends_with("systemctl restart mariadb\n"),
-        "{commands}"
-    );
-    start(&running, &commands);
+    start(&running, &fence("launcher-install").commands);
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
     let broker = running
         .machine

@@ -1,4 +1,4 @@
-//! A machine as the README sets it up, and AWS.
+//! A machine as the documents set it up, and AWS.
 
 use std::process::Child;
 
@@ -59,7 +59,7 @@ impl Site {
         }
     }
 
-    /// What the README says.
+    /// The launcher in the server's place.
     pub fn new() -> Self {
         Self::encrypted(SERVICE).configuration("").file(
             "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
@@ -68,7 +68,7 @@ impl Site {
         )
     }
 
-    /// What the README says of the broker as a service, with the unit where `make install` puts it.
+    /// The broker as a service, with the unit where `make install` puts it.
     pub fn with_broker_service() -> Self {
         Self::encrypted(BROKER)
             .configuration("broker_socket_group = mysql")
@@ -222,7 +222,7 @@ impl Running {
             });
     }
 
-    /// As the README says. Returns the code.
+    /// Enters a code as the documents say. Returns the code.
     pub fn echo_code(&self) -> String {
         let code = self.aws.code();
         self.machine
@@ -230,7 +230,7 @@ impl Running {
         code
     }
 
-    /// What still works, and others may do.
+    /// What also works, but the documents advise against.
     pub fn echo(&self, code: &str) {
         self.machine.sh(&format!("echo {code} > {FIFO}"));
     }

@@ -1,22 +1,13 @@
-//! The README's chapters for the operator, whose commands are typed in beside an encrypted server.
+//! The pages for the operator, whose commands are typed in beside an encrypted server.
+
+use end_to_end_tests::{Fence, fence};
 
 use super::encrypted_server;
-use crate::{readme::chapter, site::Running};
+use crate::site::Running;
 
 const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
 const IN_ENVIRONMENT: &str = "/etc/iam-kms-wrapper/operator.config";
 const DATADIR: &str = "/var/lib/mysql";
-
-/// The commands of a chapter, without their comments.
-fn commands(title: &str) -> Vec<&'static str> {
-    let lines = chapter(&format!("## {title}"))
-        .lines()
-        .filter_map(|line| line.strip_prefix("    "));
-    lines
-        .filter(|line| line.contains("kms-"))
-        .map(|line| line.split(" # ").next().unwrap().trim_end())
-        .collect()
-}
 
 /// A host with an encrypted server, whose root has AWS credentials as the AWS CLI finds them.
 fn host_of_operator() -> Running {
@@ -43,16 +34,12 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
          systemctl stop mariadb.socket mariadb iam-kms-broker",
         running.aws.serial_number()
     ));
-    let commands = commands("Master key");
-    let [status, unlock, enable, disable] = commands.as_slice() else {
-        panic!("{commands:?}");
-    };
-    let told = running.in_terminal_with_code(&typed(&running, status));
+    let typed = |fence: Fence| typed(&running, &fence.commands);
+    let told = running.in_terminal_with_code(&typed(fence("manage-key-status")));
     assert!(told.contains("state: Enabled"), "{told}");
 
     // The command runs here: the operator's host and the server's are one.
-    let unlock = unlock.replace("ssh db1 sudo ", "");
-    let unlock = typed(&running, &unlock);
+    let unlock = typed(fence("manage-key-unlock")).replace("ssh db1 sudo ", "");
     let (mut terminal, unlocking) = running.start_in_terminal_with_code(&unlock);
     running.wait_for_fifo();
     running.echo_code();
@@ -61,9 +48,9 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
     running.wait_until_active();
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
 
-    let told = running.in_terminal_with_code(&typed(&running, enable));
+    let told = running.in_terminal_with_code(&typed(fence("manage-key-enable")));
     assert!(told.contains("is Enabled: EnableKey"), "{told}");
-    let told = running.in_terminal_with_code(&typed(&running, disable));
+    let told = running.in_terminal_with_code(&typed(fence("manage-key-disable")));
     assert!(told.contains("is Disabled: DisableKey"), "{told}");
 }
 
@@ -74,52 +61,40 @@ fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
     running.machine.sh(&format!(
         "sed -e 's/^handoff = .*/handoff = environment/' -e '/^kms_mfa_socket/d' {CONFIG} > {IN_ENVIRONMENT}"
     ));
-    let commands = commands("Data keys");
-    let [
-        list,
-        verify,
-        rewrap,
-        check,
-        asking,
-        under_the_wrapper,
-        through_the_broker,
-    ] = commands.as_slice()
-    else {
-        panic!("{commands:?}");
-    };
-    let typed = |command: &str, config: &str| {
-        let command = command
+    let typed = |fence: Fence, config: &str| {
+        let command = fence
+            .commands
             .replace("DATADIR", DATADIR)
             .replace("DIR", DATADIR)
             .replace("FILE", config)
             .replace("KEY", &other);
         typed(&running, &command)
     };
-    let printed = |command: &str| running.machine.sh(&typed(command, CONFIG));
+    let printed = |fence| running.machine.sh(&typed(fence, CONFIG));
 
-    let told = printed(list);
+    let told = printed(fence("data-keys-list"));
     assert!(told.contains("aws-kms-key.1.1"), "{told}");
     let verified = "2 data keys verified at KMS, 0 failed";
     for told in [
-        printed(verify),
-        running.in_terminal_with_code(&typed(asking, CONFIG)),
-        running.in_terminal_with_code(&typed(under_the_wrapper, IN_ENVIRONMENT)),
+        printed(fence("data-keys-verify")),
+        running.in_terminal_with_code(&typed(fence("data-keys-verify-code"), CONFIG)),
+        running.in_terminal_with_code(&typed(fence("data-keys-verify-wrapper"), IN_ENVIRONMENT)),
     ] {
         assert!(told.contains(verified), "{told}");
     }
-    let told = printed(through_the_broker);
+    let told = printed(fence("data-keys-verify-broker"));
     assert!(told.contains("verified at KMS"), "{told}");
 
-    let told = printed(rewrap);
+    let told = printed(fence("data-keys-rewrap"));
     assert!(
         told.contains(&format!("2 data keys wrapped under {other}")),
         "{told}"
     );
-    assert!(printed(verify).contains(verified));
+    assert!(printed(fence("data-keys-verify")).contains(verified));
     running
         .machine
         .sh("systemctl stop mariadb.socket mariadb.service");
-    let told = printed(check);
+    let told = printed(fence("data-keys-check"));
     assert!(told.contains("  needed  "), "{told}");
     assert!(!told.contains("MISSING"), "{told}");
 }
