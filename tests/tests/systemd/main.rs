@@ -9,6 +9,7 @@ mod hand_over;
 mod package;
 mod prompt;
 mod readme;
+mod setup;
 mod site;
 mod starting;
 mod stopping;
