@@ -13,6 +13,7 @@ mod backup;
 pub mod chaos;
 mod checked;
 mod database;
+mod fences;
 mod fifo_writer;
 pub mod inspection;
 mod machine;
@@ -32,6 +33,7 @@ pub use checked::Checked;
 pub use database::{
     Database, ENCRYPT_ALL, SqlError, contains_bytes, key_files, run_client, try_sql,
 };
+pub use fences::{Fence, fence};
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};

@@ -1,6 +1,7 @@
 //! The Debian package on a clean Debian, used as the README says, and the RPM beside it.
 
 mod operator;
+mod quickstart;
 
 use std::{
     collections::BTreeSet,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use end_to_end_tests::{Process, Terminal};
+use end_to_end_tests::{Process, Terminal, fence};
 
 use crate::site::{BROKER, Running, SERVICE, Site};
 
@@ -436,4 +436,35 @@ fn the_drop_ins_are_those_that_are_installed() {
             "cmp /etc/systemd/system/mariadb.service.d/{file} /usr/local/share/iam-kms-wrapper/mariadb.service.d/{file}"
         ));
     }
+}
+
+#[test]
+fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
+    let running = host();
+    let machine = &running.machine;
+    let before = state(&running);
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    let script = fence("setup-script")
+        .commands
+        .replace(
+            "arn:aws:iam::123456789012:mfa/mariadb",
+            &running.aws.serial_number(),
+        )
+        .replace("AKIAIOSFODNN7EXAMPLE", &access_key_id);
+    fs::write(machine.path("/root/secret-access-key"), secret_access_key).unwrap();
+    let mut start = Process::start(&mut machine.command(&["sh", "-ec", &script]));
+    running.wait_for_fifo();
+    running.echo_code();
+    let (status, output) = start.finish();
+    assert!(status.success(), "{output}");
+    assert_encrypts(&running);
+
+    // As if the server had never made a data key.
+    machine.sh("systemctl stop mariadb.socket mariadb; mkdir /root/keys; mv /var/lib/mysql/aws-kms-key.* /root/keys");
+    let mut terminal = Terminal::new();
+    let undo = machine.start_in(&terminal, &["sh", "-ec", &fence("setup-undo").commands]);
+    terminal.wait_for_nth("Make these changes? [y/N] ", 1);
+    terminal.type_in("y\n");
+    terminal.wait_for_success(undo);
+    assert_eq!(state(&running), before);
 }
