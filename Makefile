@@ -34,7 +34,7 @@ SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 RECORDINGS := $(CARGO_TARGET_DIR)/recordings
 SERVICES := -p iam-kms-broker -p kms-data-keys -p local-aws
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup \
-	stock-plugin policies audit migration
+	stock-plugin policies audit aws-account migration
 DOC = $(PREFIX)/share/doc/iam-kms-wrapper
 PACKAGE_DOC := /usr/share/doc/iam-kms-wrapper
 PACKAGES := $(CARGO_TARGET_DIR)/packages

@@ -12,7 +12,7 @@ use clap::Command;
 use clap_complete::{generate_to, shells};
 use clap_mangen::Man;
 
-use programs::{Program, SECTION, programs};
+use programs::{Program, SECTION, programs, sections_of_subcommand};
 
 /// Pages that no command line is described in, by their file names.
 const PAGES: [(&str, &str); 1] = [(
@@ -56,6 +56,7 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
         let page = Man::new(in_full(subcommand)).section(SECTION);
         let mut text = description(&page)?;
+        text.extend(sections_of_subcommand(&page.get_filename()).bytes());
         text.extend(format!(".SH \"SEE ALSO\"\n.BR {} ({SECTION})\n", program.name()).bytes());
         pages.push((page.get_filename(), text));
     }

@@ -24,9 +24,10 @@ impl Program {
 pub fn programs() -> Vec<Program> {
     vec![
         Program {
-            // Its own parser takes the subcommand as a first argument only: COMMAND may have that name.
+            // Its own parser takes a subcommand as a first argument only: COMMAND may have that name.
             command: iam_kms_wrapper::command_line::CommandLine::command()
-                .subcommand(iam_kms_wrapper::code::CodeCommandLine::command()),
+                .subcommand(iam_kms_wrapper::code::CodeCommandLine::command())
+                .subcommand(iam_kms_wrapper::setup::SetupCommandLine::command()),
             sections: include_str!("../man/iam-kms-wrapper.8"),
         },
         Program {
@@ -42,4 +43,12 @@ pub fn programs() -> Vec<Program> {
             sections: include_str!("../man/kms-data-keys.8"),
         },
     ]
+}
+
+/// Further sections of a subcommand's page, by its file name, in the language of man(7).
+pub fn sections_of_subcommand(page: &str) -> &'static str {
+    match page {
+        "iam-kms-wrapper-setup.8" => include_str!("../man/iam-kms-wrapper-setup.8"),
+        _ => "",
+    }
 }

@@ -29,6 +29,7 @@ use aws_session::{
 };
 use code_channel::{self, FifoError};
 use plugin::PluginSearch;
+pub(crate) use plugin::option_files;
 use reach::{Answer, reach};
 use service::{command::Command, process};
 

@@ -11,12 +11,11 @@ use clap::Parser;
     version,
     override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]\n       \
 iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]\n       \
-iam-kms-wrapper code [--fifo=PATH | --config=FILE]",
+iam-kms-wrapper code [--fifo=PATH | --config=FILE]\n       \
+iam-kms-wrapper setup [OPTIONS]",
     after_help = "\
-To enter the code: `iam-kms-wrapper code`, with the options that the log shows.
-In a terminal, and without kms_mfa_socket in FILE, it is asked for there. FILE
-holds at least the lines `[kms]` and `kms_mfa_id = ARN-OF-THE-MFA-DEVICE`.
-
+The log says how to enter the code: with `iam-kms-wrapper code`, or at the
+terminal. FILE holds at least `[kms]` and `kms_mfa_id = ARN-OF-THE-MFA-DEVICE`.
 Exit status: COMMAND's own; before that 125 if the session cannot be had, 126
 if COMMAND cannot be executed, 127 if not found. More in iam-kms-wrapper(8)."
 )]

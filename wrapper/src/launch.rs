@@ -14,6 +14,7 @@ use crate::{
     broker_process::{Broker, BrokerStartError},
     check, code,
     command_line::CommandLine,
+    setup,
 };
 use aws_session::{
     clock,
@@ -78,11 +79,10 @@ impl LaunchError {
 /// Runs the program; returns its exit code if it has not become the command.
 pub fn main() -> i32 {
     logging::init(PROGRAM);
-    if env::args_os()
-        .nth(1)
-        .is_some_and(|first| first == code::SUBCOMMAND)
-    {
-        return code::main(env::args_os().skip(1));
+    match env::args_os().nth(1) {
+        Some(first) if first == code::SUBCOMMAND => return code::main(env::args_os().skip(1)),
+        Some(first) if first == setup::SUBCOMMAND => return setup::main(env::args_os().skip(1)),
+        _ => {}
     }
     let command_line = match CommandLine::parse_arguments(env::args_os()) {
         Ok(command_line) => command_line,

@@ -1,10 +1,11 @@
 //! Starts a command with an AWS session that a person has opened with an MFA code.
 //!
-//! [`launch`] is the procedure of `iam-kms-wrapper`, [`code`] that of `iam-kms-wrapper code`, [`check`] that
-//! of `iam-kms-wrapper --check`.
+//! [`launch`] is the procedure of `iam-kms-wrapper`, [`code`] that of `iam-kms-wrapper code`, [`setup`] that
+//! of `iam-kms-wrapper setup`, [`check`] that of `iam-kms-wrapper --check`.
 
 mod broker_process;
 pub mod check;
 pub mod code;
 pub mod command_line;
 pub mod launch;
+pub mod setup;

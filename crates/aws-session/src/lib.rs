@@ -12,7 +12,7 @@ pub mod input_file;
 pub mod interrupt;
 pub mod kms_failure;
 pub mod master_key_id;
-mod region;
+pub mod region;
 mod root_cause;
 pub mod service_credential;
 pub mod session;

@@ -48,6 +48,7 @@ mod server_messages;
 mod server_migration;
 mod server_offline_keys;
 mod server_session;
+mod setup;
 mod silent_dns;
 mod sql_user;
 mod sts_answers;

@@ -9,6 +9,7 @@ mod hand_over;
 mod package;
 mod prompt;
 mod recordings;
+mod setup;
 mod site;
 mod starting;
 mod stopping;

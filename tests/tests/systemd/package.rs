@@ -1,6 +1,7 @@
 //! The Debian package on a clean Debian, used as the documents say, and the RPM beside it.
 
 mod operator;
+mod quickstart;
 
 use std::{
     collections::BTreeSet,

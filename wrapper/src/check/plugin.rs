@@ -94,7 +94,7 @@ fn plugin_dir<'a>(options: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
 
 /// The server's options of its option files, as MariaDB's own tool reads them, one a line; none
 /// where there is no such tool.
-fn option_files(command: &[OsString]) -> String {
+pub(crate) fn option_files(command: &[OsString]) -> String {
     let Ok(tool) = find_program("my_print_defaults".as_ref()) else {
         return String::new();
     };

@@ -1,0 +1,470 @@
+//! `iam-kms-wrapper setup` on a host that has MariaDB and our programs, and no configuration of ours.
+
+use std::fs;
+
+use end_to_end_tests::{Process, Terminal, fence};
+
+use crate::site::{BROKER, Running, SERVICE, Site};
+
+const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
+const CREDENTIAL: &str = "/etc/iam-kms-wrapper/aws-credentials";
+const OPTIONS: &str = "/etc/mysql/mariadb.conf.d/60-encryption.cnf";
+const RESTART: &str = "systemctl restart mariadb";
+
+/// A host whose server runs without encryption.
+fn host() -> Running {
+    let running = Site::bare()
+        .told_where_aws_is(BROKER)
+        .told_where_aws_is(SERVICE)
+        .boot_as_it_is();
+    running.wait_until_active();
+    running
+}
+
+/// Setup by options alone, with further ones.
+fn setup(running: &Running, more: &str) -> String {
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    format!(
+        "echo {secret_access_key} | {} --access-key-id={access_key_id} --secret-access-key-file=- {more}",
+        setup_without_key(running)
+    )
+}
+
+fn setup_without_key(running: &Running) -> String {
+    format!(
+        "iam-kms-wrapper setup --mfa-device={} --master-key=alias/mariadb --region=us-east-1",
+        running.aws.serial_number()
+    )
+}
+
+/// Runs a script that must fail with 125; returns all that it prints.
+fn fails(running: &Running, script: &str) -> String {
+    let output = running
+        .machine
+        .command(&["sh", "-c", &format!("{script} 2>&1")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(125), "{script}: {text}");
+    text
+}
+
+/// Names, owners, modes and content of all that setup could touch. systemd notes things of its own, and has a key for
+/// encrypting credentials from the first one on.
+fn state(running: &Running) -> String {
+    let found =
+        "find /etc /var/lib -xdev '(' -path /var/lib/mysql -o -path /var/lib/systemd ')' -prune -o";
+    running.machine.sh(&format!(
+        "{found} -printf '%p %u %g %m %l\\n' | sort; {found} -type f -exec sha256sum {{}} + | sort"
+    ))
+}
+
+/// Starts the server with the command that setup printed last, and gives the code.
+fn start(running: &Running, printed: &str) {
+    let command = printed.lines().last().unwrap().trim();
+    assert!(command.ends_with(RESTART), "{printed}");
+    let mut start = Process::start(&mut running.machine.command(&["sh", "-ec", command]));
+    running.wait_for_fifo();
+    running.echo_code();
+    let (status, output) = start.finish();
+    assert!(status.success(), "{output}");
+    running.wait_until_active();
+}
+
+fn assert_encrypts(running: &Running) {
+    running.sql(
+        "CREATE OR REPLACE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\"); FLUSH TABLES mysql.marked FOR EXPORT",
+    );
+    assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+    let found = "grep -l marker-in-clear /var/lib/mysql/mysql/marked.ibd || :";
+    assert_eq!(running.machine.sh(found), "");
+}
+
+/// The lines of the preflight check among what setup printed.
+fn assert_checked(printed: &str) {
+    let (_, checked) = printed.split_once("Preflight check").unwrap();
+    let (checked, _) = checked.split_once("\n\n").unwrap();
+    let mut lines = checked.lines().skip(1).peekable();
+    assert!(lines.peek().is_some(), "{printed}");
+    assert!(lines.all(|line| line.starts_with("ok ")), "{printed}");
+}
+
+#[test]
+fn options_alone_lead_to_an_encrypted_server_with_the_broker_as_a_service() {
+    let running = host();
+    let machine = &running.machine;
+    let server = running.main_pid(SERVICE);
+    let (_, secret) = running.aws.long_term_key();
+    let printed = machine.sh(&format!("umask 077; {}", setup(&running, "--yes 2>&1")));
+    assert_checked(&printed);
+    assert!(!printed.contains(&secret), "{printed}");
+    assert_eq!(
+        running.main_pid(SERVICE),
+        server,
+        "the server was restarted"
+    );
+    let modes = format!("stat --format='%a %U %G' {CONFIG} {CREDENTIAL} {OPTIONS}");
+    assert_eq!(
+        machine.sh(&modes),
+        "644 root root\n600 root root\n644 root root"
+    );
+    let in_plain_text = format!("grep -rlF {secret} /etc /var/lib/iam-kms-wrapper || :");
+    assert_eq!(machine.sh(&in_plain_text), "");
+    assert_eq!(machine.sh("systemctl is-enabled iam-kms-broker"), "enabled");
+
+    start(&running, &printed);
+    assert_encrypts(&running);
+    assert_ne!(
+        machine.sh("stat --format=%U /proc/$(pidof iam-kms-broker)"),
+        "mysql"
+    );
+
+    // Again, while all of it runs.
+    let before = state(&running);
+    let printed = machine.sh(&setup(&running, "--yes 2>&1"));
+    assert!(
+        printed.starts_with("Every file is as it is to be."),
+        "{printed}"
+    );
+    assert!(printed.contains("check was skipped"), "{printed}");
+    assert_eq!(state(&running), before);
+    assert_encrypts(&running);
+
+    // Without the plugin, the server would call its tables corrupted.
+    let refused = fails(&running, "iam-kms-wrapper setup --undo --yes");
+    assert!(
+        refused.contains("/var/lib/mysql holds data keys"),
+        "{refused}"
+    );
+    assert_eq!(state(&running), before);
+    machine.sh("iam-kms-wrapper setup --undo --yes --even-if-encrypted");
+    assert!(!machine.path(OPTIONS).exists());
+    assert!(machine.path("/var/lib/mysql/aws-kms-key.1.1").exists());
+}
+
+#[test]
+fn answers_at_a_terminal_lead_to_an_encrypted_server() {
+    let running = host();
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    let mut terminal = Terminal::new();
+    let setup = running
+        .machine
+        .start_in(&terminal, &["iam-kms-wrapper", "setup"]);
+    for (question, nth, answer) in [
+        ("MFA device", 1, "arn:aws:iam::111122223333:user/mariadb"),
+        ("MFA device", 2, &running.aws.serial_number()),
+        ("Master key", 1, ""),
+        ("AWS region", 1, ""),
+        ("in the server's place?", 1, ""),
+        ("Access key ID", 1, &access_key_id),
+    ] {
+        terminal.wait_for_nth(question, nth);
+        terminal.type_in(&format!("{answer}\n"));
+    }
+    terminal.wait_for_nth("must be the serial number of a device", 1);
+    terminal.wait_for_nth("Secret access key (not shown): ", 1);
+    assert!(!terminal.echoes());
+    terminal.type_in(&format!("{secret_access_key}\n"));
+    terminal.wait_for_nth("Make these changes? [y/N] ", 1);
+    assert!(!running.machine.path(CONFIG).exists());
+    terminal.type_in("y\n");
+    let shown = terminal.wait_for_success(setup).replace("\r\n", "\n");
+    assert_checked(&shown);
+    assert!(!shown.contains(&secret_access_key), "{shown}");
+    start(&running, &shown);
+    assert_encrypts(&running);
+}
+
+#[test]
+fn whoever_does_not_say_yes_at_the_terminal_changes_nothing() {
+    let running = host();
+    let before = state(&running);
+    for answer in ["n", "", "yesterday"] {
+        let mut terminal = Terminal::new();
+        let command = setup_without_key(&running);
+        let script = format!(
+            "{command} --hand-over=service --access-key-id=AKIAIOSFODNN7EXAMPLE || echo status $?"
+        );
+        let shell = running.machine.start_in(&terminal, &["sh", "-c", &script]);
+        terminal.wait_for_nth("Secret access key", 1);
+        terminal.type_in("secret\n");
+        terminal.wait_for_nth("Make these changes?", 1);
+        let other = fails(&running, &setup(&running, "--yes"));
+        assert!(
+            other.contains("another iam-kms-wrapper setup is running"),
+            "{other}"
+        );
+        terminal.type_in(&format!("{answer}\n"));
+        let shown = terminal.wait_for_success(shell);
+        assert!(shown.contains("nothing was changed"), "{shown}");
+        assert!(shown.contains("status 125"), "{shown}");
+    }
+    assert_eq!(state(&running), before);
+}
+
+#[test]
+fn the_launcher_goes_into_the_servers_place_and_makes_way_for_the_service_again() {
+    let running = host();
+    let machine = &running.machine;
+    let printed = machine.sh(&setup(&running, "--hand-over=launcher --yes 2>&1"));
+    assert_checked(&printed);
+    start(&running, &printed);
+    assert_encrypts(&running);
+    let user = "stat --format=%U /proc/$(pidof iam-kms-broker)";
+    assert_eq!(machine.sh(user), "mysql");
+    // When the server is up, its user can read the access key no more.
+    let gone = format!("! test -e /run/credentials/{SERVICE}/aws-credentials");
+    machine.wait_until("the end of the credential", SERVICE, || {
+        machine
+            .command(&["sh", "-c", &gone])
+            .status()
+            .unwrap()
+            .success()
+    });
+
+    // The access key is kept.
+    let printed = machine.sh(&format!("{} --yes 2>&1", setup_without_key(&running)));
+    for file in ["iam-kms-wrapper.conf", "iam-kms-wrapper.credential.conf"] {
+        let removed = format!("Remove /etc/systemd/system/mariadb.service.d/{file}\n");
+        assert!(printed.contains(&removed), "{printed}");
+    }
+    start(&running, &printed);
+    assert_encrypts(&running);
+    assert_ne!(machine.sh(user), "mysql");
+
+    let printed = machine.sh(&format!(
+        "{} --hand-over=launcher --yes 2>&1",
+        setup_without_key(&running)
+    ));
+    let command = printed.lines().last().unwrap().trim();
+    assert_eq!(command, format!("systemctl stop {BROKER} && {RESTART}"));
+    start(&running, &printed);
+    assert_encrypts(&running);
+    assert_eq!(machine.sh(user), "mysql");
+    assert_eq!(machine.property(BROKER, "UnitFileState"), "disabled");
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_undo_leaves_the_machine_as_it_was() {
+    let running = host();
+    let machine = &running.machine;
+    let before = state(&running);
+    for hand_over in ["service", "launcher"] {
+        let options = format!("--hand-over={hand_over} 2>&1");
+        let shown = machine.sh(&setup(&running, &format!("--dry-run {options}")));
+        assert_eq!(state(&running), before);
+        let printed = machine.sh(&setup(&running, &format!("--yes {options}")));
+        let created = |text: &str| -> Vec<_> {
+            let lines = text.lines().filter(|line| line.starts_with("Create "));
+            lines.map(str::to_owned).collect()
+        };
+        assert!(created(&shown).len() > 3, "{shown}");
+        assert_eq!(created(&shown), created(&printed));
+        assert_ne!(state(&running), before);
+        let set_up = state(&running);
+        machine.sh("iam-kms-wrapper setup --undo --dry-run");
+        assert_eq!(state(&running), set_up);
+        machine.sh("iam-kms-wrapper setup --undo --yes");
+        assert_eq!(state(&running), before);
+    }
+    let nothing = fails(&running, "iam-kms-wrapper setup --undo --yes");
+    assert!(nothing.contains("nothing to undo"), "{nothing}");
+}
+
+#[test]
+fn a_file_that_a_person_has_written_or_changed_is_neither_overwritten_nor_removed() {
+    let running = host();
+    let machine = &running.machine;
+    for path in [CONFIG, CREDENTIAL, OPTIONS] {
+        machine.sh(&format!(
+            "mkdir -p $(dirname {path}); echo '# mine' > {path}"
+        ));
+        let before = state(&running);
+        let refused = fails(&running, &setup(&running, "--yes"));
+        assert!(
+            refused.contains(&format!("setup did not write {path}, ")),
+            "{refused}"
+        );
+        assert_eq!(state(&running), before);
+        machine.sh(&format!("rm {path}"));
+    }
+    machine.sh(&setup(&running, "--yes"));
+    for path in [CONFIG, CREDENTIAL, OPTIONS] {
+        machine.sh(&format!(
+            "cp -p {path} /root/kept; echo '# changed' >> {path}"
+        ));
+        let before = state(&running);
+        let other = running.aws.serial_number().replace(":mfa/", ":mfa/other-");
+        let key = "--access-key-id=AKIAIOSFODNN7EXAMPLE --secret-access-key-file=-";
+        let other = format!(
+            "echo other | iam-kms-wrapper setup --yes --mfa-device={other} --master-key=alias/other --region=eu-west-1 {key}"
+        );
+        for script in [other.as_str(), "iam-kms-wrapper setup --undo --yes"] {
+            let refused = fails(&running, script);
+            assert!(refused.contains(path), "{refused}");
+            assert_eq!(state(&running), before, "{script}");
+        }
+        machine.sh(&format!("cp -p /root/kept {path}"));
+    }
+    // The drop-in of the other hand-over.
+    let drop_in = "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf";
+    machine.sh(&format!("echo '[Service]' > {drop_in}"));
+    let refused = fails(&running, &setup(&running, "--yes"));
+    assert!(refused.contains(drop_in), "{refused}");
+    machine.sh(&format!("rm {drop_in}; iam-kms-wrapper setup --undo --yes"));
+}
+
+#[test]
+fn an_interrupted_setup_or_undo_is_completed_by_the_next_run() {
+    let running = host();
+    let machine = &running.machine;
+    let untouched = state(&running);
+    let mut interrupted = 0;
+    let mut kill = |script: &str, milliseconds: u32| {
+        let seconds = f64::from(milliseconds) / 1000.0;
+        let script = script.replacen(
+            "iam-kms-wrapper setup",
+            &format!("timeout --signal=KILL {seconds} iam-kms-wrapper setup"),
+            1,
+        );
+        let status = machine
+            .command(&["sh", "-c", &script])
+            .output()
+            .unwrap()
+            .status;
+        interrupted += u32::from(!status.success());
+    };
+    let undo = "iam-kms-wrapper setup --undo --yes";
+    for milliseconds in (10..400).step_by(15) {
+        kill(&setup(&running, "--yes"), milliseconds);
+        machine.sh(&setup(&running, "--yes"));
+        kill(undo, milliseconds);
+        // There is nothing to undo if it was killed at its end.
+        machine.sh(&format!("{undo} || test $? = 125"));
+        assert_eq!(state(&running), untouched, "after {milliseconds} ms");
+    }
+    assert!(interrupted > 10, "{interrupted}");
+}
+
+#[test]
+fn where_systemd_cannot_encrypt_the_credential_is_for_root_alone() {
+    let running = host();
+    let machine = &running.machine;
+    let creds = machine.path("/usr/local/bin/systemd-creds");
+    fs::write(&creds, "#!/bin/sh\necho no TPM, no key >&2\nexit 1\n").unwrap();
+    machine.sh("chmod 755 /usr/local/bin/systemd-creds");
+    let printed = machine.sh(&setup(&running, "--yes 2>&1"));
+    assert!(
+        printed.contains("no TPM, no key; the access key is stored unencrypted"),
+        "{printed}"
+    );
+    assert_checked(&printed);
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    let text = machine.sh(&format!(
+        "stat --format='%a %U' {CREDENTIAL}; cat {CREDENTIAL}"
+    ));
+    assert!(text.starts_with("600 root\n"), "{text}");
+    assert!(
+        text.ends_with(&format!(
+            "[default]\naws_access_key_id = {access_key_id}\naws_secret_access_key = {secret_access_key}"
+        )),
+        "{text}"
+    );
+    start(&running, &printed);
+    assert_encrypts(&running);
+}
+
+#[test]
+fn a_failed_preflight_check_is_125_and_repaired_by_the_next_run() {
+    let running = host();
+    let machine = &running.machine;
+    let plugin = "/usr/lib/mysql/plugin/aws_key_management.so";
+    machine.sh(&format!("mv {plugin} /root"));
+    let printed = fails(&running, &setup(&running, "--yes"));
+    assert!(printed.contains("\nFAILED       plugin: "), "{printed}");
+    assert!(printed.contains("the preflight check FAILED"), "{printed}");
+    machine.sh(&format!("mv /root/aws_key_management.so {plugin}"));
+    let printed = machine.sh(&format!("{} --yes 2>&1", setup_without_key(&running)));
+    assert_checked(&printed);
+}
+
+#[test]
+fn a_host_laid_out_as_red_hats_gets_its_files() {
+    let running = host();
+    let machine = &running.machine;
+    machine.sh(
+        "mv /etc/mysql /root; mkdir -p /etc/my.cnf.d /usr/libexec; mv /usr/sbin/mariadbd /usr/libexec",
+    );
+    let shown = machine.sh(&setup(&running, "--hand-over=launcher --dry-run"));
+    for file in [
+        "/etc/my.cnf.d/60-encryption.cnf",
+        "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
+        "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.redhat.conf",
+    ] {
+        assert!(
+            shown.contains(&format!("Create {file} (mode 0644)")),
+            "{shown}"
+        );
+    }
+    assert!(!shown.contains("/etc/mysql"), "{shown}");
+}
+
+#[test]
+fn a_server_with_another_encryption_plugin_is_not_touched() {
+    let running = host();
+    let before = {
+        running.machine.sh(
+            "printf '[mariadb]\\nplugin-load-add = file_key_management\\n' > /etc/mysql/mariadb.conf.d/50-keys.cnf",
+        );
+        state(&running)
+    };
+    let refused = fails(&running, &setup(&running, "--yes"));
+    assert!(refused.contains("load file_key_management"), "{refused}");
+    assert_eq!(state(&running), before);
+}
+
+#[test]
+fn the_drop_ins_are_those_that_are_installed() {
+    let running = host();
+    let machine = &running.machine;
+    for (hand_over, file) in [
+        ("service", "iam-kms-broker.conf"),
+        ("launcher", "iam-kms-wrapper.conf"),
+    ] {
+        machine.sh(&setup(&running, &format!("--hand-over={hand_over} --yes")));
+        machine.sh(&format!(
+            "cmp /etc/systemd/system/mariadb.service.d/{file} /usr/local/share/iam-kms-wrapper/mariadb.service.d/{file}"
+        ));
+    }
+}
+
+#[test]
+fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
+    let running = host();
+    let machine = &running.machine;
+    let before = state(&running);
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    let script = fence("setup-script")
+        .commands
+        .replace(
+            "arn:aws:iam::123456789012:mfa/mariadb",
+            &running.aws.serial_number(),
+        )
+        .replace("AKIAIOSFODNN7EXAMPLE", &access_key_id);
+    fs::write(machine.path("/root/secret-access-key"), secret_access_key).unwrap();
+    let mut start = Process::start(&mut machine.command(&["sh", "-ec", &script]));
+    running.wait_for_fifo();
+    running.echo_code();
+    let (status, output) = start.finish();
+    assert!(status.success(), "{output}");
+    assert_encrypts(&running);
+
+    // As if the server had never made a data key.
+    machine.sh("systemctl stop mariadb.socket mariadb; mkdir /root/keys; mv /var/lib/mysql/aws-kms-key.* /root/keys");
+    let mut terminal = Terminal::new();
+    let undo = machine.start_in(&terminal, &["sh", "-ec", &fence("setup-undo").commands]);
+    terminal.wait_for_nth("Make these changes? [y/N] ", 1);
+    terminal.type_in("y\n");
+    terminal.wait_for_success(undo);
+    assert_eq!(state(&running), before);
+}

@@ -1,0 +1,292 @@
+//! What setup has to know: from options, or asked at the terminal.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use zeroize::Zeroizing;
+
+use crate::setup::error::SetupError;
+use aws_session::{input_file, master_key_id::MasterKeyId, region::is_region};
+
+/// A secret access key has 40 characters.
+const SECRET_LIMIT_BYTES: usize = 1024;
+
+/// Answers given as options.
+#[derive(Debug, Args)]
+pub struct AnswerArguments {
+    /// Serial number (ARN) of the MFA device
+    #[arg(long, value_name = "ARN", value_parser = mfa_device)]
+    mfa_device: Option<String>,
+
+    /// Master key: alias/NAME, ARN or id
+    #[arg(long, value_name = "KEY")]
+    master_key: Option<MasterKeyId>,
+
+    /// AWS region; default: that of KEY's ARN
+    #[arg(long, value_name = "REGION", value_parser = region)]
+    region: Option<String>,
+
+    /// Default: service
+    #[arg(long, value_name = "service|launcher", hide_possible_values = true)]
+    hand_over: Option<HandOver>,
+
+    /// Access key ID of the IAM user
+    #[arg(long, value_name = "ID", value_parser = access_key_id)]
+    access_key_id: Option<String>,
+
+    /// Its secret access key; -: standard input
+    #[arg(long, value_name = "FILE", requires = "access_key_id")]
+    secret_access_key_file: Option<PathBuf>,
+}
+
+/// How the session reaches the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HandOver {
+    /// The broker runs as a service with its own user.
+    Service,
+    /// The launcher runs in the server's place.
+    Launcher,
+}
+
+/// The access key, in memory that is wiped.
+pub struct AccessKey {
+    /// Public half.
+    pub id: String,
+    /// Secret half.
+    pub secret: Zeroizing<String>,
+}
+
+/// Everything that setup has to know.
+pub struct Answers {
+    /// Serial number of the MFA device.
+    pub mfa_device: String,
+    /// The master key.
+    pub master_key: MasterKeyId,
+    /// Where the master key and STS are.
+    pub region: String,
+    /// How the session reaches the server.
+    pub hand_over: HandOver,
+    /// The user's access key; `None`: the credential file stays as it is.
+    pub access_key: Option<AccessKey>,
+}
+
+impl Answers {
+    /// Takes what `arguments` give and asks for the rest, if standard input is a terminal. `has_credential`: whether
+    /// there is a credential file, which may stay as it is.
+    pub fn get(arguments: AnswerArguments, has_credential: bool) -> Result<Self, SetupError> {
+        let master_key_region = |key: &MasterKeyId| key.region().map(str::to_owned);
+        let mfa_device = answer(
+            arguments.mfa_device,
+            "--mfa-device",
+            "MFA device (its ARN, see aws iam list-mfa-devices)",
+            None,
+            mfa_device,
+        )?;
+        let master_key: MasterKeyId = answer(
+            arguments.master_key,
+            "--master-key",
+            "Master key (alias, ARN or id)",
+            Some("alias/mariadb"),
+            str::parse,
+        )?;
+        let region = answer(
+            arguments.region.or_else(|| master_key_region(&master_key)),
+            "--region",
+            "AWS region of the master key",
+            Some("us-east-1"),
+            region,
+        )?;
+        if master_key_region(&master_key).is_some_and(|of_key| of_key != region) {
+            return Err(SetupError::Answer(format!(
+                "the master key {} is not in the region {region}; correct --region or --master-key",
+                master_key.as_str()
+            )));
+        }
+        let hand_over = match arguments.hand_over {
+            None if !io::stdin().is_terminal() => HandOver::Service,
+            given => answer(
+                given,
+                "--hand-over",
+                "Run the broker as a service, or the launcher in the server's place? (service, launcher)",
+                Some("service"),
+                |text| {
+                    HandOver::from_str(text, true).map_err(|_| "type service or launcher".into())
+                },
+            )?,
+        };
+        Ok(Self {
+            mfa_device,
+            master_key,
+            region,
+            hand_over,
+            access_key: access_key(
+                arguments.access_key_id,
+                arguments.secret_access_key_file,
+                has_credential,
+            )?,
+        })
+    }
+}
+
+/// The key given or entered; `None` to keep the credential file, if there is one.
+fn access_key(
+    id: Option<String>,
+    secret_file: Option<PathBuf>,
+    can_keep: bool,
+) -> Result<Option<AccessKey>, SetupError> {
+    if id.is_none() && can_keep && !io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    let keep = can_keep.then_some("keep the present one");
+    let id = answer(
+        id,
+        "--access-key-id",
+        "Access key ID",
+        keep,
+        |text| match Some(text) == keep {
+            true => Ok(text.to_owned()),
+            false => access_key_id(text),
+        },
+    )?;
+    if Some(id.as_str()) == keep {
+        return Ok(None);
+    }
+    let secret = match secret_file {
+        Some(file) if file == Path::new("-") => read_standard_input()?,
+        Some(file) => input_file::read_text(&file, SECRET_LIMIT_BYTES).map_err(|error| {
+            SetupError::Answer(format!(
+                "cannot read the secret access key from {}: {error}",
+                file.display()
+            ))
+        })?,
+        None if io::stdin().is_terminal() => ask_secret()?,
+        None => return Err(SetupError::Missing("--secret-access-key-file")),
+    };
+    let trimmed = secret.trim();
+    if trimmed.is_empty() || !trimmed.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(SetupError::Answer(
+            "the secret access key must be one word of printable ASCII characters".into(),
+        ));
+    }
+    Ok(Some(AccessKey {
+        id,
+        secret: Zeroizing::new(trimmed.to_owned()),
+    }))
+}
+
+/// The answer given as an option, or else asked for until it is good.
+fn answer<T>(
+    given: Option<T>,
+    option: &'static str,
+    question: &str,
+    default: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, SetupError> {
+    if let Some(given) = given {
+        return Ok(given);
+    }
+    if !io::stdin().is_terminal() {
+        return Err(SetupError::Missing(option));
+    }
+    let default_text = default.map_or_else(String::new, |default| format!(" [{default}]"));
+    loop {
+        let text = ask(&format!("{question}{default_text}: "))?;
+        let text = match default {
+            Some(default) if text.is_empty() => default,
+            _ => &text,
+        };
+        match parse(text) {
+            Ok(answer) => return Ok(answer),
+            Err(why) => show(&format!("That {why}.\n"))?,
+        }
+    }
+}
+
+/// Whether the person agrees; no answer is a no.
+pub fn confirm(question: &str) -> Result<bool, SetupError> {
+    if !io::stdin().is_terminal() {
+        return Err(SetupError::Missing("--yes"));
+    }
+    let text = ask(&format!("{question} [y/N] "))?;
+    Ok(matches!(text.to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+fn ask(prompt: &str) -> Result<String, SetupError> {
+    show(prompt)?;
+    let mut line = String::new();
+    match io::stdin().lock().read_line(&mut line) {
+        Ok(0) => Err(SetupError::Declined),
+        Ok(_) => Ok(line.trim().to_owned()),
+        Err(error) => Err(SetupError::System("read the answer", error)),
+    }
+}
+
+fn show(text: &str) -> Result<(), SetupError> {
+    let mut output = io::stdout();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .map_err(|error| SetupError::System("write to the terminal", error))
+}
+
+fn read_standard_input() -> Result<Zeroizing<String>, SetupError> {
+    // At its full size, so that growth leaves no copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(SECRET_LIMIT_BYTES));
+    io::stdin()
+        .take(SECRET_LIMIT_BYTES as u64)
+        .read_to_string(&mut text)
+        .map_err(|error| SetupError::System("read the secret access key", error))?;
+    Ok(text)
+}
+
+/// rpassword raises SIGINT for Ctrl-C while the terminal does not echo. The signal is held until the echo is back.
+fn ask_secret() -> Result<Zeroizing<String>, SetupError> {
+    let failed = |error| SetupError::System("read the secret access key", error);
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    let before = interrupt
+        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        .map_err(|error| failed(error.into()))?;
+    let secret = rpassword::prompt_password("Secret access key (not shown): ");
+    before
+        .thread_set_mask()
+        .map_err(|error| failed(error.into()))?;
+    Ok(Zeroizing::new(secret.map_err(failed)?))
+}
+
+/// Source of the characters: SerialNumber in
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
+fn mfa_device(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
+    // The serial number of a hardware token is no ARN.
+    let can_make_codes = !text.contains(':') || text.contains(":mfa/");
+    if (9..=256).contains(&text.len()) && text.chars().all(allowed) && can_make_codes {
+        return Ok(text.into());
+    }
+    Err("must be the serial number of a device that shows codes, such as arn:aws:iam::123456789012:mfa/NAME".into())
+}
+
+fn region(text: &str) -> Result<String, String> {
+    match is_region(text) {
+        true => Ok(text.into()),
+        false => Err("must be an AWS region, such as us-east-1".into()),
+    }
+}
+
+/// Source of the characters: AccessKeyId in
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_Credentials.html>.
+fn access_key_id(text: &str) -> Result<String, String> {
+    if text.starts_with("ASIA") {
+        return Err("must be a long-term access key (AKIA…), not one of a session".into());
+    }
+    let is_good = (16..=128).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    match is_good {
+        true => Ok(text.into()),
+        false => Err("must be an access key ID, such as AKIAIOSFODNN7EXAMPLE".into()),
+    }
+}

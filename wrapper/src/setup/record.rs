@@ -1,0 +1,186 @@
+//! What setup has written, so that it can tell its files from those of a person.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::setup::error::SetupError;
+
+/// Where the record is.
+pub const RECORD: &str = "/var/lib/iam-kms-wrapper/setup.json";
+
+/// End of the name of a file that is not complete yet.
+const TEMPORARY: &str = ".iam-kms-wrapper-setup";
+
+/// What setup has written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// SHA-256 of each file, in hexadecimal. While files are being written: of what was there and of what is to be,
+    /// so that an interrupted setup knows both for its own.
+    pub files: BTreeMap<PathBuf, Vec<String>>,
+    /// Directories that were not there, outermost first.
+    pub directories: Vec<PathBuf>,
+    /// Whether the broker's service was enabled.
+    pub has_enabled_broker: bool,
+}
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// What setup has written.
+    Ours,
+    /// What a person has written or changed.
+    Foreign,
+}
+
+impl Record {
+    /// Reads the record; `None` if there is none.
+    pub fn read() -> Result<Option<Self>, SetupError> {
+        let path = Path::new(RECORD);
+        let Some(bytes) = read(path)? else {
+            return Ok(None);
+        };
+        let record = serde_json::from_slice(&bytes).map_err(io::Error::from);
+        record.map(Some).map_err(SetupError::file("read", path))
+    }
+
+    /// Makes it durable.
+    pub fn write(&self) -> Result<(), SetupError> {
+        let path = Path::new(RECORD);
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        text.and_then(|text| {
+            let directory = path.parent().unwrap_or(path);
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)?;
+            write(path, 0o600, &text)
+        })
+        .map_err(SetupError::file("write", path))
+    }
+
+    /// Looks at what is at `path`.
+    pub fn find(&self, path: &Path) -> Result<Found, SetupError> {
+        let Some(content) = read(path)? else {
+            return Ok(Found::Nothing);
+        };
+        let known = self.files.get(path);
+        Ok(
+            match known.is_some_and(|sums| sums.contains(&checksum(&content))) {
+                true => Found::Ours,
+                false => Found::Foreign,
+            },
+        )
+    }
+
+    /// Notes that a file with this content is to be setup's own, beside what is noted of it already.
+    pub fn add(&mut self, path: &Path, content: &[u8]) {
+        let sums = self.files.entry(path.to_owned()).or_default();
+        let sum = checksum(content);
+        if !sums.contains(&sum) {
+            sums.push(sum);
+        }
+        for ancestor in path.ancestors().skip(1).take_while(|a| !a.exists()) {
+            if !self.directories.iter().any(|known| known == ancestor) {
+                self.directories.push(ancestor.to_owned());
+            }
+        }
+        self.directories.sort();
+    }
+}
+
+/// Removes the record, as the last trace.
+pub fn remove() -> Result<(), SetupError> {
+    let path = Path::new(RECORD);
+    remove_file(path)?;
+    remove_directory(path.parent().unwrap_or(path))
+}
+
+/// Reads a regular file; `None` if there is nothing.
+pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SetupError> {
+    let content = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(metadata) if !metadata.is_file() => Err(io::Error::other("it is not a regular file")),
+        found => found.and_then(|_| fs::read(path)),
+    };
+    let content = content.map(|bytes| Some(Zeroizing::new(bytes)));
+    content.map_err(SetupError::file("read", path))
+}
+
+/// Writes a file, and its directory if there is none.
+pub fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), SetupError> {
+    let directory = path.parent().unwrap_or(path);
+    fs::create_dir_all(directory)
+        .and_then(|()| write(path, mode, content))
+        .map_err(SetupError::file("write", path))
+}
+
+/// Removes a file, if it is there, and what is left of one that was not written to its end.
+pub fn remove_file(path: &Path) -> Result<(), SetupError> {
+    for path in [path, &temporary(path)] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SetupError::file("remove", path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory, unless it is not empty or not there.
+pub fn remove_directory(path: &Path) -> Result<(), SetupError> {
+    match fs::remove_dir(path) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+            ) =>
+        {
+            Err(SetupError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the whole file or nothing of it.
+fn write(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let temporary = temporary(path);
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
+/// Neither MariaDB nor systemd reads a file of such a name.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY);
+    name.into()
+}
+
+fn checksum(content: &[u8]) -> String {
+    Sha256::digest(content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
