@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
 use aws_session::{
-    kms_failure::{failure, incomplete, wrapped_key},
+    aws_error::{incomplete, kms_failure, wrapped_key},
     session::Session,
     settings::{Service, Settings},
 };
@@ -138,7 +138,7 @@ async fn decrypt(
         .ciphertext_blob(Blob::new(request.ciphertext_blob.as_slice()))
         .send()
         .await
-        .map_err(|error| failure("Decrypt", &error, session_over))?;
+        .map_err(|error| kms_failure("Decrypt", &error, session_over))?;
     let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
     Ok(Reply::Decrypted {
         key: PlaintextKey::new(plaintext)
@@ -159,7 +159,7 @@ async fn generate(
         .number_of_bytes(request.key_bytes.into())
         .send()
         .await
-        .map_err(|error| failure(GENERATE, &error, session_over))?;
+        .map_err(|error| kms_failure(GENERATE, &error, session_over))?;
     let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
     Ok(Reply::Generated {
         ciphertext_blob: wrapped_key(GENERATE, &answer, ciphertext_blob)?,

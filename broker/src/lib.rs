@@ -131,7 +131,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
     let prepared = Lifetime::of_server(server_pid)
         .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
-            let aws = Settings::read(&config, Reader::Service)?;
+            let aws = Settings::read(&config.session, Reader::Service)?;
             Ok((lifetime, Prepared::new(&config, aws)?))
         });
     let started: Started = match &prepared {
@@ -154,9 +154,9 @@ fn run_alone(config: Config) -> Result<(), RunError> {
     warn_of_readable_program();
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| RunError::System("take the kept session out of LISTEN_FDS", error))?;
-    let aws = Settings::read(&config, Reader::Service)?;
+    let aws = Settings::read(&config.session, Reader::Service)?;
     let finder = Finder {
-        config: &config,
+        config: &config.session,
         aws: &aws,
         interrupt: Some(signals.descriptor()),
     };
@@ -164,7 +164,8 @@ fn run_alone(config: Config) -> Result<(), RunError> {
         Err(CredentialsError::Interrupted) => return Ok(()),
         source => source?,
     };
-    let kept = kept.and_then(|taken| stored_session::reuse(&config, source.as_ref(), taken.file));
+    let kept =
+        kept.and_then(|taken| stored_session::reuse(&config.session, source.as_ref(), taken.file));
     if let Some(session) = &kept {
         info!(
             event = "session_open",
@@ -175,7 +176,7 @@ fn run_alone(config: Config) -> Result<(), RunError> {
             session.expiration_text()
         );
     }
-    let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
+    let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
     let prepared = Prepared::new(&config, aws)?;
     // Not only once there is a session: what is ordered after us waits for that by itself.
     systemd::ready();
@@ -222,7 +223,7 @@ impl Prepared {
             aws,
             runtime,
             users,
-            listener: Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
+            listener: Listener::bind(&config.broker.socket, config.broker.socket_gid)?,
         })
     }
 
@@ -243,8 +244,8 @@ impl Prepared {
             users,
             listener,
         } = self;
-        let cache = KeyCache::new(config.key_cache);
-        let admission = Admission::new(config.broker_socket_gid);
+        let cache = KeyCache::new(config.broker.key_cache);
+        let admission = Admission::new(config.broker.socket_gid);
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
         let service = Arc::new(Service {

@@ -22,9 +22,9 @@ use aws_session::{
 };
 use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use code_channel::{
-    Channel, Stage,
-    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
-    wanted, writing_command,
+    Channel,
+    mfa_prompt::{MfaPrompt, OnPermanentFailure, PromptError},
+    writing_command,
 };
 use nix::sys::eventfd::EventFd;
 use service::{logging::AUDIT, stored_session, systemd};
@@ -93,17 +93,17 @@ impl SessionManager {
     ///
     /// Errors: no descriptor is left.
     pub fn new(
-        mut config: Config,
+        config: Config,
         aws: Settings,
         source: Option<Session>,
         session: Option<Session>,
         role: Role,
     ) -> io::Result<Self> {
-        // That limit is for a start that somebody waits for.
-        config.prompt_timeout = None;
         let state = State {
             expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
-            renewal_unix_seconds: session.as_ref().and_then(|s| renewal(&config.mfa, s)),
+            renewal_unix_seconds: session
+                .as_ref()
+                .and_then(|s| renewal(&config.session.mfa, s)),
             session: session.map(Arc::new),
             closed: None,
             fifo: None,
@@ -156,7 +156,7 @@ impl SessionManager {
     pub fn wait_limit(&self, wait: WaitPolicy) -> Option<Duration> {
         match wait {
             WaitPolicy::Never => Some(Duration::ZERO),
-            WaitPolicy::Limited => Some(self.config.reprompt_wait),
+            WaitPolicy::Limited => Some(self.config.broker.reprompt_wait),
             WaitPolicy::UntilOpen => None,
         }
     }
@@ -251,11 +251,11 @@ impl SessionManager {
     }
 
     fn renew(&self) -> Result<Session, PromptError> {
-        if self.config.mfa == Mfa::Off {
+        if self.config.session.mfa == Mfa::Off {
             // Of instances and containers, AWS's time does not come along.
             clock::follow_host();
             let finder = Finder {
-                config: &self.config,
+                config: &self.config.session,
                 aws: &self.aws,
                 interrupt: Some(self.stop.as_fd()),
             };
@@ -264,18 +264,18 @@ impl SessionManager {
                 error => PromptError::Permanent(error.to_string()),
             });
         }
-        let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
-        channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
-        self.announce(&channel);
         let prompt = MfaPrompt {
-            config: &self.config,
+            config: &self.config.session,
             aws: &self.aws,
-            trade: CodeExchange::new(&self.config, self.source.as_ref()),
+            source: self.source.as_ref(),
+            // That limit is for a start that somebody waits for.
+            timeout: None,
             on_permanent_failure: OnPermanentFailure::KeepAsking,
             interrupt: self.stop.as_fd(),
+            announce: &|channel| self.announce(channel),
             alive: &|| {},
         };
-        prompt.session(&mut channel)
+        prompt.session(|| Channel::fifo(&self.config.fifo))
     }
 
     fn announce(&self, channel: &Channel) {
@@ -296,7 +296,7 @@ impl SessionManager {
         let Some(session) = self.lock().closed.take() else {
             return;
         };
-        if self.config.mfa != Mfa::Off {
+        if self.config.session.mfa != Mfa::Off {
             stored_session::forget();
         }
         info!(
@@ -320,10 +320,10 @@ impl SessionManager {
             (session.access_key_id.clone(), session.expiration_text());
         let opened = format!("session {access_key_id} is open until {expiration}");
         self.report_closed();
-        stored_session::keep(&self.config, self.source.as_ref(), &session);
+        stored_session::keep(&self.config.session, self.source.as_ref(), &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
-            renewal_unix_seconds: renewal(&self.config.mfa, &session),
+            renewal_unix_seconds: renewal(&self.config.session.mfa, &session),
             session: Some(Arc::new(session)),
             closed: None,
             fifo: None,
@@ -343,8 +343,8 @@ impl SessionManager {
             Some(end) => format!("the AWS session ended at {}", utc_text(end)),
             None => "there is no AWS session yet".into(),
         };
-        let command = writing_command(self.config.fifo_or_default(), &self.config.mfa);
-        let next = match (&state.failure, &self.config.mfa) {
+        let command = writing_command(&self.config.fifo.path, &self.config.session.mfa);
+        let next = match (&state.failure, &self.config.session.mfa) {
             (Some(failure), _) => format!("and no new one can be had: {failure}"),
             (None, Mfa::Here { serial_number }) => {
                 format!("write a new MFA code of {serial_number}: {command}")

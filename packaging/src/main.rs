@@ -1,9 +1,9 @@
-//! Writes the man pages and shell completions of all programs into the folder given as argument, as
-//! they lie below `share/`.
+//! Writes the man pages, the shell completions and the table of the configuration into the directory
+//! given as argument, in the layout of `share/`. With `--configuration-table`, prints the table.
 
 #![forbid(unsafe_code)]
 
-mod configuration_page;
+mod configuration;
 mod programs;
 
 use std::{env, fs, io, path::Path, process::ExitCode};
@@ -22,9 +22,13 @@ const PAGES: [(&str, &str); 1] = [(
 
 fn main() -> ExitCode {
     let Some(share) = env::args_os().nth(1) else {
-        eprintln!("Usage: packaging DIRECTORY");
+        eprintln!("Usage: packaging DIRECTORY | packaging --configuration-table");
         return ExitCode::from(2);
     };
+    if share == "--configuration-table" {
+        print!("{}", configuration::markdown_table());
+        return ExitCode::SUCCESS;
+    }
     match write(Path::new(&share)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,8 +48,16 @@ fn write(share: &Path) -> io::Result<()> {
     for (name, page) in PAGES {
         write_page(share, name, page.as_bytes())?;
     }
-    let (name, page) = configuration_page::render()?;
-    write_page(share, name, &page)
+    write_page(
+        share,
+        "iam-kms-wrapper.config.5",
+        &configuration::man_page()?,
+    )?;
+    let documents = folder(share, "doc/iam-kms-wrapper")?;
+    fs::write(
+        documents.join("configuration.md"),
+        format!("# Configuration\n\n{}", configuration::markdown_table()),
+    )
 }
 
 /// The page of a program and one for each of its subcommands, with their file names.

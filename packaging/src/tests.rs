@@ -106,15 +106,29 @@ fn bash_takes_the_completions_and_completes_an_option() {
 }
 
 #[test]
-fn the_configuration_page_has_every_key_with_what_the_readme_says_of_it() {
-    let (_, page) = configuration_page::render().unwrap();
-    let page = String::from_utf8(page).unwrap();
+fn the_man_page_of_the_configuration_describes_every_key() {
+    let page = String::from_utf8(configuration::man_page().unwrap()).unwrap();
     for key in aws_session::config::KEYS {
-        assert!(
-            page.contains(&format!(".TP\n\\fB{key}\\fR\n")),
-            "{key}: {page}"
-        );
+        let heading = format!(".TP\n\\fB{}\\fR\nValue: ", key.name);
+        assert!(page.contains(&heading), "{}: {page}", key.name);
     }
     let keys = page.matches(".TP\n").count();
     assert_eq!(keys, aws_session::config::KEYS.len(), "{page}");
+}
+
+/// The document that has the table: the page of the book, or else the README.
+fn configuration_document() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    fs::read_to_string(root.join("docs/configuration.md"))
+        .or_else(|_| fs::read_to_string(root.join("README.md")))
+        .unwrap()
+}
+
+#[test]
+fn the_table_in_the_documentation_is_that_of_the_code() {
+    let table = configuration::markdown_table();
+    assert!(
+        configuration_document().contains(&table),
+        "put in the output of `cargo run -p packaging -- --configuration-table`:\n{table}"
+    );
 }

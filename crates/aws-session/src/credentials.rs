@@ -13,7 +13,7 @@ use secrecy::SecretString;
 
 use crate::{
     clock::parse_utc,
-    config::{Config, Mfa},
+    config::{Mfa, SessionConfig},
     interrupt::unless_readable,
     service_credential,
     session::Session,
@@ -85,7 +85,7 @@ pub enum CredentialsError {
 /// Looks for credentials.
 pub struct Finder<'a> {
     /// The configuration.
-    pub config: &'a Config,
+    pub config: &'a SessionConfig,
     /// How AWS is called.
     pub aws: &'a Settings,
     /// Ends the search when it becomes readable.

@@ -1,16 +1,17 @@
 //! An AWS session in exchange for an MFA code: the configuration ([`config`]), the source credentials
-//! ([`credentials`]), the calls of STS ([`sts`]), and what failures of STS and KMS mean ([`kms_failure`]).
+//! ([`credentials`]), the calls of STS ([`sts`]), and what errors of STS and KMS mean ([`aws_error`]).
 //!
-//! Nothing here knows of a FIFO, of systemd or of the server.
+//! Nothing here depends on a FIFO, on systemd or on the server.
 
+pub mod aws_error;
 pub mod clock;
 pub mod config;
 pub mod credentials;
 mod dns;
 pub mod http_client;
+mod ini;
 pub mod input_file;
 pub mod interrupt;
-pub mod kms_failure;
 pub mod master_key_id;
 mod region;
 mod root_cause;

@@ -12,10 +12,10 @@ use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use tokio::runtime::{Builder, Runtime};
 
-pub use profiles::{Profiles, Reader, selected_profile};
+pub use profiles::{Profile, Profiles, Reader, selected_profile};
 
 use crate::{
-    config::Config,
+    config::SessionConfig,
     http_client::{Network, NetworkError},
     region::is_region,
     service_credential,
@@ -89,9 +89,6 @@ pub enum SettingsError {
     /// Proxy or CA certificates.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// Cannot happen.
-    #[error("cannot read the AWS profiles: {0}")]
-    Defect(String),
 }
 
 fn by(variable: Option<&'static str>) -> String {
@@ -139,7 +136,7 @@ impl Settings {
     /// Reads them from `config`, the environment and the profiles that `reader` may read.
     ///
     /// Errors: one of them cannot be used.
-    pub fn read(config: &Config, reader: Reader) -> Result<Self, SettingsError> {
+    pub fn read(config: &SessionConfig, reader: Reader) -> Result<Self, SettingsError> {
         variables::check()?;
         let profiles = Profiles::read(config, reader)?;
         // In the service's own file, and beside a key in the environment, it is looked for later.
@@ -153,7 +150,10 @@ impl Settings {
             use_fips: switch(&profiles, FIPS)?,
             use_dual_stack: switch(&profiles, DUAL_STACK)?,
             request_timeout: config.request_timeout,
-            network: Network::read(profiles.setting("ca_bundle"), config.request_timeout)?,
+            network: Network::read(
+                profiles.setting("ca_bundle").map(|(path, _)| path),
+                config.request_timeout,
+            )?,
         };
         settings.check_conflicts()?;
         Ok(settings)
@@ -305,12 +305,12 @@ fn switch(profiles: &Profiles, switch: Switch) -> Result<bool, SettingsError> {
     if let Some(is_on) = variables::boolean(switch.variable)? {
         return Ok(is_on);
     }
-    let Some(value) = profiles.setting(switch.key) else {
+    let Some((value, place)) = profiles.setting(switch.key) else {
         return Ok(false);
     };
     variables::parse_boolean(value).ok_or_else(|| SettingsError::Value {
         setting: switch.key.into(),
-        place: profiles.place(switch.key, value),
+        place: place.into(),
         value: value.into(),
         expected: "true or false",
     })
@@ -318,14 +318,14 @@ fn switch(profiles: &Profiles, switch: Switch) -> Result<bool, SettingsError> {
 
 /// Configuration, environment, profile; never the instance's metadata service, which a host outside EC2
 /// would wait for in vain.
-fn region(config: &Config, profiles: &Profiles) -> Result<Option<String>, SettingsError> {
+fn region(config: &SessionConfig, profiles: &Profiles) -> Result<Option<String>, SettingsError> {
     if let Some(region) = &config.region {
         return Ok(Some(region.clone()));
     }
     let (region, setting, place) = match variables::first(&REGION) {
         Some((variable, region)) => (region, variable, "environment".to_owned()),
         None => match profiles.setting("region") {
-            Some(region) => (region.into(), "region", profiles.place("region", region)),
+            Some((region, place)) => (region.into(), "region", place.to_owned()),
             None => return Ok(None),
         },
     };
@@ -394,10 +394,7 @@ fn endpoint(
     let (url, setting, place) = match variables::first(&[variable, "AWS_ENDPOINT_URL"]) {
         Some((variable, url)) => (url, variable, "environment".to_owned()),
         None => match profiles.endpoint_url(service.id()) {
-            Some(url) => {
-                let place = profiles.place("endpoint_url", &url);
-                (url, "endpoint_url", place)
-            }
+            Some((url, place)) => (url.into(), "endpoint_url", place.to_owned()),
             None => return Ok(None),
         },
     };

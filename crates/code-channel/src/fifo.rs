@@ -91,6 +91,9 @@ pub enum FifoError {
         /// Why.
         source: io::Error,
     },
+    /// The terminal cannot be opened.
+    #[error("cannot read the terminal: {0}")]
+    Terminal(io::Error),
     /// Waiting for a code failed.
     #[error("cannot wait for a code: {0}")]
     Wait(io::Error),

@@ -1,15 +1,12 @@
 //! The session of a tool that a person runs: from an argument, a terminal or standard input.
 
-use std::{
-    io::{self, IsTerminal},
-    os::fd::BorrowedFd,
-};
+use std::os::fd::BorrowedFd;
 
 use tracing::{info, warn};
 
 use crate::{
-    Channel, FifoError,
-    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
+    Channel,
+    mfa_prompt::{MfaPrompt, OnPermanentFailure, PromptError},
 };
 use aws_session::{
     config::{Config, Mfa},
@@ -25,15 +22,9 @@ pub enum InteractiveSessionError {
     /// No source credentials.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// Neither a terminal nor standard input can be read.
-    #[error(transparent)]
-    Channel(#[from] FifoError),
     /// The code gave no session.
     #[error(transparent)]
     MfaPrompt(#[from] PromptError),
-    /// The terminal cannot be used.
-    #[error("cannot read the terminal: {0}")]
-    Terminal(io::Error),
     /// An argument that is no code.
     #[error("the code on the command line is not six digits; leave it out, and it is asked for")]
     NoCode,
@@ -57,11 +48,12 @@ pub fn open_session(
     code: Option<&str>,
     interrupt: BorrowedFd<'_>,
 ) -> Result<Session, InteractiveSessionError> {
+    let session = &config.session;
     let code = code
-        .map(|code| code_of_argument(config, code))
+        .map(|code| code_of_argument(&session.mfa, code))
         .transpose()?;
     let finder = Finder {
-        config,
+        config: session,
         aws,
         interrupt: Some(interrupt),
     };
@@ -69,31 +61,31 @@ pub fn open_session(
         CredentialsError::Interrupted => PromptError::Interrupted.into(),
         error => InteractiveSessionError::from(error),
     })?;
-    if let (Mfa::Off, Some(source)) = (&config.mfa, &source) {
-        return Ok(source.clone());
-    }
+    let announce = |channel: &Channel| {
+        info!(
+            event = "prompt",
+            "waiting for {}",
+            channel.wanted(&session.mfa)
+        )
+    };
     let prompt = MfaPrompt {
-        config,
+        config: session,
         aws,
-        trade: CodeExchange::new(config, source.as_ref()),
+        source: source.as_ref(),
+        timeout: config.fifo.prompt_timeout,
         on_permanent_failure: OnPermanentFailure::GiveUp,
         interrupt,
+        announce: &announce,
         alive: &|| {},
     };
-    if let Some(code) = code {
-        return Ok(prompt.trade_code(&code)?);
-    }
-    let mut channel = open_channel()?;
-    info!(
-        event = "prompt",
-        "waiting for {}",
-        channel.wanted(&config.mfa)
-    );
-    Ok(prompt.session(&mut channel)?)
+    Ok(match code {
+        Some(code) => prompt.exchange_code(&code)?,
+        None => prompt.session(Channel::standard_input)?,
+    })
 }
 
-fn code_of_argument(config: &Config, code: &str) -> Result<TokenCode, InteractiveSessionError> {
-    match config.mfa {
+fn code_of_argument(mfa: &Mfa, code: &str) -> Result<TokenCode, InteractiveSessionError> {
+    match mfa {
         Mfa::Here { .. } => {}
         Mfa::Elsewhere => return Err(InteractiveSessionError::CodeNotWanted("elsewhere")),
         Mfa::Off => return Err(InteractiveSessionError::CodeNotWanted("false")),
@@ -102,11 +94,4 @@ fn code_of_argument(config: &Config, code: &str) -> Result<TokenCode, Interactiv
         "a code on the command line shows in the list of processes (ps); leave it out, and it is asked for"
     );
     TokenCode::new(code.as_bytes()).ok_or(InteractiveSessionError::NoCode)
-}
-
-fn open_channel() -> Result<Channel, InteractiveSessionError> {
-    if io::stdin().is_terminal() {
-        return Channel::terminal().map_err(InteractiveSessionError::Terminal);
-    }
-    Ok(Channel::line())
 }

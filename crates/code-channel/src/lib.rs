@@ -12,7 +12,7 @@ mod state_file;
 mod terminal;
 
 use std::{
-    io::{self, Stdin},
+    io::{self, IsTerminal, Stdin},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -34,7 +34,7 @@ pub use state_file::{Stage, State, StateReader};
 use terminal::Terminal;
 
 use aws_session::{
-    config::{DEFAULT_FIFO, FifoAccess, Mfa},
+    config::{DEFAULT_FIFO, FifoConfig, Mfa},
     interrupt::{poll_timeout, remaining},
 };
 
@@ -86,17 +86,36 @@ pub struct Wait<'a> {
 }
 
 impl Channel {
-    /// Makes the FIFO at `path`.
-    pub fn fifo(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
-        Ok(Self::new(Source::Fifo(Fifo::make(path, access)?)))
+    /// Opens the channel of a service: the FIFO, or the terminal if no FIFO is configured and
+    /// standard input is one.
+    pub fn of_service(fifo: &FifoConfig) -> Result<Self, FifoError> {
+        match !fifo.is_configured && io::stdin().is_terminal() {
+            true => Self::terminal(),
+            false => Self::fifo(fifo),
+        }
     }
 
-    /// Takes standard input, a terminal, and turns its echo off.
-    pub fn terminal() -> io::Result<Self> {
-        Ok(Self::new(Source::Terminal(Terminal::open()?)))
+    /// Opens the channel of a tool: standard input, which is a terminal or gives one line.
+    pub fn standard_input() -> Result<Self, FifoError> {
+        match io::stdin().is_terminal() {
+            true => Self::terminal(),
+            false => Ok(Self::line()),
+        }
     }
 
-    /// Takes one line of standard input, or one session document, and nothing of what follows.
+    /// Creates the FIFO.
+    pub fn fifo(fifo: &FifoConfig) -> Result<Self, FifoError> {
+        let made = Fifo::make(&fifo.path, fifo.access)?;
+        Ok(Self::new(Source::Fifo(made)))
+    }
+
+    /// Opens standard input, a terminal, and turns its echo off.
+    pub fn terminal() -> Result<Self, FifoError> {
+        let terminal = Terminal::open().map_err(FifoError::Terminal)?;
+        Ok(Self::new(Source::Terminal(terminal)))
+    }
+
+    /// Reads one line or one session document from standard input, and nothing that follows it.
     pub fn line() -> Self {
         Self::new(Source::Line(io::stdin()))
     }

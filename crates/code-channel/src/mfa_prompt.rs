@@ -8,14 +8,15 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{Channel, Event, FifoError, Input, Stage, Wait};
+use crate::{Channel, Event, FifoError, Input, Stage, Wait, wanted};
 use aws_session::{
+    aws_error::Outcome,
     clock::{seconds_text, unix_seconds_now},
-    config::{Config, Mfa},
+    config::{Mfa, SessionConfig},
     interrupt::{sleep_until, unless_readable},
     session::Session,
     settings::{self, Settings},
-    sts::{self, Outcome},
+    sts,
     token_code::TokenCode,
 };
 use service::logging::AUDIT;
@@ -61,26 +62,6 @@ pub enum OnPermanentFailure {
     KeepAsking,
 }
 
-/// What a code is traded with.
-#[derive(Clone, Copy)]
-pub struct CodeExchange<'a> {
-    serial_number: &'a str,
-    source: &'a Session,
-}
-
-impl<'a> CodeExchange<'a> {
-    /// `None` where codes are not traded here.
-    pub fn new(config: &'a Config, source: Option<&'a Session>) -> Option<Self> {
-        match (&config.mfa, source) {
-            (Mfa::Here { serial_number }, Some(source)) => Some(Self {
-                serial_number,
-                source,
-            }),
-            _ => None,
-        }
-    }
-}
-
 /// Why an input has given no session: the name of the event, and what to do next.
 struct Refusal {
     event: &'static str,
@@ -96,33 +77,47 @@ impl Refusal {
     }
 }
 
-/// Asks for codes and trades them.
+/// Prompts for codes and exchanges them for a session.
 pub struct MfaPrompt<'a> {
-    /// The configuration.
-    pub config: &'a Config,
+    /// How a session is opened.
+    pub config: &'a SessionConfig,
     /// How AWS is called.
     pub aws: &'a Settings,
-    /// What codes are traded with; `None`: only session documents are taken.
-    pub trade: Option<CodeExchange<'a>>,
-    /// What to do where no code will help.
+    /// The source credentials; `None` if sessions are opened on another machine.
+    pub source: Option<&'a Session>,
+    /// How long to wait; `None`: without limit.
+    pub timeout: Option<Duration>,
+    /// What to do when no code can help.
     pub on_permanent_failure: OnPermanentFailure,
-    /// Ends the asking when it becomes readable.
+    /// Stops the prompt when it becomes readable.
     pub interrupt: BorrowedFd<'a>,
+    /// Called once the channel is open, to say what to write there.
+    pub announce: &'a dyn Fn(&Channel),
     /// Called at least every ten seconds.
     pub alive: &'a dyn Fn(),
 }
 
 impl MfaPrompt<'_> {
-    /// Waits for a code or a session document until one of them gives a session. Of a channel that
-    /// is one line, the first must.
-    pub fn session(&self, channel: &mut Channel) -> Result<Session, PromptError> {
-        let deadline = self
-            .config
-            .prompt_timeout
-            .map(|timeout| Instant::now() + timeout);
+    /// Returns the session that the configuration asks for: the source credentials if `mfa = false`.
+    /// Otherwise opens the channel with `open` and waits until a code or a session document gives
+    /// one. If the channel is a single line, there is no second attempt.
+    pub fn session(
+        &self,
+        open: impl FnOnce() -> Result<Channel, FifoError>,
+    ) -> Result<Session, PromptError> {
+        if let (Mfa::Off, Some(source)) = (&self.config.mfa, self.source) {
+            return Ok(source.clone());
+        }
+        let mut channel = open()?;
+        channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
+        (self.announce)(&channel);
+        self.wait(&mut channel)
+    }
+
+    fn wait(&self, channel: &mut Channel) -> Result<Session, PromptError> {
         let wait = Wait {
             interrupt: self.interrupt,
-            deadline,
+            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
             alive: self.alive,
         };
         let mut spent = SpentCodes::default();
@@ -131,7 +126,7 @@ impl MfaPrompt<'_> {
             let outcome = match channel.next(&wait)? {
                 Event::Interrupted => return Err(PromptError::Interrupted),
                 Event::DeadlinePassed => {
-                    let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
+                    let seconds = self.timeout.unwrap_or_default().as_secs();
                     return Err(PromptError::DeadlinePassed(seconds));
                 }
                 Event::Input(input) => self.try_input(input, &mut spent, channel),
@@ -175,7 +170,7 @@ impl MfaPrompt<'_> {
             }),
             Input::Vanished => Err(Refusal {
                 event: "input_vanished",
-                why: self.vanished(&instruction),
+                why: self.vanished(channel, &instruction),
             }),
             Input::TokenCode(code) => {
                 channel.tell(Stage::Asking, "");
@@ -185,8 +180,9 @@ impl MfaPrompt<'_> {
     }
 
     /// What it may mean that an input has reached somebody else.
-    fn vanished(&self, instruction: &str) -> String {
-        let fifo = self.config.fifo_or_default().display();
+    fn vanished(&self, channel: &Channel, instruction: &str) -> String {
+        let fifo = channel.fifo_path().unwrap_or_default();
+        let fifo = fifo.display();
         format!(
             "something was written to {fifo}, but another process read it. That may be a forgotten \
              `cat`, or an attacker who now has your MFA code: find the process (fuser {fifo}), then write \
@@ -195,14 +191,23 @@ impl MfaPrompt<'_> {
         )
     }
 
-    /// Trades the one code that there is.
-    pub fn trade_code(&self, code: &TokenCode) -> Result<Session, PromptError> {
+    /// The device and the credentials that codes are exchanged with; `None`: only session documents
+    /// are accepted.
+    fn exchange(&self) -> Option<(&str, &Session)> {
+        match &self.config.mfa {
+            Mfa::Here { serial_number } => Some((serial_number, self.source?)),
+            _ => None,
+        }
+    }
+
+    /// Exchanges one code, without a second attempt.
+    pub fn exchange_code(&self, code: &TokenCode) -> Result<Session, PromptError> {
         self.try_code(code, &mut SpentCodes::default(), &mut |_| {})?
             .map_err(|refusal| PromptError::Refused(refusal.why))
     }
 
     fn wanted(&self) -> &'static str {
-        match self.trade {
+        match self.exchange() {
             Some(_) => "the six digits of the MFA device",
             None => "a session document",
         }
@@ -221,7 +226,7 @@ impl MfaPrompt<'_> {
                 seconds_text(seconds_to_next_code())
             ))));
         }
-        let Some(trade) = self.trade else {
+        let Some(exchange) = self.exchange() else {
             return Ok(Err(Refusal::of_code(
                 "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document".into(),
             )));
@@ -232,7 +237,7 @@ impl MfaPrompt<'_> {
         {
             return Err(PromptError::Interrupted);
         }
-        let outcome = self.trade_while_fresh(trade, code, delayed)?;
+        let outcome = self.exchange_while_fresh(exchange, code, delayed)?;
         if !matches!(outcome, Outcome::Unanswered(_)) {
             spent.add(code);
         }
@@ -259,9 +264,9 @@ impl MfaPrompt<'_> {
     }
 
     /// Sends the code again for as long as AWS has not judged it and could still take it.
-    fn trade_while_fresh(
+    fn exchange_while_fresh(
         &self,
-        trade: CodeExchange<'_>,
+        exchange: (&str, &Session),
         code: &TokenCode,
         delayed: &mut dyn FnMut(&str),
     ) -> Result<Outcome, PromptError> {
@@ -269,7 +274,7 @@ impl MfaPrompt<'_> {
         let mut pause = SHORTEST_PAUSE;
         loop {
             (self.alive)();
-            let outcome = self.trade_once(trade, code)?;
+            let outcome = self.exchange_once(exchange, code)?;
             let Outcome::Unanswered(why) = &outcome else {
                 return Ok(outcome);
             };
@@ -291,22 +296,16 @@ impl MfaPrompt<'_> {
     }
 
     /// One call of STS. Where the process has run out of something, no call was made.
-    fn trade_once(
+    fn exchange_once(
         &self,
-        trade: CodeExchange<'_>,
+        (serial_number, source): (&str, &Session),
         code: &TokenCode,
     ) -> Result<Outcome, PromptError> {
         let runtime = match settings::runtime() {
             Ok(runtime) => runtime,
             Err(error) => return Ok(Outcome::Unanswered(format!("cannot call STS: {error}"))),
         };
-        let call = sts::trade(
-            self.aws,
-            self.config,
-            trade.serial_number,
-            trade.source,
-            code,
-        );
+        let call = sts::exchange(self.aws, self.config, serial_number, source, code);
         runtime
             .block_on(unless_readable(self.interrupt, call))
             .ok_or(PromptError::Interrupted)

@@ -40,7 +40,7 @@ use zeroize::Zeroizing;
 use crate::systemd;
 use aws_session::{
     clock::{self, Reading},
-    config::{Config, Mfa},
+    config::{Mfa, SessionConfig},
     session::Session,
 };
 
@@ -58,7 +58,7 @@ const PROOF_BYTES: usize = 32;
 
 /// Has systemd keep `session`, in place of the one that it may have, proven by the secret of `source`.
 /// Does nothing without `$NOTIFY_SOCKET`, or with `mfa = false`, where no session needs a person.
-pub fn keep(config: &Config, source: Option<&Session>, session: &Session) {
+pub fn keep(config: &SessionConfig, source: Option<&Session>, session: &Session) {
     if config.mfa == Mfa::Off || env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -92,7 +92,11 @@ enum Refusal {
 
 /// The session that systemd has kept, unless it will not do: then says why and has it dropped. AWS's time
 /// goes on from when it was stored.
-pub fn reuse(config: &Config, source: Option<&Session>, file: io::Result<File>) -> Option<Session> {
+pub fn reuse(
+    config: &SessionConfig,
+    source: Option<&Session>,
+    file: io::Result<File>,
+) -> Option<Session> {
     let read = file
         .map_err(|error| Refusal::Foreign(format!("it cannot be opened: {error}")))
         .and_then(|file| read(config, source, file));
@@ -129,7 +133,7 @@ struct SessionParameters {
 }
 
 impl SessionParameters {
-    fn of(config: &Config) -> Self {
+    fn of(config: &SessionConfig) -> Self {
         Self {
             mfa: config.mfa.clone(),
             role_arn: config.role_arn.clone(),
@@ -139,7 +143,11 @@ impl SessionParameters {
     }
 }
 
-fn seal(config: &Config, source: &Session, session: &Session) -> Result<OwnedFd, FrameError> {
+fn seal(
+    config: &SessionConfig,
+    source: &Session,
+    session: &Session,
+) -> Result<OwnedFd, FrameError> {
     let kept = StoredSession {
         parameters: SessionParameters::of(config),
         clock: clock::read(),
@@ -164,7 +172,7 @@ fn mac(source: &Session, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
     Ok(mac)
 }
 
-fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session, Refusal> {
+fn read(config: &SessionConfig, source: Option<&Session>, file: File) -> Result<Session, Refusal> {
     let source = source.ok_or_else(|| {
         Refusal::Stale("there is no long-term key to prove it (mfa = elsewhere)".into())
     })?;
@@ -191,7 +199,7 @@ fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session
     }
     clock::restore(kept.clock);
     let session = kept.session;
-    let least = config.reuse_session_min_seconds;
+    let least = config.reuse_min_seconds;
     let stale = match session.remaining_seconds() {
         None => "it has no end".into(),
         Some(left) if left <= 0 => format!("it ended at {}", session.expiration_text()),

@@ -122,7 +122,7 @@ fn a_file_that_cannot_be_read_is_named_with_its_variable_before_a_code_is_asked_
         (Path::new("/dev/zero"), "it is a device, not a regular file"),
         (&fifo, "it is a FIFO, not a regular file"),
         (&directory, "it is a directory, not a regular file"),
-        (&syntax, "line 2: Expected an '=' sign defining a property"),
+        (&syntax, "line 2: expected key = value"),
         (&binary, "it is not UTF-8 text"),
     ] {
         for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
@@ -169,7 +169,7 @@ fn an_unreadable_file_and_one_that_is_not_there_are_named_for_the_services_user(
     let mut command = without_key(scene.command(&["true"]));
     command.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials");
     let output = scene.spawn(&mut command).ends_with(125);
-    let expected = "/nonexistent/credentials (AWS_SHARED_CREDENTIALS_FILE), which is not there";
+    let expected = "/nonexistent/credentials (AWS_SHARED_CREDENTIALS_FILE), which does not exist";
     assert!(output.contains(expected), "{output}");
 
     let mut command = without_key(scene.command(&["true"]));

@@ -75,7 +75,7 @@ fn a_wrong_code_is_named_and_another_one_asked_for() {
     wrapper.write(scene.aws.wrong_code().as_bytes());
     let line = wrapper.process.wait_for("AWS refused the code");
     assert!(
-        line.contains("mistyped, or used before, or of another device; write the next code"),
+        line.contains("mistyped, used before, or of another device; write the next code"),
         "{line}"
     );
     wrapper.give_code(&scene.aws);
@@ -138,7 +138,7 @@ fn a_code_that_was_taken_once_is_not_taken_again() {
     second.write(code.as_bytes());
     second
         .process
-        .wait_for("AWS refused the code: mistyped, or used before");
+        .wait_for("AWS refused the code: mistyped, used before");
     second.give_code(&scene.aws);
     assert_command_runs(&mut second);
 }
@@ -201,7 +201,7 @@ fn an_unknown_access_key_ends_with_125() {
     no_code_will_do(
         &scene,
         &mut scene.spawn(&mut command),
-        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key is its own",
+        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key belongs to it",
     );
 }
 
@@ -214,7 +214,7 @@ fn a_wrong_secret_access_key_ends_with_125() {
         &scene,
         &mut scene.spawn(&mut command),
         &format!(
-            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key is its own",
+            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key belongs to it",
             scene.aws.long_term_key().0
         ),
     );

@@ -34,9 +34,9 @@ impl AccessArguments {
         match &self.config {
             None => {
                 let config = Config::without_file()?;
-                let aws = Settings::read(&config, Reader::Operator)?;
+                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let finder = Finder {
-                    config: &config,
+                    config: &config.session,
                     aws: &aws,
                     // A signal ends us by itself.
                     interrupt: None,
@@ -47,7 +47,7 @@ impl AccessArguments {
             Some(path) => {
                 let config = Config::read(path)?;
                 logging::use_format(config.log_format);
-                let aws = Settings::read(&config, Reader::Operator)?;
+                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let session = ask(&config, &aws)?;
                 Ok(Access { aws, session })
             }

@@ -10,7 +10,7 @@ use aws_sdk_kms::{
     primitives::Blob,
 };
 use aws_session::{
-    kms_failure::{self, incomplete, wrapped_key},
+    aws_error::{incomplete, kms_failure, wrapped_key},
     master_key_id::MasterKeyId,
     settings::{DEFAULT_REGION, OPERATION_GRACE},
 };
@@ -216,7 +216,7 @@ fn failure<E>(operation: &str, error: &SdkError<E>) -> Failure
 where
     E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
 {
-    kms_failure::failure(operation, error, || Failure {
+    kms_failure(operation, error, || Failure {
         kind: FailureKind::SessionOver,
         message: "the session is over; run it again with a new one".into(),
     })

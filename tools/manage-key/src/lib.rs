@@ -175,10 +175,10 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
         .key
         .or_else(|| config.master_key_id.clone())
         .ok_or_else(|| ManageError::NoKey(command_line.config.clone()))?;
-    if config.region.is_none() {
-        config.region = key.region().map(str::to_owned);
+    if config.session.region.is_none() {
+        config.session.region = key.region().map(str::to_owned);
     }
-    let aws = Settings::read(&config, Reader::Operator)?;
+    let aws = Settings::read(&config.session, Reader::Operator)?;
     let tool = Tool {
         config,
         aws,

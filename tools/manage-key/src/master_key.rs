@@ -21,9 +21,9 @@ use broker_api::{Failure, FailureKind};
 use tokio::runtime::Runtime;
 
 use aws_session::{
+    aws_error::kms_failure,
     clock::{unix_seconds_now, utc_text},
     interrupt::{sleep_until, unless_readable},
-    kms_failure::failure,
     master_key_id::MasterKeyId,
     session::Session,
     settings::{self, Settings},
@@ -205,13 +205,13 @@ impl<'a> MasterKey<'a> {
                     let answer = self.client.enable_key().key_id(key).send().await;
                     answer
                         .map(|answer| answer.request_id().map(str::to_owned))
-                        .map_err(|error| failure(change.operation(), &error, session_over))
+                        .map_err(|error| kms_failure(change.operation(), &error, session_over))
                 }
                 Change::Disable => {
                     let answer = self.client.disable_key().key_id(key).send().await;
                     answer
                         .map(|answer| answer.request_id().map(str::to_owned))
-                        .map_err(|error| failure(change.operation(), &error, session_over))
+                        .map_err(|error| kms_failure(change.operation(), &error, session_over))
                 }
             }
         };
@@ -239,7 +239,7 @@ impl<'a> MasterKey<'a> {
     async fn describing(&self, key: &str) -> Result<Description, Failure> {
         let answer = self.client.describe_key().key_id(key).send().await;
         let answer =
-            answer.map_err(|error| failure("DescribeKey", &error, || self.session_over()))?;
+            answer.map_err(|error| kms_failure("DescribeKey", &error, || self.session_over()))?;
         answer
             .key_metadata
             .map(Description::of)

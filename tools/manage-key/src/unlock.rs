@@ -115,7 +115,7 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         Ok(Err(ChangeError::SessionOver(why))) => why,
         result => return finished(result).map_err(left_enabled),
     };
-    if tool.config.mfa != Mfa::Off && !io::stdin().is_terminal() {
+    if tool.config.session.mfa != Mfa::Off && !io::stdin().is_terminal() {
         return Err(left_enabled(why));
     }
     warn!("{why}; a new one is needed to disable the key");

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{KEYS, file::Entry};
 use crate::input_file::InputFileError;
 
-/// What can be wrong with a configuration file; each message names the file, and the line where
-/// there is one.
+/// What can be wrong with a configuration file. Each message names the file and, where there is one, the line.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -43,7 +42,7 @@ pub enum ConfigError {
     },
     /// A section that does not exist.
     #[error(
-        "{path}, line {line}: there is no section [{section}]; every key belongs into [kms]", path = path.display()
+        "{path}, line {line}: there is no section [{section}]; every key belongs in [kms]", path = path.display()
     )]
     UnknownSection {
         /// The file.
@@ -53,7 +52,7 @@ pub enum ConfigError {
         /// The unknown section.
         section: String,
     },
-    /// A value that its key does not take.
+    /// A value that the key does not accept.
     #[error(
         "{path}, line {line}: {key} is {value:?}, but must be {expected}", path = path.display()
     )]
@@ -66,12 +65,12 @@ pub enum ConfigError {
         key: String,
         /// Its value.
         value: String,
-        /// What it takes.
+        /// What it accepts.
         expected: String,
     },
-    /// Neither a device nor the word that none is wanted.
+    /// No MFA device is named, and `mfa` does not say that none is needed.
     #[error(
-        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device (or mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is wanted)", path = path.display()
+        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device (or set mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is needed)", path = path.display()
     )]
     NoSerialNumber {
         /// The file.
@@ -83,12 +82,15 @@ impl ConfigError {
     pub(super) fn unknown_key(path: &Path, entry: &Entry) -> Self {
         let nearest = KEYS
             .iter()
-            .map(|key| (strsim::jaro_winkler(key, &entry.key), key))
+            .map(|key| (strsim::jaro_winkler(key.name, &entry.key), key.name))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .filter(|(likeness, _)| *likeness > 0.75);
         let hint = match nearest {
             Some((_, key)) => format!("did you mean {key}?"),
-            None => format!("the keys are {}", KEYS.join(", ")),
+            None => {
+                let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+                format!("the keys are {}", names.join(", "))
+            }
         };
         Self::UnknownKey {
             path: path.into(),

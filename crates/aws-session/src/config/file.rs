@@ -1,15 +1,17 @@
-//! From a file to a list of keys and values, for TOML and for INI.
+//! Turns a file, TOML or INI, into a list of keys and values.
 
 use std::{ops::Range, path::Path};
 
-use ini::{Ini, ParseOption};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
 use super::ConfigError;
-use crate::input_file;
+use crate::{
+    ini::{self, Dialect},
+    input_file,
+};
 
 const LIMIT_BYTES: usize = 64 * 1024;
 const SECTION: &str = "kms";
@@ -18,7 +20,7 @@ const SECTION: &str = "kms";
 pub(super) struct Entry {
     pub key: String,
     pub value: String,
-    /// False for TOML's numbers and booleans. (A mode written as a number has lost its base.)
+    /// False for TOML's numbers and booleans. (A mode that is written as a number has lost its base.)
     pub is_text: bool,
     /// Line in the file, from 1.
     pub line: usize,
@@ -103,54 +105,30 @@ fn toml_entry(
     })
 }
 
-/// The manual's format: `key = value` or `key: value`, comments after `#` and `;`.
+/// The format of MariaDB's manual.
 fn read_ini(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
-    let option = ParseOption {
-        enabled_quote: false,
-        enabled_escape: false,
-        ..ParseOption::default()
-    };
-    let ini = Ini::load_from_str_opt(text, option).map_err(|error| ConfigError::Syntax {
+    let sections = ini::parse(text, Dialect::Manual).map_err(|error| ConfigError::Syntax {
         path: path.into(),
-        line: error.line + 1,
-        reason: error.msg.into_owned(),
+        line: error.line,
+        reason: error.reason.into(),
     })?;
     let mut entries = Vec::new();
-    for (section, properties) in &ini {
-        let section = section.unwrap_or_default();
-        for (key, value) in properties {
-            let line = line_of_key(text, key);
-            if section != SECTION {
-                let section = section.to_owned();
-                return Err(ConfigError::UnknownSection {
-                    path: path.into(),
-                    line,
-                    section,
-                });
-            }
-            entries.push(Entry {
-                key: key.to_owned(),
-                value: value.trim().to_owned(),
-                is_text: true,
-                line,
+    for section in sections {
+        if section.name != SECTION {
+            return Err(ConfigError::UnknownSection {
+                path: path.into(),
+                line: section.line,
+                section: section.name,
             });
         }
+        entries.extend(section.properties.into_iter().map(|property| Entry {
+            key: property.key,
+            value: property.value.to_string(),
+            is_text: true,
+            line: property.line,
+        }));
     }
     Ok(entries)
-}
-
-/// The INI crate keeps no positions: the last line that sets `key` is the one that counts.
-fn line_of_key(text: &str, key: &str) -> usize {
-    let sets_key = |line: &str| {
-        line.split(['=', ':'])
-            .next()
-            .is_some_and(|name| name.trim() == key)
-    };
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| sets_key(line))
-        .last()
-        .map_or(1, |(i, _)| i + 1)
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

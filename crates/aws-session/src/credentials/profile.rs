@@ -3,7 +3,6 @@
 //!
 //! Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-assume-role-credentials.html>.
 
-use aws_runtime::env_config::section::Profile;
 use secrecy::SecretString;
 use tracing::info;
 
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     session::Session,
-    settings::{Profiles, SettingsError},
+    settings::{Profile, Profiles, SettingsError},
     sts::{self, Role},
 };
 
@@ -85,7 +84,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn get(&self, key: &str) -> Option<&'a str> {
-        self.profile.get(key).filter(|value| !value.is_empty())
+        self.profile.get(key)
     }
 
     fn failed(&self, why: impl Into<String>) -> CredentialsError {
@@ -128,7 +127,7 @@ impl<'a> Source<'a> {
                 None => Err(SettingsError::NoProfile {
                     profile: name.into(),
                     by: "source_profile",
-                    files: self.profiles.looked_at(),
+                    files: self.profiles.looked_at().into(),
                 }
                 .into()),
             },
@@ -191,9 +190,11 @@ impl<'a> Source<'a> {
     /// The keys of the profile; `None`: it has none.
     fn keys(&self) -> Result<Option<Session>, CredentialsError> {
         let (id, secret) = ("aws_access_key_id", "aws_secret_access_key");
-        let for_key = |key: &str| match self.profile.get(key) {
-            Some("") => Err(self.failed(format!("its {key} is empty"))),
-            value => Ok(value),
+        let for_key = |key: &str| match self.profile.setting(key) {
+            Some(setting) if setting.value.is_empty() => {
+                Err(self.failed(format!("its {key} is empty")))
+            }
+            setting => Ok(setting),
         };
         let (access_key_id, secret_access_key) = match (for_key(id)?, for_key(secret)?) {
             (Some(id), Some(secret)) => (id, secret),
@@ -202,17 +203,14 @@ impl<'a> Source<'a> {
             (_, None) => return Err(self.failed(format!("it has no {secret}"))),
         };
         let session = Session {
-            access_key_id: access_key_id.into(),
-            secret_access_key: secret_access_key.into(),
+            access_key_id: access_key_id.value.to_string(),
+            secret_access_key: secret_access_key.value.as_str().into(),
             session_token: self.get("aws_session_token").map(SecretString::from),
             expiration_unix_seconds: None,
         };
         match session.check() {
             Ok(()) => Ok(Some(session)),
-            Err(why) => {
-                let place = self.profiles.place(id, access_key_id);
-                Err(self.failed(format!("the key ({place}) {why}")))
-            }
+            Err(why) => Err(self.failed(format!("the key ({}) {why}", access_key_id.place))),
         }
     }
 
