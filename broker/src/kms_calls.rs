@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
 use aws_session::{
     aws_error::{incomplete, kms_failure, wrapped_key},
-    session::Session,
+    credentials::Credentials,
     settings::{Service, Settings},
 };
 use broker_api::{
@@ -30,7 +30,7 @@ pub(crate) struct KmsCalls {
     builder: Builder,
     settings: KmsSettings,
     /// Of the last session.
-    client: Mutex<Option<(Arc<Session>, Client)>>,
+    client: Mutex<Option<(Arc<Credentials>, Client)>>,
 }
 
 impl KmsCalls {
@@ -69,7 +69,7 @@ impl KmsCalls {
         }
     }
 
-    fn client(&self, session: &Arc<Session>) -> Client {
+    fn client(&self, session: &Arc<Credentials>) -> Client {
         let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, client)) = &*kept
             && Arc::ptr_eq(of, session)

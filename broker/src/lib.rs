@@ -33,9 +33,9 @@ use std::{
 use aws_session::{
     clock,
     config::{Config, ConfigError, Mfa},
-    credentials::{CredentialsError, Finder},
-    session::Session,
+    credentials::Credentials,
     settings::{Reader, Settings, SettingsError},
+    source_credentials::{CredentialsError, Finder},
 };
 use broker_api::FrameError;
 use clap::Parser;
@@ -232,8 +232,8 @@ impl Prepared {
     fn serve(
         self,
         config: Config,
-        source: Option<Session>,
-        session: Option<Session>,
+        source: Option<Credentials>,
+        session: Option<Credentials>,
         role: Role,
         lifetime: &Lifetime,
     ) -> Result<(), RunError> {

@@ -15,10 +15,10 @@ use std::{
 use aws_session::{
     clock::{self, utc_text},
     config::{Config, Mfa},
-    credentials::{CredentialsError, Finder},
+    credentials::Credentials,
     interrupt::sleep_until,
-    session::Session,
     settings::Settings,
+    source_credentials::{CredentialsError, Finder},
 };
 use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use code_channel::{
@@ -56,7 +56,7 @@ pub(crate) struct SessionManager {
     config: Config,
     aws: Settings,
     role: Role,
-    source: Option<Session>,
+    source: Option<Credentials>,
     state: Mutex<State>,
     /// For the thread: the session has changed, or it is time to stop.
     changed: Condvar,
@@ -67,9 +67,9 @@ pub(crate) struct SessionManager {
 }
 
 struct State {
-    session: Option<Arc<Session>>,
+    session: Option<Arc<Credentials>>,
     /// A session that is over and of which nobody has been told yet.
-    closed: Option<Arc<Session>>,
+    closed: Option<Arc<Credentials>>,
     /// Where there is a session: when the next one is due, unless never.
     renewal_unix_seconds: Option<i64>,
     /// End of the present or last session.
@@ -95,8 +95,8 @@ impl SessionManager {
     pub fn new(
         config: Config,
         aws: Settings,
-        source: Option<Session>,
-        session: Option<Session>,
+        source: Option<Credentials>,
+        session: Option<Credentials>,
         role: Role,
     ) -> io::Result<Self> {
         let state = State {
@@ -122,7 +122,7 @@ impl SessionManager {
     }
 
     /// The open session, or the failure that says where to write a code.
-    pub fn session(&self) -> Result<Arc<Session>, Failure> {
+    pub fn session(&self) -> Result<Arc<Credentials>, Failure> {
         let mut state = self.lock();
         if state
             .session
@@ -139,7 +139,7 @@ impl SessionManager {
     }
 
     /// Takes KMS's word that `session` has ended, whatever our clock says.
-    pub fn ended(&self, session: &Arc<Session>) -> Failure {
+    pub fn ended(&self, session: &Arc<Credentials>) -> Failure {
         let mut state = self.lock();
         if state
             .session
@@ -250,7 +250,7 @@ impl SessionManager {
         }
     }
 
-    fn renew(&self) -> Result<Session, PromptError> {
+    fn renew(&self) -> Result<Credentials, PromptError> {
         if self.config.session.mfa == Mfa::Off {
             // Of instances and containers, AWS's time does not come along.
             clock::follow_host();
@@ -315,7 +315,7 @@ impl SessionManager {
         }
     }
 
-    fn open(&self, session: Session) {
+    fn open(&self, session: Credentials) {
         let (access_key_id, expiration) =
             (session.access_key_id.clone(), session.expiration_text());
         let opened = format!("session {access_key_id} is open until {expiration}");
@@ -381,7 +381,7 @@ fn watched_thread(
 
 /// When the session after `session` is due. AWS hands the same one out again until it has the next,
 /// so each look comes when half of what was left is over: never many in a row.
-fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
+fn renewal(mfa: &Mfa, session: &Credentials) -> Option<i64> {
     let end = session.expiration_unix_seconds?;
     if *mfa != Mfa::Off {
         return Some(end);
@@ -391,7 +391,7 @@ fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
     Some(half_way.max(end.saturating_sub(RENEW_AHEAD_SECONDS)))
 }
 
-fn is_over(session: &Session) -> bool {
+fn is_over(session: &Credentials) -> bool {
     session
         .remaining_seconds()
         .is_some_and(|seconds| seconds <= 0)
@@ -403,7 +403,7 @@ mod tests {
 
     fn seconds_to_renewal(mfa: &Mfa, remaining_seconds: i64) -> i64 {
         let now = clock::aws_unix_seconds();
-        let session = Session {
+        let session = Credentials {
             access_key_id: "ASIAX".into(),
             secret_access_key: "secret".into(),
             session_token: None,

@@ -24,8 +24,8 @@ use crate::{
 use aws_session::{
     aws_error::offset_text,
     config::{BrokerConfig, Config, Handoff, Mfa, SessionConfig},
-    credentials::Finder,
     settings::{Reader, Service, Settings, runtime},
+    source_credentials::Finder,
     sts,
 };
 use code_channel::{self, FifoError};

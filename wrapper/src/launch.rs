@@ -14,10 +14,10 @@ use crate::{
 use aws_session::{
     clock,
     config::{Config, ConfigError, Handoff, Mfa},
-    credentials::{CredentialsError, Finder},
+    credentials::Credentials,
     service_credential,
-    session::Session,
     settings::{Reader, Settings, SettingsError},
+    source_credentials::{CredentialsError, Finder},
 };
 use code_channel::{
     Channel,
@@ -178,7 +178,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
 /// role end, and in its environment they would stay as they are, while its own SDK gets the next.
 ///
 /// What only we can find is handed over all the same.
-fn finds_its_own(config: &Config, session: &Session) -> bool {
+fn finds_its_own(config: &Config, session: &Credentials) -> bool {
     config.session.mfa == Mfa::Off
         && config.handoff == Handoff::Environment
         && session.expiration_unix_seconds.is_some()
@@ -189,9 +189,9 @@ fn finds_its_own(config: &Config, session: &Session) -> bool {
 fn obtain_session(
     config: &Config,
     aws: &Settings,
-    source: Option<&Session>,
+    source: Option<&Credentials>,
     signals: &Signals,
-) -> Result<Session, LaunchError> {
+) -> Result<Credentials, LaunchError> {
     let announce = |channel: &Channel| {
         let wanted = channel.wanted(&config.session.mfa);
         info!(event = "prompt", "waiting for {wanted}");
@@ -212,7 +212,7 @@ fn obtain_session(
     Ok(session)
 }
 
-fn report(mfa: &Mfa, session: &Session, is_kept: bool, command: &Command) {
+fn report(mfa: &Mfa, session: &Credentials, is_kept: bool, command: &Command) {
     let until = session.expiration_text();
     let command = command.path().display();
     let how = if is_kept {

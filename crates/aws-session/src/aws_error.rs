@@ -13,8 +13,8 @@ use visible_text::escape;
 
 use crate::{
     clock::{self, seconds_text, unix_seconds_now},
+    credentials::Credentials,
     root_cause::root_cause,
-    session::Session,
     settings::{Service, Settings},
     token_code::TokenCode,
 };
@@ -225,7 +225,7 @@ where
 #[derive(Debug)]
 pub enum Outcome {
     /// The code opened a session.
-    Opened(Session),
+    Opened(Credentials),
     /// AWS has judged the code and will not accept it again: ask for another one.
     Spent(String),
     /// AWS has not judged the code: it may be sent again.

@@ -1,5 +1,6 @@
-//! An AWS session in exchange for an MFA code: the configuration ([`config`]), the source credentials
-//! ([`credentials`]), the calls of STS ([`sts`]), and what errors of STS and KMS mean ([`aws_error`]).
+//! An AWS session in exchange for an MFA code: the configuration ([`config`]), the search for the
+//! source credentials ([`source_credentials`]), the calls of STS ([`sts`]), and what errors of STS and KMS
+//! mean ([`aws_error`]).
 //!
 //! Nothing here depends on a FIFO, on systemd or on the server.
 
@@ -16,8 +17,8 @@ pub mod master_key_id;
 mod region;
 mod root_cause;
 pub mod service_credential;
-pub mod session;
 pub mod settings;
+pub mod source_credentials;
 pub mod sts;
 pub mod token_code;
 pub mod variables;

@@ -3,7 +3,7 @@
 //! Sources: <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>,
 //! <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
 
-use aws_sdk_sts::{Client, types::Credentials};
+use aws_sdk_sts::{Client, types};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use nix::unistd::{User, geteuid, gethostname};
 use secrecy::SecretString;
@@ -12,7 +12,7 @@ use crate::{
     aws_error::Outcome,
     clock::FollowAws,
     config::SessionConfig,
-    session::Session,
+    credentials::Credentials,
     settings::{Service, Settings},
     token_code::TokenCode,
 };
@@ -29,7 +29,7 @@ pub async fn exchange(
     aws: &Settings,
     config: &SessionConfig,
     serial_number: &str,
-    source: &Session,
+    source: &Credentials,
     token_code: &TokenCode,
 ) -> Outcome {
     let client = Client::new(&aws.sdk_config(Some(source)));
@@ -80,7 +80,11 @@ pub struct Role {
 /// Assumes `role` with `source`.
 ///
 /// The error says why AWS refuses, and what to do.
-pub async fn assume_role(aws: &Settings, source: &Session, role: &Role) -> Result<Session, String> {
+pub async fn assume_role(
+    aws: &Settings,
+    source: &Credentials,
+    role: &Role,
+) -> Result<Credentials, String> {
     let client = Client::new(&aws.sdk_config(Some(source)));
     let request = client
         .assume_role()
@@ -103,7 +107,7 @@ pub async fn assume_role_with_web_identity(
     role_arn: &str,
     session_name: Option<&str>,
     token: &str,
-) -> Result<Session, String> {
+) -> Result<Credentials, String> {
     let client = Client::new(&aws.sdk_config(None));
     let request = client
         .assume_role_with_web_identity()
@@ -117,23 +121,23 @@ pub async fn assume_role_with_web_identity(
 }
 
 /// Checks the session of an answer: another server than AWS could have answered anything.
-fn session_of_answer(aws: &Settings, credentials: Option<&Credentials>) -> Result<Session, String> {
+fn session_of_answer(
+    aws: &Settings,
+    credentials: Option<&types::Credentials>,
+) -> Result<Credentials, String> {
     let hint = aws.wrong_answer_hint(Service::Sts);
     let Some(credentials) = credentials else {
         return Err(format!("STS answered without credentials; {hint}"));
     };
-    let session = Session {
+    let session = Credentials {
         access_key_id: credentials.access_key_id.clone(),
         secret_access_key: SecretString::from(credentials.secret_access_key.as_str()),
         session_token: Some(SecretString::from(credentials.session_token.as_str())),
         expiration_unix_seconds: Some(credentials.expiration.secs()),
     };
-    match session.check_open(1) {
-        Ok(()) => Ok(session),
-        Err(why) => Err(format!(
-            "STS answered with a session that {why}, so it is not used; {hint}"
-        )),
-    }
+    session
+        .checked_session(1)
+        .map_err(|why| format!("STS answered with a session that {why}, so it is not used; {hint}"))
 }
 
 /// Asks AWS for the ARN that `source` belongs to. Needs no permission and no code.
@@ -141,7 +145,7 @@ fn session_of_answer(aws: &Settings, credentials: Option<&Credentials>) -> Resul
 /// The error says why AWS does not accept `source`, and what to do.
 pub async fn identify(
     aws: &Settings,
-    source: &Session,
+    source: &Credentials,
     http_client: SharedHttpClient,
 ) -> Result<String, String> {
     let client = Client::new(&aws.sdk_config_with(Some(source), http_client));

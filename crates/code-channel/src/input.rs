@@ -5,7 +5,7 @@ use std::time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
 use aws_session::{
-    session::{Session, parse_document},
+    credentials::{Credentials, parse_document},
     token_code::TokenCode,
 };
 
@@ -27,7 +27,7 @@ pub enum Input {
     /// An MFA code.
     TokenCode(TokenCode),
     /// A session, opened elsewhere.
-    Session(Session),
+    Session(Credentials),
     /// Anything else, told by length and kind, never by content.
     Refused(String),
     /// Something was written, and another process has read it.

@@ -10,9 +10,9 @@ use crate::{
 };
 use aws_session::{
     config::{Config, Mfa},
-    credentials::{CredentialsError, Finder},
-    session::Session,
+    credentials::Credentials,
     settings::Settings,
+    source_credentials::{CredentialsError, Finder},
     token_code::TokenCode,
 };
 
@@ -47,7 +47,7 @@ pub fn open_session(
     aws: &Settings,
     code: Option<&str>,
     interrupt: BorrowedFd<'_>,
-) -> Result<Session, InteractiveSessionError> {
+) -> Result<Credentials, InteractiveSessionError> {
     let session = &config.session;
     let code = code
         .map(|code| code_of_argument(&session.mfa, code))

@@ -13,8 +13,8 @@ use aws_session::{
     aws_error::Outcome,
     clock::{seconds_text, unix_seconds_now},
     config::{Mfa, SessionConfig},
+    credentials::Credentials,
     interrupt::{sleep_until, unless_readable},
-    session::Session,
     settings::{self, Settings},
     sts,
     token_code::TokenCode,
@@ -84,7 +84,7 @@ pub struct MfaPrompt<'a> {
     /// How AWS is called.
     pub aws: &'a Settings,
     /// The source credentials; `None` if sessions are opened on another machine.
-    pub source: Option<&'a Session>,
+    pub source: Option<&'a Credentials>,
     /// How long to wait; `None`: without limit.
     pub timeout: Option<Duration>,
     /// What to do when no code can help.
@@ -104,7 +104,7 @@ impl MfaPrompt<'_> {
     pub fn session(
         &self,
         open: impl FnOnce() -> Result<Channel, FifoError>,
-    ) -> Result<Session, PromptError> {
+    ) -> Result<Credentials, PromptError> {
         if let (Mfa::Off, Some(source)) = (&self.config.mfa, self.source) {
             return Ok(source.clone());
         }
@@ -114,7 +114,7 @@ impl MfaPrompt<'_> {
         self.wait(&mut channel)
     }
 
-    fn wait(&self, channel: &mut Channel) -> Result<Session, PromptError> {
+    fn wait(&self, channel: &mut Channel) -> Result<Credentials, PromptError> {
         let wait = Wait {
             interrupt: self.interrupt,
             deadline: self.timeout.map(|timeout| Instant::now() + timeout),
@@ -157,7 +157,7 @@ impl MfaPrompt<'_> {
         input: Input,
         spent: &mut SpentCodes,
         channel: &mut Channel,
-    ) -> Result<Result<Session, Refusal>, PromptError> {
+    ) -> Result<Result<Credentials, Refusal>, PromptError> {
         let instruction = channel.instruction(&self.config.mfa);
         Ok(match input {
             Input::Session(session) => {
@@ -193,7 +193,7 @@ impl MfaPrompt<'_> {
 
     /// The device and the credentials that codes are exchanged with; `None`: only session documents
     /// are accepted.
-    fn exchange(&self) -> Option<(&str, &Session)> {
+    fn exchange(&self) -> Option<(&str, &Credentials)> {
         match &self.config.mfa {
             Mfa::Here { serial_number } => Some((serial_number, self.source?)),
             _ => None,
@@ -201,7 +201,7 @@ impl MfaPrompt<'_> {
     }
 
     /// Exchanges one code, without a second attempt.
-    pub fn exchange_code(&self, code: &TokenCode) -> Result<Session, PromptError> {
+    pub fn exchange_code(&self, code: &TokenCode) -> Result<Credentials, PromptError> {
         self.try_code(code, &mut SpentCodes::default(), &mut |_| {})?
             .map_err(|refusal| PromptError::Refused(refusal.why))
     }
@@ -219,7 +219,7 @@ impl MfaPrompt<'_> {
         code: &TokenCode,
         spent: &mut SpentCodes,
         delayed: &mut dyn FnMut(&str),
-    ) -> Result<Result<Session, Refusal>, PromptError> {
+    ) -> Result<Result<Credentials, Refusal>, PromptError> {
         if spent.contains(code) {
             return Ok(Err(Refusal::of_code(format!(
                 "this code has been used; the next one comes in {}",
@@ -266,7 +266,7 @@ impl MfaPrompt<'_> {
     /// Sends the code again for as long as AWS has not judged it and could still take it.
     fn exchange_while_fresh(
         &self,
-        exchange: (&str, &Session),
+        exchange: (&str, &Credentials),
         code: &TokenCode,
         delayed: &mut dyn FnMut(&str),
     ) -> Result<Outcome, PromptError> {
@@ -298,7 +298,7 @@ impl MfaPrompt<'_> {
     /// One call of STS. Where the process has run out of something, no call was made.
     fn exchange_once(
         &self,
-        (serial_number, source): (&str, &Session),
+        (serial_number, source): (&str, &Credentials),
         code: &TokenCode,
     ) -> Result<Outcome, PromptError> {
         let runtime = match settings::runtime() {

@@ -4,7 +4,7 @@ use std::{env, ffi::OsString, os::unix::ffi::OsStrExt};
 
 use secrecy::ExposeSecret;
 
-use aws_session::{service_credential, session::Session, variables::REGION};
+use aws_session::{credentials::Credentials, service_credential, variables::REGION};
 
 const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
@@ -86,7 +86,7 @@ pub fn for_command() -> Variables {
 }
 
 /// Adds the session under the names that every SDK reads.
-pub fn add_session(variables: &mut Variables, session: &Session) {
+pub fn add_session(variables: &mut Variables, session: &Credentials) {
     let mut add = |name: &str, value: &str| variables.push((name.into(), value.into()));
     add(ACCESS_KEY_ID, &session.access_key_id);
     add(SECRET_ACCESS_KEY, session.secret_access_key.expose_secret());
@@ -134,8 +134,8 @@ mod tests {
             .collect()
     }
 
-    fn session() -> Session {
-        Session {
+    fn session() -> Credentials {
+        Credentials {
             access_key_id: "ASIAX".into(),
             secret_access_key: "secret".into(),
             session_token: Some("token".into()),

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use aws_session::{clock::Reading, config::Config, session::Session};
+use aws_session::{clock::Reading, config::Config, credentials::Credentials};
 use broker_api::{FrameError, read_frame_of, write_frame_of};
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,11 @@ pub struct Handover {
     /// The configuration, as the launcher read it.
     pub config: Config,
     /// The open session.
-    pub session: Session,
+    pub session: Credentials,
     /// The time by which it ends.
     pub clock: Reading,
     /// The source credentials; `None` where sessions are opened elsewhere.
-    pub source: Option<Session>,
+    pub source: Option<Credentials>,
     /// The process that becomes the server; the broker leaves when it ends.
     pub server_pid: i32,
 }

@@ -41,7 +41,7 @@ use crate::systemd;
 use aws_session::{
     clock::{self, Reading},
     config::{Mfa, SessionConfig},
-    session::Session,
+    credentials::Credentials,
 };
 
 /// Version of the form in which the session is stored.
@@ -58,7 +58,7 @@ const PROOF_BYTES: usize = 32;
 
 /// Has systemd keep `session`, in place of the one that it may have, proven by the secret of `source`.
 /// Does nothing without `$NOTIFY_SOCKET`, or with `mfa = false`, where no session needs a person.
-pub fn keep(config: &SessionConfig, source: Option<&Session>, session: &Session) {
+pub fn keep(config: &SessionConfig, source: Option<&Credentials>, session: &Credentials) {
     if config.mfa == Mfa::Off || env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -94,9 +94,9 @@ enum Refusal {
 /// goes on from when it was stored.
 pub fn reuse(
     config: &SessionConfig,
-    source: Option<&Session>,
+    source: Option<&Credentials>,
     file: io::Result<File>,
-) -> Option<Session> {
+) -> Option<Credentials> {
     let read = file
         .map_err(|error| Refusal::Foreign(format!("it cannot be opened: {error}")))
         .and_then(|file| read(config, source, file));
@@ -121,7 +121,7 @@ struct StoredSession {
     /// What the session was opened for: a changed configuration wants a new one.
     parameters: SessionParameters,
     clock: Reading,
-    session: Session,
+    session: Credentials,
 }
 
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
@@ -145,8 +145,8 @@ impl SessionParameters {
 
 fn seal(
     config: &SessionConfig,
-    source: &Session,
-    session: &Session,
+    source: &Credentials,
+    session: &Credentials,
 ) -> Result<OwnedFd, FrameError> {
     let kept = StoredSession {
         parameters: SessionParameters::of(config),
@@ -164,7 +164,7 @@ fn seal(
     Ok(file.into())
 }
 
-fn mac(source: &Session, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
+fn mac(source: &Credentials, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
     let secret = source.secret_access_key.expose_secret().as_bytes();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(io::Error::other)?;
     mac.update(PURPOSE);
@@ -172,7 +172,11 @@ fn mac(source: &Session, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
     Ok(mac)
 }
 
-fn read(config: &SessionConfig, source: Option<&Session>, file: File) -> Result<Session, Refusal> {
+fn read(
+    config: &SessionConfig,
+    source: Option<&Credentials>,
+    file: File,
+) -> Result<Credentials, Refusal> {
     let source = source.ok_or_else(|| {
         Refusal::Stale("there is no long-term key to prove it (mfa = elsewhere)".into())
     })?;

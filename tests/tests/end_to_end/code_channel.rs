@@ -78,7 +78,7 @@ fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
             b"{\"Credentials\":{}}",
             "a session document without Expiration",
         ),
-        (b"{\"Credentials\":", "a session document that breaks off"),
+        (b"{\"Credentials\":", "a session document that is cut off"),
     ] {
         let before = lines_of(&wrapper, kind);
         wrapper.write(bytes);
@@ -225,13 +225,13 @@ fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Va
         .to_string()
         .replacen('{', "{\"Credentials\":null,", 1);
     for (written, says) in [
-        (ending_in(document, -3600), "that ended at 20"),
+        (ending_in(document, -3600), "that expired at 20"),
         (ending_in(document, 30), "60 seconds"),
         (empty.to_string(), "that has no SessionToken"),
         (twice, "JSON, but not a session document"),
         (
             format!("{{\"Other\":{}", "[".repeat(10_000)),
-            "a session document that breaks off",
+            "a session document that is cut off",
         ),
         (
             format!("{{\"Credentials\":\"{}", "x".repeat(100_000)),

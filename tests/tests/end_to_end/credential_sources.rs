@@ -190,7 +190,7 @@ fn a_key_that_is_none_is_named_with_file_and_line() {
         &scene,
         text,
         &format!(
-            "the key ({}, line 3) has a space or a character that is not printable in its AccessKeyId",
+            "the key ({}, line 3) has a space or a non-printable character in its AccessKeyId",
             file.display()
         ),
     );
@@ -314,7 +314,7 @@ fn a_role_that_leads_nowhere_is_told_in_plain_words() {
             format!(
                 "[default]\n{ROLE}source_profile = a\n[profile a]\n{ROLE}source_profile = default\n"
             ),
-            "its roles lead to one another without end",
+            "its roles form a loop",
         ),
         (
             format!(

@@ -325,7 +325,7 @@ fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for("cannot reach STS: ");
     assert!(
-        line.contains("is signed by none of the CA certificates of this host"),
+        line.contains("is not signed by any of the CA certificates of this host"),
         "{line}"
     );
     drop(wrapper);
@@ -494,7 +494,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         (
             "Expiration",
             "1970-01-01T00:00:00Z",
-            "a session that ended at 1970-01-01T00:00:00Z",
+            "a session that expired at 1970-01-01T00:00:00Z",
         ),
         ("AccessKeyId", "", "a session that has no AccessKeyId"),
         (
@@ -506,12 +506,12 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         (
             "AccessKeyId",
             "ASIA&#10;READY=1",
-            "not printable in its AccessKeyId",
+            "non-printable character in its AccessKeyId",
         ),
         (
             "SessionToken",
             "to&#x2028;ken",
-            "not printable in its SessionToken",
+            "non-printable character in its SessionToken",
         ),
         ("SecretAccessKey", "two words", "a space or a character"),
         (

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use aws_session::{
     config::Config,
-    credentials::Finder,
-    session::Session,
+    credentials::Credentials,
     settings::{Reader, Settings},
+    source_credentials::Finder,
 };
 use clap::Args;
 use code_channel::interactive_session;
@@ -25,7 +25,7 @@ pub(crate) struct AccessArguments {
 /// Credentials, and how AWS is called with them.
 pub(crate) struct Access {
     pub aws: Settings,
-    pub session: Session,
+    pub session: Credentials,
 }
 
 impl AccessArguments {
@@ -56,7 +56,7 @@ impl AccessArguments {
 }
 
 /// Asks at the terminal, or reads a line of standard input.
-fn ask(config: &Config, aws: &Settings) -> Result<Session, DataKeysError> {
+fn ask(config: &Config, aws: &Settings) -> Result<Credentials, DataKeysError> {
     let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
     let session = interactive_session::open_session(config, aws, None, signals.descriptor());
     // One that ended the asking ends the program here.

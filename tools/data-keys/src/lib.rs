@@ -28,8 +28,8 @@ use std::{
 
 use aws_session::{
     config::ConfigError,
-    credentials::CredentialsError,
     settings::{self, SettingsError},
+    source_credentials::CredentialsError,
 };
 use clap::{CommandFactory, Parser};
 use code_channel::interactive_session::InteractiveSessionError;

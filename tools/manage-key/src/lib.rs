@@ -27,8 +27,8 @@ use visible_text::escape;
 
 use aws_session::{
     config::{Config, ConfigError},
+    credentials::Credentials,
     master_key_id::MasterKeyId,
-    session::Session,
     settings::{Reader, Settings, SettingsError},
 };
 use change::{Attempt, ChangeError};
@@ -206,7 +206,7 @@ struct Tool<'a> {
 }
 
 impl Tool<'_> {
-    fn open_session(&self, code: Option<&str>) -> Result<Session, ManageError> {
+    fn open_session(&self, code: Option<&str>) -> Result<Credentials, ManageError> {
         let interrupt = self.signals.descriptor();
         Ok(interactive_session::open_session(
             &self.config,
@@ -218,7 +218,7 @@ impl Tool<'_> {
 
     fn open_key<'a>(
         &'a self,
-        session: &'a Session,
+        session: &'a Credentials,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> Result<MasterKey<'a>, ChangeError> {
         Ok(MasterKey::open(&self.aws, session, &self.key, interrupt)?)

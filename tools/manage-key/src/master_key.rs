@@ -23,9 +23,9 @@ use tokio::runtime::Runtime;
 use aws_session::{
     aws_error::kms_failure,
     clock::{unix_seconds_now, utc_text},
+    credentials::Credentials,
     interrupt::{sleep_until, unless_readable},
     master_key_id::MasterKeyId,
-    session::Session,
     settings::{self, Settings},
     sts,
 };
@@ -145,7 +145,7 @@ pub struct MasterKey<'a> {
     /// For STS too: it holds the CA certificates.
     http_client: SharedHttpClient,
     aws: &'a Settings,
-    session: &'a Session,
+    session: &'a Credentials,
     interrupt: Option<BorrowedFd<'a>>,
 }
 
@@ -154,7 +154,7 @@ impl<'a> MasterKey<'a> {
     /// with [`CallError::Interrupted`] when `interrupt` becomes readable.
     pub fn open(
         aws: &'a Settings,
-        session: &'a Session,
+        session: &'a Credentials,
         key: &MasterKeyId,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> io::Result<Self> {

@@ -14,7 +14,7 @@ use super::{
     Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, catch_panic, child,
     not_described,
 };
-use aws_session::{config::Mfa, session::Session};
+use aws_session::{config::Mfa, credentials::Credentials};
 use service::command::Command;
 
 /// How long the key is tried to be disabled while KMS does not answer: as long as the shortest
@@ -71,7 +71,7 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
     disabled.and(outcome)
 }
 
-fn announce(command: &Command, session: &Session) {
+fn announce(command: &Command, session: &Credentials) {
     let path = command.path().display();
     match session.expiration_unix_seconds {
         Some(_) => info!(
@@ -83,8 +83,13 @@ fn announce(command: &Command, session: &Session) {
 }
 
 /// No signal ends this; where the session is over, a new one is opened if that is possible.
-fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result<(), ManageError> {
-    let once = |session: &Session| {
+fn disable(
+    tool: &Tool<'_>,
+    session: Credentials,
+    arn: &str,
+    caller: &str,
+) -> Result<(), ManageError> {
+    let once = |session: &Credentials| {
         fault_point("disabling");
         let key = tool.open_key(session, None)?;
         let attempt = Attempt {
@@ -98,7 +103,7 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         attempt.make()
     };
     // The second time, everything is another.
-    let with = |session: &Session| {
+    let with = |session: &Credentials| {
         let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
         attempt().or_else(|_| {
             warn!("trying again after an internal error (panic)");

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 
 use aws_session::{
     aws_error::clock_offset,
-    session::Session,
+    credentials::Credentials,
     settings::{Service, Settings, runtime},
 };
 
@@ -26,7 +26,7 @@ pub(super) struct Answer {
 
 /// Asks `service` for something that needs no permission.
 pub(super) fn reach(aws: &Settings, service: Service) -> io::Result<Answer> {
-    let nobody = Session {
+    let nobody = Credentials {
         access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
         secret_access_key: SecretString::from("none"),
         session_token: None,

@@ -1,7 +1,7 @@
 //! AWS's configuration and credentials files, read by the rules of the AWS SDKs.
 //!
-//! The SDK's own loader is not used: it opens the files itself, a FIFO or a device too, reads `~/.aws`
-//! whoever can write to it, and does not know the line of a setting.
+//! The SDK's own loader is not used: it opens anything, even a FIFO or a device, reads `~/.aws` whoever
+//! can write to it, and does not know the line of a setting.
 //!
 //! Sources: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>,
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-location.html>.
@@ -76,17 +76,17 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A setting; an empty one is there.
+    /// Returns a setting, even if it is empty.
     pub fn setting(&self, key: &str) -> Option<&Setting> {
         self.settings.get(key)
     }
 
-    /// The value of a setting; an empty one counts as absent.
+    /// Returns the value of a setting; an empty one counts as absent.
     pub fn get(&self, key: &str) -> Option<&str> {
         let setting = self.setting(key)?;
         Some(setting.value.as_str()).filter(|value| !value.is_empty())
@@ -98,7 +98,7 @@ pub struct Profiles {
     profiles: HashMap<String, Profile>,
     /// The `[services NAME]` sections, as profiles whose settings have nested ones.
     services: HashMap<String, Profile>,
-    /// The files that were looked for, for messages.
+    /// Lists the files that were looked for, for messages.
     looked_at: String,
     selected: String,
     /// What names the selected profile; `None`: nothing.
@@ -188,7 +188,7 @@ impl Profiles {
         }
     }
 
-    /// The selected profile; `None` if none is named and there is no default.
+    /// Returns the selected profile; `None` if none is named and there is no default.
     ///
     /// Errors: it is named, but not in any file.
     pub fn selected(&self) -> Result<Option<&Profile>, SettingsError> {
@@ -203,19 +203,19 @@ impl Profiles {
         }
     }
 
-    /// The profile with this name.
+    /// Returns the profile with this name.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
         self.profiles.get(name)
     }
 
-    /// A setting of the selected profile, with its place; an empty one counts as absent.
+    /// Returns a setting of the selected profile and its place; an empty one counts as absent.
     pub fn setting(&self, key: &str) -> Option<(&str, &str)> {
         let setting = self.profile(&self.selected)?.setting(key)?;
         let value = setting.value.as_str();
         (!value.is_empty()).then_some((value, setting.place.as_str()))
     }
 
-    /// The endpoint of a service in the selected profile, or else that of all services, with its
+    /// Returns the endpoint of a service in the selected profile, or else that of all services, and its
     /// place.
     pub fn endpoint_url(&self, service_id: &str) -> Option<(&str, &str)> {
         const KEY: &str = "endpoint_url";
@@ -230,13 +230,13 @@ impl Profiles {
         of_service.or_else(|| self.setting(KEY))
     }
 
-    /// The files that were looked for, for messages.
+    /// Lists the files that were looked for, for messages.
     pub fn looked_at(&self) -> &str {
         &self.looked_at
     }
 }
 
-/// `[profile NAME]`: its kind and its name.
+/// Splits `[profile NAME]` into its kind and its name.
 fn split_name(section: &str) -> (Option<&str>, &str) {
     match section.split_once([' ', '\t']) {
         Some((kind, name)) => (Some(kind), name.trim_start()),
@@ -275,7 +275,8 @@ impl SourceFile {
     }
 }
 
-/// The name of the selected profile, and what selects it; `None`: nothing, so it is the default.
+/// Returns the name of the selected profile, and what selects it; `None`: nothing, so it is the
+/// default.
 pub fn selected_profile(config: &SessionConfig) -> (String, Option<&'static str>) {
     let named = match &config.profile {
         Some(profile) => Some(("profile in the configuration", profile.clone())),
