@@ -42,7 +42,7 @@ pub enum BrokerStartError {
     SocketPath(#[from] SocketPathError),
     /// There is one already.
     #[error(
-        "another broker listens at {path}; stop its server first, or set broker_socket to another path",
+        "another broker listens on {path}; stop its server first, or set broker_socket to another path",
         path = path.display()
     )]
     AlreadyThere {

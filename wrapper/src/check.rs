@@ -140,7 +140,7 @@ impl List {
             };
             let broker = match Broker::find(&config.broker) {
                 Err(BrokerStartError::AlreadyThere { path }) => Finding::NotChecked(format!(
-                    "one listens at {}; that is right if its server runs, and ends it when it stops",
+                    "one listens on {}; that is right if its server runs, and ends it when it stops",
                     path.display()
                 )),
                 Err(failure) => Finding::Failure(failure.to_string()),

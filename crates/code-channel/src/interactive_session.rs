@@ -1,4 +1,4 @@
-//! The session of a tool that a person runs: from an argument, a terminal or standard input.
+//! The session of a tool that an operator runs: from an argument, a terminal or standard input.
 
 use std::os::fd::BorrowedFd;
 
@@ -25,23 +25,23 @@ pub enum InteractiveSessionError {
     /// The code gave no session.
     #[error(transparent)]
     MfaPrompt(#[from] PromptError),
-    /// An argument that is no code.
-    #[error("the code on the command line is not six digits; leave it out, and it is asked for")]
+    /// The argument is not a code.
+    #[error("the code on the command line is not six digits; omit it to be prompted for it")]
     NoCode,
-    /// A code where none is wanted.
+    /// A code was given, but none is needed.
     #[error(
-        "there is a code on the command line, but mfa = {0} in the configuration; leave it out"
+        "there is a code on the command line, but the configuration has mfa = {0}; omit the code"
     )]
     CodeNotWanted(&'static str),
 }
 
-/// Opens the session that `config` describes, with the `code` of the command line, or else one that
-/// is asked for: at the terminal, again after a wrong one, or on one line of standard input where
-/// that is no terminal (what follows the line stays there, for others to read). A session document
-/// is taken there too. The FIFO of the configuration is not for this.
+/// Opens the session that `config` describes with the `code` of the command line. Without one, prompts
+/// at the terminal, and again after a wrong code. If standard input is not a terminal, reads one line
+/// there and leaves the rest for others. Both accept a session document as well. The FIFO of the
+/// configuration is not used.
 ///
-/// With `mfa = false` nothing is asked for, and the session is the source credentials. The asking
-/// ends with [`PromptError::Interrupted`] when `interrupt` becomes readable.
+/// With `mfa = false` there is no prompt, and the session is the source credentials. When `interrupt`
+/// becomes readable, the error is [`PromptError::Interrupted`].
 pub fn open_session(
     config: &Config,
     aws: &Settings,
@@ -91,7 +91,7 @@ fn code_of_argument(mfa: &Mfa, code: &str) -> Result<TokenCode, InteractiveSessi
         Mfa::Off => return Err(InteractiveSessionError::CodeNotWanted("false")),
     }
     warn!(
-        "a code on the command line shows in the list of processes (ps); leave it out, and it is asked for"
+        "a code on the command line is visible in the list of processes (ps); omit it to be prompted for it"
     );
     TokenCode::new(code.as_bytes()).ok_or(InteractiveSessionError::NoCode)
 }

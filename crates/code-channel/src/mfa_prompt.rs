@@ -1,4 +1,5 @@
-//! From a person's code to a session: ask, trade, and ask again where that is the answer.
+//! The prompt for an MFA code: asks for a code, exchanges it for a session, and asks again after a
+//! wrong one.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -24,13 +25,12 @@ use service::logging::AUDIT;
 /// The time step of a TOTP, in seconds (RFC 6238, section 4.1; AWS's virtual devices use it).
 const TIME_STEP_SECONDS: u64 = 30;
 
-/// AWS takes a code in its own time step and the next one, so one that has just been typed is good
-/// for this long at most.
+/// AWS accepts a code in its own time step and the next one, so a code is valid for this long at most.
 const CODE_LIFE: Duration = Duration::from_secs(2 * TIME_STEP_SECONDS);
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Between two calls of STS: whoever writes to the channel cannot have it flooded.
+/// Pause between two calls of STS, so that nobody can flood it through the channel.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no session.
@@ -39,30 +39,30 @@ pub enum PromptError {
     /// The channel does not work.
     #[error(transparent)]
     Channel(#[from] FifoError),
-    /// AWS will not take any code.
+    /// No code can succeed.
     #[error("{0}")]
     Permanent(String),
-    /// What was given is no code that AWS takes, and there is nobody to ask again.
+    /// The only input did not give a session.
     #[error("{0}")]
     Refused(String),
-    /// Nobody wrote a code.
-    #[error("no MFA code was written within {} (prompt_timeout_seconds)", seconds_text(*.0))]
+    /// Nobody entered a code in time.
+    #[error("no MFA code was entered within {} (prompt_timeout_seconds)", seconds_text(*.0))]
     DeadlinePassed(u64),
     /// The interrupt descriptor became readable.
     #[error("stopped before there was a session")]
     Interrupted,
 }
 
-/// What to do where no code will help before somebody mends something.
+/// What to do when no code can succeed until somebody corrects something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPermanentFailure {
-    /// End: the mistake is in the configuration that this process was started with.
+    /// Stop: the mistake is in the configuration of this process.
     GiveUp,
-    /// Say so and wait on: a session document may still come.
+    /// Report it and keep waiting: somebody may enter a session document.
     KeepAsking,
 }
 
-/// Why an input has given no session: the name of the event, and what to do next.
+/// Why an input did not give a session: the name of the event, and what to do next.
 struct Refusal {
     event: &'static str,
     why: String,
@@ -179,7 +179,7 @@ impl MfaPrompt<'_> {
         })
     }
 
-    /// What it may mean that an input has reached somebody else.
+    /// Explains that another process has read the input.
     fn vanished(&self, channel: &Channel, instruction: &str) -> String {
         let fifo = channel.fifo_path().unwrap_or_default();
         let fifo = fifo.display();
@@ -213,7 +213,8 @@ impl MfaPrompt<'_> {
         }
     }
 
-    /// A refusal: another code is needed. `delayed` hears why it takes longer.
+    /// Exchanges a code. A refusal means that another code is needed. `delayed` is told why it takes
+    /// longer.
     fn try_code(
         &self,
         code: &TokenCode,
@@ -222,13 +223,13 @@ impl MfaPrompt<'_> {
     ) -> Result<Result<Credentials, Refusal>, PromptError> {
         if spent.contains(code) {
             return Ok(Err(Refusal::of_code(format!(
-                "this code has been used; the next one comes in {}",
+                "this code has been used; the next one appears in {}",
                 seconds_text(seconds_to_next_code())
             ))));
         }
         let Some(exchange) = self.exchange() else {
             return Ok(Err(Refusal::of_code(
-                "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document".into(),
+                "ignored a code: this host accepts only session documents (mfa = elsewhere)".into(),
             )));
         };
         if spent
@@ -243,7 +244,7 @@ impl MfaPrompt<'_> {
         }
         let why = match outcome {
             Outcome::Opened(session) => {
-                info!(target: AUDIT, event = "code_taken", "AWS has taken the code");
+                info!(target: AUDIT, event = "code_taken", "AWS accepted the code");
                 return Ok(Ok(session));
             }
             Outcome::Permanent(why) if self.on_permanent_failure == OnPermanentFailure::GiveUp => {
@@ -253,17 +254,17 @@ impl MfaPrompt<'_> {
                 format!("{why}; waiting for a session document or a new code")
             }
             Outcome::Unanswered(why) => {
-                format!("{why}; the code is too old by now, write a new one")
+                format!("{why}; the code has expired, write a new one")
             }
             Outcome::Spent(why) => format!(
-                "{why}; write the next code, which comes in {}",
+                "{why}; write the next code, which appears in {}",
                 seconds_text(seconds_to_next_code())
             ),
         };
         Ok(Err(Refusal::of_code(why)))
     }
 
-    /// Sends the code again for as long as AWS has not judged it and could still take it.
+    /// Sends the code again as long as AWS has not judged it and could still accept it.
     fn exchange_while_fresh(
         &self,
         exchange: (&str, &Credentials),
@@ -283,7 +284,7 @@ impl MfaPrompt<'_> {
                 return Ok(outcome);
             }
             let why = format!(
-                "{why}; the code is kept and sent again in {}",
+                "{why}; the code will be sent again in {}",
                 seconds_text(pause.as_secs())
             );
             info!("{why}");
@@ -295,7 +296,7 @@ impl MfaPrompt<'_> {
         }
     }
 
-    /// One call of STS. Where the process has run out of something, no call was made.
+    /// Makes one call of STS. If a resource of the process has run out, there is no call.
     fn exchange_once(
         &self,
         (serial_number, source): (&str, &Credentials),
@@ -312,8 +313,8 @@ impl MfaPrompt<'_> {
     }
 }
 
-/// Codes that AWS has judged, for as long as somebody might write one of them again. Not the digits,
-/// which may be the key to more, but keyed hashes of them.
+/// Codes that AWS has judged, as long as somebody might enter one of them again. Only keyed hashes are
+/// kept, because the digits are a secret.
 #[derive(Default)]
 struct SpentCodes {
     key: RandomState,
@@ -332,7 +333,7 @@ impl SpentCodes {
             .any(|(spent, when)| *spent == hash && when.elapsed() < 2 * CODE_LIFE)
     }
 
-    /// When the next code may be sent; `None`: at once.
+    /// When the next code may be sent; `None`: now.
     fn next_call(&self) -> Option<Instant> {
         self.hashes.last().map(|(_, when)| *when + SHORTEST_PAUSE)
     }

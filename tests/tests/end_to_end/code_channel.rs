@@ -72,7 +72,7 @@ fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
         (b"letter\n", "6 characters that are not six digits"),
         (b" 111676\n", "7 characters that are not six digits"),
         (&letters, "4096 characters that are not six digits"),
-        (&lines, "4096 bytes in several lines, none a code"),
+        (&lines, "4096 bytes in several lines, none of them a code"),
         (b"\x00\xff\x1b[2J\n", "6 bytes of binary data"),
         (
             b"{\"Credentials\":{}}",
@@ -149,7 +149,7 @@ fn a_writer_that_never_finishes_keeps_nobody_out() {
     stuck.write(b"123");
     wrapper
         .process
-        .wait_for("3 digits instead of six, and then silence");
+        .wait_for("3 digits instead of six, without a line end");
     wrapper.give_code(&scene.aws);
     assert_command_runs(&mut wrapper);
     drop(stuck);
@@ -401,7 +401,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
                 mkfifo(fifo, Mode::S_IRWXU).unwrap();
                 chown(fifo, Some(NOBODY), Some(NOBODY)).unwrap();
             },
-            "it is a FIFO of another user",
+            "it belongs to another user",
         ),
     ];
     for (make, what) in cases {
@@ -409,7 +409,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
         let before = fs::symlink_metadata(fifo).unwrap();
         let (status, output) = scene.start(&COMMAND).process.finish();
         assert_eq!(status.code(), Some(125), "{output}");
-        let expected = format!("will not use {} as the FIFO: {what}", fifo.display());
+        let expected = format!("refusing to use {} as the FIFO: {what}", fifo.display());
         assert!(output.contains(&expected), "{output}");
         let after = fs::symlink_metadata(fifo).unwrap();
         assert_eq!((before.ino(), before.mode()), (after.ino(), after.mode()));
@@ -601,7 +601,7 @@ fn the_wait_ends_after_prompt_timeout_seconds() {
     let scene = Scene::new().line("prompt_timeout_seconds = 1");
     let output = scene.start(&COMMAND).ends_with(125);
     assert!(
-        output.contains("no MFA code was written within 1 second (prompt_timeout_seconds)"),
+        output.contains("no MFA code was entered within 1 second (prompt_timeout_seconds)"),
         "{output}"
     );
 }

@@ -28,7 +28,7 @@ fn the_code_is_kept(scene: &Scene, says: &str, mend: impl FnOnce()) {
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; the code is kept and sent again in 1 second"),
+        line.contains("; the code will be sent again in 1 second"),
         "{line}"
     );
     mend();
@@ -44,14 +44,14 @@ fn another_code_is_needed(scene: &Scene, says: &str) {
     wrapper.write(format!("{code}\n").as_bytes());
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; write the next code, which comes in "),
+        line.contains("; write the next code, which appears in "),
         "{line}"
     );
     let calls_before = calls(scene);
     wrapper.write(format!("{code}\n").as_bytes());
     wrapper
         .process
-        .wait_for("this code has been used; the next one comes in ");
+        .wait_for("this code has been used; the next one appears in ");
     assert_eq!(calls(scene), calls_before, "the code was sent again");
     wrapper.give_code(&scene.aws);
     assert_command_runs(&mut wrapper);
@@ -282,7 +282,7 @@ fn a_refused_connection_keeps_the_code_until_sts_is_there() {
     scene.aws.stop();
     wrapper.write(code.as_bytes());
     let line = wrapper.process.wait_for(": Connection refused");
-    assert!(line.contains("; the code is kept and sent again"), "{line}");
+    assert!(line.contains("; the code will be sent again"), "{line}");
     scene.aws.start_again_at(&endpoint);
     assert_command_runs(&mut wrapper);
     assert_eq!(calls(&scene), 1);
