@@ -437,7 +437,7 @@ fn a_missing_directory_of_the_socket_is_125_before_a_code_is_asked_for() {
         .line("broker_socket = /nonexistent/broker.sock");
     let output = scene.start(&SLEEP).ends_with(125);
     assert!(
-        output.contains("cannot make the broker's socket /nonexistent/broker.sock"),
+        output.contains("cannot create the broker's socket /nonexistent/broker.sock"),
         "{output}"
     );
     assert!(!output.contains("waiting for"), "{output}");

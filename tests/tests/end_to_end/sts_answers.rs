@@ -513,7 +513,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
             "to&#x2028;ken",
             "non-printable character in its SessionToken",
         ),
-        ("SecretAccessKey", "two words", "a space or a character"),
+        ("SecretAccessKey", "two words", "a space or a non-printable"),
         (
             "AccessKeyId",
             &long,
