@@ -136,7 +136,7 @@ impl Meaning {
                 "check the id of the master key (aws_key_management_master_key_id, or master_key_id) and the region"
             }
             Self::InvalidCiphertext => {
-                "the key file is damaged or was not made by KMS; restore it from a backup"
+                "the key file is damaged or was not made by KMS; restore it from a backup of the key files"
             }
             Self::WrongCode
             | Self::Expired

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "KEY")]
     master_key_id: MasterKeyId,
 
-    /// For keys whose lines name no algorithm
+    /// If a line names none
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 

@@ -15,7 +15,7 @@ use crate::DataKeysError;
 /// Where the password comes from.
 #[derive(Debug, Args)]
 pub(crate) struct PasswordArguments {
-    /// The file that contains the password; default: prompt for it
+    /// The file with the password; default: prompt
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }
