@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_that_is_about_the_key_forgets_it() {
+    fn only_a_refusal_of_the_key_removes_it() {
         for (kind, is_kept) in [
             (FailureKind::KeyUnusable, false),
             (FailureKind::AccessDenied, false),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_found_by_its_check_value_whatever_wraps_it_now() {
+    fn a_key_is_found_by_its_check_value_after_a_rewrap() {
         let cache = cache();
         cache.keep(SERVER, b"before", &key(1), "arn").unwrap();
         let (found, _) = cache.find(b"after", check_value(1)).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_that_wrap_a_key_count_for_more_than_the_check_value_that_is_asked_for() {
+    fn the_wrapped_form_takes_precedence_over_the_check_value() {
         let cache = cache();
         cache.keep(SERVER, b"first", &key(1), "arn").unwrap();
         cache.keep(SERVER, b"second", &key(2), "arn").unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_wrapping_leaves_a_key_that_another_one_still_opens() {
+    fn a_key_stays_while_another_wrapped_form_is_accepted() {
         let cache = cache();
         cache.keep(SERVER, b"old", &key(1), "old arn").unwrap();
         cache.keep(SERVER, b"new", &key(1), "new arn").unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_cannot_take_the_room_of_others() {
+    fn one_user_cannot_fill_the_cache() {
         let cache = cache();
         let mut number = 0_u32;
         let mut fill = |uid| {
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn wrappings_of_one_key_do_not_pile_up() {
+    fn wrapped_forms_of_one_key_are_limited() {
         let cache = cache();
         for number in 0..1000_u32 {
             let blob = number.to_le_bytes();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_wipe_there_is_nothing() {
+    fn a_wiped_cache_is_empty() {
         let cache = cache();
         cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
         cache.wipe();

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_for_a_frame_or_no_text_for_a_line_is_cut_off() {
+    fn texts_are_truncated_and_filtered() {
         assert_eq!(beginning(Some("arn"), 10), "arn");
         assert_eq!(beginning(Some(&"a".repeat(5000)), 2048).len(), 2048);
         assert_eq!(beginning(None, 10), "");

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_takes_no_lock_is_not_replaced() {
+    fn a_broker_without_a_lock_is_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         let _live = UnixListener::bind(&path).unwrap();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_start_together_one_listens() {
+    fn one_of_many_concurrent_brokers_listens() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         for _ in 0..20 {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_left_alone() {
+    fn other_files_are_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         fs::write(&path, "precious").unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_every_user_can_write_is_refused() {
+    fn a_world_writable_directory_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let refusal = Listener::bind(&directory.path().join("broker.sock"), None).err();

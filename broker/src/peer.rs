@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_of_our_own_user_are_served() {
+    fn peers_of_the_same_user_are_served() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_users_only_the_group_is_served() {
+    fn other_users_are_served_only_in_the_group() {
         let peer = |gid, groups: &[u32]| Peer {
             uid: 65_534,
             gid,

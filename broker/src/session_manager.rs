@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_a_person_is_renewed_ahead_of_its_end_but_never_many_times_in_a_row() {
+    fn sessions_without_a_code_are_renewed_before_their_end_and_not_in_a_loop() {
         for (remaining, expected) in [
             (21_600, 21_300),
             (900, 600),
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ends_by_a_panic_is_noticed() {
+    fn the_end_of_a_thread_by_a_panic_is_noticed() {
         let work = || std::panic::resume_unwind(Box::new("as by a panic"));
         let (thread, ended) = watched_thread("test", work).unwrap();
         assert!(ended.blocking_recv().is_err());
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_of_a_person_is_used_to_its_end() {
+    fn sessions_with_a_code_are_used_until_their_end() {
         assert!((900..=901).contains(&seconds_to_renewal(&Mfa::Elsewhere, 900)));
     }
 }

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn each_user_who_comes_may_connect_however_many_connections_the_others_have() {
+    fn a_new_user_can_always_connect() {
         let users = Users::new(1000);
         let mut all = Vec::new();
         for (uid, expected) in [(1, 500), (2, 250), (3, 125), (4, 63)] {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_comes_at_once_and_then_one_each_interval() {
+    fn a_burst_is_followed_by_one_each_interval() {
         let start = Instant::now();
         let rate = Rate {
             burst: 3,
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_logged_is_counted() {
+    fn suppressed_log_lines_are_counted() {
         let user = User::new(1);
         let logged = (0..100).filter(|_| user.may_log().is_some()).count();
         assert_eq!(logged, 20);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn users_who_have_left_are_forgotten_when_there_are_many() {
+    fn old_users_are_forgotten_when_there_are_many() {
         let users = Users::new(1000);
         let (_kept, _) = connect(&users, 0, 1);
         for uid in 1..10_000 {

@@ -11,7 +11,7 @@ const PAGE: &str = include_str!("../man/iam-kms-wrapper.config.5");
 /// Marks in [`PAGE`] where the keys go.
 const KEYS_LINE: &str = ".\\\" KEYS\n";
 
-/// The man page.
+/// Renders the man page.
 pub fn man_page() -> io::Result<Vec<u8>> {
     let (before, after) = PAGE
         .split_once(KEYS_LINE)
@@ -34,7 +34,7 @@ pub fn man_page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// A Markdown table with a row for each key.
+/// Renders a Markdown table with a row for each key.
 pub fn markdown_table() -> String {
     let mut table = String::from("| key | value | default | meaning |\n|---|---|---|---|\n");
     for key in KEYS {
@@ -45,7 +45,7 @@ pub fn markdown_table() -> String {
     table
 }
 
-/// What the key takes, with words of the file in backticks.
+/// Describes the values of a key, with literal words in backticks.
 fn value(key: &Key) -> String {
     match key.kind {
         Kind::Word(words) => {

@@ -14,7 +14,7 @@ use clap_mangen::Man;
 
 use programs::{Program, SECTION, programs};
 
-/// Pages that no command line is described in, by their file names.
+/// Pages that do not describe a command line, by file name.
 const PAGES: [(&str, &str); 1] = [(
     "aws_key_management.7",
     include_str!("../man/aws_key_management.7"),
@@ -60,7 +60,7 @@ fn write(share: &Path) -> io::Result<()> {
     )
 }
 
-/// The page of a program and one for each of its subcommands, with their file names.
+/// Renders the page of a program and one for each of its subcommands, with their file names.
 fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut command = program.command.clone().disable_help_subcommand(true);
     command.build();
@@ -82,7 +82,7 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
-/// With what stands at the end of its help in the description.
+/// Moves the text after the help into the description.
 fn in_full(subcommand: &Command) -> Command {
     match (subcommand.get_about(), subcommand.get_after_help()) {
         (Some(about), Some(more)) => subcommand.clone().long_about(format!("{about}.\n\n{more}")),
@@ -114,7 +114,7 @@ fn write_completions(program: &Program, share: &Path) -> io::Result<()> {
     let mut command = program.command.clone();
     let name = program.name().to_owned();
     let written = generate_to(shells::Bash, &mut command, &name, &bash)?;
-    // Found by the name of the program.
+    // bash looks it up by the name of the program.
     fs::rename(written, bash.join(&name))?;
     generate_to(shells::Zsh, &mut command, &name, &zsh)?;
     generate_to(shells::Fish, &mut command, &name, &fish)?;

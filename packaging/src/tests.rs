@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::*;
 
-/// A terminal's, as it comes.
+/// The default size of a terminal.
 const ROWS: usize = 24;
 const COLUMNS: usize = 80;
 
@@ -52,7 +52,7 @@ fn the_help_of_each_program_and_subcommand_fits_a_screen() {
 }
 
 #[test]
-fn groff_has_nothing_to_say_about_any_man_page() {
+fn groff_reports_no_warnings_for_any_man_page() {
     let share = written();
     let pages = files(&share.path().join("man"));
     assert!(pages.len() >= programs().len() + 2, "{pages:?}");
@@ -86,7 +86,7 @@ fn each_program_has_a_page_and_completions_for_three_shells() {
 }
 
 #[test]
-fn bash_takes_the_completions_and_completes_an_option() {
+fn bash_loads_the_completions_and_completes_an_option() {
     let share = written();
     let script = "\
         . \"$1/bash-completion/completions/iam-kms-wrapper\"
@@ -125,7 +125,7 @@ fn configuration_document() -> String {
 }
 
 #[test]
-fn the_table_in_the_documentation_is_that_of_the_code() {
+fn the_table_in_the_documentation_matches_the_code() {
     let table = configuration::markdown_table();
     assert!(
         configuration_document().contains(&table),

@@ -93,57 +93,53 @@ impl Meaning {
         }
     }
 
-    /// How the broker's clients see it.
-    fn kind(self) -> FailureKind {
+    /// Its kind for clients of the broker, and what to do about it; empty: nothing in particular.
+    fn kind_and_advice(self) -> (FailureKind, &'static str) {
+        use FailureKind as Kind;
         match self {
-            Self::Expired => FailureKind::SessionOver,
-            Self::AccessDenied | Self::WrongCode | Self::WrongSerialNumber => {
-                FailureKind::AccessDenied
-            }
-            Self::ClockSkew | Self::WrongRegion | Self::BadAccessKey => {
-                FailureKind::NotAuthenticated
-            }
-            Self::KeyDisabled | Self::KeyPendingDeletion | Self::WrongKeyType => {
-                FailureKind::KeyUnusable
-            }
-            Self::KeyNotFound => FailureKind::NotFound,
-            Self::InvalidCiphertext => FailureKind::InvalidCiphertext,
-            Self::Throttled => FailureKind::Throttled,
-            Self::Unavailable => FailureKind::Unavailable,
-            Self::InvalidRequest => FailureKind::InvalidRequest,
-            Self::Other => FailureKind::Other,
-        }
-    }
-
-    /// What to do about it; empty: nothing in particular.
-    fn advice(self) -> &'static str {
-        match self {
-            Self::WrongSerialNumber => "correct kms_mfa_id in the configuration",
-            Self::ClockSkew => "set the clock (timedatectl)",
-            Self::WrongRegion => "check the region (AWS_REGION, or region in the configuration)",
-            Self::BadAccessKey => {
-                "check that it exists and is active, and that the secret key belongs to it"
-            }
-            Self::AccessDenied => {
-                "check the account and region of the master key, and in its key policy the user or role, aws:MultiFactorAuthPresent and aws:SourceIp"
-            }
-            Self::KeyDisabled => "enable the master key (aws kms enable-key)",
-            Self::KeyPendingDeletion => {
-                "cancel the deletion of the master key and enable it (aws kms cancel-key-deletion, aws kms enable-key)"
-            }
-            Self::WrongKeyType => "use a symmetric encryption key as the master key",
-            Self::KeyNotFound => {
-                "check the id of the master key (aws_key_management_master_key_id, or master_key_id) and the region"
-            }
-            Self::InvalidCiphertext => {
-                "the key file is damaged or was not made by KMS; restore it from a backup of the key files"
-            }
-            Self::WrongCode
-            | Self::Expired
-            | Self::Throttled
-            | Self::Unavailable
-            | Self::InvalidRequest
-            | Self::Other => "",
+            Self::WrongCode => (Kind::AccessDenied, ""),
+            Self::WrongSerialNumber => (
+                Kind::AccessDenied,
+                "correct kms_mfa_id in the configuration",
+            ),
+            Self::ClockSkew => (Kind::NotAuthenticated, "set the clock (timedatectl)"),
+            Self::WrongRegion => (
+                Kind::NotAuthenticated,
+                "check the region (AWS_REGION, or region in the configuration)",
+            ),
+            Self::BadAccessKey => (
+                Kind::NotAuthenticated,
+                "check that it exists and is active, and that the secret key belongs to it",
+            ),
+            Self::Expired => (Kind::SessionOver, ""),
+            Self::AccessDenied => (
+                Kind::AccessDenied,
+                "check the account and region of the master key, and in its key policy the user or role, aws:MultiFactorAuthPresent and aws:SourceIp",
+            ),
+            Self::KeyDisabled => (
+                Kind::KeyUnusable,
+                "enable the master key (aws kms enable-key)",
+            ),
+            Self::KeyPendingDeletion => (
+                Kind::KeyUnusable,
+                "cancel the deletion of the master key and enable it (aws kms cancel-key-deletion, aws kms enable-key)",
+            ),
+            Self::WrongKeyType => (
+                Kind::KeyUnusable,
+                "use a symmetric encryption key as the master key",
+            ),
+            Self::KeyNotFound => (
+                Kind::NotFound,
+                "check the id of the master key (aws_key_management_master_key_id, or master_key_id) and the region",
+            ),
+            Self::InvalidCiphertext => (
+                Kind::InvalidCiphertext,
+                "the key file is damaged or was not made by KMS; restore it from a backup of the key files",
+            ),
+            Self::Throttled => (Kind::Throttled, ""),
+            Self::Unavailable => (Kind::Unavailable, ""),
+            Self::InvalidRequest => (Kind::InvalidRequest, ""),
+            Self::Other => (Kind::Other, ""),
         }
     }
 }
@@ -196,18 +192,12 @@ impl CallError {
 }
 
 impl Refusal {
-    /// What happened, where that says more than AWS's code.
-    fn what(&self) -> Option<String> {
-        match self.meaning {
-            Meaning::ClockSkew => Some(format!(
-                "{}, so AWS refuses its requests",
-                self.clock_offset_seconds.map_or_else(
-                    || "this host's clock differs from AWS's".into(),
-                    offset_text
-                )
-            )),
-            _ => None,
-        }
+    fn clock_text(&self) -> String {
+        let off = self.clock_offset_seconds.map_or_else(
+            || "this host's clock differs from AWS's".into(),
+            offset_text,
+        );
+        format!("{off}, so AWS refuses its requests")
     }
 }
 
@@ -265,7 +255,7 @@ impl Outcome {
             message,
             ..
         } = &refusal;
-        let advice = meaning.advice();
+        let (_, advice) = meaning.kind_and_advice();
         match meaning {
             Meaning::WrongCode => Self::Spent(
                 "AWS refused the code: mistyped, used before, or of another device".into(),
@@ -274,9 +264,7 @@ impl Outcome {
                 "AWS does not know the MFA device {} for this user; {advice}",
                 code.map_or("", |(serial_number, _)| serial_number)
             )),
-            Meaning::ClockSkew => {
-                Self::Unanswered(format!("{}; {advice}", refusal.what().unwrap_or_default()))
-            }
+            Meaning::ClockSkew => Self::Unanswered(format!("{}; {advice}", refusal.clock_text())),
             Meaning::BadAccessKey => Self::Permanent(format!(
                 "AWS does not accept the access key {access_key_id} ({error_code}); {advice}"
             )),
@@ -341,7 +329,7 @@ where
         }
         CallError::Refused(refusal) => refusal,
     };
-    let kind = refusal.meaning.kind();
+    let (kind, advice) = refusal.meaning.kind_and_advice();
     let mut message = format!("{failed}: {}", refusal.code);
     if kind == FailureKind::SessionOver {
         let over = session_over();
@@ -351,19 +339,16 @@ where
         };
     }
     let what = match refusal.meaning {
-        Meaning::BadAccessKey => Some("AWS does not accept the access key".to_owned()),
-        _ => refusal.what(),
+        Meaning::BadAccessKey => "AWS does not accept the access key".into(),
+        Meaning::ClockSkew => refusal.clock_text(),
+        _ => String::new(),
     };
     // What AWS says is the longest part. It comes last, because the end of a message may be cut off.
     let said = match printable(&refusal.message, MAX_MESSAGE_CHARACTERS) {
         said if said.is_empty() => said,
         said => format!("AWS says: {said}"),
     };
-    for part in [
-        what.as_deref().unwrap_or_default(),
-        refusal.meaning.advice(),
-        &said,
-    ] {
+    for part in [what.as_str(), advice, &said] {
         if !part.is_empty() {
             message += &format!("; {part}");
         }
@@ -474,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_sts_are_told_apart() {
+    fn errors_of_sts_are_distinguished() {
         for (status, code, message, meaning) in [
             (
                 403,
@@ -549,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_aws_echoes_is_not_shown() {
+    fn a_code_in_an_error_of_aws_is_not_shown() {
         let code = TokenCode::new(b"111676").unwrap();
         assert_eq!(
             without_code("Value '111676' at 'tokenCode'", Some(&code)),
@@ -558,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_offset_is_told_with_its_direction() {
+    fn a_clock_offset_is_shown_with_its_direction() {
         assert_eq!(
             offset_text(3600),
             "this host's clock is 3600 seconds ahead of AWS's"
@@ -579,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_region_a_wrong_clock_and_a_wrong_key_are_told_apart_for_kms_too() {
+    fn kms_errors_distinguish_wrong_region_clock_and_key() {
         let code = "InvalidSignatureException";
         for (said, expected) in [
             (
@@ -614,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_access_key_is_not_taken_for_a_refusal_of_the_master_key() {
+    fn a_bad_access_key_is_not_a_refusal_of_the_master_key() {
         for code in [
             "InvalidSignatureException",
             "UnrecognizedClientException",
@@ -622,15 +607,17 @@ mod tests {
             "IncompleteSignature",
             "MissingAuthenticationToken",
         ] {
-            let kind = Meaning::of(400, code, "").kind();
+            let kind = Meaning::of(400, code, "").kind_and_advice().0;
             assert_eq!(kind, FailureKind::NotAuthenticated);
         }
-        let denied = Meaning::of(400, "AccessDeniedException", "").kind();
+        let denied = Meaning::of(400, "AccessDeniedException", "")
+            .kind_and_advice()
+            .0;
         assert_eq!(denied, FailureKind::AccessDenied);
     }
 
     #[test]
-    fn only_what_may_pass_by_itself_is_retryable() {
+    fn only_temporary_errors_are_retryable() {
         for (code, status, retryable) in [
             ("ThrottlingException", 400, true),
             ("DependencyTimeoutException", 503, true),
@@ -643,7 +630,7 @@ mod tests {
             ("NotFoundException", 400, false),
             ("SomethingNew", 400, false),
         ] {
-            let kind = Meaning::of(status, code, "").kind();
+            let kind = Meaning::of(status, code, "").kind_and_advice().0;
             assert_eq!(kind.is_retryable(), retryable, "{code}");
         }
     }

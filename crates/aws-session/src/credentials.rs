@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_as_a_document_is_read_as_the_same_session() {
+    fn a_session_document_can_be_read_back() {
         let session = parse_document(format!("{{{CREDENTIALS}}}").as_bytes()).unwrap();
         let again = parse_document(&session.document()).unwrap();
         assert_eq!(again.access_key_id, session.access_key_id);
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_document_is_refused_by_what_it_lacks() {
+    fn an_error_names_the_missing_field_of_a_document() {
         for field in [
             "AccessKeyId",
             "SecretAccessKey",
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_could_not_be_sent_are_refused() {
+    fn invalid_values_in_a_document_are_refused() {
         for (value, instead) in [
             ("s3cret", "two words"),
             ("t0ken", "line\\nend"),
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_at_its_end_is_refused() {
+    fn an_expired_document_is_refused() {
         let json = format!("{{{}}}", CREDENTIALS.replace("2099", "2020"));
         let error = parse_document(json.as_bytes()).unwrap_err();
         assert_eq!(

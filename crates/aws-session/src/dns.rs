@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn all_who_want_the_same_name_get_its_addresses() {
+    fn concurrent_lookups_of_one_name_all_get_its_addresses() {
         for answer in resolve(&["localhost"; 50]) {
             assert!(answer.unwrap().iter().all(IpAddr::is_loopback));
         }
     }
 
     #[test]
-    fn a_name_that_does_not_exist_is_named() {
+    fn an_error_names_the_host_that_does_not_exist() {
         let answers = resolve(&["no-such-host.invalid"]);
         let error = answers[0].as_ref().unwrap_err();
         assert!(

@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_without_a_usable_certificate_says_why() {
+    fn an_error_says_why_a_bundle_has_no_usable_certificate() {
         let garbage = format!("{BEGIN}\nAAAA\n{END}\n");
         for (pem, why) in [
             ("", "it is empty"),

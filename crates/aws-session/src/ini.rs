@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line() {
+    fn errors_name_their_line() {
         for (text, line, reason) in [
             ("a = b", 1, "a section, such as [NAME], must come first"),
             ("[a]\n\nb", 3, "expected key = value"),

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_might_never_end_is_refused_by_its_kind() {
+    fn fifos_devices_and_directories_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_key_is_refused() {
+    fn invalid_key_names_are_refused() {
         for text in [
             "",
             "key/1234",

@@ -441,7 +441,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_url_is_no_endpoint() {
+    fn invalid_endpoint_urls_are_refused() {
         for url in [
             "http://127.0.0.1:4566",
             "https://[::1]:4566",

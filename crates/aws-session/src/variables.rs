@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_no_request_can_carry_is_refused_and_never_quoted() {
+    fn invalid_values_are_refused_and_never_quoted() {
         for (value, why) in [
             (&b"AKIA\r"[..], "line end"),
             (b"AK\nIA", "line end"),

@@ -516,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
+    fn other_files_at_the_path_are_refused_and_not_changed() {
         let (directory, path) = directory();
         std::fs::write(&path, "111676").unwrap();
         assert!(
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_left_behind_a_symbolic_link_is_refused() {
+    fn a_fifo_behind_a_symbolic_link_is_refused() {
         let (directory, _) = directory();
         let real = directory.path().join("real");
         std::fs::create_dir(&real).unwrap();
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_open_to_all_is_refused_unless_it_is_sticky() {
+    fn a_world_writable_directory_is_refused_unless_it_is_sticky() {
         let (directory, path) = directory();
         let set_mode = |mode| {
             std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
@@ -562,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_named_with_what_to_do() {
+    fn an_error_names_a_missing_directory_and_what_to_do() {
         let error = refusal(Path::new("/nonexistent/mfa"));
         assert!(
             error.contains("RuntimeDirectory=iam-kms-wrapper"),

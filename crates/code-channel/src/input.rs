@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_told_by_kind_and_length() {
+    fn invalid_inputs_are_described_by_kind_and_length() {
         for (bytes, kind) in [
             (&b"\n"[..], "an empty line"),
             (b"11167\n", "5 digits instead of six"),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_one_event_however_many_lines_it_has() {
+    fn consecutive_invalid_lines_are_one_event() {
         assert_eq!(
             written(&b"x\n".repeat(2048)),
             ["4096 bytes in several lines, none of them a code"]
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_after_rubbish_counts() {
+    fn a_code_after_invalid_input_is_accepted() {
         assert_eq!(
             written(b"a\nb\n111676\nc\n").get(1).map(String::as_str),
             Some("code 111676")
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_ends_with_its_own_brace_and_no_other() {
+    fn a_document_ends_with_its_closing_brace() {
         for bytes in [
             &br#"{"a":"}"}111676"#[..],
             br#"{"a\"}":{}}{"b":"\\"}111676"#,
@@ -352,7 +352,7 @@ mod tests {
 
     /// This once took minutes, because each brace made it parse everything again.
     #[test]
-    fn braces_without_end_cost_no_more_than_other_bytes() {
+    fn many_braces_are_parsed_in_linear_time() {
         let mut assembler = Assembler::new();
         let start = std::time::Instant::now();
         assembler.push(b"{\"a\":\"");
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_writer_gets_less_patience_once_six_digits_are_there() {
+    fn a_pause_after_six_digits_ends_the_input_sooner() {
         let mut assembler = Assembler::new();
         assembler.push(b"11167");
         assert_eq!(assembler.patience(), INPUT_PATIENCE);
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_written_is_ever_shown() {
+    fn the_content_of_inputs_is_never_shown() {
         let mut assembler = Assembler::new();
         for input in assembler.push(b"hunter2\n111676\n9991\n") {
             let shown = format!("{input:?}");

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_and_a_file_that_is_none_of_ours_has_no_answer() {
+    fn a_long_text_is_truncated_and_other_files_are_ignored() {
         let (_directory, path, mut file) = made(0o600);
         file.tell(Stage::Refused, &"ü".repeat(LINE_BYTES));
         let reader = StateReader::open(&path).unwrap();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_readable_for_those_who_may_write_to_the_fifo() {
+    fn it_is_readable_for_everybody_who_may_write_to_the_fifo() {
         for (fifo, expected) in [(0o600, 0o600), (0o620, 0o640), (0o622, 0o644)] {
             let (_directory, path, _file) = made(fifo);
             let mode = file_beside(&path).metadata().unwrap().permissions().mode();

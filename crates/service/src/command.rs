@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_and_what_is_not_executable_differ() {
+    fn missing_and_not_executable_programs_are_distinguished() {
         for name in ["no-such-program-here", "/no/such/program", ""] {
             assert!(
                 matches!(

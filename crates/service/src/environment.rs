@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn of_aws_only_what_is_listed_is_left_and_all_else_with_its_duplicates() {
+    fn only_listed_aws_variables_are_passed_on() {
         let kept = [
             "AWS_REGION",
             "AWS_DEFAULT_REGION",
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_the_environment_is_noticed() {
+    fn a_region_in_the_environment_is_detected() {
         assert!(!has_region(&variables(&["PATH", "AWS_ENDPOINT_URL"])));
         for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
             assert!(has_region(&variables(&["PATH", name])));

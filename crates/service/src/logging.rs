@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_queue_has_no_room_for_is_counted_and_the_number_written() {
+    fn dropped_events_are_counted_and_their_number_is_logged() {
         let (queue, receiver) = Queue::new(4);
         let queue: &'static Queue = Box::leak(Box::new(queue));
         for _ in 0..10 {
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_the_message_alone() {
+    fn text_contains_only_the_message() {
         assert_eq!(example().text(false), "iam-kms-broker: one\\ntwo\n");
         assert_eq!(example().text(true), "<6>iam-kms-broker: one\\ntwo\n");
     }

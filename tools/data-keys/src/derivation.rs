@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_that_manuals_name_are_tried_in_rising_order() {
+    fn common_iteration_counts_are_tried_in_ascending_order() {
         let counts = usual_iterations();
         for count in [
             0, 1, 2, 1000, 2048, 4096, 10_000, 20_000, 100_000, 200_000, 310_000, 600_000,
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_is_not_searched_for() {
+    fn given_values_are_not_searched_for() {
         let tried = |digest, iterations| {
             DerivationArguments { digest, iterations }
                 .candidates()

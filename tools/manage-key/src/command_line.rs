@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manuals_words_and_codes_are_taken() {
+    fn the_commands_of_the_manual_are_accepted() {
         for line in ["kms-manage-key e 111676", "kms-manage-key enable 111676"] {
             let Action::Enable { code } = parse(line).unwrap().action else {
                 panic!("{line}");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn options_stand_before_and_after_the_action_but_not_after_the_command() {
+    fn options_are_accepted_before_and_after_the_action_but_not_after_the_command() {
         for line in [
             "kms-manage-key --config=f --key=alias/a unlock -- sh -c x --config=g",
             "kms-manage-key unlock --config f --key alias/a sh -c x --config=g",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_command_lines_are_refused() {
         for line in [
             "kms-manage-key",
             "kms-manage-key unlock",

@@ -28,10 +28,8 @@ pub(super) struct Entry {
 
 /// Reads the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
-    let text = input_file::read_text(path, LIMIT_BYTES).map_err(|source| ConfigError::Read {
-        path: path.into(),
-        source,
-    })?;
+    let text =
+        input_file::read_text(path, LIMIT_BYTES).map_err(|error| ConfigError::read(path, error))?;
     if path
         .extension()
         .is_some_and(|extension| extension == "toml")
@@ -45,10 +43,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
 /// The keys stand at the top or in `[kms]`.
 fn read_toml(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
     let line_of = |span: Range<usize>| line_at(text, span.start);
-    let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        path: path.into(),
-        line: line_of(error.span().unwrap_or_default()),
-        reason: error.message().into(),
+    let table = DeTable::parse(text).map_err(|error| {
+        let line = line_of(error.span().unwrap_or_default());
+        ConfigError::of_line(path, line, error.message())
     })?;
     let mut entries = Vec::new();
     for (key, value) in table.into_inner() {
@@ -64,11 +61,8 @@ fn read_toml(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
                 }
             }
             DeValue::Table(_) => {
-                return Err(ConfigError::UnknownSection {
-                    path: path.into(),
-                    line: line_of(key.span()),
-                    section: key.into_inner().into_owned(),
-                });
+                let line = line_of(key.span());
+                return Err(ConfigError::unknown_section(path, line, key.get_ref()));
             }
             value => entries.push(toml_entry(path, &key, value, line_of(key.span()))?),
         }
@@ -87,14 +81,9 @@ fn toml_entry(
         DeValue::Integer(number) => (number.to_string(), false),
         DeValue::Boolean(truth) => (truth.to_string(), false),
         _ => {
-            return Err(ConfigError::Syntax {
-                path: path.into(),
-                line,
-                reason: format!(
-                    "{} takes a string, a number or a boolean",
-                    key.get_ref().as_ref()
-                ),
-            });
+            let key = key.get_ref().as_ref();
+            let why = format!("{key} takes a string, a number or a boolean");
+            return Err(ConfigError::of_line(path, line, why));
         }
     };
     Ok(Entry {
@@ -107,19 +96,16 @@ fn toml_entry(
 
 /// The format of MariaDB's manual.
 fn read_ini(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
-    let sections = ini::parse(text, Dialect::Manual).map_err(|error| ConfigError::Syntax {
-        path: path.into(),
-        line: error.line,
-        reason: error.reason.into(),
-    })?;
+    let sections = ini::parse(text, Dialect::Manual)
+        .map_err(|error| ConfigError::of_line(path, error.line, error.reason))?;
     let mut entries = Vec::new();
     for section in sections {
         if section.name != SECTION {
-            return Err(ConfigError::UnknownSection {
-                path: path.into(),
-                line: section.line,
-                section: section.name,
-            });
+            return Err(ConfigError::unknown_section(
+                path,
+                section.line,
+                &section.name,
+            ));
         }
         entries.extend(section.properties.into_iter().map(|property| Entry {
             key: property.key,

@@ -225,10 +225,11 @@ impl Values<'_> {
                 Ok(serial_number) => Ok(Mfa::Here { serial_number }),
                 Err(expected) => Err(self.bad_value(entry, expected)),
             },
-            ("true", None) => Err(ConfigError::NoSerialNumber {
-                path: self.path.into(),
-            }),
-            (_, Some(entry)) => Err(self.bad_value(entry, "left out unless mfa = true".into())),
+            ("true", None) => Err(ConfigError::of_file(
+                self.path,
+                "kms_mfa_id is missing; set it to the ARN of your MFA device (or set mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is needed)",
+            )),
+            (_, Some(entry)) => Err(self.bad_value(entry, "left out unless mfa = true")),
             ("elsewhere", None) => Ok(Mfa::Elsewhere),
             (_, None) => Ok(Mfa::Off),
         }
@@ -237,7 +238,7 @@ impl Values<'_> {
     fn role_arn(&self, mfa: &Mfa) -> Result<Option<String>, ConfigError> {
         match self.entry(&keys::ROLE_ARN) {
             Some(entry) if !matches!(mfa, Mfa::Here { .. }) => {
-                Err(self.bad_value(entry, "left out unless mfa = true".into()))
+                Err(self.bad_value(entry, "left out unless mfa = true"))
             }
             _ => self.get(&keys::ROLE_ARN, |_, arn| {
                 (arn.starts_with("arn:") && arn.contains(":role/")).then(|| arn.into())
@@ -253,7 +254,7 @@ impl Values<'_> {
         let seconds = self.number(&keys::SESSION_DURATION_SECONDS)?;
         match self.entry(&keys::SESSION_DURATION_SECONDS) {
             Some(entry) if seconds > 43_200 && self.entry(&keys::ROLE_ARN).is_some() => {
-                Err(self.bad_value(entry, "at most 43200 with role_arn".into()))
+                Err(self.bad_value(entry, "at most 43200 with role_arn"))
             }
             _ => Ok(seconds),
         }
@@ -308,15 +309,7 @@ impl Values<'_> {
     ) -> Result<T, ConfigError> {
         match self.get(key, &parse)? {
             Some(value) => Ok(value),
-            None => parse(key.kind, key.default).ok_or_else(|| {
-                let default = Entry {
-                    key: key.name.into(),
-                    value: key.default.into(),
-                    is_text: true,
-                    line: 0,
-                };
-                self.bad_value(&default, key.kind.expected())
-            }),
+            None => parse(key.kind, key.default).ok_or_else(|| ConfigError::default(key)),
         }
     }
 
@@ -342,14 +335,8 @@ impl Values<'_> {
             .find(|entry| entry.key == key.name)
     }
 
-    fn bad_value(&self, entry: &Entry, expected: Expected) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.into(),
-            line: entry.line,
-            key: entry.key.clone(),
-            value: entry.value.clone(),
-            expected,
-        }
+    fn bad_value(&self, entry: &Entry, expected: impl AsRef<str>) -> ConfigError {
+        ConfigError::value(self.path, entry, expected.as_ref())
     }
 }
 

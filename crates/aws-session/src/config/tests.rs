@@ -28,7 +28,7 @@ fn toml(lines: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn the_file_of_the_manual_works_unchanged() {
+fn the_configuration_file_of_the_manual_works_unchanged() {
     let config = read(
         "iam-kms-wrapper.config",
         "    [kms]\n    kms_mfa_id = arn:aws:iam::551888187628:mfa/MDBEnc\n    kms_mfa_socket = /tmp/kms_mfa_socket\n"
@@ -60,7 +60,7 @@ fn the_file_of_the_manual_works_unchanged() {
 }
 
 #[test]
-fn the_example_is_a_configuration() {
+fn the_example_configuration_is_valid() {
     let example = include_str!("../../../../examples/configuration/iam-kms-wrapper.config");
     let config = read("iam-kms-wrapper.config", example).unwrap();
     assert_eq!(config.handoff, Handoff::Broker);
@@ -68,7 +68,7 @@ fn the_example_is_a_configuration() {
 }
 
 #[test]
-fn ini_takes_comments_colons_and_repeated_keys_as_the_go_program_did() {
+fn ini_accepts_comments_colons_and_repeated_keys_like_the_go_program() {
     let config =
         ini("; first\n# second\nregion: eu-west-1 ; not us\nregion = eu-north-1 # at last")
             .unwrap();
@@ -76,7 +76,7 @@ fn ini_takes_comments_colons_and_repeated_keys_as_the_go_program_did() {
 }
 
 #[test]
-fn the_session_of_a_role_lasts_twelve_hours_at_most() {
+fn a_role_session_is_limited_to_twelve_hours() {
     let role = "role_arn = arn:aws:iam::551888187628:role/db";
     let error = ini(&format!("{role}\nsession_duration_seconds = 43201")).unwrap_err();
     assert!(
@@ -89,7 +89,7 @@ fn the_session_of_a_role_lasts_twelve_hours_at_most() {
 }
 
 #[test]
-fn both_formats_know_every_key() {
+fn both_formats_accept_every_key() {
     let group = Group::from_gid(nix::unistd::getgid()).unwrap().unwrap();
     let lines = format!(
         "kms_mfa_socket = \"/run/x\"\nkms_mfa_socket_mode = \"0620\"\nkms_mfa_socket_group = \"{}\"\n\
@@ -119,7 +119,7 @@ fn both_formats_know_every_key() {
 }
 
 #[test]
-fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+fn an_error_names_the_line_of_an_unknown_key_and_the_nearest_key() {
     assert_eq!(
         ini("kms_mfa_sockt = /x").unwrap_err(),
         "DIR/wrapper.config, line 3: there is no key kms_mfa_sockt; did you mean kms_mfa_socket?"
@@ -136,7 +136,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
 }
 
 #[test]
-fn an_unknown_section_is_named() {
+fn an_error_names_an_unknown_section() {
     for (name, text) in [
         ("a.toml", "[sts]\nmfa = false"),
         ("a.ini", "[sts]\nmfa = false"),
@@ -150,7 +150,7 @@ fn an_unknown_section_is_named() {
 }
 
 #[test]
-fn wrong_values_are_named_with_what_the_key_takes() {
+fn an_error_names_an_invalid_value_and_what_is_expected() {
     for (lines, expected) in [
         (
             "session_duration_seconds = 899",
@@ -209,7 +209,7 @@ fn a_mode_written_as_a_toml_number_is_refused() {
 }
 
 #[test]
-fn a_device_is_required_unless_the_file_says_that_no_code_is_wanted() {
+fn a_device_is_required_unless_no_code_is_needed() {
     assert!(
         read("a.ini", "[kms]\n")
             .unwrap_err()
@@ -235,7 +235,7 @@ fn a_device_is_required_unless_the_file_says_that_no_code_is_wanted() {
 }
 
 #[test]
-fn what_is_no_configuration_file_is_an_error_and_not_a_panic() {
+fn an_invalid_file_is_an_error_and_not_a_panic() {
     assert!(
         read("a.toml", "kms_mfa_id = = 1")
             .unwrap_err()
@@ -273,7 +273,7 @@ fn without_a_file_every_default_of_the_table_applies() {
 }
 
 #[test]
-fn each_key_is_in_the_table_once_and_its_default_is_a_value_that_it_takes() {
+fn each_key_is_in_the_table_once_and_its_default_is_valid() {
     for key in KEYS {
         let same = KEYS.iter().filter(|other| other.name == key.name);
         assert_eq!(same.count(), 1, "{}", key.name);

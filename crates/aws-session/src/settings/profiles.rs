@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_mean_what_they_mean_to_the_aws_sdk() {
+    fn files_are_read_like_the_aws_sdk_reads_them() {
         for (config, credentials) in [
             ("[default]\na = 1\n[profile b]\na = 2", "[b]\na = 3\nc = 4"),
             ("[default]\na = 1\n[profile default]\nb = 2", ""),
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoint_of_a_service_comes_before_that_of_all() {
+    fn the_endpoint_of_a_service_overrides_the_general_one() {
         let config = "[default]\nservices = local\nendpoint_url = all\n[services local]\nsts =\n  endpoint_url = sts\n";
         let profiles = ours(config, "");
         assert_eq!(profiles.endpoint_url("STS"), Some(("sts", "FILE, line 5")));

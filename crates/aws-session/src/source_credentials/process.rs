@@ -174,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn output_without_an_end_is_refused() {
+    fn endless_output_is_refused() {
         let why = failure("cat /dev/zero", Duration::from_secs(60));
         assert_eq!(why, "it printed more than 65536 bytes");
     }
 
     #[test]
-    fn a_failure_and_what_is_no_document_are_told_without_the_output() {
+    fn errors_do_not_quote_the_output() {
         let timeout = Duration::from_secs(60);
         assert_eq!(failure("exit 3", timeout), "it failed (exit status: 3)");
         for printed in ["secret", "{\"AccessKeyId\":\"secret\"}", "[]"] {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_and_without_an_end_are_taken() {
+    fn keys_with_and_without_an_expiration_are_accepted() {
         let key = r#""Version":1,"AccessKeyId":"AKIA","SecretAccessKey":"s""#;
         let end = r#""SessionToken":"t","Expiration":"2099-01-01T00:00:00Z""#;
         for (printed, expiration) in [
