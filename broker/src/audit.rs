@@ -1,4 +1,4 @@
-//! Who asked for what and got it or not, for the journal and the log in JSON.
+//! The audit log, for the journal and the log in JSON: who requested what, and the result.
 
 use broker_api::{Failure, FrameError, Reply, Request};
 use service::logging::AUDIT;
@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use crate::{peer::Peer, users::User};
 
-/// A request of a peer, and what came of it. Of questions about the session there is nothing to keep.
+/// Logs a request of a peer and its result. Requests for the state of the session are not logged.
 pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, Failure>) {
     let (operation, context) = match request {
         Request::Session => return,
@@ -64,7 +64,7 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
     }
 }
 
-/// A connection that is not accepted.
+/// Logs a connection that was rejected.
 pub(crate) fn peer_refused(user: &User, peer: &Peer, why: &str) {
     if let Some(suppressed) = user.may_log() {
         warn!(
@@ -77,7 +77,7 @@ pub(crate) fn peer_refused(user: &User, peer: &Peer, why: &str) {
     }
 }
 
-/// A connection that is ended because of what came over it.
+/// Logs a connection that was closed because of what the peer sent.
 pub(crate) fn peer_dropped(user: &User, peer: &Peer, why: &FrameError) {
     if let Some(suppressed) = user.may_log() {
         warn!(
@@ -87,7 +87,7 @@ pub(crate) fn peer_dropped(user: &User, peer: &Peer, why: &FrameError) {
     }
 }
 
-/// A data key that is not kept as it should be.
+/// Logs a data key that could not be cached, or not safely.
 pub(crate) fn not_kept(user: &User, why: &str) {
     if let Some(suppressed) = user.may_log() {
         warn!("{why}{}", not_logged(suppressed));

@@ -11,16 +11,16 @@ use clap::Parser;
     version,
     override_usage = "iam-kms-broker --config=FILE",
     after_help = "\
-iam-kms-wrapper starts it where its configuration says handoff = broker; there
-is nothing to do by hand then. Started with --config it runs alone: it asks for
-an MFA code when it starts and whenever the session has ended. To enter the code:
+With handoff = broker in its configuration, iam-kms-wrapper starts the broker.
+Started with --config, the broker runs as a service of its own: it prompts for
+an MFA code at its start and after the end of each session. To enter the code:
   iam-kms-wrapper code
 
-Exit status: 0 when ended by SIGTERM, SIGINT or SIGHUP, or with its server; 125
-otherwise. More in iam-kms-broker(8)."
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, or after the end of its server;
+125 after a failure. More in iam-kms-broker(8)."
 )]
 pub struct CommandLine {
-    /// The configuration of iam-kms-wrapper.
+    /// The configuration file of iam-kms-wrapper
     #[arg(
         long,
         value_name = "FILE",
@@ -29,7 +29,7 @@ pub struct CommandLine {
     )]
     pub config: Option<PathBuf>,
 
-    /// Take everything over from iam-kms-wrapper, on standard input.
+    /// Take over from iam-kms-wrapper, through standard input
     #[arg(long, hide = true)]
     pub handover: bool,
 }

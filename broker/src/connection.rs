@@ -1,4 +1,4 @@
-//! The connection of a peer: frames with a time limit each.
+//! The connection of a peer, with a time limit for each frame.
 
 use std::{future::Future, io, time::Duration};
 
@@ -13,13 +13,13 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-/// A peer that has nothing to ask for this long is let go; it comes back when it needs us.
+/// An idle connection is closed after this time; the peer reconnects when it needs the broker.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a whole frame may take, from its first byte to its last.
+/// How long a frame may take from its first byte to its last.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A frame as it came.
+/// A frame as received.
 pub(crate) struct Frame {
     pub version: u8,
     /// Empty if it is longer than [`MAX_FRAME_BYTES`].
@@ -28,7 +28,7 @@ pub(crate) struct Frame {
     pub body_bytes: usize,
 }
 
-/// A connection; replies go out in the version of the last frame.
+/// A connection. Replies use the protocol version of the last frame.
 pub(crate) struct Connection {
     stream: UnixStream,
     version: u8,
@@ -51,7 +51,7 @@ impl Connection {
         }
     }
 
-    /// Reads the rest of the frame that begins with `version`. A body that is too long is left unread.
+    /// Reads the rest of the frame that starts with `version`. A body that is too long is not read.
     pub async fn finish(&mut self, version: u8) -> Result<Frame, FrameError> {
         self.version = version;
         let frame = in_time(FRAME_TIMEOUT, async {
@@ -78,7 +78,7 @@ impl Connection {
         Ok(frame.await?)
     }
 
-    /// Sends a reply; one to a version that we do not know in our own.
+    /// Sends a reply. If the peer's version is unknown, uses the current version.
     pub async fn reply(&mut self, reply: Reply) -> Result<(), FrameError> {
         let frame = match self.version {
             version1::PROTOCOL_VERSION => encode(self.version, &version1::Reply::from(reply)),
@@ -87,7 +87,7 @@ impl Connection {
         Ok(in_time(FRAME_TIMEOUT, self.stream.write_all(&frame)).await?)
     }
 
-    /// Waits for `event`, and tells the peer so as long as it lasts. Fails when the peer has left.
+    /// Waits for `event`, and keeps telling the peer so. Fails if the peer disconnects.
     pub async fn wait_for<T>(
         &mut self,
         waiting: impl Fn() -> Waiting,
@@ -102,7 +102,7 @@ impl Connection {
         }
     }
 
-    /// The same for some time.
+    /// Does the same, for at most some time.
     pub async fn wait(
         &mut self,
         waiting: impl Fn() -> Waiting,

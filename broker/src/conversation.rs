@@ -1,4 +1,4 @@
-//! Accepts peers and answers them, each in a task of its own.
+//! Accepts peers and answers them, each in its own task.
 
 use std::{
     io::ErrorKind,
@@ -27,14 +27,14 @@ use crate::{
     users::{User, Users},
 };
 
-/// After a failure to accept: gives the connections that there are time to end.
+/// Pause after a failure to accept, so that existing connections have time to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a call of a user who makes many waits for a log that is behind. One that hangs then loses
-/// events, and counts them.
+/// How long calls of a user who makes many of them wait for a log that is behind. After that, events
+/// are dropped and counted.
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What all conversations share.
+/// The state that all conversations share.
 pub(crate) struct Service {
     pub sessions: Arc<SessionManager>,
     pub kms: KmsCalls,
@@ -44,7 +44,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Accepts peers for as long as it is polled.
+    /// Accepts peers as long as it is polled.
     pub async fn accept(self: &Arc<Self>, socket: &UnixListener) {
         let mut has_failed = false;
         loop {
@@ -91,7 +91,8 @@ impl Service {
         });
     }
 
-    /// Answers requests until the peer leaves, which is an error too, or sends what is no request.
+    /// Answers requests until the peer disconnects, which is an error as well, or sends something
+    /// invalid.
     async fn converse(
         &self,
         stream: UnixStream,
@@ -135,8 +136,8 @@ impl Service {
         }
     }
 
-    /// Asks KMS, or those keys that were kept, after a wait for a session where there is none and the
-    /// peer may wait. Fails when the peer has left.
+    /// Asks KMS or the key cache. If there is no session and the peer may wait, waits for one first.
+    /// Fails if the peer disconnects.
     async fn answer(
         &self,
         connection: &mut Connection,
@@ -158,7 +159,7 @@ impl Service {
                 Err(failure) if failure.kind == FailureKind::SessionOver => failure,
                 answered => return Ok(answered),
             };
-            // One that was opened while the call was under way.
+            // A session may have been opened during the call.
             if self.sessions.session().is_ok() {
                 continue;
             }
@@ -172,12 +173,12 @@ impl Service {
             };
             connection.reply(Reply::Waiting(waiting)).await?;
             let pause = left.map_or(WAITING_INTERVAL, |left| left.min(WAITING_INTERVAL));
-            // Either way, the loop looks again.
+            // In both cases, the loop tries again.
             let _ = timeout(pause, openings.changed()).await;
         }
     }
 
-    /// One try. Whoever waits for a session is not in line: it holds up nobody.
+    /// Makes one attempt. A request that waits for a session is not in the queue, so it blocks nobody.
     async fn call(
         &self,
         connection: &mut Connection,
@@ -231,7 +232,7 @@ impl Service {
     }
 }
 
-/// Each call, refused ones too, is an event for the audit.
+/// Logs each call for the audit, including refused ones.
 async fn wait_for_room_in_log(connection: &mut Connection, user: &User) -> Result<(), FrameError> {
     let pause = user.pause_before_call();
     connection.wait(|| turn(user), pause).await?;
@@ -254,7 +255,7 @@ fn turn(user: &User) -> Waiting {
     Waiting {
         reason: WaitReason::Turn,
         message: format!(
-            "too many calls of KMS by uid {} at once: this one waits for its turn",
+            "too many concurrent KMS calls by uid {}: this one waits for its turn",
             user.uid
         ),
     }
@@ -264,14 +265,14 @@ fn unsupported(user: &User, peer: &Peer, frame: &Frame) -> Reply {
     let version = frame.version;
     if user.is_new_version(version) {
         warn!(
-            "a client ({peer}) speaks protocol version {version}, and this broker {} to {PROTOCOL_VERSION}; restart whichever of them is older than what is installed",
+            "a client ({peer}) uses protocol version {version}, but this broker supports {} to {PROTOCOL_VERSION}; restart whichever of them is older than the installed release",
             version1::PROTOCOL_VERSION
         );
     }
     Reply::Failed(Failure {
         kind: FailureKind::UnsupportedVersion,
         message: format!(
-            "the broker speaks protocol version {} to {PROTOCOL_VERSION}, not {version}: it is of another release; restart it (systemctl restart iam-kms-broker), or this process",
+            "the broker supports protocol versions {} to {PROTOCOL_VERSION}, not {version}, because it is another release; restart it (systemctl restart iam-kms-broker), or this process",
             version1::PROTOCOL_VERSION
         ),
     })
@@ -280,7 +281,7 @@ fn unsupported(user: &User, peer: &Peer, frame: &Frame) -> Reply {
 fn note_version_1(user: &User, peer: &Peer) {
     if user.is_new_version(version1::PROTOCOL_VERSION) {
         info!(
-            "a client ({peer}) has the plugin of release 0.1.0 loaded and is served as before; it takes the new one at its server's next restart"
+            "a client ({peer}) still has the plugin of release 0.1.0 loaded, which works as before; the server loads the new one at its next restart"
         );
     }
 }

@@ -1,10 +1,10 @@
-//! Data keys that KMS has unwrapped, for processes that want them when the session is over: a backup,
-//! a state transfer, a server that was restarted.
+//! The key cache: data keys that KMS has decrypted, for processes that need them after the session: a
+//! backup, a state transfer, a server that was restarted.
 //!
-//! While a session is open, KMS is asked: it may have disabled the master key since, and logs who
-//! asks. What it refuses then is forgotten here too.
+//! While a session is open, KMS is always asked: the master key may have been disabled, and CloudTrail
+//! shall show each use. Keys that KMS refuses are removed here too.
 //!
-//! A key is known by its check value, and found by each wrapping that KMS has unwrapped to it.
+//! A key is identified by its check value, and found by each wrapped form that KMS has decrypted to it.
 
 use std::{
     collections::HashMap,
@@ -21,13 +21,13 @@ use locked_memory::{Arena, LockedKey, MAX_KEY_BYTES};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-/// 2 MiB of locked memory. What comes beyond is not kept.
+/// Uses 2 MiB of locked memory. Further keys are not cached.
 const MAX_KEYS: usize = 65_536;
 
-/// Wrappings of one key that are remembered: one for each master key that it was wrapped under.
+/// Wrapped forms that are remembered for a key: one for each master key.
 const MAX_WRAPPINGS: usize = 16;
 
-/// SHA-256 of the bytes that wrap a key.
+/// SHA-256 of a wrapped key.
 type Wrapping = [u8; 32];
 
 /// The keys.
@@ -41,7 +41,7 @@ pub(crate) struct KeyCache {
 struct Content {
     keys: HashMap<CheckValue, Kept>,
     by_wrapping: HashMap<Wrapping, CheckValue>,
-    /// Keys that each user has had unwrapped first.
+    /// The number of keys that each user had decrypted first.
     by_uid: HashMap<u32, usize>,
     arena: Arena,
 }
@@ -61,9 +61,9 @@ impl KeyCache {
         }
     }
 
-    /// Keeps a key that KMS has just unwrapped for the user `uid`.
+    /// Caches a key that KMS has just decrypted for the user `uid`.
     ///
-    /// The error is for the log: the key is not kept, or not as well as it should be.
+    /// The error is for the log: the key is not cached, or its memory is not protected.
     pub fn keep(
         &self,
         uid: u32,
@@ -85,7 +85,7 @@ impl KeyCache {
         warning.map_or(Ok(()), Err)
     }
 
-    /// The key that is wrapped by these bytes, or else has this check value, and the ARN of the master
+    /// Finds the key with this wrapped form, or else with this check value, and the ARN of the master
     /// key that wrapped it last.
     pub fn find(
         &self,
@@ -103,8 +103,8 @@ impl KeyCache {
         Some((PlaintextKey::new(bytes).ok()?, kept.master_key_arn.clone()))
     }
 
-    /// Takes note of a failure of KMS. What it refuses to unwrap is not to be had here either. Where it
-    /// has not looked at the key, because of a wrong clock, say, nothing is forgotten.
+    /// Handles a failure of KMS. A key that KMS refuses to decrypt is removed. If KMS has not looked at
+    /// the key, for example because of a wrong clock, nothing is removed.
     pub fn refused(&self, ciphertext_blob: &[u8], kind: FailureKind) {
         match kind {
             FailureKind::AccessDenied
@@ -121,7 +121,7 @@ impl KeyCache {
         }
     }
 
-    /// Overwrites all keys.
+    /// Wipes all keys.
     pub fn wipe(&self) {
         let mut content = self.content();
         content.arena.wipe();
@@ -129,30 +129,30 @@ impl KeyCache {
         content.by_wrapping.clear();
     }
 
-    /// The content is whole at every unlock.
+    /// The content is consistent at every unlock, even after a panic.
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Content {
-    /// The warning of a key that is kept in memory that is not as it should be.
+    /// Returns the warning about memory that is not protected as it should be.
     fn add(
         &mut self,
         uid: u32,
         check_value: CheckValue,
         key: &PlaintextKey,
     ) -> Result<Option<String>, String> {
-        // A user may have as many keys kept as there is room left for the others.
+        // A user may have as many keys cached as there is room left for the others.
         let room = MAX_KEYS.saturating_sub(self.keys.len());
         let of_user = self.by_uid.entry(uid).or_default();
         if *of_user >= room {
             return Err(format!(
-                "a data key is not kept for the time after the session: {of_user} of uid {uid} are kept already"
+                "a data key is not cached for the time after the session: {of_user} of uid {uid} are cached already"
             ));
         }
         let stored = self.arena.store(key.expose()).map_err(|error| {
-            format!("a data key is not kept for the time after the session: {error}")
+            format!("a data key is not cached for the time after the session: {error}")
         })?;
         *of_user += 1;
         let kept = Kept {
@@ -164,7 +164,7 @@ impl Content {
         self.keys.insert(check_value, kept);
         Ok(stored.lock_failure.map(|error| {
             format!(
-                "data keys that are kept may be swapped or dumped: {error}; set LimitMEMLOCK=infinity in the unit"
+                "cached data keys may be swapped out or dumped: {error}; set LimitMEMLOCK=infinity in the unit"
             )
         }))
     }
@@ -184,7 +184,7 @@ impl Content {
         self.by_wrapping.insert(wrapping, check_value);
     }
 
-    /// Forgets a wrapping, and with the last of them the key.
+    /// Removes a wrapped form, and the key together with the last one.
     fn forget(&mut self, wrapping: Wrapping) {
         let Some(check_value) = self.by_wrapping.remove(&wrapping) else {
             return;
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refusal_that_is_about_the_key_forgets_it() {
+    fn only_a_refusal_of_the_key_removes_it() {
         for (kind, is_kept) in [
             (FailureKind::KeyUnusable, false),
             (FailureKind::AccessDenied, false),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_found_by_its_check_value_whatever_wraps_it_now() {
+    fn a_key_is_found_by_its_check_value_after_a_rewrap() {
         let cache = cache();
         cache.keep(SERVER, b"before", &key(1), "arn").unwrap();
         let (found, _) = cache.find(b"after", check_value(1)).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_that_wrap_a_key_count_for_more_than_the_check_value_that_is_asked_for() {
+    fn the_wrapped_form_takes_precedence_over_the_check_value() {
         let cache = cache();
         cache.keep(SERVER, b"first", &key(1), "arn").unwrap();
         cache.keep(SERVER, b"second", &key(2), "arn").unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_wrapping_leaves_a_key_that_another_one_still_opens() {
+    fn a_key_stays_while_another_wrapped_form_is_accepted() {
         let cache = cache();
         cache.keep(SERVER, b"old", &key(1), "old arn").unwrap();
         cache.keep(SERVER, b"new", &key(1), "new arn").unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_cannot_take_the_room_of_others() {
+    fn one_user_cannot_fill_the_cache() {
         let cache = cache();
         let mut number = 0_u32;
         let mut fill = |uid| {
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn wrappings_of_one_key_do_not_pile_up() {
+    fn wrapped_forms_of_one_key_are_limited() {
         let cache = cache();
         for number in 0..1000_u32 {
             let blob = number.to_le_bytes();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_wipe_there_is_nothing() {
+    fn a_wiped_cache_is_empty() {
         let cache = cache();
         cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
         cache.wipe();

@@ -1,4 +1,4 @@
-//! The KMS calls, one try each.
+//! The KMS calls, one attempt each.
 //!
 //! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
 
@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
 use aws_session::{
-    kms_failure::{failure, incomplete, wrapped_key},
-    session::Session,
+    aws_error::{incomplete, kms_failure, wrapped_key},
+    credentials::Credentials,
     settings::{Service, Settings},
 };
 use broker_api::{
@@ -22,19 +22,19 @@ const GENERATE: &str = "GenerateDataKeyWithoutPlaintext";
 /// Longest id of a master key, and longest ARN, in bytes.
 const MAX_MASTER_KEY_BYTES: usize = 2048;
 
-/// Longest id of a request that is passed on, in bytes.
+/// Longest request id that is passed on, in bytes.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
-/// Calls KMS with the session that is open, in the region and at the endpoint of the configuration.
+/// Calls KMS with the open session, in the region and at the endpoint of the configuration.
 pub(crate) struct KmsCalls {
     builder: Builder,
     settings: KmsSettings,
-    /// Of the last session.
-    client: Mutex<Option<(Arc<Session>, Client)>>,
+    /// The client of the last session.
+    client: Mutex<Option<(Arc<Credentials>, Client)>>,
 }
 
 impl KmsCalls {
-    /// Calls KMS where `aws` says.
+    /// Calls KMS with these settings.
     pub fn new(aws: &Settings) -> Self {
         let request_timeout = aws.request_timeout().as_millis();
         Self {
@@ -48,12 +48,12 @@ impl KmsCalls {
         }
     }
 
-    /// What clients may know of the configuration.
+    /// Returns what clients may know of the configuration.
     pub fn settings(&self) -> &KmsSettings {
         &self.settings
     }
 
-    /// Does what `request`, which has been checked, asks of KMS.
+    /// Performs `request`, which must have been checked.
     pub async fn call(
         &self,
         sessions: &SessionManager,
@@ -69,7 +69,7 @@ impl KmsCalls {
         }
     }
 
-    fn client(&self, session: &Arc<Session>) -> Client {
+    fn client(&self, session: &Arc<Credentials>) -> Client {
         let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, client)) = &*kept
             && Arc::ptr_eq(of, session)
@@ -82,8 +82,8 @@ impl KmsCalls {
         client
     }
 
-    /// Refuses a request of version 1 that wants another region or endpoint than the broker's, which
-    /// was the client's to choose then. Its time limit is ignored.
+    /// Refuses a request of version 1 for another region or endpoint than the broker's. (In version 1,
+    /// the client chose them.) Its time limit is ignored.
     pub fn check_options(&self, request: &version1::Request) -> Result<(), Failure> {
         let Some(options) = request.options() else {
             return Ok(());
@@ -91,7 +91,7 @@ impl KmsCalls {
         let region = &self.settings.region;
         if !options.region.is_empty() && options.region != *region {
             return Err(invalid(format!(
-                "aws_key_management_region is not {region}, in which the broker calls KMS; remove the variable, or set region in the broker's configuration and restart it"
+                "aws_key_management_region is not {region}, the region in which the broker calls KMS; remove the variable, or set region in the broker's configuration and restart it"
             )));
         }
         let is_same =
@@ -107,7 +107,7 @@ impl KmsCalls {
     }
 }
 
-/// Refuses what KMS would not take, before it costs anything.
+/// Refuses a request that KMS would not accept, before it costs anything.
 pub(crate) fn check(request: &Request) -> Result<(), Failure> {
     let why = match request {
         Request::Decrypt(request)
@@ -138,7 +138,7 @@ async fn decrypt(
         .ciphertext_blob(Blob::new(request.ciphertext_blob.as_slice()))
         .send()
         .await
-        .map_err(|error| failure("Decrypt", &error, session_over))?;
+        .map_err(|error| kms_failure("Decrypt", &error, session_over))?;
     let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
     Ok(Reply::Decrypted {
         key: PlaintextKey::new(plaintext)
@@ -159,7 +159,7 @@ async fn generate(
         .number_of_bytes(request.key_bytes.into())
         .send()
         .await
-        .map_err(|error| failure(GENERATE, &error, session_over))?;
+        .map_err(|error| kms_failure(GENERATE, &error, session_over))?;
     let ciphertext_blob = answer.ciphertext_blob().map(AsRef::as_ref);
     Ok(Reply::Generated {
         ciphertext_blob: wrapped_key(GENERATE, &answer, ciphertext_blob)?,
@@ -168,7 +168,7 @@ async fn generate(
     })
 }
 
-/// What fits into a frame and a line of a log.
+/// Shortens a text so that it fits into a frame and a log line.
 fn beginning(text: Option<&str>, most_bytes: usize) -> String {
     let text = text.unwrap_or_default();
     let printable = text.chars().filter(char::is_ascii_graphic);
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_long_for_a_frame_or_no_text_for_a_line_is_cut_off() {
+    fn texts_are_truncated_and_filtered() {
         assert_eq!(beginning(Some("arn"), 10), "arn");
         assert_eq!(beginning(Some(&"a".repeat(5000)), 2048).len(), 2048);
         assert_eq!(beginning(None, 10), "");

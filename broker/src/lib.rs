@@ -1,12 +1,12 @@
 //! Holds the AWS session and calls KMS for MariaDB's `aws_key_management` plugin.
 //!
-//! The only process beside the server that talks to AWS. It listens at a Unix socket
+//! Next to the launcher, it is the only process that calls AWS. It listens on a Unix socket
 //! (`listener`), speaks the protocol of `broker-api` with each peer (`conversation`, `connection`,
-//! `peer`), gives each user of the socket a fair share (`users`), performs KMS calls (`kms`), keeps
-//! what they unwrapped for the time without a session (`key_cache`), tells an audit of them (`audit`),
-//! and gets a new session when one has ended (`session_manager`).
-//! Started by `iam-kms-wrapper` it takes the session over from there and lives as long as the
-//! server (`lifetime`); started with `--config` it asks for a code itself.
+//! `peer`), gives each user of the socket a fair share (`users`), makes the KMS calls (`kms_calls`),
+//! caches the data keys for the time without a session (`key_cache`), logs all calls for audits
+//! (`audit`), and gets a new session when one has ended (`session_manager`). If `iam-kms-wrapper`
+//! starts it, it takes over the session and exits with the server (`lifetime`). If it is started with
+//! `--config`, it prompts for a code itself.
 
 mod audit;
 pub mod command_line;
@@ -33,9 +33,9 @@ use std::{
 use aws_session::{
     clock,
     config::{Config, ConfigError, Mfa},
-    credentials::{CredentialsError, Finder},
-    session::Session,
+    credentials::Credentials,
     settings::{Reader, Settings, SettingsError},
+    source_credentials::{CredentialsError, Finder},
 };
 use broker_api::FrameError;
 use clap::Parser;
@@ -62,13 +62,13 @@ use users::Users;
 
 const PROGRAM: &str = "iam-kms-broker";
 
-/// Our own failure, as for `iam-kms-wrapper`.
+/// Exit code of a failure, as for `iam-kms-wrapper`.
 const FAILURE: u8 = 125;
 
-/// How long the end waits for the last lines of the log to be written.
+/// How long to wait at the end for the last log lines to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Why the broker does not run.
+/// Why the broker cannot run.
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error(transparent)]
@@ -83,7 +83,7 @@ enum RunError {
     Handover(FrameError),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
-    #[error("{0} has ended by a defect: please report it with the lines before this one")]
+    #[error("{0} has ended because of a bug; please report it with the preceding log lines")]
     Defect(&'static str),
 }
 
@@ -111,7 +111,7 @@ pub fn main() -> ExitCode {
     status
 }
 
-/// Takes everything over from `iam-kms-wrapper` and tells it when the socket listens.
+/// Takes over from `iam-kms-wrapper`, and tells it when the socket listens.
 fn run_for_wrapper() -> Result<(), RunError> {
     process::close_inherited_descriptors()
         .map_err(|error| RunError::System("close the server's descriptors", error))?;
@@ -131,7 +131,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
     let prepared = Lifetime::of_server(server_pid)
         .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
-            let aws = Settings::read(&config, Reader::Service)?;
+            let aws = Settings::read(&config.session, Reader::Service)?;
             Ok((lifetime, Prepared::new(&config, aws)?))
         });
     let started: Started = match &prepared {
@@ -142,21 +142,22 @@ fn run_for_wrapper() -> Result<(), RunError> {
     let (lifetime, prepared) = prepared?;
     process::close_standard_streams()
         .map_err(|error| RunError::System("close standard input and output", error))?;
-    // SIGTERM goes to every process of the unit; the server still needs us while it shuts down.
+    // SIGTERM goes to every process of the unit, but the server still needs the broker while it shuts
+    // down.
     drop(signals);
     prepared.serve(config, source, Some(session), Role::OfServer, &lifetime)
 }
 
-/// As a service of its own, or started by hand.
+/// Runs as a service of its own, or started by hand.
 fn run_alone(config: Config) -> Result<(), RunError> {
     logging::use_format(config.log_format);
     let signals = prepare_process()?;
     warn_of_readable_program();
     let kept = listen_fds::take(stored_session::NAME)
         .map_err(|error| RunError::System("take the kept session out of LISTEN_FDS", error))?;
-    let aws = Settings::read(&config, Reader::Service)?;
+    let aws = Settings::read(&config.session, Reader::Service)?;
     let finder = Finder {
-        config: &config,
+        config: &config.session,
         aws: &aws,
         interrupt: Some(signals.descriptor()),
     };
@@ -164,7 +165,8 @@ fn run_alone(config: Config) -> Result<(), RunError> {
         Err(CredentialsError::Interrupted) => return Ok(()),
         source => source?,
     };
-    let kept = kept.and_then(|taken| stored_session::reuse(&config, source.as_ref(), taken.file));
+    let kept =
+        kept.and_then(|taken| stored_session::reuse(&config.session, source.as_ref(), taken.file));
     if let Some(session) = &kept {
         info!(
             event = "session_open",
@@ -175,9 +177,9 @@ fn run_alone(config: Config) -> Result<(), RunError> {
             session.expiration_text()
         );
     }
-    let session = kept.or_else(|| source.clone().filter(|_| config.mfa == Mfa::Off));
+    let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
     let prepared = Prepared::new(&config, aws)?;
-    // Not only once there is a session: what is ordered after us waits for that by itself.
+    // Without waiting for a session: units that need one wait for it themselves.
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
     prepared.serve(config, source, session, Role::Service, &lifetime)
@@ -189,18 +191,18 @@ fn warn_of_readable_program() {
     }
 }
 
-/// The log gets its thread here: with `--handover`, the process has forked for the last time.
+/// Starts the thread of the log. With `--handover`, the process has forked for the last time before.
 fn prepare_process() -> Result<Signals, RunError> {
     process::harden()
         .map_err(|error| RunError::System("turn core dumps and new privileges off", error))?;
-    // Before the first thread, which inherits that they are held.
+    // Before the first thread, so that it inherits the blocked signals.
     let signals = Signals::hold().map_err(|error| RunError::System("hold signals", error))?;
     logging::write_in_background(PROGRAM)
         .map_err(|error| RunError::System("start the thread of the log", error))?;
     Ok(signals)
 }
 
-/// What can fail before the first peer is served.
+/// The parts whose creation can fail, before the first peer is served.
 struct Prepared {
     runtime: Runtime,
     aws: Settings,
@@ -211,7 +213,7 @@ struct Prepared {
 
 impl Prepared {
     fn new(config: &Config, aws: Settings) -> Result<Self, RunError> {
-        // One thread, this one, for all connections and calls.
+        // This thread serves all connections and calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -222,17 +224,16 @@ impl Prepared {
             aws,
             runtime,
             users,
-            listener: Listener::bind(&config.broker_socket, config.broker_socket_gid)?,
+            listener: Listener::bind(&config.broker.socket, config.broker.socket_gid)?,
         })
     }
 
-    /// Serves peers and manages the session until `lifetime` is over. Then everything secret is
-    /// overwritten.
+    /// Serves peers and manages the session until `lifetime` is over, and then wipes all secrets.
     fn serve(
         self,
         config: Config,
-        source: Option<Session>,
-        session: Option<Session>,
+        source: Option<Credentials>,
+        session: Option<Credentials>,
         role: Role,
         lifetime: &Lifetime,
     ) -> Result<(), RunError> {
@@ -243,8 +244,8 @@ impl Prepared {
             users,
             listener,
         } = self;
-        let cache = KeyCache::new(config.key_cache);
-        let admission = Admission::new(config.broker_socket_gid);
+        let cache = KeyCache::new(config.broker.key_cache);
+        let admission = Admission::new(config.broker.socket_gid);
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
         let service = Arc::new(Service {
@@ -257,7 +258,7 @@ impl Prepared {
         let socket = listener
             .acceptor()
             .map_err(|error| RunError::System("accept connections", error))?;
-        info!("listening at {}", listener.path().display());
+        info!("listening on {}", listener.path().display());
         let (thread, thread_ended) = service
             .sessions
             .start()
@@ -273,18 +274,18 @@ impl Prepared {
                 () = service.accept(&socket) => Ok(()),
             }
         };
-        // Whatever happens, what follows is done.
+        // Even after a panic, the rest of this function runs.
         let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(serving)))
             .unwrap_or(Err(RunError::Defect("the thread that serves clients")));
-        // First of all, so that the next broker can take the path over.
+        // First, so that the next broker can take over the path.
         drop(listener);
         service
             .sessions
             .stop()
             .map_err(|error| RunError::System("stop", error))?;
-        // Its panic has been reported.
+        // A panic has been reported already.
         let _ = thread.join();
-        // With the connections of peers and to KMS, and what is in their buffers.
+        // This also drops the connections and their buffers.
         drop(runtime);
         service.cache.wipe();
         ended

@@ -1,4 +1,4 @@
-//! What the broker lives for: the server's process, or until a signal.
+//! How long the broker runs: as long as the server, or until a signal.
 
 use std::{
     io,
@@ -10,27 +10,28 @@ use service::signals::Signals;
 use tokio::net::unix::pipe;
 use tracing::info;
 
-/// How long the broker lives.
+/// How long the broker runs.
 pub(crate) enum Lifetime {
-    /// As long as the process that is, or becomes, the server.
+    /// As long as this process, which is or becomes the server.
     OfServer(OwnedFd),
     /// Until a signal.
     UntilSignal(Signals),
 }
 
 impl Lifetime {
-    /// That of a process. It waits for us meanwhile, so the number cannot be another's yet.
+    /// As long as a process, which waits for the broker at this time, so its number cannot have been
+    /// reused.
     pub fn of_server(pid: i32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Self::OfServer(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
-    /// Returns when it is over, and logs why.
+    /// Waits for the end, and logs the reason.
     pub async fn wait(&self) -> io::Result<()> {
         match self {
             Self::OfServer(process) => {
                 readable(process.as_fd()).await?;
-                info!("the server has ended, and so does its broker");
+                info!("the server has ended, so its broker exits");
             }
             Self::UntilSignal(signals) => {
                 readable(signals.descriptor()).await?;
@@ -43,8 +44,8 @@ impl Lifetime {
     }
 }
 
-/// `AsyncFd` is unsafe to make. The receiver of a pipe does as well for any descriptor that can be
-/// polled: nothing is read from it.
+/// Creating an `AsyncFd` is unsafe. The receiver of a pipe works as well for any descriptor that can be
+/// polled, because nothing is read from it.
 async fn readable(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let descriptor = descriptor.try_clone_to_owned()?;
     pipe::Receiver::from_owned_fd_unchecked(descriptor)?

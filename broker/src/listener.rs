@@ -1,4 +1,4 @@
-//! The socket: made for our user alone or for a group too, by one broker at a time.
+//! The socket: for this user only or for a group as well, and for one broker at a time.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -17,19 +17,19 @@ use service::{
 };
 use tracing::warn;
 
-/// Why the socket cannot be made.
+/// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenerError {
     #[error(transparent)]
     Path(#[from] SocketPathError),
-    #[error("cannot listen at {path}: {source}", path = path.display())]
+    #[error("cannot listen on {path}: {source}", path = path.display())]
     Bind { path: PathBuf, source: io::Error },
     #[error(
-        "cannot give {path} to broker_socket_group: {source}; start the broker in that group (Group= in the unit)",
+        "cannot set the group of {path} to broker_socket_group: {source}; run the broker with that group (Group= in the unit)",
         path = path.display()
     )]
     Group { path: PathBuf, source: io::Error },
-    #[error("another broker listens at {path}{who}; stop its server first", path = path.display())]
+    #[error("another broker listens on {path}{who}; stop its server first", path = path.display())]
     Busy { path: PathBuf, who: String },
     #[error("cannot lock {path}: {source}", path = path.display())]
     Lock { path: PathBuf, source: io::Error },
@@ -40,12 +40,12 @@ pub(crate) struct Listener {
     path: PathBuf,
     socket: UnixListener,
     identity: (u64, u64),
-    /// Given back after the socket.
+    /// Released after the socket is removed.
     _lock: Lock,
 }
 
 impl Listener {
-    /// Binds `path` with mode 0600, which the process's umask gives it, or 0660 for the group `gid`.
+    /// Binds `path` with mode 0600 (by the umask of the process), or 0660 for the group `gid`.
     pub fn bind(path: &Path, gid: Option<u32>) -> Result<Self, ListenerError> {
         let failed = |source| ListenerError::Bind {
             path: path.into(),
@@ -74,15 +74,15 @@ impl Listener {
             path: self.path.clone(),
             source,
         };
-        // The group first: nobody else is let in meanwhile. Where it is our own, systemd may have
-        // forbidden the call.
+        // The group first, so that nobody else can connect meanwhile. If it is our own group already,
+        // skip the call, which systemd may have forbidden.
         if metadata.gid() != gid {
             chown(&self.path, None, Some(gid)).map_err(failed)?;
         }
         fs::set_permissions(&self.path, fs::Permissions::from_mode(0o660)).map_err(failed)
     }
 
-    /// A socket to accept from, which does not block.
+    /// Returns a non-blocking socket to accept connections from.
     pub fn acceptor(&self) -> io::Result<UnixListener> {
         self.socket.set_nonblocking(true)?;
         self.socket.try_clone()
@@ -94,7 +94,7 @@ impl Listener {
 }
 
 impl Drop for Listener {
-    /// A later broker may have taken the path over; its socket stays.
+    /// A later broker may have taken over the path; then its socket stays.
     fn drop(&mut self) {
         on_abort::SOCKET.removed();
         let there = fs::symlink_metadata(&self.path);
@@ -108,7 +108,7 @@ impl Drop for Listener {
 
 /// Removes the socket of a broker that was killed.
 fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
-    // One of release 0.1.0 takes no lock.
+    // A broker of release 0.1.0 takes no lock.
     if has_listener(path) {
         return Err(ListenerError::Busy {
             path: path.into(),
@@ -124,11 +124,11 @@ fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
     }
 }
 
-/// A locked file beside the socket: of two brokers that start together, one must not remove the
-/// other's. Removed when dropped.
+/// A locked file next to the socket, so that of two brokers that start together, neither removes the
+/// other's socket. Removed when dropped.
 struct Lock {
     path: PathBuf,
-    /// Closing it ends the lock.
+    /// Closing it releases the lock.
     _file: File,
 }
 
@@ -154,7 +154,7 @@ impl Lock {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
             let locked = file.metadata().map_err(failed)?;
-            // Its last holder may have removed it before we had the lock.
+            // Its last holder may have removed it before the lock was taken.
             let there = fs::symlink_metadata(&path);
             if there.is_ok_and(|there| identity(&there) == identity(&locked)) {
                 file.set_len(0).map_err(failed)?;
@@ -167,7 +167,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Left behind, it is used again.
+        // A file that is left behind is reused.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -186,10 +186,10 @@ fn open_lock(path: &Path) -> io::Result<File> {
     if metadata.is_file() && metadata.uid() == geteuid().as_raw() {
         return Ok(file);
     }
-    Err(io::Error::other("it is no file of this user; remove it"))
+    Err(io::Error::other("it is not a file of this user; remove it"))
 }
 
-/// Who has the lock, for people.
+/// Names the holder of the lock, for messages.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     match file.take(16).read_to_string(&mut text) {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_that_takes_no_lock_is_not_replaced() {
+    fn a_broker_without_a_lock_is_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         let _live = UnixListener::bind(&path).unwrap();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_that_start_together_one_listens() {
+    fn one_of_many_concurrent_brokers_listens() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         for _ in 0..20 {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_socket_is_left_alone() {
+    fn other_files_are_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("broker.sock");
         fs::write(&path, "precious").unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_every_user_can_write_is_refused() {
+    fn a_world_writable_directory_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let refusal = Listener::bind(&directory.path().join("broker.sock"), None).err();

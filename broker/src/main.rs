@@ -6,7 +6,7 @@ use std::{alloc::System, process::ExitCode};
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Overwrites memory when it is freed: data keys and credentials pass through buffers of libraries
+/// Wipes memory when it is freed, because data keys and credentials pass through buffers of libraries
 /// that do not.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);

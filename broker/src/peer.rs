@@ -1,4 +1,4 @@
-//! Who has connected, and who of them is served.
+//! The process that has connected, and whether it is served.
 
 use std::{fmt, io};
 
@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 
 use crate::peer_groups;
 
-/// The process that has connected, as it was then.
+/// The process that has connected, with its identity at that time.
 pub(crate) struct Peer {
     pub uid: u32,
     pub gid: u32,
@@ -20,7 +20,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// As the kernel knows it: no name service is asked, which may hang.
+    /// Reads it from the kernel, because a name service may hang.
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         let credentials = getsockopt(stream, PeerCredentials)?;
         Ok(Self {
@@ -38,7 +38,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Who is served: our own user, root, and the processes of a group where one is configured.
+/// Who is served: this user, root, and the processes of a group if one is configured.
 pub(crate) struct Admission {
     gid: Option<u32>,
 }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_of_our_own_user_are_served() {
+    fn peers_of_the_same_user_are_served() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_users_only_the_group_is_served() {
+    fn other_users_are_served_only_in_the_group() {
         let other = geteuid().as_raw() + 1;
         let peer = |gid, groups: &[u32]| Peer {
             uid: other,

@@ -1,5 +1,5 @@
-//! The supplementary groups of a peer. Source: `SO_PEERGROUPS` in the kernel's `net/core/sock.c`,
-//! since Linux 4.13; neither nix nor rustix has it.
+//! The supplementary groups of a peer. Source: `SO_PEERGROUPS` in the kernel's `net/core/sock.c`, since
+//! Linux 4.13. Neither nix nor rustix supports it.
 
 #![allow(unsafe_code)]
 
@@ -11,13 +11,13 @@ use std::{
 
 use nix::{errno::Errno, libc};
 
-/// More groups than that no process has (`NGROUPS_MAX`).
+/// No process has more groups (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
 /// Most processes have fewer.
 const USUAL_GROUPS: usize = 64;
 
-/// The supplementary groups that the process at the other end had when it connected.
+/// Returns the supplementary groups that the peer had when it connected.
 pub(crate) fn of(socket: &impl AsFd) -> io::Result<Vec<u32>> {
     match read(socket, USUAL_GROUPS) {
         Err(Errno::ERANGE) => Ok(read(socket, MAX_GROUPS)?),

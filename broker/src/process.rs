@@ -1,4 +1,4 @@
-//! What the broker does to itself before it touches a secret.
+//! The protection of the broker's process, before it reads a secret.
 
 use std::{
     fs::{self, File},
@@ -18,17 +18,17 @@ use nix::{
 use service::{on_abort, process};
 use tracing::info;
 
-/// Continues as a child of init, in a session of its own. The process that `iam-kms-wrapper`
-/// started ends here, so that the server gets no child that it would never reap.
+/// Continues as a child of init, in its own session. The process that `iam-kms-wrapper` started ends
+/// here, because the server would never reap it.
 ///
-/// Must be called before the first thread is started: only the calling one goes on.
+/// Must be called before the first thread is started: only the calling thread continues.
 pub(crate) fn leave_parent() -> io::Result<()> {
     let keep_standard_streams = true;
     Ok(daemon(false, keep_standard_streams)?)
 }
 
-/// No core dumps, no ptrace by others of our user, no new privileges, no swap where that is
-/// allowed, and files that are ours alone.
+/// Prevents core dumps, ptrace by other processes of this user, new privileges and, if allowed,
+/// swapping; and makes new files private.
 pub(crate) fn harden() -> io::Result<()> {
     process::refuse_dumps()?;
     prctl::set_no_new_privs()?;
@@ -43,8 +43,8 @@ pub(crate) fn harden() -> io::Result<()> {
     Ok(())
 }
 
-/// Connections that all peers together may have: as many as there are descriptors, without those that
-/// the broker needs itself. Raises the limit of descriptors first, as far as that is allowed.
+/// Returns the number of connections that all peers together may have: the number of descriptors
+/// without those that the broker needs. Raises the limit of descriptors first, as far as allowed.
 pub(crate) fn max_connections() -> usize {
     const WANTED: u64 = 8192;
     const OWN: u64 = 256;
@@ -56,13 +56,13 @@ pub(crate) fn max_connections() -> usize {
         Ok(()) => raised,
         Err(_) => soft,
     };
-    // Under a small limit, half of it.
+    // With a small limit, half of it.
     usize::try_from(limit.saturating_sub(OWN).max(limit / 2)).unwrap_or(usize::MAX)
 }
 
-/// Closes all descriptors but the standard ones: what the server inherits is not for us to hold.
+/// Closes all descriptors but the standard ones, which belong to the server.
 ///
-/// Must be called before any is opened here.
+/// Must be called before this process opens any.
 pub(crate) fn close_inherited_descriptors() -> io::Result<()> {
     let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -70,7 +70,7 @@ pub(crate) fn close_inherited_descriptors() -> io::Result<()> {
         .collect();
     for descriptor in open {
         match close(descriptor) {
-            // The one that read the directory.
+            // The descriptor that reads the directory is closed already.
             Ok(()) | Err(Errno::EBADF) => {}
             Err(error) => return Err(error.into()),
         }
@@ -78,7 +78,7 @@ pub(crate) fn close_inherited_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of the pipes to `iam-kms-wrapper`.
+/// Closes the pipes to `iam-kms-wrapper`.
 pub(crate) fn close_standard_streams() -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(null.as_fd())?;

@@ -1,7 +1,7 @@
-//! Manages the session: notices that it has ended and gets the next one through the code channel.
+//! Manages the session: notices its end and gets the next one through the code channel.
 //!
-//! A thread of its own waits for codes, calls STS and talks to systemd; whoever asks for the session
-//! never waits for any of that.
+//! Its own thread waits for codes, calls STS and notifies systemd. Callers that need the session never
+//! wait for these.
 
 use std::{
     io,
@@ -15,68 +15,69 @@ use std::{
 use aws_session::{
     clock::{self, utc_text},
     config::{Config, Mfa},
-    credentials::{CredentialsError, Finder},
+    credentials::Credentials,
     interrupt::sleep_until,
-    session::Session,
     settings::Settings,
+    source_credentials::{CredentialsError, Finder},
 };
 use broker_api::{Failure, FailureKind, KmsSettings, SessionPhase, SessionState, WaitPolicy};
 use code_channel::{
-    Channel, Stage,
-    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
-    wanted, writing_command,
+    Channel,
+    mfa_prompt::{MfaPrompt, OnPermanentFailure, PromptError},
+    writing_command,
 };
 use nix::sys::eventfd::EventFd;
 use service::{logging::AUDIT, stored_session, systemd};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
 
-/// Sessions that renew themselves (an instance role's) are renewed this long before their end, as
-/// soon as AWS has the next, or half-way to it where there is less left.
+/// Sessions that need no code, such as those of an instance role, are renewed this long before their
+/// end, when AWS offers the next one; or half-way to the end if less is left.
 const RENEW_AHEAD_SECONDS: i64 = 300;
 
-/// Between two attempts to make the FIFO, or to renew a session without a code. Doubled each time.
+/// Pause between attempts to create the FIFO, or to renew a session without a code. It doubles each
+/// time.
 const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest wait before the clock is looked at again: the host may have slept.
+/// Longest wait before the clock is checked again, because the host may have been suspended.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
-/// For whom the session is kept.
+/// For whom the session is managed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// One server, which started us.
+    /// For one server, whose launcher started the broker.
     OfServer,
-    /// Anybody admitted; our state is that of a unit of our own.
+    /// For all admitted peers, as a unit of its own.
     Service,
 }
 
-/// The session and what becomes of it.
+/// The session and its state.
 pub(crate) struct SessionManager {
     config: Config,
     aws: Settings,
     role: Role,
-    source: Option<Session>,
+    source: Option<Credentials>,
     state: Mutex<State>,
-    /// For the thread: the session has changed, or it is time to stop.
+    /// Notified when the session has changed, or it is time to stop.
     changed: Condvar,
-    /// For those who wait for a session.
+    /// Notifies requests that wait for a session.
     opened: watch::Sender<()>,
     /// Readable when it is time to stop.
     stop: EventFd,
 }
 
 struct State {
-    session: Option<Arc<Session>>,
-    /// A session that is over and of which nobody has been told yet.
-    closed: Option<Arc<Session>>,
-    /// Where there is a session: when the next one is due, unless never.
+    session: Option<Arc<Credentials>>,
+    /// A session that has ended, which has not been logged yet.
+    closed: Option<Arc<Credentials>>,
+    /// When the session is renewed; `None`: never, or there is none.
     renewal_unix_seconds: Option<i64>,
-    /// End of the present or last session.
+    /// End of the current or last session.
     expiration_unix_seconds: Option<i64>,
-    /// The FIFO that awaits a code.
+    /// The FIFO that waits for a code.
     fifo: Option<PathBuf>,
-    /// Why there can be no session, if that is so.
+    /// Why there is no session, after a failure.
     failure: Option<String>,
 }
 
@@ -89,21 +90,21 @@ impl State {
 }
 
 impl SessionManager {
-    /// Manages `session`, or asks for one at once if there is none.
+    /// Manages `session`. If there is none, prompts for one immediately.
     ///
-    /// Errors: no descriptor is left.
+    /// Errors: no descriptors are left.
     pub fn new(
-        mut config: Config,
+        config: Config,
         aws: Settings,
-        source: Option<Session>,
-        session: Option<Session>,
+        source: Option<Credentials>,
+        session: Option<Credentials>,
         role: Role,
     ) -> io::Result<Self> {
-        // That limit is for a start that somebody waits for.
-        config.prompt_timeout = None;
         let state = State {
             expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
-            renewal_unix_seconds: session.as_ref().and_then(|s| renewal(&config.mfa, s)),
+            renewal_unix_seconds: session
+                .as_ref()
+                .and_then(|s| renewal(&config.session.mfa, s)),
             session: session.map(Arc::new),
             closed: None,
             fifo: None,
@@ -121,8 +122,8 @@ impl SessionManager {
         })
     }
 
-    /// The open session, or the failure that says where to write a code.
-    pub fn session(&self) -> Result<Arc<Session>, Failure> {
+    /// Returns the open session, or the failure that says where to write a code.
+    pub fn session(&self) -> Result<Arc<Credentials>, Failure> {
         let mut state = self.lock();
         if state
             .session
@@ -138,8 +139,8 @@ impl SessionManager {
             .ok_or_else(|| self.session_over(&state))
     }
 
-    /// Takes KMS's word that `session` has ended, whatever our clock says.
-    pub fn ended(&self, session: &Arc<Session>) -> Failure {
+    /// Ends `session` because KMS says that it has expired, whatever the clock says.
+    pub fn ended(&self, session: &Arc<Credentials>) -> Failure {
         let mut state = self.lock();
         if state
             .session
@@ -152,23 +153,23 @@ impl SessionManager {
         self.session_over(&state)
     }
 
-    /// How long a request may wait for the next session; `None`: as long as it takes.
+    /// Returns how long a request may wait for a session; `None`: without limit.
     pub fn wait_limit(&self, wait: WaitPolicy) -> Option<Duration> {
         match wait {
             WaitPolicy::Never => Some(Duration::ZERO),
-            WaitPolicy::Limited => Some(self.config.reprompt_wait),
+            WaitPolicy::Limited => Some(self.config.broker.reprompt_wait),
             WaitPolicy::UntilOpen => None,
         }
     }
 
-    /// Changes with each session that is opened from now on.
+    /// Returns a receiver that is notified of each session that is opened from now on.
     pub fn openings(&self) -> watch::Receiver<()> {
         self.opened.subscribe()
     }
 
-    /// The state of the session, for clients.
+    /// Returns the state of the session, for clients.
     pub fn state(&self, kms: KmsSettings) -> SessionState {
-        // For its side effect of noticing the end.
+        // Called because it notices the end.
         let open = self.session().is_ok();
         let state = self.lock();
         SessionState {
@@ -183,7 +184,7 @@ impl SessionManager {
         }
     }
 
-    /// Starts the thread. The receiver has an answer, or none, when the thread has ended.
+    /// Starts the thread. The receiver completes when the thread has ended.
     ///
     /// Errors: no thread can be started.
     pub fn start(self: &Arc<Self>) -> io::Result<(JoinHandle<()>, oneshot::Receiver<()>)> {
@@ -194,7 +195,7 @@ impl SessionManager {
     /// Ends the thread.
     pub fn stop(&self) -> io::Result<()> {
         self.stop.write(1)?;
-        // With the lock: the thread must not be between its look and its wait.
+        // With the lock, so that the thread is not between its check and its wait.
         let _state = self.lock();
         self.changed.notify_all();
         Ok(())
@@ -226,7 +227,7 @@ impl SessionManager {
         }
     }
 
-    /// True when a new session is needed, false when it is time to stop.
+    /// Returns true when a new session is needed, false when it is time to stop.
     fn wait_for_end(&self) -> bool {
         let mut state = self.lock();
         loop {
@@ -250,12 +251,12 @@ impl SessionManager {
         }
     }
 
-    fn renew(&self) -> Result<Session, PromptError> {
-        if self.config.mfa == Mfa::Off {
-            // Of instances and containers, AWS's time does not come along.
+    fn renew(&self) -> Result<Credentials, PromptError> {
+        if self.config.session.mfa == Mfa::Off {
+            // Instances and containers do not report AWS's time.
             clock::follow_host();
             let finder = Finder {
-                config: &self.config,
+                config: &self.config.session,
                 aws: &self.aws,
                 interrupt: Some(self.stop.as_fd()),
             };
@@ -264,18 +265,18 @@ impl SessionManager {
                 error => PromptError::Permanent(error.to_string()),
             });
         }
-        let mut channel = Channel::fifo(self.config.fifo_or_default(), self.config.fifo_access)?;
-        channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
-        self.announce(&channel);
         let prompt = MfaPrompt {
-            config: &self.config,
+            config: &self.config.session,
             aws: &self.aws,
-            trade: CodeExchange::new(&self.config, self.source.as_ref()),
+            source: self.source.as_ref(),
+            // The configured limit applies only to a start, for which somebody waits.
+            timeout: None,
             on_permanent_failure: OnPermanentFailure::KeepAsking,
             interrupt: self.stop.as_fd(),
+            announce: &|channel| self.announce(channel),
             alive: &|| {},
         };
-        prompt.session(&mut channel)
+        prompt.session(|| Channel::fifo(&self.config.fifo))
     }
 
     fn announce(&self, channel: &Channel) {
@@ -291,12 +292,12 @@ impl SessionManager {
         self.show_status(&message);
     }
 
-    /// Says that a session is over, if one is.
+    /// Logs the end of a session, if one has ended.
     fn report_closed(&self) {
         let Some(session) = self.lock().closed.take() else {
             return;
         };
-        if self.config.mfa != Mfa::Off {
+        if self.config.session.mfa != Mfa::Off {
             stored_session::forget();
         }
         info!(
@@ -308,29 +309,29 @@ impl SessionManager {
         );
     }
 
-    /// The status line of a server's unit is the server's.
+    /// The status line of a server's unit belongs to the server.
     fn show_status(&self, status: &str) {
         if self.role == Role::Service {
             systemd::status(status);
         }
     }
 
-    fn open(&self, session: Session) {
+    fn open(&self, session: Credentials) {
         let (access_key_id, expiration) =
             (session.access_key_id.clone(), session.expiration_text());
         let opened = format!("session {access_key_id} is open until {expiration}");
         self.report_closed();
-        stored_session::keep(&self.config, self.source.as_ref(), &session);
+        stored_session::keep(&self.config.session, self.source.as_ref(), &session);
         *self.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
-            renewal_unix_seconds: renewal(&self.config.mfa, &session),
+            renewal_unix_seconds: renewal(&self.config.session.mfa, &session),
             session: Some(Arc::new(session)),
             closed: None,
             fifo: None,
             failure: None,
         };
         self.opened.send_replace(());
-        // Whoever acts on this line finds it true.
+        // Logged last, so that it is true when somebody reads it.
         info!(
             event = "session_open",
             access_key_id, expiration, "{opened}"
@@ -343,8 +344,8 @@ impl SessionManager {
             Some(end) => format!("the AWS session ended at {}", utc_text(end)),
             None => "there is no AWS session yet".into(),
         };
-        let command = writing_command(self.config.fifo_or_default(), &self.config.mfa);
-        let next = match (&state.failure, &self.config.mfa) {
+        let command = writing_command(&self.config.fifo.path, &self.config.session.mfa);
+        let next = match (&state.failure, &self.config.session.mfa) {
             (Some(failure), _) => format!("and no new one can be had: {failure}"),
             (None, Mfa::Here { serial_number }) => {
                 format!("write a new MFA code of {serial_number}: {command}")
@@ -360,13 +361,13 @@ impl SessionManager {
         }
     }
 
-    /// The state is whole at every unlock, so a thread that panicked has not left it in pieces.
+    /// The state is consistent at every unlock, even after a panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Starts a thread whose end, a panic's too, ends the receiver's wait.
+/// Starts a thread. The receiver completes when it ends, even by a panic.
 fn watched_thread(
     name: &str,
     work: impl FnOnce() + Send + 'static,
@@ -379,9 +380,9 @@ fn watched_thread(
     Ok((thread, has_ended))
 }
 
-/// When the session after `session` is due. AWS hands the same one out again until it has the next,
-/// so each look comes when half of what was left is over: never many in a row.
-fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
+/// Returns when `session` is renewed. Until AWS has the next session, it returns the same one again. So
+/// each attempt comes after half of the remaining time, and there are never many in a row.
+fn renewal(mfa: &Mfa, session: &Credentials) -> Option<i64> {
     let end = session.expiration_unix_seconds?;
     if *mfa != Mfa::Off {
         return Some(end);
@@ -391,7 +392,7 @@ fn renewal(mfa: &Mfa, session: &Session) -> Option<i64> {
     Some(half_way.max(end.saturating_sub(RENEW_AHEAD_SECONDS)))
 }
 
-fn is_over(session: &Session) -> bool {
+fn is_over(session: &Credentials) -> bool {
     session
         .remaining_seconds()
         .is_some_and(|seconds| seconds <= 0)
@@ -403,7 +404,7 @@ mod tests {
 
     fn seconds_to_renewal(mfa: &Mfa, remaining_seconds: i64) -> i64 {
         let now = clock::aws_unix_seconds();
-        let session = Session {
+        let session = Credentials {
             access_key_id: "ASIAX".into(),
             secret_access_key: "secret".into(),
             session_token: None,
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_a_person_is_renewed_ahead_of_its_end_but_never_many_times_in_a_row() {
+    fn sessions_without_a_code_are_renewed_before_their_end_and_not_in_a_loop() {
         for (remaining, expected) in [
             (21_600, 21_300),
             (900, 600),
@@ -432,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_ends_by_a_panic_is_noticed() {
+    fn the_end_of_a_thread_by_a_panic_is_noticed() {
         let work = || std::panic::resume_unwind(Box::new("as by a panic"));
         let (thread, ended) = watched_thread("test", work).unwrap();
         assert!(ended.blocking_recv().is_err());
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_of_a_person_is_used_to_its_end() {
+    fn sessions_with_a_code_are_used_until_their_end() {
         assert!((900..=901).contains(&seconds_to_renewal(&Mfa::Elsewhere, 900)));
     }
 }

@@ -1,5 +1,5 @@
-//! What each user of the socket may take: connections, calls of KMS at a time and in a second, lines
-//! of the log. Whatever one does, there is room for the others.
+//! Limits for each user of the socket: connections, concurrent KMS calls, calls per second, log lines.
+//! Whatever one user does, there is room for the others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,42 +12,42 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// Connections of one user. A server has one for each statement that waits for KMS.
+/// Connections of one user. A server opens one for each statement that waits for KMS.
 const MAX_CONNECTIONS: usize = 1024;
 
-/// Calls of KMS of one user that are under way; the others wait in line. A server that loads its keys
-/// makes half as many.
+/// Concurrent KMS calls of one user; further ones wait. A server that loads its keys makes half as
+/// many.
 const MAX_CALLS: usize = 64;
 
-/// Frames of one user that are read at a time. Bytes of others are left where they are, so that who sends
-/// slowly over many connections costs no more than that.
+/// Frames of one user that are read concurrently. The bytes of others stay in the kernel, so that slow
+/// senders on many connections cost no memory.
 const MAX_FRAMES: usize = 64;
 
-/// Calls of KMS of one user: so many at once, and then so many a second. Each is an event for the
-/// audit, which the log must be able to take.
+/// KMS calls of one user: a burst, and then a rate per second. The log must be able to record each of
+/// them for audits.
 const CALLS: Rate = Rate {
     burst: 10_000,
     interval: Duration::from_millis(1),
 };
 
-/// Calls of one user whose events find room in a log that is behind, whatever the others do.
+/// Calls of one user for which a log that is behind has room, whatever the others do.
 const EVENTS: Rate = Rate {
     burst: 1_000,
     interval: Duration::from_millis(100),
 };
 
-/// Lines of the log about what one user does wrong.
+/// Log lines about errors of one user.
 const NOTICES: Rate = Rate {
     burst: 20,
     interval: Duration::from_secs(10),
 };
 
-/// Users that are remembered; of those that have no connection, only the latest.
+/// Users that are remembered. Of those without a connection, only the latest.
 const MAX_IDLE_USERS: usize = 1024;
 
-/// All who have connected.
+/// All users that have connected.
 pub(crate) struct Users {
-    /// Connections of all of them together.
+    /// The total number of connections.
     max_connections: usize,
     by_uid: Mutex<HashMap<u32, Arc<User>>>,
 }
@@ -55,15 +55,15 @@ pub(crate) struct Users {
 /// One user.
 pub(crate) struct User {
     pub uid: u32,
-    /// Frames that may be read now.
+    /// Permits to read a frame.
     pub frames: Semaphore,
-    /// Calls of KMS that may be made now.
+    /// Permits to call KMS.
     pub calls: Semaphore,
     connections: AtomicUsize,
     call_rate: Mutex<Bucket>,
     events: Mutex<Bucket>,
     notices: Mutex<Notices>,
-    /// Protocol versions of which the log has been told.
+    /// Protocol versions that have been logged.
     versions: Mutex<HashSet<u8>>,
 }
 
@@ -72,7 +72,7 @@ struct Notices {
     suppressed: u64,
 }
 
-/// A connection that counts until it is dropped.
+/// A counted connection, until it is dropped.
 pub(crate) struct Admitted(Arc<User>);
 
 impl Admitted {
@@ -95,7 +95,7 @@ impl Users {
         }
     }
 
-    /// The user with this number.
+    /// Returns the user with this number.
     pub fn get(&self, uid: u32) -> Arc<User> {
         let mut users = self.by_uid();
         if users.len() >= MAX_IDLE_USERS && !users.contains_key(&uid) {
@@ -105,9 +105,9 @@ impl Users {
         Arc::clone(user)
     }
 
-    /// Counts one more connection of `user`. The error is the limit that has been reached.
+    /// Counts a new connection of `user`. The error is the limit that has been reached.
     ///
-    /// A user may have as many connections as are left for all others: so there are always some left.
+    /// A user may have as many connections as are left for all others, so that some are always left.
     pub fn admit(&self, user: &Arc<User>) -> Result<Admitted, usize> {
         let taken: usize = self
             .by_uid()
@@ -145,19 +145,19 @@ impl User {
         }
     }
 
-    /// Counts one more call of KMS, and returns how long it must wait.
+    /// Counts a KMS call, and returns how long it must wait.
     pub fn pause_before_call(&self) -> Duration {
         lock(&self.call_rate).take(Instant::now())
     }
 
-    /// Counts the event of a call, and returns whether this user has so many of them that a log which
-    /// is behind should be waited for.
+    /// Counts the event of a call, and returns whether this user has so many that the call should wait
+    /// for a log that is behind.
     pub fn fills_log(&self) -> bool {
         !lock(&self.events).try_take(Instant::now())
     }
 
-    /// Whether the log may be told of something that this user does wrong: `None` if it has been told
-    /// enough for now, else how often it was not told since the last time.
+    /// Returns whether to log an error of this user: `None` if enough has been logged for now, else the
+    /// number of errors that were not logged since the last one.
     pub fn may_log(&self) -> Option<u64> {
         let mut notices = lock(&self.notices);
         if notices.bucket.try_take(Instant::now()) {
@@ -167,23 +167,23 @@ impl User {
         None
     }
 
-    /// Whether this user is the first time seen to speak this version of the protocol.
+    /// Returns whether this user uses this protocol version for the first time.
     pub fn is_new_version(&self, version: u8) -> bool {
         lock(&self.versions).insert(version)
     }
 }
 
-/// So many at once, and then one each interval.
+/// A rate limit: a burst, and then one for each interval.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     burst: u32,
     interval: Duration,
 }
 
-/// What is left of a rate.
+/// The state of a rate limit.
 struct Bucket {
     rate: Rate,
-    /// When all that was taken will have come back.
+    /// When the whole burst will be available again.
     full_at: Instant,
 }
 
@@ -192,14 +192,14 @@ impl Bucket {
         Self { rate, full_at: now }
     }
 
-    /// Takes one that may be there later only: the others queue up behind it.
+    /// Takes one, even if it becomes available only later; further ones wait for longer.
     fn take(&mut self, now: Instant) -> Duration {
         self.full_at = self.full_at.max(now) + self.rate.interval;
         let burst = self.rate.interval * self.rate.burst;
         (self.full_at - now).saturating_sub(burst)
     }
 
-    /// Takes one if it is there.
+    /// Takes one if it is available now.
     fn try_take(&mut self, now: Instant) -> bool {
         let full_at = self.full_at;
         if self.take(now).is_zero() {
@@ -210,7 +210,7 @@ impl Bucket {
     }
 }
 
-/// What is locked here is whole at every unlock.
+/// The locked data is consistent at every unlock, even after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn each_user_who_comes_may_connect_however_many_connections_the_others_have() {
+    fn a_new_user_can_always_connect() {
         let users = Users::new(1000);
         let mut all = Vec::new();
         for (uid, expected) in [(1, 500), (2, 250), (3, 125), (4, 63)] {
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_comes_at_once_and_then_one_each_interval() {
+    fn a_burst_is_followed_by_one_each_interval() {
         let start = Instant::now();
         let rate = Rate {
             burst: 3,
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_logged_is_counted() {
+    fn suppressed_log_lines_are_counted() {
         let user = User::new(1);
         let logged = (0..100).filter(|_| user.may_log().is_some()).count();
         assert_eq!(logged, 20);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn users_who_have_left_are_forgotten_when_there_are_many() {
+    fn old_users_are_forgotten_when_there_are_many() {
         let users = Users::new(1000);
         let (_kept, _) = connect(&users, 0, 1);
         for uid in 1..10_000 {

@@ -1,9 +1,9 @@
-//! Writes the man pages and shell completions of all programs into the folder given as argument, as
-//! they lie below `share/`.
+//! Writes the man pages, the shell completions and the table of the configuration into the directory
+//! given as argument, in the layout of `share/`. With `--configuration-table`, prints the table.
 
 #![forbid(unsafe_code)]
 
-mod configuration_page;
+mod configuration;
 mod programs;
 
 use std::{env, fs, io, path::Path, process::ExitCode};
@@ -14,7 +14,7 @@ use clap_mangen::Man;
 
 use programs::{Program, SECTION, programs, sections_of_subcommand};
 
-/// Pages that no command line is described in, by their file names.
+/// Pages that do not describe a command line, by file name.
 const PAGES: [(&str, &str); 1] = [(
     "aws_key_management.7",
     include_str!("../man/aws_key_management.7"),
@@ -22,9 +22,13 @@ const PAGES: [(&str, &str); 1] = [(
 
 fn main() -> ExitCode {
     let Some(share) = env::args_os().nth(1) else {
-        eprintln!("Usage: packaging DIRECTORY");
+        eprintln!("Usage: packaging DIRECTORY | packaging --configuration-table");
         return ExitCode::from(2);
     };
+    if share == "--configuration-table" {
+        print!("{}", configuration::markdown_table());
+        return ExitCode::SUCCESS;
+    }
     match write(Path::new(&share)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,11 +48,19 @@ fn write(share: &Path) -> io::Result<()> {
     for (name, page) in PAGES {
         write_page(share, name, page.as_bytes())?;
     }
-    let (name, page) = configuration_page::render()?;
-    write_page(share, name, &page)
+    write_page(
+        share,
+        "iam-kms-wrapper.config.5",
+        &configuration::man_page()?,
+    )?;
+    let documents = folder(share, "doc/iam-kms-wrapper")?;
+    fs::write(
+        documents.join("configuration.md"),
+        format!("# Configuration\n\n{}", configuration::markdown_table()),
+    )
 }
 
-/// The page of a program and one for each of its subcommands, with their file names.
+/// Renders the page of a program and one for each of its subcommands, with their file names.
 fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut command = program.command.clone().disable_help_subcommand(true);
     command.build();
@@ -71,7 +83,7 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
-/// With what stands at the end of its help in the description.
+/// Moves the text after the help into the description.
 fn in_full(subcommand: &Command) -> Command {
     match (subcommand.get_about(), subcommand.get_after_help()) {
         (Some(about), Some(more)) => subcommand.clone().long_about(format!("{about}.\n\n{more}")),
@@ -103,7 +115,7 @@ fn write_completions(program: &Program, share: &Path) -> io::Result<()> {
     let mut command = program.command.clone();
     let name = program.name().to_owned();
     let written = generate_to(shells::Bash, &mut command, &name, &bash)?;
-    // Found by the name of the program.
+    // bash looks it up by the name of the program.
     fs::rename(written, bash.join(&name))?;
     generate_to(shells::Zsh, &mut command, &name, &zsh)?;
     generate_to(shells::Fish, &mut command, &name, &fish)?;

@@ -5,7 +5,7 @@ use clap::{Command, CommandFactory};
 /// Section of the manual: commands for the administrator of a system.
 pub const SECTION: &str = "8";
 
-/// A program, and what its man page says besides its command line.
+/// A program, and further sections of its man page.
 pub struct Program {
     /// Its command line.
     pub command: Command,
@@ -14,17 +14,18 @@ pub struct Program {
 }
 
 impl Program {
-    /// The name that it is installed under.
+    /// Returns the name that it is installed under.
     pub fn name(&self) -> &str {
         self.command.get_name()
     }
 }
 
-/// All programs that are installed into a folder of `$PATH`.
+/// Returns all programs that are installed into a directory of `$PATH`.
 pub fn programs() -> Vec<Program> {
     vec![
         Program {
-            // Its own parser takes a subcommand as a first argument only: COMMAND may have that name.
+            // The program itself accepts the subcommand only as the first argument, because COMMAND may
+            // have the same name.
             command: iam_kms_wrapper::command_line::CommandLine::command()
                 .subcommand(iam_kms_wrapper::code::CodeCommandLine::command())
                 .subcommand(iam_kms_wrapper::setup::SetupCommandLine::command()),

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::*;
 
-/// A terminal's, as it comes.
+/// The default size of a terminal.
 const ROWS: usize = 24;
 const COLUMNS: usize = 80;
 
@@ -52,7 +52,7 @@ fn the_help_of_each_program_and_subcommand_fits_a_screen() {
 }
 
 #[test]
-fn groff_has_nothing_to_say_about_any_man_page() {
+fn groff_reports_no_warnings_for_any_man_page() {
     let share = written();
     let pages = files(&share.path().join("man"));
     assert!(pages.len() >= programs().len() + 2, "{pages:?}");
@@ -86,7 +86,7 @@ fn each_program_has_a_page_and_completions_for_three_shells() {
 }
 
 #[test]
-fn bash_takes_the_completions_and_completes_an_option() {
+fn bash_loads_the_completions_and_completes_an_option() {
     let share = written();
     let script = "\
         . \"$1/bash-completion/completions/iam-kms-wrapper\"
@@ -106,15 +106,21 @@ fn bash_takes_the_completions_and_completes_an_option() {
 }
 
 #[test]
-fn the_configuration_page_has_every_key_with_what_the_book_says_of_it() {
-    let (_, page) = configuration_page::render().unwrap();
-    let page = String::from_utf8(page).unwrap();
+fn the_man_page_of_the_configuration_describes_every_key() {
+    let page = String::from_utf8(configuration::man_page().unwrap()).unwrap();
     for key in aws_session::config::KEYS {
-        assert!(
-            page.contains(&format!(".TP\n\\fB{key}\\fR\n")),
-            "{key}: {page}"
-        );
+        let heading = format!(".TP\n\\fB{}\\fR\nValue: ", key.name);
+        assert!(page.contains(&heading), "{}: {page}", key.name);
     }
     let keys = page.matches(".TP\n").count();
     assert_eq!(keys, aws_session::config::KEYS.len(), "{page}");
+}
+
+#[test]
+fn the_table_in_the_documentation_matches_the_code() {
+    let table = configuration::markdown_table();
+    assert!(
+        include_str!("../../docs/src/configuration.md").contains(&table),
+        "put in the output of `cargo run -p packaging -- --configuration-table`:\n{table}"
+    );
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_session::config::Config;
+use aws_session::config::BrokerConfig;
 use broker_api::FrameError;
 use nix::{
     errno::Errno,
@@ -42,7 +42,7 @@ pub enum BrokerStartError {
     SocketPath(#[from] SocketPathError),
     /// There is one already.
     #[error(
-        "another broker listens at {path}; stop its server first, or set broker_socket to another path",
+        "another broker listens on {path}; stop its server first, or set broker_socket to another path",
         path = path.display()
     )]
     AlreadyThere {
@@ -77,12 +77,12 @@ pub struct Broker {
 
 impl Broker {
     /// Finds the program (beside our own, or in `PATH`) and checks that its socket can be made.
-    pub fn find(config: &Config) -> Result<Self, BrokerStartError> {
+    pub fn find(config: &BrokerConfig) -> Result<Self, BrokerStartError> {
         let program = find_beside_us()
             .map_or_else(|| find_program(OsStr::new(PROGRAM)), Ok)
             .map_err(BrokerStartError::Program)?;
-        socket_path::check(&config.broker_socket)?;
-        wait_for_predecessor(&config.broker_socket)?;
+        socket_path::check(&config.socket)?;
+        wait_for_predecessor(&config.socket)?;
         Ok(Self { program })
     }
 

@@ -22,9 +22,10 @@ use crate::{
     command_line::CommandLine,
 };
 use aws_session::{
-    config::{Config, Handoff, Mfa},
-    credentials::Finder,
+    aws_error::offset_text,
+    config::{BrokerConfig, Config, Handoff, Mfa, SessionConfig},
     settings::{Reader, Service, Settings, runtime},
+    source_credentials::Finder,
     sts,
 };
 use code_channel::{self, FifoError};
@@ -82,8 +83,8 @@ impl List {
         self.add("configuration", Finding::of(config.as_ref(), |_| path))?;
         match config {
             Ok(config) => {
-                match Settings::read(&config, Reader::Service) {
-                    Ok(aws) => self.check_aws(&config, &aws)?,
+                match Settings::read(&config.session, Reader::Service) {
+                    Ok(aws) => self.check_aws(&config.session, &aws)?,
                     Err(why) => self.add("AWS", Finding::Failure(why.to_string()))?,
                 }
                 self.check_host(&config, &command_line.command)?;
@@ -96,7 +97,7 @@ impl List {
         self.add("command", check_command(command_line.command))
     }
 
-    fn check_aws(&mut self, config: &Config, aws: &Settings) -> io::Result<()> {
+    fn check_aws(&mut self, config: &SessionConfig, aws: &Settings) -> io::Result<()> {
         let sts = match config.mfa {
             Mfa::Elsewhere => None,
             _ => Some(reach(aws, Service::Sts)?),
@@ -118,8 +119,8 @@ impl List {
             "this program",
             Finding::of(process::check_own_program(), fine),
         )?;
-        let fifo = config.fifo_or_default();
-        if config.mfa != Mfa::Off {
+        let fifo = &config.fifo.path;
+        if config.session.mfa != Mfa::Off {
             let can_be_made = |()| format!("{} can be made", fifo.display());
             let finding = match code_channel::check_fifo(fifo) {
                 Err(busy @ FifoError::Busy { .. }) => {
@@ -134,13 +135,13 @@ impl List {
                 Ok(()) => Finding::Fine(format!(
                     "{}, and {} can be made",
                     broker.program().display(),
-                    config.broker_socket.display()
+                    config.broker.socket.display()
                 )),
                 Err(exposure) => Finding::Failure(exposure.to_string()),
             };
-            let broker = match Broker::find(config) {
+            let broker = match Broker::find(&config.broker) {
                 Err(BrokerStartError::AlreadyThere { path }) => Finding::NotChecked(format!(
-                    "one listens at {}; that is right if its server runs, and ends it when it stops",
+                    "one listens on {}; that is right if its server runs, and ends it when it stops",
                     path.display()
                 )),
                 Err(failure) => Finding::Failure(failure.to_string()),
@@ -151,7 +152,7 @@ impl List {
                 && let Some(user) = plugin::server_user(command)
             {
                 let served = |()| format!("{user} may use the broker's socket");
-                let finding = Finding::of(check_served(config, &user), served);
+                let finding = Finding::of(check_served(&config.broker, &user), served);
                 self.add("server's user", finding)?;
             }
             self.add("plugin", check_plugin(command))?;
@@ -181,7 +182,11 @@ fn finding_of(answer: Answer) -> Finding {
     }
 }
 
-fn check_credentials(config: &Config, aws: &Settings, sts: Option<&Answer>) -> io::Result<Finding> {
+fn check_credentials(
+    config: &SessionConfig,
+    aws: &Settings,
+    sts: Option<&Answer>,
+) -> io::Result<Finding> {
     let finder = Finder {
         config,
         aws,
@@ -218,7 +223,7 @@ fn check_clock<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Finding {
     let Some(offset) = answers.find_map(|answer| answer.clock_offset_seconds.as_ref().ok()) else {
         return Finding::NotChecked("AWS, whose clock it is compared with, does not answer".into());
     };
-    let off = sts::offset_text(*offset);
+    let off = offset_text(*offset);
     if offset.unsigned_abs() <= MOST_CLOCK_OFFSET_SECONDS {
         return Finding::Fine(off);
     }
@@ -237,7 +242,7 @@ fn check_command(command: Vec<OsString>) -> Finding {
 }
 
 /// Whether the broker, which root starts, serves a server that goes on as `user`. The error says what to set.
-fn check_served(config: &Config, user: &str) -> Result<(), String> {
+fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
     let known = User::from_name(user)
         .map_err(|error| format!("cannot look up the user {user}: {error}"))?
         .ok_or_else(|| {
@@ -252,12 +257,12 @@ fn check_served(config: &Config, user: &str) -> Result<(), String> {
     let groups = getgrouplist(&name, known.gid)
         .map_err(|error| format!("cannot look up the groups of {user}: {error}"))?;
     let is_member = |gid: u32| groups.contains(&Gid::from_raw(gid));
-    if !config.broker_socket_gid.is_some_and(is_member) {
+    if !config.socket_gid.is_some_and(is_member) {
         return Err(format!(
             "the server runs as {user}, as its options say, and the broker serves root alone; set broker_socket_group = {user}, or another group of that user"
         ));
     }
-    let directory = config.broker_socket.parent().unwrap_or(Path::new("/"));
+    let directory = config.socket.parent().unwrap_or(Path::new("/"));
     let metadata = directory
         .metadata()
         .map_err(|error| format!("cannot examine {}: {error}", directory.display()))?;

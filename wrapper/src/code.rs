@@ -8,7 +8,7 @@
 use std::{
     ffi::OsString,
     fs::Metadata,
-    io::{self, IsTerminal},
+    io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt},
@@ -117,7 +117,7 @@ enum CodeError {
         source: io::Error,
         hint: &'static str,
     },
-    #[error("cannot read the code: {0}")]
+    #[error(transparent)]
     Read(#[from] FifoError),
     #[error("refused: {0}")]
     Refused(String),
@@ -181,7 +181,7 @@ fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, Code
     fifo.check_directory()?;
     // One of an older release has none.
     let state = StateReader::open(&fifo.path).ok();
-    let mut channel = open_channel()?;
+    let mut channel = Channel::standard_input()?;
     let awaited = state.as_ref().and_then(StateReader::read);
     if let Some(awaited) = awaited.filter(|state| state.stage == Stage::Awaited) {
         info!("{} awaits {}", fifo.path.display(), awaited.text);
@@ -211,17 +211,10 @@ fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, Code
 fn path(command_line: &CodeCommandLine) -> Result<PathBuf, CodeError> {
     let path = match (&command_line.fifo, &command_line.config) {
         (Some(path), _) => path.clone(),
-        (None, Some(file)) => Config::read(file)?.fifo_or_default().to_owned(),
+        (None, Some(file)) => Config::read(file)?.fifo.path,
         (None, None) => DEFAULT_FIFO.into(),
     };
     absolute(path).map_err(|error| CodeError::System("find the current directory", error))
-}
-
-fn open_channel() -> Result<Channel, CodeError> {
-    if io::stdin().is_terminal() {
-        return Channel::terminal().map_err(|error| CodeError::System("read the terminal", error));
-    }
-    Ok(Channel::line())
 }
 
 /// Writes an input that could be good, and waits for what becomes of it.

@@ -1,11 +1,7 @@
 //! What `iam-kms-wrapper` does, in its order: check all that can be checked, get a session, become
 //! the command.
 
-use std::{
-    env,
-    io::{self, IsTerminal},
-    process::id,
-};
+use std::{env, io, process::id};
 
 use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
@@ -19,14 +15,14 @@ use crate::{
 use aws_session::{
     clock,
     config::{Config, ConfigError, Handoff, Mfa},
-    credentials::{CredentialsError, Finder},
+    credentials::Credentials,
     service_credential,
-    session::Session,
     settings::{Reader, Settings, SettingsError},
+    source_credentials::{CredentialsError, Finder},
 };
 use code_channel::{
-    self, Channel, FifoError, Stage,
-    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
+    Channel,
+    mfa_prompt::{MfaPrompt, OnPermanentFailure, PromptError},
 };
 use service::{
     command::{Command, CommandError},
@@ -54,8 +50,6 @@ enum LaunchError {
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Broker(#[from] BrokerStartError),
-    #[error(transparent)]
-    Channel(#[from] FifoError),
     #[error(transparent)]
     MfaPrompt(#[from] PromptError),
     #[error("cannot {0}: {1}")]
@@ -116,20 +110,21 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         warn!("{exposure}");
     }
     let command = Command::find(command_line.command)?;
-    let aws = Settings::read(&config, Reader::Service)?;
+    let aws = Settings::read(&config.session, Reader::Service)?;
     let finder = Finder {
-        config: &config,
+        config: &config.session,
         aws: &aws,
         // Signals still end us by themselves.
         interrupt: None,
     };
     let source = finder.find_for_mfa()?;
     let broker = match config.handoff {
-        Handoff::Broker => Some(Broker::find(&config)?),
+        Handoff::Broker => Some(Broker::find(&config.broker)?),
         Handoff::Environment => None,
     };
     let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
-    let kept = kept_file.and_then(|file| stored_session::reuse(&config, source.as_ref(), file));
+    let kept =
+        kept_file.and_then(|file| stored_session::reuse(&config.session, source.as_ref(), file));
     let is_kept = kept.is_some();
     let obtained = kept.map_or_else(
         || obtain_session(&config, &aws, source.as_ref(), &signals),
@@ -142,9 +137,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         session => session?,
     };
     if !is_kept {
-        stored_session::keep(&config, source.as_ref(), &session);
+        stored_session::keep(&config.session, source.as_ref(), &session);
     }
-    report(&config, &session, is_kept, &command);
+    report(&config.session.mfa, &session, is_kept, &command);
     let finds_its_own = finds_its_own(&config, &session);
     let mut variables = match finds_its_own {
         true => env::vars_os().collect(),
@@ -183,8 +178,8 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
 /// role end, and in its environment they would stay as they are, while its own SDK gets the next.
 ///
 /// What only we can find is handed over all the same.
-fn finds_its_own(config: &Config, session: &Session) -> bool {
-    config.mfa == Mfa::Off
+fn finds_its_own(config: &Config, session: &Credentials) -> bool {
+    config.session.mfa == Mfa::Off
         && config.handoff == Handoff::Environment
         && session.expiration_unix_seconds.is_some()
         && service_credential::file().is_none()
@@ -194,43 +189,30 @@ fn finds_its_own(config: &Config, session: &Session) -> bool {
 fn obtain_session(
     config: &Config,
     aws: &Settings,
-    source: Option<&Session>,
+    source: Option<&Credentials>,
     signals: &Signals,
-) -> Result<Session, LaunchError> {
-    if let (Mfa::Off, Some(source)) = (&config.mfa, source) {
-        return Ok(source.clone());
-    }
-    let mut channel = open_channel(config)?;
-    announce(config, &mut channel);
+) -> Result<Credentials, LaunchError> {
+    let announce = |channel: &Channel| {
+        let wanted = channel.wanted(&config.session.mfa);
+        info!(event = "prompt", "waiting for {wanted}");
+        systemd::status(&format!("Waiting for {wanted}"));
+    };
     let prompt = MfaPrompt {
-        config,
+        config: &config.session,
         aws,
-        trade: CodeExchange::new(config, source),
+        source,
+        timeout: config.fifo.prompt_timeout,
         on_permanent_failure: OnPermanentFailure::GiveUp,
         interrupt: signals.descriptor(),
+        announce: &announce,
         alive: &systemd::extend_timeout,
     };
-    let session = prompt.session(&mut channel)?;
+    let session = prompt.session(|| Channel::of_service(&config.fifo))?;
     systemd::extend_timeout();
     Ok(session)
 }
 
-fn open_channel(config: &Config) -> Result<Channel, LaunchError> {
-    if config.fifo.is_none() && io::stdin().is_terminal() {
-        return Channel::terminal()
-            .map_err(|error| LaunchError::System("read the terminal", error));
-    }
-    Ok(Channel::fifo(config.fifo_or_default(), config.fifo_access)?)
-}
-
-fn announce(config: &Config, channel: &mut Channel) {
-    channel.tell(Stage::Awaited, &code_channel::wanted(&config.mfa));
-    let wanted = channel.wanted(&config.mfa);
-    info!(event = "prompt", "waiting for {wanted}");
-    systemd::status(&format!("Waiting for {wanted}"));
-}
-
-fn report(config: &Config, session: &Session, is_kept: bool, command: &Command) {
+fn report(mfa: &Mfa, session: &Credentials, is_kept: bool, command: &Command) {
     let until = session.expiration_text();
     let command = command.path().display();
     let how = if is_kept {
@@ -238,7 +220,7 @@ fn report(config: &Config, session: &Session, is_kept: bool, command: &Command) 
     } else {
         ""
     };
-    match config.mfa {
+    match mfa {
         Mfa::Off => info!("no MFA code is asked for (mfa = false); starting {command}"),
         _ => info!(
             event = "session_open",

@@ -1,8 +1,10 @@
-//! Times in seconds and as texts, and the time by which sessions end: AWS's, which goes on evenly when somebody sets this host's clock.
+//! Times in seconds and as text, and AWS's time, by which sessions expire. It does not jump when
+//! somebody sets this host's clock.
 //!
-//! It is AWS's (or, where AWS has not said it, the host's) time at the receipt of a session, and what
-//! CLOCK_BOOTTIME has counted since. So a host whose clock jumps drops no session that AWS honours. A
-//! host that was paused from outside counts too little: there KMS says that the session is over.
+//! It is the time of the answer that brought the session, by AWS's clock (or the host's, if AWS did not
+//! send it), plus what CLOCK_BOOTTIME has counted since. So a clock that jumps does not end a session
+//! that AWS still accepts. On a host that was paused from outside, CLOCK_BOOTTIME counts too little;
+//! there KMS reports the end of the session.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -28,10 +30,10 @@ use serde::{Deserialize, Serialize};
 
 const UNKNOWN: i64 = i64::MIN;
 
-/// Seconds from CLOCK_BOOTTIME to AWS's time since 1970-01-01 UTC.
+/// AWS's time since 1970-01-01 UTC minus CLOCK_BOOTTIME, in seconds.
 static OFFSET_SECONDS: AtomicI64 = AtomicI64::new(UNKNOWN);
 
-/// A reading of both clocks, for another process on this host. It means nothing after a reboot.
+/// A reading of both clocks, for another process on this host. It is meaningless after a reboot.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Reading {
     aws_unix_seconds: i64,
@@ -46,7 +48,7 @@ pub fn aws_unix_seconds() -> i64 {
     boot_seconds().saturating_add(OFFSET_SECONDS.load(Ordering::Relaxed))
 }
 
-/// Takes over this host's clock as it is now. For credentials whose source does not say AWS's time.
+/// Sets AWS's time from this host's clock, for credentials whose source does not tell AWS's time.
 pub fn follow_host() {
     set(unix_seconds_now(), boot_seconds());
 }
@@ -59,12 +61,12 @@ pub fn read() -> Reading {
     }
 }
 
-/// Goes on from what another process on this host has read.
+/// Continues from a reading of another process on this host.
 pub fn restore(reading: Reading) {
     set(reading.aws_unix_seconds, reading.boot_seconds);
 }
 
-/// AWS's time by the Date header of an answer.
+/// Returns AWS's time from the Date header of an answer.
 pub fn date_of(answer: &HttpResponse) -> Option<i64> {
     let date = DateTime::from_str(answer.headers().get("date")?, Format::HttpDate).ok()?;
     Some(date.secs())
@@ -79,7 +81,7 @@ fn boot_seconds() -> i64 {
     clock_gettime(ClockId::Boottime).tv_sec
 }
 
-/// "1 second", "2 seconds".
+/// Formats seconds: "1 second", "2 seconds".
 pub fn seconds_text(seconds: u64) -> String {
     match seconds {
         1 => "1 second".into(),
@@ -87,13 +89,13 @@ pub fn seconds_text(seconds: u64) -> String {
     }
 }
 
-/// The time of an RFC 3339 text, such as an Expiration, in seconds since 1970-01-01 UTC.
+/// Parses an RFC 3339 time, such as an Expiration, into seconds since 1970-01-01 UTC.
 pub fn parse_utc(text: &str) -> Option<i64> {
     let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok()?;
     Some(time.secs())
 }
 
-/// Seconds since 1970-01-01 UTC by this host's clock.
+/// Returns the seconds since 1970-01-01 UTC by this host's clock.
 pub fn unix_seconds_now() -> i64 {
     let elapsed = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -101,14 +103,14 @@ pub fn unix_seconds_now() -> i64 {
     i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// `unix_seconds` as RFC 3339 in UTC, such as `2026-11-21T23:00:00Z`.
+/// Formats `unix_seconds` as RFC 3339 in UTC, such as `2026-11-21T23:00:00Z`.
 pub fn utc_text(unix_seconds: i64) -> String {
     DateTime::from_secs(unix_seconds)
         .fmt(Format::DateTime)
         .unwrap_or_else(|_| format!("{unix_seconds} seconds after 1970"))
 }
 
-/// Sets the clock by each answer of the client that has it.
+/// An interceptor that sets AWS's time from each answer of its client.
 #[derive(Debug)]
 pub struct FollowAws;
 

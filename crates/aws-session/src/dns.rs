@@ -1,7 +1,7 @@
 //! Name resolution for the SDK's HTTP client.
 //!
-//! The client's own runs on a pool of threads whose runtime panics where no thread can be started.
-//! This one returns an error instead, and keeps no thread that is not at work.
+//! The client's own resolver uses tokio's pool of blocking threads, which panics if no thread can be
+//! started and keeps idle threads. This one returns an error, and its threads end with their work.
 
 use std::{
     collections::HashMap,
@@ -14,13 +14,13 @@ use std::{
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use tokio::sync::oneshot;
 
-/// Enough for the name service's modules, and little where address space is limited.
+/// Enough for the modules of the name service, and small where address space is limited.
 const STACK_BYTES: usize = 512 * 1024;
 
 type Answer = Result<Vec<IpAddr>, String>;
 
-/// Asks the host's name service, once for all who want the same name at the same time: one that
-/// hangs keeps one thread busy and no more.
+/// Asks the name service of the host. Concurrent requests for one name share a look-up, so a name
+/// server that hangs blocks only one thread.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Resolver {
     waiting: Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Answer>>>>>,
@@ -62,12 +62,12 @@ impl Resolver {
     fn answer(&self, name: &str) {
         let answer = look_up(name);
         for sender in self.waiting().remove(name).unwrap_or_default() {
-            // Who has given up meanwhile needs no answer.
+            // A caller that has given up does not need the answer.
             let _ = sender.send(answer.clone());
         }
     }
 
-    /// The map is whole at every unlock.
+    /// The map is consistent at every unlock, even after a panic.
     fn waiting(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Answer>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn all_who_want_the_same_name_get_its_addresses() {
+    fn concurrent_lookups_of_one_name_all_get_its_addresses() {
         for answer in resolve(&["localhost"; 50]) {
             assert!(answer.unwrap().iter().all(IpAddr::is_loopback));
         }
     }
 
     #[test]
-    fn a_name_that_does_not_exist_is_named() {
+    fn an_error_names_the_host_that_does_not_exist() {
         let answers = resolve(&["no-such-host.invalid"]);
         let error = answers[0].as_ref().unwrap_err();
         assert!(

@@ -1,7 +1,7 @@
-//! The SDK's HTTP client, for what holds secrets on a host that it does not own: it goes through the
-//! proxy and trusts the CA certificates that the AWS CLI would, takes answers of a limited length
-//! only, keeps no connection for long, resolves names without a pool of threads, and says in its
-//! errors which host they are about.
+//! The SDK's HTTP client with what it lacks: it checks the proxy and the CA certificates before a code
+//! is asked for (the SDK ignores an invalid proxy and panics on an invalid certificate), reads
+//! `AWS_CA_BUNDLE`, limits the length of an answer and the time for it, and names the host in its
+//! errors.
 //!
 //! Sources: <https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-proxy.html>, `ca_bundle`
 //! in <https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-files.html>, and
@@ -35,23 +35,23 @@ use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, variables};
 
-/// Longest answer that is read, in bytes. Those of STS, KMS and an instance's metadata have some
+/// Longest answer that is read, in bytes. Those of STS, KMS and the instance metadata have some
 /// thousand.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
-/// Longest file of CA certificates, in bytes. A system's has a quarter of a million.
+/// Longest file of CA certificates, in bytes. That of a system has a quarter of a million.
 const MAX_BUNDLE_BYTES: usize = 8 * 1024 * 1024;
 
-/// A connection that is kept holds the last answer in its buffers, data keys among them.
+/// How long an idle connection is kept: its buffers hold the last answer, which may contain a data key.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Why AWS cannot be called through this host's network as it is configured.
+/// An error in the network settings of this host.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The proxy's URL. It may have a password in it, so it is not shown.
+    /// The URL of the proxy. It may contain a password, so it is not shown.
     #[error(
         "the environment variable {0} is not the URL of an HTTP proxy, such as http://proxy.example:3128; correct it or unset it"
     )]
@@ -61,13 +61,15 @@ pub enum NetworkError {
     Bundle {
         /// The file.
         path: PathBuf,
-        /// What names it.
+        /// The variable or setting that names it.
         by: &'static str,
         /// Why not.
         why: String,
     },
-    /// `SSL_CERT_FILE` or `SSL_CERT_DIR` without a value would leave no certificate at all.
-    #[error("the environment variable {0} is set and empty; unset it, or name CA certificates")]
+    /// `SSL_CERT_FILE` or `SSL_CERT_DIR` without a value, which would mean no certificates at all.
+    #[error(
+        "the environment variable {0} is set but empty; unset it, or set it to the path of CA certificates"
+    )]
     Empty(&'static str),
 }
 
@@ -82,7 +84,7 @@ pub struct Network {
 #[derive(Clone)]
 struct Proxy {
     config: ProxyConfig,
-    /// What names it, and where it is; without a password.
+    /// The variable and the URL without the password, for messages.
     text: String,
 }
 
@@ -92,12 +94,12 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// Whose signatures on certificates are taken.
+/// The certificate authorities that are trusted.
 #[derive(Debug, Clone)]
 enum Trust {
-    /// The CA certificates of the system, or of `SSL_CERT_DIR`; read when they are needed.
+    /// Those of the system, or of `SSL_CERT_DIR`; read when needed.
     System,
-    /// Those of a file and no others.
+    /// Only those in a file.
     Bundle { store: TrustStore, text: String },
 }
 
@@ -105,7 +107,7 @@ impl Network {
     /// Reads proxy and CA certificates from the environment, and from the `ca_bundle` of the
     /// profile.
     ///
-    /// Errors: one of them cannot be used.
+    /// Errors: one of them is invalid.
     pub fn read(
         ca_bundle_of_profile: Option<&str>,
         request_timeout: Duration,
@@ -117,7 +119,7 @@ impl Network {
         })
     }
 
-    /// The same, past any proxy.
+    /// Returns the same settings without a proxy.
     #[must_use]
     pub fn without_proxy(&self) -> Self {
         Self {
@@ -126,7 +128,7 @@ impl Network {
         }
     }
 
-    /// The proxy for messages, with a separator in front; nothing where there is none.
+    /// Describes the proxy for messages, after a separator; empty if there is none.
     pub fn proxy_text(&self) -> String {
         let Some(proxy) = &self.proxy else {
             return String::new();
@@ -134,8 +136,7 @@ impl Network {
         format!("; {}", proxy.text)
     }
 
-    /// Makes a client for HTTP, and for HTTPS where that is needed. Without it no certificates are
-    /// read.
+    /// Creates a client. Unless it `needs_tls`, it reads no certificates.
     pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
         let (resolver, network) = (Resolver::default(), self.clone());
         let trust_store = match (&self.trust, needs_tls) {
@@ -143,7 +144,7 @@ impl Network {
             (Trust::System, true) => TrustStore::default(),
             (Trust::Bundle { store, .. }, true) => store.clone(),
         };
-        // Neither store can be a wrong one: its certificates have been parsed.
+        // This cannot fail: the certificates have been parsed before.
         let trust = TlsContext::builder()
             .with_trust_store(trust_store)
             .build()
@@ -163,7 +164,7 @@ impl Network {
         })
     }
 
-    /// What went wrong with a request to `url`, with the host, in one line.
+    /// Explains a failed request to `url` in one line that names the host.
     fn explain(
         &self,
         error: &ConnectorError,
@@ -174,24 +175,24 @@ impl Network {
         let cause = cause(error, settings);
         if cause.contains("InvalidContentType") {
             return format!(
-                "{host} answers, but does not speak TLS; if that is right, its URL begins with http://, not https://"
+                "{host} answers, but does not speak TLS; if that is intended, use http:// in its URL, not https://"
             );
         }
         if cause.contains("UnknownIssuer") {
             let trusted = match &self.trust {
                 Trust::System if has_no_certificates() => {
                     return format!(
-                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or name a file with AWS_CA_BUNDLE"
+                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
                     );
                 }
                 Trust::System => "the CA certificates of this host",
                 Trust::Bundle { text, .. } => text,
             };
             return format!(
-                "the certificate of {host} is signed by none of {trusted}; add the right CA certificate there, or name its file with AWS_CA_BUNDLE"
+                "the certificate of {host} is not signed by any of {trusted}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file"
             );
         }
-        // The name of the resolver's own errors is in them.
+        // An error of the resolver names the host already.
         let text = match cause.starts_with("cannot resolve") {
             true => cause,
             false => format!("{host}: {cause}"),
@@ -199,7 +200,7 @@ impl Network {
         match (&self.proxy, url.scheme_str()) {
             (Some(proxy), Some("https")) => format!("{text}; {}", proxy.text),
             (None, Some("https")) if !cause_is_certificate(&text) => {
-                format!("{text}; check DNS and firewall (HTTPS_PROXY names no proxy)")
+                format!("{text}; check DNS and firewall (HTTPS_PROXY is not set)")
             }
             _ => text,
         }
@@ -210,7 +211,7 @@ fn cause_is_certificate(text: &str) -> bool {
     text.contains("certificate")
 }
 
-/// The innermost reason. The texts of a time-out and of a tunnel's error say less than they mean.
+/// Returns the innermost reason, with clearer texts for time-outs and for errors of the proxy.
 fn cause(error: &ConnectorError, settings: &HttpConnectorSettings) -> String {
     if error.is_timeout() {
         let connecting = chain(error).any(|error| error.to_string().starts_with("HTTP connect"));
@@ -224,10 +225,10 @@ fn cause(error: &ConnectorError, settings: &HttpConnectorSettings) -> String {
     let cause = root_cause(error);
     match cause.strip_prefix("tunnel error: ") {
         Some("proxy authorization required") => {
-            "the proxy wants a user and a password (http://USER:PASSWORD@HOST:PORT)".into()
+            "the proxy requires a user and a password (http://USER:PASSWORD@HOST:PORT)".into()
         }
-        Some("unsuccessful") => "the proxy refuses to connect to it".into(),
-        Some(why) => format!("the proxy does not connect to it: {why}"),
+        Some("unsuccessful") => "the proxy refuses the connection".into(),
+        Some(why) => format!("the proxy cannot connect: {why}"),
         None => cause,
     }
 }
@@ -236,14 +237,14 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// Looked at only where a certificate was not taken.
+/// Called only after a certificate was rejected.
 fn has_no_certificates() -> bool {
     rustls_native_certs::load_native_certs().certs.is_empty()
 }
 
 impl Proxy {
-    /// The lower-case names come first, as in curl and the AWS CLI. Plain HTTP goes through no proxy:
-    /// AWS's endpoints do not speak it, and what does is on this host or its link.
+    /// Lower-case names take precedence, as in curl and the AWS CLI. Plain HTTP never uses a proxy:
+    /// AWS's endpoints require TLS, and what does not is on this host or on its link.
     fn read() -> Result<Option<Self>, NetworkError> {
         let Some((variable, value)) = variables::first(&["https_proxy", "HTTPS_PROXY"]) else {
             return Ok(None);
@@ -318,7 +319,8 @@ impl Trust {
     }
 }
 
-/// The certificates of a PEM file, without those that TLS cannot use: the SDK panics on these.
+/// Returns the certificates of a PEM file, without those that rustls cannot use: the SDK panics on
+/// them.
 fn store(pem: &str) -> Result<TrustStore, String> {
     let mut roots = rustls::RootCertStore::empty();
     let mut store = TrustStore::empty();
@@ -326,7 +328,7 @@ fn store(pem: &str) -> Result<TrustStore, String> {
     while let Some(begin) = rest.find(BEGIN) {
         let section = &rest[begin..];
         let Some(end) = section.find(END).map(|end| end + END.len()) else {
-            return Err("it breaks off inside a certificate".into());
+            return Err("it ends inside a certificate".into());
         };
         let (certificate, after) = section.split_at(end);
         let usable = CertificateDer::from_pem_slice(certificate.as_bytes())
@@ -343,7 +345,7 @@ fn store(pem: &str) -> Result<TrustStore, String> {
     }
 }
 
-/// The SDK's client, with a limit on answers and errors that name the host.
+/// The SDK's client, with limited answers, and errors that name the host.
 #[derive(Clone, Debug)]
 struct Client {
     inner: SharedHttpClient,
@@ -395,7 +397,7 @@ impl HttpConnector for NamingConnector {
     }
 }
 
-/// The same kind of error with another text.
+/// Returns an error of the same kind with another text.
 fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
     let text: Box<dyn Error + Send + Sync> = text.into();
     match error {
@@ -406,7 +408,7 @@ fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
     }
 }
 
-/// Reading more than [`MAX_ANSWER_BYTES`] fails.
+/// Limits an answer to [`MAX_ANSWER_BYTES`]; reading more fails.
 fn limited(body: SdkBody) -> SdkBody {
     SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER_BYTES))
 }
@@ -440,13 +442,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_without_a_usable_certificate_says_why() {
+    fn an_error_says_why_a_bundle_has_no_usable_certificate() {
         let garbage = format!("{BEGIN}\nAAAA\n{END}\n");
         for (pem, why) in [
             ("", "it is empty"),
             ("text", "it has no usable certificate in PEM form"),
             (garbage.as_str(), "it has no usable certificate in PEM form"),
-            (BEGIN, "it breaks off inside a certificate"),
+            (BEGIN, "it ends inside a certificate"),
         ] {
             assert_eq!(store(pem).unwrap_err(), why);
         }

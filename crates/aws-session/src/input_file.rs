@@ -1,4 +1,4 @@
-//! Reads small files that others write: whole, and never for ever.
+//! Reads small files that others write, without ever blocking.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,29 +16,29 @@ pub enum InputFileError {
     /// It cannot be opened or read.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    /// A FIFO, a device or a directory, which might never end.
+    /// A FIFO, a device or a directory.
     #[error("it is {0}, not a regular file")]
     Kind(&'static str),
-    /// It is not what it should be.
+    /// It is too long.
     #[error("it is longer than {0} bytes")]
     Length(usize),
-    /// No text.
+    /// It is not text.
     #[error("it is not UTF-8 text")]
     NotText,
 }
 
 impl InputFileError {
-    /// Whether there is no such file.
+    /// Whether the file does not exist.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Io(error) if error.kind() == std::io::ErrorKind::NotFound)
     }
 }
 
-/// Reads a regular file of at most `limit_bytes`. What is read is overwritten when it is dropped.
+/// Reads a regular file of at most `limit_bytes`. The contents are wiped when dropped.
 ///
-/// `/dev/null`, which many set where a file is unwanted, is an empty file.
+/// `/dev/null`, which people use to disable a file, counts as an empty file.
 pub fn read(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, InputFileError> {
-    // A FIFO that nobody writes must not keep us in open(2).
+    // Opening a FIFO that nobody writes to must not block.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
@@ -47,7 +47,7 @@ pub fn read(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, Input
         return Ok(Zeroizing::default());
     }
     check_kind(&file)?;
-    // At its full size, so that no copy of a secret is left behind by growth.
+    // Full size from the start: a buffer that grows leaves copies of secrets in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit_bytes + 1));
     let most = u64::try_from(limit_bytes + 1).unwrap_or(u64::MAX);
     file.take(most).read_to_end(&mut bytes)?;
@@ -57,7 +57,7 @@ pub fn read(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, Input
     Ok(bytes)
 }
 
-/// The same for UTF-8 text, without the byte order mark that Windows editors put in front.
+/// Reads UTF-8 text, without the byte order mark that Windows editors add.
 pub fn read_text(path: &Path, limit_bytes: usize) -> Result<Zeroizing<String>, InputFileError> {
     let mut bytes = read(path, limit_bytes)?;
     if bytes.starts_with("\u{feff}".as_bytes()) {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_might_never_end_is_refused_by_its_kind() {
+    fn fifos_devices_and_directories_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();

@@ -1,4 +1,4 @@
-//! Waits that end when a descriptor becomes readable: a signalfd, say.
+//! Waits that end when a descriptor, such as a signalfd, becomes readable.
 
 use std::{
     os::fd::BorrowedFd,
@@ -10,7 +10,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-/// Sleeps until `until` or until `interrupt` becomes readable; true for the latter.
+/// Sleeps until `until`, or until `interrupt` becomes readable. Returns true for the latter.
 pub fn sleep_until(until: Instant, interrupt: BorrowedFd<'_>) -> bool {
     loop {
         let mut descriptors = [PollFd::new(interrupt, PollFlags::POLLIN)];
@@ -22,7 +22,7 @@ pub fn sleep_until(until: Instant, interrupt: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// The outcome of `call`; `None` if `interrupt` became readable first.
+/// Waits for `call`. Returns `None` if `interrupt` became readable first.
 pub async fn unless_readable<T>(
     interrupt: BorrowedFd<'_>,
     call: impl Future<Output = T>,
@@ -33,19 +33,20 @@ pub async fn unless_readable<T>(
     }
 }
 
-/// Looks every so often: tokio registers a borrowed descriptor with `unsafe` only.
+/// Polls: without `unsafe`, tokio cannot register a borrowed descriptor.
 async fn readable(descriptor: BorrowedFd<'_>) {
     while !sleep_until(Instant::now(), descriptor) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// How long it is until then; 0 where that has passed.
+/// Returns the time left until then, or 0.
 pub fn remaining(until: Instant) -> Duration {
     until.saturating_duration_since(Instant::now())
 }
 
-/// Rounded up, so that a deadline has passed when its poll returns.
+/// Converts to a time-out of poll(2). It is rounded up, so that the deadline has passed when poll
+/// returns.
 pub fn poll_timeout(timeout: Duration) -> PollTimeout {
     let milliseconds = timeout.as_micros().div_ceil(1000);
     PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)

@@ -1,4 +1,4 @@
-//! How a person names a master key.
+//! The name of a master key.
 
 use std::str::FromStr;
 
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::region::is_region;
 
-/// A master key by its id, its ARN, its alias (`alias/NAME`) or the alias's ARN.
+/// The id, ARN, alias (`alias/NAME`) or alias ARN of a master key.
 ///
 /// Source: KeyId in <https://docs.aws.amazon.com/kms/latest/APIReference/API_DescribeKey.html>.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MasterKeyId(String);
 
 impl MasterKeyId {
-    /// What [`Self::from_str`] takes.
+    /// What [`Self::from_str`] accepts.
     pub const EXPECTED: &str = "the id or ARN of a KMS key, or an alias such as alias/mariadb";
 
-    /// As KMS takes it.
+    /// Returns the text, for KMS.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The region of an ARN.
+    /// Returns the region if it is an ARN.
     pub fn region(&self) -> Option<&str> {
         self.0.strip_prefix("arn:")?.split(':').nth(2)
     }
 
-    /// Whether it is an alias, which EnableKey and DisableKey do not take.
+    /// Whether it is an alias, which EnableKey and DisableKey do not accept.
     pub fn is_alias(&self) -> bool {
         let resource = self.0.rsplit(':').next().unwrap_or_default();
         resource.starts_with("alias/")
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_key_is_refused() {
+    fn invalid_key_names_are_refused() {
         for text in [
             "",
             "key/1234",

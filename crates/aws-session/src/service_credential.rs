@@ -1,24 +1,24 @@
-//! Our credential for the service, where systemd has put it (`LoadCredential=` in systemd.exec(5)).
+//! The AWS credentials that systemd passes to the service (`LoadCredential=` in systemd.exec(5)).
 
 use std::{
     env,
     path::{Path, PathBuf},
 };
 
-/// Variable with the directory of the service's credentials.
+/// The variable that names the directory of the service's credentials.
 pub const DIRECTORY_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 
-/// Name of ours there.
+/// The name of our credential there.
 const FILE_NAME: &str = "aws-credentials";
 
-/// Its file, if there is one.
+/// Returns the path of our credential, if it exists.
 pub fn file() -> Option<PathBuf> {
     let path = Path::new(&env::var_os(DIRECTORY_VARIABLE)?).join(FILE_NAME);
-    // What cannot be looked at is there, and has its own message.
+    // If that cannot be determined, assume that it exists: reading it gives a clear error.
     (!matches!(path.try_exists(), Ok(false))).then_some(path)
 }
 
-/// Whether the service has our credential and no other.
+/// Whether ours is the only credential of the service.
 pub fn is_alone() -> bool {
     let entries = file().and_then(|path| path.parent()?.read_dir().ok());
     entries.is_some_and(|mut entries| {

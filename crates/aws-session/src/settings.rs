@@ -1,5 +1,6 @@
 //! How AWS is called: region, endpoints and network, from the configuration, the environment and the
-//! profile. Everything is read and checked here, once; the SDK looks for none of it by itself.
+//! profile. All of it is read and checked here, once. The SDK's own loaders are not used: they ignore
+//! invalid values, and read `~/.aws` whoever can write to it.
 
 mod profiles;
 
@@ -12,31 +13,31 @@ use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use tokio::runtime::{Builder, Runtime};
 
-pub use profiles::{Profiles, Reader, selected_profile};
+pub use profiles::{Profile, Profiles, Reader, selected_profile};
 
 use crate::{
-    config::Config,
+    config::SessionConfig,
+    credentials::Credentials,
     http_client::{Network, NetworkError},
     region::is_region,
     service_credential,
-    session::Session,
     variables::{self, REGION, VariableError},
 };
 
-/// The region where nothing names one, as the stock plugin has it.
+/// The region if none is configured, as in the stock plugin.
 pub const DEFAULT_REGION: &str = "us-east-1";
 
-/// Longest wait for a connection.
+/// Longest time to wait for a connection.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much longer than a request a call may take: the HTTP client, which can name the host, is to
-/// notice a timeout first.
+/// How much longer than a request a call may take. So the HTTP client, which can name the host, notices
+/// a time-out first.
 pub const OPERATION_GRACE: Duration = Duration::from_millis(250);
 
 /// Longest URL of an endpoint, in bytes.
 const MAX_URL_BYTES: usize = 2048;
 
-/// What AWS is asked for cannot be found out.
+/// Why AWS cannot be called with these settings.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// A variable.
@@ -52,7 +53,7 @@ pub enum SettingsError {
         /// Why not.
         why: String,
     },
-    /// The profile that is asked for is in no file.
+    /// The requested profile is not in any file.
     #[error("there is no profile {profile} ({by}); looked for it in {files}")]
     NoProfile {
         /// Its name.
@@ -62,21 +63,21 @@ pub enum SettingsError {
         /// Where it was looked for.
         files: String,
     },
-    /// A setting has a value that it cannot have.
+    /// A setting has an invalid value.
     #[error("{setting} ({place}) is {value:?}, which is not {expected}")]
     Value {
         /// Its name.
         setting: String,
-        /// Where it stands.
+        /// Where it is set.
         place: String,
         /// Its value.
         value: String,
-        /// What it should be.
+        /// What it must be.
         expected: &'static str,
     },
-    /// AWS has no FIPS or dual-stack form of somebody else's endpoint.
+    /// A FIPS or dual-stack endpoint together with an endpoint URL.
     #[error(
-        "{kind} is asked for ({kind_by}) and so is the endpoint {url}, which AWS does not allow; unset one of them"
+        "both {kind} ({kind_by}) and the endpoint {url} are set, which AWS does not allow; unset one of them"
     )]
     EndpointConflict {
         /// FIPS or dual-stack.
@@ -89,16 +90,13 @@ pub enum SettingsError {
     /// Proxy or CA certificates.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// Cannot happen.
-    #[error("cannot read the AWS profiles: {0}")]
-    Defect(String),
 }
 
 fn by(variable: Option<&'static str>) -> String {
     variable.map_or_else(String::new, |variable| format!(" ({variable})"))
 }
 
-/// A service of AWS that this project calls.
+/// An AWS service that this project calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
     /// Security Token Service.
@@ -108,7 +106,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// As the SDK names it.
+    /// Returns its name in the SDK.
     fn id(self) -> &'static str {
         match self {
             Self::Sts => "STS",
@@ -138,11 +136,12 @@ pub struct Settings {
 impl Settings {
     /// Reads them from `config`, the environment and the profiles that `reader` may read.
     ///
-    /// Errors: one of them cannot be used.
-    pub fn read(config: &Config, reader: Reader) -> Result<Self, SettingsError> {
+    /// Errors: one of them is invalid.
+    pub fn read(config: &SessionConfig, reader: Reader) -> Result<Self, SettingsError> {
         variables::check()?;
         let profiles = Profiles::read(config, reader)?;
-        // In the service's own file, and beside a key in the environment, it is looked for later.
+        // In the credentials of the service, and next to a key in the environment, it is looked up
+        // later.
         if config.profile.is_some() && service_credential::file().is_none() {
             profiles.selected()?;
         }
@@ -153,13 +152,16 @@ impl Settings {
             use_fips: switch(&profiles, FIPS)?,
             use_dual_stack: switch(&profiles, DUAL_STACK)?,
             request_timeout: config.request_timeout,
-            network: Network::read(profiles.setting("ca_bundle"), config.request_timeout)?,
+            network: Network::read(
+                profiles.setting("ca_bundle").map(|(path, _)| path),
+                config.request_timeout,
+            )?,
         };
         settings.check_conflicts()?;
         Ok(settings)
     }
 
-    /// The same in another region.
+    /// Returns the same settings for another region.
     #[must_use]
     pub fn in_region(&self, region: Option<&str>) -> Self {
         let mut settings = self.clone();
@@ -169,32 +171,32 @@ impl Settings {
         settings
     }
 
-    /// Whose files are read.
+    /// Returns whose files are read.
     pub fn reader(&self) -> Reader {
         self.reader
     }
 
-    /// The region of the calls.
+    /// Returns the region of the calls.
     pub fn region(&self) -> &str {
         self.configured_region().unwrap_or(DEFAULT_REGION)
     }
 
-    /// The region that configuration, environment or profile name.
+    /// Returns the region that the configuration, the environment or the profile names.
     pub fn configured_region(&self) -> Option<&str> {
         self.region.as_deref()
     }
 
-    /// How long a request may take.
+    /// Returns the time limit of a request.
     pub fn request_timeout(&self) -> Duration {
         self.request_timeout
     }
 
-    /// The URL at which a service is called; `None`: AWS's own for the region.
+    /// Returns the configured endpoint of a service; `None`: AWS's endpoint for the region.
     pub fn endpoint_url(&self, service: Service) -> Option<&str> {
         self.endpoints.url(service)
     }
 
-    /// A service, and its region where the endpoint is AWS's own, for people.
+    /// Names a service for messages, with its region if the endpoint is AWS's.
     pub fn name(&self, service: Service) -> String {
         match self.endpoint_url(service) {
             Some(_) => service.to_string(),
@@ -202,41 +204,41 @@ impl Settings {
         }
     }
 
-    /// What to look at where something else than AWS has answered.
+    /// Says what to check if the answer did not come from AWS.
     pub fn wrong_answer_hint(&self, service: Service) -> String {
         match self.endpoint_url(service) {
             Some(url) => format!("check the endpoint URL {url}"),
             None => format!(
-                "something between this host and AWS answers in its place{}",
+                "something between this host and AWS answers instead of it{}",
                 self.network.proxy_text()
             ),
         }
     }
 
-    /// A client for the calls of one runtime. Its connections end with that runtime.
+    /// Creates an HTTP client for the calls of one runtime. Its connections end with that runtime.
     pub fn http_client(&self) -> SharedHttpClient {
         self.network.client(self.endpoints.need_tls())
     }
 
-    /// A client for the metadata service of a container or an instance, which is never behind a
-    /// proxy.
+    /// Creates an HTTP client for the metadata service of a container or an instance, which is never
+    /// behind a proxy.
     pub fn metadata_client(&self, url: &str) -> SharedHttpClient {
         let without_proxy = self.network.without_proxy();
         without_proxy.client(url.starts_with("https:"))
     }
 
-    /// The settings for the SDK's clients, with the credentials of the calls.
+    /// Returns the settings for the SDK's clients, with the credentials of the calls.
     ///
-    /// The SDK retries nothing and corrects no clock: whether an MFA code may be sent again, and
-    /// what the operator is told, are ours to decide.
-    pub fn sdk_config(&self, credentials: Option<&Session>) -> SdkConfig {
+    /// The SDK neither retries nor corrects the clock: this project decides whether a code may be sent
+    /// again, and what the operator is told.
+    pub fn sdk_config(&self, credentials: Option<&Credentials>) -> SdkConfig {
         self.sdk_config_with(credentials, self.http_client())
     }
 
-    /// The same with a client that other services use too.
+    /// Returns the same settings with an HTTP client that other services use as well.
     pub fn sdk_config_with(
         &self,
-        credentials: Option<&Session>,
+        credentials: Option<&Credentials>,
         http_client: SharedHttpClient,
     ) -> SdkConfig {
         let timeouts = TimeoutConfig::builder()
@@ -305,27 +307,27 @@ fn switch(profiles: &Profiles, switch: Switch) -> Result<bool, SettingsError> {
     if let Some(is_on) = variables::boolean(switch.variable)? {
         return Ok(is_on);
     }
-    let Some(value) = profiles.setting(switch.key) else {
+    let Some((value, place)) = profiles.setting(switch.key) else {
         return Ok(false);
     };
     variables::parse_boolean(value).ok_or_else(|| SettingsError::Value {
         setting: switch.key.into(),
-        place: profiles.place(switch.key, value),
+        place: place.into(),
         value: value.into(),
         expected: "true or false",
     })
 }
 
-/// Configuration, environment, profile; never the instance's metadata service, which a host outside EC2
-/// would wait for in vain.
-fn region(config: &Config, profiles: &Profiles) -> Result<Option<String>, SettingsError> {
+/// Looks in the configuration, the environment and the profile. It does not ask the instance metadata
+/// service, which does not answer outside EC2.
+fn region(config: &SessionConfig, profiles: &Profiles) -> Result<Option<String>, SettingsError> {
     if let Some(region) = &config.region {
         return Ok(Some(region.clone()));
     }
     let (region, setting, place) = match variables::first(&REGION) {
         Some((variable, region)) => (region, variable, "environment".to_owned()),
         None => match profiles.setting("region") {
-            Some(region) => (region.into(), "region", profiles.place("region", region)),
+            Some((region, place)) => (region.into(), "region", place.to_owned()),
             None => return Ok(None),
         },
     };
@@ -340,7 +342,7 @@ fn region(config: &Config, profiles: &Profiles) -> Result<Option<String>, Settin
     })
 }
 
-/// URLs of services that are not AWS's own.
+/// Endpoint URLs that replace AWS's endpoints.
 #[derive(Debug, Clone)]
 struct Endpoints {
     sts: Option<String>,
@@ -394,10 +396,7 @@ fn endpoint(
     let (url, setting, place) = match variables::first(&[variable, "AWS_ENDPOINT_URL"]) {
         Some((variable, url)) => (url, variable, "environment".to_owned()),
         None => match profiles.endpoint_url(service.id()) {
-            Some(url) => {
-                let place = profiles.place("endpoint_url", &url);
-                (url, "endpoint_url", place)
-            }
+            Some((url, place)) => (url.into(), "endpoint_url", place.to_owned()),
             None => return Ok(None),
         },
     };
@@ -412,7 +411,7 @@ fn endpoint(
     })
 }
 
-/// Whether `text` is an absolute URL that HTTP can be spoken to.
+/// Whether `text` is an absolute HTTP or HTTPS URL.
 pub fn is_url(text: &str) -> bool {
     let is_http = text.starts_with("https://") || text.starts_with("http://");
     let has_host = |text: &str| {
@@ -432,7 +431,7 @@ pub fn is_url(text: &str) -> bool {
         && has_host(text)
 }
 
-/// A runtime for one call. It lives only as long: a process that waits needs none of it.
+/// Creates a runtime for one call. It ends with the call, so that a waiting process stays small.
 pub fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
@@ -442,7 +441,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_url_is_no_endpoint() {
+    fn invalid_endpoint_urls_are_refused() {
         for url in [
             "http://127.0.0.1:4566",
             "https://[::1]:4566",

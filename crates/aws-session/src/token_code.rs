@@ -1,4 +1,4 @@
-//! The MFA code that STS takes.
+//! The MFA code.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Six digits of an MFA device, wiped when dropped and never printed.
 ///
-/// In a box: whatever is moved leaves copies on the stack.
+/// Boxed, because moving a value leaves copies on the stack.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct TokenCode(Box<[u8]>);
 
 impl TokenCode {
-    /// Takes exactly six ASCII digits.
+    /// Accepts exactly six ASCII digits.
     pub fn new(digits: &[u8]) -> Option<Self> {
         Self::is_code(digits).then(|| Self(digits.into()))
     }
@@ -21,7 +21,7 @@ impl TokenCode {
         digits.len() == 6 && digits.iter().all(u8::is_ascii_digit)
     }
 
-    /// The digits, for the request to STS.
+    /// Returns the digits, for the request to STS.
     pub fn expose(&self) -> &str {
         str::from_utf8(&self.0).unwrap_or_default()
     }

@@ -1,15 +1,15 @@
-//! Environment variables of AWS. An empty one counts as not set, as in the AWS CLI; what no program
-//! can use is refused by name before a code is asked for.
+//! AWS's environment variables. An empty one counts as unset, as in the AWS CLI. An unusable value is
+//! refused, with the name of the variable, before a code is asked for.
 
 use std::{env, os::unix::ffi::OsStrExt};
 
 /// Longest value, in bytes. A session token has about a thousand.
 const MAX_BYTES: usize = 32 * 1024;
 
-/// Names of the access key id. The second is that of the Go program's SDK.
+/// Names of the access key id. The SDK of the Go program uses the second one.
 pub const ACCESS_KEY_ID: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY"];
 
-/// Names of the credentials file. The second is of MariaDB's manual, and of the first AWS SDKs.
+/// Names of the credentials file. MariaDB's manual and old AWS SDKs use the second one.
 pub const CREDENTIALS_FILE: [&str; 2] = [
     "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_CREDENTIAL_PROFILES_FILE",
@@ -18,7 +18,7 @@ pub const CREDENTIALS_FILE: [&str; 2] = [
 /// Names of the region.
 pub const REGION: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 
-/// Variables with a name of their own that we read too.
+/// Variables without the prefix `AWS_` that are read as well.
 const OTHERS: [&str; 7] = [
     "CREDENTIALS_DIRECTORY",
     "HTTPS_PROXY",
@@ -29,7 +29,7 @@ const OTHERS: [&str; 7] = [
     "SSL_CERT_DIR",
 ];
 
-/// Variables that become part of a request's headers: printable ASCII.
+/// Variables that go into HTTP headers and must be printable ASCII.
 const IN_HEADERS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_ACCESS_KEY",
@@ -41,7 +41,7 @@ const IN_HEADERS: [&str; 8] = [
     "AWS_EXECUTION_ENV",
 ];
 
-/// A variable that cannot be used. The value is never shown: it may be a secret.
+/// A variable that cannot be used. Its value is never shown, because it may be a secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the environment variable {name} {why}; correct it or unset it")]
 pub struct VariableError {
@@ -59,21 +59,21 @@ impl VariableError {
     }
 }
 
-/// The value of a variable; `None`: it is not set or empty.
+/// Returns the value of a variable; `None`: it is unset or empty.
 ///
-/// After [`check`], nothing that is set is taken for not set.
+/// After [`check`], no variable is ignored because of its value.
 pub fn text(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The first of `names` that is set, and its value.
+/// Returns the first of `names` that is set, and its value.
 pub fn first(names: &[&'static str]) -> Option<(&'static str, String)> {
     names
         .iter()
         .find_map(|name| text(name).map(|value| (*name, value)))
 }
 
-/// Whether a variable is `true`; `None`: it is not set.
+/// Returns whether a variable is `true`; `None`: it is unset.
 ///
 /// Errors: it is neither `true` nor `false`.
 pub fn boolean(name: &str) -> Result<Option<bool>, VariableError> {
@@ -85,7 +85,7 @@ pub fn boolean(name: &str) -> Result<Option<bool>, VariableError> {
         .transpose()
 }
 
-/// `true` or `false`, in upper or lower case.
+/// Parses `true` or `false`, in upper or lower case.
 pub fn parse_boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" => Some(true),
@@ -94,10 +94,10 @@ pub fn parse_boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// Checks every variable that we or the AWS SDK read: `AWS_…` and the names of proxies and CA
+/// Checks every variable that this project or the AWS SDK reads: `AWS_…`, and those of proxies and CA
 /// certificates.
 ///
-/// Errors: the first that is not UTF-8, too long, or has characters in it that it cannot have.
+/// Errors: the first one that is not UTF-8, is too long, or contains an invalid character.
 pub fn check() -> Result<(), VariableError> {
     for (name, value) in env::vars_os() {
         let is_read = name.as_bytes().starts_with(b"AWS_") || OTHERS.iter().any(|it| name == *it);
@@ -115,20 +115,20 @@ fn check_value(name: &str, value: &[u8]) -> Result<(), String> {
     }
     let text = std::str::from_utf8(value).map_err(|_| "is not UTF-8 text")?;
     if text.contains(['\r', '\n']) {
-        return Err("has a line end in it (a file with Windows line ends?)".into());
+        return Err("contains a line break (from a file with Windows line ends?)".into());
     }
     if text.starts_with('\u{feff}') {
         return Err("begins with a byte order mark".into());
     }
     if text.chars().any(char::is_control) {
-        return Err("has a control character in it".into());
+        return Err("contains a control character".into());
     }
-    // A list of hosts may have spaces anywhere.
+    // A list of hosts may contain spaces anywhere.
     if text.trim() != text && !name.eq_ignore_ascii_case("no_proxy") {
         return Err("begins or ends with a space".into());
     }
     if IN_HEADERS.contains(&name) && !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        return Err("has a character in it that is not ASCII".into());
+        return Err("contains a character that is not ASCII".into());
     }
     Ok(())
 }
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_no_request_can_carry_is_refused_and_never_quoted() {
+    fn invalid_values_are_refused_and_never_quoted() {
         for (value, why) in [
             (&b"AKIA\r"[..], "line end"),
             (b"AK\nIA", "line end"),

@@ -1,9 +1,8 @@
-//! The FIFO that codes are written to.
+//! The FIFO that takes codes.
 //!
-//! Whoever could replace the FIFO by their own would be handed the codes of the careful, so: its
-//! directory, and each on the way there, is of our own user or of root, and others cannot write it or
-//! it is sticky; nothing found at its path is used unless it is a FIFO of our own user; and what was
-//! opened is checked again by `fstat`.
+//! Somebody who could replace the FIFO would receive the codes. So each directory of its path must
+//! belong to root or to this user, and must be sticky if others can write to it; an existing file is
+//! used only if it is a FIFO of this user; and what was opened is checked again with `fstat`.
 
 use std::{
     fs, io,
@@ -29,7 +28,7 @@ use super::state_file::{self, Stage, StateFile};
 use aws_session::config::FifoAccess;
 use service::on_abort;
 
-/// How long a broker whose server has just ended may take to remove its FIFO.
+/// How long a broker may take to remove its FIFO after its server has ended.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(2);
 
 const PREDECESSOR_PAUSE: Duration = Duration::from_millis(50);
@@ -37,9 +36,9 @@ const PREDECESSOR_PAUSE: Duration = Duration::from_millis(50);
 /// Why the channel cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum FifoError {
-    /// The directory is not there or cannot be used.
+    /// The directory does not exist or cannot be used.
     #[error(
-        "cannot open the directory of the FIFO {path}: {source}; create it, for the default path with RuntimeDirectory=iam-kms-wrapper in the unit",
+        "cannot open the directory of the FIFO {path}: {source}; create it (for the default path, set RuntimeDirectory=iam-kms-wrapper in the unit)",
         path = path.display()
     )]
     Directory {
@@ -50,7 +49,7 @@ pub enum FifoError {
     },
     /// Others could replace the FIFO.
     #[error(
-        "will not make the FIFO {path}: {source} and could read the codes; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        "refusing to create the FIFO {path}: {source} and could read the codes; use a directory that only the service can write to, such as /run/iam-kms-wrapper",
         path = path.display()
     )]
     DirectoryOpen {
@@ -59,18 +58,18 @@ pub enum FifoError {
         /// Who could.
         source: DirectoryError,
     },
-    /// Something else lies at the path.
+    /// Something else is at the path.
     #[error(
-        "will not use {path} as the FIFO: {what}; remove it, or set kms_mfa_socket to another path",
+        "refusing to use {path} as the FIFO: {what}; remove it, or set kms_mfa_socket to another path",
         path = path.display()
     )]
     Occupied {
         /// The FIFO.
         path: PathBuf,
-        /// What lies there.
+        /// What is there.
         what: &'static str,
     },
-    /// Another process awaits a code there.
+    /// Another process waits for a code there.
     #[error(
         "{who} already waits for a code at the FIFO {path}; stop it, or set kms_mfa_socket to another path",
         path = path.display()
@@ -78,10 +77,10 @@ pub enum FifoError {
     Busy {
         /// The FIFO.
         path: PathBuf,
-        /// Which process, as far as can be seen.
+        /// Which process, if known.
         who: String,
     },
-    /// A step of making it failed.
+    /// A step of creating it failed.
     #[error("cannot {step} the FIFO {path}: {source}", path = path.display())]
     Make {
         /// The FIFO.
@@ -91,11 +90,14 @@ pub enum FifoError {
         /// Why.
         source: io::Error,
     },
+    /// The terminal cannot be opened.
+    #[error("cannot read the terminal: {0}")]
+    Terminal(io::Error),
     /// Waiting for a code failed.
     #[error("cannot wait for a code: {0}")]
     Wait(io::Error),
-    /// The terminal is gone, or standard input has ended.
-    #[error("standard input was closed before a code was typed")]
+    /// The terminal was closed, or standard input has ended.
+    #[error("standard input was closed before a code was entered")]
     InputClosed,
 }
 
@@ -104,7 +106,7 @@ impl FifoError {
         Self::Wait(error.into())
     }
 
-    /// Whether descriptors or memory have run out, of which there may be more later.
+    /// Whether file descriptors or memory have run out, which may be temporary.
     pub(super) fn is_shortage(&self) -> bool {
         let shortages = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
         matches!(self, Self::Make { source, .. }
@@ -112,28 +114,28 @@ impl FifoError {
     }
 }
 
-/// A FIFO of our own, removed when dropped.
+/// A FIFO that this process created, removed when dropped.
 pub(super) struct Fifo {
     path: PathBuf,
     directory: OwnedFd,
     reader: OwnedFd,
     identity: (u64, u64),
-    /// When the FIFO last changed, as far as we have seen. Each write changes it.
+    /// When the FIFO last changed, as last seen. Each write changes it.
     changed: (i64, i64),
     state: Option<StateFile>,
-    /// Held as long as we read there; given back after the FIFO is removed.
+    /// Held as long as this process reads there; released after the FIFO is removed.
     _lock: Flock<OwnedFd>,
 }
 
 impl Fifo {
-    /// Makes the FIFO with exactly this mode and group, or takes over one that an earlier process
-    /// of our user left behind.
+    /// Creates the FIFO with exactly this mode and group, or takes over one that an earlier process of
+    /// this user left behind.
     pub fn make(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
         let (directory, status) = open_directory(path)?;
         check_directory(path, &status)?;
         let lock = lock(path, &directory)?;
         on_abort::FIFO.made(path);
-        // Until the first writer has closed, it will do for both.
+        // Until the first writer has closed it, one descriptor serves both purposes.
         let reader = lock.as_fd().try_clone_to_owned();
         let mut fifo = Self {
             path: path.into(),
@@ -149,7 +151,7 @@ impl Fifo {
         fifo.state = StateFile::make(path, &fifo.directory, access)
             .inspect_err(|error| {
                 warn!(
-                    "cannot make the file {}.state, which tells writers what became of their code: {error}",
+                    "cannot create the file {}.state, which tells writers the result of their code: {error}",
                     path.display()
                 );
             })
@@ -163,7 +165,7 @@ impl Fifo {
             fchown(&self.reader, None, Some(Gid::from_raw(gid)))
                 .map_err(failed("set the group of"))?;
         }
-        // After the group: a wider mode must never hold for the group that the file was made with.
+        // After the group: the wider mode must never apply to the group that the file was created with.
         fchmod(&self.reader, Mode::from_bits_truncate(access.mode))
             .map_err(failed("set the mode of"))
     }
@@ -172,28 +174,27 @@ impl Fifo {
         &self.path
     }
 
-    /// Says what has become of the last input, for its writer.
+    /// Reports the result of the last input to its writer.
     pub fn tell(&mut self, stage: Stage, text: &str) {
         if let Some(state) = &mut self.state {
             state.tell(stage, text);
         }
     }
 
-    /// Whether the FIFO has changed since [`Self::make`] or [`Self::reopen`]: somebody has written to
-    /// it. (Or changed its mode. Where a writer has mounted the file system read-only, the kernel notes
-    /// no change.)
+    /// Whether somebody has written to the FIFO since [`Self::make`] or [`Self::reopen`], or changed
+    /// its mode. (The kernel does not record writes through a read-only mount.)
     pub fn has_changed(&self) -> bool {
         fstat(&self.reader).is_ok_and(|status| changed(&status) != self.changed)
     }
 
-    /// Opens the FIFO again after its last writer has closed, else poll(2) would report that for
-    /// ever. The old descriptor lives until the new one is there, so no writer finds no reader and
-    /// nothing that was written in between is lost.
+    /// Reopens the FIFO after its last writer has closed it; otherwise poll(2) would keep reporting
+    /// that. The old descriptor stays open until the new one exists, so a writer always finds a reader
+    /// and nothing that was written in between is lost.
     pub fn reopen(&mut self) -> Result<(), FifoError> {
         let reader = open_reader(&self.path, &self.directory)?;
         let status = check_ours(&self.path, &reader)?;
         if identity(&status) != self.identity {
-            return Err(occupied(&self.path, "another FIFO has taken its place"));
+            return Err(occupied(&self.path, "it was replaced with another FIFO"));
         }
         self.reader = reader;
         self.changed = changed(&status);
@@ -228,7 +229,8 @@ impl Drop for Fifo {
     }
 }
 
-/// Whether a FIFO could be made at `path`; the error is the one of making it. Changes nothing.
+/// Checks whether a FIFO could be created at `path`, without changing anything. The error is the one
+/// that creating it would give.
 pub fn check(path: &Path) -> Result<(), FifoError> {
     let (directory, status) = open_directory(path)?;
     check_directory(path, &status)?;
@@ -278,8 +280,9 @@ fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
     Ok(())
 }
 
-/// In another's sticky directory fs.protected_fifos may keep even root from writing to our FIFO:
-/// open(2) with O_CREAT, which the shell's `>` uses, is refused there to all but its owner.
+/// In a sticky directory of another user, fs.protected_fifos may prevent even root from writing to the
+/// FIFO: the kernel refuses open(2) with O_CREAT, which the shell's `>` uses, to everybody but the
+/// owner.
 ///
 /// Source: <https://docs.kernel.org/admin-guide/sysctl/fs.html>.
 fn warn_of_protection(path: &Path) {
@@ -300,8 +303,8 @@ fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
     let name = path.file_name().unwrap_or_default();
     let made = mkfifoat(directory, name, Mode::S_IRUSR | Mode::S_IWUSR);
     match made {
-        // The umask, which the command is to inherit, may have left not even us the right to open
-        // it. By name, because it cannot be opened yet: others cannot rename in this directory.
+        // The umask, which the command inherits, may have removed even this user's permission to open
+        // it. Changed by name, because it cannot be opened yet; others cannot rename in this directory.
         Ok(()) => fchmodat(
             directory,
             name,
@@ -314,14 +317,14 @@ fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
     }
 }
 
-/// Makes the FIFO, or takes one over, and locks it: two processes that read from one FIFO would take each
-/// other's codes, and the first to end would remove it.
+/// Creates the FIFO, or takes one over, and locks it: two processes that read from one FIFO would take
+/// each other's codes, and the first one to end would remove it.
 fn lock(path: &Path, directory: &OwnedFd) -> Result<Flock<OwnedFd>, FifoError> {
     let until = Instant::now() + PREDECESSOR_PATIENCE;
     loop {
         make_or_take_over(path, directory)?;
         let reader = match open_reader(path, directory) {
-            // Its process has removed it meanwhile.
+            // Its process has removed it in the meantime.
             Err(FifoError::Make { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 continue;
             }
@@ -346,7 +349,7 @@ fn is_at(path: &Path, directory: &OwnedFd, status: &FileStat) -> bool {
         .is_ok_and(|there| identity(&there) == identity(status))
 }
 
-/// The process that holds the lock, if that can be seen. Source: proc_locks(5).
+/// Names the process that holds the lock, if that is visible. Source: proc_locks(5).
 fn holder(status: &FileStat) -> Option<i32> {
     let file = format!(
         "{:02x}:{:02x}:{}",
@@ -377,8 +380,8 @@ fn busy(path: &Path, holder: Option<i32>) -> FifoError {
     }
 }
 
-/// Whether what lies at the path is a FIFO that an earlier process of our user was not able to
-/// remove. Writers may be waiting in it already, so it is used as it is.
+/// Checks that the file at the path is a FIFO that an earlier process of this user could not remove.
+/// Writers may already wait there, so it is used as it is.
 fn check_left_behind(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> {
     let status = fstatat(
         directory,
@@ -394,7 +397,7 @@ fn check_left_behind(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
         Ok(_) => Ok(()),
         Err(Errno::ELOOP) => Err(occupied(
             path,
-            "there is a FIFO, reached through a symbolic link",
+            "it is a FIFO, but reached through a symbolic link",
         )),
         Err(error) => Err(make_error(path, "look at", error)),
     }
@@ -420,15 +423,15 @@ fn check_ours(path: &Path, reader: &OwnedFd) -> Result<FileStat, FifoError> {
 fn check_kind(path: &Path, status: &FileStat) -> Result<(), FifoError> {
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
     let what = match kind {
-        SFlag::S_IFIFO if Uid::from_raw(status.st_uid) != geteuid() => {
-            "it is a FIFO of another user"
-        }
-        SFlag::S_IFIFO if status.st_nlink != 1 => "it is a FIFO with a second name",
+        SFlag::S_IFIFO if Uid::from_raw(status.st_uid) != geteuid() => "it belongs to another user",
+        SFlag::S_IFIFO if status.st_nlink != 1 => "it has a second name (hard link)",
         SFlag::S_IFIFO => return Ok(()),
         SFlag::S_IFLNK => "it is a symbolic link",
         SFlag::S_IFDIR => "it is a directory",
         SFlag::S_IFSOCK => "it is a socket",
-        SFlag::S_IFREG => "it is a regular file (a code that was written while no FIFO was there?)",
+        SFlag::S_IFREG => {
+            "it is a regular file (perhaps a code that was written while there was no FIFO)"
+        }
         _ => "it is a device",
     };
     Err(occupied(path, what))
@@ -474,7 +477,7 @@ mod tests {
         (directory, path)
     }
 
-    /// Why no FIFO is made at `path`, which a check beforehand tells in the same words.
+    /// The reason why no FIFO is created at `path`; the check beforehand gives the same.
     fn refusal(path: &Path) -> String {
         let text = |error: FifoError| error.to_string();
         let checked = check(path).err().map(text).unwrap_or_default();
@@ -513,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
+    fn other_files_at_the_path_are_refused_and_not_changed() {
         let (directory, path) = directory();
         std::fs::write(&path, "111676").unwrap();
         assert!(
@@ -535,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_left_behind_a_symbolic_link_is_refused() {
+    fn a_fifo_behind_a_symbolic_link_is_refused() {
         let (directory, _) = directory();
         let real = directory.path().join("real");
         std::fs::create_dir(&real).unwrap();
@@ -546,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_open_to_all_is_refused_unless_it_is_sticky() {
+    fn a_world_writable_directory_is_refused_unless_it_is_sticky() {
         let (directory, path) = directory();
         let set_mode = |mode| {
             std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
@@ -559,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_named_with_what_to_do() {
+    fn an_error_names_a_missing_directory_and_what_to_do() {
         let error = refusal(Path::new("/nonexistent/mfa"));
         assert!(
             error.contains("RuntimeDirectory=iam-kms-wrapper"),

@@ -1,52 +1,51 @@
-//! Cuts what is written to the channel into inputs: codes, session documents, and the rest.
+//! Splits what is written to the channel into inputs: codes, session documents, and anything else.
 
 use std::time::Duration;
 
 use zeroize::{Zeroize, Zeroizing};
 
 use aws_session::{
-    session::{Session, parse_document},
+    credentials::{Credentials, parse_document},
     token_code::TokenCode,
 };
 
-/// More than any session document has; what is longer is counted and dropped.
+/// More than any session document has. The rest of a longer input is counted and dropped.
 const LIMIT_BYTES: usize = 16 * 1024;
 
-/// What some tools begin a text with; it means nothing.
+/// The byte order mark that some tools write first; it is ignored.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// How long six digits without a line end may be the start of more.
+/// How long to wait for more after six digits without a line end.
 const CODE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a writer may pause within one input.
 const INPUT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// One thing that was written to the channel.
+/// An input of the channel.
 #[derive(Debug)]
 pub enum Input {
     /// An MFA code.
     TokenCode(TokenCode),
-    /// A session, opened elsewhere.
-    Session(Session),
-    /// Anything else, told by length and kind, never by content.
+    /// A session that was opened on another machine.
+    Session(Credentials),
+    /// Anything else, described by length and kind, never by content.
     Refused(String),
-    /// Something was written, and another process has read it.
+    /// Something was written, but another process has read it.
     Vanished,
 }
 
-/// Collects bytes until they are a whole input.
+/// Collects bytes until an input is complete.
 pub(super) struct Assembler {
-    /// Never grows, so that no copy of a secret is left behind.
+    /// It never grows, because that would leave copies of secrets in memory.
     buffer: Zeroizing<Vec<u8>>,
-    /// Bytes of the present input that were dropped because the buffer was full.
+    /// Bytes of the current input that were dropped because the buffer was full.
     dropped_bytes: usize,
-    /// A document ends with its brace; the line end after it is nothing of its own.
+    /// A document ends with its brace; the line end after it is not an input.
     after_document: bool,
     braces: Braces,
 }
 
-/// Finds the brace that ends a JSON document, whether or not the rest is JSON. Looks at each byte
-/// once.
+/// Finds the brace that ends a JSON document, even if the rest is not valid JSON. Reads each byte once.
 #[derive(Default)]
 struct Braces {
     depth: usize,
@@ -55,7 +54,7 @@ struct Braces {
 }
 
 impl Braces {
-    /// True if `byte` ends the document.
+    /// Returns true if `byte` ends the document.
     fn end_with(&mut self, byte: u8) -> bool {
         let after_backslash = std::mem::take(&mut self.after_backslash);
         match byte {
@@ -82,8 +81,8 @@ impl Assembler {
         }
     }
 
-    /// Takes bytes and returns the inputs that they complete. Refused ones that follow each other
-    /// are one event: 4 KiB of rubbish is not forty lines in the log.
+    /// Adds bytes and returns the inputs that they complete. Consecutive invalid inputs count as one,
+    /// so that 4 KiB of garbage is not forty lines in the log.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Input> {
         let mut inputs = Vec::new();
         let mut refused_bytes = 0;
@@ -97,7 +96,9 @@ impl Assembler {
                     refused_bytes += length_bytes;
                     match inputs.last_mut() {
                         Some(Input::Refused(last)) => {
-                            *last = format!("{refused_bytes} bytes in several lines, none a code");
+                            *last = format!(
+                                "{refused_bytes} bytes in several lines, none of them a code"
+                            );
                         }
                         _ => {
                             refused_bytes = length_bytes;
@@ -110,16 +111,16 @@ impl Assembler {
         inputs
     }
 
-    /// Ends the present input: the writer has closed.
+    /// Ends the current input, because the writer has closed the FIFO.
     pub fn finish(&mut self) -> Option<Input> {
         self.is_unfinished().then(|| self.take().into_input())
     }
 
-    /// Ends the present input: the writer has gone quiet. Six digits are a code all the same; the
-    /// Go program never waited for more.
+    /// Ends the current input, because the writer has paused. Six digits are a code even without a line
+    /// end, as for the Go program.
     pub fn give_up(&mut self) -> Option<Input> {
         match self.finish()? {
-            Input::Refused(why) => Some(Input::Refused(format!("{why}, and then silence"))),
+            Input::Refused(why) => Some(Input::Refused(format!("{why}, without a line end"))),
             input => Some(input),
         }
     }
@@ -128,7 +129,7 @@ impl Assembler {
         !self.buffer.is_empty()
     }
 
-    /// How long the writer may be quiet before [`Self::give_up`].
+    /// How long the writer may pause before [`Self::give_up`].
     pub fn patience(&self) -> Duration {
         if TokenCode::is_code(&self.buffer) {
             CODE_PATIENCE
@@ -209,7 +210,7 @@ impl Parsed {
     }
 }
 
-/// Describes what is no code, without giving any of it away.
+/// Describes an invalid input without revealing its content.
 fn kind(line: &[u8], dropped_bytes: usize) -> String {
     let length = line.len() + dropped_bytes;
     if line.is_empty() {
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_told_by_kind_and_length() {
+    fn invalid_inputs_are_described_by_kind_and_length() {
         for (bytes, kind) in [
             (&b"\n"[..], "an empty line"),
             (b"11167\n", "5 digits instead of six"),
@@ -296,17 +297,17 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_one_event_however_many_lines_it_has() {
+    fn consecutive_invalid_lines_are_one_event() {
         assert_eq!(
             written(&b"x\n".repeat(2048)),
-            ["4096 bytes in several lines, none a code"]
+            ["4096 bytes in several lines, none of them a code"]
         );
         assert_eq!(written(&[b'7'; 4096]), ["4096 digits instead of six"]);
         assert_eq!(written(&[0xff; 100_000]), ["100000 bytes of binary data"]);
     }
 
     #[test]
-    fn a_code_after_rubbish_counts() {
+    fn a_code_after_invalid_input_is_accepted() {
         assert_eq!(
             written(b"a\nb\n111676\nc\n").get(1).map(String::as_str),
             Some("code 111676")
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_ends_with_its_own_brace_and_no_other() {
+    fn a_document_ends_with_its_closing_brace() {
         for bytes in [
             &br#"{"a":"}"}111676"#[..],
             br#"{"a\"}":{}}{"b":"\\"}111676"#,
@@ -349,9 +350,9 @@ mod tests {
         }
     }
 
-    /// Each brace once had the whole parsed again: minutes for this.
+    /// This once took minutes, because each brace made it parse everything again.
     #[test]
-    fn braces_without_end_cost_no_more_than_other_bytes() {
+    fn many_braces_are_parsed_in_linear_time() {
         let mut assembler = Assembler::new();
         let start = std::time::Instant::now();
         assembler.push(b"{\"a\":\"");
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_writer_gets_less_patience_once_six_digits_are_there() {
+    fn a_pause_after_six_digits_ends_the_input_sooner() {
         let mut assembler = Assembler::new();
         assembler.push(b"11167");
         assert_eq!(assembler.patience(), INPUT_PATIENCE);
@@ -379,12 +380,12 @@ mod tests {
         assembler.push(b"11");
         assert_eq!(
             describe(assembler.give_up().into_iter().collect()),
-            ["2 digits instead of six, and then silence"]
+            ["2 digits instead of six, without a line end"]
         );
     }
 
     #[test]
-    fn nothing_written_is_ever_shown() {
+    fn the_content_of_inputs_is_never_shown() {
         let mut assembler = Assembler::new();
         for input in assembler.push(b"hunter2\n111676\n9991\n") {
             let shown = format!("{input:?}");

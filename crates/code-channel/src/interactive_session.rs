@@ -1,21 +1,18 @@
-//! The session of a tool that a person runs: from an argument, a terminal or standard input.
+//! The session of a tool that an operator runs: from an argument, a terminal or standard input.
 
-use std::{
-    io::{self, IsTerminal},
-    os::fd::BorrowedFd,
-};
+use std::os::fd::BorrowedFd;
 
 use tracing::{info, warn};
 
 use crate::{
-    Channel, FifoError,
-    mfa_prompt::{CodeExchange, MfaPrompt, OnPermanentFailure, PromptError},
+    Channel,
+    mfa_prompt::{MfaPrompt, OnPermanentFailure, PromptError},
 };
 use aws_session::{
     config::{Config, Mfa},
-    credentials::{CredentialsError, Finder},
-    session::Session,
+    credentials::Credentials,
     settings::Settings,
+    source_credentials::{CredentialsError, Finder},
     token_code::TokenCode,
 };
 
@@ -25,43 +22,38 @@ pub enum InteractiveSessionError {
     /// No source credentials.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// Neither a terminal nor standard input can be read.
-    #[error(transparent)]
-    Channel(#[from] FifoError),
     /// The code gave no session.
     #[error(transparent)]
     MfaPrompt(#[from] PromptError),
-    /// The terminal cannot be used.
-    #[error("cannot read the terminal: {0}")]
-    Terminal(io::Error),
-    /// An argument that is no code.
-    #[error("the code on the command line is not six digits; leave it out, and it is asked for")]
+    /// The argument is not a code.
+    #[error("the code on the command line is not six digits; omit it to be prompted for it")]
     NoCode,
-    /// A code where none is wanted.
+    /// A code was given, but none is needed.
     #[error(
-        "there is a code on the command line, but mfa = {0} in the configuration; leave it out"
+        "there is a code on the command line, but the configuration has mfa = {0}; omit the code"
     )]
     CodeNotWanted(&'static str),
 }
 
-/// Opens the session that `config` describes, with the `code` of the command line, or else one that
-/// is asked for: at the terminal, again after a wrong one, or on one line of standard input where
-/// that is no terminal (what follows the line stays there, for others to read). A session document
-/// is taken there too. The FIFO of the configuration is not for this.
+/// Opens the session that `config` describes with the `code` of the command line. Without one, prompts
+/// at the terminal, and again after a wrong code. If standard input is not a terminal, reads one line
+/// there and leaves the rest for others. Both accept a session document as well. The FIFO of the
+/// configuration is not used.
 ///
-/// With `mfa = false` nothing is asked for, and the session is the source credentials. The asking
-/// ends with [`PromptError::Interrupted`] when `interrupt` becomes readable.
+/// With `mfa = false` there is no prompt, and the session is the source credentials. When `interrupt`
+/// becomes readable, the error is [`PromptError::Interrupted`].
 pub fn open_session(
     config: &Config,
     aws: &Settings,
     code: Option<&str>,
     interrupt: BorrowedFd<'_>,
-) -> Result<Session, InteractiveSessionError> {
+) -> Result<Credentials, InteractiveSessionError> {
+    let session = &config.session;
     let code = code
-        .map(|code| code_of_argument(config, code))
+        .map(|code| code_of_argument(&session.mfa, code))
         .transpose()?;
     let finder = Finder {
-        config,
+        config: session,
         aws,
         interrupt: Some(interrupt),
     };
@@ -69,44 +61,37 @@ pub fn open_session(
         CredentialsError::Interrupted => PromptError::Interrupted.into(),
         error => InteractiveSessionError::from(error),
     })?;
-    if let (Mfa::Off, Some(source)) = (&config.mfa, &source) {
-        return Ok(source.clone());
-    }
+    let announce = |channel: &Channel| {
+        info!(
+            event = "prompt",
+            "waiting for {}",
+            channel.wanted(&session.mfa)
+        )
+    };
     let prompt = MfaPrompt {
-        config,
+        config: session,
         aws,
-        trade: CodeExchange::new(config, source.as_ref()),
+        source: source.as_ref(),
+        timeout: config.fifo.prompt_timeout,
         on_permanent_failure: OnPermanentFailure::GiveUp,
         interrupt,
+        announce: &announce,
         alive: &|| {},
     };
-    if let Some(code) = code {
-        return Ok(prompt.trade_code(&code)?);
-    }
-    let mut channel = open_channel()?;
-    info!(
-        event = "prompt",
-        "waiting for {}",
-        channel.wanted(&config.mfa)
-    );
-    Ok(prompt.session(&mut channel)?)
+    Ok(match code {
+        Some(code) => prompt.exchange_code(&code)?,
+        None => prompt.session(Channel::standard_input)?,
+    })
 }
 
-fn code_of_argument(config: &Config, code: &str) -> Result<TokenCode, InteractiveSessionError> {
-    match config.mfa {
+fn code_of_argument(mfa: &Mfa, code: &str) -> Result<TokenCode, InteractiveSessionError> {
+    match mfa {
         Mfa::Here { .. } => {}
         Mfa::Elsewhere => return Err(InteractiveSessionError::CodeNotWanted("elsewhere")),
         Mfa::Off => return Err(InteractiveSessionError::CodeNotWanted("false")),
     }
     warn!(
-        "a code on the command line shows in the list of processes (ps); leave it out, and it is asked for"
+        "a code on the command line is visible in the list of processes (ps); omit it to be prompted for it"
     );
     TokenCode::new(code.as_bytes()).ok_or(InteractiveSessionError::NoCode)
-}
-
-fn open_channel() -> Result<Channel, InteractiveSessionError> {
-    if io::stdin().is_terminal() {
-        return Channel::terminal().map_err(InteractiveSessionError::Terminal);
-    }
-    Ok(Channel::line())
 }

@@ -1,8 +1,8 @@
-//! The code channel: how a code or a session reaches us, through a FIFO, a terminal or a line of
-//! standard input.
+//! The code channel: a FIFO, a terminal or a line of standard input that takes a code or a session
+//! document.
 //!
-//! `input` cuts the bytes into inputs, `fifo` makes and removes the FIFO, `state_file` says what became
-//! of an input, `terminal` turns the echo off; this module waits.
+//! `input` splits the bytes into inputs, `fifo` creates and removes the FIFO, `state_file` reports the
+//! result of an input, `terminal` turns the echo off, and this module waits.
 
 mod fifo;
 mod input;
@@ -12,7 +12,7 @@ mod state_file;
 mod terminal;
 
 use std::{
-    io::{self, Stdin},
+    io::{self, IsTerminal, Stdin},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -34,26 +34,26 @@ pub use state_file::{Stage, State, StateReader};
 use terminal::Terminal;
 
 use aws_session::{
-    config::{DEFAULT_FIFO, FifoAccess, Mfa},
+    config::{DEFAULT_FIFO, FifoConfig, Mfa},
     interrupt::{poll_timeout, remaining},
 };
 
-/// How often a waiting process shows that it is alive.
+/// How often a waiting process reports that it is alive.
 const TICK: Duration = Duration::from_secs(10);
 
-/// Between two attempts to open the FIFO again where no descriptor is left.
+/// Pause between attempts to reopen the FIFO after descriptors have run out.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where codes come from.
 pub struct Channel {
     source: Source,
     assembler: Assembler,
-    /// When the last bytes of an unfinished input came.
+    /// When the last bytes of an incomplete input arrived.
     last_bytes: Option<Instant>,
-    /// Whether nothing came since the FIFO was opened.
+    /// Whether nothing has arrived since the FIFO was opened.
     silent: bool,
-    /// Whether the FIFO is at its end and could not be opened again yet. What is written to it is read
-    /// all the same.
+    /// Whether the FIFO is at its end and could not be reopened yet. What is written to it is still
+    /// read.
     stalled: bool,
     ready: Vec<Input>,
 }
@@ -61,7 +61,7 @@ pub struct Channel {
 enum Source {
     Fifo(Fifo),
     Terminal(Terminal),
-    /// What follows the first input is somebody else's.
+    /// Only the first input is read; the rest is for others.
     Line(Stdin),
 }
 
@@ -75,9 +75,9 @@ pub enum Event {
     DeadlinePassed,
 }
 
-/// What limits a wait and what goes on beside it.
+/// The limits of a wait, and what happens meanwhile.
 pub struct Wait<'a> {
-    /// Ends the wait when it becomes readable (a signalfd, say). It is not read from.
+    /// Ends the wait when it becomes readable, such as a signalfd. It is not read.
     pub interrupt: BorrowedFd<'a>,
     /// Ends the wait; `None`: never.
     pub deadline: Option<Instant>,
@@ -86,22 +86,41 @@ pub struct Wait<'a> {
 }
 
 impl Channel {
-    /// Makes the FIFO at `path`.
-    pub fn fifo(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
-        Ok(Self::new(Source::Fifo(Fifo::make(path, access)?)))
+    /// Opens the channel of a service: the FIFO, or the terminal if no FIFO is configured and
+    /// standard input is one.
+    pub fn of_service(fifo: &FifoConfig) -> Result<Self, FifoError> {
+        match !fifo.is_configured && io::stdin().is_terminal() {
+            true => Self::terminal(),
+            false => Self::fifo(fifo),
+        }
     }
 
-    /// Takes standard input, a terminal, and turns its echo off.
-    pub fn terminal() -> io::Result<Self> {
-        Ok(Self::new(Source::Terminal(Terminal::open()?)))
+    /// Opens the channel of a tool: standard input, which is a terminal or gives one line.
+    pub fn standard_input() -> Result<Self, FifoError> {
+        match io::stdin().is_terminal() {
+            true => Self::terminal(),
+            false => Ok(Self::line()),
+        }
     }
 
-    /// Takes one line of standard input, or one session document, and nothing of what follows.
+    /// Creates the FIFO.
+    pub fn fifo(fifo: &FifoConfig) -> Result<Self, FifoError> {
+        let made = Fifo::make(&fifo.path, fifo.access)?;
+        Ok(Self::new(Source::Fifo(made)))
+    }
+
+    /// Opens standard input, a terminal, and turns its echo off.
+    pub fn terminal() -> Result<Self, FifoError> {
+        let terminal = Terminal::open().map_err(FifoError::Terminal)?;
+        Ok(Self::new(Source::Terminal(terminal)))
+    }
+
+    /// Reads one line or one session document from standard input, and nothing that follows it.
     pub fn line() -> Self {
         Self::new(Source::Line(io::stdin()))
     }
 
-    /// Whether there is nobody to ask again after the first input.
+    /// Whether there is only one input, so that nobody can be prompted again.
     pub fn is_line(&self) -> bool {
         matches!(self.source, Source::Line(_))
     }
@@ -117,7 +136,7 @@ impl Channel {
         }
     }
 
-    /// Where to write, for the person: a command, or a prompt for the terminal.
+    /// Says how to enter the code: a command, or at the terminal.
     pub fn instruction(&self, mfa: &Mfa) -> String {
         match &self.source {
             Source::Terminal(_) => "type it here".into(),
@@ -126,19 +145,19 @@ impl Channel {
         }
     }
 
-    /// Says what has become of the last input, for whoever wrote it to the FIFO.
+    /// Reports the result of the last input to whoever wrote it to the FIFO.
     pub fn tell(&mut self, stage: Stage, text: &str) {
         if let Source::Fifo(fifo) = &mut self.source {
             fifo.tell(stage, text);
         }
     }
 
-    /// What is awaited, and where to write it.
+    /// Says what to enter, and how.
     pub fn wanted(&self, mfa: &Mfa) -> String {
         format!("{}: {}", wanted(mfa), self.instruction(mfa))
     }
 
-    /// The FIFO's path, if it is one.
+    /// Returns the path if it is a FIFO.
     pub fn fifo_path(&self) -> Option<PathBuf> {
         match &self.source {
             Source::Fifo(fifo) => Some(fifo.path().into()),
@@ -146,7 +165,7 @@ impl Channel {
         }
     }
 
-    /// Asks in the terminal. A FIFO needs no prompt.
+    /// Prompts at the terminal. A FIFO needs no prompt.
     pub fn prompt(&mut self) {
         if let Source::Terminal(terminal) = &mut self.source
             && self.ready.is_empty()
@@ -199,7 +218,7 @@ impl Channel {
 
     fn receive(&mut self) -> Result<(), FifoError> {
         let mut chunk = Zeroizing::new([0; 4096]);
-        // What comes after the line must stay unread, and a pipe cannot be looked into.
+        // What follows the line must stay unread, and a pipe has no look-ahead.
         let most = if self.is_line() { 1 } else { chunk.len() };
         let received = read(self.as_fd(), chunk.get_mut(..most).unwrap_or_default());
         if let Source::Terminal(terminal) = &mut self.source {
@@ -218,7 +237,7 @@ impl Channel {
         }
     }
 
-    /// The last writer has closed, so what is there is whole.
+    /// The last writer has closed it, so the input is complete.
     fn end_of_file(&mut self) -> Result<(), FifoError> {
         self.ready.extend(self.assembler.finish());
         if self.is_line() && !self.ready.is_empty() {
@@ -238,8 +257,8 @@ impl Channel {
         }
     }
 
-    /// A writer has come and gone, and we have read nothing. (Where we have read something, the kernel may
-    /// have noted that write after our read: the time of change says nothing.)
+    /// A writer opened and closed the FIFO, but nothing was read here. (After a read, the time of
+    /// change proves nothing: the kernel may record the write later.)
     fn nothing_came(&self) -> Input {
         match &self.source {
             Source::Fifo(fifo) if fifo.has_changed() => Input::Vanished,
@@ -247,8 +266,8 @@ impl Channel {
         }
     }
 
-    /// Where the FIFO cannot be opened again, what has come must not be lost; and where that is for want
-    /// of descriptors, there may be one later.
+    /// Notes whether the FIFO could be reopened. If not, inputs that have arrived must not be lost; and
+    /// if descriptors have run out, it may succeed later.
     fn note_reopened(&mut self, reopened: Result<(), FifoError>) -> Result<(), FifoError> {
         let was_stalled = std::mem::replace(&mut self.stalled, reopened.is_err());
         match reopened {
@@ -263,7 +282,7 @@ impl Channel {
         }
     }
 
-    /// Deals with an input whose writer has gone quiet without ending it.
+    /// Completes an input whose writer has paused for too long.
     fn settle(&mut self) {
         if self.settles_at().is_some_and(|at| Instant::now() >= at) {
             self.ready.extend(self.assembler.give_up());
@@ -286,7 +305,7 @@ impl AsFd for Channel {
     }
 }
 
-/// What is awaited.
+/// Names what to enter.
 pub fn wanted(mfa: &Mfa) -> String {
     match mfa {
         Mfa::Here { serial_number } => format!("the MFA code of {serial_number}"),
@@ -294,7 +313,7 @@ pub fn wanted(mfa: &Mfa) -> String {
     }
 }
 
-/// The command that writes to the FIFO at `path` what is awaited there.
+/// Returns the command that enters the code or session document into the FIFO at `path`.
 pub fn writing_command(path: &Path, mfa: &Mfa) -> String {
     let mut command = String::from("iam-kms-wrapper code");
     if path != Path::new(DEFAULT_FIFO) {

@@ -1,4 +1,5 @@
-//! From a person's code to a session: ask, trade, and ask again where that is the answer.
+//! The prompt for an MFA code: asks for a code, exchanges it for a session, and asks again after a
+//! wrong one.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -8,14 +9,15 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{Channel, Event, FifoError, Input, Stage, Wait};
+use crate::{Channel, Event, FifoError, Input, Stage, Wait, wanted};
 use aws_session::{
+    aws_error::Outcome,
     clock::{seconds_text, unix_seconds_now},
-    config::{Config, Mfa},
+    config::{Mfa, SessionConfig},
+    credentials::Credentials,
     interrupt::{sleep_until, unless_readable},
-    session::Session,
     settings::{self, Settings},
-    sts::{self, Outcome},
+    sts,
     token_code::TokenCode,
 };
 use service::logging::AUDIT;
@@ -23,13 +25,12 @@ use service::logging::AUDIT;
 /// The time step of a TOTP, in seconds (RFC 6238, section 4.1; AWS's virtual devices use it).
 const TIME_STEP_SECONDS: u64 = 30;
 
-/// AWS takes a code in its own time step and the next one, so one that has just been typed is good
-/// for this long at most.
+/// AWS accepts a code in its own time step and the next one, so a code is valid for this long at most.
 const CODE_LIFE: Duration = Duration::from_secs(2 * TIME_STEP_SECONDS);
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Between two calls of STS: whoever writes to the channel cannot have it flooded.
+/// Pause between two calls of STS, so that nobody can flood it through the channel.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why there is no session.
@@ -38,50 +39,30 @@ pub enum PromptError {
     /// The channel does not work.
     #[error(transparent)]
     Channel(#[from] FifoError),
-    /// AWS will not take any code.
+    /// No code can succeed.
     #[error("{0}")]
     Permanent(String),
-    /// What was given is no code that AWS takes, and there is nobody to ask again.
+    /// The only input did not give a session.
     #[error("{0}")]
     Refused(String),
-    /// Nobody wrote a code.
-    #[error("no MFA code was written within {} (prompt_timeout_seconds)", seconds_text(*.0))]
+    /// Nobody entered a code in time.
+    #[error("no MFA code was entered within {} (prompt_timeout_seconds)", seconds_text(*.0))]
     DeadlinePassed(u64),
     /// The interrupt descriptor became readable.
     #[error("stopped before there was a session")]
     Interrupted,
 }
 
-/// What to do where no code will help before somebody mends something.
+/// What to do when no code can succeed until somebody corrects something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPermanentFailure {
-    /// End: the mistake is in the configuration that this process was started with.
+    /// Stop: the mistake is in the configuration of this process.
     GiveUp,
-    /// Say so and wait on: a session document may still come.
+    /// Report it and keep waiting: somebody may enter a session document.
     KeepAsking,
 }
 
-/// What a code is traded with.
-#[derive(Clone, Copy)]
-pub struct CodeExchange<'a> {
-    serial_number: &'a str,
-    source: &'a Session,
-}
-
-impl<'a> CodeExchange<'a> {
-    /// `None` where codes are not traded here.
-    pub fn new(config: &'a Config, source: Option<&'a Session>) -> Option<Self> {
-        match (&config.mfa, source) {
-            (Mfa::Here { serial_number }, Some(source)) => Some(Self {
-                serial_number,
-                source,
-            }),
-            _ => None,
-        }
-    }
-}
-
-/// Why an input has given no session: the name of the event, and what to do next.
+/// Why an input did not give a session: the name of the event, and what to do next.
 struct Refusal {
     event: &'static str,
     why: String,
@@ -96,33 +77,47 @@ impl Refusal {
     }
 }
 
-/// Asks for codes and trades them.
+/// Prompts for codes and exchanges them for a session.
 pub struct MfaPrompt<'a> {
-    /// The configuration.
-    pub config: &'a Config,
+    /// How a session is opened.
+    pub config: &'a SessionConfig,
     /// How AWS is called.
     pub aws: &'a Settings,
-    /// What codes are traded with; `None`: only session documents are taken.
-    pub trade: Option<CodeExchange<'a>>,
-    /// What to do where no code will help.
+    /// The source credentials; `None` if sessions are opened on another machine.
+    pub source: Option<&'a Credentials>,
+    /// How long to wait; `None`: without limit.
+    pub timeout: Option<Duration>,
+    /// What to do when no code can help.
     pub on_permanent_failure: OnPermanentFailure,
-    /// Ends the asking when it becomes readable.
+    /// Stops the prompt when it becomes readable.
     pub interrupt: BorrowedFd<'a>,
+    /// Called once the channel is open, to say what to write there.
+    pub announce: &'a dyn Fn(&Channel),
     /// Called at least every ten seconds.
     pub alive: &'a dyn Fn(),
 }
 
 impl MfaPrompt<'_> {
-    /// Waits for a code or a session document until one of them gives a session. Of a channel that
-    /// is one line, the first must.
-    pub fn session(&self, channel: &mut Channel) -> Result<Session, PromptError> {
-        let deadline = self
-            .config
-            .prompt_timeout
-            .map(|timeout| Instant::now() + timeout);
+    /// Returns the session that the configuration asks for: the source credentials if `mfa = false`.
+    /// Otherwise opens the channel with `open` and waits until a code or a session document gives
+    /// one. If the channel is a single line, there is no second attempt.
+    pub fn session(
+        &self,
+        open: impl FnOnce() -> Result<Channel, FifoError>,
+    ) -> Result<Credentials, PromptError> {
+        if let (Mfa::Off, Some(source)) = (&self.config.mfa, self.source) {
+            return Ok(source.clone());
+        }
+        let mut channel = open()?;
+        channel.tell(Stage::Awaited, &wanted(&self.config.mfa));
+        (self.announce)(&channel);
+        self.wait(&mut channel)
+    }
+
+    fn wait(&self, channel: &mut Channel) -> Result<Credentials, PromptError> {
         let wait = Wait {
             interrupt: self.interrupt,
-            deadline,
+            deadline: self.timeout.map(|timeout| Instant::now() + timeout),
             alive: self.alive,
         };
         let mut spent = SpentCodes::default();
@@ -131,7 +126,7 @@ impl MfaPrompt<'_> {
             let outcome = match channel.next(&wait)? {
                 Event::Interrupted => return Err(PromptError::Interrupted),
                 Event::DeadlinePassed => {
-                    let seconds = self.config.prompt_timeout.unwrap_or_default().as_secs();
+                    let seconds = self.timeout.unwrap_or_default().as_secs();
                     return Err(PromptError::DeadlinePassed(seconds));
                 }
                 Event::Input(input) => self.try_input(input, &mut spent, channel),
@@ -162,7 +157,7 @@ impl MfaPrompt<'_> {
         input: Input,
         spent: &mut SpentCodes,
         channel: &mut Channel,
-    ) -> Result<Result<Session, Refusal>, PromptError> {
+    ) -> Result<Result<Credentials, Refusal>, PromptError> {
         let instruction = channel.instruction(&self.config.mfa);
         Ok(match input {
             Input::Session(session) => {
@@ -175,7 +170,7 @@ impl MfaPrompt<'_> {
             }),
             Input::Vanished => Err(Refusal {
                 event: "input_vanished",
-                why: self.vanished(&instruction),
+                why: self.vanished(channel, &instruction),
             }),
             Input::TokenCode(code) => {
                 channel.tell(Stage::Asking, "");
@@ -184,9 +179,10 @@ impl MfaPrompt<'_> {
         })
     }
 
-    /// What it may mean that an input has reached somebody else.
-    fn vanished(&self, instruction: &str) -> String {
-        let fifo = self.config.fifo_or_default().display();
+    /// Explains that another process has read the input.
+    fn vanished(&self, channel: &Channel, instruction: &str) -> String {
+        let fifo = channel.fifo_path().unwrap_or_default();
+        let fifo = fifo.display();
         format!(
             "something was written to {fifo}, but another process read it. That may be a forgotten \
              `cat`, or an attacker who now has your MFA code: find the process (fuser {fifo}), then write \
@@ -195,35 +191,45 @@ impl MfaPrompt<'_> {
         )
     }
 
-    /// Trades the one code that there is.
-    pub fn trade_code(&self, code: &TokenCode) -> Result<Session, PromptError> {
+    /// The device and the credentials that codes are exchanged with; `None`: only session documents
+    /// are accepted.
+    fn exchange(&self) -> Option<(&str, &Credentials)> {
+        match &self.config.mfa {
+            Mfa::Here { serial_number } => Some((serial_number, self.source?)),
+            _ => None,
+        }
+    }
+
+    /// Exchanges one code, without a second attempt.
+    pub fn exchange_code(&self, code: &TokenCode) -> Result<Credentials, PromptError> {
         self.try_code(code, &mut SpentCodes::default(), &mut |_| {})?
             .map_err(|refusal| PromptError::Refused(refusal.why))
     }
 
     fn wanted(&self) -> &'static str {
-        match self.trade {
+        match self.exchange() {
             Some(_) => "the six digits of the MFA device",
             None => "a session document",
         }
     }
 
-    /// A refusal: another code is needed. `delayed` hears why it takes longer.
+    /// Exchanges a code. A refusal means that another code is needed. `delayed` is told why it takes
+    /// longer.
     fn try_code(
         &self,
         code: &TokenCode,
         spent: &mut SpentCodes,
         delayed: &mut dyn FnMut(&str),
-    ) -> Result<Result<Session, Refusal>, PromptError> {
+    ) -> Result<Result<Credentials, Refusal>, PromptError> {
         if spent.contains(code) {
             return Ok(Err(Refusal::of_code(format!(
-                "this code has been used; the next one comes in {}",
+                "this code has been used; the next one appears in {}",
                 seconds_text(seconds_to_next_code())
             ))));
         }
-        let Some(trade) = self.trade else {
+        let Some(exchange) = self.exchange() else {
             return Ok(Err(Refusal::of_code(
-                "ignored a code: sessions are opened elsewhere (mfa = elsewhere); write a session document".into(),
+                "ignored a code: this host accepts only session documents (mfa = elsewhere)".into(),
             )));
         };
         if spent
@@ -232,13 +238,13 @@ impl MfaPrompt<'_> {
         {
             return Err(PromptError::Interrupted);
         }
-        let outcome = self.trade_while_fresh(trade, code, delayed)?;
+        let outcome = self.exchange_while_fresh(exchange, code, delayed)?;
         if !matches!(outcome, Outcome::Unanswered(_)) {
             spent.add(code);
         }
         let why = match outcome {
             Outcome::Opened(session) => {
-                info!(target: AUDIT, event = "code_taken", "AWS has taken the code");
+                info!(target: AUDIT, event = "code_taken", "AWS accepted the code");
                 return Ok(Ok(session));
             }
             Outcome::Permanent(why) if self.on_permanent_failure == OnPermanentFailure::GiveUp => {
@@ -248,20 +254,20 @@ impl MfaPrompt<'_> {
                 format!("{why}; waiting for a session document or a new code")
             }
             Outcome::Unanswered(why) => {
-                format!("{why}; the code is too old by now, write a new one")
+                format!("{why}; the code has expired, write a new one")
             }
             Outcome::Spent(why) => format!(
-                "{why}; write the next code, which comes in {}",
+                "{why}; write the next code, which appears in {}",
                 seconds_text(seconds_to_next_code())
             ),
         };
         Ok(Err(Refusal::of_code(why)))
     }
 
-    /// Sends the code again for as long as AWS has not judged it and could still take it.
-    fn trade_while_fresh(
+    /// Sends the code again as long as AWS has not judged it and could still accept it.
+    fn exchange_while_fresh(
         &self,
-        trade: CodeExchange<'_>,
+        exchange: (&str, &Credentials),
         code: &TokenCode,
         delayed: &mut dyn FnMut(&str),
     ) -> Result<Outcome, PromptError> {
@@ -269,7 +275,7 @@ impl MfaPrompt<'_> {
         let mut pause = SHORTEST_PAUSE;
         loop {
             (self.alive)();
-            let outcome = self.trade_once(trade, code)?;
+            let outcome = self.exchange_once(exchange, code)?;
             let Outcome::Unanswered(why) = &outcome else {
                 return Ok(outcome);
             };
@@ -278,7 +284,7 @@ impl MfaPrompt<'_> {
                 return Ok(outcome);
             }
             let why = format!(
-                "{why}; the code is kept and sent again in {}",
+                "{why}; the code will be sent again in {}",
                 seconds_text(pause.as_secs())
             );
             info!("{why}");
@@ -290,31 +296,25 @@ impl MfaPrompt<'_> {
         }
     }
 
-    /// One call of STS. Where the process has run out of something, no call was made.
-    fn trade_once(
+    /// Makes one call of STS. If a resource of the process has run out, there is no call.
+    fn exchange_once(
         &self,
-        trade: CodeExchange<'_>,
+        (serial_number, source): (&str, &Credentials),
         code: &TokenCode,
     ) -> Result<Outcome, PromptError> {
         let runtime = match settings::runtime() {
             Ok(runtime) => runtime,
             Err(error) => return Ok(Outcome::Unanswered(format!("cannot call STS: {error}"))),
         };
-        let call = sts::trade(
-            self.aws,
-            self.config,
-            trade.serial_number,
-            trade.source,
-            code,
-        );
+        let call = sts::exchange(self.aws, self.config, serial_number, source, code);
         runtime
             .block_on(unless_readable(self.interrupt, call))
             .ok_or(PromptError::Interrupted)
     }
 }
 
-/// Codes that AWS has judged, for as long as somebody might write one of them again. Not the digits,
-/// which may be the key to more, but keyed hashes of them.
+/// Codes that AWS has judged, as long as somebody might enter one of them again. Only keyed hashes are
+/// kept, because the digits are a secret.
 #[derive(Default)]
 struct SpentCodes {
     key: RandomState,
@@ -333,7 +333,7 @@ impl SpentCodes {
             .any(|(spent, when)| *spent == hash && when.elapsed() < 2 * CODE_LIFE)
     }
 
-    /// When the next code may be sent; `None`: at once.
+    /// When the next code may be sent; `None`: now.
     fn next_call(&self) -> Option<Instant> {
         self.hashes.last().map(|(_, when)| *when + SHORTEST_PAUSE)
     }

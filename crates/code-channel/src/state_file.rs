@@ -1,8 +1,8 @@
-//! What has become of what was written to the FIFO, for whoever wrote it: one line in a file beside
-//! the FIFO, which lives as long.
+//! The state file next to the FIFO: one line that tells writers the result of their input. It exists as
+//! long as the FIFO.
 //!
 //! The line is `NUMBER WORD TEXT`. The number grows with each change, so that a writer knows which
-//! answer came after its own input.
+//! result came after its own input.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -26,19 +26,19 @@ use visible_text::escape;
 use aws_session::config::FifoAccess;
 use service::on_abort;
 
-/// Longest line, in bytes: more than any message has, and written at once.
+/// Longest line, in bytes: longer than any message, and written in one call.
 const LINE_BYTES: usize = 1024;
 
-/// What has become of the last input.
+/// The state of the last input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Nothing has been written yet; the text says what is awaited.
+    /// Nothing has been written yet; the text says what to enter.
     Awaited,
-    /// AWS is being asked; the text says why it takes so long, if it does.
+    /// AWS is being asked; the text may say why it takes long.
     Asking,
-    /// It was refused, and another input is awaited; the text says why.
+    /// It was refused; the text says why. Another input is needed.
     Refused,
-    /// It gave a session.
+    /// It opened a session.
     Accepted,
 }
 
@@ -56,15 +56,15 @@ impl Stage {
     }
 }
 
-/// The file, on the side of the process that awaits a code. Its path never changes, so whoever removes
-/// the FIFO removes it ([`remove`]).
+/// The file, for the process that waits for a code. Its path never changes, so whoever removes the FIFO
+/// removes it too ([`remove`]).
 pub(super) struct StateFile {
     file: File,
     number: u64,
 }
 
 impl StateFile {
-    /// Makes it, for those who may write to the FIFO, in the directory of the FIFO `path`.
+    /// Creates it in the directory of the FIFO `path`, readable for those who may write to the FIFO.
     pub fn make(path: &Path, directory: &OwnedFd, access: FifoAccess) -> io::Result<Self> {
         let name = name_beside(path);
         match unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
@@ -85,15 +85,15 @@ impl StateFile {
         })
     }
 
-    /// Says what has become of the last input. What cannot be written is not: nothing depends on it but
-    /// the comfort of the writer.
+    /// Reports the state of the last input. Errors are ignored: only the writer's convenience depends
+    /// on it.
     pub fn tell(&mut self, stage: Stage, text: &str) {
         let text = escape(text);
         let mut line = format!("{} {} {text}", self.number, stage.word());
         line.truncate(line.floor_char_boundary(LINE_BYTES - 1));
         line.push('\n');
         self.number += 1;
-        // Readers take a line without its end for one that is being written.
+        // Readers ignore a line without its end, which is still being written.
         let _ = self
             .file
             .set_len(0)
@@ -101,30 +101,30 @@ impl StateFile {
     }
 }
 
-/// Removes the file beside the FIFO `path`, if there is one.
+/// Removes the file of the FIFO at `path`, if there is one.
 pub(super) fn remove(path: &Path, directory: &OwnedFd) {
     on_abort::STATE_FILE.removed();
     let name = name_beside(path);
-    // It may never have been made.
+    // It may never have been created.
     let _ = unlinkat(directory, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
 }
 
-/// The file, on the side of the writer.
+/// The file, for a writer.
 pub struct StateReader(File);
 
-/// One line of it.
+/// A line of it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct State {
     /// Grows with each change.
     pub number: u64,
-    /// What has become of the last input.
+    /// The state of the last input.
     pub stage: Stage,
-    /// More about it: printable, on one line.
+    /// Details: printable, on one line.
     pub text: String,
 }
 
 impl StateReader {
-    /// Opens the file beside the FIFO `path`.
+    /// Opens the file of the FIFO at `path`.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::options()
             .read(true)
@@ -136,7 +136,7 @@ impl StateReader {
         Ok(Self(file))
     }
 
-    /// The present line; `None` while it is being written, or if it is none.
+    /// Reads the current line; `None` while it is being written, or if it is invalid.
     pub fn read(&self) -> Option<State> {
         let mut buffer = [0; LINE_BYTES];
         let length = self.0.read_at(&mut buffer, 0).ok()?;
@@ -166,7 +166,7 @@ fn name_beside(path: &Path) -> OsString {
     name
 }
 
-/// Whoever may write to a FIFO of this mode may read the file.
+/// Returns a mode that lets everybody read the file who may write to the FIFO.
 fn readable_by_writers(fifo_mode: u32) -> Mode {
     let writers = Mode::from_bits_truncate(fifo_mode) & (Mode::S_IWGRP | Mode::S_IWOTH);
     Mode::S_IRUSR | Mode::S_IWUSR | Mode::from_bits_truncate(writers.bits() << 1)
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_and_a_file_that_is_none_of_ours_has_no_answer() {
+    fn a_long_text_is_truncated_and_other_files_are_ignored() {
         let (_directory, path, mut file) = made(0o600);
         file.tell(Stage::Refused, &"ü".repeat(LINE_BYTES));
         let reader = StateReader::open(&path).unwrap();
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_readable_for_those_who_may_write_to_the_fifo() {
+    fn it_is_readable_for_everybody_who_may_write_to_the_fifo() {
         for (fifo, expected) in [(0o600, 0o600), (0o620, 0o640), (0o622, 0o644)] {
             let (_directory, path, _file) = made(fifo);
             let mode = file_beside(&path).metadata().unwrap().permissions().mode();

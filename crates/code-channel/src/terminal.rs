@@ -11,8 +11,8 @@ use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 pub(super) struct Terminal {
     stdin: Stdin,
     before: Termios,
-    /// Whether the cursor stands behind a prompt: the Enter that ends a line shows as little as the
-    /// digits do.
+    /// Whether the cursor is after a prompt. Without echo, the Enter that ends the line does not move
+    /// it.
     prompted: bool,
 }
 
@@ -30,14 +30,14 @@ impl Terminal {
         })
     }
 
-    /// Written to standard error: standard output belongs to the command.
+    /// Prints the prompt to standard error, because standard output belongs to the command.
     pub fn prompt(&mut self) {
-        // A terminal that cannot be written to can still be typed into.
+        // Even if this fails, a code can still be typed.
         let _ = io::stderr().write_all(b"MFA code: ");
         self.prompted = true;
     }
 
-    /// Takes what is written next to a line of its own.
+    /// Starts a new line for the output that follows.
     pub fn end_prompt(&mut self) {
         if std::mem::take(&mut self.prompted) {
             let _ = io::stderr().write_all(b"\n");
@@ -53,7 +53,7 @@ impl AsFd for Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // The command inherits the terminal as it was; nothing more can be done where that fails.
+        // The command inherits the terminal as it was. If this fails, nothing more can be done.
         let _ = tcsetattr(&self.stdin, SetArg::TCSADRAIN, &self.before);
         self.end_prompt();
     }

@@ -1,4 +1,5 @@
-//! The command: found before a code is asked for, and run in our place or as our child.
+//! The command: found before a code is asked for, and then executed in place of this process or as its
+//! child.
 
 use std::{
     env,
@@ -18,10 +19,10 @@ use nix::{
 /// Why the command cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// No such program.
+    /// There is no such program.
     #[error("cannot find {0:?}; give a path, or the name of a program in PATH")]
     NotFound(OsString),
-    /// There is one, but not an executable.
+    /// The program is not executable.
     #[error("cannot execute {path}: {source}", path = path.display())]
     NotExecutable {
         /// The program.
@@ -29,8 +30,8 @@ pub enum CommandError {
         /// Why.
         source: io::Error,
     },
-    /// An argument or a variable with a NUL byte.
-    #[error("cannot pass on an argument or a variable that holds a NUL byte")]
+    /// An argument or a variable contains a NUL byte.
+    #[error("cannot pass on an argument or a variable that contains a NUL byte")]
     Nul,
 }
 
@@ -41,8 +42,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Finds the program that `arguments` begin with: by its path if there is a slash in it, else
-    /// in `PATH`.
+    /// Finds the program that `arguments` start with: by its path if it contains a slash, else in
+    /// `PATH`.
     pub fn find(arguments: Vec<OsString>) -> Result<Self, CommandError> {
         let name = arguments.first().cloned().unwrap_or_default();
         Ok(Self {
@@ -51,13 +52,13 @@ impl Command {
         })
     }
 
-    /// The program's path.
+    /// Returns the path of the program.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Starts the command as a child, with exactly `environment` and with `mask` as its signal mask.
-    /// It gets SIGPIPE as its parents would have it, which Rust's start-up has us ignore.
+    /// SIGPIPE gets its default action, because Rust's start-up code ignores it.
     pub fn start(
         &self,
         environment: &[(OsString, OsString)],
@@ -86,9 +87,9 @@ impl Command {
             .map_err(|error| self.not_executable(error))
     }
 
-    /// Replaces this process by the command, which sees exactly `environment`; returns only if
-    /// that fails. Everything else passes over as it is: execve(2), not std's `exec`, which would
-    /// change the signal mask.
+    /// Replaces this process with the command, which gets exactly `environment`. Returns only if that
+    /// fails. Nothing else changes: this is execve(2), because std's `exec` would change the signal
+    /// mask.
     pub fn replace_process(&self, environment: &[(OsString, OsString)]) -> CommandError {
         let strings = match self.strings(environment) {
             Ok(strings) => strings,
@@ -127,19 +128,19 @@ impl Command {
     }
 }
 
-/// As execve(2) takes them.
+/// The arguments of execve(2).
 struct Strings {
     path: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
 }
 
-/// What execvp(3) searches where there is no `PATH`.
+/// The directories that execvp(3) searches without `PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Finds `name` as execvp(3) does, and tells what is there but not executable from what is not
-/// there at all. An empty element of `PATH` names no directory, though: it would be the current one,
-/// which may be the server's own.
+/// Finds `name` as execvp(3) does, and distinguishes a missing program from one that is not executable.
+/// Unlike execvp(3), it ignores an empty element of `PATH`: that would be the current directory, which
+/// the server may be able to write to.
 pub fn find_program(name: &OsStr) -> Result<PathBuf, CommandError> {
     if name.as_bytes().contains(&b'/') {
         return check_executable(Path::new(name));
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_and_what_is_not_executable_differ() {
+    fn missing_and_not_executable_programs_are_distinguished() {
         for name in ["no-such-program-here", "/no/such/program", ""] {
             assert!(
                 matches!(

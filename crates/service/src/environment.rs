@@ -1,17 +1,18 @@
-//! The command's environment: no source credentials, and the session if it is handed over there.
+//! The environment of the command: without the source credentials, and with the session if it is handed
+//! over this way.
 
 use std::{env, ffi::OsString, os::unix::ffi::OsStrExt};
 
 use secrecy::ExposeSecret;
 
-use aws_session::{service_credential, session::Session, variables::REGION};
+use aws_session::{credentials::Credentials, service_credential, variables::REGION};
 
 const ACCESS_KEY_ID: &str = "AWS_ACCESS_KEY_ID";
 const SECRET_ACCESS_KEY: &str = "AWS_SECRET_ACCESS_KEY";
 const SESSION_TOKEN: &str = "AWS_SESSION_TOKEN";
 const CREDENTIAL_EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
 
-/// Variables that hold credentials themselves.
+/// Variables that contain credentials.
 ///
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>, and the older
 /// names that SDKs still read.
@@ -26,8 +27,9 @@ const SECRETS: [&str; 8] = [
     "AWS_DELEGATION_TOKEN",
 ];
 
-/// What the command may have of the `AWS_…` variables of this process: where AWS is and how it is called,
-/// and nothing that is a credential or leads to one. Whatever AWS adds is left out until it is listed.
+/// The `AWS_…` variables that the command may inherit: where AWS is and how it is called, but nothing
+/// that is a credential or leads to one. New variables of AWS are not passed on until they are listed
+/// here.
 ///
 /// Source: <https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html>.
 const PASSED_ON: [&str; 19] = [
@@ -52,19 +54,19 @@ const PASSED_ON: [&str; 19] = [
     "AWS_METADATA_SERVICE_NUM_ATTEMPTS",
 ];
 
-/// What the endpoints of single services begin with, such as `AWS_ENDPOINT_URL_KMS`.
+/// Prefix of the endpoints of single services, such as `AWS_ENDPOINT_URL_KMS`.
 const ENDPOINT_OF_SERVICE: &[u8] = b"AWS_ENDPOINT_URL_";
 
-/// Names and values, with duplicates as the process got them.
+/// Names and values, with duplicates as in the environment.
 pub type Variables = Vec<(OsString, OsString)>;
 
-/// `variables` without the credentials themselves. For the broker, which may need to find others.
+/// Removes the credentials from `variables`, for the broker, which may need to find others.
 pub fn without_secrets(mut variables: Variables) -> Variables {
     variables.retain(|(name, _)| !is_in(&SECRETS, name));
     variables
 }
 
-/// `variables` without those of AWS that are not to be passed on.
+/// Removes the variables of AWS that must not be passed on.
 fn without_credentials(mut variables: Variables) -> Variables {
     variables.retain(|(name, _)| {
         let name_bytes = name.as_bytes();
@@ -75,8 +77,9 @@ fn without_credentials(mut variables: Variables) -> Variables {
     variables
 }
 
-/// This process's own variables without anything of the source credentials. For a command that we
-/// start. `$CREDENTIALS_DIRECTORY` stays if there is more than our credential: the rest is the command's.
+/// Returns the variables of this process without those of the source credentials, for the command.
+/// `$CREDENTIALS_DIRECTORY` stays if it contains more than our credential: the rest belongs to the
+/// command.
 pub fn for_command() -> Variables {
     let mut variables = without_credentials(env::vars_os().collect());
     if service_credential::is_alone() {
@@ -85,8 +88,8 @@ pub fn for_command() -> Variables {
     variables
 }
 
-/// Adds the session under the names that every SDK reads.
-pub fn add_session(variables: &mut Variables, session: &Session) {
+/// Adds the session under the names that all SDKs read.
+pub fn add_session(variables: &mut Variables, session: &Credentials) {
     let mut add = |name: &str, value: &str| variables.push((name.into(), value.into()));
     add(ACCESS_KEY_ID, &session.access_key_id);
     add(SECRET_ACCESS_KEY, session.secret_access_key.expose_secret());
@@ -98,8 +101,8 @@ pub fn add_session(variables: &mut Variables, session: &Session) {
     }
 }
 
-/// Says which descriptors systemd passes to the command, by their names from descriptor 3 on;
-/// `LISTEN_PID` is right as it is, since exec keeps the process.
+/// Sets the descriptors that systemd passes to the command, by their names from descriptor 3 on.
+/// `LISTEN_PID` stays valid, because exec keeps the process id.
 pub fn set_passed_descriptors(variables: &mut Variables, names: &[String]) {
     variables.retain(|(name, _)| !is_in(&["LISTEN_FDS", "LISTEN_FDNAMES"], name));
     if names.is_empty() {
@@ -109,12 +112,12 @@ pub fn set_passed_descriptors(variables: &mut Variables, names: &[String]) {
     variables.push(("LISTEN_FDNAMES".into(), names.join(":").into()));
 }
 
-/// Whether the environment itself names a region.
+/// Whether the environment names a region.
 pub fn has_region(variables: &Variables) -> bool {
     variables.iter().any(|(name, _)| is_in(&REGION, name))
 }
 
-/// Adds the region that was known from a configuration which the command does not see.
+/// Adds the region from the configuration, which the command does not read.
 pub fn add_region(variables: &mut Variables, region: String) {
     variables.push(("AWS_REGION".into(), region.into()));
 }
@@ -134,8 +137,8 @@ mod tests {
             .collect()
     }
 
-    fn session() -> Session {
-        Session {
+    fn session() -> Credentials {
+        Credentials {
             access_key_id: "ASIAX".into(),
             secret_access_key: "secret".into(),
             session_token: Some("token".into()),
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn of_aws_only_what_is_listed_is_left_and_all_else_with_its_duplicates() {
+    fn only_listed_aws_variables_are_passed_on() {
         let kept = [
             "AWS_REGION",
             "AWS_DEFAULT_REGION",
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_of_the_environment_is_noticed() {
+    fn a_region_in_the_environment_is_detected() {
         assert!(!has_region(&variables(&["PATH", "AWS_ENDPOINT_URL"])));
         for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
             assert!(has_region(&variables(&["PATH", name])));

@@ -1,6 +1,7 @@
-//! What a program of ours needs to live on a host: its log ([`logging`]), what it tells systemd
-//! ([`systemd`]) and has it keep ([`stored_session`]), what protects its memory ([`process`]), the command
-//! that it runs ([`command`], [`environment`]) and the broker that it starts ([`handover`]).
+//! What the programs need as services of a host: the log ([`logging`]), notifications to systemd
+//! ([`systemd`]), the session that systemd stores ([`stored_session`]), the protection of the process
+//! ([`process`]), the command ([`command`], [`environment`]) and the handover to the broker
+//! ([`handover`]).
 
 pub mod command;
 pub mod environment;

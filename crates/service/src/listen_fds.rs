@@ -1,8 +1,8 @@
-//! Descriptors that systemd passes to the service: ours is taken out, the others go on to the
+//! The descriptors that systemd passes to the service: takes ours out and leaves the others for the
 //! command.
 //!
-//! mariadbd takes all that `LISTEN_FDS` counts for sockets to listen at, and aborts on any that is
-//! none. Source: sd_listen_fds(3).
+//! mariadbd takes all descriptors that `LISTEN_FDS` counts for sockets to listen on, and aborts if one
+//! is not. Source: sd_listen_fds(3).
 
 use std::{
     env,
@@ -17,16 +17,16 @@ use std::{
 use nix::{fcntl::OFlag, unistd::close};
 use sendfd::{RecvWithFd, SendWithFd};
 
-/// What was taken out, and what is left.
+/// A descriptor that was taken out, and the remaining ones.
 pub struct TakenDescriptor {
-    /// The file, opened anew for reading.
+    /// The file, reopened for reading.
     pub file: io::Result<File>,
-    /// Names of those that go on to the command, from descriptor 3 on.
+    /// Names of those that remain for the command, from descriptor 3 on.
     pub left: Vec<String>,
 }
 
-/// Takes the descriptor of this `name` out of those that systemd has passed to this process, and
-/// moves the others down; `None`, and all is as it was, if there is none.
+/// Takes the descriptor with this `name` out of those that systemd has passed to this process, and
+/// moves the others down. If there is none, returns `None` and changes nothing.
 pub fn take(name: &str) -> io::Result<Option<TakenDescriptor>> {
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     if !names.split(':').any(|known| known == name) {
@@ -39,8 +39,7 @@ pub fn take(name: &str) -> io::Result<Option<TakenDescriptor>> {
     let Some((number, _)) = passed.iter().rfind(|(_, known)| known == name) else {
         return Ok(None);
     };
-    // Opened anew, because an inherited number is made a descriptor by `unsafe` only; without
-    // waiting, in case that it is a FIFO.
+    // Reopened, because using an inherited number takes `unsafe`; non-blocking, in case it is a FIFO.
     let file = File::options()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -54,10 +53,10 @@ pub fn take(name: &str) -> io::Result<Option<TakenDescriptor>> {
     Ok(Some(TakenDescriptor { file, left }))
 }
 
-/// Closes `all` and puts the `kept` ones of them at 3 and on, where exec leaves them open.
+/// Closes `all` and moves the `kept` ones to 3 and up, without close-on-exec.
 ///
-/// They go through a socket, since the kernel gives what comes out the lowest free numbers, in
-/// order; to move them otherwise takes `unsafe`.
+/// They are sent through a socket, because the kernel assigns the lowest free numbers, in order, to
+/// what is received. Another way would take `unsafe`.
 fn renumber(all: &[RawFd], kept: &[RawFd]) -> io::Result<()> {
     let (sender, receiver) = UnixDatagram::pair()?;
     sender.send_with_fd(&[0], kept)?;

@@ -1,8 +1,9 @@
-//! The log: one event, one line. To the journal with all fields where standard error leads there,
-//! else to standard error: the message, or everything as a JSON object (`log_format = json`).
+//! The log. If standard error is connected to the journal, each event goes there with all its fields;
+//! otherwise to standard error, as the message or as a JSON object (`log_format = json`).
 //!
-//! Standard output belongs to the command (systemd's `galera_recovery` parses it), so nothing is
-//! ever written there.
+//! Nothing is ever written to standard output: it belongs to the command, and `galera_recovery` parses
+//! it. The crates tracing-subscriber and tracing-journald are not used: they keep a socket open, which
+//! must not be passed on by exec, and write to a journal that hangs in the thread that logs.
 
 use std::{
     env,
@@ -32,7 +33,7 @@ use aws_session::{
     config::LogFormat,
 };
 
-/// Our own crates that log, and [`AUDIT`]. What the SDK says of itself is nothing for an operator.
+/// The crates of this project that log, and [`AUDIT`]. Events of the SDK are of no use to an operator.
 const OWN_TARGETS: [&str; 8] = [
     "aws_session",
     "code_channel",
@@ -44,21 +45,21 @@ const OWN_TARGETS: [&str; 8] = [
     "service",
 ];
 
-/// Target of events that are for an audit only: the log for people is without them.
+/// Target of events for audits only; they do not appear as text on standard error.
 pub const AUDIT: &str = "iam_kms_audit";
 
-/// Where the journal takes events with fields. Source: the "Native Journal Protocol",
+/// The socket of the journal that takes events with fields. Source: the "Native Journal Protocol",
 /// <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>.
 const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 
-/// Events that may wait to be written: those of the burst that the broker allows a user, and some.
+/// Events that may wait to be written: somewhat more than the burst that the broker allows a user.
 const QUEUE_LENGTH: usize = 16_384;
 
 static IS_JSON: AtomicBool = AtomicBool::new(false);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// Sends all events of this process to the journal or to standard error, in the name of `program`.
+/// Sends all events of this process to the journal or to standard error, under the name `program`.
 pub fn init(program: &'static str) {
     let is_journal = is_journal();
     let log = Log {
@@ -68,18 +69,18 @@ pub fn init(program: &'static str) {
             None => write(record, is_journal),
         },
     };
-    // Fails only where a log is set already; then that one serves.
+    // Fails only if a log is set already; then that one stays.
     let _ = tracing::subscriber::set_global_default(log);
 }
 
-/// From now on, a thread of its own writes what [`init`] takes: a journal that hangs holds up nobody
-/// else. What it cannot take any more is counted, and the number is logged.
+/// Starts a thread that writes the events of [`init`], so that a journal that hangs blocks nobody else.
+/// If the queue is full, events are dropped, and their number is logged.
 ///
-/// Must not be called before a fork, which takes no thread along. Errors: no thread can be started.
+/// Must not be called before a fork, which does not copy the thread. Errors: no thread can be started.
 pub fn write_in_background(program: &'static str) -> io::Result<()> {
     let is_journal = is_journal();
     let (queue, receiver) = Queue::new(QUEUE_LENGTH);
-    // Fails only where there is a queue already; then the new thread ends.
+    // Fails only if there is a queue already; then the new thread ends.
     let _ = QUEUE.set(queue);
     thread::Builder::new()
         .name("log".into())
@@ -92,25 +93,25 @@ pub fn write_in_background(program: &'static str) -> io::Result<()> {
         .map(drop)
 }
 
-/// Whether more than half of the queue is taken: who causes many events should wait.
+/// Whether more than half of the queue is full, so that callers that cause many events should wait.
 pub fn is_backed_up() -> bool {
     QUEUE
         .get()
         .is_some_and(|queue| queue.length.load(Ordering::Relaxed) > QUEUE_LENGTH / 2)
 }
 
-/// Waits until all events so far are written, and no longer than `patience`.
+/// Waits until all events so far are written, but no longer than `patience`.
 pub fn flush(patience: Duration) {
     let (sender, receiver) = mpsc::sync_channel(1);
     if let Some(queue) = QUEUE.get()
         && queue.sender.try_send(Entry::Flush(sender)).is_ok()
     {
-        // It may take longer, or the thread may be gone.
+        // It may take longer, or the thread may have ended.
         let _ = receiver.recv_timeout(patience);
     }
 }
 
-/// What the thread that writes is to do.
+/// A task of the thread that writes.
 enum Entry {
     Write(Record),
     Flush(SyncSender<()>),
@@ -119,7 +120,7 @@ enum Entry {
 struct Queue {
     sender: SyncSender<Entry>,
     length: AtomicUsize,
-    /// Events that found no room since the thread last looked.
+    /// Events that were dropped since the thread last checked.
     lost: AtomicU64,
 }
 
@@ -145,7 +146,7 @@ impl Queue {
         }
     }
 
-    /// Writes what comes, and the number of events that did not.
+    /// Writes the events, and the number of those that were dropped.
     fn write_all(&self, program: &'static str, entries: &Receiver<Entry>, write: impl Fn(Record)) {
         for entry in entries {
             match entry {
@@ -163,7 +164,7 @@ impl Queue {
     }
 }
 
-/// Writes events in this format from now on, where they do not go to the journal.
+/// Sets the format of events that do not go to the journal.
 pub fn use_format(format: LogFormat) {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
 }
@@ -179,12 +180,12 @@ fn write(record: Record, is_journal: bool) {
     } else {
         record.text(is_journal)
     };
-    // One write, so that lines of other processes cannot come in between. Where even standard
-    // error fails, there is nobody left to tell.
+    // One write, so that lines of other processes do not mix with it. If even standard error fails, the
+    // event is lost.
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
-/// Makes records of our own events.
+/// A subscriber that turns the events of this project into records.
 struct Log<W> {
     program: &'static str,
     write: W,
@@ -222,7 +223,7 @@ impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// An event; its texts are escaped.
+/// An event. Its texts are escaped.
 struct Record {
     program: &'static str,
     level: Level,
@@ -239,7 +240,7 @@ impl Record {
             level: Level::ERROR,
             is_for_audit: false,
             message: format!(
-                "{lost} events are missing here: the journal or the reader of standard error did not take them in time"
+                "{lost} events were dropped here: the journal or the reader of standard error was too slow"
             ),
             fields: fields
                 .map(|(name, value): (&str, Value)| (name.to_owned(), value))
@@ -270,7 +271,7 @@ impl Record {
         format!("{}\n", Value::Object(self.fields))
     }
 
-    /// Fields other than the journal's own get our prefix.
+    /// Formats the event for the journal. Fields that are not the journal's own get a prefix.
     fn journal_entry(&self) -> String {
         let mut entry = format!(
             "MESSAGE={}\nPRIORITY={}\nSYSLOG_IDENTIFIER={}\n",
@@ -321,13 +322,13 @@ fn priority(level: Level) -> u8 {
 }
 
 fn send_to_journal(entry: &str) -> io::Result<()> {
-    // No socket is kept: descriptors are closed and passed on here.
+    // No socket is kept open, because this process closes and passes on descriptors.
     UnixDatagram::unbound()?
         .send_to(entry.as_bytes(), JOURNAL_SOCKET)
         .map(drop)
 }
 
-/// Whether standard error is a stream to systemd's journal, which takes levels as prefixes.
+/// Whether standard error is connected to systemd's journal, which reads levels as prefixes.
 ///
 /// Source: `$JOURNAL_STREAM` in systemd.exec(5).
 fn is_journal() -> bool {
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_queue_has_no_room_for_is_counted_and_the_number_written() {
+    fn dropped_events_are_counted_and_their_number_is_logged() {
         let (queue, receiver) = Queue::new(4);
         let queue: &'static Queue = Box::leak(Box::new(queue));
         for _ in 0..10 {
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_the_message_alone() {
+    fn text_contains_only_the_message() {
         assert_eq!(example().text(false), "iam-kms-broker: one\\ntwo\n");
         assert_eq!(example().text(true), "<6>iam-kms-broker: one\\ntwo\n");
     }

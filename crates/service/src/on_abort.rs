@@ -1,6 +1,5 @@
-//! What is left to do when the process breaks off, because it can have no more memory or has met a
-//! defect: say so, remove what it made in the file system, and end with the status of every failure of
-//! its own.
+//! Cleans up when the process aborts because memory has run out or because of a bug: reports it,
+//! removes the files that the process created, and exits with the status of all failures.
 
 #![allow(unsafe_code)]
 
@@ -24,25 +23,25 @@ use nix::{
 
 const EXIT_STATUS: c_int = 125;
 
-/// Without a name: which program it is, the process number in the journal says.
-const MESSAGE: &[u8] = b"ended early, because there was no memory, or by a defect: please report it with the lines before this one\n";
+/// It does not name the program; the journal shows the process id.
+const MESSAGE: &[u8] = b"aborted, because memory ran out or because of a bug; please report it with the preceding log lines\n";
 
-/// How a process breaks off: by abort(3), which a failed allocation calls; where its stack cannot grow.
+/// How a process aborts: by abort(3), which a failed allocation calls, or when its stack cannot grow.
 const SIGNALS: [Signal; 3] = [Signal::SIGABRT, Signal::SIGSEGV, Signal::SIGBUS];
 
-/// Room for the handler where the stack cannot grow. It needs little, the kernel's part of it more.
+/// Stack for the handler when the main stack cannot grow. Most of it is for the kernel's frame.
 const STACK_BYTES: usize = 64 * 1024;
 
 /// The FIFO that takes codes.
 pub static FIFO: Leftover = Leftover::none();
 
-/// The file beside it.
+/// The state file next to it.
 pub static STATE_FILE: Leftover = Leftover::none();
 
 /// The broker's socket.
 pub static SOCKET: Leftover = Leftover::none();
 
-/// Something in the file system that must not outlive the process.
+/// A file that must not outlive the process.
 pub struct Leftover {
     path: OnceLock<CString>,
     is_there: AtomicBool,
@@ -56,8 +55,8 @@ impl Leftover {
         }
     }
 
-    /// Says that it is at `path` now, which is the same for the life of the process: another one is
-    /// not removed.
+    /// Records that the file exists at `path`. The path must stay the same: a second one is not
+    /// removed.
     pub fn made(&self, path: &Path) {
         let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
             return;
@@ -66,7 +65,7 @@ impl Leftover {
         self.is_there.store(is_same, Ordering::Relaxed);
     }
 
-    /// Says that it has been removed.
+    /// Records that the file has been removed.
     pub fn removed(&self) {
         self.is_there.store(false, Ordering::Relaxed);
     }
@@ -77,14 +76,14 @@ impl Leftover {
     }
 }
 
-/// Has the process clean up when it breaks off, unless it was started with the signal ignored. A
-/// program that it executes has the signals as usual.
+/// Installs the clean-up handlers, unless the signal is ignored. An executed program does not inherit
+/// them.
 pub fn clean_up() -> io::Result<()> {
     provide_stack()?;
     for signal in SIGNALS {
         let flags = SaFlags::SA_RESETHAND | SaFlags::SA_ONSTACK;
         let action = |handler| SigAction::new(handler, flags, SigSet::empty());
-        // SAFETY: the handler does nothing but what signal-safety(7) allows.
+        // SAFETY: the handler does only what signal-safety(7) allows.
         let inherited = unsafe { sigaction(signal, &action(SigHandler::Handler(break_off))) }?;
         if matches!(inherited.handler(), SigHandler::SigIgn) {
             // SAFETY: no handler is set.
@@ -94,7 +93,7 @@ pub fn clean_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the handler a stack of its own, unless Rust's start-up has done so.
+/// Gives the handler its own stack, unless Rust's start-up code has done so.
 fn provide_stack() -> io::Result<()> {
     let mut present = libc::stack_t {
         ss_sp: null_mut(),
@@ -124,11 +123,11 @@ fn provide_stack() -> io::Result<()> {
 extern "C" fn break_off(_: c_int) {
     for leftover in [&FIFO, &STATE_FILE, &SOCKET] {
         if let Some(path) = leftover.path() {
-            // What cannot be removed stays.
+            // A file that cannot be removed stays.
             let _ = unlink(path);
         }
     }
-    // There is nobody else to tell.
+    // There is nowhere else to report it.
     let _ = write(stderr(), MESSAGE);
     // SAFETY: ends the process without running anything else of it.
     unsafe { libc::_exit(EXIT_STATUS) }

@@ -1,4 +1,4 @@
-//! What a process that holds credentials or data keys does first.
+//! The protection of a process that holds credentials or data keys.
 
 use std::{
     fs, io,
@@ -29,10 +29,10 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 /// Whether this process was dumpable when [`refuse_dumps`] was called.
 static WAS_DUMPABLE: OnceLock<bool> = OnceLock::new();
 
-/// Why other users could look into the processes of a program that holds credentials, or replace it.
+/// Why other users could read the memory of a program that holds credentials, or replace the program.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// Nothing is known of the file.
+    /// The file cannot be examined.
     #[error("cannot examine {0}: {1}")]
     Examine(String, io::Error),
     /// Its owner can change it.
@@ -41,24 +41,23 @@ pub enum ProgramError {
     /// Others can change it.
     #[error("users other than root can write to {0}; run chmod 711 {0}")]
     Writable(String),
-    /// The kernel protects the process only from the moment when it protects itself.
+    /// The kernel does not protect the process before it protects itself.
     #[error(
-        "this user can read {0}, and so its processes can look into this program while it starts; run chmod 711 {0}"
+        "this user can read {0}, so its other processes can read the memory of this program while it starts; run chmod 711 {0}"
     )]
     Readable(String),
     /// The kernel has not protected this process.
     #[error(
-        "{0} could be looked into by processes of this user while it started: what started it still had CAP_DAC_OVERRIDE, or fs.suid_dumpable is 1"
+        "other processes of this user could read the memory of {0} while it started: its parent had CAP_DAC_OVERRIDE, or fs.suid_dumpable is 1"
     )]
     Dumpable(String),
 }
 
-/// Checks that the file of a program keeps this user out of the memory of its processes.
+/// Checks that the mode and owner of a program keep other processes of this user out of its memory.
 ///
-/// The kernel makes a process non-dumpable at exec if its user cannot read the program: before its
-/// first instruction. [`protect`] does that too, but too late for `/proc/PID/mem` and its like that
-/// were opened before. What root starts is root's alone, whatever the file's mode.
-/// Source: `would_dump` in Linux's fs/exec.c.
+/// If its user cannot read the program, the kernel makes a process non-dumpable at exec, before its
+/// first instruction. [`protect`] does that too, but `/proc/PID/mem` may have been opened before. A
+/// process of root is protected whatever the mode. Source: `would_dump` in Linux's fs/exec.c.
 pub fn check_program(program: &Path) -> Result<(), ProgramError> {
     let name = || name_of(program);
     let metadata = fs::metadata(program).map_err(|error| ProgramError::Examine(name(), error))?;
@@ -74,8 +73,8 @@ pub fn check_program(program: &Path) -> Result<(), ProgramError> {
     Ok(())
 }
 
-/// The same of the program of this process, and whether the kernel protected the process from its start
-/// on. After [`refuse_dumps`].
+/// Checks the program of this process, and whether the kernel has protected the process from its start.
+/// Must be called after [`refuse_dumps`].
 pub fn check_own_program() -> Result<(), ProgramError> {
     let program = Path::new(OWN_PROGRAM);
     check_program(program)?;
@@ -91,14 +90,15 @@ fn name_of(program: &Path) -> String {
     path.unwrap_or(program).display().to_string()
 }
 
-/// Keeps this process out of core dumps, and other processes of its user out of it. Exec undoes it.
+/// Makes this process non-dumpable: no core dumps, and no access for other processes of its user. Exec
+/// undoes it.
 pub fn refuse_dumps() -> io::Result<()> {
     WAS_DUMPABLE.get_or_init(|| prctl::get_dumpable().unwrap_or(true));
     Ok(prctl::set_dumpable(false)?)
 }
 
-/// Keeps what we hold from core dumps and from other processes of our user, and our descriptors from
-/// taking the place of standard ones that our parent has closed.
+/// Makes this process non-dumpable, and opens `/dev/null` for standard descriptors that the parent has
+/// closed, so that later ones do not take their numbers.
 pub fn protect() -> io::Result<()> {
     refuse_dumps()?;
     on_abort::clean_up()?;
@@ -107,13 +107,14 @@ pub fn protect() -> io::Result<()> {
         if null.as_raw_fd() > io::stderr().as_raw_fd() {
             return Ok(());
         }
-        // Stays open until exec closes it, so that the command finds the place as empty as we did.
+        // Stays open until exec closes it, so that the command finds the descriptor closed, as this
+        // process did.
         let _ = null.into_raw_fd();
     }
 }
 
-/// Locks all memory, present and to come, page by page as it is used. Under a limit it is left
-/// alone: reaching that later would end the process. The error is the limit, in bytes.
+/// Locks all present and future memory, page by page as it is used. Does nothing if there is a limit,
+/// because reaching it later would kill the process. The error is the limit, in bytes.
 pub fn lock_memory() -> Result<(), u64> {
     let limit_bytes = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(soft, _)| soft);
     let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
@@ -123,7 +124,7 @@ pub fn lock_memory() -> Result<(), u64> {
     Err(limit_bytes)
 }
 
-/// Whether we have CAP_IPC_LOCK, capability 14 of capabilities(7).
+/// Whether the process has CAP_IPC_LOCK, capability 14 of capabilities(7).
 fn may_lock_without_limit() -> bool {
     process_status::mask("CapEff") >> 14 & 1 == 1
 }

@@ -1,10 +1,10 @@
-//! Masks of this process as the kernel shows them.
+//! The signal and capability masks of this process, from /proc.
 //!
-//! Source: proc_pid_status(5). (The system calls behind them would do, but not without `unsafe`.)
+//! Source: proc_pid_status(5). (The system calls would take `unsafe`.)
 
 use std::fs;
 
-/// The mask in `field`, "SigIgn" say: bit n-1 for signal n, bit n for capability n. 0 where it
+/// Returns the mask in `field`, such as "SigIgn": bit n-1 for signal n, bit n for capability n. 0 if it
 /// cannot be read.
 pub fn mask(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Signals while we wait: noticed, cleaned up after, and then died of.
+//! Signals during a wait: the process cleans up, and then dies of the signal.
 //!
-//! No handler is ever installed and no disposition changed, so the command inherits all of them as
-//! they were. The signals are blocked and read from a signalfd instead, and the mask is put back
-//! before the command runs.
+//! No handler is installed and no disposition is changed, so the command inherits them unchanged.
+//! Instead, the signals are blocked and read from a signalfd, and the mask is restored before the
+//! command runs.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use nix::sys::{
 
 use crate::process_status;
 
-/// What ends a wait.
+/// The signals that end a wait.
 const ENDING: [Signal; 4] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -24,15 +24,15 @@ const ENDING: [Signal; 4] = [
     Signal::SIGQUIT,
 ];
 
-/// The ending signals, held back until [`Signals::release`].
+/// The signals that end a wait, blocked until [`Signals::release`].
 pub struct Signals {
     descriptor: SignalFd,
     inherited_mask: SigSet,
 }
 
 impl Signals {
-    /// Holds back the ending signals, but for those that our parent has us ignore or block, and
-    /// SIGPIPE, which a connection that breaks would raise.
+    /// Blocks the signals that end a wait, except those that this process inherited as ignored or
+    /// blocked; and SIGPIPE, which a broken connection would raise.
     pub fn hold() -> io::Result<Self> {
         let inherited_mask = SigSet::thread_get_mask()?;
         let ignored = process_status::mask("SigIgn");
@@ -51,27 +51,27 @@ impl Signals {
         })
     }
 
-    /// Readable when an ending signal has come.
+    /// Returns a descriptor that is readable when such a signal has arrived.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 
-    /// The ending signal that has come, if one has.
+    /// Returns the signal that has arrived, if any.
     pub fn received(&self) -> Option<Signal> {
         let info = self.descriptor.read_signal().ok()??;
         Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
     }
 
-    /// Puts the mask back as it was inherited. An ending signal that came meanwhile is delivered.
+    /// Restores the inherited mask. A signal that has arrived meanwhile is delivered.
     pub fn release(self) -> io::Result<()> {
-        // Those of our connections and of the process that starts the broker are not the command's.
+        // Signals from our connections and child processes are not for the command.
         let ours: SigSet = [Signal::SIGPIPE, Signal::SIGCHLD].into_iter().collect();
         let pending = SignalFd::with_flags(&ours, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         while pending.read_signal()?.is_some() {}
         Ok(self.inherited_mask.thread_set_mask()?)
     }
 
-    /// Dies of `signal`, as if it had never been held back. Returns if that is not possible.
+    /// Dies of `signal`, as if it had never been blocked. Returns if that is not possible.
     pub fn die_of(self, signal: Signal) -> io::Result<()> {
         self.release()?;
         Ok(raise(signal)?)

@@ -1,4 +1,4 @@
-//! Where the broker's socket is made.
+//! The path of the broker's socket.
 
 use std::{
     fs, io,
@@ -16,12 +16,12 @@ use nix::{
 };
 use trusted_directory::DirectoryError;
 
-/// Why the socket cannot be made there.
+/// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketPathError {
-    /// The socket's directory is missing or not ours to write.
+    /// The directory of the socket is missing or not writable.
     #[error(
-        "cannot make the broker's socket {path}: {source}; create its directory, for the default path with RuntimeDirectory=iam-kms-wrapper in the unit",
+        "cannot create the broker's socket {path}: {source}; create its directory (for the default path, set RuntimeDirectory=iam-kms-wrapper in the unit)",
         path = path.display()
     )]
     Directory {
@@ -30,9 +30,9 @@ pub enum SocketPathError {
         /// Why.
         source: io::Error,
     },
-    /// Others could put their own socket in its place.
+    /// Others could replace the socket.
     #[error(
-        "will not make the broker's socket {path}: {source}, and could put another in its place; use a directory of the service's own, such as /run/iam-kms-wrapper",
+        "refusing to create the broker's socket {path}: {source}, and could replace it; use a directory that only the service can write to, such as /run/iam-kms-wrapper",
         path = path.display()
     )]
     NotTrusted {
@@ -41,9 +41,9 @@ pub enum SocketPathError {
         /// Who could.
         source: DirectoryError,
     },
-    /// Something else lies at the path.
+    /// Something else is at the path.
     #[error(
-        "will not replace {path}: it is no socket of this user; remove it, or set broker_socket to another path",
+        "refusing to replace {path}: it is not a socket owned by this user; remove it, or set broker_socket to another path",
         path = path.display()
     )]
     Occupied {
@@ -52,8 +52,8 @@ pub enum SocketPathError {
     },
 }
 
-/// Checks that a socket can be made at `socket`: nobody else could put another in its place, and nothing
-/// lies there but a socket of our own user, if that.
+/// Checks that the socket can be created: nobody else could replace it, and the path is free or a
+/// socket of this user.
 pub fn check(socket: &Path) -> Result<(), SocketPathError> {
     let directory = socket.parent().unwrap_or(Path::new("/"));
     trusted_directory::check(directory, None).map_err(|error| match error {
@@ -80,7 +80,7 @@ pub fn check(socket: &Path) -> Result<(), SocketPathError> {
     }
 }
 
-/// Whether nothing lies at `path`, or a socket of our own user.
+/// Whether `path` is free or a socket of this user.
 fn is_free_or_socket(path: &Path) -> bool {
     match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type().is_socket() && metadata.uid() == geteuid().as_raw(),
@@ -88,10 +88,10 @@ fn is_free_or_socket(path: &Path) -> bool {
     }
 }
 
-/// Whether somebody listens at `path`.
+/// Whether a process listens at `path`.
 pub fn has_listener(path: &Path) -> bool {
     let connected = UnixAddr::new(path).and_then(|address| {
-        // One that is too busy for another connection is to keep nobody waiting.
+        // Non-blocking, because the queue of a busy listener may be full.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let descriptor = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         connect(descriptor.as_raw_fd(), &address)

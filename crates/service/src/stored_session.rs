@@ -1,18 +1,18 @@
-//! The session in systemd's file descriptor store: a restart of the service needs no person while
-//! it lasts, and nothing touches the disk.
+//! The session in systemd's file descriptor store: while it lasts, a restart of the service needs no
+//! code, and nothing is written to disk.
 //!
-//! systemd hands it back after a crash and after `systemctl restart`, and drops it when the service
-//! is stopped. Where the unit has no `FileDescriptorStoreMax=`, or `NotifyAccess=` leaves the sender
-//! out, systemd drops it at once. Sources: FDSTORE=1 in sd_notify(3), memfd_create(2).
+//! systemd returns it after a crash and after `systemctl restart`, and drops it when the service is
+//! stopped. If the unit does not set `FileDescriptorStoreMax=`, or `NotifyAccess=` excludes the sender,
+//! systemd drops it immediately. Sources: FDSTORE=1 in sd_notify(3), memfd_create(2).
 //!
-//! Each process of the service, and so each that the server's user gets into its control group, can put
-//! a descriptor of its own into the store. So what comes back proves that it is ours: by a MAC under the
-//! secret of the long-term key, which processes of that user cannot read while the server is up. With
-//! a session of an attacker's the server would have its new data keys made by the attacker's master key.
-//! - `mfa = true`: proven. Who reads the secret while the server starts, in `$CREDENTIALS_DIRECTORY`,
-//!   can still forge; they could read the code then, too.
-//! - `mfa = elsewhere`: this host has no secret, so the session is not kept.
-//! - `mfa = false`: no session needs a person, so none is kept.
+//! Every process in the control group of the service can store a descriptor. With an attacker's
+//! session, the server would make new data keys under the attacker's master key. So a stored session is
+//! authenticated with a MAC whose key is the secret of the long-term key, which processes of the
+//! server's user cannot read while the server runs:
+//! - `mfa = true`: authenticated. A process that reads the secret in `$CREDENTIALS_DIRECTORY` while the
+//!   server starts can forge a session; but it could read the code then, too.
+//! - `mfa = elsewhere`: this host has no secret, so the session is not stored.
+//! - `mfa = false`: no session needs a code, so none is stored.
 
 use std::{
     env,
@@ -40,59 +40,61 @@ use zeroize::Zeroizing;
 use crate::systemd;
 use aws_session::{
     clock::{self, Reading},
-    config::{Config, Mfa},
-    session::Session,
+    config::{Mfa, SessionConfig},
+    credentials::Credentials,
 };
 
-/// Version of the form in which the session is stored.
+/// Version of the format of a stored session.
 const FORMAT: u8 = 2;
 
 /// Name of the descriptor in the store.
 pub const NAME: &str = "iam-kms-session";
 
-/// What the MAC is about, so that it is none of AWS's signatures under the same secret.
+/// Separates the MAC from AWS's signatures with the same secret.
 const PURPOSE: &[u8] = b"iam-kms-wrapper: session kept by systemd, form 2\n";
 
-/// Length of a proof in bytes.
+/// Length of the MAC in bytes.
 const PROOF_BYTES: usize = 32;
 
-/// Has systemd keep `session`, in place of the one that it may have, proven by the secret of `source`.
-/// Does nothing without `$NOTIFY_SOCKET`, or with `mfa = false`, where no session needs a person.
-pub fn keep(config: &Config, source: Option<&Session>, session: &Session) {
+/// Stores `session` in place of a previous one, authenticated with the secret of `source`. Does nothing
+/// without `$NOTIFY_SOCKET`, or with `mfa = false`, where no session needs a code.
+pub fn keep(config: &SessionConfig, source: Option<&Credentials>, session: &Credentials) {
     if config.mfa == Mfa::Off || env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let Some(source) = source else {
         info!(
-            "systemd does not keep the session for a restart: without a long-term key on this host, nothing would prove that it is the same (mfa = elsewhere); run iam-kms-broker as a service, and a restart of the server needs no session document"
+            "the session is not stored for a restart: without a long-term key on this host, a stored session could not be authenticated (mfa = elsewhere); if you run iam-kms-broker as a service, a restart of the server needs no session document"
         );
         return;
     };
     let kept = seal(config, source, session)
         .and_then(|memfd| Ok(systemd::store_descriptor(NAME, memfd.as_fd())?));
     if let Err(error) = kept {
-        warn!(
-            "cannot have systemd keep the session: {error}; a restart of the service will need a new code"
-        );
+        warn!("cannot store the session: {error}; a restart of the service will need a new code");
     }
 }
 
-/// Has systemd drop the session that it may have.
+/// Makes systemd drop the stored session, if there is one.
 pub fn forget() {
     systemd::drop_descriptor(NAME);
 }
 
-/// Why a session that systemd has kept will not do.
+/// Why a stored session is not used.
 enum Refusal {
-    /// Time or the configuration have passed it by.
+    /// It has expired, or does not match the configuration.
     Stale(String),
-    /// It is not what we stored.
+    /// It is not what was stored.
     Foreign(String),
 }
 
-/// The session that systemd has kept, unless it will not do: then says why and has it dropped. AWS's time
-/// goes on from when it was stored.
-pub fn reuse(config: &Config, source: Option<&Session>, file: io::Result<File>) -> Option<Session> {
+/// Returns the stored session. If it cannot be used, logs why and makes systemd drop it. AWS's time
+/// continues from when it was stored.
+pub fn reuse(
+    config: &SessionConfig,
+    source: Option<&Credentials>,
+    file: io::Result<File>,
+) -> Option<Credentials> {
     let read = file
         .map_err(|error| Refusal::Foreign(format!("it cannot be opened: {error}")))
         .and_then(|file| read(config, source, file));
@@ -101,23 +103,23 @@ pub fn reuse(config: &Config, source: Option<&Session>, file: io::Result<File>) 
         Err(refusal) => refusal,
     };
     match refusal {
-        Refusal::Stale(why) => info!("the session that systemd has kept is not used: {why}"),
+        Refusal::Stale(why) => info!("the stored session is not used: {why}"),
         Refusal::Foreign(why) => warn!(
             event = "kept_session_refused",
-            "the session that systemd has kept is not used: {why}; either the long-term key was changed, or a process of the service's user has put something else in its place: look for one that should not be there"
+            "the stored session is not used: {why}; either the long-term key was changed, or a process of the service's user has replaced the session: look for a process that should not be there"
         ),
     }
     forget();
     None
 }
 
-/// What is stored before the proof.
+/// What is stored before the MAC.
 #[derive(Serialize, Deserialize)]
 struct StoredSession {
-    /// What the session was opened for: a changed configuration wants a new one.
+    /// What the session was opened for: a changed configuration needs a new one.
     parameters: SessionParameters,
     clock: Reading,
-    session: Session,
+    session: Credentials,
 }
 
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +131,7 @@ struct SessionParameters {
 }
 
 impl SessionParameters {
-    fn of(config: &Config) -> Self {
+    fn of(config: &SessionConfig) -> Self {
         Self {
             mfa: config.mfa.clone(),
             role_arn: config.role_arn.clone(),
@@ -139,7 +141,11 @@ impl SessionParameters {
     }
 }
 
-fn seal(config: &Config, source: &Session, session: &Session) -> Result<OwnedFd, FrameError> {
+fn seal(
+    config: &SessionConfig,
+    source: &Credentials,
+    session: &Credentials,
+) -> Result<OwnedFd, FrameError> {
     let kept = StoredSession {
         parameters: SessionParameters::of(config),
         clock: clock::read(),
@@ -156,7 +162,7 @@ fn seal(config: &Config, source: &Session, session: &Session) -> Result<OwnedFd,
     Ok(file.into())
 }
 
-fn mac(source: &Session, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
+fn mac(source: &Credentials, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
     let secret = source.secret_access_key.expose_secret().as_bytes();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(io::Error::other)?;
     mac.update(PURPOSE);
@@ -164,13 +170,17 @@ fn mac(source: &Session, frame: &[u8]) -> io::Result<Hmac<Sha256>> {
     Ok(mac)
 }
 
-fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session, Refusal> {
+fn read(
+    config: &SessionConfig,
+    source: Option<&Credentials>,
+    file: File,
+) -> Result<Credentials, Refusal> {
     let source = source.ok_or_else(|| {
-        Refusal::Stale("there is no long-term key to prove it (mfa = elsewhere)".into())
+        Refusal::Stale("there is no long-term key to authenticate it (mfa = elsewhere)".into())
     })?;
     let stored = read_sealed(file).map_err(Refusal::Foreign)?;
     if stored.first().is_some_and(|form| *form != FORMAT) {
-        return Err(Refusal::Stale("another release has stored it".into()));
+        return Err(Refusal::Stale("it was stored by another release".into()));
     }
     let damaged = |error: FrameError| Refusal::Foreign(format!("it is damaged ({error})"));
     let (mut frame, proof) = stored
@@ -180,9 +190,7 @@ fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session
         .map_err(|error| damaged(error.into()))?
         .verify_slice(proof)
         .map_err(|_| {
-            Refusal::Foreign(
-                "the secret of the long-term key does not prove that it is ours".into(),
-            )
+            Refusal::Foreign("it is not authenticated by the secret of the long-term key".into())
         })?;
     let kept: StoredSession = read_frame_of(FORMAT, &mut frame).map_err(damaged)?;
     if kept.parameters != SessionParameters::of(config) {
@@ -191,7 +199,7 @@ fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session
     }
     clock::restore(kept.clock);
     let session = kept.session;
-    let least = config.reuse_session_min_seconds;
+    let least = config.reuse_min_seconds;
     let stale = match session.remaining_seconds() {
         None => "it has no end".into(),
         Some(left) if left <= 0 => format!("it ended at {}", session.expiration_text()),
@@ -203,14 +211,14 @@ fn read(config: &Config, source: Option<&Session>, file: File) -> Result<Session
     Err(Refusal::Stale(stale))
 }
 
-/// The content of a sealed memory file of our own user.
+/// Reads a sealed memory file of this user.
 fn read_sealed(file: File) -> Result<Zeroizing<Vec<u8>>, String> {
     let failed = |error: io::Error| format!("it cannot be examined: {error}");
     let owner = fstat(&file).map_err(|error| failed(error.into()))?.st_uid;
     if owner != geteuid().as_raw() {
         return Err(format!("it belongs to uid {owner}"));
     }
-    // EINVAL: it is no memory file.
+    // EINVAL: it is not a memory file.
     let seals = fcntl(&file, FcntlArg::F_GET_SEALS).unwrap_or_default();
     if !SealFlag::from_bits_truncate(seals).contains(all_seals()) {
         return Err("it is not sealed".into());

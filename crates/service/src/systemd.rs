@@ -1,5 +1,5 @@
-//! What systemd is told: a status line and more time while a code is awaited, what to keep for a
-//! restart. Source: sd_notify(3).
+//! Notifications to systemd: the status, a longer time-out while waiting for a code, and what to store
+//! for a restart. Source: sd_notify(3).
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
@@ -7,30 +7,31 @@ use sd_notify::{NotifyState, notify, notify_with_fds};
 use tracing::warn;
 use visible_text::escape;
 
-/// `TimeoutStartSec=` of MariaDB's units: when the code has come, all of the start is still to come.
+/// `TimeoutStartSec=` of MariaDB's units: after the code, the whole start of the server follows.
 const EXTENSION: Duration = Duration::from_secs(15 * 60);
 
-/// Says that the broker's own service is up. Never of the launcher: there it is the command's to say.
+/// Reports that the broker's own service is up. The launcher must not call it: there, the command
+/// reports.
 pub fn ready() {
     send(&[NotifyState::Ready]);
 }
 
-/// Shows `text` in `systemctl status`, on one line: another would be another notification.
+/// Shows `text` in `systemctl status`. It is escaped, because a second line would be another
+/// notification.
 pub fn status(text: &str) {
     send(&[NotifyState::Status(&escape(text))]);
 }
 
-/// Has systemd wait for the end of the start for 15 minutes from now, or longer if it would anyway.
+/// Extends the start time-out of the unit to at least 15 minutes from now.
 pub fn extend_timeout() {
     send(&[NotifyState::ExtendTimeoutUsec(
         u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX),
     )]);
 }
 
-/// Has systemd keep `descriptor` under `name` for the next start, in place of the one that it may
-/// have of that name.
+/// Stores `descriptor` under `name` for the next start, in place of a previous one.
 pub fn store_descriptor(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    // First, since a full store takes nothing.
+    // First, because a full store accepts nothing.
     drop_descriptor(name);
     notify_with_fds(
         &[NotifyState::FdStore, NotifyState::FdName(name)],
@@ -38,7 +39,7 @@ pub fn store_descriptor(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()
     )
 }
 
-/// Has systemd drop what it keeps under `name`.
+/// Drops the descriptor that is stored under `name`.
 pub fn drop_descriptor(name: &str) {
     send(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
 }

@@ -1,9 +1,9 @@
-//! What becomes of a command line that clap does not take.
+//! The output for a command line that clap does not accept.
 
-/// Prints what clap has to say; returns the exit code. `--help` and `--version` are no failure; a
-/// wrong command line is one of ours.
+/// Prints clap's message and returns the exit code: 0 for `--help` and `--version`, 125 for a wrong
+/// command line.
 pub fn show_usage(usage: &clap::Error) -> u8 {
-    // Without standard output or error there is nobody to tell.
+    // If this fails, the message is lost.
     let _ = usage.print();
     if usage.use_stderr() { 125 } else { 0 }
 }

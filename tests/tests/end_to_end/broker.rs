@@ -301,7 +301,7 @@ fn a_second_broker_at_the_same_socket_is_refused() {
         let (status, output) = process.finish();
         assert_eq!(status.code(), Some(125), "{output}");
         assert!(
-            output.contains(&format!("another broker listens at {socket}")),
+            output.contains(&format!("another broker listens on {socket}")),
             "{output}"
         );
         assert!(!output.contains("waiting for"), "{output}");
@@ -323,7 +323,7 @@ fn what_is_no_socket_is_left_alone() {
     let path = &scene.configuration.broker_socket;
     fs::write(path, "precious").unwrap();
     let output = scene.start(&SLEEP).ends_with(125);
-    let refusal = format!("will not replace {}", path.display());
+    let refusal = format!("refusing to replace {}", path.display());
     assert!(output.contains(&refusal), "{output}");
     assert!(
         !output.contains("waiting for"),
@@ -339,7 +339,7 @@ fn a_missing_directory_of_the_socket_is_125_before_a_code_is_asked_for() {
         .line("broker_socket = /nonexistent/broker.sock");
     let output = scene.start(&SLEEP).ends_with(125);
     assert!(
-        output.contains("cannot make the broker's socket /nonexistent/broker.sock"),
+        output.contains("cannot create the broker's socket /nonexistent/broker.sock"),
         "{output}"
     );
     assert!(!output.contains("waiting for"), "{output}");
@@ -369,7 +369,7 @@ fn a_broker_alone_asks_for_a_code_serves_and_ends_with_0_on_a_signal() {
     let scene = scene();
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         let mut broker = Process::start(&mut scene.broker_command());
-        broker.wait_for("iam-kms-broker: listening at ");
+        broker.wait_for("iam-kms-broker: listening on ");
         broker.wait_for("there is no AWS session yet; write a new MFA code");
         let failure = failure(&scene);
         assert_eq!(failure.kind, FailureKind::SessionOver);

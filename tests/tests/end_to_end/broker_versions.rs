@@ -88,7 +88,7 @@ fn a_server_with_the_plugin_of_0_1_0_works_with_this_broker() {
     let mut wrapper: Wrapper = scene.start_database(&database);
     let noted = wrapper
         .process
-        .wait_for("has the plugin of release 0.1.0 loaded");
+        .wait_for("still has the plugin of release 0.1.0 loaded");
     assert!(noted.contains("next restart"), "{noted}");
     database.sql(
         "CREATE DATABASE d; CREATE TABLE d.t1 (i INT);
@@ -185,7 +185,7 @@ fn a_version_that_the_broker_does_not_know_is_answered_with_the_reason() {
         write_frame(&mut peer.0, &Request::Session).unwrap();
         let reply = read_frame(&mut peer.0).unwrap();
         assert!(matches!(reply, Reply::Session(_)), "{reply:?}");
-        let says = format!("speaks protocol version {version}, and this broker 1 to 2");
+        let says = format!("uses protocol version {version}, but this broker supports 1 to 2");
         broker.wait_for(&says);
         assert_eq!(broker.output().matches(&says).count(), 1);
     }

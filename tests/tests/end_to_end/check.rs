@@ -127,7 +127,7 @@ fn every_mistake_is_in_the_list_and_the_status_is_125() {
     checked.says(
         "broker",
         "FAILED",
-        "cannot make the broker's socket /nonexistent/broker.sock",
+        "cannot create the broker's socket /nonexistent/broker.sock",
     );
     checked.says("plugin", "FAILED", &format!("{} ", empty.display()));
     assert!(!checked.list.contains(&scene.aws.long_term_key().1));
@@ -230,7 +230,7 @@ fn no_credentials_and_temporary_ones_are_failures() {
     Checked::of(&mut command).says("AWS credentials", "FAILED", "found no AWS credentials");
     let mut command = check(&scene, &["true"]);
     command.env("AWS_SESSION_TOKEN", "token");
-    Checked::of(&mut command).says("AWS credentials", "FAILED", "takes long-term keys only");
+    Checked::of(&mut command).says("AWS credentials", "FAILED", "accepts only long-term keys");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_host_whose_server_runs_is_checked_beside_it() {
     wrapper.wait_for_command("sleep");
     let checked = Checked::of(&mut check(&scene, &["sleep"]));
     assert_eq!(checked.code, Some(0), "{}", checked.list);
-    checked.says("broker", "not checked", "one listens at ");
+    checked.says("broker", "not checked", "one listens on ");
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn programs_that_other_users_could_look_into_or_replace_are_failures_and_a_start
         checked.says("broker", verdict, why);
         let wrapper = scene.spawn(&mut as_nobody(&SLEEP));
         wrapper.give_code(&scene.aws);
-        wrapper.process.wait_for("iam-kms-broker: listening at");
+        wrapper.process.wait_for("iam-kms-broker: listening on");
         let warnings = if verdict == "ok" { 0 } else { 2 };
         let output = wrapper.process.output();
         assert_eq!(output.matches("chmod 711").count(), warnings, "{output}");

@@ -65,13 +65,13 @@ fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
         (b"letter\n", "6 characters that are not six digits"),
         (b" 111676\n", "7 characters that are not six digits"),
         (&letters, "4096 characters that are not six digits"),
-        (&lines, "4096 bytes in several lines, none a code"),
+        (&lines, "4096 bytes in several lines, none of them a code"),
         (b"\x00\xff\x1b[2J\n", "6 bytes of binary data"),
         (
             b"{\"Credentials\":{}}",
             "a session document without Expiration",
         ),
-        (b"{\"Credentials\":", "a session document that breaks off"),
+        (b"{\"Credentials\":", "a session document that is cut off"),
     ] {
         let before = lines_of(&wrapper, kind);
         wrapper.write(bytes);
@@ -142,7 +142,7 @@ fn a_writer_that_never_finishes_keeps_nobody_out() {
     stuck.write(b"123");
     wrapper
         .process
-        .wait_for("3 digits instead of six, and then silence");
+        .wait_for("3 digits instead of six, without a line end");
     wrapper.give_code(&scene.aws);
     wrapper.runs_echo();
     drop(stuck);
@@ -218,13 +218,13 @@ fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Va
         .to_string()
         .replacen('{', "{\"Credentials\":null,", 1);
     for (written, says) in [
-        (ending_in(document, -3600), "that ended at 20"),
+        (ending_in(document, -3600), "that expired at 20"),
         (ending_in(document, 30), "60 seconds"),
         (empty.to_string(), "that has no SessionToken"),
         (twice, "JSON, but not a session document"),
         (
             format!("{{\"Other\":{}", "[".repeat(10_000)),
-            "a session document that breaks off",
+            "a session document that is cut off",
         ),
         (
             format!("{{\"Credentials\":\"{}", "x".repeat(100_000)),
@@ -394,7 +394,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
                 mkfifo(fifo, Mode::S_IRWXU).unwrap();
                 chown(fifo, Some(NOBODY), Some(NOBODY)).unwrap();
             },
-            "it is a FIFO of another user",
+            "it belongs to another user",
         ),
     ];
     for (make, what) in cases {
@@ -402,7 +402,7 @@ fn anything_else_at_the_path_is_refused_by_name_and_left_alone() {
         let before = fs::symlink_metadata(fifo).unwrap();
         let (status, output) = scene.start(&ECHO).process.finish();
         assert_eq!(status.code(), Some(125), "{output}");
-        let expected = format!("will not use {} as the FIFO: {what}", fifo.display());
+        let expected = format!("refusing to use {} as the FIFO: {what}", fifo.display());
         assert!(output.contains(&expected), "{output}");
         let after = fs::symlink_metadata(fifo).unwrap();
         assert_eq!((before.ino(), before.mode()), (after.ino(), after.mode()));
@@ -594,7 +594,7 @@ fn the_wait_ends_after_prompt_timeout_seconds() {
     let scene = Scene::new().line("prompt_timeout_seconds = 1");
     let output = scene.start(&ECHO).ends_with(125);
     assert!(
-        output.contains("no MFA code was written within 1 second (prompt_timeout_seconds)"),
+        output.contains("no MFA code was entered within 1 second (prompt_timeout_seconds)"),
         "{output}"
     );
 }

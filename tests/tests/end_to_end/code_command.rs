@@ -74,7 +74,7 @@ fn in_a_terminal_it_asks_without_echo_again_after_a_refusal_and_says_what_became
     let wrong = scene.aws.wrong_code();
     terminal.type_in(&format!("{wrong}\n"));
     let line = code.wait_for("refused: AWS refused the code");
-    assert!(line.contains("the next code, which comes in"), "{line}");
+    assert!(line.contains("the next code, which appears in"), "{line}");
     assert_eq!(scene.aws.calls("GetSessionToken"), 1);
     let good = scene.aws.code();
     terminal.type_in(&format!("{good}\n"));
@@ -147,7 +147,7 @@ fn the_fifo_is_taken_from_the_configuration_and_a_broker_is_answered_for_too() {
     let (status, output) = enter(&mut command(), &scene.aws.code());
     assert_eq!(status, Some(0), "{output}");
     assert!(
-        output.contains("the code is kept and sent again in 1 second\n"),
+        output.contains("the code will be sent again in 1 second\n"),
         "{output}"
     );
     broker.wait_for("is open until");
@@ -379,7 +379,7 @@ fn it_says_so_if_the_service_ends_before_the_code_is_judged_or_says_nothing_of_i
     let mut terminal = Terminal::new();
     let mut code = start_in(&terminal, &mut code_command(&scene));
     terminal.type_in(&format!("{}\n", scene.aws.code()));
-    code.wait_for("the code is kept and sent again");
+    code.wait_for("the code will be sent again");
     wrapper.process.signal(nix::sys::signal::SIGTERM);
     let (status, output) = code.finish();
     assert_eq!(status.code(), Some(1), "{output}");

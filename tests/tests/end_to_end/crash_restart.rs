@@ -138,9 +138,7 @@ fn a_restart_needs_neither_fifo_nor_sts() {
 /// The service asks for a code for this reason, and has the stored session replaced.
 fn asks(scene: &Scene, manager: &mut Manager, command: &mut Command, why: &str) {
     let mut wrapper = scene.spawn(command);
-    let line = wrapper
-        .process
-        .wait_for("the session that systemd has kept is not used: ");
+    let line = wrapper.process.wait_for("the stored session is not used: ");
     assert!(line.contains(why), "{line}");
     wrapper.wait_for_fifo();
     assert!(manager.stored().is_none(), "{why}");
@@ -192,7 +190,7 @@ fn a_session_for_another_configuration_is_removed_and_a_code_asked_for() {
 /// Python: F_ADD_SEALS, all four.
 const SEALED: &str = "fcntl.fcntl(fd, 1033, 15)";
 
-const NOT_OURS: &str = "the secret of the long-term key does not prove that it is ours";
+const NOT_OURS: &str = "it is not authenticated by the secret of the long-term key";
 
 /// Whoever takes over the server's user can have a memory file sealed as ours is: by our own launcher, with
 /// a key and an account of theirs.
@@ -249,7 +247,7 @@ fn without_a_long_term_key_no_session_is_kept_or_taken_back() {
     wrapper.write(document.as_bytes());
     wrapper
         .process
-        .wait_for("systemd does not keep the session for a restart");
+        .wait_for("the session is not stored for a restart");
     wrapper.wait_for_command("sleep");
     assert!(manager.stored().is_none());
 }
@@ -266,7 +264,7 @@ fn what_is_no_sealed_session_of_ours_is_removed_and_a_code_asked_for() {
         ),
         (
             format!("os.write(fd, b'\\1' + good[1:]); {SEALED}"),
-            "another release has stored it",
+            "it was stored by another release",
         ),
         (
             format!("os.write(fd, b'\\2\\xff\\xff\\xff\\xff'); {SEALED}"),
@@ -486,7 +484,7 @@ fn a_broker_alone_takes_its_session_back() {
 
     let broker = Process::start(&mut manager.restart(&scene.broker_command()));
     broker.wait_for("kept by systemd");
-    broker.wait_for("listening at");
+    broker.wait_for("listening on");
     assert_eq!(phase(&scene), SessionPhase::Open);
     let output = broker.output();
     assert!(!output.contains("write a new MFA code"), "{output}");

@@ -120,7 +120,7 @@ fn a_file_that_cannot_be_read_is_named_with_its_variable_before_a_code_is_asked_
         (Path::new("/dev/zero"), "it is a device, not a regular file"),
         (&fifo, "it is a FIFO, not a regular file"),
         (&directory, "it is a directory, not a regular file"),
-        (&syntax, "line 2: Expected an '=' sign defining a property"),
+        (&syntax, "line 2: expected key = value"),
         (&binary, "it is not UTF-8 text"),
     ] {
         for variable in ["AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"] {
@@ -167,7 +167,7 @@ fn an_unreadable_file_and_one_that_is_not_there_are_named_for_the_services_user(
     let mut command = without_key(scene.command(&["true"]));
     command.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials");
     let output = scene.spawn(&mut command).ends_with(125);
-    let expected = "/nonexistent/credentials (AWS_SHARED_CREDENTIALS_FILE), which is not there";
+    let expected = "/nonexistent/credentials (AWS_SHARED_CREDENTIALS_FILE), which does not exist";
     assert!(output.contains(expected), "{output}");
 
     let mut command = without_key(scene.command(&["true"]));
@@ -188,7 +188,7 @@ fn a_key_that_is_none_is_named_with_file_and_line() {
         &scene,
         text,
         &format!(
-            "the key ({}, line 3) has a space or a character that is not printable in its AccessKeyId",
+            "the key ({}, line 3) has a space or a non-printable character in its AccessKeyId",
             file.display()
         ),
     );
@@ -312,7 +312,7 @@ fn a_role_that_leads_nowhere_is_told_in_plain_words() {
             format!(
                 "[default]\n{ROLE}source_profile = a\n[profile a]\n{ROLE}source_profile = default\n"
             ),
-            "its roles lead to one another without end",
+            "its roles form a loop",
         ),
         (
             format!(

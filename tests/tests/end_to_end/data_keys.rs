@@ -608,7 +608,7 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     let (code, summary, errors) = verify();
     assert_eq!((code, errors.as_str()), (0, ""));
     assert!(
-        summary.starts_with("0 data keys verified at KMS, 0 failed, 1 data key unchanged"),
+        summary.starts_with("0 data keys verified at KMS, 0 failed, 1 data key compared only"),
         "{summary}"
     );
 

@@ -73,7 +73,7 @@ fn a_broker_without_threads_says_so_keeps_the_code_and_goes_on_when_there_are_so
     limit(broker.pid(), "--nproc=1:");
     give_code(&scene);
     let line = broker.wait_for("cannot start a thread for a DNS look-up");
-    assert!(line.contains("the code is kept and sent again"), "{line}");
+    assert!(line.contains("the code will be sent again"), "{line}");
     assert!(scene.fifo().exists());
     limit(broker.pid(), "--nproc=1000:");
     broker.wait_for("is open until");
@@ -118,7 +118,7 @@ fn a_broker_that_renews_its_session_by_itself_goes_on_doing_so_after_a_failure()
         .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", by_name(&scene));
     let command = copied(&scene, "iam-kms-broker", &command);
     let broker = Process::start(&mut as_lonely(&scene, &command));
-    broker.wait_for("listening at");
+    broker.wait_for("listening on");
     broker.wait_for("is open until");
     limit(broker.pid(), "--nproc=1:");
     broker.wait_for("cannot get a new AWS session: ");
@@ -142,7 +142,7 @@ fn a_wrapper_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some(
     wrapper.process.wait_for("ignored 5 digits instead of six");
     wrapper.process.wait_for("cannot open the FIFO");
     wrapper.write(scene.aws.code().as_bytes());
-    let line = wrapper.process.wait_for("the code is kept and sent again");
+    let line = wrapper.process.wait_for("the code will be sent again");
     assert!(line.contains("Too many open files"), "{line}");
     limit(wrapper.process.pid(), "--nofile=1000:");
     let output = wrapper.ends_with(0);
@@ -164,7 +164,7 @@ fn a_broker_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some()
         .count();
     limit(broker.pid(), &format!("--nofile={open}:"));
     give_code(&scene);
-    let line = broker.wait_for("the code is kept and sent again");
+    let line = broker.wait_for("the code will be sent again");
     assert!(line.contains("Too many open files"), "{line}");
     limit(broker.pid(), "--nofile=1000:");
     broker.wait_for("is open until");
@@ -258,7 +258,7 @@ fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
     let line = wrapper
         .process
         .wait_for("cannot start a thread for a DNS look-up");
-    assert!(line.contains("the code is kept and sent again"), "{line}");
+    assert!(line.contains("the code will be sent again"), "{line}");
     assert!(scene.fifo().exists());
     limit(wrapper.process.pid(), "--nproc=1000:");
     wrapper.wait_for_command("sleep");

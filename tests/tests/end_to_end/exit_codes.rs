@@ -171,7 +171,8 @@ fn temporary_source_credentials_are_125_with_what_to_do_instead() {
     command.env("AWS_SESSION_TOKEN", "token");
     let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
     assert!(
-        output.contains("GetSessionToken takes long-term keys only; set role_arn, or mfa = false"),
+        output
+            .contains("GetSessionToken accepts only long-term keys; set role_arn, or mfa = false"),
         "{output}"
     );
 }

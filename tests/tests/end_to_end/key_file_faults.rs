@@ -91,7 +91,8 @@ const DIRECTORY: Fault = fault(15, "is not a regular file", FROM_BACKUP);
 const SYMLINK: Fault = fault(16, "symbolic link", "put the file itself there");
 const MASTER_KEY_DISABLED: Fault = fault(17, "is disabled", "aws kms enable-key");
 const MASTER_KEY_DELETED: Fault = fault(18, "pending deletion", "aws kms cancel-key-deletion");
-const OF_ANOTHER_ACCOUNT: Fault = fault(19, "AccessDeniedException", "check account and region");
+const OF_ANOTHER_ACCOUNT: Fault =
+    fault(19, "AccessDeniedException", "check the account and region");
 
 const FAULTS: [Fault; 10] = [
     EMPTY,

@@ -134,7 +134,7 @@ fn a_host_without_a_role_is_125() {
     let output = scene.spawn(&mut without_key(&scene)).ends_with(125);
     assert!(
         output.contains(
-            "found no AWS credentials to use as they are (mfa = false): the environment has none"
+            "found no AWS credentials to use as they are (mfa = false): there are none in the environment"
         ),
         "{output}"
     );

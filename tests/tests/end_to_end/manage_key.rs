@@ -62,7 +62,7 @@ fn a_state_that_does_not_come_in_time_is_124() {
     let scene = scene(&DELAY);
     let output = ends_with(start(&scene, &["disable", "--timeout-seconds=3"]), 124);
     assert!(
-        output.contains("KMS has taken DisableKey by arn:aws:iam::111122223333:user/mariadb at "),
+        output.contains("KMS accepted DisableKey by arn:aws:iam::111122223333:user/mariadb at "),
         "{output}"
     );
     assert!(
@@ -108,7 +108,7 @@ fn a_wrong_code_from_elsewhere_is_125_and_changes_nothing() {
         assert!(!output.contains(&wrong), "{output}");
     }
     for (input, why) in [
-        ("", "standard input was closed before a code was typed"),
+        ("", "standard input was closed before a code was entered"),
         ("11167\n", "ignored 5 digits instead of six"),
     ] {
         let process = start_with_input(&mut scene.manage_key_command(&["disable"]), input);
@@ -189,7 +189,7 @@ fn who_may_not_look_gets_the_change_and_122() {
     // Without a look, nobody knows which key an alias is.
     let output = ends_with(start(&scene, &["enable"]), 123);
     assert!(
-        output.contains("cannot find out which key alias/mariadb is, so name it by its id or ARN"),
+        output.contains("cannot look up the key alias/mariadb; name it by its id or ARN"),
         "{output}"
     );
     assert_eq!(state(&scene), "Disabled");
@@ -322,11 +322,11 @@ fn ctrl_c_while_kms_is_awaited_says_what_was_taken() {
         "{status}\n{output}"
     );
     assert!(
-        output.contains("ended by SIGINT: KMS has taken DisableKey by "),
+        output.contains("ended by SIGINT: KMS accepted DisableKey by "),
         "{output}"
     );
     assert!(
-        output.ends_with("but its effect was not awaited"),
+        output.ends_with("but the wait for its effect was interrupted"),
         "{output}"
     );
 }

@@ -234,7 +234,7 @@ fn a_fips_or_dual_stack_endpoint_beside_an_endpoint_url_is_refused_by_name() {
         let mut command = scene.command(&["true"]);
         let output = scene.spawn(command.env(variable, "true")).ends_with(125);
         let expected = format!(
-            "{kind} is asked for ({variable}) and so is the endpoint {}",
+            "both {kind} ({variable}) and the endpoint {} are set",
             scene.aws.endpoint()
         );
         assert!(output.contains(&expected), "{output}");
@@ -322,7 +322,7 @@ fn the_ca_bundle_is_that_of_the_variable_or_the_profile_or_of_openssl() {
         .env("AWS_CA_BUNDLE", &site.another_authority);
     let said = run(&mut command, 125);
     let expected = format!(
-        "the certificate of sts.us-east-1.amazonaws.com is signed by none of those in {} (AWS_CA_BUNDLE)",
+        "the certificate of sts.us-east-1.amazonaws.com is not signed by any of those in {} (AWS_CA_BUNDLE)",
         site.another_authority
     );
     assert!(said.contains(&expected), "{said}");
@@ -369,9 +369,8 @@ fn an_https_endpoint_that_speaks_http_is_named_as_such() {
     let mut command = scene.command(&["--check", "true"]);
     let said = run(command.env("AWS_ENDPOINT_URL", &endpoint), 125);
     let host = endpoint.trim_start_matches("https://");
-    let expected = format!(
-        "{host} answers, but does not speak TLS; if that is right, its URL begins with http://"
-    );
+    let expected =
+        format!("{host} answers, but does not speak TLS; if that is intended, use http://");
     assert!(said.contains(&expected), "{said}");
     assert!(!said.to_lowercase().contains("proxy"), "{said}");
 }
@@ -402,7 +401,7 @@ fn a_host_that_cannot_be_reached_is_named_with_its_region_and_the_missing_proxy(
         said.contains("cannot resolve kms.us-east-1a.amazonaws.com: "),
         "{said}"
     );
-    assert!(said.contains("(HTTPS_PROXY names no proxy)"), "{said}");
+    assert!(said.contains("(HTTPS_PROXY is not set)"), "{said}");
 }
 
 #[test]
@@ -472,9 +471,9 @@ fn a_proxy_that_refuses_or_wants_a_password_is_named_with_what_it_wants() {
     for (status, says) in [
         (
             "407 Proxy Authentication Required",
-            "the proxy wants a user and a password",
+            "the proxy requires a user and a password",
         ),
-        ("403 Forbidden", "the proxy refuses to connect to it"),
+        ("403 Forbidden", "the proxy refuses the connection"),
     ] {
         let proxy = unwilling_proxy(status);
         let said = run(site.check().env("HTTPS_PROXY", &proxy), 125);

@@ -602,7 +602,7 @@ fn the_newest_server_that_any_file_names_must_be_one_whose_files_were_tried() {
     let id = |version: u32| version.to_le_bytes();
     let why = |file: &str, version: &str| {
         format!(
-            "'{file}' was written by MariaDB {version}, and this program has been tested with the files of MariaDB 10.5, 10.11 and 11.8 only"
+            "'{file}' was written by MariaDB {version}, but this program has been tested only with files of MariaDB 10.5, 10.11 and 11.8"
         )
     };
     assert_unsure(&datadir, &why("ib_logfile0", "12.3.1"), |copied| {

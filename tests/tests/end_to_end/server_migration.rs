@@ -159,7 +159,7 @@ fn moves_in(algorithm: &str, suffix: &str) {
     let said = succeeds(&scene, &import);
     assert!(said.contains("3 data keys imported"), "{said}");
     let said = succeeds(&scene, &import);
-    assert!(said.contains("3 there already"), "{said}");
+    assert!(said.contains("3 existed already"), "{said}");
     assert_eq!(scene.aws.calls("Encrypt"), 3);
     let names = [1, 2, 7].map(|id| format!("aws-kms-key.{id}.1{suffix}"));
     assert_eq!(key_files(&theirs.datadir), names);
@@ -235,8 +235,7 @@ fn with_rotated_keys_a_server_gets_to_file_key_management_by_way_of_no_encryptio
     fill(&ours);
     ours.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     let (_, _, said) = export(&scene, &ours, "sha1");
-    let reason =
-        "Not for file_key_management: it has version 1 of each key alone, and key 1 has version 2";
+    let reason = "Not for file_key_management: it supports only version 1 of each key, but key 1 has version 2";
     assert!(said.contains(reason), "{said}");
 
     ours.sql(
@@ -377,7 +376,7 @@ fn an_export_is_whole_or_not_there_unless_a_file_is_left_out_by_name() {
     let (code, said) = export(&["--leave-out=aws-kms-key.7.1"]);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("2 data keys exported"), "{said}");
-    assert!(said.contains("Not in it: aws-kms-key.7.1"), "{said}");
+    assert!(said.contains("Not included: aws-kms-key.7.1"), "{said}");
     let before = fs::read(&output).unwrap();
     let (code, said) = export(&["--leave-out=aws-kms-key.7.1"]);
     assert_eq!(code, Some(125), "{said}");
@@ -432,7 +431,7 @@ fn the_password_is_asked_for_twice_at_the_terminal_and_not_shown() {
         let mut process = Process::start(on_terminal.stdin(terminal.programs()));
         for (prompt, answer) in [
             ("Password of the key file: ", PASSWORD),
-            ("The same again: ", second),
+            ("Repeat the password: ", second),
         ] {
             terminal.wait_for_nth(prompt, 1);
             wait_until("the echo to be off", || !terminal.echoes());

@@ -20,7 +20,7 @@ fn the_code_is_kept(scene: &Scene, says: &str, mend: impl FnOnce()) {
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; the code is kept and sent again in 1 second"),
+        line.contains("; the code will be sent again in 1 second"),
         "{line}"
     );
     mend();
@@ -36,14 +36,14 @@ fn another_code_is_needed(scene: &Scene, says: &str) {
     wrapper.write(format!("{code}\n").as_bytes());
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; write the next code, which comes in "),
+        line.contains("; write the next code, which appears in "),
         "{line}"
     );
     let calls_before = calls(scene);
     wrapper.write(format!("{code}\n").as_bytes());
     wrapper
         .process
-        .wait_for("this code has been used; the next one comes in ");
+        .wait_for("this code has been used; the next one appears in ");
     assert_eq!(calls(scene), calls_before, "the code was sent again");
     wrapper.give_code(&scene.aws);
     wrapper.runs_echo();
@@ -67,7 +67,7 @@ fn a_wrong_code_is_named_and_another_one_asked_for() {
     wrapper.write(scene.aws.wrong_code().as_bytes());
     let line = wrapper.process.wait_for("AWS refused the code");
     assert!(
-        line.contains("mistyped, or used before, or of another device; write the next code"),
+        line.contains("mistyped, used before, or of another device; write the next code"),
         "{line}"
     );
     wrapper.give_code(&scene.aws);
@@ -130,7 +130,7 @@ fn a_code_that_was_taken_once_is_not_taken_again() {
     second.write(code.as_bytes());
     second
         .process
-        .wait_for("AWS refused the code: mistyped, or used before");
+        .wait_for("AWS refused the code: mistyped, used before");
     second.give_code(&scene.aws);
     second.runs_echo();
 }
@@ -193,7 +193,7 @@ fn an_unknown_access_key_ends_with_125() {
     no_code_will_do(
         &scene,
         &mut scene.spawn(&mut command),
-        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key is its own",
+        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key belongs to it",
     );
 }
 
@@ -206,7 +206,7 @@ fn a_wrong_secret_access_key_ends_with_125() {
         &scene,
         &mut scene.spawn(&mut command),
         &format!(
-            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key is its own",
+            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key belongs to it",
             scene.aws.long_term_key().0
         ),
     );
@@ -274,7 +274,7 @@ fn a_refused_connection_keeps_the_code_until_sts_is_there() {
     scene.aws.stop();
     wrapper.write(code.as_bytes());
     let line = wrapper.process.wait_for(": Connection refused");
-    assert!(line.contains("; the code is kept and sent again"), "{line}");
+    assert!(line.contains("; the code will be sent again"), "{line}");
     scene.aws.start_again_at(&endpoint);
     wrapper.runs_echo();
     assert_eq!(calls(&scene), 1);
@@ -303,7 +303,7 @@ fn https_works_with_a_certificate_that_the_system_trusts_and_with_no_other() {
     wrapper.give_code(&scene.aws);
     let line = wrapper.process.wait_for("cannot reach STS: ");
     assert!(
-        line.contains("is signed by none of the CA certificates of this host"),
+        line.contains("is not signed by any of the CA certificates of this host"),
         "{line}"
     );
     drop(wrapper);
@@ -472,7 +472,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         (
             "Expiration",
             "1970-01-01T00:00:00Z",
-            "a session that ended at 1970-01-01T00:00:00Z",
+            "a session that expired at 1970-01-01T00:00:00Z",
         ),
         ("AccessKeyId", "", "a session that has no AccessKeyId"),
         (
@@ -484,14 +484,14 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         (
             "AccessKeyId",
             "ASIA&#10;READY=1",
-            "not printable in its AccessKeyId",
+            "non-printable character in its AccessKeyId",
         ),
         (
             "SessionToken",
             "to&#x2028;ken",
-            "not printable in its SessionToken",
+            "non-printable character in its SessionToken",
         ),
-        ("SecretAccessKey", "two words", "a space or a character"),
+        ("SecretAccessKey", "two words", "a space or a non-printable"),
         (
             "AccessKeyId",
             &long,

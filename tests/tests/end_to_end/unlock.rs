@@ -168,7 +168,7 @@ fn ctrl_z_does_not_stop_the_command_while_the_key_is_enabled() {
     let process = unlock_in(&mut terminal, &scene, &until_go(&scene));
     process.wait_for("ready");
     terminal.type_in("\x1a");
-    process.wait_for("the command goes on: the key is enabled until it ends");
+    process.wait_for("the command was continued: the key is enabled until it ends");
     scene.sandbox.write("go", "");
     ends_with(process, 5);
     assert_eq!(state(&scene), "Disabled");
@@ -295,7 +295,7 @@ fn a_signal_before_the_command_takes_the_change_back() {
     process.signal(SIGTERM);
     let output = dies_of(process, SIGTERM);
     assert!(
-        output.contains("SIGTERM came before the command was started"),
+        output.contains("SIGTERM arrived before the command was started"),
         "{output}"
     );
     assert!(!output.lines().any(|line| line == "started"), "{output}");
@@ -343,7 +343,7 @@ fn a_key_that_was_enabled_before_is_disabled_at_the_end_too() {
     let scene = scene(&[]);
     let output = ends_with(unlock(&scene, &["true"]), 0);
     assert!(
-        output.contains("is enabled already; it is disabled at the end all the same"),
+        output.contains("is enabled already; it will be disabled at the end nevertheless"),
         "{output}"
     );
     assert_eq!(state(&scene), "Disabled");

@@ -216,12 +216,12 @@ fn what_cannot_be_used_is_named_before_a_code_is_asked_for_and_no_secret_shown()
         (
             "AWS_ACCESS_KEY_ID",
             format!("{id}\r"),
-            "AWS_ACCESS_KEY_ID has a line end in it",
+            "AWS_ACCESS_KEY_ID contains a line break",
         ),
         (
             "AWS_SECRET_ACCESS_KEY",
             format!("{secret}\n"),
-            "AWS_SECRET_ACCESS_KEY has a line end",
+            "AWS_SECRET_ACCESS_KEY contains a line break",
         ),
         (
             "AWS_SECRET_ACCESS_KEY",
@@ -232,7 +232,7 @@ fn what_cannot_be_used_is_named_before_a_code_is_asked_for_and_no_secret_shown()
         (
             "AWS_REGION",
             "us-east-1\r".into(),
-            "AWS_REGION has a line end in it",
+            "AWS_REGION contains a line break",
         ),
         (
             "AWS_REGION",
@@ -262,7 +262,7 @@ fn what_cannot_be_used_is_named_before_a_code_is_asked_for_and_no_secret_shown()
         (
             "AWS_CREDENTIAL_EXPIRATION",
             "2020-01-01T00:00:00Z".into(),
-            "ended at 2020-01-01T00:00:00Z",
+            "expired at 2020-01-01T00:00:00Z",
         ),
     ] {
         let mut command = scene.command(&["true"]);

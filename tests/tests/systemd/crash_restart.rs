@@ -127,7 +127,7 @@ fn a_session_that_a_process_of_the_server_has_systemd_keep_in_its_place_is_refus
     site.machine.wait_until("the refusal", SERVICE, || {
         site.machine
             .journal(SERVICE)
-            .contains("the secret of the long-term key does not prove that it is ours")
+            .contains("it is not authenticated by the secret of the long-term key")
     });
     site.wait_for_fifo();
     assert_eq!(questions(&site), 2);

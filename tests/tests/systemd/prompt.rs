@@ -61,7 +61,7 @@ fn systemctl_start_asks_in_its_terminal_until_the_code_is_right() {
     terminal.wait_for_nth(QUESTION, 2);
     let shown = terminal.shown();
     assert!(
-        shown.contains("AWS refused the code: mistyped, or used before"),
+        shown.contains("AWS refused the code: mistyped, used before"),
         "{shown}"
     );
     // While AWS has not judged it, nobody is asked for another.

@@ -57,7 +57,7 @@ fn a_wait_outlasts_the_units_start_timeout_and_ends_at_prompt_timeout_seconds() 
     assert!(!ended, "{}", journal.output());
     let line = journal.wait_for("prompt_timeout_seconds");
     assert!(
-        line.contains("no MFA code was written within 75 seconds"),
+        line.contains("no MFA code was entered within 75 seconds"),
         "{line}"
     );
     assert!(start.elapsed() >= prompt_timeout);

@@ -1,12 +1,12 @@
-//! With whose credentials KMS is called.
+//! The credentials for KMS.
 
 use std::path::PathBuf;
 
 use aws_session::{
     config::Config,
-    credentials::Finder,
-    session::Session,
+    credentials::Credentials,
     settings::{Reader, Settings},
+    source_credentials::Finder,
 };
 use clap::Args;
 use code_channel::interactive_session;
@@ -17,28 +17,28 @@ use crate::DataKeysError;
 /// Where the credentials come from.
 #[derive(Debug, Args)]
 pub(crate) struct AccessArguments {
-    /// Ask for an MFA code, as this configuration says
+    /// Prompt for an MFA code, with this configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// Credentials, and how AWS is called with them.
+/// Credentials, and the settings for calling AWS.
 pub(crate) struct Access {
     pub aws: Settings,
-    pub session: Session,
+    pub session: Credentials,
 }
 
 impl AccessArguments {
-    /// Gets the credentials: those that the AWS CLI would find, or a session for a code.
+    /// Gets the credentials: those that the AWS CLI would find, or a session in exchange for a code.
     pub fn open(&self) -> Result<Access, DataKeysError> {
         match &self.config {
             None => {
                 let config = Config::without_file()?;
-                let aws = Settings::read(&config, Reader::Operator)?;
+                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let finder = Finder {
-                    config: &config,
+                    config: &config.session,
                     aws: &aws,
-                    // A signal ends us by itself.
+                    // A signal simply ends the program.
                     interrupt: None,
                 };
                 let session = finder.find()?;
@@ -47,7 +47,7 @@ impl AccessArguments {
             Some(path) => {
                 let config = Config::read(path)?;
                 logging::use_format(config.log_format);
-                let aws = Settings::read(&config, Reader::Operator)?;
+                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let session = ask(&config, &aws)?;
                 Ok(Access { aws, session })
             }
@@ -55,11 +55,11 @@ impl AccessArguments {
     }
 }
 
-/// Asks at the terminal, or reads a line of standard input.
-fn ask(config: &Config, aws: &Settings) -> Result<Session, DataKeysError> {
+/// Prompts at the terminal, or reads a line of standard input.
+fn ask(config: &Config, aws: &Settings) -> Result<Credentials, DataKeysError> {
     let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
     let session = interactive_session::open_session(config, aws, None, signals.descriptor());
-    // One that ended the asking ends the program here.
+    // A signal that ended the prompt ends the program here.
     signals
         .release()
         .map_err(|error| DataKeysError::System("release signals", error))?;

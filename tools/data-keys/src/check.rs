@@ -1,8 +1,8 @@
 //! `check`: which key versions the files of a stopped server still need.
 //!
-//! A key that is called not needed and is needed after all means lost data. So any doubt, a damaged
-//! file, one of a format or of a server that is not known, makes the answer "unknown"; and the advice
-//! is to move key files, never to delete them.
+//! Data is lost if a key is reported as not needed although it is. So any doubt (a damaged file, an
+//! unknown format, an unknown server) makes the answer "unknown", and the advice is to move key files,
+//! never to delete them.
 
 mod reading;
 mod stopped;
@@ -21,40 +21,40 @@ use crate::{DataKeysError, Outcome, list::algorithm, print, table};
 use reading::{Findings, Need};
 pub(crate) use stopped::{NotStopped, Stopped};
 
-/// Show which data keys a stopped server needs, misses or can do without
+/// Show which data keys a stopped server needs, and which are missing
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Reads all of InnoDB's tablespaces and redo log, Aria's tables, binary and relay
-logs, and starts nothing. The latest version of each key id stays. Move key files
-that are not needed to the backups, which may need them; never delete them.
-Tested with MariaDB 10.5, 10.11 and 11.8: no key is called not needed if another
-one wrote the files, or for its InnoDB-based binary log or archived redo log.
+Reads InnoDB tablespaces, the redo log, Aria tables, binary and relay logs; it
+starts no server. The latest version of each key id is kept. Move key files that
+are not needed to the backups, which may need them; never delete them. If another
+server than MariaDB 10.5, 10.11 or 11.8 wrote the files, or for an InnoDB-based
+binary log or archived redo log, no key is reported as not needed.
 
-Exit status: 0 if the keys that are needed are there, 1 if one is missing, 125
-if it is not certain which are needed: a file cannot be read or is not known,
-the server was not shut down cleanly, or it runs.")]
+Exit status: 0 if all needed keys are present, 1 if one is missing, 125 if the
+needs are uncertain: a file cannot be read or has an unknown format, or the
+server runs or was not shut down cleanly.")]
 pub(crate) struct Arguments {
     /// The data directory
     #[arg(value_name = "DATADIR")]
     datadir: PathBuf,
-    /// Where else the server has undo tablespaces, redo or binary logs
+    /// Other directories with undo tablespaces, redo or binary logs
     #[arg(value_name = "DIR")]
     further: Vec<PathBuf>,
-    /// Where the key files are, if not in the data directory
+    /// The directory of the key files, if it is not the data directory
     #[arg(long, value_name = "DIR")]
     keyfile_dir: Option<PathBuf>,
 }
 
-/// What becomes of a key version.
+/// Whether a key version is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// A file needs it.
     Needed,
-    /// Pages need it that InnoDB has freed, and nothing else.
+    /// Only pages that InnoDB has freed need it.
     FreePages,
     /// The server will use it next.
     Latest,
-    /// A file needs it, and it is not there.
+    /// A file needs it, but it is missing.
     Missing,
     /// Nothing needs it.
     NotNeeded,
@@ -75,18 +75,18 @@ impl State {
     }
 }
 
-/// A line of the table.
+/// A row of the table.
 #[derive(Debug)]
 struct Row<'a> {
     id: u32,
     version: u32,
-    /// None if it is missing.
+    /// `None` if it is missing.
     key: Option<&'a KeyName>,
     state: State,
     need: Option<&'a Need>,
 }
 
-/// Prints the table, and which key files can be moved away.
+/// Prints the table and the key files that can be moved away.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let datadir = &arguments
         .datadir
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let keys = directory.list()?.keys;
     if keys.is_empty() {
         warn!(
-            "no key files are in '{}': name their directory with --keyfile-dir",
+            "there are no key files in '{}': name their directory with --keyfile-dir",
             directory.path().display()
         );
     }
@@ -120,11 +120,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// Why there may be more needs than were found.
+/// Warns of reasons why more keys may be needed than were found.
 fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
     let unreadable = |(path, error): &(PathBuf, _)| {
         format!(
-            "cannot tell which keys '{}' needs: it {error}",
+            "cannot determine which keys '{}' needs: it {error}",
             short(path, datadir).display()
         )
     };
@@ -132,7 +132,7 @@ fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
     match &findings.newest_server {
         Some((server, _)) if server.is_tested() => {}
         Some((server, path)) => doubts.push(format!(
-            "'{}' was written by {server}, and this program has been tested with the files of MariaDB {} only",
+            "'{}' was written by {server}, but this program has been tested only with files of MariaDB {}",
             short(path, datadir).display(),
             tested_releases()
         )),
@@ -150,14 +150,14 @@ fn doubts(findings: &Findings, datadir: &Path) -> Vec<String> {
     }
     if findings.must_recover() {
         doubts.push(
-            "the server was not shut down cleanly, and reads more when it recovers: start it, stop it, check again"
+            "the server was not shut down cleanly and will read more when it recovers: start it, stop it, and check again"
                 .into(),
         );
     }
     doubts
 }
 
-/// "10.5, 10.11 and 11.8".
+/// Formats a list: "10.5, 10.11 and 11.8".
 fn tested_releases() -> String {
     let mut names = TESTED_RELEASES
         .map(|(major, minor)| format!("{major}.{minor}"))
@@ -166,7 +166,7 @@ fn tested_releases() -> String {
     format!("{} and {last}", names.join(", "))
 }
 
-/// Puts key files and needs side by side.
+/// Combines key files and needs.
 fn rows<'a>(
     keys: &'a [KeyName],
     needs: &'a BTreeMap<(u32, u32), Need>,
@@ -267,7 +267,7 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
     text
 }
 
-/// As it is called in the data directory.
+/// Shortens a path in the data directory.
 fn short<'a>(path: &'a Path, datadir: &Path) -> &'a Path {
     path.strip_prefix(datadir).unwrap_or(path)
 }

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{check, export, fork, import, list, rewrap, verify};
 
-/// Looks after the wrapped data keys of MariaDB's aws_key_management plugin.
+/// Manages the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
 #[command(
     name = "kms-data-keys",
@@ -16,7 +16,7 @@ in the data directory or in aws_key_management_keyfile_dir. KMS is called with
 the credentials that the AWS CLI would find, or after an MFA code:
   kms-data-keys verify --config=FILE DIR
 
-Exit status: 0 if all is well, 1 if something is not, 125 if it could not be
+Exit status: 0 if all is well, 1 if something is wrong, 125 if it could not be
 done. More in kms-data-keys(8)."
 )]
 pub(crate) struct CommandLine {
@@ -24,7 +24,7 @@ pub(crate) struct CommandLine {
     pub command: Command,
 }
 
-/// What to do; the module of the same name does it.
+/// The subcommands; each has a module of the same name.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     List(list::Arguments),

@@ -1,4 +1,4 @@
-//! The same work for each key file: several at once, a progress bar for whoever waits.
+//! Work on all key files, several at a time, with a progress bar.
 
 use futures_util::{StreamExt, stream};
 use key_store::key_name::KeyName;
@@ -6,11 +6,11 @@ use tracing::error;
 
 use crate::progress::Progress;
 
-/// Far from what KMS takes in a second.
+/// Far below the request quota of KMS.
 const AT_ONCE: usize = 16;
 
-/// Does `work` for each of `keys`; `done` gets the results in their order. Returns how many failed,
-/// each of which has been told: the error of `work` names the file.
+/// Does `work` for each of `keys` and passes the results to `done`, in order. Logs the errors, which
+/// must name the file, and returns their number.
 pub(crate) async fn each<T>(
     keys: &[KeyName],
     work: impl AsyncFn(&KeyName) -> Result<T, String>,

@@ -1,4 +1,4 @@
-//! How the key of an encrypted key file is derived from its password: by option, or found by search.
+//! How the key of an encrypted key file is derived from its password: by options, or found by trying.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,10 @@ use offline_keys::derivation::{Derivation, Digest};
 
 use crate::progress::Progress;
 
-/// How a key file is encrypted, as far as that is known.
+/// How a key file is encrypted, as far as known.
 #[derive(Debug, Args)]
 pub(crate) struct DerivationArguments {
-    /// Of an encrypted file: sha1, sha224, …, sha512
+    /// Digest of an encrypted file: sha1, sha224, …, sha512
     #[arg(long, value_enum, hide_possible_values = true)]
     digest: Option<DigestName>,
 
@@ -45,9 +45,9 @@ const RECOMMENDED: [u32; 17] = [
     15_000, 25_000, 120_000, 150_000, 180_000, 210_000, 216_000, 220_000, 250_000, 260_000,
     310_000, 320_000, 390_000, 480_000, 650_000, 720_000, 870_000,
 ];
-/// What this program exports with, and what version 0.1.0 did.
+/// What this program uses for exports, and what version 0.1.0 used.
 const EXPORTED: [Derivation; 2] = [EXPORT, with_sha256(200_000)];
-/// `export`'s default: what MariaDB's manual calls reasonable for SHA-256.
+/// The default of `export`: MariaDB's manual calls it reasonable for SHA-256.
 pub(crate) const EXPORT: Derivation = with_sha256(600_000);
 
 const fn with_sha256(pbkdf2_iterations: u32) -> Derivation {
@@ -57,10 +57,10 @@ const fn with_sha256(pbkdf2_iterations: u32) -> Derivation {
     }
 }
 
-/// More are tried only if they are given.
+/// More are tried only on request.
 const MAX_SEARCHED: u32 = 1_000_000;
 
-/// 0, and the usual numbers of iterations.
+/// 0 and common numbers of iterations.
 fn usual_iterations() -> BTreeSet<u32> {
     let powers_of = |base: u32| (0..).map_while(move |exponent| base.checked_pow(exponent));
     let round = powers_of(10).flat_map(|power| (1..10).filter_map(move |n| power.checked_mul(n)));
@@ -71,8 +71,8 @@ fn usual_iterations() -> BTreeSet<u32> {
 }
 
 impl DerivationArguments {
-    /// What fits the arguments, with a progress bar while they are tried: those of exported files, then
-    /// the quickest first.
+    /// Lists the derivations that fit the arguments, with a progress bar while they are tried: first
+    /// those of exported files, then the fastest first.
     pub fn candidates(&self) -> impl Iterator<Item = Derivation> {
         let digests = match self.digest {
             Some(digest) => vec![digest.into()],
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_numbers_that_manuals_name_are_tried_in_rising_order() {
+    fn common_iteration_counts_are_tried_in_ascending_order() {
         let counts = usual_iterations();
         for count in [
             0, 1, 2, 1000, 2048, 4096, 10_000, 20_000, 100_000, 200_000, 310_000, 600_000,
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_is_not_searched_for() {
+    fn given_values_are_not_searched_for() {
         let tried = |digest, iterations| {
             DerivationArguments { digest, iterations }
                 .candidates()

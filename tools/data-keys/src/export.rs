@@ -1,4 +1,5 @@
-//! `export`: all data keys in one encrypted file, from which a server restores without AWS.
+//! `export`: writes all data keys into one encrypted file, with which a server can be restored without
+//! AWS.
 
 use std::{
     fs,
@@ -22,7 +23,7 @@ use crate::{
     unwrapping::UnwrapperArguments,
 };
 
-/// The key of InnoDB's log, without which file_key_management does not load.
+/// The key of InnoDB's redo log; file_key_management does not load without it.
 const SYSTEM_KEY_ID: u32 = 1;
 
 /// Write all data keys into one encrypted file, for a host without AWS
@@ -33,7 +34,7 @@ allow it, for file_key_management. It reads pbkdf2 since MariaDB 12.0.1, version
 (enterprise) since Enterprise Server 11.8. sha1 needs a long random password.
 Anyone who has the file and its password has the data keys, without KMS.")]
 pub(crate) struct Arguments {
-    /// The file to make; one that is there is left alone
+    /// The file to create; an existing one is not overwritten
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
@@ -93,7 +94,7 @@ impl From<Form> for text::Form {
     }
 }
 
-/// Unwraps all and writes them; if one fails, nothing.
+/// Decrypts all keys and writes them. If one fails, writes nothing.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = names(&directory, &arguments.leave_out)?;
@@ -122,7 +123,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let failed = runtime.block_on(each(&names, work, keep));
     if failed > 0 {
         return Err(DataKeysError::NotExported(format!(
-            "{} could not be had; put it right, or name each with --leave-out",
+            "{} could not be decrypted; fix the errors above, or exclude those files with --leave-out",
             data_keys(failed)
         )));
     }
@@ -137,7 +138,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     Ok(Outcome::Good)
 }
 
-/// The keys to export: all but those that are to be left out.
+/// Returns the keys to export: all except those that are left out.
 fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>, DataKeysError> {
     let mut listing = directory.list()?;
     for name in leave_out {
@@ -153,7 +154,7 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
     }
     if list::check_names(directory, &listing) == Outcome::Bad {
         return Err(DataKeysError::NotExported(
-            "the key files above are not clear".into(),
+            "there are conflicting or malformed key file names, see above".into(),
         ));
     }
     if listing.keys.is_empty() {
@@ -165,7 +166,7 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
     Ok(listing.keys)
 }
 
-/// What to set on the other host.
+/// Describes what to set on the other host.
 fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     let path = full(&arguments.output);
     let filekey = arguments
@@ -186,7 +187,7 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     );
     if !arguments.leave_out.is_empty() {
         text += &format!(
-            "Not in it: {}; what they encrypted cannot be read with it\n",
+            "Not included: {}; data that they encrypted cannot be read with this file\n",
             arguments.leave_out.join(", ")
         );
     }
@@ -219,7 +220,7 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
                 " of a MariaDB Enterprise Server that has file_key_management_use_pbkdf2",
         }
     );
-    // Older servers know neither, and have these values.
+    // Older servers have neither variable and use these values.
     if pbkdf2_iterations > 0 {
         text += &format!(
             "  file_key_management_digest = {digest}
@@ -230,18 +231,18 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     text
 }
 
-/// The server has a working directory of its own.
+/// Makes the path absolute, because the server has another working directory.
 fn full(path: &Path) -> String {
     let path = path::absolute(path).unwrap_or_else(|_| path.into());
     path.display().to_string()
 }
 
-/// Why file_key_management cannot serve what these keys encrypted.
+/// Returns why file_key_management cannot decrypt data of these keys, if so.
 fn obstacle(names: &[KeyName], form: Form) -> Option<String> {
     let further = names.iter().find(|name| name.version != PLAIN_VERSION);
     if let (Form::Community, Some(name)) = (form, further) {
         return Some(format!(
-            "it has version 1 of each key alone, and key {} has version {} (MariaDB Enterprise Server 11.8 has versions: --form=enterprise)",
+            "it supports only version 1 of each key, but key {} has version {} (MariaDB Enterprise Server 11.8 has versions: --form=enterprise)",
             name.id, name.version
         ));
     }
@@ -250,5 +251,5 @@ fn obstacle(names: &[KeyName], form: Form) -> Option<String> {
     }
     let with = |algorithm| names.iter().any(|name| name.algorithm == algorithm);
     (with(Algorithm::AesCbc) && with(Algorithm::AesCtr))
-        .then(|| "it has one algorithm for all keys, and these are of AES_CBC and AES_CTR".into())
+        .then(|| "it uses one algorithm for all keys, but these are for AES_CBC and AES_CTR".into())
 }

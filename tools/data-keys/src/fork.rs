@@ -1,4 +1,4 @@
-//! `fork`: marks a copied data directory, whose origin goes on with the same keys.
+//! `fork`: marks a copied data directory whose original stays in use with the same keys.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use key_store::manifest::ManifestFile;
 
 use crate::{DataKeysError, Outcome, check::Stopped, print};
 
-/// Mark a copied data directory whose original lives on
+/// Mark a copied data directory whose original stays in use
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Run it on a copy of a data directory (a restored backup, a snapshot, a clone)
-whose original goes on with the same keys. At its next start, and before it
+whose original stays in use with the same keys. At its next start, before it
 writes anything, the server makes a new version of each key that encrypts with
 AES_CTR. Otherwise both servers would encrypt different pages with the same
-keystream, and whoever has both copies could read them. Keys of AES_CBC stay.
+keystream, and anyone with both copies could read them. AES_CBC keys stay.
 The server waits for an MFA code if it has no session.
 
 It is not needed for a restore that replaces the original, nor where

@@ -1,4 +1,4 @@
-//! `import`: the keys of file_key_management, or exported ones, into key files.
+//! `import`: wraps the keys of file_key_management, or exported ones, into key files.
 
 use std::path::PathBuf;
 
@@ -23,8 +23,8 @@ use crate::{
 /// Wrap the keys of a file_key_management or exported file into key files
 #[derive(Debug, Args)]
 #[command(after_help = "\
-KMS wraps each key and unwraps it again for comparison. Ids and versions stay.
-Nothing is overwritten. Stop the server before, start it with aws_key_management
+KMS wraps each key and decrypts it again for comparison. Ids and versions stay.
+Nothing is overwritten. Stop the server before; start it with aws_key_management
 after. ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
 DIGEST and NUMBER: file_key_management_digest and file_key_management_use_pbkdf2
 (before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl enc. Without
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "KEY")]
     master_key_id: MasterKeyId,
 
-    /// Of keys whose lines name none
+    /// If a line names none
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 
@@ -64,7 +64,8 @@ enum Unnamed {
     AesCtr,
 }
 
-/// Wraps all and writes them. It can be run again: what was written before is proven, and left.
+/// Wraps all keys and writes them. It can be run again: existing key files are compared, and left
+/// unchanged.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = list::check_names(&directory, &directory.list()?);
@@ -95,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         )
     })?;
     print(&format!(
-        "{} imported into '{}' under {}, {left} there already, {failed} failed\n",
+        "{} imported into '{}' under {}, {left} existed already, {failed} failed\n",
         data_keys(written),
         directory.path().display(),
         arguments.master_key_id.as_str()
@@ -103,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     Ok(names.unless_failed(failed))
 }
 
-/// Reads the file; the password is asked for if it needs one.
+/// Reads the file. Prompts for the password if it needs one.
 fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
     let unnamed = match arguments.algorithm {
         Unnamed::AesCbc => Algorithm::AesCbc,
@@ -126,13 +127,13 @@ fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
         pbkdf2_iterations,
     }) = last
     {
-        info!("the file opens with --digest={digest} --iterations={pbkdf2_iterations}");
+        info!("the file was decrypted with --digest={digest} --iterations={pbkdf2_iterations}");
     }
     Ok(keys)
 }
 
-/// The keys of the file that have a key file already. Fails if a key has another version than those
-/// of the file, or another algorithm: what they encrypted would be mixed up.
+/// Returns the keys that have a key file already. Fails if there is a version of a key that the file
+/// does not contain, or another algorithm: their data would be mixed up.
 fn those_there(
     directory: &KeyDirectory,
     keys: &[OfflineKey],
@@ -142,7 +143,7 @@ fn those_there(
     for name in &there {
         if !keys.iter().any(|key| key.name == *name) {
             return Err(DataKeysError::NotImported(format!(
-                "there is '{}', another version of a key that is to be imported; import into a directory without it",
+                "'{}' is another version of a key to be imported; import into a directory without it",
                 directory.path_of(name).display()
             )));
         }
@@ -157,8 +158,8 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    /// Returns whether the key file is new. If another program has made it meanwhile, it must hold the
-    /// same key.
+    /// Returns whether the key file is new. If another program has created it meanwhile, it must
+    /// contain the same key.
     async fn wrap(&self, offline_key: &OfflineKey) -> Result<bool, String> {
         let OfflineKey { name, key } = offline_key;
         let failed = |failure: Failure| failed(self.directory, name, &failure);
@@ -167,7 +168,7 @@ impl Import<'_> {
         let decrypted = self.kms.decrypt(&blob, Some(&self.master_key_arn)).await;
         if !is_same(&decrypted.map_err(failed)?, key) {
             return Err(format!(
-                "key file '{}' was not made: KMS has wrapped another data key than was asked for; try again",
+                "key file '{}' was not created: KMS wrapped a different data key; try again",
                 self.directory.path_of(name).display()
             ));
         }
@@ -184,7 +185,7 @@ impl Import<'_> {
         }
     }
 
-    /// Fails unless the key file that is there holds the same key.
+    /// Fails unless the existing key file contains the same key.
     async fn prove(&self, OfflineKey { name, key }: &OfflineKey) -> Result<(), String> {
         let blob = self
             .directory
@@ -195,7 +196,7 @@ impl Import<'_> {
         match is_same(&there, key) {
             true => Ok(()),
             false => Err(format!(
-                "key file '{}' was left as it is: it holds another key than the file to be imported",
+                "key file '{}' was not changed: it contains another key than the imported file",
                 self.directory.path_of(name).display()
             )),
         }

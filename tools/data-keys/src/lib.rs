@@ -1,4 +1,4 @@
-//! Looks after the wrapped data keys of MariaDB's `aws_key_management` plugin.
+//! Manages the wrapped data keys of MariaDB's `aws_key_management` plugin.
 //!
 //! Each subcommand is a module with its `Arguments` and its `run`.
 
@@ -28,8 +28,8 @@ use std::{
 
 use aws_session::{
     config::ConfigError,
-    credentials::CredentialsError,
     settings::{self, SettingsError},
+    source_credentials::CredentialsError,
 };
 use clap::{CommandFactory, Parser};
 use code_channel::interactive_session::InteractiveSessionError;
@@ -44,20 +44,20 @@ use command_line::{Command, CommandLine};
 
 const PROGRAM: &str = "kms-data-keys";
 
-/// The subcommand could not do its work, as for `iam-kms-wrapper`.
+/// Exit code if a subcommand could not do its work, as for `iam-kms-wrapper`.
 const FAILURE: u8 = 125;
 
-/// What a subcommand that did its work has found.
+/// The result of a subcommand that did its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// Everything is as it should be.
+    /// Everything is in order.
     Good,
-    /// Something is not, and has been told.
+    /// Something is wrong and has been reported.
     Bad,
 }
 
 impl Outcome {
-    /// The same, unless so many keys have failed.
+    /// Returns the same, or `Bad` if keys have failed.
     fn unless_failed(self, failed: usize) -> Self {
         match failed {
             0 => self,
@@ -102,11 +102,11 @@ enum DataKeysError {
     System(&'static str, io::Error),
     #[error(transparent)]
     NotStopped(#[from] check::NotStopped),
-    #[error("leave all key files where they are: it is not certain which are needed")]
+    #[error("do not move any key files: it is uncertain which are needed")]
     Undetermined,
 }
 
-/// The command line, for its man pages and completions.
+/// Returns the command line, for man pages and completions.
 pub fn command_line() -> clap::Command {
     CommandLine::command()
 }
@@ -129,7 +129,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<Outcome, DataKeysError> {
     process::protect().map_err(|error| DataKeysError::System("protect this process", error))?;
-    // Where that is not allowed, a key may be swapped out in the moment for which it is here.
+    // If this is not allowed, a key might be swapped out during the short time that it is in memory.
     let _ = process::lock_memory();
     match command {
         Command::List(arguments) => list::run(arguments),
@@ -142,12 +142,12 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// What runs the calls of KMS.
+/// Creates the runtime for the KMS calls.
 fn runtime() -> Result<Runtime, DataKeysError> {
     settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))
 }
 
-/// So many data keys, in words.
+/// Formats a number of data keys.
 fn data_keys(count: usize) -> String {
     match count {
         1 => "1 data key".into(),
@@ -155,7 +155,7 @@ fn data_keys(count: usize) -> String {
     }
 }
 
-/// Writes `text` to standard output, each line escaped. A reader that stops early is not a failure.
+/// Writes `text` to standard output, each line escaped. It is not a failure if the reader stops early.
 fn print(text: &str) -> Result<(), DataKeysError> {
     let mut output = io::stdout().lock();
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();

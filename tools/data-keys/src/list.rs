@@ -1,4 +1,4 @@
-//! `list`: which data keys there are.
+//! `list`: lists the data keys.
 
 use std::{
     collections::BTreeMap,
@@ -20,19 +20,20 @@ use crate::{
 /// List the data keys: id, version, algorithm, file, age
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Unwrap each at KMS, and list its length in bytes and its master key too
+    /// Also decrypt each key at KMS, and list its length in bytes and its master key
     #[arg(long)]
     kms: bool,
 
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
-    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// Prints the table, and tells of each file that is none, too many, or cannot be unwrapped.
+/// Prints the table, and reports files that are not key files, that are duplicates, or that cannot be
+/// decrypted.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let listing = directory.list()?;
@@ -73,13 +74,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     Ok(check_names(&directory, &listing).unless_failed(failed))
 }
 
-/// What an unwrapped data key tells.
+/// Details of a decrypted data key.
 struct Known {
     bytes: usize,
     master_key_arn: String,
 }
 
-/// Unwraps all; tells of those that cannot be had, which are not in the result.
+/// Decrypts all keys. Those that fail are reported and not in the result.
 fn ask_kms(
     arguments: &Arguments,
     directory: &KeyDirectory,
@@ -99,11 +100,11 @@ fn ask_kms(
     Ok(known)
 }
 
-/// Tells of names that are none, and of versions that are there twice.
+/// Reports malformed names, and versions that exist twice.
 pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcome {
     let mut outcome = Outcome::Good;
     for key in &listing.keys {
-        // Either of the two would be told of the other.
+        // Report each pair only once.
         if key.algorithm == Algorithm::AesCbc
             && let Err(conflict) = directory.check_conflict(&listing.keys, key)
         {
@@ -121,7 +122,7 @@ pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcom
     outcome
 }
 
-/// The server's word for it (aws_key_management_encryption_algorithm).
+/// Returns the server's name of the algorithm (aws_key_management_encryption_algorithm).
 pub(crate) fn algorithm(key: &KeyName) -> &'static str {
     match key.algorithm {
         Algorithm::AesCbc => "AES_CBC",
@@ -129,7 +130,7 @@ pub(crate) fn algorithm(key: &KeyName) -> &'static str {
     }
 }
 
-/// In the largest unit of which there is a whole one.
+/// Formats an age in the largest unit that fits.
 fn age(age: Duration) -> String {
     let seconds = age.as_secs();
     match seconds {

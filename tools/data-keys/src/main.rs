@@ -6,7 +6,7 @@ use std::{alloc::System, process::ExitCode};
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Overwrites memory when it is freed: data keys pass through buffers of libraries that do not.
+/// Wipes memory when it is freed, because data keys pass through buffers of libraries that do not.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 

@@ -15,18 +15,18 @@ use crate::DataKeysError;
 /// Where the password comes from.
 #[derive(Debug, Args)]
 pub(crate) struct PasswordArguments {
-    /// Where the password is; else it is asked for
+    /// The file with the password; default: prompt
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
 }
 
 impl PasswordArguments {
-    /// The file of the password, if there is one.
+    /// Returns the file of the password, if there is one.
     pub fn file(&self) -> Option<&Path> {
         self.password_file.as_deref()
     }
 
-    /// Reads the password or asks for it.
+    /// Reads the password, or prompts for it.
     pub fn get(&self) -> Result<Password, DataKeysError> {
         match &self.password_file {
             Some(path) => Ok(Password::read(path)?),
@@ -34,10 +34,10 @@ impl PasswordArguments {
         }
     }
 
-    /// The same for a new file: who asks for it asks twice.
+    /// Does the same for a new file, with two prompts.
     pub fn get_new(&self) -> Result<Password, DataKeysError> {
         let password = self.get()?;
-        if self.password_file.is_none() && ask("The same again: ")? != password {
+        if self.password_file.is_none() && ask("Repeat the password: ")? != password {
             return Err(DataKeysError::NotExported(
                 "the two passwords differ; run it again".into(),
             ));
@@ -46,8 +46,8 @@ impl PasswordArguments {
     }
 }
 
-/// Asks, and lets Ctrl-C end the program after that. rpassword raises SIGINT while the terminal does
-/// not echo; the program would end, and leave the terminal like that.
+/// Prompts. Ctrl-C ends the program only afterwards: rpassword raises SIGINT while the echo is off, and
+/// the terminal would stay like that.
 fn interruptible(ask: impl FnOnce() -> io::Result<String>) -> io::Result<String> {
     let mut interrupt = SigSet::empty();
     interrupt.add(Signal::SIGINT);
@@ -59,7 +59,7 @@ fn interruptible(ask: impl FnOnce() -> io::Result<String>) -> io::Result<String>
 
 fn ask(prompt: &str) -> Result<Password, DataKeysError> {
     let failed = |error: io::Error| match error.raw_os_error() {
-        // What open(2) says of /dev/tty where there is no terminal.
+        // The error of opening /dev/tty without a terminal.
         Some(_) => DataKeysError::System(
             "ask for the password, use --password-file",
             io::Error::other("there is no terminal"),

@@ -1,4 +1,4 @@
-//! How far long work has come, for whoever waits at a terminal.
+//! The progress bar of long work, at a terminal.
 
 use std::{
     sync::Once,
@@ -7,10 +7,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What takes no longer needs no bar.
+/// Shorter work needs no bar.
 const SHOWN_AFTER: Duration = Duration::from_secs(2);
 
-/// A bar on standard error, once the work has taken two seconds; nothing if that is no terminal.
+/// A progress bar on standard error, after two seconds of work, if that is a terminal.
 pub(crate) struct Progress {
     bar: ProgressBar,
     started: Instant,
@@ -18,7 +18,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Of so much work; `template` is indicatif's.
+    /// Creates a bar for this amount of work. `template` is a template of indicatif.
     pub(crate) fn new(total: u64, template: &str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -31,7 +31,7 @@ impl Progress {
         }
     }
 
-    /// So much more is done.
+    /// Adds this amount of work.
     pub(crate) fn add(&self, amount: u64) {
         self.bar.inc(amount);
         if self.started.elapsed() >= SHOWN_AFTER {
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// Lets `write` have the terminal to itself.
+    /// Hides the bar while `write` writes to the terminal.
     pub(crate) fn suspend(&self, write: impl FnOnce()) {
         self.bar.suspend(write);
     }

@@ -1,4 +1,4 @@
-//! The KMS calls, tried again where that may help.
+//! The KMS calls, with retries.
 //!
 //! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
 
@@ -10,7 +10,7 @@ use aws_sdk_kms::{
     primitives::Blob,
 };
 use aws_session::{
-    kms_failure::{self, incomplete, wrapped_key},
+    aws_error::{incomplete, kms_failure, wrapped_key},
     master_key_id::MasterKeyId,
     settings::{DEFAULT_REGION, OPERATION_GRACE},
 };
@@ -19,19 +19,19 @@ use key_store::PlaintextKey;
 
 use crate::{DataKeysError, access::Access};
 
-/// With pauses that double, about half a minute.
+/// With doubling pauses, this takes about half a minute.
 const MAX_ATTEMPTS: u32 = 6;
 
-/// What KMS answers to a call with DryRun that would have succeeded.
+/// The error code of a DryRun call that would have succeeded.
 const DRY_RUN_SUCCESS: &str = "DryRunOperationException";
 
-/// An unwrapped data key.
+/// A decrypted data key.
 pub(crate) struct Unwrapped {
-    /// The data key in the clear.
+    /// The plaintext data key.
     pub key: PlaintextKey,
-    /// ARN of the master key that had wrapped it.
+    /// ARN of the master key that wrapped it.
     pub master_key_arn: String,
-    /// Whether KMS has unwrapped it now, and not a broker's memory.
+    /// Whether KMS decrypted it now; otherwise it came from the broker's cache.
     pub is_from_kms: bool,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct RegionalKms {
 }
 
 impl RegionalKms {
-    /// KMS in `region`, or where the configuration, the environment or the profile says.
+    /// Calls KMS in `region`, or in that of the configuration, the environment or the profile.
     pub fn new(access: &Access, region: Option<&str>) -> Self {
         let aws = access.aws.in_region(region);
         let settings = aws.sdk_config(Some(&access.session));
@@ -58,7 +58,7 @@ impl RegionalKms {
         }
     }
 
-    /// KMS where the master key `key` is, and that key's ARN.
+    /// Calls KMS in the region of the master key `key`. Also returns that key's ARN.
     pub async fn of_master_key(
         access: &Access,
         key: &MasterKeyId,
@@ -73,7 +73,7 @@ impl RegionalKms {
         }
     }
 
-    /// The region that is called.
+    /// Returns the region that is called.
     pub fn region(&self) -> &str {
         self.client
             .config()
@@ -91,7 +91,7 @@ impl RegionalKms {
         }
     }
 
-    /// Unwraps a data key, which must be of `master_key` where that is given.
+    /// Decrypts a data key. If `master_key` is given, that one must have wrapped it.
     pub async fn decrypt(
         &self,
         ciphertext_blob: &[u8],
@@ -184,7 +184,7 @@ impl RegionalKms {
     }
 }
 
-/// The new wrapped key, if it is one of the wanted master key.
+/// Returns the new wrapped key, if the right master key wrapped it.
 fn checked(
     operation: &str,
     answer: &impl RequestId,
@@ -207,7 +207,7 @@ where
         Err(error) => Err(failure(operation, &error)),
         Ok(_) => Err(Failure {
             kind: FailureKind::Other,
-            message: format!("KMS {operation} does not know DryRun"),
+            message: format!("KMS {operation} does not support DryRun"),
         }),
     }
 }
@@ -216,8 +216,8 @@ fn failure<E>(operation: &str, error: &SdkError<E>) -> Failure
 where
     E: ProvideErrorMetadata + RequestId + std::error::Error + 'static,
 {
-    kms_failure::failure(operation, error, || Failure {
+    kms_failure(operation, error, || Failure {
         kind: FailureKind::SessionOver,
-        message: "the session is over; run it again with a new one".into(),
+        message: "the session has expired; run the command again with a new one".into(),
     })
 }

@@ -1,8 +1,8 @@
-//! `rewrap`: the data keys under another master key.
+//! `rewrap`: wraps the data keys under another master key.
 //!
-//! Each file by itself: KMS wraps its key anew, the new wrapping is unwrapped and compared, and only
-//! then replaces the old one on disk. What was done is seen in the files alone, so whoever starts
-//! again goes on where the last one ended.
+//! Each file separately: KMS wraps its key under the new master key, the result is decrypted and
+//! compared, and only then replaces the old file. The files alone show the progress, so an interrupted
+//! run can simply be repeated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,27 +34,27 @@ use crate::{
 /// Wrap every data key under another master key
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Works while the server runs, and can be interrupted at any moment and started
-again. A file is replaced when the new one has been proven to hold the same
-data key. A KEY of another region or account goes by its ARN.")]
+Works while the server runs, and can be interrupted and repeated at any time.
+A file is replaced only after the new one was verified to contain the same data
+key. Name a KEY of another region or account by its ARN.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
     to: MasterKeyId,
 
-    /// Change nothing: ask KMS whether it would be allowed
+    /// Change nothing; ask KMS whether the calls would be allowed
     #[arg(long)]
     dry_run: bool,
 
     #[command(flatten)]
     access: AccessArguments,
 
-    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// Wraps all, tells of each that fails, and sums up.
+/// Wraps all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = list::check_names(&directory, &directory.list()?);
@@ -78,9 +78,9 @@ struct Rewrapping<'a> {
 /// What was done.
 struct Summary {
     master_key_arn: String,
-    /// How many keys each other master key had wrapped.
+    /// The number of keys that each other master key had wrapped.
     moved: BTreeMap<String, usize>,
-    /// How many keys the master key had wrapped already.
+    /// The number of keys that the new master key had wrapped already.
     left: usize,
     failed: usize,
 }
@@ -102,11 +102,11 @@ impl<'a> Rewrapping<'a> {
         })
     }
 
-    /// The server may make keys meanwhile, under the old master key.
+    /// The server may create keys meanwhile, under the old master key.
     async fn run_until_no_file_is_new(self) -> Result<Summary, DataKeysError> {
         if !self.dry_run {
             for name in self.directory.remove_stale_temporaries()? {
-                info!("removed {name}, which was left by a program that was killed");
+                info!("removed {name}, which a killed program left behind");
             }
         }
         let mut summary = Summary {
@@ -139,7 +139,7 @@ impl<'a> Rewrapping<'a> {
         }
     }
 
-    /// Returns the ARN of the master key that had wrapped the data key before.
+    /// Returns the ARN of the master key that wrapped the data key before.
     async fn rewrap(&self, name: &KeyName) -> Result<String, String> {
         let failed = |failure: Failure| failed(self.directory, name, &failure);
         let old = self
@@ -163,7 +163,7 @@ impl<'a> Rewrapping<'a> {
             .map_err(failed)?;
         if !bool::from(after.key.expose().ct_eq(before.key.expose())) {
             return Err(format!(
-                "key file '{}' was left as it is: KMS has wrapped another data key than was asked for; try again",
+                "key file '{}' was not changed: KMS wrapped a different data key; try again",
                 self.directory.path_of(name).display()
             ));
         }
@@ -178,7 +178,7 @@ impl<'a> Rewrapping<'a> {
         self.source.region() == self.destination.region()
     }
 
-    /// Unwraps a file of the old master key, or of the new one where an earlier run has been at it.
+    /// Decrypts a file that is under the old master key, or under the new one after an earlier run.
     async fn unwrap(&self, blob: &[u8]) -> Result<Unwrapped, Failure> {
         let at_source = self.source.decrypt(blob, None).await;
         match at_source {
@@ -231,7 +231,7 @@ impl Summary {
         );
         for (arn, count) in moved {
             text += &format!(
-                "{} of {arn}: copies in backups stay under it, so keep it for as long as they are to be restored\n",
+                "{} of {arn}: copies in backups remain under it, so keep it as long as they may be restored\n",
                 data_keys(*count)
             );
         }

@@ -1,4 +1,4 @@
-//! Tables for people.
+//! Tables for output.
 
 use visible_text::escape;
 

@@ -1,4 +1,4 @@
-//! Data keys out of their files: at KMS, or through a broker that runs.
+//! Decryption of key files: at KMS, or through a running broker.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,28 +15,28 @@ use crate::{
     regional_kms::{RegionalKms, Unwrapped},
 };
 
-/// What a broker may take beyond the time limit of a KMS call, and how long it may take to say what that
-/// limit is.
+/// How much longer than the time limit of a KMS call a broker may take, and how long it may take to
+/// report that limit.
 const BROKER_MARGIN: Duration = Duration::from_secs(10);
-/// How long it may take where it has not said so.
+/// How long it may take if it has not reported the limit.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Who unwraps.
+/// Who decrypts the keys.
 #[derive(Debug, Args)]
 pub(crate) struct UnwrapperArguments {
     #[command(flatten)]
     access: AccessArguments,
 
-    /// Ask a broker that runs; it needs no code
+    /// Ask a running broker; this needs no code
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     broker_socket: Option<PathBuf>,
 }
 
-/// Who unwraps.
+/// Who decrypts the keys.
 pub(crate) enum Unwrapper {
     /// KMS itself.
     RegionalKms(RegionalKms),
-    /// A broker, and how long it may take for a key.
+    /// A broker, and the time limit for a key.
     Broker(Arc<BrokerClient>, Duration),
 }
 
@@ -58,7 +58,7 @@ impl UnwrapperArguments {
 }
 
 impl Unwrapper {
-    /// Unwraps a key file. The error says which, why it failed and what to do.
+    /// Decrypts a key file. The error names the file and says why it failed and what to do.
     pub async fn unwrap(
         &self,
         directory: &KeyDirectory,
@@ -73,7 +73,8 @@ impl Unwrapper {
     }
 }
 
-/// Somewhat longer than the broker's own time limit. That it cannot be asked shows with the first key.
+/// Returns a time limit somewhat longer than the broker's own. (If the broker cannot be reached, the
+/// first key shows it.)
 fn patience_with(client: &BrokerClient) -> Duration {
     match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
         Ok(Reply::Session(state)) => {
@@ -84,7 +85,7 @@ fn patience_with(client: &BrokerClient) -> Duration {
     }
 }
 
-/// The client waits for its answers, so each has a thread of its own.
+/// The client blocks, so each request has its own thread.
 async fn ask_broker(
     client: &Arc<BrokerClient>,
     patience: Duration,
@@ -119,13 +120,13 @@ async fn ask_broker(
         }),
         Ok(Reply::Failed(failure)) => Err(failure),
         Ok(_) => Err(other(
-            "the broker answered something else than it was asked; see its log".into(),
+            "the broker gave an unexpected answer; see its log".into(),
         )),
         Err(error) => Err(other(error.to_string())),
     }
 }
 
-/// A failure of KMS, with the file that it is about.
+/// Formats a failure of KMS with the name of the file.
 pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, failure: &Failure) -> String {
     let path = directory.path_of(name);
     format!("key file '{}': {}", path.display(), failure.message)

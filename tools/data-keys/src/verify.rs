@@ -15,7 +15,7 @@ use crate::{
     unwrapping::UnwrapperArguments,
 };
 
-/// Decrypt every data key, and name those that fail or are wrong
+/// Decrypt every data key, and report those that fail or are wrong
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -25,12 +25,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DATADIR")]
     datadir: Option<PathBuf>,
 
-    /// The data directory, or aws_key_management_keyfile_dir where that is set
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// Decrypts all, reports each that fails, and sums up.
+/// Decrypts all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let listing = directory.list()?;
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let not_verified = match kept {
         0 => String::new(),
         _ => format!(
-            ", {} unchanged since the broker had them unwrapped: its session is over, so KMS was not asked",
+            ", {} compared only with the broker's cache: its session has ended, so KMS was not asked",
             data_keys(kept)
         ),
     };
@@ -73,7 +73,7 @@ fn not_compared(manifest: &ManifestFile) -> String {
     match manifest.is_empty() {
         false => String::new(),
         true => format!(
-            "Not compared with a key manifest: there is none at '{}'; name the data directory with --datadir\n",
+            "Not compared with a key manifest, because there is none at '{}'; name the data directory with --datadir\n",
             manifest.path().display()
         ),
     }

@@ -1,4 +1,4 @@
-//! A change of the key: asked for until KMS has taken it, and looked at until it shows.
+//! A change of the key: requested until KMS accepts it, and checked until it is in effect.
 
 use std::{
     io::{self, IsTerminal},
@@ -15,50 +15,50 @@ use aws_session::clock::utc_text;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// A wait that a person notices.
+/// A wait that an operator notices.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// Why a change is not known to be in effect. The texts say what KMS has taken until then.
+/// Why a change is not known to be in effect. The texts say what KMS has accepted so far.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// The interrupt descriptor became readable.
     #[error("{0}")]
     Interrupted(String),
-    /// KMS does not make the change: the key is as it was.
+    /// KMS refuses the change: the key is unchanged.
     #[error("{0}")]
     Refused(String),
-    /// The session is over before KMS has taken the change.
+    /// The session ended before KMS accepted the change.
     #[error("{0}")]
     SessionOver(String),
-    /// KMS has taken the change, but does not say what has become of it.
+    /// KMS accepted the change, but its effect cannot be confirmed.
     #[error("{0}")]
     Unconfirmable(String),
-    /// This process has run out of something.
+    /// A resource of this process has run out.
     #[error("cannot call KMS: {0}")]
     Runtime(#[from] io::Error),
-    /// It did not come in time.
+    /// It was not in effect in time.
     #[error("{0}")]
     TimedOut(String),
 }
 
-/// A change to be made.
+/// A change to make.
 pub struct Attempt<'a> {
-    /// The key as the session reaches it.
+    /// The key.
     pub key: &'a MasterKey<'a>,
-    /// Its id or ARN; KMS takes no alias for this.
+    /// Its id or ARN; KMS does not accept an alias for this.
     pub id: &'a str,
-    /// What is to become of it.
+    /// What to change.
     pub change: Change,
-    /// Who asks, for the log.
+    /// Who makes the change, for the log.
     pub caller: &'a str,
-    /// How long to go on asking while KMS does not answer.
+    /// How long to repeat the request while KMS does not answer.
     pub request_patience: Duration,
-    /// How long KMS may take from its answer until it shows the new state.
+    /// How long KMS may take from its answer until the new state is visible.
     pub timeout: Duration,
 }
 
 impl Attempt<'_> {
-    /// Makes the change; returns when KMS shows it.
+    /// Makes the change, and returns when KMS shows it.
     pub fn make(&self) -> Result<(), ChangeError> {
         let taken = self.request()?;
         let arn = self.confirm(&taken)?.arn;
@@ -75,7 +75,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Both operations may be repeated: they do nothing to a key that is so already.
+    /// Both operations may be repeated: they do nothing if the key already has the state.
     fn request(&self) -> Result<AcceptedChange, ChangeError> {
         let mut pauses = Pauses::within(self.request_patience);
         loop {
@@ -93,7 +93,7 @@ impl Attempt<'_> {
             }
             let Some(pause) = pauses.next() else {
                 return Err(ChangeError::TimedOut(format!(
-                    "{message}; gave up after {} seconds, and KMS may have made the change or not",
+                    "{message}; gave up after {} seconds, and it is unknown whether KMS made the change",
                     self.request_patience.as_secs()
                 )));
             };
@@ -108,8 +108,7 @@ impl Attempt<'_> {
         let mut pauses = Pauses::within(self.timeout);
         let mut is_told = !io::stderr().is_terminal();
         let state = self.change.state();
-        let but =
-            |why: String| format!("KMS has taken {}, but {why}", self.describe_request(taken));
+        let but = |why: String| format!("KMS accepted {}, but {why}", self.describe_request(taken));
         loop {
             let seen = match self.key.describe(self.id) {
                 Ok(key) if key.state == state => return Ok(key),
@@ -145,7 +144,7 @@ impl Attempt<'_> {
     fn interrupted(&self) -> ChangeError {
         let operation = self.change.operation();
         ChangeError::Interrupted(format!(
-            "KMS has not answered {operation}, and may have done it"
+            "KMS did not answer {operation}, but may have done it"
         ))
     }
 
@@ -160,7 +159,7 @@ impl Attempt<'_> {
     }
 }
 
-const NOT_AWAITED: &str = "its effect was not awaited";
+const NOT_AWAITED: &str = "the wait for its effect was interrupted";
 
 fn cannot_confirm(failure: &Failure) -> String {
     let advice = match failure.kind {
@@ -173,7 +172,7 @@ fn cannot_confirm(failure: &Failure) -> String {
     )
 }
 
-/// Growing pauses until a time has passed; the last call comes at its end.
+/// Growing pauses until a deadline; the last call comes at the deadline.
 struct Pauses {
     began: Instant,
     limit: Duration,

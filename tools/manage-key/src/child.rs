@@ -1,4 +1,4 @@
-//! The command that runs while the key is enabled: signals go on to it, and its end is awaited.
+//! The command that runs while the key is enabled. Signals are passed on to it.
 
 use std::{
     io,
@@ -19,9 +19,10 @@ use super::{
 };
 use service::{command::Command, environment};
 
-/// Runs `command` and waits for its end, which no signal of ours brings about but by its own doing.
+/// Runs `command` and waits until it ends. Signals to this process are passed on to the command, which
+/// decides what they do.
 pub(super) fn run(command: &Command, signals: &Signals) -> Result<End, ManageError> {
-    // Those were meant for the question, which could not be stopped.
+    // These were meant for the prompt, which could not be stopped.
     while signals.stop_received().is_some() {}
     let child = command.start(&environment::for_command(), signals.inherited_mask())?;
     let status = Pid::from_raw(child.as_raw())
@@ -34,7 +35,7 @@ pub(super) fn run(command: &Command, signals: &Signals) -> Result<End, ManageErr
     })
 }
 
-/// Until we ask for its status, the child's number is no other process's.
+/// The child's process id is not reused until its status is read.
 fn wait(child: Pid, signals: &Signals) -> io::Result<WaitIdStatus> {
     let child: OwnedFd = pidfd_open(child, PidfdFlags::empty())?;
     while !wait_for_end(child.as_fd(), signals)? {
@@ -54,7 +55,7 @@ fn wait(child: Pid, signals: &Signals) -> io::Result<WaitIdStatus> {
     }
 }
 
-/// True for the end of the command, false for signals.
+/// Returns true if the command has ended, false for a signal.
 fn wait_for_end(child: BorrowedFd<'_>, signals: &Signals) -> io::Result<bool> {
     let mut descriptors = [child, signals.descriptor(), signals.stop_descriptor()]
         .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN));
@@ -65,8 +66,8 @@ fn wait_for_end(child: BorrowedFd<'_>, signals: &Signals) -> io::Result<bool> {
     }
 }
 
-/// What the terminal's keys send, the command gets by itself: it is in our process group. (That the
-/// terminal has gone, only the leader of the session is told, and that may be us.)
+/// The command gets signals of the terminal's keys itself, because it is in the same process group.
+/// (SIGHUP of a closed terminal goes only to the leader of the session, which may be this process.)
 fn forward(child: BorrowedFd<'_>, received: Received) {
     let number = received.number;
     let is_of_keys = number.is(Signal::SIGINT) || number.is(Signal::SIGQUIT);
@@ -78,8 +79,8 @@ fn forward(child: BorrowedFd<'_>, received: Received) {
     }
 }
 
-/// A command that is stopped would leave the key enabled for as long as nobody thinks of it. What the
-/// terminal has stopped goes on, unless it wants the terminal and would only be stopped again.
+/// A stopped command would leave the key enabled until somebody remembers it. So a command that the
+/// terminal has stopped is continued, unless it needs the terminal and would only be stopped again.
 fn refuse_to_stop(received: Received) {
     let number = received.number;
     if !received.is_of_kernel {
@@ -90,8 +91,8 @@ fn refuse_to_stop(received: Received) {
             "the command is stopped, because it wants the terminal from the background ({number}), and the key stays enabled until it ends; give it the terminal (fg) and have it go on (kill -CONT), or end it"
         );
     }
-    warn!("the command goes on: the key is enabled until it ends");
+    warn!("the command was continued: the key is enabled until it ends");
     if let Err(error) = send_to_group(Number::CONT) {
-        warn!("cannot have the command go on: {error}; send it SIGCONT");
+        warn!("cannot continue the command: {error}; send it SIGCONT");
     }
 }

@@ -15,14 +15,14 @@ use aws_session::master_key_id::MasterKeyId;
     override_usage = "kms-manage-key [OPTIONS] enable|disable|status [CODE]\n       \
 kms-manage-key [OPTIONS] unlock [--] COMMAND [ARG…]",
     after_help = "\
-The code is asked for in the terminal, or is one line of standard input; on the
-command line it shows in ps. FILE is as that of iam-kms-wrapper.
+Prompts for the code at the terminal, or reads one line of standard input.
+A CODE in the arguments is visible in ps. FILE is as for iam-kms-wrapper.
 
-Exit status: 0 done, 3 disabled, 4 neither, 121 to 125 failed, else COMMAND's
-own: see kms-manage-key(8)."
+Exit status: 0 success, 3 disabled, 4 neither, 121 to 125 failure, else that of
+COMMAND: see kms-manage-key(8)."
 )]
 pub struct CommandLine {
-    /// The configuration file; else /etc/iam-kms-wrapper/kms-manage-key.config
+    /// The configuration file; default /etc/iam-kms-wrapper/kms-manage-key.config
     #[arg(
         long,
         global = true,
@@ -36,7 +36,7 @@ pub struct CommandLine {
     #[arg(long, global = true, value_name = "KEY")]
     pub key: Option<MasterKeyId>,
 
-    /// How long to wait for the new state; else 300
+    /// How long to wait for the new state; default 300
     #[arg(
         long,
         global = true,
@@ -55,28 +55,28 @@ pub struct CommandLine {
 /// What to do with the key.
 #[derive(Debug, Subcommand)]
 pub enum Action {
-    /// Let the key be used
+    /// Enable the key
     #[command(visible_alias = "e")]
     Enable {
-        /// The MFA code; shows in ps
+        /// The MFA code; visible in ps
         code: Option<String>,
     },
-    /// Let nobody use the key
+    /// Disable the key
     #[command(visible_alias = "d")]
     Disable {
-        /// The MFA code; shows in ps
+        /// The MFA code; visible in ps
         code: Option<String>,
     },
     /// Print the key's state and ARN
     Status {
-        /// The MFA code; shows in ps
+        /// The MFA code; visible in ps
         code: Option<String>,
     },
-    /// Enable the key, run COMMAND, disable the key again whatever happens
+    /// Enable the key, run COMMAND, and disable the key again in any case
     #[command(after_help = "\
-One code for both steps. COMMAND gets our standard streams, and none of the AWS
-credentials in our environment; signals are passed on to it. The key is disabled
-at the end also if it was enabled before.")]
+One code serves for both steps. COMMAND inherits the standard streams, but not
+the AWS credentials of the environment. Signals are passed on to it. The key is
+disabled at the end even if it was enabled before.")]
     Unlock {
         /// The command to run and its arguments
         #[arg(
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manuals_words_and_codes_are_taken() {
+    fn the_commands_of_the_manual_are_accepted() {
         for line in ["kms-manage-key e 111676", "kms-manage-key enable 111676"] {
             let Action::Enable { code } = parse(line).unwrap().action else {
                 panic!("{line}");
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn options_stand_before_and_after_the_action_but_not_after_the_command() {
+    fn options_are_accepted_before_and_after_the_action_but_not_after_the_command() {
         for line in [
             "kms-manage-key --config=f --key=alias/a unlock -- sh -c x --config=g",
             "kms-manage-key unlock --config f --key alias/a sh -c x --config=g",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_command_lines_are_refused() {
         for line in [
             "kms-manage-key",
             "kms-manage-key unlock",

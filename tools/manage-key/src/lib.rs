@@ -1,8 +1,7 @@
-//! What `kms-manage-key` does: enables, disables or shows the master key, with a session that a
-//! person has opened with an MFA code.
+//! Enables, disables or shows the master key, with a session that was opened with an MFA code.
 //!
-//! `master_key` makes the calls, `change` waits until they have their effect, `unlock` lets a
-//! command run in between.
+//! `master_key` makes the calls, `change` waits until they take effect, `unlock` runs a command in
+//! between.
 
 mod change;
 mod child;
@@ -27,8 +26,8 @@ use visible_text::escape;
 
 use aws_session::{
     config::{Config, ConfigError},
+    credentials::Credentials,
     master_key_id::MasterKeyId,
-    session::Session,
     settings::{Reader, Settings, SettingsError},
 };
 use change::{Attempt, ChangeError};
@@ -55,7 +54,7 @@ enum End {
     Signal(Number),
 }
 
-/// Why it is not done.
+/// Why the action failed.
 #[derive(Debug, thiserror::Error)]
 enum ManageError {
     #[error(transparent)]
@@ -81,7 +80,7 @@ enum ManageError {
     Refused(String),
     #[error("{0}")]
     TimedOut(String),
-    #[error("an internal error (panic); please report it with the lines before this one")]
+    #[error("internal error (panic); please report it with the preceding log lines")]
     Defect,
 }
 
@@ -123,7 +122,7 @@ impl From<ChangeError> for ManageError {
     }
 }
 
-/// Runs the program; returns its exit code, unless it is to die of a signal.
+/// Runs the program and returns its exit code, or dies of a signal.
 pub fn main() -> i32 {
     logging::init(PROGRAM);
     let command_line = match CommandLine::try_parse() {
@@ -143,14 +142,14 @@ pub fn main() -> i32 {
     match end.unwrap_or_else(|failure| end_of(&failure, &signals)) {
         End::Code(code) => code,
         End::Signal(number) => {
-            // Comes back only where that is not possible.
+            // Returns only if that is not possible.
             signals.die_of(number);
             128 + number.get()
         }
     }
 }
 
-/// A panic of a library, too, ends in a failure: what has to be done afterwards is done.
+/// Turns a panic, even of a library, into a failure, so that the clean-up still runs.
 fn catch_panic<T>(work: impl FnOnce() -> Result<T, ManageError>) -> Result<T, ManageError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(ManageError::Defect))
 }
@@ -175,10 +174,10 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
         .key
         .or_else(|| config.master_key_id.clone())
         .ok_or_else(|| ManageError::NoKey(command_line.config.clone()))?;
-    if config.region.is_none() {
-        config.region = key.region().map(str::to_owned);
+    if config.session.region.is_none() {
+        config.session.region = key.region().map(str::to_owned);
     }
-    let aws = Settings::read(&config, Reader::Operator)?;
+    let aws = Settings::read(&config.session, Reader::Operator)?;
     let tool = Tool {
         config,
         aws,
@@ -195,7 +194,7 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
     }
 }
 
-/// What the command line and the configuration say.
+/// The command line and the configuration.
 struct Tool<'a> {
     config: Config,
     aws: Settings,
@@ -206,7 +205,7 @@ struct Tool<'a> {
 }
 
 impl Tool<'_> {
-    fn open_session(&self, code: Option<&str>) -> Result<Session, ManageError> {
+    fn open_session(&self, code: Option<&str>) -> Result<Credentials, ManageError> {
         let interrupt = self.signals.descriptor();
         Ok(interactive_session::open_session(
             &self.config,
@@ -218,7 +217,7 @@ impl Tool<'_> {
 
     fn open_key<'a>(
         &'a self,
-        session: &'a Session,
+        session: &'a Credentials,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> Result<MasterKey<'a>, ChangeError> {
         Ok(MasterKey::open(&self.aws, session, &self.key, interrupt)?)
@@ -240,7 +239,8 @@ impl Tool<'_> {
         Ok(End::Code(0))
     }
 
-    /// The id or ARN of the key. Who may only enable and disable may not look at it first.
+    /// Returns the id or ARN of the key. A user may be allowed to change the key, but not to describe
+    /// it.
     fn id_for_change(
         &self,
         description: Result<Description, CallError>,
@@ -252,7 +252,7 @@ impl Tool<'_> {
             }
             Err(CallError::Failed(failure)) if self.key.is_alias() => {
                 Err(ManageError::Refused(format!(
-                    "cannot find out which key {} is, so name it by its id or ARN: {}",
+                    "cannot look up the key {}; name it by its id or ARN: {}",
                     self.key.as_str(),
                     failure.message
                 )))
@@ -276,7 +276,7 @@ impl Tool<'_> {
     }
 }
 
-/// Why there is no description, where there must be one.
+/// Converts the error of a description that is needed.
 fn not_described(error: CallError) -> ManageError {
     match error {
         CallError::Interrupted => ManageError::Interrupted("nothing was changed".into()),
@@ -290,7 +290,7 @@ fn not_described(error: CallError) -> ManageError {
     }
 }
 
-/// One line each, the name first, for scripts too.
+/// Prints one line each, with the name first, so that scripts can parse it.
 fn print_status(key: &Description, caller: &str) -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "state: {}", key.state.as_str())?;

@@ -4,8 +4,8 @@ use std::{alloc::System, process::exit};
 
 use zeroizing_alloc::ZeroAlloc;
 
-/// Overwrites memory when it is freed: codes and credentials pass through buffers of libraries that do
-/// not.
+/// Wipes memory when it is freed, because codes and credentials pass through buffers of libraries that
+/// do not.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 

@@ -1,4 +1,4 @@
-//! The calls of KMS that are about the master key itself.
+//! The KMS calls for the master key itself.
 //!
 //! Sources: <https://docs.aws.amazon.com/kms/latest/APIReference/API_DescribeKey.html>,
 //! <https://docs.aws.amazon.com/kms/latest/APIReference/API_EnableKey.html>,
@@ -21,26 +21,26 @@ use broker_api::{Failure, FailureKind};
 use tokio::runtime::Runtime;
 
 use aws_session::{
+    aws_error::kms_failure,
     clock::{unix_seconds_now, utc_text},
+    credentials::Credentials,
     interrupt::{sleep_until, unless_readable},
-    kms_failure::failure,
     master_key_id::MasterKeyId,
-    session::Session,
     settings::{self, Settings},
     sts,
 };
 
-/// What is to become of the key.
+/// A change of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It may be used.
+    /// It can be used.
     Enable,
     /// Nobody may use it.
     Disable,
 }
 
 impl Change {
-    /// The operation of KMS.
+    /// Returns the operation of KMS.
     pub fn operation(self) -> &'static str {
         match self {
             Self::Enable => "EnableKey",
@@ -48,7 +48,7 @@ impl Change {
         }
     }
 
-    /// The state that it leads to.
+    /// Returns the resulting state.
     pub fn state(self) -> KeyState {
         match self {
             Self::Enable => KeyState::Enabled,
@@ -57,20 +57,20 @@ impl Change {
     }
 }
 
-/// Why a call has no answer.
+/// Why a call failed.
 #[derive(Debug)]
 pub enum CallError {
     /// The interrupt descriptor became readable.
     Interrupted,
-    /// KMS refused it, or was not reached.
+    /// KMS refused it, or could not be reached.
     Failed(Failure),
 }
 
 /// What KMS says of the key.
 pub struct Description {
-    /// ARN of the key, also if an alias was asked for.
+    /// ARN of the key, even if it was named by an alias.
     pub arn: String,
-    /// Whether it may be used, or why not.
+    /// Whether it can be used, or why not.
     pub state: KeyState,
     deletion_unix_seconds: Option<i64>,
 }
@@ -84,12 +84,12 @@ impl Description {
         }
     }
 
-    /// When the key will be gone, as RFC 3339 in UTC, if its deletion is scheduled.
+    /// Returns when the key will be deleted, as RFC 3339 in UTC, if its deletion is scheduled.
     pub fn deletion_text(&self) -> Option<String> {
         self.deletion_unix_seconds.map(utc_text)
     }
 
-    /// The ARN, where a change can be asked for; else why not, and what to do.
+    /// Returns the ARN if the key can be changed; else why not, and what to do.
     pub fn changeable(self) -> Result<String, String> {
         match (&self.state, self.advice()) {
             (
@@ -106,7 +106,7 @@ impl Description {
         }
     }
 
-    /// What to do about a key that is neither enabled nor disabled.
+    /// Says what to do about a key that is neither enabled nor disabled.
     ///
     /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html>.
     pub fn advice(&self) -> Option<String> {
@@ -119,42 +119,42 @@ impl Description {
                     .map_or_else(String::new, |date| format!(" at {date}"))
             )),
             KeyState::PendingImport => Some(format!(
-                "its key material is not there; import it (aws kms import-key-material --key-id {arn})"
+                "its key material is missing; import it (aws kms import-key-material --key-id {arn})"
             )),
             KeyState::Unavailable => Some(
                 "its key store is not connected; connect it (aws kms connect-custom-key-store)"
                     .into(),
             ),
-            _ => Some("KMS is at work on it; try again in a minute".into()),
+            _ => Some("KMS is still working on it; try again in a minute".into()),
         }
     }
 }
 
-/// A change that KMS has taken.
+/// A change that KMS has accepted.
 pub struct AcceptedChange {
-    /// Names the call in CloudTrail.
+    /// The id of the call in CloudTrail.
     pub request_id: String,
     /// When, in seconds since 1970-01-01 UTC by this host's clock.
     pub unix_seconds: i64,
 }
 
-/// The master key, as a session reaches it.
+/// The master key, with a session.
 pub struct MasterKey<'a> {
     runtime: Runtime,
     client: Client,
-    /// For STS too: it holds the CA certificates.
+    /// Shared with STS, because it holds the CA certificates.
     http_client: SharedHttpClient,
     aws: &'a Settings,
-    session: &'a Session,
+    session: &'a Credentials,
     interrupt: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> MasterKey<'a> {
-    /// Calls are made in the region of `key`, if it names one, else in that of `aws`, and end
-    /// with [`CallError::Interrupted`] when `interrupt` becomes readable.
+    /// Calls go to the region of `key` if it names one, else to that of `aws`. They fail with
+    /// [`CallError::Interrupted`] when `interrupt` becomes readable.
     pub fn open(
         aws: &'a Settings,
-        session: &'a Session,
+        session: &'a Credentials,
         key: &MasterKeyId,
         interrupt: Option<BorrowedFd<'a>>,
     ) -> io::Result<Self> {
@@ -172,7 +172,7 @@ impl<'a> MasterKey<'a> {
         })
     }
 
-    /// Who makes the calls, by ARN, and what KMS says of `key`.
+    /// Returns the caller's ARN and the description of `key`.
     pub fn look(&self, key: &str) -> (String, Result<Description, CallError>) {
         let both = async {
             tokio::join!(
@@ -189,14 +189,14 @@ impl<'a> MasterKey<'a> {
         }
     }
 
-    /// What KMS says of `key`.
+    /// Describes `key`.
     pub fn describe(&self, key: &str) -> Result<Description, CallError> {
         self.run(self.describing(key))
             .ok_or(CallError::Interrupted)?
             .map_err(CallError::Failed)
     }
 
-    /// Asks KMS for `change` of the key with this id or ARN.
+    /// Requests `change` of the key with this id or ARN.
     pub fn change(&self, key: &str, change: Change) -> Result<AcceptedChange, CallError> {
         let call = async {
             let session_over = || self.session_over();
@@ -205,13 +205,13 @@ impl<'a> MasterKey<'a> {
                     let answer = self.client.enable_key().key_id(key).send().await;
                     answer
                         .map(|answer| answer.request_id().map(str::to_owned))
-                        .map_err(|error| failure(change.operation(), &error, session_over))
+                        .map_err(|error| kms_failure(change.operation(), &error, session_over))
                 }
                 Change::Disable => {
                     let answer = self.client.disable_key().key_id(key).send().await;
                     answer
                         .map(|answer| answer.request_id().map(str::to_owned))
-                        .map_err(|error| failure(change.operation(), &error, session_over))
+                        .map_err(|error| kms_failure(change.operation(), &error, session_over))
                 }
             }
         };
@@ -225,7 +225,7 @@ impl<'a> MasterKey<'a> {
         })
     }
 
-    /// Waits; true if interrupted.
+    /// Waits. Returns true if interrupted.
     pub fn pause(&self, duration: Duration) -> bool {
         match self.interrupt {
             Some(interrupt) => sleep_until(Instant::now() + duration, interrupt),
@@ -239,7 +239,7 @@ impl<'a> MasterKey<'a> {
     async fn describing(&self, key: &str) -> Result<Description, Failure> {
         let answer = self.client.describe_key().key_id(key).send().await;
         let answer =
-            answer.map_err(|error| failure("DescribeKey", &error, || self.session_over()))?;
+            answer.map_err(|error| kms_failure("DescribeKey", &error, || self.session_over()))?;
         answer
             .key_metadata
             .map(Description::of)

@@ -1,7 +1,7 @@
-//! All signals of a process that must not end before it has disabled the key, and those of its child.
+//! The signals of a process that must not end before it has disabled the key, and those of its child.
 //!
-//! No handler is installed. The signals are blocked and read from signalfds, and the child gets the mask
-//! that our parent has given us. Only SIGKILL, SIGSTOP and a fault of the processor are left.
+//! No handler is installed. The signals are blocked and read from signalfds, and the child gets the
+//! inherited mask. Only SIGKILL, SIGSTOP and synchronous faults remain.
 
 #![allow(unsafe_code)]
 
@@ -22,7 +22,7 @@ use nix::{
 
 use service::process_status;
 
-/// What does nothing unless somebody has asked for it.
+/// Signals that are ignored by default.
 const HARMLESS: [Signal; 4] = [
     Signal::SIGCHLD,
     Signal::SIGURG,
@@ -30,10 +30,10 @@ const HARMLESS: [Signal; 4] = [
     Signal::SIGCONT,
 ];
 
-/// What stops a process, but for SIGSTOP.
+/// Signals that stop a process, except SIGSTOP.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
-/// A signal by its number; real-time signals have no other name.
+/// A signal by its number, because real-time signals have no names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number(c_int);
 
@@ -62,11 +62,11 @@ impl fmt::Display for Number {
     }
 }
 
-/// A signal that has come.
+/// A signal that has arrived.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Received {
     pub(super) number: Number,
-    /// Whether the kernel sent it, for a terminal say, and no process.
+    /// Whether the kernel sent it, for example because of the terminal.
     pub(super) is_of_kernel: bool,
 }
 
@@ -80,7 +80,7 @@ impl Received {
     }
 }
 
-/// All signals, held back until the end of the process.
+/// All signals, blocked until the end of the process.
 pub(super) struct Signals {
     ending: SignalFd,
     stopping: SignalFd,
@@ -88,8 +88,9 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Holds back all that would end this process, but for what our parent has us ignore or block; and
-    /// what would stop it, unless `may_stop`. Before the first thread is started.
+    /// Blocks all signals that would end this process, except those that it inherited as ignored or
+    /// blocked; and those that would stop it, unless `may_stop`. Must be called before the first thread
+    /// is started.
     pub(super) fn hold(may_stop: bool) -> io::Result<Self> {
         let inherited_mask = SigSet::thread_get_mask()?;
         let ignored = process_status::mask("SigIgn");
@@ -97,7 +98,7 @@ impl Signals {
             let is_ignored = ignored >> (*signal as u32 - 1) & 1 == 1;
             !is_ignored && !inherited_mask.contains(*signal)
         };
-        // With the real-time signals, which have no names here.
+        // Including the real-time signals, which have no names here.
         let mut ending = SigSet::all();
         for signal in Signal::iterator() {
             if HARMLESS.contains(&signal) || STOPPING.contains(&signal) || !is_ours(&signal) {
@@ -117,32 +118,34 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Readable when a signal has come that would have ended us.
+    /// Returns a descriptor that is readable when a signal has arrived that would have ended this
+    /// process.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
         self.ending.as_fd()
     }
 
-    /// Readable when a signal has come that would have stopped us.
+    /// Returns a descriptor that is readable when a signal has arrived that would have stopped this
+    /// process.
     pub(super) fn stop_descriptor(&self) -> BorrowedFd<'_> {
         self.stopping.as_fd()
     }
 
-    /// The signal that would have ended us, if one has come.
+    /// Returns the signal that would have ended this process, if one has arrived.
     pub(super) fn received(&self) -> Option<Received> {
         Received::of(&self.ending.read_signal().ok()??)
     }
 
-    /// The signal that would have stopped us, if one has come.
+    /// Returns the signal that would have stopped this process, if one has arrived.
     pub(super) fn stop_received(&self) -> Option<Received> {
         Received::of(&self.stopping.read_signal().ok()??)
     }
 
-    /// The signal mask that our parent has given us.
+    /// Returns the inherited signal mask.
     pub(super) fn inherited_mask(&self) -> &SigSet {
         &self.inherited_mask
     }
 
-    /// Dies of the signal, as if it had never been held back. Returns if that is not possible.
+    /// Dies of the signal, as if it had never been blocked. Returns if that is not possible.
     pub(super) fn die_of(self, number: Number) {
         if self.inherited_mask.thread_set_mask().is_ok() {
             // SAFETY: takes two numbers.
@@ -151,8 +154,8 @@ impl Signals {
     }
 }
 
-/// Also the two that the C library keeps to itself, which would end the process like any other: it takes
-/// them out of every mask that it is given.
+/// Blocks all signals, including the two that the C library reserves and removes from each mask. They
+/// would end the process like any other.
 fn block_all_but<'a>(left: impl Iterator<Item = &'a Signal>) -> io::Result<()> {
     let mask = left.fold(u64::MAX, |mask, signal| mask & !(1 << (*signal as u32 - 1)));
     // SAFETY: the kernel reads one mask of that many bytes, and writes none.
@@ -168,7 +171,8 @@ fn block_all_but<'a>(left: impl Iterator<Item = &'a Signal>) -> io::Result<()> {
     check(result)
 }
 
-/// A child's status is there for us also where our parent has us ignore SIGCHLD.
+/// Restores the default of SIGCHLD. If it was inherited as ignored, the status of a child would be
+/// lost.
 fn await_children() -> io::Result<()> {
     // SAFETY: no handler is set.
     match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
@@ -177,7 +181,7 @@ fn await_children() -> io::Result<()> {
     }
 }
 
-/// Sends the signal to the process of a pidfd, and to no other that has got its number.
+/// Sends the signal to the process of a pidfd, never to another that has reused its process id.
 pub(super) fn send(pidfd: BorrowedFd<'_>, number: Number) -> io::Result<()> {
     // SAFETY: takes a descriptor that is open, a number, no information and no flags.
     let result = unsafe {
@@ -192,7 +196,7 @@ pub(super) fn send(pidfd: BorrowedFd<'_>, number: Number) -> io::Result<()> {
     check(result)
 }
 
-/// Sends the signal to all processes of our group.
+/// Sends the signal to all processes of this process group.
 pub(super) fn send_to_group(number: Number) -> io::Result<()> {
     // SAFETY: takes two numbers.
     check(unsafe { libc::kill(0, number.get()) }.into())

@@ -1,4 +1,4 @@
-//! `unlock`: the key is enabled for as long as a command runs, and not longer.
+//! `unlock`: enables the key only while a command runs.
 
 use std::{
     io::{self, IsTerminal},
@@ -14,15 +14,15 @@ use super::{
     Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, catch_panic, child,
     not_described,
 };
-use aws_session::{config::Mfa, session::Session};
+use aws_session::{config::Mfa, credentials::Credentials};
 use service::command::Command;
 
-/// How long the key is tried to be disabled while KMS does not answer: as long as the shortest
+/// How long to keep trying to disable the key while KMS does not answer: as long as the shortest
 /// session lasts.
 const DISABLE_PATIENCE: Duration = Duration::from_secs(900);
 
-/// Enables the key, runs `command`, and disables the key again, whatever has happened meanwhile.
-/// Without kms:DescribeKey nothing is begun: neither state could be verified.
+/// Enables the key, runs `command`, and disables the key again, whatever happens meanwhile. Without
+/// kms:DescribeKey it does nothing, because neither state could be verified.
 pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageError> {
     let session = tool.open_session(None)?;
     let key = tool.open_key(&session, Some(tool.signals.descriptor()))?;
@@ -31,7 +31,7 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
     let was_enabled = description.state == KeyState::Enabled;
     let arn = description.changeable().map_err(ManageError::Refused)?;
     if was_enabled {
-        warn!("{arn} is enabled already; it is disabled at the end all the same");
+        warn!("{arn} is enabled already; it will be disabled at the end nevertheless");
     }
     let enable = Attempt {
         key: &key,
@@ -56,10 +56,10 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
     if is_refused {
         return outcome;
     }
-    // What came while we waited for KMS, before there was a command to get it.
+    // Signals that arrived during the wait for KMS, before the command existed.
     let outcome = match (outcome, tool.signals.received()) {
         (Err(ManageError::Interrupted(_)), Some(received)) => {
-            warn!("{} came before the command was started", received.number);
+            warn!("{} arrived before the command was started", received.number);
             Ok(End::Signal(received.number))
         }
         (outcome, _) => outcome,
@@ -71,20 +71,25 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
     disabled.and(outcome)
 }
 
-fn announce(command: &Command, session: &Session) {
+fn announce(command: &Command, session: &Credentials) {
     let path = command.path().display();
     match session.expiration_unix_seconds {
         Some(_) => info!(
-            "starting {path}; the session, which the key is to be disabled with, is open until {} (session_duration_seconds)",
+            "starting {path}; the session that will disable the key is open until {} (session_duration_seconds)",
             session.expiration_text()
         ),
         None => info!("starting {path}"),
     }
 }
 
-/// No signal ends this; where the session is over, a new one is opened if that is possible.
-fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result<(), ManageError> {
-    let once = |session: &Session| {
+/// Disables the key. No signal interrupts this. If the session has ended, opens a new one if possible.
+fn disable(
+    tool: &Tool<'_>,
+    session: Credentials,
+    arn: &str,
+    caller: &str,
+) -> Result<(), ManageError> {
+    let once = |session: &Credentials| {
         fault_point("disabling");
         let key = tool.open_key(session, None)?;
         let attempt = Attempt {
@@ -97,8 +102,8 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         };
         attempt.make()
     };
-    // The second time, everything is another.
-    let with = |session: &Session| {
+    // The second attempt creates everything anew.
+    let with = |session: &Credentials| {
         let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
         attempt().or_else(|_| {
             warn!("trying again after an internal error (panic)");
@@ -115,11 +120,11 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
         Ok(Err(ChangeError::SessionOver(why))) => why,
         result => return finished(result).map_err(left_enabled),
     };
-    if tool.config.mfa != Mfa::Off && !io::stdin().is_terminal() {
+    if tool.config.session.mfa != Mfa::Off && !io::stdin().is_terminal() {
         return Err(left_enabled(why));
     }
     warn!("{why}; a new one is needed to disable the key");
-    // They were not meant for the question that comes now.
+    // They were not meant for the prompt that follows.
     while tool.signals.received().is_some() {}
     let session = tool
         .open_session(None)
@@ -127,7 +132,7 @@ fn disable(tool: &Tool<'_>, session: Session, arn: &str, caller: &str) -> Result
     finished(with(&session)).map_err(left_enabled)
 }
 
-/// The error is a text.
+/// Converts the error to text.
 fn finished(result: thread::Result<Result<(), ChangeError>>) -> Result<(), String> {
     match result {
         Ok(result) => result.map_err(|error| error.to_string()),
@@ -135,7 +140,7 @@ fn finished(result: thread::Result<Result<(), ChangeError>>) -> Result<(), Strin
     }
 }
 
-/// For tests: panics where `KMS_MANAGE_KEY_PANIC` names this point.
+/// For tests: panics if `KMS_MANAGE_KEY_PANIC` names this point.
 #[cfg(feature = "fault-points")]
 fn fault_point(name: &str) {
     if std::env::var("KMS_MANAGE_KEY_PANIC").is_ok_and(|point| point == name) {

@@ -11,9 +11,9 @@ use aws_smithy_types::config_bag::ConfigBag;
 use secrecy::SecretString;
 
 use aws_session::{
-    session::Session,
+    aws_error::clock_offset,
+    credentials::Credentials,
     settings::{Service, Settings, runtime},
-    sts,
 };
 
 /// What a service of AWS answers to nobody in particular.
@@ -26,7 +26,7 @@ pub(super) struct Answer {
 
 /// Asks `service` for something that needs no permission.
 pub(super) fn reach(aws: &Settings, service: Service) -> io::Result<Answer> {
-    let nobody = Session {
+    let nobody = Credentials {
         access_key_id: "AKIAIOSFODNN7EXAMPLE".into(),
         secret_access_key: SecretString::from("none"),
         session_token: None,
@@ -40,14 +40,14 @@ pub(super) fn reach(aws: &Settings, service: Service) -> io::Result<Answer> {
                 let client =
                     aws_sdk_sts::Client::from_conf(config.interceptor(asked.clone()).build());
                 let answer = client.get_caller_identity().send().await;
-                sts::clock_offset(aws, service, &answer)
+                clock_offset(aws, service, &answer)
             }
             Service::Kms => {
                 let config = aws_sdk_kms::config::Builder::from(&settings);
                 let client =
                     aws_sdk_kms::Client::from_conf(config.interceptor(asked.clone()).build());
                 let answer = client.list_aliases().limit(1).send().await;
-                sts::clock_offset(aws, service, &answer)
+                clock_offset(aws, service, &answer)
             }
         }
     };

@@ -1,100 +1,64 @@
 //! What can be wrong with a configuration file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{KEYS, file::Entry};
-use crate::input_file::InputFileError;
+use super::{KEYS, Key, file::Entry};
 
-/// What can be wrong with a configuration file; each message names the file, and the line where
-/// there is one.
+/// What is wrong with a configuration file: the message names the file and, if there is one, the line.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file {path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: InputFileError,
-    },
-    /// The file is not TOML or INI.
-    #[error("{path}, line {line}: {reason}", path = path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// A key that does not exist.
-    #[error(
-        "{path}, line {line}: there is no key {key}; {hint}", path = path.display()
-    )]
-    UnknownKey {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// The unknown key.
-        key: String,
-        /// The nearest known key, or all of them.
-        hint: String,
-    },
-    /// A section that does not exist.
-    #[error(
-        "{path}, line {line}: there is no section [{section}]; every key belongs into [kms]", path = path.display()
-    )]
-    UnknownSection {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// The unknown section.
-        section: String,
-    },
-    /// A value that its key does not take.
-    #[error(
-        "{path}, line {line}: {key} is {value:?}, but must be {expected}", path = path.display()
-    )]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// The key.
-        key: String,
-        /// Its value.
-        value: String,
-        /// What it takes.
-        expected: String,
-    },
-    /// Neither a device nor the word that none is wanted.
-    #[error(
-        "{path}: kms_mfa_id is missing; set it to the ARN of your MFA device (or mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is wanted)", path = path.display()
-    )]
-    NoSerialNumber {
-        /// The file.
-        path: PathBuf,
-    },
-}
+#[error("{0}")]
+pub struct ConfigError(String);
 
 impl ConfigError {
+    pub(super) fn of_file(path: &Path, why: impl std::fmt::Display) -> Self {
+        Self(format!("{}: {why}", path.display()))
+    }
+
+    pub(super) fn of_line(path: &Path, line: usize, why: impl std::fmt::Display) -> Self {
+        Self(format!("{}, line {line}: {why}", path.display()))
+    }
+
+    pub(super) fn read(path: &Path, why: impl std::fmt::Display) -> Self {
+        let path = path.display();
+        Self(format!("cannot read the configuration file {path}: {why}"))
+    }
+
+    pub(super) fn unknown_section(path: &Path, line: usize, section: &str) -> Self {
+        let why = format!("there is no section [{section}]; every key belongs in [kms]");
+        Self::of_line(path, line, why)
+    }
+
     pub(super) fn unknown_key(path: &Path, entry: &Entry) -> Self {
         let nearest = KEYS
             .iter()
-            .map(|key| (strsim::jaro_winkler(key, &entry.key), key))
+            .map(|key| (strsim::jaro_winkler(key.name, &entry.key), key.name))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .filter(|(likeness, _)| *likeness > 0.75);
         let hint = match nearest {
             Some((_, key)) => format!("did you mean {key}?"),
-            None => format!("the keys are {}", KEYS.join(", ")),
+            None => {
+                let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+                format!("the keys are {}", names.join(", "))
+            }
         };
-        Self::UnknownKey {
-            path: path.into(),
-            line: entry.line,
-            key: entry.key.clone(),
-            hint,
-        }
+        let why = format!("there is no key {}; {hint}", entry.key);
+        Self::of_line(path, entry.line, why)
+    }
+
+    pub(super) fn value(path: &Path, entry: &Entry, expected: &str) -> Self {
+        let Entry {
+            key, value, line, ..
+        } = entry;
+        Self::of_line(
+            path,
+            *line,
+            format!("{key} is {value:?}, but must be {expected}"),
+        )
+    }
+
+    /// A default that its own key does not accept: a bug in the table of keys.
+    pub(super) fn default(key: &Key) -> Self {
+        let Key { name, default, .. } = key;
+        Self(format!("the default of {name}, {default:?}, is invalid"))
     }
 }

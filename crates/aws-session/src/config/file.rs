@@ -1,15 +1,17 @@
-//! From a file to a list of keys and values, for TOML and for INI.
+//! Turns a file, TOML or INI, into a list of keys and values.
 
 use std::{ops::Range, path::Path};
 
-use ini::{Ini, ParseOption};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
 use super::ConfigError;
-use crate::input_file;
+use crate::{
+    ini::{self, Dialect},
+    input_file,
+};
 
 const LIMIT_BYTES: usize = 64 * 1024;
 const SECTION: &str = "kms";
@@ -18,7 +20,7 @@ const SECTION: &str = "kms";
 pub(super) struct Entry {
     pub key: String,
     pub value: String,
-    /// False for TOML's numbers and booleans. (A mode written as a number has lost its base.)
+    /// False for TOML's numbers and booleans. (A mode that is written as a number has lost its base.)
     pub is_text: bool,
     /// Line in the file, from 1.
     pub line: usize,
@@ -26,10 +28,8 @@ pub(super) struct Entry {
 
 /// Reads the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
-    let text = input_file::read_text(path, LIMIT_BYTES).map_err(|source| ConfigError::Read {
-        path: path.into(),
-        source,
-    })?;
+    let text =
+        input_file::read_text(path, LIMIT_BYTES).map_err(|error| ConfigError::read(path, error))?;
     if path
         .extension()
         .is_some_and(|extension| extension == "toml")
@@ -43,10 +43,9 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
 /// The keys stand at the top or in `[kms]`.
 fn read_toml(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
     let line_of = |span: Range<usize>| line_at(text, span.start);
-    let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        path: path.into(),
-        line: line_of(error.span().unwrap_or_default()),
-        reason: error.message().into(),
+    let table = DeTable::parse(text).map_err(|error| {
+        let line = line_of(error.span().unwrap_or_default());
+        ConfigError::of_line(path, line, error.message())
     })?;
     let mut entries = Vec::new();
     for (key, value) in table.into_inner() {
@@ -62,11 +61,8 @@ fn read_toml(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
                 }
             }
             DeValue::Table(_) => {
-                return Err(ConfigError::UnknownSection {
-                    path: path.into(),
-                    line: line_of(key.span()),
-                    section: key.into_inner().into_owned(),
-                });
+                let line = line_of(key.span());
+                return Err(ConfigError::unknown_section(path, line, key.get_ref()));
             }
             value => entries.push(toml_entry(path, &key, value, line_of(key.span()))?),
         }
@@ -85,14 +81,9 @@ fn toml_entry(
         DeValue::Integer(number) => (number.to_string(), false),
         DeValue::Boolean(truth) => (truth.to_string(), false),
         _ => {
-            return Err(ConfigError::Syntax {
-                path: path.into(),
-                line,
-                reason: format!(
-                    "{} takes a string, a number or a boolean",
-                    key.get_ref().as_ref()
-                ),
-            });
+            let key = key.get_ref().as_ref();
+            let why = format!("{key} takes a string, a number or a boolean");
+            return Err(ConfigError::of_line(path, line, why));
         }
     };
     Ok(Entry {
@@ -103,54 +94,27 @@ fn toml_entry(
     })
 }
 
-/// The manual's format: `key = value` or `key: value`, comments after `#` and `;`.
+/// The format of MariaDB's manual.
 fn read_ini(path: &Path, text: &str) -> Result<Vec<Entry>, ConfigError> {
-    let option = ParseOption {
-        enabled_quote: false,
-        enabled_escape: false,
-        ..ParseOption::default()
-    };
-    let ini = Ini::load_from_str_opt(text, option).map_err(|error| ConfigError::Syntax {
-        path: path.into(),
-        line: error.line + 1,
-        reason: error.msg.into_owned(),
-    })?;
+    let sections = ini::parse(text, Dialect::Manual)
+        .map_err(|error| ConfigError::of_line(path, error.line, error.reason))?;
     let mut entries = Vec::new();
-    for (section, properties) in &ini {
-        let section = section.unwrap_or_default();
-        for (key, value) in properties {
-            let line = line_of_key(text, key);
-            if section != SECTION {
-                let section = section.to_owned();
-                return Err(ConfigError::UnknownSection {
-                    path: path.into(),
-                    line,
-                    section,
-                });
-            }
-            entries.push(Entry {
-                key: key.to_owned(),
-                value: value.trim().to_owned(),
-                is_text: true,
-                line,
-            });
+    for section in sections {
+        if section.name != SECTION {
+            return Err(ConfigError::unknown_section(
+                path,
+                section.line,
+                &section.name,
+            ));
         }
+        entries.extend(section.properties.into_iter().map(|property| Entry {
+            key: property.key,
+            value: property.value.to_string(),
+            is_text: true,
+            line: property.line,
+        }));
     }
     Ok(entries)
-}
-
-/// The INI crate keeps no positions: the last line that sets `key` is the one that counts.
-fn line_of_key(text: &str, key: &str) -> usize {
-    let sets_key = |line: &str| {
-        line.split(['=', ':'])
-            .next()
-            .is_some_and(|name| name.trim() == key)
-    };
-    text.lines()
-        .enumerate()
-        .filter(|(_, line)| sets_key(line))
-        .last()
-        .map_or(1, |(i, _)| i + 1)
 }
 
 fn line_at(text: &str, offset: usize) -> usize {

@@ -1,10 +1,10 @@
-//! The configuration file: TOML, or the INI of MariaDB's manual.
+//! The configuration file: TOML, or the INI of MariaDB's manual. Both have the same keys ([`KEYS`]).
 //!
-//! Both hold the same keys ([`KEYS`]); `file` turns either into a list of entries, this module
-//! checks the values and knows the defaults.
+//! `file` turns either into a list of entries; this module checks the values.
 
 mod error;
 mod file;
+mod keys;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,83 +16,84 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 use file::Entry;
+pub use keys::{KEYS, Key, Kind};
 
 use crate::{master_key_id::MasterKeyId, region::is_region};
 
-/// Where the FIFO is made unless `kms_mfa_socket` says otherwise.
-pub const DEFAULT_FIFO: &str = "/run/iam-kms-wrapper/mfa";
+/// The FIFO's path unless `kms_mfa_socket` says otherwise.
+pub const DEFAULT_FIFO: &str = keys::KMS_MFA_SOCKET.default;
 
-/// Every key of the configuration file.
-pub const KEYS: [&str; 19] = [
-    "kms_mfa_id",
-    "master_key_id",
-    "kms_mfa_socket",
-    "kms_mfa_socket_mode",
-    "kms_mfa_socket_group",
-    "session_duration_seconds",
-    "request_timeout_seconds",
-    "prompt_timeout_seconds",
-    "role_arn",
-    "profile",
-    "region",
-    "handoff",
-    "broker_socket",
-    "broker_socket_group",
-    "mfa",
-    "reuse_session_min_seconds",
-    "reprompt_wait_seconds",
-    "key_cache",
-    "log_format",
-];
-
-/// A checked configuration.
+/// A checked configuration, in parts: each program uses those that it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
-    /// Where the person's code is turned into a session.
-    pub mfa: Mfa,
-    /// The master key that `kms-manage-key` is for.
+    /// How a session is opened.
+    pub session: SessionConfig,
+    /// Where a code is written.
+    pub fifo: FifoConfig,
+    /// How the broker serves its clients.
+    pub broker: BrokerConfig,
+    /// How the command gets the session.
+    pub handoff: Handoff,
+    /// The master key that `kms-manage-key` manages.
     pub master_key_id: Option<MasterKeyId>,
-    /// Where the code is written to; `None` where nothing is configured.
-    pub fifo: Option<PathBuf>,
-    /// Who may write a code.
-    pub fifo_access: FifoAccess,
-    /// How long the session is to last, in seconds: 900 to 129,600.
-    pub session_duration_seconds: i32,
-    /// How long one call of AWS may take.
+    /// How the log is written if it does not go to the journal.
+    pub log_format: LogFormat,
+}
+
+/// How a session is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionConfig {
+    /// Where a code is exchanged for a session.
+    pub mfa: Mfa,
+    /// How long a session lasts, in seconds: 900 to 129,600.
+    pub duration_seconds: i32,
+    /// Time limit for one call of AWS.
     pub request_timeout: Duration,
-    /// How long to wait for a code; `None`: for ever.
-    pub prompt_timeout: Option<Duration>,
-    /// The role to assume with the code, instead of `GetSessionToken`.
+    /// The role to assume with the code; `None`: `GetSessionToken`.
     pub role_arn: Option<String>,
     /// Profile of the source credentials.
     pub profile: Option<String>,
     /// AWS region.
     pub region: Option<String>,
-    /// How the command gets the session.
-    pub handoff: Handoff,
-    /// Where the broker listens.
-    pub broker_socket: PathBuf,
-    /// Group whose members may use the broker; `None`: only its own user and root.
-    pub broker_socket_gid: Option<u32>,
-    /// How much of a session must be left for a restart to use it again, in seconds.
-    pub reuse_session_min_seconds: i64,
-    /// How long a KMS call that may wait does so for a person to open a session.
-    pub reprompt_wait: Duration,
-    /// How long the broker keeps what it has unwrapped.
-    pub key_cache: KeyCache,
-    /// How the log is written where it does not go to the journal.
-    pub log_format: LogFormat,
+    /// How much of a stored session must be left for a restart to reuse it, in seconds.
+    pub reuse_min_seconds: i64,
 }
 
-/// Where the person's code is turned into a session.
+/// Where a code is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FifoConfig {
+    /// The FIFO.
+    pub path: PathBuf,
+    /// Whether the configuration names it. Otherwise a terminal is preferred.
+    pub is_configured: bool,
+    /// Who may write to it.
+    pub access: FifoAccess,
+    /// How long to wait for a code; `None`: without limit.
+    pub prompt_timeout: Option<Duration>,
+}
+
+/// How the broker serves its clients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokerConfig {
+    /// The socket that it listens on.
+    pub socket: PathBuf,
+    /// Group whose members it also serves; `None`: only its own user and root.
+    pub socket_gid: Option<u32>,
+    /// How long a request that may wait does so until there is a session.
+    pub reprompt_wait: Duration,
+    /// How long it keeps data keys.
+    pub key_cache: KeyCache,
+}
+
+/// Where a code is exchanged for a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mfa {
-    /// Here: a code of this device is traded at STS.
+    /// On this host, by STS.
     Here {
-        /// Serial number (ARN) of the device, 9 to 256 characters.
+        /// Serial number or ARN of the MFA device, 9 to 256 characters.
         serial_number: String,
     },
-    /// Elsewhere: only session documents are taken, and this host needs no AWS key.
+    /// On another machine: this host accepts only session documents and needs no AWS key.
     Elsewhere,
     /// Nowhere: the source credentials are used as they are.
     Off,
@@ -112,16 +113,16 @@ pub struct FifoAccess {
 pub enum Handoff {
     /// In the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`.
     Environment,
-    /// Through `iam-kms-broker`, which makes the KMS calls; nothing in the environment.
+    /// Not at all: `iam-kms-broker` keeps it and makes the KMS calls.
     Broker,
 }
 
-/// How long the broker keeps unwrapped data keys for other processes of the host.
+/// How long the broker keeps decrypted data keys for other processes of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum KeyCache {
-    /// As long as it lives: backups work after the session's end.
+    /// Until it exits: backups also work without a session.
     Lifetime,
-    /// Not beyond the session: without one there are no keys.
+    /// Until the session ends.
     Session,
 }
 
@@ -144,28 +145,26 @@ impl Config {
         .check()
     }
 
-    /// What holds without a file: the credentials that the AWS CLI would find, used as they are.
+    /// The configuration of a tool that was given no file: the credentials that the AWS CLI would find,
+    /// used as they are.
     pub fn without_file() -> Result<Self, ConfigError> {
-        let no_code = Entry {
-            key: "mfa".into(),
-            value: "false".into(),
-            is_text: false,
-            line: 0,
-        };
         Values {
             path: Path::new(""),
-            entries: vec![no_code],
+            entries: vec![Entry {
+                key: keys::MFA.name.into(),
+                value: "false".into(),
+                is_text: false,
+                line: 0,
+            }],
         }
         .check()
     }
-
-    /// The FIFO's path, configured or not.
-    pub fn fifo_or_default(&self) -> &Path {
-        self.fifo.as_deref().unwrap_or(Path::new(DEFAULT_FIFO))
-    }
 }
 
-/// The entries of one file, to be taken out by name.
+/// Why a value is refused: what its key takes instead.
+type Expected = String;
+
+/// The entries of one file.
 struct Values<'a> {
     path: &'a Path,
     entries: Vec<Entry>,
@@ -173,245 +172,205 @@ struct Values<'a> {
 
 impl Values<'_> {
     fn check(&self) -> Result<Config, ConfigError> {
-        if let Some(unknown) = self
-            .entries
-            .iter()
-            .find(|e| !KEYS.contains(&e.key.as_str()))
-        {
+        let is_unknown = |entry: &&Entry| KEYS.iter().all(|key| key.name != entry.key);
+        if let Some(unknown) = self.entries.iter().find(is_unknown) {
             return Err(ConfigError::unknown_key(self.path, unknown));
         }
+        let mfa = self.mfa()?;
         Ok(Config {
-            mfa: self.mfa()?,
-            master_key_id: self.master_key_id()?,
-            fifo: self.absolute_path("kms_mfa_socket")?,
-            fifo_access: FifoAccess {
-                mode: self.mode()?,
-                gid: self.gid("kms_mfa_socket_group")?,
+            session: SessionConfig {
+                duration_seconds: self.session_duration_seconds()?,
+                request_timeout: self.seconds(&keys::REQUEST_TIMEOUT_SECONDS)?,
+                role_arn: self.role_arn(&mfa)?,
+                profile: self.get(&keys::PROFILE, not_empty)?,
+                region: self.get(&keys::REGION, region)?,
+                reuse_min_seconds: self.number(&keys::REUSE_SESSION_MIN_SECONDS)?.into(),
+                mfa,
             },
-            session_duration_seconds: self.session_duration_seconds()?,
-            request_timeout: self.seconds("request_timeout_seconds", 10, 1)?,
-            prompt_timeout: Some(self.seconds("prompt_timeout_seconds", 0, 0)?)
-                .filter(|timeout| !timeout.is_zero()),
-            role_arn: self.role_arn()?,
-            profile: self.text("profile")?,
-            region: self.region()?,
-            handoff: self.choice(
-                "handoff",
-                Handoff::Environment,
-                &[
-                    ("environment", Handoff::Environment),
-                    ("broker", Handoff::Broker),
-                ],
-            )?,
-            broker_socket: self
-                .absolute_path("broker_socket")?
-                .unwrap_or_else(|| broker_api::DEFAULT_SOCKET.into()),
-            broker_socket_gid: self.gid("broker_socket_group")?,
-            reuse_session_min_seconds: self
-                .number("reuse_session_min_seconds", 60, 0, 129_600)?
-                .into(),
-            reprompt_wait: self.seconds("reprompt_wait_seconds", 0, 0)?,
-            key_cache: self.choice(
-                "key_cache",
-                KeyCache::Lifetime,
-                &[
-                    ("lifetime", KeyCache::Lifetime),
-                    ("session", KeyCache::Session),
-                ],
-            )?,
-            log_format: self.choice(
-                "log_format",
-                LogFormat::Text,
-                &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-            )?,
+            fifo: FifoConfig {
+                path: self.path(&keys::KMS_MFA_SOCKET)?,
+                is_configured: self.entry(&keys::KMS_MFA_SOCKET).is_some(),
+                access: FifoAccess {
+                    mode: self.mode()?,
+                    gid: self.get(&keys::KMS_MFA_SOCKET_GROUP, gid)?,
+                },
+                prompt_timeout: Some(self.seconds(&keys::PROMPT_TIMEOUT_SECONDS)?)
+                    .filter(|timeout| !timeout.is_zero()),
+            },
+            broker: BrokerConfig {
+                socket: self.path(&keys::BROKER_SOCKET)?,
+                socket_gid: self.get(&keys::BROKER_SOCKET_GROUP, gid)?,
+                reprompt_wait: self.seconds(&keys::REPROMPT_WAIT_SECONDS)?,
+                key_cache: match self.word(&keys::KEY_CACHE)? {
+                    "session" => KeyCache::Session,
+                    _ => KeyCache::Lifetime,
+                },
+            },
+            handoff: match self.word(&keys::HANDOFF)? {
+                "broker" => Handoff::Broker,
+                _ => Handoff::Environment,
+            },
+            master_key_id: self.get(&keys::MASTER_KEY_ID, |_, id| id.parse().ok())?,
+            log_format: match self.word(&keys::LOG_FORMAT)? {
+                "json" => LogFormat::Json,
+                _ => LogFormat::Text,
+            },
         })
     }
 
     fn mfa(&self) -> Result<Mfa, ConfigError> {
-        #[derive(Clone, Copy)]
-        enum Word {
-            True,
-            Elsewhere,
-            False,
-        }
-        let known = [
-            ("true", Word::True),
-            ("elsewhere", Word::Elsewhere),
-            ("false", Word::False),
-        ];
-        match (
-            self.choice("mfa", Word::True, &known)?,
-            self.entry("kms_mfa_id"),
-        ) {
-            (Word::True, Some(entry)) => self.serial_number(entry),
-            (Word::True, None) => Err(ConfigError::NoSerialNumber {
-                path: self.path.into(),
-            }),
+        let word = self.word(&keys::MFA)?;
+        match (word, self.entry(&keys::KMS_MFA_ID)) {
+            ("true", Some(entry)) => match serial_number(&entry.value) {
+                Ok(serial_number) => Ok(Mfa::Here { serial_number }),
+                Err(expected) => Err(self.bad_value(entry, expected)),
+            },
+            ("true", None) => Err(ConfigError::of_file(
+                self.path,
+                "kms_mfa_id is missing; set it to the ARN of your MFA device (or set mfa = elsewhere if sessions are opened on another machine, or mfa = false if no code is needed)",
+            )),
             (_, Some(entry)) => Err(self.bad_value(entry, "left out unless mfa = true")),
-            (Word::Elsewhere, None) => Ok(Mfa::Elsewhere),
-            (Word::False, None) => Ok(Mfa::Off),
+            ("elsewhere", None) => Ok(Mfa::Elsewhere),
+            (_, None) => Ok(Mfa::Off),
         }
     }
 
-    /// Source of the pattern: SerialNumber in
-    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
-    fn serial_number(&self, entry: &Entry) -> Result<Mfa, ConfigError> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
-        if entry.value.contains(":u2f/") {
-            return Err(self.bad_value(
-                entry,
-                "a device with codes: STS takes no security key or passkey (u2f); add a virtual MFA device to the user",
-            ));
+    fn role_arn(&self, mfa: &Mfa) -> Result<Option<String>, ConfigError> {
+        match self.entry(&keys::ROLE_ARN) {
+            Some(entry) if !matches!(mfa, Mfa::Here { .. }) => {
+                Err(self.bad_value(entry, "left out unless mfa = true"))
+            }
+            _ => self.get(&keys::ROLE_ARN, |_, arn| {
+                (arn.starts_with("arn:") && arn.contains(":role/")).then(|| arn.into())
+            }),
         }
-        if entry.value.contains(":user/") {
-            return Err(self.bad_value(
-                entry,
-                "the ARN of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME, not of a user (aws iam list-mfa-devices)",
-            ));
-        }
-        if (9..=256).contains(&entry.value.len()) && entry.value.chars().all(allowed) {
-            return Ok(Mfa::Here {
-                serial_number: entry.value.clone(),
-            });
-        }
-        Err(self.bad_value(
-            entry,
-            "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME",
-        ))
     }
 
-    fn master_key_id(&self) -> Result<Option<MasterKeyId>, ConfigError> {
-        let Some(entry) = self.entry("master_key_id") else {
-            return Ok(None);
-        };
-        let parsed = entry.value.parse().map(Some);
-        parsed.map_err(|_| self.bad_value(entry, MasterKeyId::EXPECTED))
-    }
-
-    fn role_arn(&self) -> Result<Option<String>, ConfigError> {
-        let Some(entry) = self.entry("role_arn") else {
-            return Ok(None);
-        };
-        if !matches!(self.mfa()?, Mfa::Here { .. }) {
-            return Err(self.bad_value(entry, "left out unless mfa = true"));
-        }
-        if entry.value.starts_with("arn:") && entry.value.contains(":role/") {
-            return Ok(Some(entry.value.clone()));
-        }
-        Err(self.bad_value(
-            entry,
-            "the ARN of a role, such as arn:aws:iam::123456789012:role/NAME",
-        ))
-    }
-
-    /// AWS lets the session of a role last 12 hours at most.
+    /// AWS limits the session of a role to 12 hours.
     ///
     /// Source: DurationSeconds in
     /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
     fn session_duration_seconds(&self) -> Result<i32, ConfigError> {
-        let key = "session_duration_seconds";
-        let seconds = self.number(key, 900, 900, 129_600)?;
-        match self.entry(key) {
-            Some(entry) if seconds > 43_200 && self.entry("role_arn").is_some() => {
+        let seconds = self.number(&keys::SESSION_DURATION_SECONDS)?;
+        match self.entry(&keys::SESSION_DURATION_SECONDS) {
+            Some(entry) if seconds > 43_200 && self.entry(&keys::ROLE_ARN).is_some() => {
                 Err(self.bad_value(entry, "at most 43200 with role_arn"))
             }
             _ => Ok(seconds),
         }
     }
 
-    fn region(&self) -> Result<Option<String>, ConfigError> {
-        match self.entry("region") {
-            Some(entry) if !is_region(&entry.value) => {
-                Err(self.bad_value(entry, "an AWS region, such as us-east-1"))
-            }
-            entry => Ok(entry.map(|entry| entry.value.clone())),
-        }
-    }
-
     fn mode(&self) -> Result<u32, ConfigError> {
-        let Some(entry) = self.entry("kms_mfa_socket_mode") else {
-            return Ok(0o600);
-        };
-        let expected = "octal permission bits that let the owner read, in quotes in a .toml file, such as 0620";
-        match u32::from_str_radix(&entry.value, 8) {
-            Ok(mode) if entry.is_text && mode <= 0o777 && mode & 0o400 != 0 => Ok(mode),
-            _ => Err(self.bad_value(entry, expected)),
-        }
-    }
-
-    fn gid(&self, key: &str) -> Result<Option<u32>, ConfigError> {
-        let Some(entry) = self.entry(key) else {
-            return Ok(None);
-        };
-        match Group::from_name(&entry.value) {
-            Ok(Some(group)) => Ok(Some(Gid::as_raw(group.gid))),
-            _ => Err(self.bad_value(entry, "the name of a group of this host")),
-        }
-    }
-
-    fn absolute_path(&self, key: &str) -> Result<Option<PathBuf>, ConfigError> {
-        let Some(entry) = self.entry(key) else {
-            return Ok(None);
-        };
-        let path = PathBuf::from(&entry.value);
-        if path.is_absolute() && path.file_name().is_some() {
-            return Ok(Some(path));
-        }
-        Err(self.bad_value(entry, "an absolute path"))
-    }
-
-    fn text(&self, key: &str) -> Result<Option<String>, ConfigError> {
+        let key = &keys::KMS_MFA_SOCKET_MODE;
         match self.entry(key) {
-            Some(entry) if entry.value.is_empty() => Err(self.bad_value(entry, "not empty")),
-            entry => Ok(entry.map(|e| e.value.clone())),
+            Some(entry) if !entry.is_text => Err(self.bad_value(entry, key.kind.expected())),
+            _ => self.required(key, |_, text| {
+                let mode = u32::from_str_radix(text, 8).ok()?;
+                (mode <= 0o777 && mode & 0o400 != 0).then_some(mode)
+            }),
         }
     }
 
-    fn seconds(&self, key: &str, default: i32, least: i32) -> Result<Duration, ConfigError> {
-        let seconds = self.number(key, default, least, 86_400 * 7)?;
+    fn path(&self, key: &Key) -> Result<PathBuf, ConfigError> {
+        self.required(key, |_, text| {
+            let path = PathBuf::from(text);
+            (path.is_absolute() && path.file_name().is_some()).then_some(path)
+        })
+    }
+
+    fn seconds(&self, key: &Key) -> Result<Duration, ConfigError> {
+        let seconds = self.number(key)?;
         Ok(Duration::from_secs(u64::from(seconds.unsigned_abs())))
     }
 
-    fn number(&self, key: &str, default: i32, least: i32, most: i32) -> Result<i32, ConfigError> {
-        let Some(entry) = self.entry(key) else {
-            return Ok(default);
-        };
-        match entry.value.parse() {
-            Ok(number) if (least..=most).contains(&number) => Ok(number),
-            _ => Err(self.bad_value(entry, &format!("a number from {least} to {most}"))),
-        }
+    fn number(&self, key: &Key) -> Result<i32, ConfigError> {
+        self.required(key, |kind, text| {
+            let number = text.parse().ok()?;
+            let Kind::Number(least, most) = kind else {
+                return None;
+            };
+            (least..=most).contains(&number).then_some(number)
+        })
     }
 
-    fn choice<T: Copy>(
+    /// One of the words of the table.
+    fn word(&self, key: &Key) -> Result<&'static str, ConfigError> {
+        self.required(key, |kind, text| match kind {
+            Kind::Word(words) => words.iter().copied().find(|word| *word == text),
+            _ => None,
+        })
+    }
+
+    /// The value of a key that has a default.
+    fn required<T>(
         &self,
-        key: &str,
-        default: T,
-        known: &[(&str, T)],
+        key: &Key,
+        parse: impl Fn(Kind, &str) -> Option<T>,
     ) -> Result<T, ConfigError> {
+        match self.get(key, &parse)? {
+            Some(value) => Ok(value),
+            None => parse(key.kind, key.default).ok_or_else(|| ConfigError::default(key)),
+        }
+    }
+
+    fn get<T>(
+        &self,
+        key: &Key,
+        parse: impl Fn(Kind, &str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
         let Some(entry) = self.entry(key) else {
-            return Ok(default);
+            return Ok(None);
         };
-        if let Some((_, value)) = known.iter().find(|(name, _)| *name == entry.value) {
-            return Ok(*value);
-        }
-        let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
-        Err(self.bad_value(entry, &names.join(" or ")))
-    }
-
-    /// The last entry counts where a key stands twice, as the Go program had it. (TOML refuses it.)
-    fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().rev().find(|entry| entry.key == key)
-    }
-
-    fn bad_value(&self, entry: &Entry, expected: &str) -> ConfigError {
-        ConfigError::Value {
-            path: self.path.into(),
-            line: entry.line,
-            key: entry.key.clone(),
-            value: entry.value.clone(),
-            expected: expected.into(),
+        match parse(key.kind, &entry.value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.bad_value(entry, key.kind.expected())),
         }
     }
+
+    /// The last entry counts if a key occurs twice, as in the Go program. (TOML refuses it.)
+    fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.entries
+            .iter()
+            .rev()
+            .find(|entry| entry.key == key.name)
+    }
+
+    fn bad_value(&self, entry: &Entry, expected: impl AsRef<str>) -> ConfigError {
+        ConfigError::value(self.path, entry, expected.as_ref())
+    }
+}
+
+/// Source of the pattern: SerialNumber in
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
+fn serial_number(text: &str) -> Result<String, Expected> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
+    if text.contains(":u2f/") {
+        return Err(
+            "a device with codes: STS takes no security key or passkey (u2f); add a virtual MFA device to the user".into(),
+        );
+    }
+    if text.contains(":user/") {
+        return Err(
+            "the ARN of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME, not of a user (aws iam list-mfa-devices)".into(),
+        );
+    }
+    match (9..=256).contains(&text.len()) && text.chars().all(allowed) {
+        true => Ok(text.into()),
+        false => Err(keys::KMS_MFA_ID.kind.expected()),
+    }
+}
+
+fn not_empty(_: Kind, text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn region(_: Kind, text: &str) -> Option<String> {
+    is_region(text).then(|| text.into())
+}
+
+fn gid(_: Kind, name: &str) -> Option<u32> {
+    let group = Group::from_name(name).ok().flatten()?;
+    Some(Gid::as_raw(group.gid))
 }
 
 #[cfg(test)]

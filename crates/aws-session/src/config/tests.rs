@@ -28,7 +28,7 @@ fn toml(lines: &str) -> Result<Config, String> {
 }
 
 #[test]
-fn the_file_of_the_manual_works_unchanged() {
+fn the_configuration_file_of_the_manual_works_unchanged() {
     let config = read(
         "iam-kms-wrapper.config",
         "    [kms]\n    kms_mfa_id = arn:aws:iam::551888187628:mfa/MDBEnc\n    kms_mfa_socket = /tmp/kms_mfa_socket\n"
@@ -37,46 +37,46 @@ fn the_file_of_the_manual_works_unchanged() {
     )
     .unwrap();
     assert_eq!(
-        config.mfa,
+        config.session.mfa,
         Mfa::Here {
             serial_number: SERIAL.into()
         }
     );
     assert_eq!(
-        config.fifo.as_deref(),
-        Some(Path::new("/tmp/kms_mfa_socket"))
+        (config.fifo.path.as_path(), config.fifo.is_configured),
+        (Path::new("/tmp/kms_mfa_socket"), true)
     );
     assert_eq!(
-        config.fifo_access,
+        config.fifo.access,
         FifoAccess {
             mode: 0o600,
             gid: None
         }
     );
-    assert_eq!(config.session_duration_seconds, 900);
+    assert_eq!(config.session.duration_seconds, 900);
     assert_eq!(config.handoff, Handoff::Environment);
-    assert_eq!(config.request_timeout, Duration::from_secs(10));
-    assert_eq!(config.prompt_timeout, None);
+    assert_eq!(config.session.request_timeout, Duration::from_secs(10));
+    assert_eq!(config.fifo.prompt_timeout, None);
 }
 
 #[test]
-fn the_example_is_a_configuration() {
+fn the_example_configuration_is_valid() {
     let example = include_str!("../../../../examples/configuration/iam-kms-wrapper.config");
     let config = read("iam-kms-wrapper.config", example).unwrap();
     assert_eq!(config.handoff, Handoff::Broker);
-    assert_eq!(config.fifo.as_deref(), Some(Path::new(DEFAULT_FIFO)));
+    assert_eq!(config.fifo.path, Path::new(DEFAULT_FIFO));
 }
 
 #[test]
-fn ini_takes_comments_colons_and_repeated_keys_as_the_go_program_did() {
+fn ini_accepts_comments_colons_and_repeated_keys_like_the_go_program() {
     let config =
         ini("; first\n# second\nregion: eu-west-1 ; not us\nregion = eu-north-1 # at last")
             .unwrap();
-    assert_eq!(config.region.as_deref(), Some("eu-north-1"));
+    assert_eq!(config.session.region.as_deref(), Some("eu-north-1"));
 }
 
 #[test]
-fn the_session_of_a_role_lasts_twelve_hours_at_most() {
+fn a_role_session_is_limited_to_twelve_hours() {
     let role = "role_arn = arn:aws:iam::551888187628:role/db";
     let error = ini(&format!("{role}\nsession_duration_seconds = 43201")).unwrap_err();
     assert!(
@@ -89,7 +89,7 @@ fn the_session_of_a_role_lasts_twelve_hours_at_most() {
 }
 
 #[test]
-fn both_formats_know_every_key() {
+fn both_formats_accept_every_key() {
     let group = Group::from_gid(nix::unistd::getgid()).unwrap().unwrap();
     let lines = format!(
         "kms_mfa_socket = \"/run/x\"\nkms_mfa_socket_mode = \"0620\"\nkms_mfa_socket_group = \"{}\"\n\
@@ -101,7 +101,7 @@ fn both_formats_know_every_key() {
     let from_toml = toml(&lines).unwrap();
     assert_eq!(from_toml, ini(&lines.replace('"', "")).unwrap());
     assert_eq!(
-        from_toml.fifo_access,
+        from_toml.fifo.access,
         FifoAccess {
             mode: 0o620,
             gid: Some(group.gid.as_raw())
@@ -119,7 +119,7 @@ fn both_formats_know_every_key() {
 }
 
 #[test]
-fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+fn an_error_names_the_line_of_an_unknown_key_and_the_nearest_key() {
     assert_eq!(
         ini("kms_mfa_sockt = /x").unwrap_err(),
         "DIR/wrapper.config, line 3: there is no key kms_mfa_sockt; did you mean kms_mfa_socket?"
@@ -136,21 +136,21 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
 }
 
 #[test]
-fn an_unknown_section_is_named() {
+fn an_error_names_an_unknown_section() {
     for (name, text) in [
         ("a.toml", "[sts]\nmfa = false"),
         ("a.ini", "[sts]\nmfa = false"),
     ] {
         let error = read(name, text).unwrap_err();
         assert!(
-            error.contains("there is no section [sts]; every key belongs into [kms]"),
+            error.contains("there is no section [sts]; every key belongs in [kms]"),
             "{error}"
         );
     }
 }
 
 #[test]
-fn wrong_values_are_named_with_what_the_key_takes() {
+fn an_error_names_an_invalid_value_and_what_is_expected() {
     for (lines, expected) in [
         (
             "session_duration_seconds = 899",
@@ -167,7 +167,7 @@ fn wrong_values_are_named_with_what_the_key_takes() {
         ("kms_mfa_socket_mode = 4600", "octal permission bits"),
         (
             "kms_mfa_socket_group = no-such-group-here",
-            "the name of a group of this host",
+            "the name of a group on this host",
         ),
         ("handoff = pipe", "environment or broker"),
         ("mfa = maybe", "true or elsewhere or false"),
@@ -178,7 +178,7 @@ fn wrong_values_are_named_with_what_the_key_takes() {
             "kms_mfa_id = \"arn:aws:iam::551888187628:mfa/MDBEnc\"",
             "the serial number of an MFA device",
         ),
-        ("profile =", "not empty"),
+        ("profile =", "a name"),
         (
             "kms_mfa_id = arn:aws:iam::551888187628:u2f/user/db/yubi-1",
             "STS takes no security key or passkey",
@@ -209,15 +209,15 @@ fn a_mode_written_as_a_toml_number_is_refused() {
 }
 
 #[test]
-fn a_device_is_required_unless_the_file_says_that_no_code_is_wanted() {
+fn a_device_is_required_unless_no_code_is_needed() {
     assert!(
         read("a.ini", "[kms]\n")
             .unwrap_err()
             .contains("kms_mfa_id is missing")
     );
-    assert_eq!(read("a.toml", "mfa = false").unwrap().mfa, Mfa::Off);
+    assert_eq!(read("a.toml", "mfa = false").unwrap().session.mfa, Mfa::Off);
     assert_eq!(
-        read("a.toml", "mfa = \"elsewhere\"").unwrap().mfa,
+        read("a.toml", "mfa = \"elsewhere\"").unwrap().session.mfa,
         Mfa::Elsewhere
     );
     assert!(
@@ -235,7 +235,7 @@ fn a_device_is_required_unless_the_file_says_that_no_code_is_wanted() {
 }
 
 #[test]
-fn what_is_no_configuration_file_is_an_error_and_not_a_panic() {
+fn an_invalid_file_is_an_error_and_not_a_panic() {
     assert!(
         read("a.toml", "kms_mfa_id = = 1")
             .unwrap_err()
@@ -259,4 +259,27 @@ fn what_is_no_configuration_file_is_an_error_and_not_a_panic() {
         missing,
         "cannot read the configuration file /nonexistent/file: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn without_a_file_every_default_of_the_table_applies() {
+    let config = Config::without_file().unwrap();
+    assert_eq!(config.session.mfa, Mfa::Off);
+    assert_eq!(config.fifo.path, Path::new(DEFAULT_FIFO));
+    assert!(!config.fifo.is_configured);
+    assert_eq!(config.fifo.access.mode, 0o600);
+    assert_eq!(config.session.reuse_min_seconds, 60);
+    assert_eq!(config.broker.socket, Path::new(broker_api::DEFAULT_SOCKET));
+}
+
+#[test]
+fn each_key_is_in_the_table_once_and_its_default_is_valid() {
+    for key in KEYS {
+        let same = KEYS.iter().filter(|other| other.name == key.name);
+        assert_eq!(same.count(), 1, "{}", key.name);
+        if !["", "true"].contains(&key.default) {
+            let line = format!("{} = {}", key.name, key.default);
+            assert!(ini(&line).is_ok(), "{line}");
+        }
+    }
 }

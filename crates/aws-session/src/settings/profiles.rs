@@ -1,31 +1,24 @@
-//! AWS's configuration and credentials files, by the rules of the AWS SDK, whose parser reads them.
+//! AWS's configuration and credentials files, read by the rules of the AWS SDKs.
 //!
-//! We open the files ourselves: only regular ones of bounded length, and `~/.aws` only where nobody
-//! can have planted it.
+//! The SDK's own loader is not used: it opens anything, even a FIFO or a device, reads `~/.aws` whoever
+//! can write to it, and does not know the line of a setting.
 //!
 //! Sources: <https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>,
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/file-location.html>.
 
 use std::{
+    collections::HashMap,
     env,
     path::{Path, PathBuf},
-    pin::pin,
-    task::{Context, Poll, Waker},
 };
 
-use aws_runtime::env_config::{
-    EnvConfigValue,
-    file::{EnvConfigFileKind, EnvConfigFiles},
-    section::{EnvConfigSections, Profile},
-    source,
-};
-use aws_types::os_shim_internal::{Env, Fs};
 use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use super::SettingsError;
 use crate::{
-    config::Config,
+    config::SessionConfig,
+    ini::{self, Dialect, Property, Section},
     input_file, service_credential,
     variables::{self, ACCESS_KEY_ID, CREDENTIALS_FILE},
 };
@@ -36,47 +29,88 @@ const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Longest path of a home directory, in bytes (PATH_MAX of Linux).
 const MAX_HOME_BYTES: usize = 4096;
 
-/// How much of a path is shown.
+/// How much of a path a message shows.
 const MAX_SHOWN_CHARACTERS: usize = 300;
+
+const DEFAULT: &str = "default";
 
 /// Whose files are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
-    /// A service. Its home directory may be its server's to write (on Red Hat it is the data
-    /// directory), so `~/.aws` is read by root only, and not where the service has credentials of
-    /// its own.
+    /// A service. The server may be able to write to its home directory (on Red Hat it is the data
+    /// directory), so only root reads `~/.aws`, and not if the service was given credentials.
     Service,
-    /// An operator, at whose word everything is done anyway.
+    /// An operator, who may do anything that the files say.
     Operator,
 }
 
-/// One file that was looked for.
+/// Which of AWS's two files. They name their sections differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    Config,
+    Credentials,
+}
+
+/// A file that was looked for.
 struct SourceFile {
     path: PathBuf,
     /// The variable that names it.
     variable: Option<&'static str>,
-    kind: EnvConfigFileKind,
-    text: Zeroizing<String>,
-    is_absent: bool,
+    kind: FileKind,
+    /// `None`: there is no such file.
+    sections: Option<Vec<Section>>,
 }
 
-/// The profiles of the files, and which of them is meant.
+/// A setting, and where it is.
+pub struct Setting {
+    /// Its value, wiped when dropped.
+    pub value: Zeroizing<String>,
+    /// "FILE, line 3".
+    pub place: String,
+}
+
+/// A profile: the sections of its name in both files.
+pub struct Profile {
+    name: String,
+    settings: HashMap<String, Setting>,
+}
+
+impl Profile {
+    /// Returns its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns a setting, even if it is empty.
+    pub fn setting(&self, key: &str) -> Option<&Setting> {
+        self.settings.get(key)
+    }
+
+    /// Returns the value of a setting; an empty one counts as absent.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let setting = self.setting(key)?;
+        Some(setting.value.as_str()).filter(|value| !value.is_empty())
+    }
+}
+
+/// The profiles of the files, and which of them is selected.
 pub struct Profiles {
-    sections: EnvConfigSections,
-    files: Vec<SourceFile>,
-    /// `~/.aws`, where it is there and left out.
-    left_out: Option<PathBuf>,
+    profiles: HashMap<String, Profile>,
+    /// The `[services NAME]` sections, as profiles whose settings have nested ones.
+    services: HashMap<String, Profile>,
+    /// Lists the files that were looked for, for messages.
+    looked_at: String,
     selected: String,
     /// What names the selected profile; `None`: nothing.
     selected_by: Option<&'static str>,
 }
 
 impl Profiles {
-    /// Reads the files that the environment names, and those of the home directory where `reader`
+    /// Reads the files that the environment names, and those in the home directory if `reader`
     /// may.
     ///
-    /// Errors: a file cannot be used, or the profile that is asked for is in none.
-    pub fn read(config: &Config, reader: Reader) -> Result<Self, SettingsError> {
+    /// Errors: a file cannot be used.
+    pub fn read(config: &SessionConfig, reader: Reader) -> Result<Self, SettingsError> {
         let home = variables::text("HOME").filter(|home| home.len() < MAX_HOME_BYTES);
         let home = home.map(|home| Path::new(&home).join(".aws"));
         let may_read = home
@@ -85,12 +119,12 @@ impl Profiles {
         let of_home = |name| home.as_ref().filter(|_| may_read).map(|it| it.join(name));
         let files = [
             (
-                EnvConfigFileKind::Config,
+                FileKind::Config,
                 variables::first(&["AWS_CONFIG_FILE"]),
                 of_home("config"),
             ),
             (
-                EnvConfigFileKind::Credentials,
+                FileKind::Credentials,
                 variables::first(&CREDENTIALS_FILE),
                 of_home("credentials"),
             ),
@@ -104,35 +138,59 @@ impl Profiles {
             };
             read.push(read_file(kind, path, variable)?);
         }
-        let left_out = home.filter(|it| !may_read && it.exists());
-        Self::of(config, read, left_out)
+        let not_read = home.filter(|it| !may_read && it.exists());
+        Ok(Self::of(config, read, not_read.as_deref()))
     }
 
     /// Reads one credentials file and no other.
-    pub fn read_only(config: &Config, path: PathBuf) -> Result<Self, SettingsError> {
-        let file = read_file(EnvConfigFileKind::Credentials, path, None)?;
-        Self::of(config, vec![file], None)
+    pub fn read_only(config: &SessionConfig, path: PathBuf) -> Result<Self, SettingsError> {
+        let file = read_file(FileKind::Credentials, path, None)?;
+        Ok(Self::of(config, vec![file], None))
     }
 
-    fn of(
-        config: &Config,
-        files: Vec<SourceFile>,
-        left_out: Option<PathBuf>,
-    ) -> Result<Self, SettingsError> {
+    fn of(config: &SessionConfig, files: Vec<SourceFile>, not_read: Option<&Path>) -> Self {
         let (selected, selected_by) = selected_profile(config);
-        let sections = parse(&files, &selected).map_err(SettingsError::Defect)?;
-        Ok(Self {
-            sections,
-            files,
-            left_out,
+        let mut profiles = Self {
+            profiles: HashMap::new(),
+            services: HashMap::new(),
+            looked_at: looked_at(&files, not_read),
             selected,
             selected_by,
-        })
+        };
+        for file in files {
+            profiles.merge(file);
+        }
+        profiles
     }
 
-    /// The profile that is meant; `None` where none is named and there is no default.
+    /// What comes last counts: the credentials file after the configuration file.
+    fn merge(&mut self, file: SourceFile) {
+        let sections = file.sections.unwrap_or_default();
+        let has_profile_default = sections
+            .iter()
+            .any(|it| split_name(&it.name) == (Some("profile"), DEFAULT));
+        for section in sections {
+            let (map, name) = match (file.kind, split_name(&section.name)) {
+                (FileKind::Config, (None, DEFAULT)) if has_profile_default => continue,
+                (FileKind::Config, (Some("profile"), name) | (None, name @ DEFAULT))
+                | (FileKind::Credentials, (None, name)) => (&mut self.profiles, name),
+                (FileKind::Config, (Some("services"), name)) => (&mut self.services, name),
+                _ => continue,
+            };
+            let profile = map.entry(name.to_owned()).or_insert_with(|| Profile {
+                name: name.to_owned(),
+                settings: HashMap::new(),
+            });
+            for Property { key, value, line } in section.properties {
+                let place = format!("{}, line {line}", file.path.display());
+                profile.settings.insert(key, Setting { value, place });
+            }
+        }
+    }
+
+    /// Returns the selected profile; `None` if none is named and there is no default.
     ///
-    /// Errors: it is named, and in no file.
+    /// Errors: it is named, but not in any file.
     pub fn selected(&self) -> Result<Option<&Profile>, SettingsError> {
         match (self.profile(&self.selected), self.selected_by) {
             (Some(profile), _) => Ok(Some(profile)),
@@ -140,65 +198,65 @@ impl Profiles {
             (None, Some(by)) => Err(SettingsError::NoProfile {
                 profile: self.selected.clone(),
                 by,
-                files: self.looked_at(),
+                files: self.looked_at().into(),
             }),
         }
     }
 
-    /// The profile with this name.
+    /// Returns the profile with this name.
     pub fn profile(&self, name: &str) -> Option<&Profile> {
-        self.sections.get_profile(name)
+        self.profiles.get(name)
     }
 
-    /// A setting of the profile that is meant; an empty one is none.
-    pub fn setting(&self, key: &str) -> Option<&str> {
-        let value = self.profile(&self.selected)?.get(key)?;
-        (!value.is_empty()).then_some(value)
+    /// Returns a setting of the selected profile and its place; an empty one counts as absent.
+    pub fn setting(&self, key: &str) -> Option<(&str, &str)> {
+        let setting = self.profile(&self.selected)?.setting(key)?;
+        let value = setting.value.as_str();
+        (!value.is_empty()).then_some((value, setting.place.as_str()))
     }
 
-    /// The endpoint that the profile has for a service, or else for all.
-    pub fn endpoint_url(&self, service_id: &str) -> Option<String> {
-        let nothing = Env::from_slice(&[]);
-        let setting = EnvConfigValue::new()
-            .profile("endpoint_url")
-            .service_id(service_id);
-        let (url, _) = setting.load(&nothing, Some(&self.sections))?;
-        Some(url.into_owned()).filter(|url| !url.is_empty())
+    /// Returns the endpoint of a service in the selected profile, or else that of all services, and its
+    /// place.
+    pub fn endpoint_url(&self, service_id: &str) -> Option<(&str, &str)> {
+        const KEY: &str = "endpoint_url";
+        let of_service = self.setting("services").and_then(|(name, _)| {
+            let property = self
+                .services
+                .get(name)?
+                .setting(&service_id.to_ascii_lowercase())?;
+            let url = ini::nested(&property.value, KEY)?;
+            (!url.is_empty()).then_some((url, property.place.as_str()))
+        });
+        of_service.or_else(|| self.setting(KEY))
     }
 
-    /// Where a setting of the files stands, for people: "FILE, line 3".
-    pub fn place(&self, key: &str, value: &str) -> String {
-        let is_it = |line: &str| {
-            line.split_once('=').is_some_and(|(name, rest)| {
-                name.trim().eq_ignore_ascii_case(key) && rest.trim().starts_with(value.trim())
-            })
-        };
-        // What comes last counts.
-        self.files
-            .iter()
-            .rev()
-            .find_map(|file| {
-                let line = file.text.lines().position(is_it)? + 1;
-                Some(format!("{}, line {line}", file.path.display()))
-            })
-            .unwrap_or_else(|| self.looked_at())
+    /// Lists the files that were looked for, for messages.
+    pub fn looked_at(&self) -> &str {
+        &self.looked_at
     }
+}
 
-    /// The files that were looked for, for people.
-    pub fn looked_at(&self) -> String {
-        let names: Vec<_> = self.files.iter().map(SourceFile::describe).collect();
-        let mut text = match names.len() {
-            0 => "AWS configuration files, of which none is named (AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE)".to_owned(),
-            _ => names.join(" and "),
-        };
-        if let Some(directory) = &self.left_out {
-            text += &format!(
-                " ({} is not read, since a service must not trust its home directory; name a file with AWS_SHARED_CREDENTIALS_FILE)",
-                directory.display()
-            );
-        }
-        text
+/// Splits `[profile NAME]` into its kind and its name.
+fn split_name(section: &str) -> (Option<&str>, &str) {
+    match section.split_once([' ', '\t']) {
+        Some((kind, name)) => (Some(kind), name.trim_start()),
+        None => (None, section),
     }
+}
+
+fn looked_at(files: &[SourceFile], not_read: Option<&Path>) -> String {
+    let names: Vec<_> = files.iter().map(SourceFile::describe).collect();
+    let mut text = match names.len() {
+        0 => "the AWS configuration files (none is named; set AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE)".to_owned(),
+        _ => names.join(" and "),
+    };
+    if let Some(directory) = not_read {
+        text += &format!(
+            " ({} is not read, since a service must not trust its home directory; name a file with AWS_SHARED_CREDENTIALS_FILE)",
+            directory.display()
+        );
+    }
+    text
 }
 
 impl SourceFile {
@@ -206,30 +264,30 @@ impl SourceFile {
         let by = self
             .variable
             .map_or_else(String::new, |it| format!(" ({it})"));
-        let absent = if self.is_absent {
-            ", which is not there"
-        } else {
-            ""
+        let absent = match self.sections {
+            Some(_) => "",
+            None => ", which does not exist",
         };
-        // A path of the environment can be of any length.
+        // A path from the environment can have any length.
         let path = self.path.to_string_lossy();
         let path: String = path.chars().take(MAX_SHOWN_CHARACTERS).collect();
         format!("{path}{by}{absent}")
     }
 }
 
-/// The name of the profile that is meant, and what names it; `None`: nothing, so it is the default.
-pub fn selected_profile(config: &Config) -> (String, Option<&'static str>) {
+/// Returns the name of the selected profile, and what selects it; `None`: nothing, so it is the
+/// default.
+pub fn selected_profile(config: &SessionConfig) -> (String, Option<&'static str>) {
     let named = match &config.profile {
         Some(profile) => Some(("profile in the configuration", profile.clone())),
         None => variables::first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]),
     };
     let (by, name) = named.unzip();
-    (name.unwrap_or_else(|| "default".into()), by)
+    (name.unwrap_or_else(|| DEFAULT.into()), by)
 }
 
 /// Whether the files in `directory`, `~/.aws`, may be read.
-fn may_read(directory: &Path, config: &Config, reader: Reader) -> bool {
+fn may_read(directory: &Path, config: &SessionConfig, reader: Reader) -> bool {
     match reader {
         Reader::Operator => true,
         Reader::Service => {
@@ -240,8 +298,8 @@ fn may_read(directory: &Path, config: &Config, reader: Reader) -> bool {
     }
 }
 
-/// Whether this process was given credentials as a service, so that `~/.aws` is nothing to it.
-fn has_credentials(config: &Config) -> bool {
+/// Whether this process was given credentials as a service, so that it has no use for `~/.aws`.
+fn has_credentials(config: &SessionConfig) -> bool {
     let is_in_environment = config.profile.is_none() && variables::first(&ACCESS_KEY_ID).is_some();
     service_credential::file().is_some()
         || variables::first(&CREDENTIALS_FILE).is_some()
@@ -256,53 +314,111 @@ fn expand_home(path: String) -> PathBuf {
 }
 
 fn read_file(
-    kind: EnvConfigFileKind,
+    kind: FileKind,
     path: PathBuf,
     variable: Option<&'static str>,
 ) -> Result<SourceFile, SettingsError> {
-    let failed = |path: &Path, why| SettingsError::File {
-        path: path.into(),
-        variable,
-        why,
+    let sections = match input_file::read_text(&path, MAX_FILE_BYTES) {
+        Ok(text) => ini::parse(&text, Dialect::Aws)
+            .map(Some)
+            .map_err(|error| format!("line {}: {}", error.line, error.reason)),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) => Err(error.to_string()),
     };
-    let (text, is_absent) = match input_file::read_text(&path, MAX_FILE_BYTES) {
-        Ok(text) => (text, false),
-        Err(error) if error.is_absent() => (Zeroizing::default(), true),
-        Err(error) => return Err(failed(&path, error.to_string())),
-    };
-    let file = SourceFile {
-        path,
-        variable,
-        kind,
-        text,
-        is_absent,
-    };
-    parse(std::slice::from_ref(&file), "default").map_err(|why| failed(&file.path, why))?;
-    Ok(file)
+    match sections {
+        Ok(sections) => Ok(SourceFile {
+            path,
+            variable,
+            kind,
+            sections,
+        }),
+        Err(why) => Err(SettingsError::File {
+            path,
+            variable,
+            why,
+        }),
+    }
 }
 
-/// The SDK's parser on texts that are here already, so that it opens nothing by itself.
-fn parse(files: &[SourceFile], selected: &str) -> Result<EnvConfigSections, String> {
-    if files.is_empty() {
-        return Ok(EnvConfigSections::default());
-    }
-    let contents = files.iter().fold(EnvConfigFiles::builder(), |all, file| {
-        all.with_contents(file.kind, file.text.as_str())
-    });
-    let (contents, env, fs) = (
-        contents.build(),
-        Env::from_slice(&[("AWS_PROFILE", selected)]),
-        Fs::from_slice(&[]),
-    );
-    // Nothing is awaited: there is no file to open.
-    let loading = pin!(source::load(&env, &fs, &contents));
-    let Poll::Ready(source) = loading.poll(&mut Context::from_waker(Waker::noop())) else {
-        return Err("it cannot be parsed".into());
+#[cfg(test)]
+mod tests {
+    use aws_runtime::env_config::{
+        file::{EnvConfigFileKind, EnvConfigFiles},
+        section::EnvConfigSections,
+        source,
     };
-    let source = source.map_err(|error| error.to_string())?;
-    EnvConfigSections::parse(source).map_err(|error| {
-        let text = error.to_string();
-        let text = text.strip_prefix("error parsing  on ").unwrap_or(&text);
-        text.replace(":\n  ", ": ")
-    })
+    use aws_types::os_shim_internal::{Env, Fs};
+
+    use super::*;
+    use crate::config::Config;
+
+    fn ours(config: &str, credentials: &str) -> Profiles {
+        let file = |kind, text| SourceFile {
+            path: "FILE".into(),
+            variable: None,
+            kind,
+            sections: Some(ini::parse(text, Dialect::Aws).unwrap()),
+        };
+        let files = vec![
+            file(FileKind::Config, config),
+            file(FileKind::Credentials, credentials),
+        ];
+        Profiles::of(&Config::without_file().unwrap().session, files, None)
+    }
+
+    fn of_the_sdk(config: &str, credentials: &str) -> EnvConfigSections {
+        let files = EnvConfigFiles::builder()
+            .with_contents(EnvConfigFileKind::Config, config)
+            .with_contents(EnvConfigFileKind::Credentials, credentials)
+            .build();
+        let (env, fs) = (Env::from_slice(&[]), Fs::from_slice(&[]));
+        let loading = source::load(&env, &fs, &files);
+        let loaded = crate::settings::runtime().unwrap().block_on(loading);
+        EnvConfigSections::parse(loaded.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn files_are_read_like_the_aws_sdk_reads_them() {
+        for (config, credentials) in [
+            ("[default]\na = 1\n[profile b]\na = 2", "[b]\na = 3\nc = 4"),
+            ("[default]\na = 1\n[profile default]\nb = 2", ""),
+            (
+                "[default]\na = 1\n[default]\na = 2\nb = 3",
+                "[default]\nb = 4",
+            ),
+            ("[b]\na = 1\n[profile  c\t]\na = 2", "[profile d]\na = 3"),
+            ("[ default ]#x\nA_b = c #d\ne = f#g\nh=i;j\nk = l ;m", ""),
+            ("[default]\na =\n  b = 1\n\n  c = 2\nd = 3\n   4 # 5\n", ""),
+            (
+                "[default]\n# no\n; no\na = = b\nc = \n",
+                "[default]\r\na = 1\r\n",
+            ),
+            (
+                "[sso-session x]\na = 1\n[services y]\nsts =\n a = 1\n",
+                "[x]\nb = 2",
+            ),
+        ] {
+            let (ours, theirs) = (ours(config, credentials), of_the_sdk(config, credentials));
+            let names: Vec<_> = theirs.profiles().collect();
+            assert_eq!(ours.profiles.len(), names.len(), "{config:?}");
+            for name in names {
+                let (ours, theirs) = (
+                    ours.profile(name).unwrap(),
+                    theirs.get_profile(name).unwrap(),
+                );
+                for key in ["a", "a_b", "b", "c", "d", "e", "h", "k"] {
+                    let ours = ours.setting(key).map(|setting| setting.value.as_str());
+                    assert_eq!(ours, theirs.get(key), "{config:?}: [{name}] {key}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_endpoint_of_a_service_overrides_the_general_one() {
+        let config = "[default]\nservices = local\nendpoint_url = all\n[services local]\nsts =\n  endpoint_url = sts\n";
+        let profiles = ours(config, "");
+        assert_eq!(profiles.endpoint_url("STS"), Some(("sts", "FILE, line 5")));
+        assert_eq!(profiles.endpoint_url("KMS"), Some(("all", "FILE, line 3")));
+    }
 }

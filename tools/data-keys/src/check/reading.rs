@@ -1,4 +1,4 @@
-//! Reads all files of a data directory, several at a time, and puts together what they need.
+//! Reads all files of a data directory, several at a time, and collects the keys that they need.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,30 +24,30 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use crate::progress::Progress;
 
-/// Enough for the disk to be the limit; each has a buffer of 1 MiB.
+/// With this number, the disk is the limit. Each thread has a buffer of 1 MiB.
 const MAX_THREADS: usize = 8;
 
-/// Who needs a key version.
+/// The need for a key version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Need {
-    /// Pages, blocks of a log, or binary logs.
+    /// Number of pages, log blocks or binary logs that need it.
     pub pages: Pages,
-    /// Files that have them.
+    /// Number of files that contain them.
     pub files: u64,
-    /// The first of the files by name.
+    /// The first of these files by name.
     pub first: PathBuf,
 }
 
-/// What all files together tell.
+/// The findings of all files.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// By key id and version.
     pub needs: BTreeMap<(u32, u32), Need>,
-    /// Files of which it is unknown what they need.
+    /// Files whose needs are unknown.
     pub unreadable: Vec<(PathBuf, ScanError)>,
-    /// The newest server that a file names, and that file.
+    /// The newest server version that a file names, and that file.
     pub newest_server: Option<(ServerVersion, PathBuf)>,
-    /// Whether the system tablespace was there and one redo log.
+    /// Whether there are a system tablespace and one redo log.
     has_main_files: bool,
     log_end: Option<LogEnd>,
     flush_lsn: Option<u64>,
@@ -58,7 +58,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Whether the server recovers when it starts. It may then read pages that were not counted.
+    /// Whether the server will recover when it starts. It may then read pages that were not counted.
     pub(super) fn must_recover(&self) -> bool {
         match self.log_end {
             Some(LogEnd::Unclean) => true,
@@ -67,7 +67,7 @@ impl Findings {
         }
     }
 
-    /// Whether the files were there without which InnoDB does not start.
+    /// Whether all files exist that InnoDB needs for a start.
     pub(super) fn has_all_of_innodb(&self) -> bool {
         self.has_main_files && self.undo_spaces.is_subset(&self.spaces)
     }
@@ -96,7 +96,7 @@ impl Findings {
     }
 }
 
-/// What is read in one go.
+/// A unit of work of a thread.
 enum Job<'a> {
     SystemTablespace(&'a [PathBuf]),
     Tablespace(&'a Path),
@@ -108,7 +108,7 @@ enum Job<'a> {
     AriaTable(&'a Path),
 }
 
-/// Reads them all.
+/// Reads all files.
 pub(super) fn read(mut files: Files) -> Findings {
     let unreadable = std::mem::take(&mut files.unreadable);
     let jobs = jobs(&files);
@@ -119,7 +119,7 @@ pub(super) fn read(mut files: Files) -> Findings {
         ),
         findings: Mutex::new(Findings {
             unreadable,
-            // Archived redo logs are among the unreadable.
+            // Archived redo logs are listed as unreadable.
             has_main_files: !files.system_tablespace.is_empty()
                 && (files.redo_logs.len() == 1 || !files.archived_redo_logs.is_empty()),
             ..Findings::default()
@@ -145,7 +145,7 @@ pub(super) fn read(mut files: Files) -> Findings {
 }
 
 fn jobs(files: &Files) -> Vec<Job<'_>> {
-    // The largest is likely to be the first.
+    // The largest file is probably the first one.
     let mut jobs = vec![Job::SystemTablespace(&files.system_tablespace)];
     jobs.extend(files.tablespaces.iter().map(|path| Job::Tablespace(path)));
     jobs.extend(files.aria_indexes.iter().map(|path| Job::AriaTable(path)));
@@ -159,7 +159,7 @@ fn jobs(files: &Files) -> Vec<Job<'_>> {
 }
 
 impl Job<'_> {
-    /// How much of it is read from end to end.
+    /// Returns the number of bytes that are read sequentially.
     fn bytes(&self) -> u64 {
         let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
         match self {
@@ -175,7 +175,7 @@ impl Job<'_> {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Reader {
     progress: Progress,
     findings: Mutex<Findings>,
@@ -209,7 +209,7 @@ impl Reader {
         }
     }
 
-    /// Notes which server a file names that is never encrypted.
+    /// Records the server version that a file names. The file is never encrypted.
     fn server(
         &self,
         path: &Path,
@@ -227,7 +227,7 @@ impl Reader {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what `inspect` finds that a file needs, or why it does not tell.
+    /// Records the needs of a file that `inspect` finds, or why they are unknown.
     fn read(
         &self,
         path: &Path,
@@ -246,7 +246,7 @@ impl Reader {
 
     fn open(&self, path: &Path) -> Result<ProgressReader<'_>, ScanError> {
         let file = scan::open(path)?;
-        // Twice the read-ahead. Whatever else comes of it is no matter.
+        // This doubles the read-ahead. A failure does not matter.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
         let progress = &self.progress;
         Ok(ProgressReader { file, progress })
@@ -287,7 +287,7 @@ impl Reader {
         }
         if pages < u64::from(layout.size_pages) {
             let error = ScanError::Malformed(
-                "is shorter than its page 0 says: innodb_data_file_path names a file that is not there",
+                "is shorter than its page 0 says: a file in innodb_data_file_path is missing",
             );
             self.findings().unreadable.push((first.clone(), error));
         }
@@ -305,7 +305,7 @@ impl Reader {
     }
 }
 
-/// A file whose reading is shown.
+/// A file whose reading advances the progress bar.
 struct ProgressReader<'a> {
     file: File,
     progress: &'a Progress,

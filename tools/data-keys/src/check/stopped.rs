@@ -1,4 +1,4 @@
-//! That no server runs on a data directory, and that none starts meanwhile.
+//! Makes sure that no server runs on a data directory, and that none starts meanwhile.
 
 use std::{
     fs::File,
@@ -12,18 +12,18 @@ use nix::{
     libc,
 };
 
-/// The files of a stopped server, locked for as long as this lives.
+/// The files of a stopped server, locked until dropped.
 #[derive(Debug)]
 pub(crate) struct Stopped {
     _locks: Vec<File>,
 }
 
-/// Why the files cannot be looked at.
+/// Why the files cannot be checked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotStopped {
     /// A server holds the lock.
     #[error(
-        "a server runs on the data directory '{}', whose files change while it runs: stop it and check again",
+        "a server is running on the data directory '{}' and changes its files: stop it and check again",
         .0.display()
     )]
     Running(PathBuf),
@@ -38,10 +38,10 @@ pub(crate) enum NotStopped {
 }
 
 impl Stopped {
-    /// Takes read locks where a server takes write locks (fcntl(2), the whole file).
+    /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file).
     ///
-    /// They are locks of open file descriptions: those of the process would end when the file is
-    /// read and closed.
+    /// They are locks of open file descriptions, because locks of the process would be released when
+    /// the file is closed after reading.
     pub(crate) fn lock(datadir: &Path) -> Result<Self, NotStopped> {
         let mut locks = Vec::new();
         for name in ["ibdata1", "aria_log_control"] {
@@ -69,7 +69,7 @@ fn lock(path: &Path) -> io::Result<File> {
         l_pid: 0,
     };
     match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)) {
-        // As POSIX has it, either may say that the lock is held.
+        // According to POSIX, either error may mean that the lock is held.
         Err(Errno::EACCES) => Err(Errno::EAGAIN.into()),
         Err(error) => Err(error.into()),
         Ok(_) => Ok(file),

@@ -1,4 +1,5 @@
-//! `credential_process` of a profile: a program that prints credentials.
+//! The `credential_process` of a profile: a program that prints credentials. The SDK's own support
+//! neither limits time and output nor kills what the program has started.
 //!
 //! Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-process-credentials.html>.
 
@@ -23,7 +24,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     clock::seconds_text,
-    session::{Session, parse_process_document},
+    credentials::{Credentials, parse_process_document},
 };
 
 /// Longest output, in bytes.
@@ -33,7 +34,7 @@ const MAX_OUTPUT_BYTES: usize = 64 * 1024;
 pub(super) enum ProcessError {
     /// The interrupt descriptor became readable.
     Interrupted,
-    /// What to tell.
+    /// The reason.
     Failed(String),
 }
 
@@ -43,14 +44,14 @@ impl From<io::Error> for ProcessError {
     }
 }
 
-/// Runs `command` by the shell, for at most `timeout`. What it says on standard error goes to ours.
+/// Runs `command` in a shell, for at most `timeout`. Its standard error goes to that of this process.
 ///
 /// The error never quotes its output.
 pub(super) fn run(
     command: &str,
     timeout: Duration,
     interrupt: Option<BorrowedFd<'_>>,
-) -> Result<Session, ProcessError> {
+) -> Result<Credentials, ProcessError> {
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
@@ -63,7 +64,7 @@ pub(super) fn run(
     };
     let output = read_output(&mut child, &patience, interrupt);
     if output.is_err() {
-        // With what the shell has started.
+        // Together with what the shell has started.
         let group = Pid::from_raw(child.id().cast_signed());
         let _ = killpg(group, Signal::SIGKILL);
     }
@@ -95,7 +96,7 @@ impl Patience {
     }
 }
 
-/// Everything that `child` prints until it ends.
+/// Reads everything that `child` prints until it ends.
 fn read_output(
     child: &mut Child,
     patience: &Patience,
@@ -117,7 +118,7 @@ fn read_output(
             length => output.extend_from_slice(&buffer[..length]),
         }
     }
-    // It may have closed its output and go on.
+    // It may have closed its output and still run.
     while child.try_wait()?.is_none() {
         patience.left()?;
         thread::sleep(Duration::from_millis(5));
@@ -173,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn output_without_an_end_is_refused() {
+    fn endless_output_is_refused() {
         let why = failure("cat /dev/zero", Duration::from_secs(60));
         assert_eq!(why, "it printed more than 65536 bytes");
     }
 
     #[test]
-    fn a_failure_and_what_is_no_document_are_told_without_the_output() {
+    fn errors_do_not_quote_the_output() {
         let timeout = Duration::from_secs(60);
         assert_eq!(failure("exit 3", timeout), "it failed (exit status: 3)");
         for printed in ["secret", "{\"AccessKeyId\":\"secret\"}", "[]"] {
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_and_without_an_end_are_taken() {
+    fn keys_with_and_without_an_expiration_are_accepted() {
         let key = r#""Version":1,"AccessKeyId":"AKIA","SecretAccessKey":"s""#;
         let end = r#""SessionToken":"t","Expiration":"2099-01-01T00:00:00Z""#;
         for (printed, expiration) in [

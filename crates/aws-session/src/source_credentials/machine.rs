@@ -1,5 +1,5 @@
-//! Credentials that a machine has because of where it runs: a web identity, a container's role, an
-//! instance's role.
+//! Credentials that a machine has because of where it runs: a web identity, the role of a container or
+//! of an instance. The SDK fetches them; the checks here give clear messages and limit what is read.
 //!
 //! Sources: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>,
 //! <https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html>.
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{CredentialsError, Finder};
 use crate::{
-    input_file, root_cause::root_cause, session::Session, settings::is_url, sts, variables,
+    credentials::Credentials, input_file, root_cause::root_cause, settings::is_url, sts, variables,
 };
 
 const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
@@ -31,17 +31,17 @@ const INSTANCE_DISABLED: &str = "AWS_EC2_METADATA_DISABLED";
 /// Longest token, in bytes.
 const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
-/// Where an instance's metadata service answers, it answers at once.
+/// An instance metadata service that answers does so at once.
 const INSTANCE_TIMEOUT: Duration = Duration::from_secs(1);
 const INSTANCE_ATTEMPTS: u32 = 2;
 
-/// Why there are none, for people.
+/// Why there are none, as text for a message.
 type Reason = String;
 
-/// Asks for web identity, container and instance, in this order.
+/// Tries web identity, container and instance, in this order.
 pub(super) fn credentials(
     finder: &Finder<'_>,
-) -> Result<Result<Session, Reason>, CredentialsError> {
+) -> Result<Result<Credentials, Reason>, CredentialsError> {
     if let Some(file) = variables::text(WEB_IDENTITY_TOKEN_FILE) {
         let session = web_identity(
             finder,
@@ -64,13 +64,13 @@ fn source(from: &str, why: String) -> CredentialsError {
     }
 }
 
-/// Exchanges the token in a file, and what names the file, for a session of a role.
+/// Exchanges the token in a file for a session of a role. `token_file` is the path and what names it.
 pub(super) fn web_identity(
     finder: &Finder<'_>,
     token_file: (&str, &str),
     role_arn: Option<&str>,
     session_name: Option<&str>,
-) -> Result<Result<Session, Reason>, CredentialsError> {
+) -> Result<Result<Credentials, Reason>, CredentialsError> {
     let Some(role_arn) = role_arn else {
         let (_, by) = token_file;
         return Ok(Err(format!(
@@ -85,7 +85,7 @@ pub(super) fn web_identity(
     finder.run(session)
 }
 
-/// The token in a file, which is read here for its messages.
+/// Reads a token. (The SDK's errors do not name the file.)
 fn token((path, by): (&str, &str)) -> Result<Zeroizing<String>, Reason> {
     let failed = |why: String| format!("cannot use the token file {path} ({by}): {why}");
     let text = input_file::read_text(Path::new(path), MAX_TOKEN_BYTES)
@@ -96,14 +96,14 @@ fn token((path, by): (&str, &str)) -> Result<Zeroizing<String>, Reason> {
         token if token.chars().all(|c| (' '..='~').contains(&c)) => {
             Ok(Zeroizing::new(token.into()))
         }
-        _ => Err(failed("its text is not a token".into())),
+        _ => Err(failed("it does not contain a token".into())),
     }
 }
 
-/// The credentials of the container; `None`: no variable names its endpoint.
+/// Fetches the credentials of the container; `None`: no variable names its endpoint.
 pub(super) fn container(
     finder: &Finder<'_>,
-) -> Result<Option<Result<Session, Reason>>, CredentialsError> {
+) -> Result<Option<Result<Credentials, Reason>>, CredentialsError> {
     let url = match (variables::text(RELATIVE_URI), variables::text(FULL_URI)) {
         (Some(path), _) => format!("http://169.254.170.2{path}"),
         (None, Some(url)) => url,
@@ -119,11 +119,12 @@ pub(super) fn container(
     Ok(Some(
         found
             .map_err(|error| failure(&error))
-            .and_then(|found| usable(Session::from(&found))),
+            .and_then(|found| usable(Credentials::from(&found))),
     ))
 }
 
-/// The SDK takes an empty variable for one that is set, and reads a token file without limit.
+/// Checks what the SDK does not: it treats an empty variable as set, and reads a token file without
+/// limit.
 fn check_container(url: &str) -> Result<(), Reason> {
     for (name, other) in [
         (RELATIVE_URI, FULL_URI),
@@ -131,7 +132,9 @@ fn check_container(url: &str) -> Result<(), Reason> {
     ] {
         let is_empty = std::env::var_os(name).is_some_and(|value| value.is_empty());
         if is_empty && variables::text(other).is_some() {
-            return Err(format!("{name} is set and empty beside {other}; unset it"));
+            return Err(format!(
+                "{name} is set but empty, in addition to {other}; unset it"
+            ));
         }
     }
     if !is_url(url) {
@@ -145,11 +148,13 @@ fn check_container(url: &str) -> Result<(), Reason> {
     }
 }
 
-/// The credentials of the instance's role.
-pub(super) fn instance(finder: &Finder<'_>) -> Result<Result<Session, Reason>, CredentialsError> {
+/// Fetches the credentials of the instance's role.
+pub(super) fn instance(
+    finder: &Finder<'_>,
+) -> Result<Result<Credentials, Reason>, CredentialsError> {
     if variables::text(INSTANCE_DISABLED).is_some_and(|it| it.eq_ignore_ascii_case("true")) {
         return Ok(Err(format!(
-            "no variable names a web identity or a container, and the instance metadata is not asked ({INSTANCE_DISABLED})"
+            "no variable names a web identity or a container, and the instance metadata service is disabled ({INSTANCE_DISABLED})"
         )));
     }
     let url = match instance_endpoint() {
@@ -158,7 +163,7 @@ pub(super) fn instance(finder: &Finder<'_>) -> Result<Result<Session, Reason>, C
     };
     let config =
         ProviderConfig::without_region().with_http_client(finder.aws.metadata_client(&url));
-    // With its endpoint given, the SDK looks for none in ~/.aws.
+    // With an explicit endpoint, the SDK does not look for one in ~/.aws.
     let client = imds::Client::builder()
         .configure(&config)
         .max_attempts(INSTANCE_ATTEMPTS)
@@ -176,7 +181,7 @@ pub(super) fn instance(finder: &Finder<'_>) -> Result<Result<Session, Reason>, C
     let found = finder.run(provider.provide_credentials())?;
     Ok(found
         .map_err(|error| instance_failure(&error, &url))
-        .and_then(|found| usable(Session::from(&found))))
+        .and_then(|found| usable(Credentials::from(&found))))
 }
 
 fn instance_endpoint() -> Result<String, Reason> {
@@ -194,11 +199,8 @@ fn instance_endpoint() -> Result<String, Reason> {
     })
 }
 
-fn usable(session: Session) -> Result<Session, Reason> {
-    match session.check() {
-        Ok(()) => Ok(session),
-        Err(why) => Err(format!("the key {why}")),
-    }
+fn usable(session: Credentials) -> Result<Credentials, Reason> {
+    session.checked().map_err(|why| format!("the key {why}"))
 }
 
 fn instance_failure(error: &SdkError, url: &str) -> Reason {
@@ -207,11 +209,11 @@ fn instance_failure(error: &SdkError, url: &str) -> Reason {
         return format!("the instance metadata service at {url} has no role for this instance");
     }
     format!(
-        "the instance metadata service at {url} gave no credentials: {cause}; on an instance of EC2, in a container, the hop limit must be 2 or more (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2)"
+        "the instance metadata service at {url} gave no credentials: {cause}; in a container on EC2, the hop limit must be 2 or more (aws ec2 modify-instance-metadata-options --http-put-response-hop-limit 2)"
     )
 }
 
-/// The innermost reason, without the SDK's names of types.
+/// Returns the innermost reason, without the SDK's type names.
 fn failure(error: &SdkError) -> Reason {
     let cause = root_cause(error);
     let status = cause.split("StatusCode(").nth(1);

@@ -1,9 +1,9 @@
-//! The credentials of a profile: keys, a program that prints them, or a role that is assumed with
-//! the credentials of another profile.
+//! The credentials of a profile: keys, a program that prints them, or a role that is assumed with the
+//! credentials of another profile. The SDK's provider is not used: it has no interrupt, and its errors
+//! name neither file nor line.
 //!
 //! Source: <https://docs.aws.amazon.com/sdkref/latest/guide/feature-assume-role-credentials.html>.
 
-use aws_runtime::env_config::section::Profile;
 use secrecy::SecretString;
 use tracing::info;
 
@@ -12,20 +12,20 @@ use super::{
     process::{self, ProcessError},
 };
 use crate::{
-    session::Session,
-    settings::{Profiles, SettingsError},
+    credentials::Credentials,
+    settings::{Profile, Profiles, SettingsError},
     sts::{self, Role},
 };
 
-/// Most roles that are assumed one after another.
+/// Longest chain of roles.
 const MAX_ROLES: usize = 8;
 
-/// The credentials of the profile that is meant; `None`: it has none, or there is no such profile and
-/// nobody has named one.
+/// Returns the credentials of the selected profile; `None`: it has none, or it does not exist and was
+/// not requested.
 pub(super) fn credentials(
     finder: &Finder<'_>,
     profiles: &Profiles,
-) -> Result<Option<Session>, CredentialsError> {
+) -> Result<Option<Credentials>, CredentialsError> {
     let Some(selected) = profiles.selected()? else {
         return Ok(None);
     };
@@ -42,7 +42,7 @@ pub(super) fn credentials(
         };
         roles.push(role);
         if roles.len() > MAX_ROLES {
-            return Err(source.failed("its roles lead to one another without end"));
+            return Err(source.failed("its roles form a loop"));
         }
         match source.role_source()? {
             RoleSource::Session(session) => break Some(session),
@@ -55,7 +55,7 @@ pub(super) fn credentials(
             true => Ok(None),
             false => Err(CredentialsError::Source {
                 from: format!("profile {}", profile.name()),
-                why: "it has none, and a role is to be assumed with them".into(),
+                why: "it has none, but they are needed to assume a role".into(),
             }),
         };
     };
@@ -69,10 +69,10 @@ pub(super) fn credentials(
     Ok(Some(session))
 }
 
-/// What a role is assumed with.
+/// The credentials that a role is assumed with.
 enum RoleSource<'a> {
-    Session(Session),
-    /// Keys beside the role.
+    Session(Credentials),
+    /// Keys in the same profile.
     SameProfile,
     Profile(&'a Profile),
 }
@@ -85,7 +85,7 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn get(&self, key: &str) -> Option<&'a str> {
-        self.profile.get(key).filter(|value| !value.is_empty())
+        self.profile.get(key)
     }
 
     fn failed(&self, why: impl Into<String>) -> CredentialsError {
@@ -99,7 +99,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The role that the profile is for, unless a token is exchanged for it.
+    /// Returns the role that the profile assumes, unless it exchanges a token for it.
     fn role(&self) -> Result<Option<Role>, CredentialsError> {
         let Some(arn) = self.get("role_arn") else {
             return Ok(None);
@@ -109,7 +109,7 @@ impl<'a> Source<'a> {
         }
         if let Some(serial_number) = self.get("mfa_serial") {
             return Err(self.failed(format!(
-                "it assumes a role with an MFA code (mfa_serial), which is done by the configuration here: set kms_mfa_id = {serial_number}, role_arn = {arn} and profile = {} there",
+                "it assumes a role with an MFA code (mfa_serial), which is the job of the configuration file: set kms_mfa_id = {serial_number}, role_arn = {arn} and profile = {} there",
                 self.get("source_profile").unwrap_or("SOURCE_PROFILE")
             )));
         }
@@ -128,7 +128,7 @@ impl<'a> Source<'a> {
                 None => Err(SettingsError::NoProfile {
                     profile: name.into(),
                     by: "source_profile",
-                    files: self.profiles.looked_at(),
+                    files: self.profiles.looked_at().into(),
                 }
                 .into()),
             },
@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    fn named_source(&self, source: &str) -> Result<Session, CredentialsError> {
+    fn named_source(&self, source: &str) -> Result<Credentials, CredentialsError> {
         let found = match source.to_ascii_lowercase().as_str() {
             "environment" => {
                 from_environment()?.ok_or_else(|| "AWS_ACCESS_KEY_ID is not set".to_owned())
@@ -155,8 +155,8 @@ impl<'a> Source<'a> {
         found.map_err(|why: String| self.failed(format!("credential_source {source}: {why}")))
     }
 
-    /// The profile's credentials without a role; `None`: it has none.
-    fn own(&self) -> Result<Option<Session>, CredentialsError> {
+    /// Returns the profile's own credentials, without a role; `None`: it has none.
+    fn own(&self) -> Result<Option<Credentials>, CredentialsError> {
         if let Some(keys) = self.keys()? {
             return Ok(Some(keys));
         }
@@ -188,12 +188,14 @@ impl<'a> Source<'a> {
         Ok(None)
     }
 
-    /// The keys of the profile; `None`: it has none.
-    fn keys(&self) -> Result<Option<Session>, CredentialsError> {
+    /// Returns the keys in the profile; `None`: it has none.
+    fn keys(&self) -> Result<Option<Credentials>, CredentialsError> {
         let (id, secret) = ("aws_access_key_id", "aws_secret_access_key");
-        let for_key = |key: &str| match self.profile.get(key) {
-            Some("") => Err(self.failed(format!("its {key} is empty"))),
-            value => Ok(value),
+        let for_key = |key: &str| match self.profile.setting(key) {
+            Some(setting) if setting.value.is_empty() => {
+                Err(self.failed(format!("its {key} is empty")))
+            }
+            setting => Ok(setting),
         };
         let (access_key_id, secret_access_key) = match (for_key(id)?, for_key(secret)?) {
             (Some(id), Some(secret)) => (id, secret),
@@ -201,31 +203,26 @@ impl<'a> Source<'a> {
             (None, _) => return Err(self.failed(format!("it has no {id}"))),
             (_, None) => return Err(self.failed(format!("it has no {secret}"))),
         };
-        let session = Session {
-            access_key_id: access_key_id.into(),
-            secret_access_key: secret_access_key.into(),
+        let keys = Credentials {
+            access_key_id: access_key_id.value.to_string(),
+            secret_access_key: secret_access_key.value.as_str().into(),
             session_token: self.get("aws_session_token").map(SecretString::from),
             expiration_unix_seconds: None,
         };
-        match session.check() {
-            Ok(()) => Ok(Some(session)),
-            Err(why) => {
-                let place = self.profiles.place(id, access_key_id);
-                Err(self.failed(format!("the key ({place}) {why}")))
-            }
-        }
+        let checked = keys.checked().map(Some);
+        checked.map_err(|why| self.failed(format!("the key ({}) {why}", access_key_id.place)))
     }
 
-    fn process(&self, command: &str) -> Result<Session, CredentialsError> {
+    fn process(&self, command: &str) -> Result<Credentials, CredentialsError> {
         let timeout = self.finder.aws.request_timeout();
         info!(
             "waiting for the credential_process of profile {}",
             self.profile.name()
         );
         let session = process::run(command, timeout, self.finder.interrupt);
-        let session = session.and_then(|session| match session.check() {
-            Ok(()) => Ok(session),
-            Err(why) => Err(ProcessError::Failed(format!("its key {why}"))),
+        let session = session.and_then(|session| {
+            let checked = session.checked();
+            checked.map_err(|why| ProcessError::Failed(format!("its key {why}")))
         });
         session.map_err(|error| match error {
             ProcessError::Interrupted => CredentialsError::Interrupted,

@@ -1,0 +1,131 @@
+//! The keys of the configuration file. This table is the only place that lists them: the parser, the
+//! man page and the table in the documentation all use it.
+
+use broker_api::DEFAULT_SOCKET;
+
+use crate::master_key_id::MasterKeyId;
+
+/// A key of the configuration file.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Which values it takes.
+    pub kind: Kind,
+    /// The value that applies without this key; empty: none.
+    pub default: &'static str,
+    /// What it means: a sentence or more, with code in backticks.
+    pub meaning: &'static str,
+}
+
+/// Which values a key takes.
+#[derive(Debug, Clone, Copy)]
+pub enum Kind {
+    /// The serial number of an MFA device.
+    SerialNumber,
+    /// A KMS key.
+    MasterKey,
+    /// The ARN of a role.
+    Role,
+    /// A name, not empty.
+    Name,
+    /// An AWS region.
+    Region,
+    /// An absolute path.
+    Path,
+    /// Permission bits.
+    Mode,
+    /// A group of this host.
+    Group,
+    /// A number in this range.
+    Number(i32, i32),
+    /// One of these words.
+    Word(&'static [&'static str]),
+}
+
+impl Kind {
+    /// What a value must be: completes "must be …".
+    pub fn expected(self) -> String {
+        match self {
+            Self::SerialNumber => {
+                "the serial number of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME"
+                    .into()
+            }
+            Self::MasterKey => MasterKeyId::EXPECTED.into(),
+            Self::Role => "the ARN of a role, such as arn:aws:iam::123456789012:role/NAME".into(),
+            Self::Name => "a name".into(),
+            Self::Region => "an AWS region, such as us-east-1".into(),
+            Self::Path => "an absolute path".into(),
+            Self::Mode => {
+                "octal permission bits that let the owner read, such as 0620 (in quotes in a .toml file)"
+                    .into()
+            }
+            Self::Group => "the name of a group on this host".into(),
+            Self::Number(least, most) => format!("a number from {least} to {most}"),
+            Self::Word(words) => words.join(" or "),
+        }
+    }
+}
+
+macro_rules! keys {
+    ($($constant:ident: $name:literal, $kind:expr, $default:expr, $meaning:literal;)*) => {
+        $(pub(super) const $constant: Key = Key {
+            name: $name,
+            kind: $kind,
+            default: $default,
+            meaning: $meaning,
+        };)*
+
+        /// Every key of the configuration file.
+        pub const KEYS: &[Key] = &[$($constant),*];
+    };
+}
+
+/// One week.
+const MAX_SECONDS: i32 = 604_800;
+
+/// Longest session that AWS gives for a long-term key, in seconds.
+///
+/// Source: <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
+const MAX_SESSION_SECONDS: i32 = 129_600;
+
+keys! {
+    KMS_MFA_ID: "kms_mfa_id", Kind::SerialNumber, "",
+        "The MFA device: its ARN, or the serial number of a hardware token. Required unless `mfa` is `elsewhere` or `false`.";
+    MASTER_KEY_ID: "master_key_id", Kind::MasterKey, "",
+        "The master key (KMS key) that `kms-manage-key` manages.";
+    KMS_MFA_SOCKET: "kms_mfa_socket", Kind::Path, "/run/iam-kms-wrapper/mfa",
+        "The FIFO that takes the code. If this key is absent and standard input is a terminal, `iam-kms-wrapper` prompts there instead.";
+    KMS_MFA_SOCKET_MODE: "kms_mfa_socket_mode", Kind::Mode, "0600",
+        "Permissions of the FIFO.";
+    KMS_MFA_SOCKET_GROUP: "kms_mfa_socket_group", Kind::Group, "",
+        "Group of the FIFO. Without this key: the group of the process.";
+    SESSION_DURATION_SECONDS: "session_duration_seconds", Kind::Number(900, MAX_SESSION_SECONDS), "900",
+        "How long a session lasts. With `role_arn`, 43200 at most.";
+    REQUEST_TIMEOUT_SECONDS: "request_timeout_seconds", Kind::Number(1, MAX_SECONDS), "10",
+        "Time limit for one call of STS or KMS, and for a `credential_process`.";
+    PROMPT_TIMEOUT_SECONDS: "prompt_timeout_seconds", Kind::Number(0, MAX_SECONDS), "0",
+        "How long to wait for a code before exiting with 125. `0` waits without limit.";
+    ROLE_ARN: "role_arn", Kind::Role, "",
+        "The role to assume with the code. Without this key, the code opens a session of the user (`GetSessionToken`).";
+    PROFILE: "profile", Kind::Name, "",
+        "The AWS profile that holds the source credentials. Without this key: `AWS_PROFILE`, then `default`.";
+    REGION: "region", Kind::Region, "",
+        "The AWS region. Without this key: `AWS_REGION`, then the region of the profile, then `us-east-1`.";
+    HANDOFF: "handoff", Kind::Word(&["environment", "broker"]), "environment",
+        "How the command gets the session. `environment`: in its environment variables. `broker`: `iam-kms-broker` keeps the session and makes the KMS calls.";
+    BROKER_SOCKET: "broker_socket", Kind::Path, DEFAULT_SOCKET,
+        "The socket that the broker listens on.";
+    BROKER_SOCKET_GROUP: "broker_socket_group", Kind::Group, "",
+        "The broker also serves members of this group. Without this key, it serves only its own user and root.";
+    REUSE_SESSION_MIN_SECONDS: "reuse_session_min_seconds", Kind::Number(0, MAX_SESSION_SECONDS), "60",
+        "A restart reuses the stored session, without a code, if it lasts for at least this long.";
+    REPROMPT_WAIT_SECONDS: "reprompt_wait_seconds", Kind::Number(0, MAX_SECONDS), "0",
+        "How long `mariadb-backup` waits for a code if it starts while there is no session. It then fails and says why.";
+    KEY_CACHE: "key_cache", Kind::Word(&["lifetime", "session"]), "lifetime",
+        "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: until the session ends.";
+    LOG_FORMAT: "log_format", Kind::Word(&["text", "json"]), "text",
+        "Format of the log if it does not go to the journal. `json` writes each event as a JSON object.";
+    MFA: "mfa", Kind::Word(&["true", "elsewhere", "false"]), "true",
+        "`true`: exchange a code for a session. `elsewhere`: accept only session documents that were made on another machine. `false`: use the source credentials as they are, such as the role of an instance.";
+}

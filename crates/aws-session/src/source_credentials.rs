@@ -1,0 +1,234 @@
+//! The search for the source credentials, before a code is asked for, in the order of the AWS CLI.
+//!
+//! The SDK's chain is not used: it reads more of the environment than a service may trust, waits
+//! without limit, and does not say why a source failed.
+
+mod machine;
+mod process;
+mod profile;
+
+use std::{os::fd::BorrowedFd, path::PathBuf};
+
+use secrecy::SecretString;
+
+use crate::{
+    clock::parse_utc,
+    config::{Mfa, SessionConfig},
+    credentials::Credentials,
+    interrupt::unless_readable,
+    service_credential,
+    settings::{self, Profiles, Settings, SettingsError},
+    variables::{self, ACCESS_KEY_ID, VariableError},
+};
+
+/// Variables of the other parts of the credentials. The SDK of the Go program uses the second names.
+const SECRET_ACCESS_KEY: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY"];
+const SESSION_TOKEN: [&str; 2] = ["AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"];
+const EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
+
+/// Why there are no usable source credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// None were found.
+    #[error(
+        "found no AWS credentials to exchange the code with: {0}; set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (or mfa = elsewhere if sessions are opened on another machine)"
+    )]
+    NotFound(String),
+    /// The credentials of the service cannot be used.
+    #[error(
+        "cannot use the AWS credentials in {path}: {why}; it must be an AWS credentials file with aws_access_key_id and aws_secret_access_key in [{section}]",
+        path = path.display()
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The section that the configuration selects.
+        section: String,
+        /// Why.
+        why: String,
+    },
+    /// A source was found, but it failed.
+    #[error("cannot get AWS credentials from {from}: {why}")]
+    Source {
+        /// The source, with the variable or file that names it.
+        from: String,
+        /// Why not, and what to do.
+        why: String,
+    },
+    /// Region, endpoints, files.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A variable.
+    #[error(transparent)]
+    Variable(#[from] VariableError),
+    /// The interrupt descriptor became readable.
+    #[error("interrupted")]
+    Interrupted,
+    /// None were found, with `mfa = false`.
+    #[error(
+        "found no AWS credentials to use as they are (mfa = false): {0}; give this host a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )]
+    NoneToUse(String),
+    /// Temporary credentials, which `GetSessionToken` does not accept.
+    #[error(
+        "the AWS credentials found are temporary ({0}), but GetSessionToken accepts only long-term keys; set role_arn, or mfa = false to use them as they are"
+    )]
+    Temporary(String),
+    /// They have expired.
+    #[error("the AWS credentials found ({0}) expired at {1}; start again with fresh ones")]
+    Expired(String, String),
+    /// The SDK could not be started.
+    #[error("cannot look for AWS credentials: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Searches for credentials.
+pub struct Finder<'a> {
+    /// The configuration.
+    pub config: &'a SessionConfig,
+    /// How AWS is called.
+    pub aws: &'a Settings,
+    /// Ends the search when it becomes readable.
+    pub interrupt: Option<BorrowedFd<'a>>,
+}
+
+impl Finder<'_> {
+    /// Finds the credentials that `mfa` requires: ones to exchange a code with, ones to use as they
+    /// are, or none.
+    pub fn find_for_mfa(&self) -> Result<Option<Credentials>, CredentialsError> {
+        match self.config.mfa {
+            Mfa::Here { .. } => self.find_for_exchange().map(Some),
+            Mfa::Off => self.find().map(Some),
+            Mfa::Elsewhere => Ok(None),
+        }
+    }
+
+    /// Finds the source credentials: those of the service, or else those that the AWS CLI would use.
+    pub fn find(&self) -> Result<Credentials, CredentialsError> {
+        let session = self.search()?;
+        match session.remaining_seconds() {
+            Some(left) if left <= 0 => Err(CredentialsError::Expired(
+                session.access_key_id.clone(),
+                session.expiration_text(),
+            )),
+            _ => Ok(session),
+        }
+    }
+
+    /// They must be long-term keys, unless a role is assumed.
+    fn find_for_exchange(&self) -> Result<Credentials, CredentialsError> {
+        let session = self.find()?;
+        if session.session_token.is_some() && self.config.role_arn.is_none() {
+            return Err(CredentialsError::Temporary(session.access_key_id));
+        }
+        Ok(session)
+    }
+
+    fn search(&self) -> Result<Credentials, CredentialsError> {
+        if let Some(path) = service_credential::file() {
+            return self.search_file_of_service(path);
+        }
+        let environment = from_environment()?;
+        if let (None, Some(session)) = (&self.config.profile, environment) {
+            return Ok(session);
+        }
+        let profiles = Profiles::read(self.config, self.aws.reader())?;
+        if let Some(session) = profile::credentials(self, &profiles)? {
+            return Ok(session);
+        }
+        if let Some(profile) = &self.config.profile {
+            return Err(CredentialsError::Source {
+                from: format!("profile {profile}"),
+                why: format!("it has none in {}", profiles.looked_at()),
+            });
+        }
+        match machine::credentials(self)? {
+            Ok(session) => Ok(session),
+            Err(why) => {
+                let why = format!(
+                    "there are none in the environment or in a profile of {}; {why}",
+                    profiles.looked_at()
+                );
+                Err(match self.config.mfa {
+                    Mfa::Off => CredentialsError::NoneToUse(why),
+                    _ => CredentialsError::NotFound(why),
+                })
+            }
+        }
+    }
+
+    fn search_file_of_service(&self, path: PathBuf) -> Result<Credentials, CredentialsError> {
+        let failed = |section: &str, why| CredentialsError::File {
+            path: path.clone(),
+            section: section.into(),
+            why,
+        };
+        let (section, _) = settings::selected_profile(self.config);
+        let profiles = match Profiles::read_only(self.config, path.clone()) {
+            Err(SettingsError::File { why, .. }) => return Err(failed(&section, why)),
+            profiles => profiles?,
+        };
+        match profile::credentials(self, &profiles) {
+            Ok(Some(session)) => Ok(session),
+            Ok(None) => Err(failed(
+                &section,
+                format!("it has no aws_access_key_id in [{section}]"),
+            )),
+            Err(CredentialsError::Settings(SettingsError::NoProfile { .. })) => {
+                Err(failed(&section, format!("it has no section [{section}]")))
+            }
+            Err(CredentialsError::Source { why, .. }) => Err(failed(&section, why)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs a call of AWS until it ends or the search is interrupted.
+    fn run<T>(&self, call: impl Future<Output = T>) -> Result<T, CredentialsError> {
+        let runtime = settings::runtime()?;
+        let ended = match self.interrupt {
+            Some(interrupt) => runtime.block_on(unless_readable(interrupt, call)),
+            None => Some(runtime.block_on(call)),
+        };
+        // Do not wait for blocking threads of libraries.
+        runtime.shutdown_background();
+        ended.ok_or(CredentialsError::Interrupted)
+    }
+}
+
+fn from_environment() -> Result<Option<Credentials>, CredentialsError> {
+    let pair = (
+        variables::first(&ACCESS_KEY_ID),
+        variables::first(&SECRET_ACCESS_KEY),
+    );
+    let (access_key_id, secret_access_key) = match pair {
+        (Some((_, id)), Some((_, secret))) => (id, secret),
+        (None, None) => return Ok(None),
+        (Some((name, _)), None) => {
+            return Err(
+                VariableError::new(name, "is set, but AWS_SECRET_ACCESS_KEY is not").into(),
+            );
+        }
+        (None, Some((name, _))) => {
+            return Err(VariableError::new(name, "is set, but AWS_ACCESS_KEY_ID is not").into());
+        }
+    };
+    let session_token = variables::first(&SESSION_TOKEN);
+    // A long-term key does not expire.
+    let expiration = variables::text(EXPIRATION).filter(|_| session_token.is_some());
+    let expiration = expiration.map(|text| {
+        parse_utc(&text).ok_or_else(|| {
+            VariableError::new(EXPIRATION, "is not a time, such as 2026-01-31T12:00:00Z")
+        })
+    });
+    let session = Credentials {
+        access_key_id,
+        secret_access_key: SecretString::from(secret_access_key),
+        session_token: session_token.map(|(_, token)| SecretString::from(token)),
+        expiration_unix_seconds: expiration.transpose()?,
+    };
+    let checked = session.checked().map(Some);
+    checked.map_err(|why| CredentialsError::Source {
+        from: "the environment (AWS_ACCESS_KEY_ID and related variables)".into(),
+        why: format!("the key {why}"),
+    })
+}
