@@ -1,4 +1,4 @@
-//! What the benchmarks measured, as the README shows it.
+//! What the benchmarks measured, as docs/src/benchmarks.md shows it.
 
 /// How many times faster than OpenSSL ours is to be, by the beginning of the row's name.
 const TARGETS: &[(&str, f64)] = &[
