@@ -123,9 +123,11 @@ fn collect_strings(tokens: TokenStream, found: &mut Vec<String>) {
     }
 }
 
-/// Letters, digits and what AWS's names consist of, in words with one space between.
+/// Letters, digits and what AWS's names consist of, in lower-case words with one space between.
 fn words(text: &str) -> String {
-    let kept = text.replace(|c: char| !(c.is_alphanumeric() || "_-'’/".contains(c)), " ");
+    let kept = text
+        .to_lowercase()
+        .replace(|c: char| !(c.is_alphanumeric() || "_-'’/".contains(c)), " ");
     format!(
         " {} ",
         kept.split_whitespace().collect::<Vec<_>>().join(" ")
