@@ -12,6 +12,7 @@ import sys
 
 import boto3
 import pytest
+from fences import fence
 from moto.server import ThreadedMotoServer
 
 AUDIT = pathlib.Path(__file__).parents[1] / "audit"
@@ -37,20 +38,6 @@ def aws(tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(AUDIT, tmp_path / "audit"))
     yield boto3
     server.stop()
-
-
-def block(beginning):
-    """The block of commands of the page that begins so."""
-    blocks = []
-    indented = False
-    for line in (AUDIT / "README.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith("    "):
-            if not indented:
-                blocks.append("")
-            blocks[-1] += line[4:] + "\n"
-        indented = line.startswith("    ")
-    [found] = [block for block in blocks if block.startswith(beginning)]
-    return found
 
 
 def typed(commands, answer=""):
@@ -79,19 +66,19 @@ def assert_tells_of_the_key(aws):
 
 
 def test_cloudformation_deploys_and_removes_the_stack(aws):
-    assert "Successfully created" in typed(block("aws cloudformation deploy"))
+    assert "Successfully created" in typed(fence("audit-deploy"))
     [stack] = aws.client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
     assert_tells_of_the_key(aws)
     typed(f"aws events disable-rule --name {NAME}-used")
     assert rules(aws)[f"{NAME}-used"][0] == "DISABLED"
-    typed(block("aws cloudformation delete-stack"))
+    typed(fence("audit-remove"))
     assert rules(aws) == {}
 
 
 @pytest.mark.skipif("WITH_TERRAFORM" not in os.environ, reason="no terraform with its AWS provider")
 def test_terraform_applies_the_configuration(aws):
-    assert "Apply complete!" in typed(block("cd terraform"), "yes\n")
+    assert "Apply complete!" in typed(fence("audit-deploy-terraform"), "yes\n")
     assert_tells_of_the_key(aws)
     [trail] = aws.client("cloudtrail").describe_trails()["trailList"]
     assert (trail["Name"], trail["LogFileValidationEnabled"]) == (NAME, True)

@@ -19,6 +19,7 @@ import urllib3
 from botocore.awsrequest import AWSResponse
 from botocore.credentials import InstanceMetadataProvider
 from botocore.utils import InstanceMetadataFetcher
+from fences import fence
 from support import ACCOUNT, LocalAws, as_credentials
 
 POLICIES = pathlib.Path(__file__).parents[1] / "policies"
@@ -355,8 +356,7 @@ def test_every_policy_and_every_action_is_in_the_tables():
 
 
 def test_the_commands_of_the_page_install_the_policies():
-    page = (POLICIES / "README.md").read_text(encoding="utf-8")
-    commands = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1]
+    commands = fence("policies-install")
     account, region = "444455556666", "eu-central-1"
     aws = LocalAws("--user", "first", "--account", account, "--region", region).serve()
     try:

@@ -1,4 +1,4 @@
-//! Prints the results of the benchmarks as a table.
+//! Prints the results of the benchmarks as the table of docs/src/benchmarks.md.
 
 /// How many times as fast as OpenSSL the plugin must be, by the beginning of the row's name.
 const TARGETS: &[(&str, f64)] = &[

@@ -56,14 +56,27 @@ fn the_changelog_has_the_version() {
     assert!(read("CHANGELOG.md").contains(&heading), "{heading}");
 }
 
-/// The numbers in the body of the function `exit_code` of a source.
+/// The exit codes of a program's source: the numbers in the body of its function `exit_code`, and the constants.
 fn exit_codes(source: &str) -> Vec<String> {
     let text = read(source);
-    let (_, body) = text.split_once("fn exit_code(").unwrap();
-    let (body, _) = body.split_once("\n    }\n").unwrap();
+    let function = text
+        .split_once("fn exit_code(")
+        .map_or("", |(_, after)| after);
+    let (body, _) = function.split_once("\n    }\n").unwrap_or_default();
     let words = body.split(|c: char| !c.is_ascii_alphanumeric());
+    let constants = text.lines().filter_map(|line| {
+        let (name, value) = line.strip_prefix("const ")?.split_once(": ")?;
+        name.bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+            .then_some(())?;
+        let value = value
+            .strip_prefix("i32 = ")
+            .or(value.strip_prefix("u8 = "))?;
+        value.strip_suffix(';')
+    });
     words
-        .filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()) && !word.is_empty())
+        .chain(constants)
+        .filter(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit()))
         .map(str::to_owned)
         .collect()
 }
@@ -71,18 +84,39 @@ fn exit_codes(source: &str) -> Vec<String> {
 #[test]
 fn each_exit_code_is_in_the_page_and_the_manual() {
     let page = read("docs/src/exit-codes.md");
-    for (program, source) in [
-        ("iam-kms-wrapper", "wrapper/src/launch.rs"),
-        ("kms-manage-key", "tools/manage-key/src/lib.rs"),
+    for (program, source, manual) in [
+        (
+            "iam-kms-wrapper",
+            "wrapper/src/launch.rs",
+            Some("iam-kms-wrapper.8"),
+        ),
+        ("iam-kms-wrapper code", "wrapper/src/code.rs", None),
+        (
+            "iam-kms-broker",
+            "broker/src/lib.rs",
+            Some("iam-kms-broker.8"),
+        ),
+        (
+            "kms-manage-key",
+            "tools/manage-key/src/lib.rs",
+            Some("kms-manage-key.8"),
+        ),
+        (
+            "kms-data-keys",
+            "tools/data-keys/src/lib.rs",
+            Some("kms-data-keys.8"),
+        ),
     ] {
         let (_, section) = page.split_once(&format!("## {program}\n")).unwrap();
         let section = section.split("\n## ").next().unwrap();
-        let manual = read(&format!("packaging/man/{program}.8"));
-        let (_, manual) = manual.split_once("EXIT STATUS").unwrap();
+        let manual = manual.map(|name| {
+            let manual = read(&format!("packaging/man/{name}"));
+            manual.split_once("EXIT STATUS").unwrap().1.to_owned()
+        });
         let codes = exit_codes(source);
-        assert!(codes.len() > 2, "{codes:?}");
+        assert!(!codes.is_empty(), "{source}");
         for code in codes {
-            for text in [section, manual] {
+            for text in [Some(section), manual.as_deref()].into_iter().flatten() {
                 let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
                 assert!(words.any(|word| word == code), "{program}: {code}");
             }
@@ -123,9 +157,11 @@ fn collect_strings(tokens: TokenStream, found: &mut Vec<String>) {
     }
 }
 
-/// Letters, digits and what AWS's names consist of, in words with one space between.
+/// Letters, digits and what AWS's names consist of, in lower-case words with one space between.
 fn words(text: &str) -> String {
-    let kept = text.replace(|c: char| !(c.is_alphanumeric() || "_-'’/".contains(c)), " ");
+    let kept = text
+        .to_lowercase()
+        .replace(|c: char| !(c.is_alphanumeric() || "_-'’/".contains(c)), " ");
     format!(
         " {} ",
         kept.split_whitespace().collect::<Vec<_>>().join(" ")

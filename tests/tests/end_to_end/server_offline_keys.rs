@@ -492,7 +492,7 @@ fn a_password_as_the_value_of_the_variable_is_refused_and_not_repeated() {
     assert!(!text.contains("not the code"), "{text}");
 }
 
-/// As README says of encrypted tablespaces: the numbers of keys are each server's own.
+/// As docs/src/lost-keys.md says of encrypted tablespaces: key ids and versions belong to one server.
 #[test]
 fn a_tablespace_moves_to_a_server_with_other_keys_decrypted_and_not_encrypted() {
     let sandbox = Sandbox::new();
