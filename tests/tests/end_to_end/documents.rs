@@ -127,7 +127,7 @@ fn each_exit_code_is_in_the_page_and_the_manual() {
 /// The sources whose messages the page on troubleshooting explains.
 const EXPLAINED: [&str; 5] = [
     "crates/aws-session/src/sts.rs",
-    "crates/aws-session/src/kms_failure.rs",
+    "crates/aws-session/src/aws_error.rs",
     "crates/code-channel/src/fifo.rs",
     "crates/service/src/socket_path.rs",
     "wrapper/src/broker_process.rs",
