@@ -275,6 +275,52 @@ fn a_key_that_contradicts_what_is_recorded_fails_alone() {
 }
 
 #[test]
+fn a_bad_entry_of_one_thread_does_not_cost_the_entries_of_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let barrier = Barrier::new(8);
+    std::thread::scope(|scope| {
+        for number in 2..=9 {
+            let (file, directory, barrier) = (&file, &directory, &barrier);
+            scope.spawn(move || {
+                for version in 1..=20 {
+                    barrier.wait();
+                    if number % 2 == 0 {
+                        file.record(&[entry(1, 1, 2)]).unwrap_err();
+                    } else {
+                        let new = entry(number, version, number as u8);
+                        file.record(std::slice::from_ref(&new)).unwrap();
+                        assert_eq!(open(directory).get(number, version), Some(new));
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn keys_that_are_recorded_together_are_on_disk_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    file.record(&[entry(2, 1, 2), entry(3, 1, 3)]).unwrap();
+    assert_eq!(open(&directory).entries().len(), 3);
+}
+
+#[test]
+fn an_older_manifest_that_was_put_back_gets_the_missing_keys_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let older = fs::read(file.path()).unwrap();
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    fs::write(file.path(), older).unwrap();
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    assert_eq!(open(&directory).entries(), [entry(1, 1, 1), entry(2, 1, 2)]);
+}
+
+#[test]
 fn a_manifest_that_was_deleted_is_written_again_with_all_its_keys() {
     let directory = tempfile::tempdir().unwrap();
     let file = open(&directory);
@@ -300,6 +346,27 @@ fn a_damaged_manifest_is_left_alone_with_what_to_do() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(fs::read_to_string(path).unwrap(), "aws-kms-keys 1\n");
+}
+
+#[test]
+fn a_manifest_longer_than_64_mib_is_refused_unread() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = fs::File::create(directory.path().join(MANIFEST_NAME)).unwrap();
+    let problem = |bytes| {
+        file.set_len(bytes).unwrap();
+        ManifestFile::open(directory.path())
+            .unwrap_err()
+            .to_string()
+    };
+    for too_long in [(64 << 20) + 1, 65 << 20] {
+        let problem = problem(too_long);
+        assert!(
+            problem.contains("is longer than 67108864 bytes"),
+            "{problem}"
+        );
+    }
+    let longest = problem(64 << 20);
+    assert!(longest.contains("does not begin with"), "{longest}");
 }
 
 #[test]
