@@ -25,10 +25,10 @@ use crate::{
 /// Connections that are kept for the next request; more may be in use.
 const MAX_IDLE: usize = 8;
 
-/// No broker has a longer time limit; and a point in time must be possible.
+/// No broker has a longer time limit. Keeps the deadline within what an `Instant` can hold.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
 
-/// How long a broker may take to show of which release it is.
+/// How long a broker may take to show its release.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the broker gave no answer.
@@ -36,7 +36,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 pub enum ClientError {
     /// Nothing listens.
     #[error(
-        "no broker at '{}': {source}; start the server under iam-kms-wrapper with handoff = \"broker\", or start the iam-kms-broker service, or name another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
+        "no broker at '{}': {source}; start the iam-kms-broker service, or start the server under iam-kms-wrapper with handoff = \"broker\", or set another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
     )]
     NoBroker {
         /// The socket.
@@ -46,7 +46,7 @@ pub enum ClientError {
     },
     /// This user may not connect.
     #[error(
-        "user {user} may not use the broker at '{}': {source}; set broker_socket_group in its configuration to a group of that user, restart the broker, and start this process anew", socket.display()
+        "user {user} may not use the broker at '{}': {source}; set broker_socket_group in its configuration to a group of that user, restart the broker, and restart this process", socket.display()
     )]
     NotAllowed {
         /// The socket.
@@ -56,19 +56,19 @@ pub enum ClientError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// Somebody else may listen in the broker's place.
+    /// Other users could replace the socket.
     #[error(
-        "will not use the broker at '{}': {source}, and could put a socket of its own there; let the broker's user or root own the directory, mode 0755", socket.display()
+        "will not use the broker at '{}': {source}, and could replace the socket; give the directory to root or the broker's user, mode 0755", socket.display()
     )]
     UntrustedDirectory {
         /// The socket.
         socket: PathBuf,
-        /// Who could.
+        /// Which users.
         source: DirectoryError,
     },
-    /// Somebody else listens in the broker's place.
+    /// Another user listens on the socket.
     #[error(
-        "will not use the broker at '{}': user {user} listens there, who is neither root nor this process's user nor the owner of the directory; find out who that is", socket.display()
+        "will not use the broker at '{}': user {user} listens there, which is neither root, nor the user of this process, nor the owner of the directory; find out which process that is", socket.display()
     )]
     UntrustedListener {
         /// The socket.
@@ -76,7 +76,7 @@ pub enum ClientError {
         /// Who listens.
         user: u32,
     },
-    /// The broker is there and did not answer in time.
+    /// The broker did not answer in time.
     #[error("the broker at '{}' did not answer within {milliseconds} ms; see its log", socket.display())]
     TimedOut {
         /// The socket.
@@ -85,15 +85,15 @@ pub enum ClientError {
         milliseconds: u128,
     },
     /// The broker understands the messages of release 0.1.0 only.
-    #[error("the broker at '{}' is of an older release than this program; restart it (systemctl restart iam-kms-broker; one that iam-kms-wrapper has started, with its server)", socket.display())]
+    #[error("the broker at '{}' is of an older release than this program; restart it with 'systemctl restart iam-kms-broker', or restart the server if iam-kms-wrapper started it", socket.display())]
     OlderRelease {
         /// The socket.
         socket: PathBuf,
     },
-    /// Nobody wants the answer any more.
+    /// The caller no longer wants the answer.
     #[error("interrupted")]
     Interrupted,
-    /// The broker answered rubbish or closed the connection.
+    /// The broker closed the connection, or its answer is not a message.
     #[error("talking to the broker at '{}' failed: {source}; see its log", socket.display())]
     Conversation {
         /// The socket.
@@ -104,7 +104,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Tells whether the broker may answer the same request a little later.
+    /// Returns whether the broker may answer the same request a little later.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::TimedOut { .. } => true,
@@ -120,8 +120,8 @@ impl ClientError {
         }
     }
 
-    /// Tells whether the broker is not there, as while it is restarted. A new one does not let its
-    /// group in at first.
+    /// Returns whether the broker is missing, as during a restart. A broker that has just started does
+    /// not admit its group at first.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::NoBroker { .. } | Self::NotAllowed { .. } => true,
@@ -131,17 +131,17 @@ impl ClientError {
     }
 }
 
-/// How soon a call notices that nobody wants its answer any more.
+/// How often a call checks whether its answer is still wanted.
 const INTERRUPT_CHECK: Duration = Duration::from_millis(200);
 
 /// How long to wait for an answer.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
-    /// The longest silence of the broker. It breaks it while a request waits.
+    /// How long the broker may be silent. It sends a message now and then while a request waits.
     pub silence: Duration,
-    /// When to stop waiting, whatever the broker says; `None`: never.
+    /// When to stop waiting even if the broker is not silent; `None`: never.
     pub deadline: Option<Instant>,
-    /// Whether nobody wants the answer any more. Asked several times a second.
+    /// Whether the answer is no longer wanted. Called several times a second.
     pub is_interrupted: &'a dyn Fn() -> bool,
 }
 
@@ -181,11 +181,11 @@ impl BrokerClient {
     /// Sends one request and waits for its answer. `should_continue` gets each [`Waiting`] of the
     /// broker, and returns false to give up, which returns that as the answer.
     ///
-    /// A connection that was kept may be one to a broker that is no more: then the request goes
-    /// out once again over a new one.
+    /// A kept connection may lead to a broker that has ended. The request is then sent again over a new
+    /// connection.
     ///
-    /// Errors: the broker is not there, not to be trusted, of an older release or silent for longer
-    /// than `patience`.
+    /// Errors: the broker is missing, untrusted, of an older release, or silent for longer than
+    /// `patience`.
     pub fn request<'a>(
         &self,
         request: &Request,
@@ -241,7 +241,7 @@ impl BrokerClient {
         write_frame(&mut stream, request)?;
         let reply = loop {
             match read_frame(&mut stream)? {
-                // The connection is left, and with it the request that waits.
+                // Closes the connection, which cancels the waiting request.
                 Reply::Waiting(waiting) if !should_continue(&waiting) => {
                     return Ok(Reply::Waiting(waiting));
                 }
@@ -256,8 +256,8 @@ impl BrokerClient {
         Ok(reply)
     }
 
-    /// A broker of release 0.1.0 closes the connection on what it does not understand. Only such a
-    /// one answers in version 1 and closes it on version 2.
+    /// A broker of release 0.1.0 closes the connection when it does not understand a request: it answers
+    /// version 1 and closes on version 2. No other broker does both.
     fn is_of_older_release(&self) -> bool {
         let start = Instant::now();
         let until = start + RELEASE_PATIENCE;
@@ -301,7 +301,7 @@ impl BrokerClient {
         Ok(descriptor)
     }
 
-    /// Checks that the broker listens, and not somebody else who wants to choose the data keys.
+    /// Checks that a trusted user listens. Anybody else could choose the data keys.
     fn check_listener(&self, connection: &OwnedFd) -> Result<(), ClientError> {
         let socket = || self.socket.clone();
         let directory = self.socket.parent().unwrap_or(Path::new("/"));
@@ -379,7 +379,7 @@ fn is_interruption(error: &io::Error) -> bool {
     error.kind() == INTERRUPTION
 }
 
-/// What [`TimedStream`] says of an interruption. The kernel has no such error for a Unix socket.
+/// The error of [`TimedStream`] for an interruption. The kernel returns no such error for a Unix socket.
 const INTERRUPTION: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 
 /// Zero would mean no limit at all.
@@ -388,7 +388,7 @@ fn time_value(duration: Duration) -> TimeVal {
     TimeVal::microseconds(microseconds.max(1))
 }
 
-/// A socket whose reads and writes end at one point in time, however many there are.
+/// A socket whose reads and writes share one deadline.
 struct TimedStream<'a> {
     descriptor: OwnedFd,
     until: Instant,
@@ -423,7 +423,7 @@ impl Write for TimedStream<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let remaining = time_value(self.remaining()?);
         setsockopt(&self.descriptor, SendTimeout, &remaining)?;
-        // A broker that has gone must not end the whole program with SIGPIPE.
+        // SIGPIPE would end the whole program.
         match send(self.descriptor.as_raw_fd(), buffer, MsgFlags::MSG_NOSIGNAL) {
             Err(Errno::EINPROGRESS) => Err(io::ErrorKind::TimedOut.into()),
             sent => Ok(sent?),

@@ -24,7 +24,7 @@ pub enum FrameError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The other side speaks another version of this protocol.
-    #[error("protocol version {0} is not understood: plugin and broker are of different releases")]
+    #[error("protocol version {0} is unknown: plugin and broker are different releases")]
     Version(u8),
     /// A frame longer than [`MAX_FRAME_BYTES`].
     #[error("a frame of {0} bytes, more than {MAX_FRAME_BYTES}")]

@@ -1,4 +1,4 @@
-//! What plugin and broker say to each other.
+//! The messages between plugin and broker.
 
 use serde::{Deserialize, Serialize};
 

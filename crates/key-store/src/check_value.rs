@@ -109,7 +109,10 @@ mod tests {
     #[test]
     fn only_32_lower_case_digits_are_read_back() {
         let text = "00112233445566778899aabbccddeeff";
-        assert_eq!(text.parse::<CheckValue>().unwrap().to_string(), text);
+        let check = text.parse::<CheckValue>().unwrap();
+        assert_eq!(check.to_string(), text);
+        assert_eq!(check.to_bytes(), core::array::from_fn(|i| i as u8 * 0x11));
+        assert_eq!(CheckValue::from_bytes(check.to_bytes()), check);
         for wrong in [
             "",
             "0",

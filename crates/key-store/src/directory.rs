@@ -379,7 +379,7 @@ impl Temporary<'_> {
         self.file.read_exact_at(&mut on_disk, 0).map_err(failed)?;
         if on_disk != written {
             return Err(failed(io::Error::other(
-                "the disk gives back something else than was written",
+                "the disk returns something other than what was written",
             )));
         }
         Ok(())

@@ -61,16 +61,16 @@ pub enum FileError {
         /// What is wrong with it, and what to do.
         problem: String,
     },
-    /// The same version for two algorithms.
-    #[error("key files '{}' and '{}' are the same version of the same key; move the one away with which no data was encrypted", cbc.display(), ctr.display())]
+    /// Two files of one version, with different algorithms.
+    #[error("key files '{}' and '{}' are the same version of the same key; move away the one that no data was encrypted with", cbc.display(), ctr.display())]
     Conflict {
         /// The file of AES_CBC.
         cbc: PathBuf,
         /// The file of AES_CTR.
         ctr: PathBuf,
     },
-    /// The last version number is taken.
-    #[error("key {id} has version {version} in '{}', and no higher version number is left", path.display())]
+    /// There is no higher version number.
+    #[error("key {id} already has version {version}, the highest possible, in '{}'", path.display())]
     NoVersionLeft {
         /// Key id.
         id: u32,
@@ -80,7 +80,7 @@ pub enum FileError {
         path: PathBuf,
     },
     /// Another server makes keys in the same directory.
-    #[error("another server uses the key file directory '{}'; give each server a directory of its own (aws_key_management_keyfile_dir)", .0.display())]
+    #[error("another server uses the key file directory '{}'; give each server its own directory (aws_key_management_keyfile_dir)", .0.display())]
     InUse(PathBuf),
 }
 
@@ -96,7 +96,7 @@ impl FileError {
         }
     }
 
-    /// The same where the process wrote: what is missing then is the right to write to the directory.
+    /// A system call that writes a file of `path` failed: permission is then missing on the directory.
     pub(crate) fn writing(
         kind: FileKind,
         path: PathBuf,
@@ -147,7 +147,7 @@ impl FileError {
 fn advice(kind: FileKind, error: Errno) -> &'static str {
     match (error, kind) {
         (Errno::EACCES | Errno::EPERM, _) => "give the file to the user of the server, mode 0600",
-        (Errno::ELOOP, _) => "put the file itself there instead of a symbolic link",
+        (Errno::ELOOP, _) => "replace the symbolic link by the file itself",
         (Errno::ENOSPC | Errno::EDQUOT, _) => "make room on the disk",
         (Errno::EROFS, FileKind::Key) => {
             "let the server write there, or set aws_key_management_keyfile_dir"

@@ -207,6 +207,39 @@ mod tests {
     }
 
     #[test]
+    fn a_file_in_the_making_has_both_the_prefix_and_the_suffix() {
+        for name in [
+            ".aws-kms-key.1.1.0123456789abcdef.new",
+            ".aws-kms-keys.list.0.new",
+        ] {
+            assert_eq!(
+                KeyName::parse(name.as_bytes()),
+                ParsedName::Temporary,
+                "{name}"
+            );
+        }
+        for name in [
+            ".aws-kms-key.1.1",
+            ".aws-kms-keys.lock",
+            "ibdata1.new",
+            ".new",
+        ] {
+            assert_eq!(KeyName::parse(name.as_bytes()), ParsedName::Other, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_other_name_of_a_version_differs_in_the_algorithm_alone() {
+        let cbc = KeyName {
+            id: 20,
+            version: 3,
+            algorithm: Algorithm::AesCbc,
+        };
+        assert_eq!(cbc.other().to_string(), "aws-kms-key.20.3.ctr");
+        assert_eq!(cbc.other().other(), cbc);
+    }
+
+    #[test]
     fn other_files_are_not_looked_at() {
         for name in [
             "ibdata1",

@@ -9,9 +9,9 @@
 //! sha256 5d41402abc4b2a76b9719d911017c592ae0c5c2f2b1c8d8c1d8f1a3a4b5c6d7e
 //! ```
 //!
-//! It proves that a key existed when its file is gone, and which key a file must hold. A line `forked`
-//! before the checksum says that the data directory is a copy whose origin goes on with the same keys. The
-//! checksum is that of all bytes before its line.
+//! It proves that a key existed when its file is missing, and which key a file must hold. A line `forked`
+//! before the checksum says that the data directory is a copy whose original still uses the same keys. The
+//! checksum covers all bytes before its line.
 
 mod file;
 
@@ -46,7 +46,7 @@ pub struct Entry {
     pub name: KeyName,
     /// Length of the key in bits: 128, 192 or 256.
     pub bits: u16,
-    /// What proves which key it is.
+    /// Identifies the key.
     pub check_value: CheckValue,
     /// ARN of the master key that wrapped it when it was recorded, if that is known.
     pub master_key_arn: Option<String>,
@@ -89,12 +89,12 @@ pub enum ManifestError {
     #[error("does not begin with '{MAGIC} {FORMAT}'")]
     NotAManifest,
     /// It was written by a later release.
-    #[error("has format {0}, which a later release has written; this one knows format {FORMAT}")]
+    #[error("has format {0}, which is that of a later release; this release reads format {FORMAT}")]
     Format(String),
-    /// It ends early, or was changed.
+    /// It was cut off or changed.
     #[error("is damaged: its checksum does not match")]
     Checksum,
-    /// A line that is none, although the checksum matches.
+    /// A line cannot be read, although the checksum matches.
     #[error("is damaged: line {0} cannot be read")]
     Line(usize),
 }
@@ -111,7 +111,7 @@ pub struct DifferentKey {
     pub found: CheckValue,
 }
 
-/// A key that is not the one that a manifest lists under its name. Completes "key file 'FILE' …".
+/// A key that differs from the one that a manifest lists under its name. Completes "key file 'FILE' …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("holds {}, not the one that '{}' lists as {name}; put the right file back", match .holds {
     Some(other) => format!("the key of {other}"),
@@ -130,7 +130,7 @@ pub struct WrongKey {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
     entries: BTreeMap<(u32, u32), Entry>,
-    /// Whether the data directory is a copy whose origin goes on with the same keys.
+    /// Whether the data directory is a copy whose original still uses the same keys.
     pub is_forked: bool,
 }
 
@@ -138,6 +138,16 @@ impl Manifest {
     /// The entry of a key version.
     pub fn get(&self, id: u32, version: u32) -> Option<&Entry> {
         self.entries.get(&(id, version))
+    }
+
+    /// Whether a key version is recorded as `entry` says, with its master key if the entry names one.
+    fn has(&self, entry: &Entry) -> bool {
+        self.get(entry.name.id, entry.name.version)
+            .is_some_and(|recorded| {
+                recorded.is_same_key(entry)
+                    && (entry.master_key_arn.is_none()
+                        || recorded.master_key_arn == entry.master_key_arn)
+            })
     }
 
     /// The versions of a key, in order.
@@ -158,7 +168,7 @@ impl Manifest {
             .find(|entry| entry.check_value == check_value)
     }
 
-    /// Adds a key version, or takes note of the master key that wraps it now. False if nothing has
+    /// Adds a key version, or records the master key that wraps it now. Returns false if nothing has
     /// changed.
     pub fn add(&mut self, entry: &Entry) -> Result<bool, DifferentKey> {
         let Some(recorded) = self.entries.get_mut(&(entry.name.id, entry.name.version)) else {
@@ -260,7 +270,7 @@ fn checksum(text: &str) -> String {
         })
 }
 
-/// A clock may be set to anything; what is written has four digits for the year.
+/// A clock may be set to any year; the text has four digits for it.
 fn in_formattable_years(time: SystemTime) -> SystemTime {
     const END_SECONDS: u64 = 253_402_300_799;
     let end = SystemTime::UNIX_EPOCH + Duration::from_secs(END_SECONDS);

@@ -14,9 +14,9 @@ const MAX_OFFSET_SECONDS: i64 = 100 * 366 * 86_400;
 
 /// STS and KMS on this machine, as strict as AWS, for trying and testing without an AWS account.
 ///
-/// `init` makes an account: a user with an access key and a virtual MFA device, and a KMS key named
+/// `init` creates an account: a user with an access key and a virtual MFA device, and a KMS key named
 /// alias/mariadb. `serve` answers the AWS CLI and the SDKs at the URL that it prints. The other
-/// commands change what the server has or does, at once and also while it runs.
+/// commands change the server's state or behaviour. They take effect at once, even while it runs.
 ///
 /// A first session, with a code of the MFA device:
 ///
@@ -37,40 +37,40 @@ pub struct Arguments {
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make the state directory (mode 0700)
+    /// Create the state directory (mode 0700)
     ///
-    /// In it, for people and scripts: `credentials` (the file of AWS's tools; further users are
-    /// further profiles), `env` (lines for systemd's EnvironmentFile=), `mfa-serial` (the MFA
+    /// It contains `credentials` (the file that AWS's tools read, with a profile for each further
+    /// user), `env` (lines for systemd's EnvironmentFile=), `mfa-serial` (the MFA
     /// device's ARN) and `mfa-seed` (its seed, for oathtool --totp -b).
     Init(Init),
     /// Answer requests until SIGTERM or SIGINT
     ///
     /// When ready it prints one line, "listening on URL", and writes the URL to the file `endpoint`
-    /// of the state directory, which is removed at the end. Every call is in `cloudtrail.jsonl`
-    /// before its answer is sent.
+    /// of the state directory, which it removes at the end. It records each call in `cloudtrail.jsonl`
+    /// before it sends the answer.
     Serve(Serve),
     /// Add a user with an access key and an MFA device
     ///
-    /// Its files are those of `init`, under users/NAME/ of the state directory.
+    /// It gets the same files as the user of `init`, under users/NAME/ of the state directory.
     User(User),
     /// Add a role
     Role(Role),
-    /// Add a KMS key, also in another region or of another account, and print its ARN
+    /// Add a KMS key, if you like in another region or account, and print its ARN
     ///
     /// The server answers for every region that has a key. The policy of another account's key must
-    /// allow this account, and the policy of the user its use.
+    /// allow this account to use it, and so must the user's own policy.
     Key(Key),
     /// Make calls fail
     ///
-    /// A fault takes the place of the operation: nothing is done, and no MFA code is spent. It
-    /// stands until it is used up (--count) or cleared. Faults for the same call follow each other,
-    /// but every delay counts at once.
+    /// The server returns the fault instead of performing the operation, and the MFA code stays unused.
+    /// A fault lasts for --count calls or until it is cleared. Several faults for the same call
+    /// are returned one after another, but all delays apply at once.
     Fault(Fault),
     /// Shift the server's clock
     ///
-    /// For clock skew, and to let sessions end sooner. MFA codes are of the shifted time too; once
-    /// one of the future was taken, codes before it are refused after the clock is set back. The shift
-    /// stays, also after a restart.
+    /// Use it to test clock skew, or to let sessions expire sooner. MFA codes follow the shifted time,
+    /// too: after the server has accepted a code of the future, it refuses all earlier codes, even if you
+    /// set the clock back. The shift outlasts a restart.
     Clock(Clock),
 }
 
@@ -100,17 +100,17 @@ pub struct Serve {
     /// Where to listen; loopback only, and port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
-    /// How long sessions last, whatever was asked for
+    /// How long sessions last, regardless of the request
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub session_lifetime: Option<u32>,
-    /// How long it takes until EnableKey and DisableKey have an effect, on DescribeKey as on all
-    /// that uses the key; with AWS, seconds to minutes
+    /// How long EnableKey and DisableKey take to have an effect on DescribeKey and on any use of the
+    /// key; with AWS, seconds to minutes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub key_state_delay_milliseconds: u32,
     /// The role of the machine that clients run on
     ///
-    /// Its sessions are at EC2's metadata service, version 2, and at the container credentials
-    /// endpoint, both at the server's URL. The former are for a role that
+    /// The server hands out its sessions at EC2's metadata service, version 2, and at the container
+    /// credentials endpoint, both under the server's URL. The metadata service requires that the role
     /// lets ec2.amazonaws.com assume it.
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub machine_role: Option<String>,
@@ -131,7 +131,7 @@ pub struct User {
     /// The state directory
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
-    /// What the user may do (an identity policy, JSON); everything without it
+    /// What the user may do (an identity policy, JSON) [default: everything]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }
@@ -148,7 +148,7 @@ pub struct Role {
     /// Who may assume it (a trust policy, JSON)
     #[arg(long, value_name = "FILE")]
     pub trust: PathBuf,
-    /// What it may do (an identity policy, JSON); everything without it
+    /// What it may do (an identity policy, JSON) [default: everything]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }
@@ -159,16 +159,16 @@ pub struct Key {
     /// The state directory
     #[arg(long, value_name = "DIR")]
     pub state: PathBuf,
-    /// The key's region; that of `init` without it
+    /// The key's region [default: that of `init`]
     #[arg(long, value_parser = region)]
     pub region: Option<String>,
-    /// The key's account, 12 digits; that of `init` without it
+    /// The key's account, 12 digits [default: that of `init`]
     #[arg(long, value_parser = account)]
     pub account: Option<String>,
     /// A name for it: alias/…
     #[arg(long, value_parser = alias)]
     pub alias: Option<String>,
-    /// Who may use it (a key policy, JSON); its account decides without it
+    /// Who may use it (a key policy, JSON) [default: whom its account allows]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 }

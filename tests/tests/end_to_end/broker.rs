@@ -175,7 +175,7 @@ fn a_peer_of_another_user_is_dropped() {
 }
 
 #[test]
-fn a_peer_that_sends_rubbish_is_dropped_and_the_next_one_served() {
+fn a_peer_that_sends_garbage_is_disconnected_and_the_next_one_served() {
     let scene = scene();
     let wrapper = scene.start_with_code(&SLEEP);
     let too_long = u32::try_from(MAX_FRAME_BYTES + 1).unwrap().to_le_bytes();
@@ -211,7 +211,7 @@ fn a_peer_that_stops_within_a_frame_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_session_that_is_over_is_told_with_the_fifo_and_a_new_code_opens_the_next() {
+fn a_session_that_has_ended_is_reported_with_the_fifo_and_a_new_code_opens_the_next() {
     let mut scene = Scene::with_aws(&["--session-lifetime", "1"]).with_broker();
     let wrapper = scene.start_with_code(&SLEEP);
     let instruction = format!("iam-kms-wrapper code --fifo={}", scene.fifo().display());
@@ -241,7 +241,7 @@ fn a_session_that_is_over_is_told_with_the_fifo_and_a_new_code_opens_the_next() 
 }
 
 #[test]
-fn kms_is_believed_when_it_says_that_the_session_is_over() {
+fn kms_is_believed_when_it_says_that_the_session_has_ended() {
     let scene = Scene::with_aws(&["--session-lifetime", "300"]).with_broker();
     let _wrapper = scene.start_with_code(&SLEEP);
     generated(&scene);
@@ -260,7 +260,7 @@ fn kms_is_believed_when_it_says_that_the_session_is_over() {
 }
 
 #[test]
-fn a_kms_that_fails_is_told_by_kind_and_the_session_stays() {
+fn a_kms_that_fails_is_reported_by_kind_and_the_session_stays() {
     let scene = scene().line("request_timeout_seconds = 3");
     let _wrapper = scene.start_with_code(&SLEEP);
     for (fault, kind) in [
@@ -318,7 +318,7 @@ fn a_socket_left_behind_is_replaced() {
 }
 
 #[test]
-fn what_is_no_socket_is_left_alone() {
+fn a_path_that_is_not_a_socket_is_left_alone() {
     let scene = scene();
     let path = &scene.configuration.broker_socket;
     fs::write(path, "precious").unwrap();
@@ -333,7 +333,7 @@ fn what_is_no_socket_is_left_alone() {
 }
 
 #[test]
-fn a_missing_directory_of_the_socket_is_125_before_a_code_is_asked_for() {
+fn a_missing_directory_of_the_socket_exits_with_125_before_the_prompt() {
     let scene = scene()
         .without("broker_socket")
         .line("broker_socket = /nonexistent/broker.sock");
@@ -346,7 +346,7 @@ fn a_missing_directory_of_the_socket_is_125_before_a_code_is_asked_for() {
 }
 
 #[test]
-fn a_missing_broker_program_is_125_before_a_code_is_asked_for() {
+fn a_missing_broker_program_exits_with_125_before_the_prompt() {
     let scene = scene();
     let program = scene.copy_programs(&["iam-kms-wrapper"]);
     let template = scene.command(&SLEEP);
@@ -387,7 +387,7 @@ fn a_broker_alone_asks_for_a_code_serves_and_ends_with_0_on_a_signal() {
 }
 
 #[test]
-fn a_broker_alone_is_125_without_source_credentials() {
+fn a_broker_alone_exits_with_125_without_source_credentials() {
     let scene = scene();
     let mut command = scene.broker_command();
     command

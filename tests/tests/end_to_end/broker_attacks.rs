@@ -147,7 +147,7 @@ fn no_client_can_have_a_kept_key_forgotten_or_end_the_session() {
 }
 
 #[test]
-fn a_key_that_is_wrapped_anew_is_still_found_after_the_session() {
+fn a_key_that_was_rewrapped_is_still_found_after_the_session() {
     let scene = short_sessions();
     let _broker = scene.start_broker();
     let file = scene.sandbox.path("wrapped");
@@ -290,7 +290,7 @@ fn a_server_takes_no_keys_of_another_user_who_listens_in_the_brokers_place() {
 }
 
 #[test]
-fn who_may_not_use_the_socket_is_told_of_the_group() {
+fn a_user_who_may_not_use_the_socket_learns_of_the_group() {
     let scene = Scene::new().with_broker();
     let _broker = scene.start_broker();
     let socket = scene.configuration.broker_socket.display().to_string();

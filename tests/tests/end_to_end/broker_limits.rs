@@ -119,7 +119,7 @@ fn under_a_small_limit_of_descriptors_one_user_gets_half_of_the_connections() {
 }
 
 #[test]
-fn more_calls_than_are_made_at_once_wait_in_line_and_are_told_so() {
+fn more_calls_than_are_made_at_once_wait_in_line_and_learn_that() {
     let scene = Scene::new().with_broker();
     let _broker = scene.start_broker();
     let operation = "--operation GenerateDataKeyWithoutPlaintext";
@@ -152,7 +152,7 @@ fn more_calls_than_are_made_at_once_wait_in_line_and_are_told_so() {
 }
 
 #[test]
-fn five_hundred_tables_with_new_keys_at_once_are_made_though_kms_takes_three_seconds() {
+fn five_hundred_tables_with_new_keys_at_once_are_made_even_if_kms_takes_three_seconds() {
     const TABLES: usize = 500;
     let scene = Scene::new().with_broker();
     let database = Database::new(&scene.sandbox)

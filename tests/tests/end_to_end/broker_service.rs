@@ -112,7 +112,7 @@ fn members_of_the_group_are_served_and_no_other_user() {
 }
 
 #[test]
-fn systemd_is_told_that_the_service_is_ready_and_where_to_write() {
+fn systemd_learns_that_the_service_is_ready_and_where_to_enter_a_code() {
     let scene = Scene::new().with_broker();
     let mut manager = Manager::start(&scene.sandbox);
     let mut command = scene.broker_command();

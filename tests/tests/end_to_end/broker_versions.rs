@@ -131,7 +131,7 @@ fn a_server_with_the_plugin_of_0_1_0_starts_beside_this_broker_and_waits_for_its
 }
 
 #[test]
-fn a_server_with_the_plugin_of_0_1_0_that_names_another_region_is_told_what_to_do() {
+fn a_server_with_the_plugin_of_0_1_0_that_names_another_region_says_what_to_do() {
     let scene = Scene::new().with_broker();
     let _broker = scene.start_broker();
     let database =

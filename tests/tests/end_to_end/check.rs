@@ -65,7 +65,7 @@ fn assert_no_trace(scene: &Scene) {
 }
 
 #[test]
-fn a_host_that_is_ready_is_0_with_a_list_of_what_was_checked() {
+fn a_host_that_is_ready_exits_with_0_and_a_list_of_what_was_checked() {
     let scene = Scene::new().with_broker();
     let database = Database::new(&scene.sandbox);
     let line = database.command_line();
@@ -134,7 +134,7 @@ fn every_mistake_is_in_the_list_and_the_status_is_125() {
 }
 
 #[test]
-fn a_wrong_configuration_is_125_and_the_command_is_checked_all_the_same() {
+fn a_wrong_configuration_exits_with_125_and_the_command_is_checked_all_the_same() {
     let scene = Scene::new().line("regoin = us-east-1");
     let checked = Checked::of(&mut check(&scene, &["true"]));
     assert_eq!(checked.code, Some(125), "{}", checked.list);
@@ -156,7 +156,7 @@ fn a_check_without_a_command_says_so() {
 }
 
 #[test]
-fn a_clock_that_is_off_is_told_in_seconds() {
+fn a_clock_that_is_off_is_reported_in_seconds() {
     let scene = Scene::new();
     for (aws_ahead, verdict, text) in [
         ("60", "ok", " seconds behind AWS's"),
@@ -173,7 +173,7 @@ fn a_clock_that_is_off_is_told_in_seconds() {
 }
 
 #[test]
-fn an_aws_that_does_not_answer_is_told_from_credentials_that_are_wrong() {
+fn an_aws_that_does_not_answer_is_distinguished_from_credentials_that_are_wrong() {
     let mut scene = Scene::new();
     let mut command = check(&scene, &["true"]);
     scene.aws.stop();
@@ -187,7 +187,7 @@ fn an_aws_that_does_not_answer_is_told_from_credentials_that_are_wrong() {
 }
 
 #[test]
-fn an_answer_that_is_not_of_aws_is_told() {
+fn an_answer_that_is_not_of_aws_is_reported() {
     let scene = Scene::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

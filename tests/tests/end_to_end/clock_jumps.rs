@@ -73,7 +73,7 @@ fn a_broker_keeps_a_session_that_aws_honours_when_the_clock_is_an_hour_ahead_for
 }
 
 #[test]
-fn a_session_that_is_over_at_aws_is_over_here_though_the_clock_is_an_hour_behind() {
+fn a_session_that_has_ended_at_aws_has_ended_here_even_if_the_clock_is_an_hour_behind() {
     let clock = Clock::new(Scene::with_aws(&["--session-lifetime", "2"]).with_broker());
     let scene = &clock.scene;
     let broker = Process::start(&mut clock.of(scene.broker_command()));

@@ -50,7 +50,7 @@ fn a_code_may_come_in_pieces_within_one_open() {
 }
 
 #[test]
-fn what_is_no_code_is_named_by_length_and_kind_and_leaves_another_chance() {
+fn input_that_is_not_a_code_is_described_by_length_and_kind_and_asked_for_again() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
@@ -109,7 +109,7 @@ fn two_writers_at_once_are_told_apart_by_their_lines() {
 }
 
 #[test]
-fn two_writers_in_one_line_cost_a_chance_and_no_code() {
+fn two_writers_in_one_line_waste_a_line_but_no_code() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&ECHO);
     let mut one = FifoWriter::open(scene.fifo());
@@ -135,7 +135,7 @@ fn two_codes_at_once_are_tried_one_after_the_other() {
 }
 
 #[test]
-fn a_writer_that_never_finishes_keeps_nobody_out() {
+fn a_writer_that_never_finishes_does_not_keep_others_out() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&ECHO);
     let mut stuck = FifoWriter::open(scene.fifo());
@@ -275,7 +275,7 @@ fn session_document(scene: &Scene) -> serde_json::Value {
 }
 
 #[test]
-fn with_mfa_off_nothing_is_asked_and_the_source_credentials_are_handed_over() {
+fn with_mfa_off_there_is_no_prompt_and_the_source_credentials_are_handed_over() {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = false");
     let mut command = scene.command(&SLEEP);
     let wrapper = scene.spawn(command.env("AWS_SESSION_TOKEN", "of-an-instance-role"));

@@ -390,7 +390,7 @@ fn it_says_so_if_the_service_ends_before_the_code_is_judged_or_says_nothing_of_i
 }
 
 #[test]
-fn ctrl_c_ends_it_and_gives_the_echo_back() {
+fn ctrl_c_ends_it_and_restores_the_echo() {
     let scene = Scene::new();
     let wrapper = scene.start(&["true"]);
     wrapper.wait_for_fifo();

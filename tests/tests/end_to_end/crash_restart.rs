@@ -151,7 +151,7 @@ fn asks(scene: &Scene, manager: &mut Manager, command: &mut Command, why: &str) 
 }
 
 #[test]
-fn a_session_with_too_little_left_is_removed_and_a_code_asked_for() {
+fn a_session_with_too_little_left_is_removed_and_a_code_is_requested() {
     let scene = Scene::new().line("reuse_session_min_seconds = 129600");
     let mut manager = crashed(&scene);
     let mut command = manager.restart(&scene.command(&SLEEP));
@@ -160,7 +160,7 @@ fn a_session_with_too_little_left_is_removed_and_a_code_asked_for() {
 }
 
 #[test]
-fn a_session_that_is_over_is_removed_and_a_code_asked_for() {
+fn a_session_that_has_ended_is_removed_and_a_code_is_requested() {
     let scene = Scene::with_aws(&["--session-lifetime", "1"]).line("reuse_session_min_seconds = 0");
     let mut manager = crashed(&scene);
     let ended = Instant::now() + Duration::from_secs(2);

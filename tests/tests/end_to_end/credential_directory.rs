@@ -61,7 +61,7 @@ fn the_profile_of_the_configuration_chooses_the_section() {
 }
 
 #[test]
-fn a_damaged_credential_is_125_and_named_before_a_code_is_asked_for() {
+fn a_damaged_credential_exits_with_125_and_is_named_before_the_prompt() {
     let scene = Scene::new();
     for (text, why) in [
         (String::new(), "it has no aws_access_key_id in [default]"),

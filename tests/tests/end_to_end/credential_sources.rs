@@ -108,7 +108,7 @@ fn a_credentials_file_has_the_rules_of_the_aws_sdk_wherever_it_lies() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named_with_its_variable_before_a_code_is_asked_for() {
+fn a_file_that_cannot_be_read_is_named_with_its_variable_before_the_prompt() {
     let scene = Scene::new();
     let fifo = scene.sandbox.path("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -180,7 +180,7 @@ fn an_unreadable_file_and_one_that_is_not_there_are_named_for_the_services_user(
 }
 
 #[test]
-fn a_key_that_is_none_is_named_with_file_and_line() {
+fn a_malformed_key_is_named_with_file_and_line() {
     let scene = Scene::new();
     let text = "[default]\n\naws_access_key_id = AK IA\naws_secret_access_key = s3cret\n";
     let file = scene.sandbox.path("aws-config");
@@ -296,7 +296,7 @@ fn a_profile_takes_the_credentials_of_container_and_instance_and_exchanges_a_tok
 }
 
 #[test]
-fn a_role_that_leads_nowhere_is_told_in_plain_words() {
+fn a_role_that_leads_nowhere_is_reported_in_plain_words() {
     let scene = scene_with_role();
     let key = key(&scene);
     for (text, expected) in [
@@ -431,7 +431,7 @@ fn the_operators_tools_read_the_home_directory_as_the_aws_cli_does() {
 }
 
 #[test]
-fn instance_metadata_that_does_not_answer_is_told_from_one_without_a_role() {
+fn instance_metadata_that_does_not_answer_is_distinguished_from_one_without_a_role() {
     let scene = Scene::with_machine_role("900");
     let mut command = without_key(scene.command(&["true"]));
     command

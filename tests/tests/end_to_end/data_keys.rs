@@ -279,7 +279,7 @@ fn verify_outlasts_throttling() {
 }
 
 #[test]
-fn who_waits_for_long_at_a_terminal_sees_the_progress() {
+fn a_long_run_at_a_terminal_shows_its_progress() {
     let keys = Keys::new();
     keys.aws
         .fault("--operation Decrypt --kind delay --milliseconds 2500");
@@ -294,7 +294,7 @@ fn who_waits_for_long_at_a_terminal_sees_the_progress() {
 }
 
 #[test]
-fn what_cannot_be_done_at_all_ends_with_125() {
+fn an_impossible_request_exits_with_125() {
     let mut keys = Keys::new();
     for arguments in [&["verify", "--nothing"][..], &["rewrap"], &[]] {
         assert_eq!(keys.run(arguments).0, 125, "{arguments:?}");
@@ -453,7 +453,7 @@ fn a_dry_run_says_what_would_be_done_and_what_would_be_refused() {
 }
 
 #[test]
-fn rewrap_to_another_region_goes_on_where_it_was_interrupted() {
+fn rewrap_to_another_region_resumes_where_it_was_interrupted() {
     let keys = Keys::new();
     let arn = keys.aws.key(&["--region", "eu-west-1"]);
     let before = keys.decrypted("aws-kms-key.1.1", "us-east-1").1;
@@ -622,7 +622,7 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
 }
 
 #[test]
-fn what_is_installed_to_look_after_data_keys_has_no_fault_points() {
+fn the_installed_kms_data_keys_has_no_fault_points() {
     let has_them = |folder: &str| {
         contains_bytes(
             &fs::read(dist(folder).join("kms-data-keys")).unwrap(),

@@ -67,7 +67,7 @@ fn give_code(scene: &Scene) {
 }
 
 #[test]
-fn a_broker_without_threads_says_so_keeps_the_code_and_goes_on_when_there_are_some() {
+fn a_broker_without_threads_says_so_keeps_the_code_and_continues_when_there_are_some() {
     let scene = Scene::new().with_broker();
     let broker = lonely_broker(&scene);
     limit(broker.pid(), "--nproc=1:");
@@ -108,7 +108,7 @@ fn ends_well(mut broker: Process) {
 }
 
 #[test]
-fn a_broker_that_renews_its_session_by_itself_goes_on_doing_so_after_a_failure() {
+fn a_broker_that_renews_its_session_by_itself_continues_to_do_so_after_a_failure() {
     let scene = Scene::with_machine_role("6");
     let mut command = scene.broker_command();
     command
@@ -131,7 +131,7 @@ fn a_broker_that_renews_its_session_by_itself_goes_on_doing_so_after_a_failure()
 }
 
 #[test]
-fn a_wrapper_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some() {
+fn a_wrapper_without_descriptors_keeps_the_code_and_continues_when_there_are_some() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&["true"]);
     wrapper.wait_for_fifo();
@@ -155,7 +155,7 @@ fn a_wrapper_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some(
 }
 
 #[test]
-fn a_broker_without_descriptors_keeps_the_code_and_goes_on_when_there_are_some() {
+fn a_broker_without_descriptors_keeps_the_code_and_continues_when_there_are_some() {
     let scene = Scene::new().with_broker();
     let broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
@@ -211,7 +211,7 @@ fn recovers_or_ends(process: &mut Process, recovered: &str, left: &[&Path]) {
 }
 
 #[test]
-fn a_broker_without_memory_goes_on_later_or_ends_with_125_and_leaves_nothing_behind() {
+fn a_broker_without_memory_continues_later_or_ends_with_125_and_leaves_nothing_behind() {
     let scene = Scene::new().with_broker();
     let mut broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
@@ -229,7 +229,7 @@ fn a_broker_without_memory_goes_on_later_or_ends_with_125_and_leaves_nothing_beh
 }
 
 #[test]
-fn a_launcher_without_memory_goes_on_later_or_ends_with_125_and_leaves_no_fifo() {
+fn a_launcher_without_memory_continues_later_or_ends_with_125_and_leaves_no_fifo() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
@@ -248,7 +248,7 @@ fn a_launcher_without_memory_goes_on_later_or_ends_with_125_and_leaves_no_fifo()
 }
 
 #[test]
-fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
+fn a_launcher_without_threads_keeps_the_code_and_continues_when_there_are_some() {
     let scene = Scene::new();
     let command = copied(&scene, "iam-kms-wrapper", &scene.command(&SLEEP));
     let wrapper = scene.spawn(&mut as_lonely(&scene, &command));
@@ -266,7 +266,7 @@ fn a_launcher_without_threads_keeps_the_code_and_goes_on_when_there_are_some() {
 }
 
 #[test]
-fn an_abort_of_the_launcher_is_125_and_leaves_no_fifo() {
+fn an_abort_of_the_launcher_exits_with_125_and_leaves_no_fifo() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&SLEEP);
     wrapper.wait_for_fifo();
@@ -275,7 +275,7 @@ fn an_abort_of_the_launcher_is_125_and_leaves_no_fifo() {
 }
 
 #[test]
-fn an_abort_of_the_broker_is_125_and_leaves_neither_fifo_nor_socket() {
+fn an_abort_of_the_broker_exits_with_125_and_leaves_neither_fifo_nor_socket() {
     let scene = Scene::new().with_broker();
     let mut broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");

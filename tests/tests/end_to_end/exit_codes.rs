@@ -25,7 +25,7 @@ fn fails_before_it_asks(scene: &Scene, wrapper: &mut Wrapper, code: i32) -> Stri
 }
 
 #[test]
-fn an_unknown_key_is_125_with_file_line_and_nearest_key() {
+fn an_unknown_key_exits_with_125_and_file_line_and_nearest_key() {
     let scene = Scene::new().line("# a comment").line("regoin = us-east-1");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
@@ -37,7 +37,7 @@ fn an_unknown_key_is_125_with_file_line_and_nearest_key() {
 }
 
 #[test]
-fn a_wrong_value_is_125_with_file_line_and_what_is_right() {
+fn a_wrong_value_exits_with_125_and_file_line_and_what_is_right() {
     let scene = Scene::new().line("session_duration_seconds = 60");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
@@ -49,7 +49,7 @@ fn a_wrong_value_is_125_with_file_line_and_what_is_right() {
 }
 
 #[test]
-fn a_missing_configuration_is_125_and_named() {
+fn a_missing_configuration_exits_with_125_and_is_named() {
     let scene = Scene::new();
     let mut command = scene
         .aws
@@ -127,7 +127,7 @@ fn a_configuration_may_begin_with_a_byte_order_mark() {
 }
 
 #[test]
-fn a_configuration_that_is_no_text_is_named_as_such() {
+fn a_configuration_that_is_not_text_is_reported_as_such() {
     let scene = Scene::new();
     let path = scene.sandbox.path("utf-16");
     fs::write(&path, b"\xff\xfe[\0k\0m\0s\0]\0").unwrap();
@@ -139,7 +139,7 @@ fn a_configuration_that_is_no_text_is_named_as_such() {
 }
 
 #[test]
-fn no_source_credentials_are_125_with_where_to_put_them() {
+fn without_source_credentials_it_exits_with_125_and_says_where_to_put_them() {
     let scene = Scene::new();
     let mut command = scene.command(&["true"]);
     command
@@ -155,7 +155,7 @@ fn no_source_credentials_are_125_with_where_to_put_them() {
 }
 
 #[test]
-fn a_profile_that_is_not_there_is_125_and_named() {
+fn a_profile_that_is_not_there_exits_with_125_and_is_named() {
     let scene = Scene::new().line("profile = nobody");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
@@ -165,7 +165,7 @@ fn a_profile_that_is_not_there_is_125_and_named() {
 }
 
 #[test]
-fn temporary_source_credentials_are_125_with_what_to_do_instead() {
+fn temporary_source_credentials_exit_with_125_and_what_to_do_instead() {
     let scene = Scene::new();
     let mut command = scene.command(&["true"]);
     command.env("AWS_SESSION_TOKEN", "token");
@@ -178,7 +178,7 @@ fn temporary_source_credentials_are_125_with_what_to_do_instead() {
 }
 
 #[test]
-fn wrong_usage_is_125_with_the_usage() {
+fn wrong_usage_exits_with_125_and_the_usage() {
     let scene = Scene::new();
     let configuration = scene.configuration.write(&scene.sandbox);
     let configuration = format!("--config={}", configuration.display());
@@ -198,7 +198,7 @@ fn wrong_usage_is_125_with_the_usage() {
 }
 
 #[test]
-fn a_command_that_cannot_be_executed_is_126() {
+fn a_command_that_cannot_be_executed_exits_with_126() {
     let scene = Scene::new();
     for command in ["/etc/passwd", "/etc"] {
         let output = fails_before_it_asks(&scene, &mut scene.start(&[command]), 126);
@@ -210,7 +210,7 @@ fn a_command_that_cannot_be_executed_is_126() {
 }
 
 #[test]
-fn a_command_that_is_not_found_is_127() {
+fn a_command_that_is_not_found_exits_with_127() {
     let scene = Scene::new();
     for command in ["/nonexistent/mariadbd", "no-such-program-here", ""] {
         let output = fails_before_it_asks(&scene, &mut scene.start(&[command]), 127);
@@ -222,7 +222,7 @@ fn a_command_that_is_not_found_is_127() {
 }
 
 #[test]
-fn the_commands_own_exit_code_passes_through() {
+fn the_launcher_exits_with_the_commands_exit_code() {
     let scene = Scene::new();
     for code in [0, 7, 255] {
         let mut wrapper = scene.start(&["sh", "-c", &format!("exit {code}")]);
@@ -232,7 +232,7 @@ fn the_commands_own_exit_code_passes_through() {
 }
 
 #[test]
-fn the_commands_death_by_a_signal_passes_through() {
+fn the_launcher_dies_of_the_signal_that_ended_the_command() {
     let scene = Scene::new();
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         let mut wrapper = scene.start_with_code(&SLEEP);
@@ -242,7 +242,7 @@ fn the_commands_death_by_a_signal_passes_through() {
 }
 
 #[test]
-fn help_and_version_are_0_and_go_to_standard_output() {
+fn help_and_version_exit_with_0_and_go_to_standard_output() {
     for (program, option, text) in [
         ("iam-kms-wrapper", "--help", "Exit status:"),
         (

@@ -150,12 +150,12 @@ fn blocked_signals_stay_blocked() {
 }
 
 #[test]
-fn the_umask_passes_over() {
+fn the_umask_is_inherited() {
     passes_over_unchanged("os.umask(0o027)", &[("Umask", "0027")]);
 }
 
 #[test]
-fn resource_limits_pass_over() {
+fn resource_limits_are_inherited() {
     passes_over_unchanged(
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 400))\n\
          resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))\n\
@@ -165,7 +165,7 @@ fn resource_limits_pass_over() {
 }
 
 #[test]
-fn working_directory_niceness_and_oom_score_pass_over() {
+fn working_directory_niceness_and_oom_score_are_inherited() {
     passes_over_unchanged(
         "os.chdir('/usr/lib')\nos.nice(3)\nopen('/proc/self/oom_score_adj', 'w').write('123')",
         &[
@@ -177,7 +177,7 @@ fn working_directory_niceness_and_oom_score_pass_over() {
 }
 
 #[test]
-fn open_descriptors_pass_over_and_none_is_added() {
+fn open_descriptors_are_inherited_and_none_is_added() {
     passes_over_unchanged(
         "os.dup2(os.open('/etc/hostname', os.O_RDONLY), 3)\n\
          os.dup2(os.open('/dev/null', os.O_RDWR), 77)\n\
@@ -194,7 +194,7 @@ fn closed_standard_streams_stay_closed() {
 }
 
 #[test]
-fn user_and_groups_pass_over() {
+fn user_and_groups_are_inherited() {
     let scene = Scene::new();
     let mut command = scene.command_as_nobody(&SLEEP);
     let wrapper = scene.spawn(&mut command);
@@ -206,7 +206,7 @@ fn user_and_groups_pass_over() {
 }
 
 #[test]
-fn arguments_pass_over_byte_for_byte() {
+fn arguments_are_inherited_byte_for_byte() {
     let scene = Scene::new();
     // Waits in itself, with any arguments.
     let mut command = scene.command(&["dash", "-c", "read line"]);

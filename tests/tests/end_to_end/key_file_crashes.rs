@@ -408,7 +408,7 @@ fn nothing_is_lost_at_random_moments() {
 }
 
 #[test]
-fn what_is_installed_has_no_fault_points() {
+fn the_installed_plugin_has_no_fault_points() {
     let has_them = |plugin: &str| {
         let library = fs::read(dist(plugin).join("aws_key_management.so")).unwrap();
         contains_bytes(&library, KILL_AT.as_bytes())

@@ -340,7 +340,7 @@ fn start_on_a_disk_of_its_own() -> (Disk, OwnDirectory, Wrapper) {
 }
 
 #[test]
-fn a_full_disk_is_told_and_keys_are_made_as_soon_as_there_is_room() {
+fn a_full_disk_is_reported_and_keys_are_made_as_soon_as_there_is_room() {
     let (disk, own, mut wrapper) = start_on_a_disk_of_its_own();
     let filler = disk.fill();
     own.check_nothing_is_made(["No space left on device", "make room on the disk"]);
@@ -350,7 +350,7 @@ fn a_full_disk_is_told_and_keys_are_made_as_soon_as_there_is_room() {
 }
 
 #[test]
-fn a_read_only_disk_is_told_and_is_enough_for_the_keys_that_are_there() {
+fn a_read_only_disk_is_reported_and_is_enough_for_the_keys_that_are_there() {
     let (disk, own, mut wrapper) = start_on_a_disk_of_its_own();
     own.database.stop(&mut wrapper.process);
     disk.remount("ro");
@@ -362,7 +362,7 @@ fn a_read_only_disk_is_told_and_is_enough_for_the_keys_that_are_there() {
 }
 
 #[test]
-fn a_directory_that_may_not_be_written_is_told_and_is_enough_for_the_keys_that_are_there() {
+fn a_directory_that_may_not_be_written_is_reported_and_is_enough_for_the_keys_that_are_there() {
     let scene = Scene::new().with_broker();
     let directory = scene.sandbox.directory("keys");
     let give = |owner| chown(&directory, Some(owner), Some(owner)).unwrap();
@@ -382,7 +382,7 @@ fn a_directory_that_may_not_be_written_is_told_and_is_enough_for_the_keys_that_a
 }
 
 #[test]
-fn a_directory_that_may_not_be_read_is_told_at_the_start() {
+fn a_directory_that_may_not_be_read_is_reported_at_the_start() {
     let scene = Scene::new().with_broker();
     let directory = scene.sandbox.directory("keys");
     fs::set_permissions(&directory, PermissionsExt::from_mode(0o700)).unwrap();

@@ -269,7 +269,7 @@ fn assert_bounded(what: &str, start: Instant) {
 }
 
 #[test]
-fn a_rotation_of_a_thousand_keys_ends_in_time_though_kms_swallows_every_call() {
+fn a_rotation_of_a_thousand_keys_ends_in_time_even_if_kms_swallows_every_call() {
     let scene = Scene::new().with_broker();
     let server = start_with_a_thousand_keys(&scene);
     scene.aws.fault("--operation any --kind silence");
@@ -313,7 +313,7 @@ fn rotations(server: &Server) -> String {
 }
 
 #[test]
-fn a_start_with_a_thousand_keys_is_over_in_time_though_kms_swallows_every_call() {
+fn a_start_with_a_thousand_keys_ends_in_time_even_if_kms_swallows_every_call() {
     let scene = Scene::new().with_broker();
     let mut server = start_with_a_thousand_keys(&scene);
     server.database.stop(&mut server.wrapper.process);

@@ -104,7 +104,7 @@ fn web_identity_credentials_are_renewed_before_they_end() {
 }
 
 #[test]
-fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
+fn a_role_that_has_gone_is_reported_when_a_key_is_requested() {
     let mut scene = Scene::with_machine_role("10");
     let wrapper = scene.spawn(&mut with_container(&scene));
     wrapper.wait_for_command("sleep");
@@ -129,7 +129,7 @@ fn a_role_that_has_gone_is_told_where_a_key_is_wanted() {
 }
 
 #[test]
-fn a_host_without_a_role_is_125() {
+fn a_host_without_a_role_exits_with_125() {
     let scene = Scene::with_machine_role("900");
     let output = scene.spawn(&mut without_key(&scene)).ends_with(125);
     assert!(

@@ -58,7 +58,7 @@ fn it_waits_until_kms_shows_the_new_state_and_says_so_in_a_terminal() {
 }
 
 #[test]
-fn a_state_that_does_not_come_in_time_is_124() {
+fn a_state_that_does_not_come_in_time_exits_with_124() {
     let scene = scene(&DELAY);
     let output = ends_with(start(&scene, &["disable", "--timeout-seconds=3"]), 124);
     assert!(
@@ -93,7 +93,7 @@ fn a_wrong_code_is_asked_for_again_at_a_terminal_and_never_shown() {
 }
 
 #[test]
-fn a_wrong_code_from_elsewhere_is_125_and_changes_nothing() {
+fn a_wrong_code_from_elsewhere_exits_with_125_and_changes_nothing() {
     let scene = scene(&[]);
     let wrong = scene.aws.wrong_code();
     let input = format!("{wrong}\n{}\n", scene.aws.code());
@@ -173,7 +173,7 @@ fn the_status_is_for_people_and_scripts() {
 }
 
 #[test]
-fn who_may_not_look_gets_the_change_and_122() {
+fn without_permission_to_look_the_change_is_made_and_the_exit_status_is_122() {
     let scene = scene(&[]);
     let arn = describe(&scene, "Arn");
     deny(&scene, r#""kms:DescribeKey""#, MFA);
@@ -198,7 +198,7 @@ fn who_may_not_look_gets_the_change_and_122() {
 }
 
 #[test]
-fn what_kms_refuses_is_123_with_the_reason() {
+fn a_refusal_of_kms_exits_with_123_and_the_reason() {
     let scene = scene(&[]);
     deny(&scene, r#""kms:DisableKey""#, MFA);
     let output = ends_with(start(&scene, &["disable"]), 123);
@@ -212,7 +212,7 @@ fn what_kms_refuses_is_123_with_the_reason() {
 }
 
 #[test]
-fn a_moment_without_kms_is_survived() {
+fn a_short_kms_outage_does_no_harm() {
     let scene = scene(&[]);
     scene
         .aws
@@ -246,7 +246,7 @@ fn an_arn_names_the_region_by_itself() {
 }
 
 #[test]
-fn a_session_document_does_as_well_as_a_code() {
+fn a_session_document_replaces_a_code() {
     let scene = scene(&[]).without("kms_mfa_id").line("mfa = elsewhere");
     let document = scene.aws.cli(&[
         "sts",
@@ -265,7 +265,7 @@ fn a_session_document_does_as_well_as_a_code() {
 }
 
 #[test]
-fn without_mfa_nobody_is_asked() {
+fn with_mfa_off_there_is_no_prompt() {
     let scene = scene(&[]).without("kms_mfa_id").line("mfa = false");
     let mut command = scene.manage_key_command(&["disable"]);
     let output = ends_with(Process::start(&mut command), 0);
@@ -280,7 +280,7 @@ fn without_mfa_nobody_is_asked() {
 }
 
 #[test]
-fn mistakes_are_told_before_a_code_is_asked_for() {
+fn mistakes_are_reported_before_the_prompt() {
     let fails = |scene: &Scene, arguments: &[&str], why: &str| {
         let output = ends_with(
             Process::start(&mut scene.manage_key_command(arguments)),

@@ -135,7 +135,7 @@ fn one_code_starts_the_commands_of_three_hosts_and_a_host_that_is_down_holds_up_
 }
 
 #[test]
-fn every_host_that_has_the_session_is_0() {
+fn every_host_that_has_the_session_exits_with_0() {
     let (sandbox, aws) = operator();
     let mut host = host(&sandbox, &aws, "db1");
     let output = unlock(&sandbox, &aws, &aws.code(), &["db1"]);

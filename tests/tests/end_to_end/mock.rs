@@ -58,7 +58,7 @@ fn a_mock_build_with_the_mock_off_wants_a_broker() {
 }
 
 #[test]
-fn what_is_installed_has_no_such_variable() {
+fn the_installed_plugin_has_no_such_variable() {
     let sandbox = Sandbox::new();
     let database = Database::new(&sandbox)
         .with_our_plugin(&sandbox.path("no.sock"))

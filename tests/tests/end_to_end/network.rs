@@ -289,7 +289,7 @@ fn a_proxys_password_reaches_the_proxy_and_no_message() {
 }
 
 #[test]
-fn a_proxy_that_is_no_url_is_refused_by_name_before_a_code_is_asked_for() {
+fn a_proxy_that_is_not_a_url_is_refused_by_name_before_the_prompt() {
     let scene = Scene::new();
     for value in ["socks5://127.0.0.1:1080", "http://", "a b"] {
         let mut command = scene.command(&["true"]);

@@ -60,7 +60,7 @@ fn no_code_will_do(scene: &Scene, wrapper: &mut Wrapper, says: &str) {
 }
 
 #[test]
-fn a_wrong_code_is_named_and_another_one_asked_for() {
+fn a_wrong_code_is_named_and_another_one_is_requested() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&ECHO);
     wrapper.wait_for_fifo();
@@ -148,7 +148,7 @@ fn a_wrong_serial_number_ends_with_125_and_names_kms_mfa_id() {
 }
 
 #[test]
-fn a_clock_that_is_behind_is_told_by_how_much_and_the_code_is_kept() {
+fn a_clock_that_is_behind_is_reported_with_the_difference_and_the_code_is_kept() {
     let scene = Scene::new();
     scene.aws.set_clock("3600");
     let right = || scene.aws.set_clock("0");
@@ -157,7 +157,7 @@ fn a_clock_that_is_behind_is_told_by_how_much_and_the_code_is_kept() {
 }
 
 #[test]
-fn a_clock_that_is_ahead_is_told_by_how_much_and_the_code_is_kept() {
+fn a_clock_that_is_ahead_is_reported_with_the_difference_and_the_code_is_kept() {
     let scene = Scene::new();
     scene.aws.set_clock("-7200");
     let right = || scene.aws.set_clock("0");
@@ -213,7 +213,7 @@ fn a_wrong_secret_access_key_ends_with_125() {
 }
 
 #[test]
-fn another_region_than_the_endpoints_is_told_in_the_words_of_aws() {
+fn another_region_than_the_endpoints_is_reported_in_the_words_of_aws() {
     let scene = Scene::new().line("region = eu-west-1");
     no_code_will_do(
         &scene,
@@ -343,7 +343,7 @@ fn a_page_in_the_place_of_an_answer_is_told_and_another_code_asked_for() {
 }
 
 #[test]
-fn an_empty_answer_is_told_and_another_code_asked_for() {
+fn an_empty_answer_is_reported_and_another_code_is_requested() {
     let scene = Scene::new();
     scene
         .aws

@@ -16,7 +16,8 @@ fn assert_never_ready(manager: &mut Manager) {
 }
 
 #[test]
-fn systemd_is_told_where_to_write_and_given_time_but_never_that_the_service_is_ready() {
+fn systemd_learns_where_to_enter_the_code_and_gets_more_time_but_never_hears_that_the_service_is_ready()
+ {
     let scene = Scene::new();
     let mut manager = Manager::start(&scene.sandbox);
     let mut command = scene.command(&SLEEP);

@@ -47,7 +47,7 @@ fn the_prompt_stands_alone_on_its_line() {
 }
 
 #[test]
-fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
+fn ctrl_c_ends_the_wait_and_restores_the_echo() {
     let scene = scene();
     let mut terminal = Terminal::new();
     // A shell is at the terminal before and after.
@@ -64,7 +64,7 @@ fn ctrl_c_ends_the_wait_and_gives_the_echo_back() {
 }
 
 #[test]
-fn ctrl_backslash_ends_the_wait_and_gives_the_echo_back() {
+fn ctrl_backslash_ends_the_wait_and_restores_the_echo() {
     let scene = scene();
     let mut terminal = Terminal::new();
     let script = "trap : QUIT; \"$@\"; echo \"status $?\"; stty -a";

@@ -208,7 +208,7 @@ fn a_panic_while_the_key_is_enabled_is_125_with_a_disabled_key() {
 }
 
 #[test]
-fn a_panic_while_the_key_is_disabled_is_121_with_the_command_that_disables_it() {
+fn a_panic_while_the_key_is_disabled_exits_with_121_and_the_command_that_disables_it() {
     let scene = locked(&[]);
     let output = ends_with(unlock_with_panic(&scene, "disabling"), 121);
     assert!(
@@ -223,7 +223,7 @@ fn a_panic_while_the_key_is_disabled_is_121_with_the_command_that_disables_it() 
 }
 
 #[test]
-fn what_ignores_signals_is_awaited() {
+fn a_command_that_ignores_signals_is_waited_for() {
     let scene = locked(&[]);
     let go = scene.sandbox.path("go");
     let script = format!(
@@ -327,7 +327,7 @@ fn the_command_waits_until_the_key_is_really_enabled() {
 }
 
 #[test]
-fn a_key_that_does_not_get_enabled_in_time_is_124_without_the_command() {
+fn a_key_that_does_not_get_enabled_in_time_exits_with_124_without_the_command() {
     let scene = with_delay(locked(&[]));
     let process = start(
         &scene,
@@ -410,7 +410,7 @@ fn until_go(scene: &Scene) -> String {
 }
 
 #[test]
-fn a_session_that_ends_before_the_command_is_121_where_nobody_can_be_asked() {
+fn a_session_that_ends_before_the_command_exits_with_121_where_nobody_can_be_asked() {
     let scene = locked(&["--session-lifetime=120"]);
     let process = unlock(&scene, &["sh", "-c", &until_go(&scene)]);
     outlive_session(&scene, &process);

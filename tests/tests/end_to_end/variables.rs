@@ -182,7 +182,7 @@ fn no_value_of_any_variable_makes_a_start_or_a_broker_panic() {
 }
 
 #[test]
-fn an_empty_variable_is_none() {
+fn an_empty_variable_counts_as_unset() {
     let scene = Scene::new();
     for variable in VARIABLES {
         if variable.starts_with("SSL_CERT") {
@@ -209,7 +209,7 @@ fn an_empty_variable_is_none() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named_before_a_code_is_asked_for_and_no_secret_shown() {
+fn what_cannot_be_used_is_named_before_the_prompt_and_no_secret_shown() {
     let scene = Scene::new();
     let (id, secret) = scene.aws.long_term_key();
     for (variable, value, says) in [

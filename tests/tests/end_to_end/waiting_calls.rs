@@ -255,7 +255,7 @@ fn a_server_that_waits_for_its_keys_can_be_stopped() {
 }
 
 #[test]
-fn a_server_that_waits_goes_on_waiting_when_the_broker_is_killed_and_started_again() {
+fn a_server_that_waits_keeps_waiting_when_the_broker_is_killed_and_started_again() {
     let scene = Scene::new().with_broker();
     let (broker, database) = beside_a_broker(&scene);
     let mut server = Process::start(&mut database.command());

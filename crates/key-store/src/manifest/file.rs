@@ -47,7 +47,7 @@ impl ManifestFile {
         self.directory.path_of(FILE)
     }
 
-    /// Whether it lists no key at all, as in a new data directory or one of a release that kept no list.
+    /// Whether it lists no key, as in a new data directory or one of a release that kept no list.
     pub fn is_empty(&self) -> bool {
         self.manifest().entries.is_empty()
     }
@@ -84,7 +84,7 @@ impl ManifestFile {
         self.manifest().entries().cloned().collect()
     }
 
-    /// Whether the data directory is marked as a copy whose origin goes on with the same keys.
+    /// Whether the data directory is marked as a copy whose original still uses the same keys.
     pub fn is_forked(&self) -> bool {
         self.manifest().is_forked
     }
@@ -106,18 +106,9 @@ impl ManifestFile {
     pub fn record(&self, entries: &[Entry]) -> Result<(), FileError> {
         self.queue().extend_from_slice(entries);
         let mut manifest = self.manifest();
-        // Nothing that was queued before this point is lost: its thread looks for it here too.
+        // Nothing queued before this point is lost: its own thread checks for it, too.
         let queued = core::mem::take(&mut *self.queue());
-        let is_written = |manifest: &Manifest, entry: &Entry| {
-            manifest
-                .get(entry.name.id, entry.name.version)
-                .is_some_and(|recorded| {
-                    recorded.is_same_key(entry)
-                        && (entry.master_key_arn.is_none()
-                            || recorded.master_key_arn == entry.master_key_arn)
-                })
-        };
-        if entries.iter().all(|entry| is_written(&manifest, entry)) && queued.is_empty() {
+        if entries.iter().all(|entry| manifest.has(entry)) && queued.is_empty() {
             return Ok(());
         }
         let add = |manifest: &mut Manifest, entries: &[Entry]| {
@@ -125,11 +116,11 @@ impl ManifestFile {
                 .iter()
                 .try_fold(false, |is_news, entry| Ok(manifest.add(entry)? | is_news))
         };
-        // One bad entry must not keep those of other threads from being written.
+        // A bad entry of one thread must not keep those of others from being written.
         if self
             .update(&mut manifest, |manifest| add(manifest, &queued))
             .is_ok()
-            && entries.iter().all(|entry| is_written(&manifest, entry))
+            && entries.iter().all(|entry| manifest.has(entry))
         {
             return Ok(());
         }
@@ -159,7 +150,7 @@ impl ManifestFile {
             kind: FILE.kind,
             path: self.path(),
             problem: format!(
-                "{different}; find out which of the two the data was encrypted with before anything else"
+                "{different}; do nothing else until you know which of the two the data was encrypted with"
             ),
         })?;
         if is_news {
@@ -200,7 +191,7 @@ fn read(directory: &Directory) -> Result<Option<Manifest>, FileError> {
         path: directory.path_of(FILE),
         problem: format!(
             "{problem}; restore it from a backup, or move it away if all key files are there: the server \
-             then lists them again"
+             then records them again"
         ),
     };
     if text.len() > MAX_MANIFEST_BYTES {

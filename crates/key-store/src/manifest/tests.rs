@@ -108,10 +108,9 @@ fn lines_that_are_no_entries_are_named_by_their_number() {
         format!("{good}\n{good}"),
         String::new(),
     ] {
-        assert!(
-            matches!(parse(&wrong), Err(ManifestError::Line(_))),
-            "{wrong}"
-        );
+        // The first line is the magic; of two lines that say the same, the second is wrong.
+        let number = 1 + wrong.split('\n').count();
+        assert_eq!(parse(&wrong), Err(ManifestError::Line(number)), "{wrong}");
     }
     let later = Manifest::with_checksum("aws-kms-keys 2\nanything\n");
     assert_eq!(
@@ -140,6 +139,102 @@ fn another_key_under_a_recorded_name_is_refused_and_another_master_key_is_noted(
     );
     rewrapped.master_key_arn = None;
     assert_eq!(written.add(&rewrapped), Ok(false));
+}
+
+#[test]
+fn a_master_key_that_a_line_cannot_hold_is_left_out() {
+    let longest = "a".repeat(MAX_ARN_BYTES);
+    for (arn, is_kept) in [
+        ("arn:aws:kms:us-east-1:111122223333:key/1", true),
+        (&longest, true),
+        (&format!("{longest}a"), false),
+        ("", false),
+        ("-", false),
+        ("a b", false),
+        ("a\nb", false),
+    ] {
+        let made = Entry::new(entry(1, 1, 1).name, &key(1), arn);
+        assert_eq!(made.master_key_arn.is_some(), is_kept, "{arn}");
+        assert_eq!(made.bits, 128);
+        let text = manifest(&[made]).format();
+        assert!(Manifest::parse(text.as_bytes()).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn a_time_that_has_no_four_digit_year_is_recorded_as_the_nearest_that_has_one() {
+    let year = Duration::from_secs(31_557_600);
+    for (recorded, text) in [
+        (SystemTime::UNIX_EPOCH - year, "1970-01-01T00:00:00Z"),
+        (SystemTime::UNIX_EPOCH + 9000 * year, "9999-12-31T23:59:59Z"),
+    ] {
+        let mut entry = entry(1, 1, 1);
+        entry.recorded = recorded;
+        let formatted = manifest(&[entry]).format();
+        assert!(formatted.contains(text), "{formatted}");
+        assert!(Manifest::parse(formatted.as_bytes()).is_ok());
+    }
+}
+
+#[test]
+fn a_key_is_checked_against_what_is_listed_under_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    assert!(file.is_empty());
+    file.record(&[entry(1, 1, 1), entry(2, 1, 2)]).unwrap();
+    assert!(!file.is_empty());
+    assert_eq!(file.versions(2), [entry(2, 1, 2)]);
+
+    let name = entry(1, 1, 1).name;
+    assert_eq!(file.check(&name, &key(1)), Ok(()));
+    assert_eq!(file.check(&entry(3, 1, 1).name, &key(9)), Ok(()));
+    let holds = |name: &KeyName, byte| file.check(name, &key(byte)).unwrap_err().holds;
+    assert_eq!(holds(&name, 2), Some(entry(2, 1, 2).name));
+    assert_eq!(holds(&name, 9), None);
+    // The right key with the other algorithm.
+    assert_eq!(holds(&name.other(), 1), Some(name));
+}
+
+#[test]
+fn a_new_master_key_is_on_disk_when_it_is_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    let mut rewrapped = entry(1, 1, 1);
+    file.record(&[rewrapped.clone()]).unwrap();
+    rewrapped.master_key_arn = Some("arn:other".into());
+    file.record(&[rewrapped.clone()]).unwrap();
+    assert_eq!(open(&directory).entries(), [rewrapped.clone()]);
+    // One whose master key is not known takes nothing away.
+    let mut unknown = rewrapped.clone();
+    unknown.master_key_arn = None;
+    file.record(&[unknown]).unwrap();
+    assert_eq!(open(&directory).entries(), [rewrapped]);
+}
+
+#[test]
+fn what_is_recorded_already_is_not_written_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let inode = || fs::metadata(file.path()).unwrap().ino();
+    let before = inode();
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    file.set_forked(false).unwrap();
+    assert_eq!(inode(), before);
+}
+
+#[test]
+fn an_entry_is_recorded_only_with_the_same_key_and_master_key() {
+    let recorded = manifest(&[entry(1, 1, 1)]);
+    assert!(recorded.has(&entry(1, 1, 1)));
+    assert!(!recorded.has(&entry(1, 1, 2)));
+    assert!(!recorded.has(&entry(1, 2, 1)));
+    let mut rewrapped = entry(1, 1, 1);
+    rewrapped.master_key_arn = Some("arn:other".into());
+    assert!(!recorded.has(&rewrapped));
+    rewrapped.master_key_arn = None;
+    assert!(recorded.has(&rewrapped));
+    assert!(!manifest(&[rewrapped]).has(&entry(1, 1, 1)));
 }
 
 #[test]
@@ -180,6 +275,52 @@ fn a_key_that_contradicts_what_is_recorded_fails_alone() {
 }
 
 #[test]
+fn a_bad_entry_of_one_thread_does_not_cost_the_entries_of_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let barrier = Barrier::new(8);
+    std::thread::scope(|scope| {
+        for number in 2..=9 {
+            let (file, directory, barrier) = (&file, &directory, &barrier);
+            scope.spawn(move || {
+                for version in 1..=20 {
+                    barrier.wait();
+                    if number % 2 == 0 {
+                        file.record(&[entry(1, 1, 2)]).unwrap_err();
+                    } else {
+                        let new = entry(number, version, number as u8);
+                        file.record(std::slice::from_ref(&new)).unwrap();
+                        assert_eq!(open(directory).get(number, version), Some(new));
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn keys_that_are_recorded_together_are_on_disk_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    file.record(&[entry(2, 1, 2), entry(3, 1, 3)]).unwrap();
+    assert_eq!(open(&directory).entries().len(), 3);
+}
+
+#[test]
+fn an_older_manifest_that_was_put_back_gets_the_missing_keys_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    let older = fs::read(file.path()).unwrap();
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    fs::write(file.path(), older).unwrap();
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    assert_eq!(open(&directory).entries(), [entry(1, 1, 1), entry(2, 1, 2)]);
+}
+
+#[test]
 fn a_manifest_that_was_deleted_is_written_again_with_all_its_keys() {
     let directory = tempfile::tempdir().unwrap();
     let file = open(&directory);
@@ -205,6 +346,27 @@ fn a_damaged_manifest_is_left_alone_with_what_to_do() {
         assert!(error.contains(expected), "{error}");
     }
     assert_eq!(fs::read_to_string(path).unwrap(), "aws-kms-keys 1\n");
+}
+
+#[test]
+fn a_manifest_longer_than_64_mib_is_refused_unread() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = fs::File::create(directory.path().join(MANIFEST_NAME)).unwrap();
+    let problem = |bytes| {
+        file.set_len(bytes).unwrap();
+        ManifestFile::open(directory.path())
+            .unwrap_err()
+            .to_string()
+    };
+    for too_long in [(64 << 20) + 1, 65 << 20] {
+        let problem = problem(too_long);
+        assert!(
+            problem.contains("is longer than 67108864 bytes"),
+            "{problem}"
+        );
+    }
+    let longest = problem(64 << 20);
+    assert!(longest.contains("does not begin with"), "{longest}");
 }
 
 #[test]
