@@ -121,6 +121,7 @@ fn options_alone_lead_to_an_encrypted_server_with_the_broker_as_a_service() {
 
     // Again, while all of it runs.
     let before = state(&running);
+    machine.sh(&setup(&running, "--dry-run"));
     let printed = machine.sh(&setup(&running, "--yes 2>&1"));
     assert!(
         printed.starts_with("Every file is as it is to be."),
@@ -335,9 +336,15 @@ fn an_interrupted_setup_or_undo_is_completed_by_the_next_run() {
         interrupted += u32::from(!status.success());
     };
     let undo = "iam-kms-wrapper setup --undo --yes";
-    for milliseconds in (10..400).step_by(15) {
+    let launcher = format!("{} --hand-over=launcher --yes", setup_without_key(&running));
+    for milliseconds in (10..400).step_by(30) {
         kill(&setup(&running, "--yes"), milliseconds);
         machine.sh(&setup(&running, "--yes"));
+        kill(&launcher, milliseconds);
+        machine.sh(&launcher);
+        machine.sh("! test -e /etc/systemd/system/mariadb.service.d/iam-kms-broker.conf");
+        assert_eq!(machine.property(BROKER, "UnitFileState"), "disabled");
+        assert_eq!(machine.property(SERVICE, "NeedDaemonReload"), "no");
         kill(undo, milliseconds);
         // There is nothing to undo if it was killed at its end.
         machine.sh(&format!("{undo} || test $? = 125"));

@@ -114,7 +114,7 @@ impl Answers {
                 "Run the broker as a service, or the launcher in the server's place? (service, launcher)",
                 Some("service"),
                 |text| {
-                    HandOver::from_str(text, true).map_err(|_| "type service or launcher".into())
+                    HandOver::from_str(text, true).map_err(|_| "must be service or launcher".into())
                 },
             )?,
         };

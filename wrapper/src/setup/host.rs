@@ -184,7 +184,9 @@ pub fn check(hand_over: HandOver, is_encrypted: bool, server: &Path) -> Result<b
     }
     // Endpoints and proxies, which an administrator sets in the unit.
     let environment = systemctl(&["show", "--property=Environment", "--value", unit])?;
-    properties.push(format!("Environment={environment}"));
+    if !environment.is_empty() {
+        properties.push(format!("Environment={environment}"));
+    }
     let own = env::current_exe().map_err(|error| SetupError::System("find this program", error))?;
     let mut command = Command::new("systemd-run");
     command.args(["--quiet", "--pipe", "--wait", "--collect"]);

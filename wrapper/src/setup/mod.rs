@@ -12,7 +12,6 @@ mod record;
 
 use std::{
     ffi::OsString,
-    fmt::Write as _,
     fs::{File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -151,13 +150,13 @@ struct Consent {
 
 impl Consent {
     /// Shows the changes; returns whether to make them.
-    fn get(&self, changes: &str, question: &str) -> Result<bool, SetupError> {
+    fn get(&self, changes: &str) -> Result<bool, SetupError> {
         print(changes)?;
         if self.is_dry {
             print("Nothing was changed (--dry-run).\n")?;
             return Ok(false);
         }
-        if self.is_given || confirm(question)? {
+        if self.is_given || confirm("Make these changes?")? {
             return Ok(true);
         }
         Err(SetupError::Declined)
@@ -172,6 +171,10 @@ struct Plan {
     obsolete: Vec<PathBuf>,
     /// Whether systemd decrypts the credential.
     is_encrypted: bool,
+    /// Whether the broker's service is to be enabled.
+    enables_broker: bool,
+    /// Whether it is to be disabled again.
+    disables_broker: bool,
 }
 
 fn set_up(
@@ -180,30 +183,31 @@ fn set_up(
     record: Record,
     consent: &Consent,
 ) -> Result<(), SetupError> {
-    let is_service = answers.hand_over == HandOver::Service;
-    let enables_broker = is_service && !host::is_broker_enabled();
-    if !is_service && !record.has_enabled_broker && host::is_broker_enabled() {
+    if answers.hand_over == HandOver::Launcher
+        && !record.has_enabled_broker
+        && host::is_broker_enabled()
+    {
         return Err(SetupError::BrokerEnabled(BROKER));
     }
-    let has_broker_to_stop = !is_service && host::is_broker_active();
+    let has_broker_to_stop = answers.hand_over == HandOver::Launcher && host::is_broker_active();
     let mut plan = Plan::make(answers, layout, &record, host::has_encryption())?;
     let changes = plan.changes(&record, answers)?;
-    let has_changes = !changes.is_empty() || enables_broker;
-    let mut shown = changes;
-    if enables_broker {
-        let _ = writeln!(shown, "Enable {BROKER}, so that it starts at boot.\n");
-    }
-    if !has_changes {
+    if changes.is_empty() {
         print("Every file is as it is to be.\n")?;
-    } else if !consent.get(&shown, "Make these changes?")? {
-        return Ok(());
-    }
-    if has_changes {
+        if consent.is_dry {
+            return Ok(());
+        }
+        // A setup that was interrupted may not have come so far.
+        host::systemctl(&["daemon-reload"])?;
+    } else {
+        if !consent.get(&changes)? {
+            return Ok(());
+        }
         if let Err(failure) = plan.encrypt() {
             warn!("{failure}; the access key is stored unencrypted, for root alone");
             plan = Plan::make(answers, layout, &record, false)?;
         }
-        plan.carry_out(record, answers.hand_over)?;
+        plan.carry_out(record)?;
     }
     finish(
         answers.hand_over,
@@ -236,6 +240,8 @@ impl Plan {
             files,
             obsolete,
             is_encrypted,
+            enables_broker: answers.hand_over == HandOver::Service && !host::is_broker_enabled(),
+            disables_broker: answers.hand_over == HandOver::Launcher && record.has_enabled_broker,
         })
     }
 
@@ -266,20 +272,24 @@ impl Plan {
         for path in &self.obsolete {
             match record.find(path)? {
                 Found::Nothing => {}
-                Found::Ours => {
-                    let _ = writeln!(changes, "Remove {}\n", path.display());
-                }
+                Found::Ours => changes += &format!("Remove {}\n\n", path.display()),
                 Found::Foreign if path != excluded => foreign.push(path),
                 Found::Foreign => {}
             }
         }
-        match foreign.is_empty() {
-            true => Ok(changes),
-            false => Err(not_ours(&foreign)),
+        if !foreign.is_empty() {
+            return Err(not_ours(&foreign));
         }
+        if self.enables_broker {
+            changes += &format!("Enable {BROKER}, so that it starts at boot.\n\n");
+        }
+        if self.disables_broker {
+            changes += &format!("Disable {BROKER}\n\n");
+        }
+        Ok(changes)
     }
 
-    /// Writing to a String does not fail.
+    /// The file as a person sees it, without the secret.
     fn shown(&self, verb: &str, file: &PlannedFile) -> String {
         let mut text = format!("{verb} {} (mode {:04o}", file.path.display(), file.mode);
         if file.is_secret && self.is_encrypted {
@@ -289,12 +299,10 @@ impl Plan {
         for line in file.content.lines() {
             match line.split_once(" = ") {
                 Some((key @ "aws_secret_access_key", _)) => {
-                    let _ = writeln!(text, "    {key} = (not shown)");
+                    text += &format!("    {key} = (not shown)\n");
                 }
                 _ if line.is_empty() => text.push('\n'),
-                _ => {
-                    let _ = writeln!(text, "    {line}");
-                }
+                _ => text += &format!("    {line}\n"),
             }
         }
         text.push('\n');
@@ -311,7 +319,7 @@ impl Plan {
         Ok(())
     }
 
-    fn carry_out(&self, mut record: Record, hand_over: HandOver) -> Result<(), SetupError> {
+    fn carry_out(&self, mut record: Record) -> Result<(), SetupError> {
         // What has been changed since it was shown is not overwritten either.
         let mut written = Vec::new();
         for file in &self.files {
@@ -321,22 +329,20 @@ impl Plan {
                 _ => written.push(file),
             }
         }
-        let disables_broker = hand_over == HandOver::Launcher && record.has_enabled_broker;
-        let enables_broker = hand_over == HandOver::Service && !host::is_broker_enabled();
         for file in &written {
             record.add(&file.path, file.content.as_bytes());
         }
-        record.has_enabled_broker |= enables_broker;
+        record.has_enabled_broker |= self.enables_broker;
         record.write()?;
         for file in &written {
             record::write_file(&file.path, file.mode, file.content.as_bytes())?;
         }
         remove_files(&record, &self.obsolete)?;
         host::systemctl(&["daemon-reload"])?;
-        if enables_broker {
+        if self.enables_broker {
             host::systemctl(&["enable", BROKER])?;
         }
-        if disables_broker {
+        if self.disables_broker {
             host::systemctl(&["disable", BROKER])?;
             record.has_enabled_broker = false;
         }
@@ -354,7 +360,8 @@ fn kept_credential(new_key: Option<&AccessKey>) -> Result<Option<bool>, SetupErr
     let Some(present) = record::read(Path::new(CREDENTIAL))? else {
         return Ok(None);
     };
-    let is_encrypted = !present.windows(2).any(|bytes| bytes == b"[d");
+    // What systemd encrypts is base64; an INI file has a section.
+    let is_encrypted = !present.contains(&b'[');
     let Some(new_key) = new_key else {
         return Ok(Some(is_encrypted));
     };
@@ -418,14 +425,14 @@ fn finish(
     ))
 }
 
-fn undo(mut record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<(), SetupError> {
+fn undo(record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<(), SetupError> {
     let mut changes = String::new();
     let mut foreign = Vec::new();
     for path in record.files.keys() {
         match record.find(path)? {
             Found::Nothing => {}
             Found::Ours => {
-                let _ = writeln!(changes, "Remove {}", path.display());
+                changes += &format!("Remove {}\n", path.display());
             }
             Found::Foreign => foreign.push(path),
         }
@@ -436,15 +443,15 @@ fn undo(mut record: Record, consent: &Consent, even_if_encrypted: bool) -> Resul
     if !even_if_encrypted && let Some(directory) = host::directory_with_data_keys()? {
         return Err(SetupError::Encrypted(directory));
     }
-    if record.has_enabled_broker {
-        let _ = writeln!(changes, "Disable {BROKER}");
+    let disables_broker = record.has_enabled_broker && host::is_broker_enabled();
+    if disables_broker {
+        changes += &format!("Disable {BROKER}\n");
     }
-    if !consent.get(&changes, "Make these changes?")? {
+    if !consent.get(&changes)? {
         return Ok(());
     }
-    if record.has_enabled_broker {
+    if disables_broker {
         host::systemctl(&["disable", BROKER])?;
-        record.has_enabled_broker = false;
     }
     let paths: Vec<_> = record.files.keys().cloned().collect();
     remove_files(&record, &paths)?;
