@@ -67,7 +67,7 @@ lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, l
 	git grep -lE '^#!.*/(ba)?sh' | xargs shellcheck --severity=warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p end-to-end-tests -p local-aws --test '*' -- -D warnings
-	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,stream-log --all-targets -- -D warnings
+	cargo clippy --locked -p aws-key-management-plugin --features fault-points,mock,server-headers,stream-log --all-targets -- -D warnings
 	cargo clippy --locked -p kms-data-keys -p kms-manage-key --features fault-points --all-targets -- -D warnings
 	$(CARGO_DENY) --locked --workspace --config deny.toml check licenses bans sources
 	$(CARGO_DENY) --locked --manifest-path plugin/Cargo.toml --config plugin/deny.toml check licenses bans sources
@@ -83,9 +83,9 @@ advisories: $(CARGO_DENY) ## Vulnerabilities that RustSec knows of in the locked
 	fi
 
 unit: packages ## Unit tests, and those of local-aws with AWS's own CLI and boto3
-	$(CARGO_TEST) --workspace -- --include-ignored
+	$(CARGO_TEST) --workspace
 	$(CARGO_TEST) -p local-aws --test aws
-	$(CARGO_TEST) -p aws-key-management-plugin --features mock -- --include-ignored mock:: abi::
+	$(CARGO_TEST) -p aws-key-management-plugin --features mock,server-headers -- mock:: abi::
 	RUSTFLAGS='--cfg aes_backend="soft" --cfg polyval_backend="soft"' CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/no-aes-ni \
 		$(CARGO_TEST) -p aws-key-management-plugin --lib cipher
 

@@ -34,6 +34,9 @@ const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// a time-out first.
 pub const OPERATION_GRACE: Duration = Duration::from_millis(250);
 
+/// How much of an invalid value is shown.
+const MAX_SHOWN_CHARACTERS: usize = 200;
+
 /// Longest URL of an endpoint, in bytes.
 const MAX_URL_BYTES: usize = 2048;
 
@@ -67,7 +70,7 @@ pub enum SettingsError {
     #[error("{setting} ({place}) is {value:?}, which is not {expected}")]
     Value {
         /// Its name.
-        setting: String,
+        setting: &'static str,
         /// Where it is set.
         place: String,
         /// Its value.
@@ -311,11 +314,59 @@ fn switch(profiles: &Profiles, switch: Switch) -> Result<bool, SettingsError> {
         return Ok(false);
     };
     variables::parse_boolean(value).ok_or_else(|| SettingsError::Value {
-        setting: switch.key.into(),
+        setting: switch.key,
         place: place.into(),
         value: value.into(),
         expected: "true or false",
     })
+}
+
+/// A setting that was found.
+struct Found {
+    value: String,
+    /// Its variable or key.
+    setting: &'static str,
+    place: String,
+}
+
+impl Found {
+    /// Looks for one of the variables `names`, and then for `key` in the profile.
+    fn find(
+        names: &[&'static str],
+        key: &'static str,
+        in_profile: Option<(&str, &str)>,
+    ) -> Option<Self> {
+        if let Some((setting, value)) = variables::first(names) {
+            let place = "environment".into();
+            return Some(Self {
+                value,
+                setting,
+                place,
+            });
+        }
+        let (value, place) = in_profile?;
+        Some(Self {
+            value: value.into(),
+            setting: key,
+            place: place.into(),
+        })
+    }
+
+    fn checked(
+        self,
+        is_valid: impl Fn(&str) -> bool,
+        expected: &'static str,
+    ) -> Result<String, SettingsError> {
+        match is_valid(&self.value) {
+            true => Ok(self.value),
+            false => Err(SettingsError::Value {
+                setting: self.setting,
+                place: self.place,
+                value: self.value.chars().take(MAX_SHOWN_CHARACTERS).collect(),
+                expected,
+            }),
+        }
+    }
 }
 
 /// Looks in the configuration, the environment and the profile. It does not ask the instance metadata
@@ -324,22 +375,9 @@ fn region(config: &SessionConfig, profiles: &Profiles) -> Result<Option<String>,
     if let Some(region) = &config.region {
         return Ok(Some(region.clone()));
     }
-    let (region, setting, place) = match variables::first(&REGION) {
-        Some((variable, region)) => (region, variable, "environment".to_owned()),
-        None => match profiles.setting("region") {
-            Some((region, place)) => (region.into(), "region", place.to_owned()),
-            None => return Ok(None),
-        },
-    };
-    if is_region(&region) {
-        return Ok(Some(region));
-    }
-    Err(SettingsError::Value {
-        setting: setting.into(),
-        place,
-        value: region,
-        expected: "an AWS region, such as us-east-1",
-    })
+    Found::find(&REGION, "region", profiles.setting("region"))
+        .map(|found| found.checked(is_region, "an AWS region, such as us-east-1"))
+        .transpose()
 }
 
 /// Endpoint URLs that replace AWS's endpoints.
@@ -393,22 +431,14 @@ fn endpoint(
     service: Service,
     variable: &'static str,
 ) -> Result<Option<String>, SettingsError> {
-    let (url, setting, place) = match variables::first(&[variable, "AWS_ENDPOINT_URL"]) {
-        Some((variable, url)) => (url, variable, "environment".to_owned()),
-        None => match profiles.endpoint_url(service.id()) {
-            Some((url, place)) => (url.into(), "endpoint_url", place.to_owned()),
-            None => return Ok(None),
-        },
-    };
-    if is_url(&url) {
-        return Ok(Some(url));
-    }
-    Err(SettingsError::Value {
-        setting: setting.into(),
-        place,
-        value: url.chars().take(200).collect(),
-        expected: "a URL, such as https://kms.us-east-1.amazonaws.com",
-    })
+    let names = [variable, "AWS_ENDPOINT_URL"];
+    let in_profile = profiles.endpoint_url(service.id());
+    Found::find(&names, "endpoint_url", in_profile)
+        .map(|found| {
+            let expected = "a URL, such as https://kms.us-east-1.amazonaws.com";
+            found.checked(is_url, expected)
+        })
+        .transpose()
 }
 
 /// Whether `text` is an absolute HTTP or HTTPS URL.

@@ -7,7 +7,7 @@ use broker_api::{FrameError, read_frame_of, write_frame_of};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format of [`Handover`] and [`Started`].
-const HANDOVER_FORMAT: u8 = 2;
+const HANDOVER_FORMAT: u8 = 3;
 
 /// The data for the broker, as one frame on its standard input. It answers with a [`Started`] on its
 /// standard output.

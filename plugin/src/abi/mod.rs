@@ -4,7 +4,7 @@
 mod encryption;
 mod plugin;
 mod server_owned;
-#[cfg(test)]
+#[cfg(all(test, feature = "server-headers"))]
 mod tests;
 mod variables;
 

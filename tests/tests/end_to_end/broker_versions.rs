@@ -178,7 +178,7 @@ fn a_version_that_the_broker_does_not_know_is_answered_with_the_reason() {
                 panic!("no refusal");
             };
             assert_eq!(failure.kind, FailureKind::UnsupportedVersion);
-            let says = format!("not {version}: it is of another release; restart it");
+            let says = format!("not {version}, because it is another release; restart it");
             assert!(failure.message.contains(&says), "{}", failure.message);
         }
         // The connection is as good as before.

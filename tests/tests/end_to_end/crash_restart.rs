@@ -212,7 +212,7 @@ fn a_forged_session_is_refused_with_a_warning_and_a_code_asked_for() {
     );
     let mut command = manager.restart_with(&setup, &scene.command(&SLEEP));
     asks(&scene, &mut manager, &mut command, NOT_OURS);
-    let why = "put something else in its place: look for one that should not be there";
+    let why = "replaced the session: look for a process that should not be there";
     let mut command = manager.restart_with(&setup, &scene.command(&SLEEP));
     asks(&scene, &mut manager, &mut command, why);
 }
@@ -242,7 +242,7 @@ fn without_a_long_term_key_no_session_is_kept_or_taken_back() {
     let wrapper = scene.spawn(&mut manager.restart(&command));
     wrapper
         .process
-        .wait_for("there is no long-term key to prove it");
+        .wait_for("there is no long-term key to authenticate it");
     wrapper.wait_for_fifo();
     wrapper.write(document.as_bytes());
     wrapper

@@ -219,7 +219,7 @@ fn a_broker_without_memory_continues_later_or_ends_with_125_and_leaves_nothing_b
     give_code(&scene);
     wait_until("an outcome", || {
         let output = broker.output();
-        broker.has_ended() || output.contains("is open until") || output.contains("kept and sent")
+        broker.has_ended() || output.contains("is open until") || output.contains("will be sent")
     });
     if !broker.has_ended() {
         limit(broker.pid(), "--as=unlimited:");
@@ -239,7 +239,7 @@ fn a_launcher_without_memory_continues_later_or_ends_with_125_and_leaves_no_fifo
         let output = wrapper.process.output();
         wrapper.process.has_ended()
             || output.contains("is open until")
-            || output.contains("kept and sent")
+            || output.contains("will be sent")
     });
     if !wrapper.process.has_ended() {
         limit(wrapper.process.pid(), "--as=unlimited:");

@@ -128,7 +128,7 @@ fn a_code_on_the_command_line_is_taken_with_a_warning() {
     let process = Process::start(&mut scene.manage_key_command(&["d", &code]));
     let output = ends_with(process, 0);
     assert!(
-        output.contains("shows in the list of processes (ps)"),
+        output.contains("is visible in the list of processes (ps)"),
         "{output}"
     );
     assert!(!output.contains(&code), "{output}");

@@ -119,7 +119,10 @@ fn a_wrapper_that_crashes_leaves_no_core() {
         } else {
             // As for each failure of its own.
             assert_eq!(status.code(), Some(125), "{signal}");
-            assert!(output.contains("ended early"), "{output}");
+            assert!(
+                output.contains("aborted, because memory ran out"),
+                "{output}"
+            );
         }
         // It removes what it made.
         let run = scene.fifo().parent().unwrap();

@@ -467,7 +467,7 @@ fn a_server_that_runs_is_refused_and_one_that_was_killed_is_to_be_started_and_st
     let refused = check(&database.datadir);
     refused
         .assert_exit_code(125)
-        .assert_tells("a server runs on the data directory");
+        .assert_tells("a server is running on the data directory");
     assert!(refused.keys.is_empty(), "{}", refused.output);
 
     server.signal(SIGKILL);
@@ -475,7 +475,7 @@ fn a_server_that_runs_is_refused_and_one_that_was_killed_is_to_be_started_and_st
     let killed = check(&database.datadir);
     killed
         .assert_exit_code(125)
-        .assert_tells("start it, stop it, check again");
+        .assert_tells("start it, stop it, and check again");
     assert!(
         killed.keys.values().all(|told| told.state != "not needed"),
         "{}",

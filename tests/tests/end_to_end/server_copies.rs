@@ -32,7 +32,7 @@ fn original_and_copy(scene: &Scene) -> (Database, Database) {
     let (code, output) = fork(&original);
     assert_eq!(code, Some(125), "{output}");
     assert!(
-        output.contains("a server runs on the data directory"),
+        output.contains("a server is running on the data directory"),
         "{output}"
     );
     original.stop(&mut process);

@@ -551,7 +551,7 @@ fn making_a_key_does_not_unlock_the_servers_files() {
         .unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
-        errors.contains("a server runs on the data directory"),
+        errors.contains("a server is running on the data directory"),
         "{errors}"
     );
     server.database.stop(&mut process);

@@ -387,7 +387,9 @@ fn a_signal_ends_the_pause_between_two_calls() {
     scene.aws.fault("--operation GetSessionToken --kind 500");
     let mut wrapper = scene.start(&ECHO);
     wrapper.give_code(&scene.aws);
-    wrapper.process.wait_for_nth("the code is kept", 2);
+    wrapper
+        .process
+        .wait_for_nth("the code will be sent again", 2);
     wrapper.process.signal(SIGTERM);
     wrapper.dies_of(SIGTERM);
 }

@@ -62,7 +62,7 @@ fn the_key_is_enabled_while_the_command_runs_and_disabled_afterwards() {
     };
     let lines = [
         "is Enabled: EnableKey by arn:aws:iam::111122223333:user/mariadb",
-        "is to be disabled with, is open until ",
+        "that will disable the key is open until ",
         "for the command",
         "is Disabled: DisableKey by arn:aws:iam::111122223333:user/mariadb",
     ]

@@ -302,7 +302,7 @@ fn the_broker_may_lock_its_keys_in_memory() {
     assert!(!locked.ends_with(" 0 kB"), "{locked}");
     let journal = site.machine.journal(BROKER);
     assert!(
-        !journal.contains("data keys that are kept may be swapped"),
+        !journal.contains("cached data keys may be swapped"),
         "{journal}"
     );
 }
