@@ -102,7 +102,7 @@ fn a_copy_that_kms_refuses_a_new_key_does_not_go_on_with_that_of_its_origin() {
     let mut process = refused.start();
     let log = process.output();
     assert!(
-        log.contains("key 3 encrypts with AES_CTR, and this data directory is a copy"),
+        log.contains("key 3 uses AES_CTR and this data directory is a copy"),
         "{log}"
     );
     refused.sql_error("SELECT * FROM d.t");

@@ -176,8 +176,8 @@ fn one_written_with_the_servers_own_aes_ctr_and_256_bits_opens_and_moves_to_aes_
     let (_, ours, mut wrapper) = opens_unchanged(&scene, "AES_CTR", key, "1.1.ctr");
     let log = wrapper.process.output();
     assert!(
-        log.contains("key 1 now has version 2 of AES_CBC")
-            && log.contains("goes on under version 1 until innodb_log_file_size changes"),
+        log.contains("key 1 now has version 2, which uses AES_CBC")
+            && log.contains("keeps using version 1 until innodb_log_file_size changes"),
         "{log}"
     );
     ours.stop(&mut wrapper.process);

@@ -124,7 +124,7 @@ fn with_offline_keys_none_are_made_and_the_server_says_so() {
     );
     let warnings = database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     for id in [1, 7, 8] {
-        let line = format!("key {id} was not rotated: the keys are those of '{path}'");
+        let line = format!("key {id} was not rotated: the keys come from '{path}'");
         assert!(warnings.contains(&line), "{warnings}");
     }
     assert!(warnings.contains("which is only read"), "{warnings}");
