@@ -355,7 +355,7 @@ fn without_mfa_nobody_is_asked() {
     let mut command = scene.manage_key_command(&["enable", "111676"]);
     let output = ends_with(Process::start(&mut command), 125);
     assert!(
-        output.contains("mfa = false in the configuration"),
+        output.contains("the configuration has mfa = false"),
         "{output}"
     );
     assert_eq!(state(&scene), "Disabled");
