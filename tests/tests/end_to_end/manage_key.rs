@@ -273,7 +273,7 @@ fn with_mfa_off_there_is_no_prompt() {
     let mut command = scene.manage_key_command(&["enable", "111676"]);
     let output = ends_with(Process::start(&mut command), 125);
     assert!(
-        output.contains("mfa = false in the configuration"),
+        output.contains("the configuration has mfa = false"),
         "{output}"
     );
     assert_eq!(state(&scene), "Disabled");

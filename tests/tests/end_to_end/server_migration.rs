@@ -410,7 +410,7 @@ fn an_export_is_whole_or_not_there_unless_a_file_is_left_out_by_name() {
     );
     let (code, said) = data_keys(&scene, &import);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("holds another key"), "{said}");
+    assert!(said.contains("contains another key"), "{said}");
     assert!(!said.contains("770"), "{said}");
 }
 

@@ -111,7 +111,7 @@ fn a_code_that_aws_has_refused_is_not_sent_again() {
     let code = scene.aws.wrong_code();
     for nth in 1..=3 {
         wrapper.write(code.as_bytes());
-        wrapper.process.wait_for_nth("comes in ", nth);
+        wrapper.process.wait_for_nth("appears in ", nth);
     }
     assert_eq!(calls(&scene), 1);
 }

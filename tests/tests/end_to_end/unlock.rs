@@ -203,7 +203,7 @@ fn a_panic_while_the_key_is_enabled_is_125_with_a_disabled_key() {
     let output = ends_with(unlock_with_panic(&scene, "enabled"), 125);
     assert!(output.contains("is Enabled: EnableKey by "), "{output}");
     assert!(output.contains("is Disabled: DisableKey by "), "{output}");
-    assert!(output.contains("an internal error (panic)"), "{output}");
+    assert!(output.contains("internal error (panic)"), "{output}");
     assert_eq!(state(&scene), "Disabled");
 }
 
@@ -216,7 +216,7 @@ fn a_panic_while_the_key_is_disabled_exits_with_121_and_the_command_that_disable
         "{output}"
     );
     assert!(
-        output.contains("THE KEY MAY STILL BE ENABLED: an internal error (panic)"),
+        output.contains("THE KEY MAY STILL BE ENABLED: internal error (panic)"),
         "{output}"
     );
     assert_eq!(state(&scene), "Enabled");
