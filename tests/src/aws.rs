@@ -72,7 +72,7 @@ impl LocalAws {
         }
     }
 
-    /// Has AWS's own CLI trust this certificate.
+    /// Makes AWS's own CLI trust this certificate.
     pub fn trust(&mut self, certificate: &str) {
         self.certificate = Some(certificate.into());
     }
@@ -111,9 +111,9 @@ impl LocalAws {
 
     /// A code that has not been used, from oathtool.
     ///
-    /// AWS takes the codes of the present time step, the one before and the one after, each once
-    /// and in order. Where more are needed, AWS's clock is set on instead of waiting. The one
-    /// before is left out: it may be too old when it is used.
+    /// AWS accepts the codes of the present time step, the one before and the one after, each once
+    /// and in order. A test that needs more codes sets AWS's clock forward instead of waiting. It leaves
+    /// out the code before the present one, which may be too old by the time it is used.
     pub fn code(&self) -> String {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -158,12 +158,12 @@ impl LocalAws {
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 
-    /// A code that AWS does not take.
+    /// A code that AWS refuses.
     pub fn wrong_code(&self) -> String {
         self.code_at(1_000_000_000)
     }
 
-    /// Sets AWS's clock off by this many seconds.
+    /// Shifts AWS's clock by this many seconds.
     pub fn set_clock(&self, offset_seconds: &str) {
         self.clock_offset_seconds
             .set(offset_seconds.parse().unwrap());
@@ -316,13 +316,13 @@ impl LocalAws {
             .count()
     }
 
-    /// Stops answering; the port is free afterwards.
+    /// Stops the server and frees its port.
     pub fn stop(&mut self) {
         self.server.signal(Signal::SIGTERM);
         self.server.wait();
     }
 
-    /// Answers with other arguments of `local-aws serve`, at the same port as before.
+    /// Starts it again on the same port, with other arguments of `local-aws serve`.
     pub fn serve_again(&mut self, endpoint: &str, arguments: &[&str]) {
         self.stop();
         self.serve_arguments = arguments
@@ -332,7 +332,7 @@ impl LocalAws {
         self.start_again_at(endpoint);
     }
 
-    /// Answers again, at the same port as before.
+    /// Starts it again on the same port.
     pub fn start_again_at(&mut self, endpoint: &str) {
         let address = endpoint.rsplit('/').next().unwrap();
         let mut arguments = self.serve_arguments.clone();

@@ -1,4 +1,4 @@
-//! A real mariadbd with a datadir of its own.
+//! A real mariadbd with its own data directory.
 
 use std::{
     fs, io,
@@ -53,7 +53,7 @@ impl Database {
         let datadir = sandbox.path("data");
         copy(&template(), &datadir);
         let plugin_dir = sandbox.directory("plugin");
-        // A copy: servers of another user, or in another root directory, do not reach the original.
+        // A copy: a server of another user, or in another root directory, cannot read the original.
         copy(&dist("plugin").join(PLUGIN), &plugin_dir);
         std::os::unix::fs::symlink(
             "/usr/lib/mysql/plugin/file_key_management.so",
@@ -130,12 +130,12 @@ impl Database {
         self
     }
 
-    /// Has InnoDB encrypt its tables anew in the background, as fast as it can.
+    /// Has InnoDB re-encrypt its tables in the background, as fast as it can.
     #[must_use]
     pub fn re_encrypting(self) -> Self {
         self.options(&[
             "--innodb-encryption-threads=2",
-            // By default it moves 100 pages in a second.
+            // The default is 100 pages a second.
             "--innodb-encryption-rotation-iops=10000",
         ])
     }

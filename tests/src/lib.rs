@@ -1,5 +1,5 @@
-//! What the end-to-end tests stand on: real programs, each in a directory of its own, started on
-//! readiness and ended when dropped.
+//! Support for the end-to-end tests. Each test runs real programs in its own directory, waits until they
+//! are ready, and ends them when their values are dropped.
 //!
 //! The programs under test come from the directory that `IAM_KMS_DIST` names: `bin/` and `plugin/`,
 //! as `make dist` lays them out. Nothing here mocks anything: MariaDB, oathtool and the AWS CLI are
@@ -51,7 +51,6 @@ pub use terminal::Terminal;
 pub use traces::{traces, traces_in_memory};
 pub use wrapper::{Configuration, ECHO, SLEEP, Wrapper, write_fifo};
 
-/// Longest wait for anything that is expected to happen, in seconds. It only costs when something is
-/// wrong: the tests run side by side on small machines with other load, and nothing waits longer than
-/// it has to.
+/// How long to wait for anything that is expected to happen, in seconds. The tests share small machines
+/// with other load. A long limit costs time only when something is wrong.
 pub const PATIENCE_SECONDS: u64 = 300;

@@ -1,4 +1,4 @@
-//! A directory of its own for each test.
+//! A directory for each test.
 
 use std::{
     env, fs,
@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A program or the plugin, from where `make dist` put it.
+/// The path of a program or the plugin in the directory that `make dist` has filled.
 pub fn dist(name: &str) -> PathBuf {
     let root = env::var_os("IAM_KMS_DIST")
         .expect("IAM_KMS_DIST names no directory; run the tests with `make e2e`");
@@ -45,7 +45,7 @@ impl Sandbox {
         Self { directory }
     }
 
-    /// Leaves the directory in its place for good, and returns its path.
+    /// Keeps the directory after the test, and returns its path.
     pub fn keep(&mut self) -> &Path {
         self.directory.disable_cleanup(true);
         self.directory.path()
@@ -56,7 +56,7 @@ impl Sandbox {
         self.directory.path().join(name)
     }
 
-    /// Writes a file inside and returns its path. Whoever reads it finds it whole, before or after.
+    /// Writes a file inside, atomically, and returns its path.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         let unfinished = self.path(&format!("{name}.new"));

@@ -1,4 +1,4 @@
-//! What most tests of the launcher start from.
+//! The starting point of most tests of the launcher.
 
 use std::{
     ffi::OsStr,
@@ -14,16 +14,16 @@ use crate::{
     Configuration, Database, LocalAws, Process, Sandbox, Wrapper, dist, owner_of, write_fifo,
 };
 
-/// A user that owns nothing.
+/// A user who owns no files.
 pub const NOBODY: u32 = 65534;
 
-/// `local-aws`, the configuration of the manual, and a directory.
+/// `local-aws`, a configuration as in MariaDB's manual, and a directory.
 pub struct Scene {
     /// AWS.
     pub aws: LocalAws,
     /// What `--config` names.
     pub configuration: Configuration,
-    /// Where everything lies.
+    /// The directory with all files of the test.
     pub sandbox: Sandbox,
 }
 
@@ -94,7 +94,7 @@ impl Scene {
         self
     }
 
-    /// Where the code is written to.
+    /// The FIFO that takes the code.
     pub fn fifo(&self) -> &Path {
         &self.configuration.fifo
     }
@@ -121,7 +121,7 @@ impl Scene {
         self.spawn(&mut self.command(command))
     }
 
-    /// Starts it with `command`, gives a good code and waits until the command runs.
+    /// Starts it with `command`, enters a good code and waits until the command runs.
     pub fn start_with_code(&self, command: &[&str]) -> Wrapper {
         let wrapper = self.start(command);
         wrapper.give_code(&self.aws);
@@ -222,7 +222,7 @@ impl Scene {
         (home, ran)
     }
 
-    /// A directory with programs that another user can reach too; returns the path of the first.
+    /// Copies programs to where another user can execute them; returns the path of the first.
     pub fn copy_programs(&self, names: &[&str]) -> PathBuf {
         let directory = self.sandbox.directory("bin");
         for name in names {
@@ -237,7 +237,7 @@ impl Scene {
         directory.join(names[0])
     }
 
-    /// The command line as user nobody, who gets the FIFO's directory.
+    /// The command line as user nobody, who becomes the owner of the FIFO's directory.
     pub fn command_as_nobody(&self, command: &[&str]) -> Command {
         self.command_as(NOBODY, command)
     }
@@ -256,7 +256,7 @@ impl Scene {
     }
 }
 
-/// What goes in front of a command line to run it as another user.
+/// The words in front of a command line that run it as another user.
 pub fn set_user(user: u32) -> Vec<String> {
     vec![
         "setpriv".into(),

@@ -1,4 +1,4 @@
-//! `iam-kms-wrapper` with a configuration of its own.
+//! `iam-kms-wrapper` and its configuration.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub const SLEEP: [&str; 2] = ["sleep", "1000"];
 /// A command that ends at once; [`Wrapper::runs_echo`] knows its output.
 pub const ECHO: [&str; 2] = ["echo", "the command runs"];
 
-/// A configuration file in the making.
+/// A configuration file that is not written yet.
 #[derive(Clone)]
 pub struct Configuration {
     lines: Vec<String>,
@@ -87,7 +87,7 @@ impl Wrapper {
         }
     }
 
-    /// Waits until a code is awaited.
+    /// Waits until the wrapper waits for a code.
     pub fn wait_for_fifo(&self) {
         self.process.wait_for("waiting for ");
         assert!(self.fifo.exists());
@@ -98,7 +98,7 @@ impl Wrapper {
         write_fifo(&self.fifo, bytes);
     }
 
-    /// Waits for the prompt and gives a good code.
+    /// Waits for the prompt and enters a good code.
     pub fn give_code(&self, aws: &LocalAws) {
         self.wait_for_fifo();
         self.write(format!("{}\n", aws.code()).as_bytes());
@@ -109,7 +109,7 @@ impl Wrapper {
         self.process.wait_for_program(program);
     }
 
-    /// Waits for the end, which must have this exit code, and returns all lines.
+    /// Waits for the end, checks the exit code, and returns all lines.
     ///
     /// Panics if a FIFO is left behind.
     pub fn ends_with(&mut self, code: i32) -> String {
@@ -119,14 +119,14 @@ impl Wrapper {
         output
     }
 
-    /// Waits for the end of [`ECHO`], which must have run, and returns all lines.
+    /// Waits for the end of [`ECHO`], checks that it has run, and returns all lines.
     pub fn runs_echo(&mut self) -> String {
         let output = self.ends_with(0);
         assert!(output.contains("the command runs"), "{output}");
         output
     }
 
-    /// Waits for the end, which must be by this signal, and returns all lines.
+    /// Waits for the end, checks that this signal caused it, and returns all lines.
     ///
     /// Panics if a FIFO or a core is left behind.
     pub fn dies_of(&mut self, signal: Signal) -> String {
@@ -146,7 +146,7 @@ impl Wrapper {
     }
 }
 
-/// Opens the FIFO, writes, closes; waits for it to be there.
+/// Waits for the FIFO, opens it, writes and closes it.
 pub fn write_fifo(fifo: &Path, bytes: &[u8]) {
     FifoWriter::open(fifo).write(bytes);
 }

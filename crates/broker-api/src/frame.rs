@@ -229,6 +229,37 @@ mod tests {
         }
     }
 
+    /// Fails with `error` once, before it reads from the rest.
+    struct FailsOnce<'a> {
+        error: Option<io::ErrorKind>,
+        rest: &'a [u8],
+    }
+
+    impl Read for FailsOnce<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.error.take() {
+                Some(error) => Err(error.into()),
+                None => self.rest.read(buffer),
+            }
+        }
+    }
+
+    #[test]
+    fn a_signal_does_not_end_the_reading_but_any_other_error_does() {
+        let mut wire = Vec::new();
+        write_frame(&mut wire, &Request::Session).unwrap();
+        let read = |error| {
+            let mut stream = FailsOnce {
+                error: Some(error),
+                rest: &wire,
+            };
+            read_frame::<Request>(&mut stream)
+        };
+        assert_eq!(read(io::ErrorKind::Interrupted).unwrap(), Request::Session);
+        let failed = read(io::ErrorKind::TimedOut).unwrap_err();
+        assert!(matches!(failed, FrameError::Io(_)), "{failed}");
+    }
+
     #[test]
     fn bytes_after_the_message_are_refused() {
         let mut wire = Vec::new();

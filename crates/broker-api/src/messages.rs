@@ -205,3 +205,51 @@ pub enum SessionPhase {
     /// The session is over and no new one can be had, for a reason that the broker has logged.
     Failed,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_failures_that_pass_by_themselves_are_retryable() {
+        for kind in [FailureKind::Throttled, FailureKind::Unavailable] {
+            assert!(kind.is_retryable(), "{kind:?}");
+        }
+        for kind in [
+            FailureKind::SessionOver,
+            FailureKind::AccessDenied,
+            FailureKind::KeyUnusable,
+            FailureKind::NotFound,
+            FailureKind::InvalidCiphertext,
+            FailureKind::InvalidRequest,
+            FailureKind::Other,
+            FailureKind::NotAuthenticated,
+            FailureKind::UnsupportedVersion,
+        ] {
+            assert!(!kind.is_retryable(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_calls_kms_says_which_key_it_is_for() {
+        let context = KeyContext {
+            key_id: 7,
+            key_version: 3,
+            ..KeyContext::default()
+        };
+        let decrypt = Request::Decrypt(Decrypt {
+            ciphertext_blob: vec![1],
+            check_value: None,
+            context: context.clone(),
+        });
+        let generate = Request::GenerateDataKey(GenerateDataKey {
+            master_key_id: "alias/mariadb".into(),
+            key_bytes: 16,
+            context: context.clone(),
+        });
+        for request in [decrypt, generate] {
+            assert_eq!(request.context(), Some(&context), "{request:?}");
+        }
+        assert_eq!(Request::Session.context(), None);
+    }
+}

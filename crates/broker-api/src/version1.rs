@@ -210,4 +210,37 @@ mod tests {
         let waiting = Reply::Waiting("w".into());
         assert_eq!(postcard::to_allocvec(&waiting).unwrap(), [4, 1, b'w']);
     }
+
+    #[test]
+    fn a_request_keeps_its_key_and_loses_only_what_the_broker_decides() {
+        let options = KmsOptions {
+            region: "r".into(),
+            may_wait: WaitPolicy::UntilOpen,
+            key_id: 7,
+            key_version: 3,
+            ..KmsOptions::default()
+        };
+        let request = Request::Decrypt {
+            ciphertext_blob: vec![0xaa],
+            options: options.clone(),
+        };
+        assert_eq!(request.options(), Some(&options));
+        assert_eq!(Request::Session.options(), None);
+        let context = KeyContext {
+            key_id: 7,
+            key_version: 3,
+            wait: WaitPolicy::UntilOpen,
+        };
+        let expected = crate::Decrypt {
+            ciphertext_blob: vec![0xaa],
+            check_value: None,
+            context,
+        };
+        assert_eq!(
+            crate::Request::from(request),
+            crate::Request::Decrypt(expected)
+        );
+        let session = crate::Request::from(Request::Session);
+        assert_eq!(session, crate::Request::Session);
+    }
 }
