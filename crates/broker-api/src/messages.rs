@@ -240,12 +240,12 @@ mod tests {
         let decrypt = Request::Decrypt(Decrypt {
             ciphertext_blob: vec![1],
             check_value: None,
-            context: context.clone(),
+            context,
         });
         let generate = Request::GenerateDataKey(GenerateDataKey {
             master_key_id: "alias/mariadb".into(),
             key_bytes: 16,
-            context: context.clone(),
+            context,
         });
         for request in [decrypt, generate] {
             assert_eq!(request.context(), Some(&context), "{request:?}");
