@@ -62,7 +62,7 @@ fn a_wrong_answer_is_refused_with_what_is_right() {
         ),
         (
             "--mfa-device=arn:aws:iam::123456789012:u2f/user/mariadb/key",
-            "a device that shows codes",
+            "STS takes no security key or passkey",
         ),
         ("--mfa-device=arn:aws:iam::123456789012:mfa/a b", "such as"),
         (

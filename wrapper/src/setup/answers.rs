@@ -10,7 +10,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use zeroize::Zeroizing;
 
 use crate::setup::error::SetupError;
-use aws_session::{input_file, master_key_id::MasterKeyId, region::is_region};
+use aws_session::{
+    config::serial_number, input_file, master_key_id::MasterKeyId, region::is_region,
+};
 
 /// A secret access key has 40 characters.
 const SECRET_LIMIT_BYTES: usize = 1024;
@@ -258,16 +260,8 @@ fn ask_secret() -> Result<Zeroizing<String>, SetupError> {
     Ok(Zeroizing::new(secret.map_err(failed)?))
 }
 
-/// Source of the characters: SerialNumber in
-/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
 fn mfa_device(text: &str) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
-    // The serial number of a hardware token is no ARN.
-    let can_make_codes = !text.contains(':') || text.contains(":mfa/");
-    if (9..=256).contains(&text.len()) && text.chars().all(allowed) && can_make_codes {
-        return Ok(text.into());
-    }
-    Err("must be the serial number of a device that shows codes, such as arn:aws:iam::123456789012:mfa/NAME".into())
+    serial_number(text).map_err(|expected| format!("must be {expected}"))
 }
 
 fn region(text: &str) -> Result<String, String> {

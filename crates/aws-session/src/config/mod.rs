@@ -161,9 +161,6 @@ impl Config {
     }
 }
 
-/// Why a value is refused: what its key takes instead.
-type Expected = String;
-
 /// The entries of one file.
 struct Values<'a> {
     path: &'a Path,
@@ -340,9 +337,11 @@ impl Values<'_> {
     }
 }
 
+/// Checks the serial number of an MFA device. The error completes "must be …".
+///
 /// Source of the pattern: SerialNumber in
 /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetSessionToken.html>.
-fn serial_number(text: &str) -> Result<String, Expected> {
+pub fn serial_number(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=/:,.@-".contains(c);
     if text.contains(":u2f/") {
         return Err(
