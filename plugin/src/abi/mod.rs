@@ -4,7 +4,8 @@
 mod encryption;
 mod plugin;
 mod server_owned;
-#[cfg(all(test, feature = "server-headers"))]
+#[cfg(test)]
+#[cfg(feature = "server-headers")]
 mod tests;
 mod variables;
 

@@ -1,7 +1,7 @@
 //! `iam-kms-wrapper setup`: configures MariaDB and the broker, or the launcher, on a host where the package is
 //! installed, and removes that again.
 //!
-//! [`answers`] asks, [`files`] composes, [`record`] writes and remembers, [`host`] runs the system's programs; this
+//! `answers` asks, `files` composes, `record` writes and remembers, `host` runs the system's programs; this
 //! module decides what is to be done and shows it first.
 
 mod answers;
