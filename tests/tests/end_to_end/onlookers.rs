@@ -26,8 +26,9 @@ impl Starts {
             fs::set_permissions(copy, PermissionsExt::from_mode(mode)).unwrap();
         }
         let onlooker = scene.sandbox.directory("onlooker").join("onlooker");
-        let mut copy = Command::new("cp");
-        copy.arg(env!("CARGO_BIN_EXE_onlooker")).arg(&onlooker);
+        let mut copy = Command::new("install");
+        copy.args(["-m", "755", env!("CARGO_BIN_EXE_onlooker")])
+            .arg(&onlooker);
         assert!(copy.status().unwrap().success());
         let mut look = as_the_servers_user(&Command::new(&onlooker));
         look.arg(program.parent().unwrap());
