@@ -30,7 +30,7 @@ use aws_session::{
 };
 use code_channel::{self, FifoError};
 use plugin::PluginSearch;
-pub(crate) use plugin::option_files;
+pub(crate) use plugin::{last_path, option_files};
 use reach::{Answer, reach};
 use service::{command::Command, process};
 

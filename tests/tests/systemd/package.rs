@@ -48,10 +48,16 @@ fn clean_machine() -> Running {
         sed -i 's|^aws_access_key_id =|& {access_key_id}|; s|^aws_secret_access_key =|& {secret_access_key}|' \"$2\"\n",
         site.aws.serial_number()
     );
+    boot_with_package(
+        site.told_where_aws_is(SERVICE)
+            .told_where_aws_is(BROKER)
+            .file("/usr/bin/editor", 0o755, &editor),
+    )
+}
+
+/// Boots the machine and puts the Debian package where the installation finds it.
+fn boot_with_package(site: Site) -> Running {
     let running = site
-        .told_where_aws_is(SERVICE)
-        .told_where_aws_is(BROKER)
-        .file("/usr/bin/editor", 0o755, &editor)
         // There is no mirror to take the recommended CA certificates from.
         .file(
             "/etc/apt/apt.conf.d/alone",

@@ -19,6 +19,8 @@ const USUAL_DIRECTORIES: [&str; 5] = [
     "/usr/local/mysql/lib/plugin",
 ];
 
+const PLUGIN_DIR: [&str; 2] = ["--plugin-dir=", "--plugin_dir="];
+
 /// Where the plugin is.
 pub(super) enum PluginSearch {
     /// Here.
@@ -37,8 +39,8 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
     if !arguments.iter().any(|argument| is_server(argument)) {
         return PluginSearch::Unknown("no mariadbd or mysqld is named in COMMAND");
     }
-    let configured = plugin_dir(arguments.iter().map(AsRef::as_ref))
-        .or_else(|| plugin_dir(option_files(command).lines()));
+    let configured = last_path(arguments.iter().map(AsRef::as_ref), PLUGIN_DIR)
+        .or_else(|| last_path(option_files(command).lines(), PLUGIN_DIR));
     let directories: Vec<PathBuf> = match configured {
         Some(directory) => vec![directory],
         None => USUAL_DIRECTORIES.iter().map(PathBuf::from).collect(),
@@ -82,13 +84,13 @@ pub(super) fn server_user(command: &[OsString]) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The last one counts, as for the server.
-fn plugin_dir<'a>(options: impl Iterator<Item = &'a str>) -> Option<PathBuf> {
-    let value = |option: &'a str| {
-        option
-            .strip_prefix("--plugin-dir=")
-            .or_else(|| option.strip_prefix("--plugin_dir="))
-    };
+/// The path that `options` set by one of these spellings, each with its `--` and `=`. The last one counts, as for
+/// the server.
+pub(crate) fn last_path<'a>(
+    options: impl Iterator<Item = &'a str>,
+    spellings: [&str; 2],
+) -> Option<PathBuf> {
+    let value = |option: &'a str| spellings.iter().find_map(|name| option.strip_prefix(name));
     options.filter_map(value).last().map(PathBuf::from)
 }
 

@@ -11,7 +11,10 @@ use zeroize::Zeroizing;
 
 use crate::setup::error::SetupError;
 use aws_session::{
-    config::serial_number, input_file, master_key_id::MasterKeyId, region::is_region,
+    config::{Kind, serial_number},
+    input_file,
+    master_key_id::MasterKeyId,
+    region::is_region,
 };
 
 /// A secret access key has 40 characters.
@@ -267,7 +270,7 @@ fn mfa_device(text: &str) -> Result<String, String> {
 fn region(text: &str) -> Result<String, String> {
     match is_region(text) {
         true => Ok(text.into()),
-        false => Err("must be an AWS region, such as us-east-1".into()),
+        false => Err(format!("must be {}", Kind::Region.expected())),
     }
 }
 

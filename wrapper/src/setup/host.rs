@@ -4,10 +4,12 @@ use std::{
     env,
     fs::File,
     io::{self, Seek, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use key_store::key_name::{KeyName, ParsedName};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use zeroize::Zeroizing;
 
@@ -82,17 +84,9 @@ pub fn other_plugin() -> Option<&'static str> {
 /// The directory in which the server has data keys, if it has any.
 pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
     let options = check::option_files(&[]);
-    let values = |names: [&str; 2]| {
-        let lines = options.lines();
-        let value = |line: &str| {
-            names
-                .iter()
-                .find_map(|name| line.strip_prefix(name).map(PathBuf::from))
-        };
-        lines.filter_map(value).next_back()
-    };
-    let data_directory = values(["--datadir=", "--data-dir="]);
-    let key_directory = values([
+    let path = |spellings| check::last_path(options.lines(), spellings);
+    let data_directory = path(["--datadir=", "--data-dir="]);
+    let key_directory = path([
         "--aws-key-management-keyfile-dir=",
         "--aws_key_management_keyfile_dir=",
     ]);
@@ -109,11 +103,8 @@ pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
         };
         for entry in entries {
             let entry = entry.map_err(SetupError::file("read", &directory))?;
-            if entry
-                .file_name()
-                .to_string_lossy()
-                .starts_with("aws-kms-key.")
-            {
+            let name = KeyName::parse(entry.file_name().as_bytes());
+            if matches!(name, ParsedName::Key(_) | ParsedName::Malformed) {
                 return Ok(Some(directory));
             }
         }

@@ -11,7 +11,7 @@ use std::{
 use end_to_end_tests::{Process, Sandbox, Terminal, fence};
 use serde_json::Value;
 
-use super::{package, put};
+use super::boot_with_package;
 use crate::site::{BROKER, Running, Site};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -122,18 +122,7 @@ fn make_key_and_user(account: &Account) -> String {
 
 /// A host with MariaDB and the package's file.
 fn host() -> Running {
-    let running = Site::clean()
-        .told_where_aws_is(BROKER)
-        // There is no mirror to take the recommended CA certificates from.
-        .file(
-            "/etc/apt/apt.conf.d/alone",
-            0o644,
-            "APT::Install-Recommends \"false\";\n",
-        )
-        .boot_as_it_is();
-    running.wait_until_active();
-    put(&running, &package(".deb"));
-    running
+    boot_with_package(Site::clean().told_where_aws_is(BROKER))
 }
 
 #[test]
