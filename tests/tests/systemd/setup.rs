@@ -153,7 +153,8 @@ fn answers_at_a_terminal_lead_to_an_encrypted_server() {
         .start_in(&terminal, &["iam-kms-wrapper", "setup"]);
     for (question, nth, answer) in [
         ("MFA device", 1, "arn:aws:iam::111122223333:user/mariadb"),
-        ("MFA device", 2, &running.aws.serial_number()),
+        // The refusal of the first answer says it too.
+        ("MFA device", 3, &running.aws.serial_number()),
         ("Master key", 1, ""),
         ("AWS region", 1, ""),
         ("in the server's place?", 1, ""),
@@ -162,7 +163,7 @@ fn answers_at_a_terminal_lead_to_an_encrypted_server() {
         terminal.wait_for_nth(question, nth);
         terminal.type_in(&format!("{answer}\n"));
     }
-    terminal.wait_for_nth("must be the serial number of a device", 1);
+    terminal.wait_for_nth("must be the ARN of an MFA device, such as arn:aws:iam::123456789012:mfa/NAME, not of a user", 1);
     terminal.wait_for_nth("Secret access key (not shown): ", 1);
     assert!(!terminal.echoes());
     terminal.type_in(&format!("{secret_access_key}\n"));
