@@ -29,7 +29,7 @@ use super::{
     messages,
     reading::read_table,
     schema::{CONTROL, CONTROL_FILE, Cleartext, MARKER, cleartext, read_control},
-    shadow::CLIENTS,
+    shadow::{CLIENTS, End},
     watch::UnderWay,
     world::{Outcome, World, text_of},
 };
@@ -108,6 +108,8 @@ pub(super) struct Director<'w> {
     lives: u32,
     logs: u32,
     endings: Deck<Ending>,
+    /// How the server ended that clients last wrote to.
+    last_end: End,
     besides: Deck<Beside>,
     starts: Deck<Start>,
     disturbances: Deck<Disturbance>,
@@ -212,6 +214,7 @@ impl<'w> Director<'w> {
             lives: 0,
             logs: 0,
             endings: Deck::new(&ENDINGS),
+            last_end: End::Killed,
             besides: Deck::new(&BESIDE),
             starts: Deck::new(&STARTS),
             disturbances: Deck::new(&disturbances::ALL),
@@ -470,10 +473,13 @@ impl<'w> Director<'w> {
                 "the table in the clear"
             );
         }
-        let result = self.world.shadow.settle_and_compare(|number, kind| {
-            read_table(&socket, number, kind)
-                .unwrap_or_else(|error| panic!("t{number}: {}", error.text))
-        });
+        let result = self
+            .world
+            .shadow
+            .settle_and_compare(self.last_end, |number, kind| {
+                read_table(&socket, number, kind)
+                    .unwrap_or_else(|error| panic!("t{number}: {}", error.text))
+            });
         match result {
             Ok(rows) => self.world.tally.add("checks", "rows verified", rows),
             Err(differences) => panic!("the data differ:\n{}", differences.join("\n")),
@@ -507,10 +513,12 @@ impl<'w> Director<'w> {
                 server.signal(SIGTERM);
                 let status = server.wait();
                 assert!(status.success(), "{status}\n{}", server.output());
+                self.last_end = End::Stopped;
                 self.world.tally.count("server", "stopped");
             }
             Ending::Killed | Ending::KilledWithBroker => {
                 server.signal(SIGKILL);
+                self.last_end = End::Killed;
                 self.world.tally.count("server", "killed");
             }
         }
