@@ -96,11 +96,11 @@ impl fmt::Debug for Proxy {
 
 /// The certificate authorities that are trusted.
 #[derive(Debug, Clone)]
-enum Trust {
-    /// Those of the system, or of `SSL_CERT_DIR`; read when needed.
-    System,
-    /// Only those in a file.
-    Bundle { store: TrustStore, text: String },
+struct Trust {
+    /// `None`: those of the system, of `SSL_CERT_FILE` or of `SSL_CERT_DIR`; read when needed.
+    store: Option<TrustStore>,
+    /// Where they are, for messages.
+    text: String,
 }
 
 impl Network {
@@ -139,10 +139,9 @@ impl Network {
     /// Creates a client. Unless it `needs_tls`, it reads no certificates.
     pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
         let (resolver, network) = (Resolver::default(), self.clone());
-        let trust_store = match (&self.trust, needs_tls) {
-            (_, false) => TrustStore::empty(),
-            (Trust::System, true) => TrustStore::default(),
-            (Trust::Bundle { store, .. }, true) => store.clone(),
+        let trust_store = match needs_tls {
+            true => self.trust.store.clone().unwrap_or_default(),
+            false => TrustStore::empty(),
         };
         // This cannot fail: the certificates have been parsed before.
         let trust = TlsContext::builder()
@@ -179,17 +178,14 @@ impl Network {
             );
         }
         if cause.contains("UnknownIssuer") {
-            let trusted = match &self.trust {
-                Trust::System if has_no_certificates() => {
-                    return format!(
-                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
-                    );
-                }
-                Trust::System => "the CA certificates of this host",
-                Trust::Bundle { text, .. } => text,
-            };
+            let Trust { store, text } = &self.trust;
+            if store.is_none() && has_no_certificates() {
+                return format!(
+                    "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
+                );
+            }
             return format!(
-                "the certificate of {host} is not signed by any of {trusted}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file"
+                "the certificate of {host} is not signed by any of {text}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file"
             );
         }
         // An error of the resolver names the host already.
@@ -281,7 +277,11 @@ impl Trust {
         let bundle = variables::first(&["AWS_CA_BUNDLE"]);
         let of_profile = ca_bundle_of_profile.map(|path| ("ca_bundle in the profile", path.into()));
         if let Some((by, path)) = bundle.or(of_profile) {
-            return Self::bundle(by, path);
+            let (store, text) = Self::bundle(by, path)?;
+            return Ok(Self {
+                store: Some(store),
+                text,
+            });
         }
         for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
             if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
@@ -289,27 +289,31 @@ impl Trust {
             }
         }
         let directory = variables::text("SSL_CERT_DIR");
-        match (variables::first(&["SSL_CERT_FILE"]), directory) {
-            (Some((by, path)), None) => Self::bundle(by, path),
-            (Some((by, path)), Some(_)) => Self::bundle(by, path).map(|_| Self::System),
-            (None, Some(path)) if !Path::new(&path).is_dir() => Err(NetworkError::Bundle {
-                path: path.into(),
-                by: "SSL_CERT_DIR",
-                why: "it is not a directory".into(),
-            }),
-            (None, _) => Ok(Self::System),
-        }
+        let text = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
+            (Some((by, path)), _) => Some(Self::bundle(by, path)?.1),
+            (None, Some(path)) if !Path::new(path).is_dir() => {
+                return Err(NetworkError::Bundle {
+                    path: path.into(),
+                    by: "SSL_CERT_DIR",
+                    why: "it is not a directory".into(),
+                });
+            }
+            (None, _) => None,
+        };
+        let of_host = || "the CA certificates of this host".into();
+        Ok(Self {
+            store: None,
+            text: text.filter(|_| directory.is_none()).unwrap_or_else(of_host),
+        })
     }
 
-    fn bundle(by: &'static str, path: String) -> Result<Self, NetworkError> {
+    /// Reads a file of certificates and describes it.
+    fn bundle(by: &'static str, path: String) -> Result<(TrustStore, String), NetworkError> {
         let read = input_file::read_text(Path::new(&path), MAX_BUNDLE_BYTES)
             .map_err(|error| error.to_string())
             .and_then(|pem| store(&pem));
         match read {
-            Ok(store) => Ok(Self::Bundle {
-                store,
-                text: format!("those in {path} ({by})"),
-            }),
+            Ok(store) => Ok((store, format!("those in {path} ({by})"))),
             Err(why) => Err(NetworkError::Bundle {
                 path: path.into(),
                 by,

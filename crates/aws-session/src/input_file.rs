@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::Read,
+    io::{Read, Seek},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::Path,
 };
@@ -47,14 +47,19 @@ pub fn read(path: &Path, limit_bytes: usize) -> Result<Zeroizing<Vec<u8>>, Input
         return Ok(Zeroizing::default());
     }
     check_kind(&file)?;
-    // Full size from the start: a buffer that grows leaves copies of secrets in memory.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(limit_bytes + 1));
-    let most = u64::try_from(limit_bytes + 1).unwrap_or(u64::MAX);
-    file.take(most).read_to_end(&mut bytes)?;
-    if bytes.len() > limit_bytes {
-        return Err(InputFileError::Length(limit_bytes));
+    let length_bytes = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    // A file that grows, or one of /proc, is longer than its length.
+    for room in [length_bytes.min(limit_bytes), limit_bytes] {
+        // Full size from the start: a buffer that grows leaves copies of secrets in memory.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(room + 1));
+        let most = u64::try_from(room + 1).unwrap_or(u64::MAX);
+        (&file).take(most).read_to_end(&mut bytes)?;
+        if bytes.len() <= room {
+            return Ok(bytes);
+        }
+        (&file).rewind()?;
     }
-    Ok(bytes)
+    Err(InputFileError::Length(limit_bytes))
 }
 
 /// Reads UTF-8 text, without the byte order mark that Windows editors add.
@@ -128,5 +133,8 @@ mod tests {
                 .is_absent()
         );
         assert!(read_text(Path::new("/dev/null"), 10).unwrap().is_empty());
+        // Its length is 0.
+        let of_kernel = read_text(Path::new("/proc/self/status"), 1 << 20).unwrap();
+        assert!(of_kernel.starts_with("Name:"), "{of_kernel:?}");
     }
 }
