@@ -13,7 +13,7 @@ use std::{
 
 use aws_session::config::KeyCache as Lifetime;
 use broker_api::FailureKind;
-use key_store::{
+use key_files::{
     PlaintextKey,
     check_value::{CHECK_VALUE_BYTES, CheckValue},
 };

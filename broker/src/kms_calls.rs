@@ -13,7 +13,7 @@ use aws_session::{
 use broker_api::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, version1,
 };
-use key_store::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
+use key_files::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
 
 use crate::session_manager::SessionManager;
 

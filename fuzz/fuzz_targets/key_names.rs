@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use key_store::key_name::{KeyName, ParsedName, is_valid_number};
+use key_files::key_name::{KeyName, ParsedName, is_valid_number};
 use libfuzzer_sys::fuzz_target;
 
 fn check(name: &[u8]) {

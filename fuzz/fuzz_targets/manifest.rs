@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use key_store::manifest::Manifest;
+use key_files::manifest::Manifest;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

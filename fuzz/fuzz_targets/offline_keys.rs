@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 use libfuzzer_sys::fuzz_target;
 use offline_keys::derivation::{Derivation, Digest};
 use offline_keys::envelope::Envelope;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 use offline_keys::derivation::{Derivation, Digest};
 
 use crate::lock::lock;

@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Mutex, OnceLock};
 
-use key_store::PlaintextKey;
-use key_store::check_value::CheckValue;
-use key_store::key_name::Algorithm;
+use key_files::PlaintextKey;
+use key_files::check_value::CheckValue;
+use key_files::key_name::Algorithm;
 
 use crate::lock::lock;
 

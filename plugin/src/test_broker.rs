@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use broker_api::test_broker::TestBroker;
 use broker_api::{Failure, FailureKind, KmsSettings, Reply, Request, SessionPhase, SessionState};
-use key_store::PlaintextKey;
+use key_files::PlaintextKey;
 
 use crate::keys::manager::{KeyManager, Program};
 use crate::settings::{GlobalSettings, StartupSettings};

@@ -8,7 +8,7 @@ use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkErro
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::request_id::RequestId;
 use broker_api::{Failure, FailureKind};
-use key_store::MAX_CIPHERTEXT_BYTES;
+use key_files::MAX_CIPHERTEXT_BYTES;
 use visible_text::escape;
 
 use crate::{

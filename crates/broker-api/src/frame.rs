@@ -150,7 +150,7 @@ fn header_bytes(version: u8, length: u32) -> [u8; HEADER_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use key_store::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
+    use key_files::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
 
     use crate::{Decrypt, KeyContext, Reply, Request, WaitPolicy, version1};
 

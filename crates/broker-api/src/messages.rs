@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use key_store::PlaintextKey;
-use key_store::check_value::CHECK_VALUE_BYTES;
+use key_files::PlaintextKey;
+use key_files::check_value::CHECK_VALUE_BYTES;
 
 /// What the plugin asks of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +32,9 @@ impl Request {
 /// Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html>.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decrypt {
-    /// The wrapped key as KMS returned it, 1 to [`key_store::MAX_CIPHERTEXT_BYTES`] bytes.
+    /// The wrapped key as KMS returned it, 1 to [`key_files::MAX_CIPHERTEXT_BYTES`] bytes.
     pub ciphertext_blob: Vec<u8>,
-    /// The [check value](key_store::check_value::CheckValue) of the data key, where it is known: it
+    /// The [check value](key_files::check_value::CheckValue) of the data key, where it is known: it
     /// finds the key among those that the broker has kept, however it is wrapped now. The broker
     /// does not compare it with what KMS unwraps; that is the client's part.
     pub check_value: Option<[u8; CHECK_VALUE_BYTES]>,
@@ -92,7 +92,7 @@ pub enum Reply {
     },
     /// The wrapped key of a [`Request::GenerateDataKey`].
     Generated {
-        /// The wrapped key, to be kept as it is; 1 to [`key_store::MAX_CIPHERTEXT_BYTES`] bytes.
+        /// The wrapped key, to be kept as it is; 1 to [`key_files::MAX_CIPHERTEXT_BYTES`] bytes.
         ciphertext_blob: Vec<u8>,
         /// ARN of the master key that wrapped it.
         master_key_arn: String,

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use key_store::PlaintextKey;
+use key_files::PlaintextKey;
 
 use crate::{Failure, FailureKind, KeyContext, SessionPhase, WaitPolicy};
 

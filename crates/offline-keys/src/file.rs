@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 use zeroize::Zeroizing;
 
 use crate::derivation::{Derivation, SALT_BYTES};
@@ -244,8 +244,8 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 mod tests {
     use std::fs;
 
-    use key_store::PlaintextKey;
-    use key_store::key_name::KeyName;
+    use key_files::PlaintextKey;
+    use key_files::key_name::KeyName;
 
     use super::*;
     use crate::derivation::Digest;

@@ -12,7 +12,7 @@
 //! hexadecimal digits. It is version 1 of that key. The second has the format of MariaDB Enterprise Server 11.8,
 //! with the version as the second field. file_key_management ignores the rest of a line, and lines that begin with
 //! `#`. These places can therefore hold the algorithm of a key, as the name of its key file (see
-//! [`key_store::key_name`]), and further versions of keys for servers that do not support versions.
+//! [`key_files::key_name`]), and further versions of keys for servers that do not support versions.
 //!
 //! Source: MariaDB's manual, [File Key Management Encryption
 //! Plugin](https://mariadb.com/docs/server/security/encryption/data-at-rest-encryption/key-management-and-encryption-plugins/file-key-management-encryption-plugin),
@@ -21,8 +21,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use key_store::PlaintextKey;
-use key_store::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
+use key_files::PlaintextKey;
+use key_files::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
 use zeroize::Zeroizing;
 
 const LONGEST_KEY_BYTES: usize = 32;

@@ -17,7 +17,7 @@ mod gcm;
 #[cfg(test)]
 mod tests;
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 
 pub use buffers::Buffers;
 

@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_uchar, c_uint, c_void};
 use core::mem::{MaybeUninit, align_of, size_of};
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 
 use super::guard;
 use crate::abi::{AES_BAD_DATA, AES_BAD_KEYSIZE, AES_ERROR, AES_OK, FLAG_ENCRYPT, FLAG_NOPAD};

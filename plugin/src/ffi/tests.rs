@@ -6,7 +6,7 @@ use core::ptr::{null, null_mut};
 use std::fs;
 use std::sync::Once;
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 use proptest::prelude::*;
 
 use super::crypt::*;

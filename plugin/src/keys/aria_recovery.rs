@@ -9,7 +9,7 @@ use std::path::Path;
 
 use data_files::scan::SYSTEM_KEY_ID;
 use data_files::usage;
-use key_store::key_name::KeyName;
+use key_files::key_name::KeyName;
 
 use crate::keys::manager::KeyManager;
 

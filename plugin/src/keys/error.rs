@@ -6,9 +6,9 @@ use std::io;
 use std::path::PathBuf;
 
 use data_files::usage::Unclear;
-use key_store::key_directory::FileError;
-use key_store::key_name::KeyName;
-use key_store::manifest::WrongKey;
+use key_files::key_directory::FileError;
+use key_files::key_name::KeyName;
+use key_files::manifest::WrongKey;
 
 use crate::kms::client::KmsError;
 

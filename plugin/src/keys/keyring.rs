@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Mutex;
 
-use key_store::key_name::{Algorithm, KeyName};
+use key_files::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
 use papaya::HashMap;
 

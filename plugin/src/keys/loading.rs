@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
-use key_store::key_directory::{KeyDirectory, Listing, VersionPolicy};
-use key_store::key_name::{Algorithm, KeyName};
-use key_store::manifest::Entry;
+use key_files::key_directory::{KeyDirectory, Listing, VersionPolicy};
+use key_files::key_name::{Algorithm, KeyName};
+use key_files::manifest::Entry;
 
 use crate::concurrent;
 use crate::keys::error::KeyError;

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use broker_api::{SessionState, WaitPolicy};
 use data_files::usage;
-use key_store::PlaintextKey;
-use key_store::fault_points::{self, Step};
-use key_store::key_directory::{FileError, KeyDirectory, ServerLock, Stored, VersionPolicy};
-use key_store::key_name::{Algorithm, KeyName, is_valid_number};
-use key_store::manifest::{Entry, ManifestFile};
+use key_files::PlaintextKey;
+use key_files::fault_points::{self, Step};
+use key_files::key_directory::{FileError, KeyDirectory, ServerLock, Stored, VersionPolicy};
+use key_files::key_name::{Algorithm, KeyName, is_valid_number};
+use key_files::manifest::{Entry, ManifestFile};
 
 use crate::keys::error::KeyError;
 use crate::keys::failure_backoff::{FailureBackoff, KeyRequest};

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 use offline_keys::derivation::Derivation;
 use offline_keys::file::{KeyFile, OfflineFileError, password_hint};
 use offline_keys::password::{Password, PasswordError};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
-use key_store::key_directory::VersionPolicy;
-use key_store::key_name::KeyName;
+use key_files::key_directory::VersionPolicy;
+use key_files::key_name::KeyName;
 
 use crate::concurrent;
 use crate::keys::error::KeyError;

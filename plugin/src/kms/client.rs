@@ -10,8 +10,8 @@ use broker_api::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KeyContext, KmsSettings, Reply, Request,
     SessionState, WaitPolicy,
 };
-use key_store::PlaintextKey;
-use key_store::check_value::CheckValue;
+use key_files::PlaintextKey;
+use key_files::check_value::CheckValue;
 
 use crate::kms::waiting::WaitMonitor;
 use crate::server::log;

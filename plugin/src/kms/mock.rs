@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use broker_api::{
     Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, SessionPhase, SessionState,
 };
-use key_store::PlaintextKey;
+use key_files::PlaintextKey;
 
 /// Warns anyone who has left the variable on.
 pub const WARNING: &str = "aws_key_management_mock is ON: NOTHING IS PROTECTED, because the key files contain the data keys in plain text. For tests only, never for data that matters";

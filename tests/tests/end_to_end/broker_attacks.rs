@@ -20,7 +20,7 @@ use end_to_end_tests::{
     inspection::status,
     run_client,
 };
-use key_store::{PlaintextKey, check_value::CheckValue};
+use key_files::{PlaintextKey, check_value::CheckValue};
 
 fn short_sessions() -> Scene {
     Scene::with_aws(&["--session-lifetime=600"]).with_broker()

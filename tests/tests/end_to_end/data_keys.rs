@@ -14,7 +14,7 @@ use end_to_end_tests::{
     Database, ENCRYPT_ALL, LocalAws, NOBODY, ONLY_WITH_MFA, Process, Sandbox, Scene, Terminal,
     contains_bytes, dist, key_files,
 };
-use key_store::{
+use key_files::{
     MAX_CIPHERTEXT_BYTES, PlaintextKey,
     key_name::{Algorithm, KeyName},
     manifest::{Entry, ManifestFile},

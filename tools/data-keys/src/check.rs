@@ -14,7 +14,7 @@ use std::{
 
 use clap::Args;
 use data_files::{files::Files, server_version::TESTED_RELEASES};
-use key_store::{key_directory::KeyDirectory, key_name::KeyName};
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 use tracing::warn;
 
 use crate::{DataKeysError, Outcome, list::algorithm, print, table};

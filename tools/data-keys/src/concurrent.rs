@@ -1,7 +1,7 @@
 //! Work on all key files, several at a time, with a progress bar.
 
 use futures_util::{StreamExt, stream};
-use key_store::key_name::KeyName;
+use key_files::key_name::KeyName;
 use tracing::error;
 
 use crate::progress::Progress;

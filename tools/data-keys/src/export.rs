@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use key_store::{
+use key_files::{
     key_directory::KeyDirectory,
     key_name::{Algorithm, KeyName},
 };

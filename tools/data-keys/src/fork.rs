@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use key_store::manifest::ManifestFile;
+use key_files::manifest::ManifestFile;
 
 use crate::{DataKeysError, Outcome, check::Stopped, print};
 

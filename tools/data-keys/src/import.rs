@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use aws_session::master_key_id::MasterKeyId;
 use broker_api::Failure;
 use clap::{Args, ValueEnum};
-use key_store::PlaintextKey;
-use key_store::{
+use key_files::PlaintextKey;
+use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
     key_name::{Algorithm, KeyName},
 };

@@ -33,7 +33,7 @@ use aws_session::{
 };
 use clap::{CommandFactory, Parser};
 use code_channel::interactive_session::InteractiveSessionError;
-use key_store::key_directory::FileError;
+use key_files::key_directory::FileError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use service::{logging, process, usage::show_usage};
 use tokio::runtime::Runtime;

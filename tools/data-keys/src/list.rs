@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use key_store::{
+use key_files::{
     key_directory::{KeyDirectory, Listing},
     key_name::{Algorithm, KeyName},
 };

@@ -15,7 +15,7 @@ use aws_session::{
     settings::{DEFAULT_REGION, OPERATION_GRACE},
 };
 use broker_api::{Failure, FailureKind};
-use key_store::PlaintextKey;
+use key_files::PlaintextKey;
 
 use crate::{DataKeysError, access::Access};
 

@@ -12,7 +12,7 @@ use std::{
 use aws_session::master_key_id::MasterKeyId;
 use broker_api::Failure;
 use clap::Args;
-use key_store::{
+use key_files::{
     fault_points::{self, Step},
     key_directory::KeyDirectory,
     key_name::KeyName,

@@ -7,7 +7,7 @@ use broker_api::{
     client::BrokerClient,
 };
 use clap::Args;
-use key_store::{key_directory::KeyDirectory, key_name::KeyName};
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 
 use crate::{
     DataKeysError,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use key_store::{
+use key_files::{
     key_directory::{KeyDirectory, Listing},
     key_name::KeyName,
     manifest::ManifestFile,

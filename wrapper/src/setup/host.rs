@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use key_store::key_name::{KeyName, ParsedName};
+use key_files::key_name::{KeyName, ParsedName};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use zeroize::Zeroizing;
 

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Condvar};
 
 use broker_api::{FailureKind, Request};
-use key_store::manifest::ManifestFile;
+use key_files::manifest::ManifestFile;
 use tempfile::TempDir;
 
 use super::*;

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use broker_api::{FailureKind, Reply, Request};
-use key_store::PlaintextKey;
-use key_store::key_name::Algorithm;
+use key_files::PlaintextKey;
+use key_files::key_name::Algorithm;
 use tempfile::TempDir;
 
 use super::*;

@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use broker_api::{FailureKind, Request};
-use key_store::key_name::Algorithm;
+use key_files::key_name::Algorithm;
 
 use super::*;
 use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
