@@ -1,8 +1,8 @@
-//! What an error of STS or KMS means, and the words for it: what happened, and what to do.
+//! What an error of STS, KMS or S3 means, and the words for it: what happened, and what to do.
 //!
 //! Sources: <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>,
-//! <https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html>, and the errors of each
-//! operation there.
+//! <https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html>, the errors of each
+//! operation there, and <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
 
 use aws_smithy_runtime_api::client::{orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -25,7 +25,7 @@ const MAX_CODE_CHARACTERS: usize = 64;
 /// Longest text of AWS that is shown.
 const MAX_MESSAGE_CHARACTERS: usize = 400;
 
-/// What an error of STS or KMS means.
+/// What an error means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     WrongCode,
@@ -39,6 +39,7 @@ enum Meaning {
     KeyPendingDeletion,
     WrongKeyType,
     KeyNotFound,
+    NoBucket,
     InvalidCiphertext,
     Throttled,
     Unavailable,
@@ -52,7 +53,7 @@ impl Meaning {
         match code {
             "AccessDenied" if says("invalid MFA one time pass code") => Self::WrongCode,
             "AccessDenied" if says("MultiFactorAuthentication failed") => Self::WrongSerialNumber,
-            "AccessDenied" | "AccessDeniedException" => Self::AccessDenied,
+            "AccessDenied" | "AccessDeniedException" | "AllAccessDisabled" => Self::AccessDenied,
             "SignatureDoesNotMatch" | "InvalidSignatureException"
                 if says("Signature expired") || says("Signature not yet current") =>
             {
@@ -64,7 +65,12 @@ impl Meaning {
             {
                 Self::WrongRegion
             }
+            "AuthorizationHeaderMalformed" | "PermanentRedirect" | "TemporaryRedirect" => {
+                Self::WrongRegion
+            }
             "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidToken"
             | "UnrecognizedClientException"
             | "SignatureDoesNotMatch"
             | "InvalidSignatureException"
@@ -75,15 +81,18 @@ impl Meaning {
             "KMSInvalidStateException" => Self::KeyPendingDeletion,
             "InvalidKeyUsageException" | "InvalidGrantTokenException" => Self::WrongKeyType,
             "NotFoundException" => Self::KeyNotFound,
+            "NoSuchBucket" => Self::NoBucket,
             "InvalidCiphertextException" | "IncorrectKeyException" => Self::InvalidCiphertext,
             "Throttling"
             | "ThrottlingException"
             | "RequestLimitExceeded"
             | "TooManyRequestsException"
-            | "LimitExceededException" => Self::Throttled,
-            "DependencyTimeoutException" | "KeyUnavailableException" | "KMSInternalException" => {
-                Self::Unavailable
-            }
+            | "LimitExceededException"
+            | "SlowDown" => Self::Throttled,
+            "DependencyTimeoutException"
+            | "KeyUnavailableException"
+            | "KMSInternalException"
+            | "RequestTimeout" => Self::Unavailable,
             "ValidationError" | "ValidationException" | "InvalidArnException" => {
                 Self::InvalidRequest
             }
@@ -131,6 +140,10 @@ impl Meaning {
             Self::KeyNotFound => (
                 Kind::NotFound,
                 "check the id of the master key (aws_key_management_master_key_id, or master_key_id) and the region",
+            ),
+            Self::NoBucket => (
+                Kind::NotFound,
+                "check the bucket's name in key_store, or make the bucket",
             ),
             Self::InvalidCiphertext => (
                 Kind::InvalidCiphertext,
@@ -329,7 +342,80 @@ where
         }
         CallError::Refused(refusal) => refusal,
     };
-    let (kind, advice) = refusal.meaning.kind_and_advice();
+    let (_, advice) = refusal.meaning.kind_and_advice();
+    refused(&failed, &refusal, advice, session_over)
+}
+
+/// An error that S3 has answered.
+#[derive(Debug, Clone, Default)]
+pub struct S3Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// What S3 calls the error, such as `NoSuchBucket`; empty if the answer is not of S3.
+    pub code: String,
+    /// What S3 says about it.
+    pub message: String,
+    /// S3's request id.
+    pub request_id: String,
+    /// The region of the bucket, if S3 tells it.
+    pub bucket_region: Option<String>,
+    /// How far this host's clock is ahead of S3's.
+    pub clock_offset_seconds: Option<i64>,
+}
+
+/// Reads what S3 has answered to a request that `failed`, which names the key store. If S3 says that
+/// the session has expired, `session_over` gives the failure.
+pub fn s3_failure(
+    failed: &str,
+    answer: S3Answer,
+    session_over: impl FnOnce() -> Failure,
+) -> Failure {
+    let S3Answer {
+        status,
+        code,
+        message,
+        request_id,
+        bucket_region,
+        clock_offset_seconds,
+    } = answer;
+    let failed = match request_id.as_str() {
+        "" => failed.into(),
+        id => format!("{failed} (request {})", printable(id, MAX_CODE_CHARACTERS)),
+    };
+    if code.is_empty() {
+        let hint = "check the endpoint URL, if one is set, and what is between this host and the key store";
+        return Failure {
+            kind: FailureKind::Unavailable,
+            message: format!("{failed}: {}", not_aws("S3's", status, hint)),
+        };
+    }
+    let refusal = Refusal {
+        meaning: Meaning::of(status, &code, &message),
+        status,
+        code: printable(&code, MAX_CODE_CHARACTERS),
+        message,
+        clock_offset_seconds,
+    };
+    let advice = match (refusal.meaning, bucket_region) {
+        (Meaning::AccessDenied, _) => {
+            "allow s3:ListBucket, s3:GetObject and s3:PutObject (examples/policies/key-store.json), to a session with MFA".into()
+        }
+        (Meaning::WrongRegion, Some(region)) => format!(
+            "the bucket is in {}: KMS and the key store are called in one region (region in the configuration)",
+            printable(&region, MAX_CODE_CHARACTERS)
+        ),
+        (meaning, _) => meaning.kind_and_advice().1.into(),
+    };
+    refused(&failed, &refusal, &advice, session_over)
+}
+
+fn refused(
+    failed: &str,
+    refusal: &Refusal,
+    advice: &str,
+    session_over: impl FnOnce() -> Failure,
+) -> Failure {
+    let (kind, _) = refusal.meaning.kind_and_advice();
     let mut message = format!("{failed}: {}", refusal.code);
     if kind == FailureKind::SessionOver {
         let over = session_over();
@@ -413,7 +499,7 @@ where
 }
 
 /// How many seconds this host's clock is ahead of AWS's, by the Date header of an answer.
-fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
+pub fn clock_offset_seconds(answer: &HttpResponse) -> Option<i64> {
     Some(unix_seconds_now() - clock::date_of(answer)?)
 }
 

@@ -139,28 +139,59 @@ impl Network {
     /// Creates a client. Unless it `needs_tls`, it reads no certificates.
     pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
         let (resolver, network) = (Resolver::default(), self.clone());
-        let trust_store = match needs_tls {
-            true => self.trust.store.clone().unwrap_or_default(),
-            false => TrustStore::empty(),
-        };
-        // This cannot fail: the certificates have been parsed before.
-        let trust = TlsContext::builder()
-            .with_trust_store(trust_store)
-            .build()
-            .unwrap_or_default();
+        let trust = self.tls_context(needs_tls);
         let connector = move |settings: Option<&HttpConnectorSettings>| {
-            let mut builder = Connector::builder()
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .tls_provider(Provider::rustls(CryptoMode::Ring))
-                .tls_context(trust.clone());
-            builder.set_connector_settings(settings.cloned());
-            builder.set_proxy_config(network.proxy.as_ref().map(|proxy| proxy.config.clone()));
-            builder.build_with_resolver(resolver.clone())
+            network.connect(&trust, resolver.clone(), settings)
         };
         SharedHttpClient::new(Client {
             inner: Builder::new().build_with_connector_fn(move |settings, _| connector(settings)),
             network: self.clone(),
         })
+    }
+
+    /// Creates a connection for calls that are not made by the SDK. Unless it `needs_tls`, it reads no
+    /// certificates.
+    pub fn connector(&self, needs_tls: bool, connect_timeout: Duration) -> SharedHttpConnector {
+        let settings = HttpConnectorSettings::builder()
+            .connect_timeout(connect_timeout)
+            .read_timeout(self.request_timeout)
+            .build();
+        SharedHttpConnector::new(NamingConnector {
+            inner: SharedHttpConnector::new(self.connect(
+                &self.tls_context(needs_tls),
+                Resolver::default(),
+                Some(&settings),
+            )),
+            settings,
+            network: self.clone(),
+        })
+    }
+
+    fn tls_context(&self, needs_tls: bool) -> TlsContext {
+        let trust_store = match needs_tls {
+            true => self.trust.store.clone().unwrap_or_default(),
+            false => TrustStore::empty(),
+        };
+        // This cannot fail: the certificates have been parsed before.
+        TlsContext::builder()
+            .with_trust_store(trust_store)
+            .build()
+            .unwrap_or_default()
+    }
+
+    fn connect(
+        &self,
+        trust: &TlsContext,
+        resolver: Resolver,
+        settings: Option<&HttpConnectorSettings>,
+    ) -> Connector {
+        let mut builder = Connector::builder()
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tls_provider(Provider::rustls(CryptoMode::Ring))
+            .tls_context(trust.clone());
+        builder.set_connector_settings(settings.cloned());
+        builder.set_proxy_config(self.proxy.as_ref().map(|proxy| proxy.config.clone()));
+        builder.build_with_resolver(resolver)
     }
 
     /// Explains a failed request to `url` in one line that names the host.

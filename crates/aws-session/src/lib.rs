@@ -13,6 +13,7 @@ pub mod http_client;
 mod ini;
 pub mod input_file;
 pub mod interrupt;
+pub mod key_store_location;
 pub mod master_key_id;
 pub mod region;
 mod root_cause;

@@ -2,6 +2,7 @@
 //! profile. All of it is read and checked here, once. The SDK's own loaders are not used: they ignore
 //! invalid values, and read `~/.aws` whoever can write to it.
 
+mod bucket;
 mod profiles;
 
 use std::{fmt, io, path::PathBuf, time::Duration};
@@ -13,6 +14,7 @@ use aws_smithy_types::{retry::RetryConfig, timeout::TimeoutConfig};
 use aws_types::service_config::{LoadServiceConfig, ServiceConfigKey};
 use tokio::runtime::{Builder, Runtime};
 
+pub use bucket::{Bucket, BucketUrl};
 pub use profiles::{Profile, Profiles, Reader, selected_profile};
 
 use crate::{
@@ -106,6 +108,8 @@ pub enum Service {
     Sts,
     /// Key Management Service.
     Kms,
+    /// Simple Storage Service, for the key store.
+    S3,
 }
 
 impl Service {
@@ -114,6 +118,7 @@ impl Service {
         match self {
             Self::Sts => "STS",
             Self::Kms => "KMS",
+            Self::S3 => "S3",
         }
     }
 }
@@ -230,6 +235,15 @@ impl Settings {
         without_proxy.client(url.starts_with("https:"))
     }
 
+    /// Returns a connection to the bucket `bucket` of S3, and where it is found there.
+    pub fn bucket(&self, bucket: &str) -> Bucket {
+        let url = bucket::url(self, bucket);
+        Bucket {
+            connector: self.network.connector(url.is_tls(), self.connect_timeout()),
+            url,
+        }
+    }
+
     /// Returns the settings for the SDK's clients, with the credentials of the calls.
     ///
     /// The SDK neither retries nor corrects the clock: this project decides whether a code may be sent
@@ -246,7 +260,7 @@ impl Settings {
     ) -> SdkConfig {
         let timeouts = TimeoutConfig::builder()
             .operation_timeout(self.request_timeout + OPERATION_GRACE)
-            .connect_timeout(self.request_timeout.min(MAX_CONNECT_TIMEOUT))
+            .connect_timeout(self.connect_timeout())
             .build();
         let mut builder = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -262,6 +276,10 @@ impl Settings {
             credentials.map(|session| SharedCredentialsProvider::new(session.to_sdk())),
         );
         builder.build()
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        self.request_timeout.min(MAX_CONNECT_TIMEOUT)
     }
 
     fn check_conflicts(&self) -> Result<(), SettingsError> {
@@ -385,6 +403,7 @@ fn region(config: &SessionConfig, profiles: &Profiles) -> Result<Option<String>,
 struct Endpoints {
     sts: Option<String>,
     kms: Option<String>,
+    s3: Option<String>,
 }
 
 impl Endpoints {
@@ -393,11 +412,13 @@ impl Endpoints {
             return Ok(Self {
                 sts: None,
                 kms: None,
+                s3: None,
             });
         }
         Ok(Self {
             sts: endpoint(profiles, Service::Sts, "AWS_ENDPOINT_URL_STS")?,
             kms: endpoint(profiles, Service::Kms, "AWS_ENDPOINT_URL_KMS")?,
+            s3: endpoint(profiles, Service::S3, "AWS_ENDPOINT_URL_S3")?,
         })
     }
 
@@ -405,6 +426,7 @@ impl Endpoints {
         match service {
             Service::Sts => self.sts.as_deref(),
             Service::Kms => self.kms.as_deref(),
+            Service::S3 => self.s3.as_deref(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use broker_api::DEFAULT_SOCKET;
 
-use crate::master_key_id::MasterKeyId;
+use crate::{key_store_location::KeyStoreLocation, master_key_id::MasterKeyId};
 
 /// A key of the configuration file.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Kind {
     Name,
     /// An AWS region.
     Region,
+    /// A key store.
+    KeyStore,
     /// An absolute path.
     Path,
     /// Permission bits.
@@ -55,6 +57,7 @@ impl Kind {
             Self::Role => "the ARN of a role, such as arn:aws:iam::123456789012:role/NAME".into(),
             Self::Name => "a name".into(),
             Self::Region => "an AWS region, such as us-east-1".into(),
+            Self::KeyStore => KeyStoreLocation::EXPECTED.into(),
             Self::Path => "an absolute path".into(),
             Self::Mode => {
                 "octal permission bits that let the owner read, such as 0620 (in quotes in a .toml file)"
@@ -124,6 +127,8 @@ keys! {
         "How long `mariadb-backup` waits for a code if it starts while there is no session. It then fails and says why.";
     KEY_CACHE: "key_cache", Kind::Word(&["lifetime", "session"]), "lifetime",
         "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: until the session ends.";
+    KEY_STORE: "key_store", Kind::KeyStore, "",
+        "A second home for the wrapped data keys, from which lost key files come back and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
     LOG_FORMAT: "log_format", Kind::Word(&["text", "json"]), "text",
         "Format of the log if it does not go to the journal. `json` writes each event as a JSON object.";
     MFA: "mfa", Kind::Word(&["true", "elsewhere", "false"]), "true",

@@ -18,7 +18,7 @@ pub use error::ConfigError;
 use file::Entry;
 pub use keys::{KEYS, Key, Kind};
 
-use crate::{master_key_id::MasterKeyId, region::is_region};
+use crate::{key_store_location::KeyStoreLocation, master_key_id::MasterKeyId, region::is_region};
 
 /// The FIFO's path unless `kms_mfa_socket` says otherwise.
 pub const DEFAULT_FIFO: &str = keys::KMS_MFA_SOCKET.default;
@@ -83,6 +83,8 @@ pub struct BrokerConfig {
     pub reprompt_wait: Duration,
     /// How long it keeps data keys.
     pub key_cache: KeyCache,
+    /// The second home of the wrapped keys.
+    pub key_store: Option<KeyStoreLocation>,
 }
 
 /// Where a code is exchanged for a session.
@@ -202,6 +204,7 @@ impl Values<'_> {
                     "session" => KeyCache::Session,
                     _ => KeyCache::Lifetime,
                 },
+                key_store: self.get(&keys::KEY_STORE, |_, place| place.parse().ok())?,
             },
             handoff: match self.word(&keys::HANDOFF)? {
                 "broker" => Handoff::Broker,

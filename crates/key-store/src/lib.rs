@@ -1,0 +1,352 @@
+//! The key store that `key_store` names: a second home for the wrapped data keys, in a bucket of S3 or
+//! in a directory. A lost key file comes back from it, and the nodes of a cluster share it.
+//!
+//! One object for each key version ([`StoredKey`]), `<id>/<version>`; what `rewrap` adds for a key that
+//! is there, `<id>/<version>.<n>`. Nothing is ever overwritten or deleted: an object is put only if
+//! there is none of its name, which the store must enforce ([`KeyStore::check`]).
+//!
+//! Broker and tools share it. The plugin does not depend on it; it asks the broker.
+
+#![forbid(unsafe_code)]
+
+mod connection;
+mod error;
+mod object;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use aws_session::{
+    credentials::Credentials,
+    key_store_location::KeyStoreLocation,
+    settings::{Bucket, Settings},
+};
+use futures_util::TryStreamExt;
+use key_files::key_name::is_valid_number;
+use object_store::{
+    Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+    aws::{AmazonS3Builder, AwsCredential, Checksum},
+    local::LocalFileSystem,
+    path::Path,
+};
+use secrecy::ExposeSecret;
+use tokio::time::{sleep, timeout};
+
+pub use error::StoreError;
+pub use object::StoredKey;
+
+/// Most objects of a store that are listed.
+const MAX_OBJECTS: usize = 1_000_000;
+
+/// How much longer than the HTTP client, which can name the host, a request may take.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How often a put is tried whose outcome is not known, and the pause in between.
+const PUT_ATTEMPTS: u32 = 3;
+const PUT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The object that [`KeyStore::check`] puts. It is no key: ids are numbers.
+const PROBE: &str = "conditional-put-check";
+const PROBE_CONTENT: &str = "iam-kms-broker puts this object again and again, and the store must refuse all but the first.\n";
+
+/// A key store, with the credentials of one session.
+#[derive(Debug, Clone)]
+pub struct KeyStore {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    location: KeyStoreLocation,
+    request_timeout: Duration,
+}
+
+/// The form of a wrapped key: 0 as KMS made it, then 1, 2 … for each `rewrap`.
+pub type Form = u32;
+
+/// The versions in a store, by id and version, with the latest form of each.
+pub type Versions = BTreeMap<(u32, u32), Form>;
+
+/// What came of putting a key.
+#[derive(Debug)]
+pub enum Put {
+    /// It is there now, and nothing else was there before.
+    New,
+    /// There was another one of that name.
+    Exists(StoredKey),
+}
+
+impl KeyStore {
+    /// Opens the store at `location`. No request is made.
+    ///
+    /// Errors: the directory is missing; the settings make no URL.
+    pub fn open(
+        location: &KeyStoreLocation,
+        aws: &Settings,
+        credentials: Option<&Credentials>,
+    ) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::new(location, "be opened", error);
+        let (store, prefix) = match location {
+            KeyStoreLocation::S3 { bucket, prefix } => {
+                let store = s3(aws, bucket, &aws.bucket(bucket), credentials).map_err(failed)?;
+                (store, Path::from(prefix.as_str()))
+            }
+            KeyStoreLocation::Directory(path) => {
+                let store = LocalFileSystem::new_with_prefix(path).map_err(failed)?;
+                let store: Arc<dyn ObjectStore> = Arc::new(store.with_fsync(true));
+                (store, Path::default())
+            }
+        };
+        Ok(Self {
+            store,
+            prefix,
+            location: location.clone(),
+            request_timeout: aws.request_timeout(),
+        })
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &KeyStoreLocation {
+        &self.location
+    }
+
+    /// Proves that the store refuses to put an object that is there: without that, two nodes could make
+    /// one version with two keys.
+    ///
+    /// Errors: it does not refuse, or cannot be written.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let probe = self.prefix.clone().join(PROBE);
+        // The first time ever, the first put succeeds.
+        for _ in 0..2 {
+            match self.put_new(&probe, PROBE_CONTENT.into()).await {
+                Ok(()) => {}
+                Err(ObjectError::AlreadyExists { .. }) => {
+                    return match self.read(&probe).await? {
+                        Some(_) => Ok(()),
+                        None => Err(StoreError::Unconditional(self.location.clone())),
+                    };
+                }
+                Err(error) => return Err(self.failed("be written", error)),
+            }
+        }
+        Err(StoreError::Unconditional(self.location.clone()))
+    }
+
+    /// All versions in the store.
+    pub async fn list(&self) -> Result<Versions, StoreError> {
+        self.list_under(&self.prefix.clone()).await
+    }
+
+    /// The versions of one key.
+    pub async fn list_id(&self, id: u32) -> Result<Versions, StoreError> {
+        self.list_under(&self.prefix.clone().join(id.to_string()))
+            .await
+    }
+
+    async fn list_under(&self, prefix: &Path) -> Result<Versions, StoreError> {
+        let mut versions = Versions::new();
+        let mut objects = self.store.list(Some(prefix));
+        let mut count = 0;
+        loop {
+            let next = self.bounded(objects.try_next()).await;
+            let Some(object) = next.map_err(|error| self.failed("be listed", error))? else {
+                return Ok(versions);
+            };
+            count += 1;
+            if count > MAX_OBJECTS {
+                return Err(StoreError::TooMany(self.location.clone(), MAX_OBJECTS));
+            }
+            let Some((id, version, form)) = self.parse(&object.location) else {
+                continue;
+            };
+            let latest = versions.entry((id, version)).or_insert(form);
+            *latest = form.max(*latest);
+        }
+    }
+
+    /// Reads one form of a key; `None`: it is not there.
+    ///
+    /// Errors: it cannot be read, or what is there is not that key.
+    pub async fn get(
+        &self,
+        id: u32,
+        version: u32,
+        form: Form,
+    ) -> Result<Option<StoredKey>, StoreError> {
+        let path = self.path(id, version, form);
+        let Some(content) = self.read(&path).await? else {
+            return Ok(None);
+        };
+        let invalid = |why| StoreError::Invalid {
+            location: self.location.clone(),
+            object: self.shown(&path),
+            why,
+        };
+        let key = StoredKey::parse(&content).map_err(invalid)?;
+        if (key.name.id, key.name.version) != (id, version) {
+            return Err(invalid(format!("it is {}", key.name)));
+        }
+        Ok(Some(key))
+    }
+
+    /// Reads the latest form of a version, or of the highest version; `None`: it is not there.
+    pub async fn find(
+        &self,
+        id: u32,
+        version: Option<u32>,
+    ) -> Result<Option<StoredKey>, StoreError> {
+        let versions = self.list_id(id).await?;
+        let found = match version {
+            None => versions.last_key_value(),
+            Some(version) => versions.get_key_value(&(id, version)),
+        };
+        match found {
+            Some((&(id, version), &form)) => self.get(id, version, form).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Puts a key, if there is none of its id and version, and returns when it is there for good.
+    pub async fn put(&self, key: &StoredKey) -> Result<Put, StoreError> {
+        self.put_form(key, 0).await
+    }
+
+    /// Puts another form of a key that is there.
+    pub async fn put_form(&self, key: &StoredKey, form: Form) -> Result<Put, StoreError> {
+        let (id, version) = (key.name.id, key.name.version);
+        let path = self.path(id, version, form);
+        let mut attempt = 1;
+        loop {
+            let error = match self.put_new(&path, key.format().into()).await {
+                Ok(()) => return Ok(Put::New),
+                Err(error) => error,
+            };
+            // It may be our own, whose answer was lost or came as an error; and a conflict with another
+            // put, which has failed since, looks like an object that is there.
+            let is_there = matches!(error, ObjectError::AlreadyExists { .. });
+            let error = self.failed("be written", error);
+            if is_there || error.is_transient() {
+                match self.get(id, version, form).await {
+                    Ok(Some(there)) if there == *key => return Ok(Put::New),
+                    Ok(Some(there)) => return Ok(Put::Exists(there)),
+                    Ok(None) => {}
+                    Err(reading) if is_there => return Err(reading),
+                    Err(_) => return Err(error),
+                }
+            } else {
+                return Err(error);
+            }
+            if attempt == PUT_ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+            sleep(PUT_PAUSE).await;
+        }
+    }
+
+    async fn put_new(&self, path: &Path, content: PutPayload) -> Result<(), ObjectError> {
+        self.bounded(self.store.put_opts(path, content, PutMode::Create.into()))
+            .await
+            .map(drop)
+    }
+
+    /// Reads an object of at most [`object::MAX_BYTES`].
+    async fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = async {
+            let found = self.store.get(path).await?;
+            if found.meta.size > object::MAX_BYTES {
+                return Ok(None);
+            }
+            found.bytes().await.map(|bytes| Some(bytes.to_vec()))
+        };
+        match self.bounded(read).await {
+            Ok(Some(content)) => Ok(Some(content)),
+            Ok(None) => Err(StoreError::Invalid {
+                location: self.location.clone(),
+                object: self.shown(path),
+                why: format!("it is longer than {} bytes", object::MAX_BYTES),
+            }),
+            Err(ObjectError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed("be read", error)),
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        request: impl Future<Output = Result<T, ObjectError>>,
+    ) -> Result<T, ObjectError> {
+        let limit = self.request_timeout + GRACE;
+        match timeout(limit, request).await {
+            Ok(done) => done,
+            Err(_) => Err(error::no_answer(self.request_timeout)),
+        }
+    }
+
+    fn failed(&self, what: &'static str, error: ObjectError) -> StoreError {
+        StoreError::new(&self.location, what, error)
+    }
+
+    fn path(&self, id: u32, version: u32, form: Form) -> Path {
+        let name = match form {
+            0 => version.to_string(),
+            form => format!("{version}.{form}"),
+        };
+        self.prefix.clone().join(id.to_string()).join(name)
+    }
+
+    fn shown(&self, path: &Path) -> String {
+        let parts = path.prefix_match(&self.prefix);
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+        parts.join("/")
+    }
+
+    fn parse(&self, path: &Path) -> Option<(u32, u32, Form)> {
+        let mut parts = path.prefix_match(&self.prefix)?;
+        let (id, name) = (parts.next()?, parts.next()?);
+        let (version, form) = match name.as_ref().split_once('.') {
+            None => (number(name.as_ref())?, 0),
+            Some((version, form)) => (number(version)?, number(form)?),
+        };
+        let id = number(id.as_ref())?;
+        parts.next().is_none().then_some((id, version, form))
+    }
+}
+
+/// A number as it is written in names, without zeros in front.
+fn number(text: &str) -> Option<u32> {
+    let number = text.parse().ok()?;
+    (is_valid_number(number) && number.to_string() == text).then_some(number)
+}
+
+fn s3(
+    aws: &Settings,
+    bucket: &str,
+    place: &Bucket,
+    credentials: Option<&Credentials>,
+) -> Result<Arc<dyn ObjectStore>, ObjectError> {
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(bucket)
+        .with_region(aws.region())
+        .with_endpoint(&place.url.endpoint)
+        .with_virtual_hosted_style_request(place.url.is_virtual_hosted)
+        // A bucket with Object Lock takes no object without one.
+        .with_checksum_algorithm(Checksum::SHA256)
+        .with_http_connector(connection::Factory(place.connector.clone()))
+        // What is retried, and after what look at the store, is decided here.
+        .with_retry(RetryConfig {
+            max_retries: 0,
+            ..RetryConfig::default()
+        });
+    if let Some(credentials) = credentials {
+        let credential = AwsCredential {
+            key_id: credentials.access_key_id.clone(),
+            secret_key: credentials.secret_access_key.expose_secret().into(),
+            token: credentials
+                .session_token
+                .as_ref()
+                .map(|token| token.expose_secret().into()),
+        };
+        builder = builder.with_credentials(Arc::new(connection::Fixed(Arc::new(credential))));
+    }
+    Ok(Arc::new(builder.build()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+use std::{fs, path::Path as FilePath};
+
+use aws_session::{config::Config, settings::Reader};
+use key_files::{
+    PlaintextKey,
+    check_value::CheckValue,
+    key_name::{Algorithm, KeyName},
+};
+
+use super::*;
+
+fn settings() -> Settings {
+    let config = Config::without_file().unwrap();
+    Settings::read(&config.session, Reader::Service).unwrap()
+}
+
+fn open(directory: &FilePath) -> KeyStore {
+    let location = KeyStoreLocation::Directory(directory.into());
+    KeyStore::open(&location, &settings(), None).unwrap()
+}
+
+fn key(id: u32, version: u32, byte: u8) -> StoredKey {
+    let plaintext = PlaintextKey::new(&[byte; 16]).unwrap();
+    StoredKey {
+        name: KeyName {
+            id,
+            version,
+            algorithm: Algorithm::AesCbc,
+        },
+        bits: 128,
+        check_value: CheckValue::of(&plaintext),
+        master_key_arn: "arn:aws:kms:eu-west-1:111122223333:key/1a2b".into(),
+        ciphertext_blob: vec![byte; 184],
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_put_once_and_read_by_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, two) = (open(directory.path()), open(directory.path()));
+    assert!(matches!(one.put(&key(7, 1, 1)).await, Ok(Put::New)));
+    assert_eq!(two.get(7, 1, 0).await.unwrap(), Some(key(7, 1, 1)));
+    assert_eq!(two.get(7, 2, 0).await.unwrap(), None);
+    // The same again, as after an answer that was lost.
+    assert!(matches!(one.put(&key(7, 1, 1)).await, Ok(Put::New)));
+    match two.put(&key(7, 1, 2)).await {
+        Ok(Put::Exists(there)) => assert_eq!(there, key(7, 1, 1)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(one.get(7, 1, 0).await.unwrap(), Some(key(7, 1, 1)));
+}
+
+#[tokio::test]
+async fn versions_are_listed_with_their_latest_form() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    assert_eq!(store.list().await.unwrap(), Versions::new());
+    assert!(store.find(7, None).await.unwrap().is_none());
+    store.check().await.unwrap();
+    for version in [2, 9, 10] {
+        store.put(&key(7, version, 1)).await.unwrap();
+    }
+    store.put(&key(70, 1, 4)).await.unwrap();
+    store.put_form(&key(7, 9, 3), 1).await.unwrap();
+    store.put_form(&key(7, 9, 5), 2).await.unwrap();
+    for stray in ["7/x", "7/011", "7/0", "x/1", "7/9.x", "README"] {
+        fs::write(directory.path().join(stray), "stray").unwrap_or_else(|_| {
+            fs::create_dir(directory.path().join("x")).unwrap();
+        });
+    }
+    let of_7 = Versions::from([((7, 2), 0), ((7, 9), 2), ((7, 10), 0)]);
+    assert_eq!(store.list_id(7).await.unwrap(), of_7);
+    let all = of_7.into_iter().chain([((70, 1), 0)]).collect();
+    assert_eq!(store.list().await.unwrap(), all);
+    let latest = store.find(7, None).await.unwrap();
+    assert_eq!(latest, Some(key(7, 10, 1)));
+    let rewrapped = store.find(7, Some(9)).await.unwrap();
+    assert_eq!(rewrapped, Some(key(7, 9, 5)));
+}
+
+#[tokio::test]
+async fn the_check_passes_each_time() {
+    let directory = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        open(directory.path()).check().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_key_of_its_name_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    store.put(&key(7, 1, 1)).await.unwrap();
+    let object = directory.path().join("7/1");
+    let good = fs::read_to_string(&object).unwrap();
+    fs::write(directory.path().join("7/2"), &good).unwrap();
+    let text = store.get(7, 2, 0).await.unwrap_err().to_string();
+    assert!(text.contains("7/2 in the key store file://"), "{text}");
+    assert!(text.ends_with("it is aws-kms-key.7.1"), "{text}");
+    for (wrong, why) in [
+        (String::new(), "it is not an object of a key store"),
+        ("{}".into(), "it is not an object of a key store"),
+        (good.replace(":1,\"id\"", ":2,\"id\""), "later release"),
+        (good.replace("AES_CBC", "ROT13"), "its algorithm"),
+        (good.replace("128", "129"), "it is not an object"),
+        (good.replace("\"AQEB", "\"AQ!B"), "its wrapped key"),
+        (
+            good.replace("check_value\":\"", "check_value\":\"x"),
+            "its check value",
+        ),
+        (format!("{good}{}", " ".repeat(40_000)), "longer than 32768"),
+    ] {
+        fs::write(&object, wrong).unwrap();
+        let text = store.get(7, 1, 0).await.unwrap_err().to_string();
+        assert!(text.contains(why), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_whose_directory_is_missing_is_named() {
+    let location = KeyStoreLocation::Directory("/nonexistent/keys".into());
+    let error = KeyStore::open(&location, &settings(), None).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("the key store file:///nonexistent/keys cannot be opened: "),
+        "{text}"
+    );
+    assert!(error.is_transient());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_that_put_one_version_at_once_exactly_one_wins() {
+    let directory = tempfile::tempdir().unwrap();
+    for id in 1..=100 {
+        let put = |byte| {
+            let store = open(directory.path());
+            tokio::spawn(async move { store.put(&key(id, 1, byte)).await.unwrap() })
+        };
+        let (one, two) = (put(1), put(2));
+        let there = open(directory.path());
+        let (one, two) = (one.await.unwrap(), two.await.unwrap());
+        let there = there.get(id, 1, 0).await.unwrap().unwrap();
+        let (winner, loser, byte) = match &one {
+            Put::New => (one, two, 1),
+            Put::Exists(_) => (two, one, 2),
+        };
+        assert!(matches!(winner, Put::New), "{winner:?}");
+        assert!(matches!(loser, Put::Exists(it) if it == there));
+        assert_eq!(there, key(id, 1, byte));
+    }
+}
