@@ -9,14 +9,21 @@ use crate::{peer::Peer, users::User};
 /// Logs a request of a peer and its result. Requests for the state of the session are not logged.
 pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, Failure>) {
     let (operation, context) = match request {
+        // A list names no key; what comes of it is asked for by name.
+        Request::Session | Request::ListKeys(_) if answered.is_ok() => return,
         Request::Session => return,
+        Request::ListKeys(request) => ("ListKeys", &request.context),
+        Request::FindKey(request) => ("FindKey", &request.context),
+        Request::MakeKey(request) => ("MakeKey", &request.generate.context),
         Request::Decrypt(request) => ("Decrypt", &request.context),
         Request::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.context),
     };
     let (key_id, key_version) = (context.key_id, context.key_version);
-    let key = match key_version {
-        0 => format!("a new version of key {key_id}"),
-        version => format!("key {key_id}, version {version}"),
+    let key_text = match (request, key_version) {
+        (Request::ListKeys(_), _) => "the key store".into(),
+        (Request::FindKey(_), 0) => format!("key {key_id}"),
+        (_, 0) => format!("a new version of key {key_id}"),
+        (_, version) => format!("key {key_id}, version {version}"),
     };
     match answered {
         Ok(
@@ -45,7 +52,35 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
                 key_version,
                 peer_uid = peer.uid,
                 peer_pid = peer.pid,
-                "{operation} of {key}, for {peer}: {from}"
+                "{operation} of {key_text}, for {peer}: {from}"
+            );
+        }
+        Ok(Reply::Stored {
+            key,
+            is_new,
+            request_id,
+        }) => {
+            let found = match (key, is_new) {
+                (None, _) => "it is not in the key store".into(),
+                (Some(key), false) => format!("{} is in the key store", key.name),
+                (Some(key), true) => {
+                    format!(
+                        "{} is made, and in the key store; KMS request {request_id}",
+                        key.name
+                    )
+                }
+            };
+            info!(
+                target: AUDIT,
+                event = "key_store_call",
+                operation,
+                request_id = Some(request_id.as_str()).filter(|id| !id.is_empty()),
+                master_key = key.as_ref().map(|key| key.master_key_arn.as_str()),
+                key_id,
+                key_version = key.as_ref().map(|key| key.name.version),
+                peer_uid = peer.uid,
+                peer_pid = peer.pid,
+                "{operation} of {key_text}, for {peer}: {found}"
             );
         }
         Err(failure) => warn!(
@@ -57,7 +92,7 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
             key_version,
             peer_uid = peer.uid,
             peer_pid = peer.pid,
-            "{operation} of {key}, for {peer}: {}",
+            "{operation} of {key_text}, for {peer}: {}",
             failure.message
         ),
         Ok(_) => {}

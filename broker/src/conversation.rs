@@ -1,6 +1,7 @@
 //! Accepts peers and answers them, each in its own task.
 
 use std::{
+    future::pending,
     io::ErrorKind,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,7 +22,8 @@ use crate::{
     audit,
     connection::{Connection, Frame},
     key_cache::KeyCache,
-    kms_calls::{KmsCalls, check},
+    key_store_calls::KeyStoreCalls,
+    kms_calls::{KmsCalls, check, invalid},
     peer::{Admission, Peer},
     session_manager::SessionManager,
     users::{User, Users},
@@ -38,6 +40,7 @@ const LOG_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Service {
     pub sessions: Arc<SessionManager>,
     pub kms: KmsCalls,
+    pub key_store: Option<KeyStoreCalls>,
     pub cache: KeyCache,
     pub admission: Admission,
     pub users: Users,
@@ -61,6 +64,21 @@ impl Service {
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Checks the key store each time that a session has been opened, as long as it is polled.
+    pub async fn check_key_store(&self) {
+        let Some(store) = &self.key_store else {
+            return pending().await;
+        };
+        let mut openings = self.sessions.openings();
+        loop {
+            if self.sessions.session().is_ok() {
+                store.check(&self.sessions).await;
+            }
+            // The sender lives as long as this.
+            let _ = openings.changed().await;
         }
     }
 
@@ -145,7 +163,10 @@ impl Service {
         request: &Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
         let Some(context) = request.context() else {
-            let state = self.sessions.state(self.kms.settings().clone());
+            let store = self.key_store.as_ref().map(KeyStoreCalls::location);
+            let state = self
+                .sessions
+                .state(self.kms.settings().clone(), store.map(ToString::to_string));
             return Ok(Ok(Reply::Session(state)));
         };
         if let Err(failure) = check(request) {
@@ -185,13 +206,15 @@ impl Service {
         user: &User,
         request: &Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
-        if let Err(over) = self.sessions.session() {
+        let store = self.key_store.as_ref();
+        let needs_session = !store.is_some_and(|store| store.is_local(request));
+        if needs_session && let Err(over) = self.sessions.session() {
             return Ok(self.kept(request).ok_or(over));
         }
         let permit = connection
             .wait_for(|| turn(user), user.calls.acquire())
             .await?;
-        let answered = self.kms.call(&self.sessions, request).await;
+        let answered = self.attempt(request).await;
         drop(permit);
         if let Request::Decrypt(decrypt) = request {
             let blob = &decrypt.ciphertext_blob;
@@ -215,6 +238,30 @@ impl Service {
             }
             answered => answered,
         })
+    }
+
+    async fn attempt(&self, request: &Request) -> Result<Reply, Failure> {
+        let sessions = &*self.sessions;
+        let none =
+            || invalid("the broker has no key store (key_store in its configuration)".into());
+        let store = self.key_store.as_ref();
+        match request {
+            Request::Decrypt(request) => self.kms.decrypt(sessions, request).await,
+            Request::GenerateDataKey(request) => match store {
+                None => self.kms.generate(sessions, request).await,
+                Some(store) => Err(invalid(format!(
+                    "a new key must be in the key store {} before it is used, and the plugin that is loaded cannot do that; restart the server, which then loads the installed one",
+                    store.location()
+                ))),
+            },
+            Request::MakeKey(request) => {
+                let store = store.ok_or_else(none)?;
+                store.make(sessions, &self.kms, request).await
+            }
+            Request::FindKey(request) => store.ok_or_else(none)?.find(sessions, request).await,
+            Request::ListKeys(request) => store.ok_or_else(none)?.list(sessions, request).await,
+            Request::Session => Err(invalid("a session is no call".into())),
+        }
     }
 
     fn kept(&self, request: &Request) -> Option<Reply> {

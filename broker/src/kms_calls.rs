@@ -53,20 +53,24 @@ impl KmsCalls {
         &self.settings
     }
 
-    /// Performs `request`, which must have been checked.
-    pub async fn call(
+    /// Unwraps a data key. The request must have been checked.
+    pub async fn decrypt(
         &self,
         sessions: &SessionManager,
-        request: &Request,
+        request: &Decrypt,
     ) -> Result<Reply, Failure> {
         let session = sessions.session()?;
-        let client = self.client(&session);
-        let session_over = || sessions.ended(&session);
-        match request {
-            Request::Decrypt(request) => decrypt(&client, request, session_over).await,
-            Request::GenerateDataKey(request) => generate(&client, request, session_over).await,
-            Request::Session => Ok(Reply::Session(sessions.state(self.settings.clone()))),
-        }
+        decrypt(&self.client(&session), request, || sessions.ended(&session)).await
+    }
+
+    /// Makes a wrapped data key. The request must have been checked.
+    pub async fn generate(
+        &self,
+        sessions: &SessionManager,
+        request: &GenerateDataKey,
+    ) -> Result<Reply, Failure> {
+        let session = sessions.session()?;
+        generate(&self.client(&session), request, || sessions.ended(&session)).await
     }
 
     fn client(&self, session: &Arc<Credentials>) -> Client {
@@ -109,7 +113,11 @@ impl KmsCalls {
 
 /// Refuses a request that KMS would not accept, before it costs anything.
 pub(crate) fn check(request: &Request) -> Result<(), Failure> {
+    if let Request::MakeKey(request) = request {
+        return check(&Request::GenerateDataKey(request.generate.clone()));
+    }
     let why = match request {
+        Request::FindKey(_) | Request::ListKeys(_) => return Ok(()),
         Request::Decrypt(request)
             if !(1..=MAX_CIPHERTEXT_BYTES).contains(&request.ciphertext_blob.len()) =>
         {
@@ -175,7 +183,7 @@ fn beginning(text: Option<&str>, most_bytes: usize) -> String {
     printable.take(most_bytes).collect()
 }
 
-fn invalid(message: String) -> Failure {
+pub(crate) fn invalid(message: String) -> Failure {
     Failure {
         kind: FailureKind::InvalidRequest,
         message,

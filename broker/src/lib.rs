@@ -3,7 +3,7 @@
 //! Next to the launcher, it is the only process that calls AWS. It listens on a Unix socket
 //! (`listener`), speaks the protocol of `broker-api` with each peer (`conversation`, `connection`,
 //! `peer`), gives each user of the socket a fair share (`users`), makes the KMS calls (`kms_calls`),
-//! caches the data keys for the time without a session (`key_cache`), logs all calls for audits
+//! caches the data keys for the time without a session (`key_cache`), keeps the wrapped keys in the key store (`key_store_calls`), logs all calls for audits
 //! (`audit`), and gets a new session when one has ended (`session_manager`). If `iam-kms-wrapper`
 //! starts it, it takes over the session and exits with the server (`lifetime`). If it is started with
 //! `--config`, it prompts for a code itself.
@@ -13,6 +13,7 @@ pub mod command_line;
 mod connection;
 mod conversation;
 mod key_cache;
+mod key_store_calls;
 mod kms_calls;
 mod lifetime;
 mod listener;
@@ -53,6 +54,7 @@ use tracing::{error, info, warn};
 use command_line::CommandLine;
 use conversation::Service;
 use key_cache::KeyCache;
+use key_store_calls::KeyStoreCalls;
 use kms_calls::KmsCalls;
 use lifetime::Lifetime;
 use listener::{Listener, ListenerError};
@@ -245,12 +247,18 @@ impl Prepared {
             listener,
         } = self;
         let cache = KeyCache::new(config.broker.key_cache);
+        let key_store = config
+            .broker
+            .key_store
+            .clone()
+            .map(|location| KeyStoreCalls::new(location, aws.clone()));
         let admission = Admission::new(config.broker.socket_gid);
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
         let service = Arc::new(Service {
             sessions: Arc::new(sessions),
             kms,
+            key_store,
             cache,
             admission,
             users,
@@ -272,6 +280,7 @@ impl Prepared {
                 }
                 _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
                 () = service.accept(&socket) => Ok(()),
+                () = service.check_key_store() => Err(RunError::Defect("the check of the key store")),
             }
         };
         // Even after a panic, the rest of this function runs.
@@ -285,8 +294,8 @@ impl Prepared {
             .map_err(|error| RunError::System("stop", error))?;
         // A panic has been reported already.
         let _ = thread.join();
-        // This also drops the connections and their buffers.
-        drop(runtime);
+        // This also drops the connections and their buffers. A file server may not answer for ever.
+        runtime.shutdown_timeout(LOG_PATIENCE);
         service.cache.wipe();
         ended
     }

@@ -168,7 +168,7 @@ impl SessionManager {
     }
 
     /// Returns the state of the session, for clients.
-    pub fn state(&self, kms: KmsSettings) -> SessionState {
+    pub fn state(&self, kms: KmsSettings, key_store: Option<String>) -> SessionState {
         // Called because it notices the end.
         let open = self.session().is_ok();
         let state = self.lock();
@@ -181,6 +181,7 @@ impl SessionManager {
             expiration_unix_seconds: state.expiration_unix_seconds,
             fifo: state.fifo.as_ref().map(|path| path.display().to_string()),
             kms,
+            key_store,
         }
     }
 

@@ -27,8 +27,9 @@ pub use frame::{
     read_frame, read_frame_of, write_frame, write_frame_of,
 };
 pub use messages::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KeyContext, KmsSettings, Reply, Request,
-    SessionPhase, SessionState, WaitPolicy, WaitReason, Waiting,
+    Decrypt, Failure, FailureKind, FindKey, GenerateDataKey, KeyContext, KmsSettings, ListKeys,
+    MAX_LISTED_KEYS, MakeKey, Numbering, Reply, Request, SessionPhase, SessionState, WaitPolicy,
+    WaitReason, Waiting,
 };
 
 /// Where the broker listens unless `broker_socket` says otherwise.

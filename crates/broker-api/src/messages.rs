@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use key_files::PlaintextKey;
-use key_files::check_value::CHECK_VALUE_BYTES;
+use key_files::check_value::{CHECK_VALUE_BYTES, CheckValue};
+use key_files::key_name::KeyName;
+use key_files::{PlaintextKey, WrappedKey};
+
+/// Most keys of a [`Reply::KeyList`]: they fit into a frame.
+pub const MAX_LISTED_KEYS: usize = 400;
 
 /// What the plugin asks of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,14 +18,23 @@ pub enum Request {
     GenerateDataKey(GenerateDataKey),
     /// Report the state of the session, without calling AWS; answered by [`Reply::Session`].
     Session,
+    /// Make a new key in the key store; answered by [`Reply::Stored`].
+    MakeKey(MakeKey),
+    /// Look for a key in the key store; answered by [`Reply::Stored`].
+    FindKey(FindKey),
+    /// List the keys of the key store; answered by [`Reply::KeyList`].
+    ListKeys(ListKeys),
 }
 
 impl Request {
-    /// What a call of KMS is for; `None` where KMS is not called.
+    /// What a call of KMS or of the key store is for; `None` where there is none.
     pub fn context(&self) -> Option<&KeyContext> {
         match self {
             Self::Decrypt(request) => Some(&request.context),
             Self::GenerateDataKey(request) => Some(&request.context),
+            Self::MakeKey(request) => Some(&request.generate.context),
+            Self::FindKey(request) => Some(&request.context),
+            Self::ListKeys(request) => Some(&request.context),
             Self::Session => None,
         }
     }
@@ -52,6 +65,46 @@ pub struct GenerateDataKey {
     /// Length of the data key in bytes: 16 or 32.
     pub key_bytes: u8,
     /// What the call is for.
+    pub context: KeyContext,
+}
+
+/// [`GenerateDataKey`] for the key store: KMS makes a key, and the broker puts it there under a number
+/// that no key has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeKey {
+    /// What to ask of KMS. Its context has the key id.
+    pub generate: GenerateDataKey,
+    /// Which version the key becomes.
+    pub numbering: Numbering,
+}
+
+/// Which version a new key becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Numbering {
+    /// 1, if the key store has no version of the key; else the answer is the highest that it has.
+    First,
+    /// One above `known` and above all that the key store has.
+    Next {
+        /// The highest version that the client knows.
+        known: u32,
+    },
+}
+
+/// Asks for a key of the key store. The context has the key id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindKey {
+    /// The version; `None`: the highest.
+    pub version: Option<u32>,
+    /// What the key is for.
+    pub context: KeyContext,
+}
+
+/// Asks for the names of the keys of the key store, a page at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListKeys {
+    /// Id and version of the last key of the page before; `None`: the first page.
+    pub after: Option<(u32, u32)>,
+    /// How long to wait for a session.
     pub context: KeyContext,
 }
 
@@ -103,6 +156,22 @@ pub enum Reply {
     Session(SessionState),
     /// The request could not be served.
     Failed(Failure),
+    /// The answer to [`Request::MakeKey`] and [`Request::FindKey`].
+    Stored {
+        /// The key; `None`: the key store does not have it.
+        key: Option<WrappedKey>,
+        /// Whether this request has made it.
+        is_new: bool,
+        /// KMS's request id; empty if KMS was not asked.
+        request_id: String,
+    },
+    /// The answer to [`Request::ListKeys`].
+    KeyList {
+        /// Name and check value of each key, by id and version. At most [`MAX_LISTED_KEYS`].
+        keys: Vec<(KeyName, CheckValue)>,
+        /// Whether there are more after the last of them.
+        has_more: bool,
+    },
     /// No answer yet. Comes again after [`crate::WAITING_INTERVAL`] until there is an answer.
     Waiting(Waiting),
 }
@@ -182,6 +251,8 @@ pub struct SessionState {
     pub fifo: Option<String>,
     /// How the broker calls KMS.
     pub kms: KmsSettings,
+    /// Where the key store is, such as `s3://BUCKET/PREFIX`; `None`: there is none.
+    pub key_store: Option<String>,
 }
 
 /// How the broker calls KMS. No client can change it.

@@ -4,6 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::PlaintextKey;
@@ -18,7 +19,7 @@ const INFO: &[u8] = b"aws-kms-key check v1";
 ///
 /// It is no output of AES under the data key: MariaDB's page keys are such outputs, and so is the hash
 /// key of GCM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CheckValue([u8; CHECK_VALUE_BYTES]);
 
 /// A text that is no check value.

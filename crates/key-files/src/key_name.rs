@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use serde::{Deserialize, Serialize};
+
 const PREFIX: &str = "aws-kms-key.";
 const CTR_SUFFIX: &str = "ctr";
 /// mariadb-backup copies what begins with `aws-kms-key`: a file in the making must not.
@@ -9,7 +11,7 @@ const TEMPORARY_PREFIX: &str = ".aws-kms-key";
 pub(crate) const TEMPORARY_SUFFIX: &str = ".new";
 
 /// How a key version encrypts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Algorithm {
     /// AES-CBC throughout, as the stock plugin has it.
     AesCbc,
@@ -39,7 +41,7 @@ impl fmt::Display for Algorithm {
 }
 
 /// A key version, as its file's name tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct KeyName {
     /// Key id, 1 to `u32::MAX - 1`.
     pub id: u32,

@@ -14,8 +14,10 @@ pub mod key_directory;
 pub mod key_name;
 pub mod manifest;
 mod plaintext_key;
+mod wrapped_key;
 
 pub use plaintext_key::{InvalidKeyLength, PlaintextKey};
+pub use wrapped_key::WrappedKey;
 
 /// Longest wrapped key that KMS's Decrypt takes, in bytes.
 ///

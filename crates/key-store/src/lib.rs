@@ -1,7 +1,7 @@
 //! The key store that `key_store` names: a second home for the wrapped data keys, in a bucket of S3 or
 //! in a directory. A lost key file comes back from it, and the nodes of a cluster share it.
 //!
-//! One object for each key version ([`StoredKey`]), `<id>/<version>`; what `rewrap` adds for a key that
+//! One object for each key version ([`WrappedKey`], in JSON), `<id>/<version>`; what `rewrap` adds for a key that
 //! is there, `<id>/<version>.<n>`. Nothing is ever overwritten or deleted: an object is put only if
 //! there is none of its name, which the store must enforce ([`KeyStore::check`]).
 //!
@@ -21,7 +21,7 @@ use aws_session::{
     settings::{Bucket, Settings},
 };
 use futures_util::TryStreamExt;
-use key_files::key_name::is_valid_number;
+use key_files::{WrappedKey, key_name::is_valid_number};
 use object_store::{
     Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
     aws::{AmazonS3Builder, AwsCredential, Checksum},
@@ -32,7 +32,6 @@ use secrecy::ExposeSecret;
 use tokio::time::{sleep, timeout};
 
 pub use error::StoreError;
-pub use object::StoredKey;
 
 /// Most objects of a store that are listed.
 const MAX_OBJECTS: usize = 1_000_000;
@@ -69,7 +68,7 @@ pub enum Put {
     /// It is there now, and nothing else was there before.
     New,
     /// There was another one of that name.
-    Exists(StoredKey),
+    Exists(WrappedKey),
 }
 
 impl KeyStore {
@@ -168,7 +167,7 @@ impl KeyStore {
         id: u32,
         version: u32,
         form: Form,
-    ) -> Result<Option<StoredKey>, StoreError> {
+    ) -> Result<Option<WrappedKey>, StoreError> {
         let path = self.path(id, version, form);
         let Some(content) = self.read(&path).await? else {
             return Ok(None);
@@ -178,7 +177,7 @@ impl KeyStore {
             object: self.shown(&path),
             why,
         };
-        let key = StoredKey::parse(&content).map_err(invalid)?;
+        let key = object::parse(&content).map_err(invalid)?;
         if (key.name.id, key.name.version) != (id, version) {
             return Err(invalid(format!("it is {}", key.name)));
         }
@@ -190,7 +189,7 @@ impl KeyStore {
         &self,
         id: u32,
         version: Option<u32>,
-    ) -> Result<Option<StoredKey>, StoreError> {
+    ) -> Result<Option<WrappedKey>, StoreError> {
         let versions = self.list_id(id).await?;
         let found = match version {
             None => versions.last_key_value(),
@@ -203,17 +202,17 @@ impl KeyStore {
     }
 
     /// Puts a key, if there is none of its id and version, and returns when it is there for good.
-    pub async fn put(&self, key: &StoredKey) -> Result<Put, StoreError> {
+    pub async fn put(&self, key: &WrappedKey) -> Result<Put, StoreError> {
         self.put_form(key, 0).await
     }
 
     /// Puts another form of a key that is there.
-    pub async fn put_form(&self, key: &StoredKey, form: Form) -> Result<Put, StoreError> {
+    pub async fn put_form(&self, key: &WrappedKey, form: Form) -> Result<Put, StoreError> {
         let (id, version) = (key.name.id, key.name.version);
         let path = self.path(id, version, form);
         let mut attempt = 1;
         loop {
-            let error = match self.put_new(&path, key.format().into()).await {
+            let error = match self.put_new(&path, object::format(key).into()).await {
                 Ok(()) => return Ok(Put::New),
                 Err(error) => error,
             };

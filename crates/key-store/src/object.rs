@@ -10,9 +10,8 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use key_files::{
-    MAX_CIPHERTEXT_BYTES,
-    check_value::CheckValue,
-    key_name::{Algorithm, KeyName, is_valid_number},
+    WrappedKey,
+    key_name::{Algorithm, KeyName},
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,24 +19,6 @@ const FORMAT: u32 = 1;
 
 /// Longest object that is read, in bytes. The longest wrapped key has 8 KiB in base64.
 pub(crate) const MAX_BYTES: u64 = 32 * 1024;
-
-/// ARNs have at most 2048 characters.
-const MAX_ARN_BYTES: usize = 2048;
-
-/// A key version in a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredKey {
-    /// Id, version and algorithm.
-    pub name: KeyName,
-    /// Length of the data key in bits: 128, 192 or 256.
-    pub bits: u16,
-    /// Identifies the data key.
-    pub check_value: CheckValue,
-    /// ARN of the master key that wrapped it; empty if it is not known.
-    pub master_key_arn: String,
-    /// The wrapped key, as KMS gave it: 1 to [`MAX_CIPHERTEXT_BYTES`] bytes.
-    pub ciphertext_blob: Vec<u8>,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Document {
@@ -51,69 +32,57 @@ struct Document {
     wrapped_key: String,
 }
 
-impl StoredKey {
-    pub(crate) fn format(&self) -> Vec<u8> {
-        let document = Document {
-            format: FORMAT,
-            id: self.name.id,
-            version: self.name.version,
-            algorithm: self.name.algorithm.to_string(),
-            bits: self.bits,
-            check_value: self.check_value.to_string(),
-            master_key: self.master_key_arn.clone(),
-            wrapped_key: BASE64_STANDARD.encode(&self.ciphertext_blob),
-        };
-        // Numbers and texts: this cannot fail, and nothing empty is ever put.
-        let mut json = serde_json::to_vec(&document).unwrap_or_default();
-        json.push(b'\n');
-        json
-    }
+pub(crate) fn format(key: &WrappedKey) -> Vec<u8> {
+    let document = Document {
+        format: FORMAT,
+        id: key.name.id,
+        version: key.name.version,
+        algorithm: key.name.algorithm.to_string(),
+        bits: key.bits,
+        check_value: key.check_value.to_string(),
+        master_key: key.master_key_arn.clone(),
+        wrapped_key: BASE64_STANDARD.encode(&key.ciphertext_blob),
+    };
+    // Numbers and texts: this cannot fail.
+    let mut json = serde_json::to_vec(&document).unwrap_or_default();
+    json.push(b'\n');
+    json
+}
 
-    /// The error completes "… cannot be used: …".
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: u32,
-        }
-        let not_ours = || "it is not an object of a key store".to_owned();
-        let Head { format } = serde_json::from_slice(json).map_err(|_| not_ours())?;
-        if format != FORMAT {
-            return Err(format!(
-                "it has format {format}, which is that of a later release; this release reads format {FORMAT}"
-            ));
-        }
-        let document: Document = serde_json::from_slice(json).map_err(|_| not_ours())?;
-        let algorithm = [Algorithm::AesCbc, Algorithm::AesCtr]
-            .into_iter()
-            .find(|algorithm| algorithm.to_string() == document.algorithm)
-            .ok_or("its algorithm is not known")?;
-        let ciphertext_blob = BASE64_STANDARD
-            .decode(&document.wrapped_key)
-            .ok()
-            .filter(|blob| (1..=MAX_CIPHERTEXT_BYTES).contains(&blob.len()))
-            .ok_or("its wrapped key is none")?;
-        let has_arn = document.master_key.len() <= MAX_ARN_BYTES
-            && document.master_key.bytes().all(|b| b.is_ascii_graphic());
-        if !has_arn
-            || !matches!(document.bits, 128 | 192 | 256)
-            || !is_valid_number(document.id)
-            || !is_valid_number(document.version)
-        {
-            return Err(not_ours());
-        }
-        Ok(Self {
-            name: KeyName {
-                id: document.id,
-                version: document.version,
-                algorithm,
-            },
-            bits: document.bits,
-            check_value: document
-                .check_value
-                .parse()
-                .map_err(|_| "its check value is none")?,
-            master_key_arn: document.master_key,
-            ciphertext_blob,
-        })
+/// The error completes "… cannot be used: …".
+pub(crate) fn parse(json: &[u8]) -> Result<WrappedKey, String> {
+    #[derive(Deserialize)]
+    struct Head {
+        format: u32,
     }
+    let not_ours = || "it is not an object of a key store".to_owned();
+    let Head { format } = serde_json::from_slice(json).map_err(|_| not_ours())?;
+    if format != FORMAT {
+        return Err(format!(
+            "it has format {format}, which is that of a later release; this release reads format {FORMAT}"
+        ));
+    }
+    let document: Document = serde_json::from_slice(json).map_err(|_| not_ours())?;
+    let algorithm = [Algorithm::AesCbc, Algorithm::AesCtr]
+        .into_iter()
+        .find(|algorithm| algorithm.to_string() == document.algorithm)
+        .ok_or("its algorithm is not known")?;
+    let ciphertext_blob = BASE64_STANDARD
+        .decode(&document.wrapped_key)
+        .map_err(|_| "its wrapped key is none")?;
+    let key = WrappedKey {
+        name: KeyName {
+            id: document.id,
+            version: document.version,
+            algorithm,
+        },
+        bits: document.bits,
+        check_value: document
+            .check_value
+            .parse()
+            .map_err(|_| "its check value is none")?,
+        master_key_arn: document.master_key,
+        ciphertext_blob,
+    };
+    key.is_valid().then_some(key).ok_or_else(not_ours)
 }

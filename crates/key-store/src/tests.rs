@@ -2,7 +2,7 @@ use std::{fs, path::Path as FilePath};
 
 use aws_session::{config::Config, settings::Reader};
 use key_files::{
-    PlaintextKey,
+    PlaintextKey, WrappedKey,
     check_value::CheckValue,
     key_name::{Algorithm, KeyName},
 };
@@ -19,9 +19,9 @@ fn open(directory: &FilePath) -> KeyStore {
     KeyStore::open(&location, &settings(), None).unwrap()
 }
 
-fn key(id: u32, version: u32, byte: u8) -> StoredKey {
+fn key(id: u32, version: u32, byte: u8) -> WrappedKey {
     let plaintext = PlaintextKey::new(&[byte; 16]).unwrap();
-    StoredKey {
+    WrappedKey {
         name: KeyName {
             id,
             version,

@@ -1,0 +1,321 @@
+//! The calls of the key store, one attempt each.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use aws_session::{
+    credentials::Credentials, key_store_location::KeyStoreLocation, settings::Settings,
+};
+use broker_api::{
+    Decrypt, Failure, FailureKind, FindKey, ListKeys, MAX_LISTED_KEYS, MakeKey, Numbering, Reply,
+    Request,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use key_files::{
+    WrappedKey,
+    check_value::CheckValue,
+    key_name::{Algorithm, KeyName, is_valid_number},
+};
+use key_store::{KeyStore, Put, StoreError, Versions};
+use tracing::{error, info};
+
+use crate::{kms_calls::KmsCalls, session_manager::SessionManager};
+
+/// How far above the highest version of the key store a new one may be. A client that asks for more
+/// would leave no number to the others.
+const MAX_JUMP: u32 = 1_000_000;
+
+/// How many numbers are tried for a new key, if other servers take them meanwhile.
+const MAX_NUMBERS: u32 = 100;
+
+/// Objects that are read at the same time for a list.
+const READS: usize = 32;
+
+/// Keys of which the name and check value are remembered.
+const MAX_REMEMBERED: usize = 100_000;
+
+/// The key store of the configuration.
+pub(crate) struct KeyStoreCalls {
+    location: KeyStoreLocation,
+    aws: Settings,
+    /// The store, with the credentials of the last session.
+    open: Mutex<Option<(Option<Arc<Credentials>>, KeyStore)>>,
+    /// Whether the store has proved that it refuses to overwrite.
+    is_checked: AtomicBool,
+    listing: Mutex<Listing>,
+}
+
+/// What lists are made of. The first form of a key never changes.
+#[derive(Default)]
+struct Listing {
+    versions: Versions,
+    known: BTreeMap<(u32, u32), (KeyName, CheckValue)>,
+}
+
+impl KeyStoreCalls {
+    pub fn new(location: KeyStoreLocation, aws: Settings) -> Self {
+        Self {
+            location,
+            aws,
+            open: Mutex::new(None),
+            is_checked: AtomicBool::new(false),
+            listing: Mutex::default(),
+        }
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &KeyStoreLocation {
+        &self.location
+    }
+
+    /// Whether `request` can be served without a session: it only reads a directory.
+    pub fn is_local(&self, request: &Request) -> bool {
+        matches!(self.location, KeyStoreLocation::Directory(_))
+            && matches!(request, Request::FindKey(_) | Request::ListKeys(_))
+    }
+
+    /// Checks the store when a session has been opened, and logs the result: later would be too late to
+    /// learn that no key can be made.
+    pub async fn check(&self, sessions: &SessionManager) {
+        let checked = async {
+            let store = self.checked(sessions).await?;
+            self.read(sessions, store.list().await)
+        };
+        match checked.await {
+            Ok(versions) => info!(
+                event = "key_store",
+                key_store = %self.location,
+                versions = versions.len(),
+                "the key store {} can be used; it has {} key versions",
+                self.location,
+                versions.len()
+            ),
+            Err(failure) if failure.kind == FailureKind::SessionOver => {}
+            Err(failure) => error!(
+                event = "key_store_failed",
+                "{}; until this is corrected, no data key can be made, and none comes back that is missing here",
+                failure.message
+            ),
+        }
+    }
+
+    /// Finds a key.
+    pub async fn find(
+        &self,
+        sessions: &SessionManager,
+        request: &FindKey,
+    ) -> Result<Reply, Failure> {
+        let store = self.store(sessions)?;
+        let found = store.find(request.context.key_id, request.version).await;
+        Ok(Reply::Stored {
+            key: self.read(sessions, found)?,
+            is_new: false,
+            request_id: String::new(),
+        })
+    }
+
+    /// Lists a page of keys.
+    pub async fn list(
+        &self,
+        sessions: &SessionManager,
+        request: &ListKeys,
+    ) -> Result<Reply, Failure> {
+        let store = self.store(sessions)?;
+        if request.after.is_none() {
+            let versions = self.read(sessions, store.list().await)?;
+            self.listing().versions = versions;
+        }
+        let (page, has_more) = {
+            let listing = self.listing();
+            let after = request.after.map_or(Bound::Unbounded, Bound::Excluded);
+            let mut rest = listing.versions.range((after, Bound::Unbounded));
+            let page: Vec<_> = rest
+                .by_ref()
+                .take(MAX_LISTED_KEYS)
+                .map(|(&number, &form)| (number, form, listing.known.get(&number).copied()))
+                .collect();
+            (page, rest.next().is_some())
+        };
+        let keys = stream::iter(page).map(|((id, version), form, known)| {
+            let store = &store;
+            async move {
+                match known {
+                    Some(known) => Ok(Some(known)),
+                    None => match store.get(id, version, form).await {
+                        Ok(key) => Ok(key.map(|key| (key.name, key.check_value))),
+                        // One bad object does not hide the others.
+                        Err(invalid @ StoreError::Invalid { .. }) => {
+                            error!(event = "key_store_failed", "{invalid}");
+                            Ok(None)
+                        }
+                        Err(error) => Err(error),
+                    },
+                }
+            }
+        });
+        let keys: Result<Vec<_>, _> = keys.buffered(READS).try_collect().await;
+        let keys: Vec<_> = self.read(sessions, keys)?.into_iter().flatten().collect();
+        let mut listing = self.listing();
+        for (name, check_value) in &keys {
+            if listing.known.len() < MAX_REMEMBERED {
+                let number = (name.id, name.version);
+                listing.known.insert(number, (*name, *check_value));
+            }
+        }
+        Ok(Reply::KeyList { keys, has_more })
+    }
+
+    /// Makes a key. It is in the store before anybody gets it.
+    pub async fn make(
+        &self,
+        sessions: &SessionManager,
+        kms: &KmsCalls,
+        request: &MakeKey,
+    ) -> Result<Reply, Failure> {
+        let id = request.generate.context.key_id;
+        let store = self.checked(sessions).await?;
+        let versions = self.read(sessions, store.list_id(id).await)?;
+        let highest = versions.last_key_value();
+        let base = match (request.numbering, highest) {
+            (Numbering::First, None) => 0,
+            (Numbering::First, Some((&(id, version), &form))) => {
+                let key = self.read(sessions, store.get(id, version, form).await)?;
+                return Ok(Reply::Stored {
+                    key,
+                    is_new: false,
+                    request_id: String::new(),
+                });
+            }
+            (Numbering::Next { known }, highest) => {
+                let highest = highest.map_or(0, |(&(_, version), _)| version);
+                if known > highest.saturating_add(MAX_JUMP) {
+                    return Err(self.failed(format!(
+                        "the highest version of key {id} in the key store {} is {highest}; a new one above {known} is refused, because it would leave the others too few numbers",
+                        self.location
+                    )));
+                }
+                known.max(highest)
+            }
+        };
+        let (mut key, request_id) = self.generate(sessions, kms, request).await?;
+        for number in 1..=MAX_NUMBERS {
+            let Some(version) = base.checked_add(number).filter(|&it| is_valid_number(it)) else {
+                break;
+            };
+            key.name.version = version;
+            let put = self.read(sessions, store.put(&key).await)?;
+            let (key, is_new) = match (put, request.numbering) {
+                (Put::New, _) => (key, true),
+                (Put::Exists(other), Numbering::First) => (other, false),
+                (Put::Exists(_), Numbering::Next { .. }) => continue,
+            };
+            return Ok(Reply::Stored {
+                key: Some(key),
+                is_new,
+                request_id,
+            });
+        }
+        Err(self.failed(format!(
+            "there is no free version of key {id} after {base} in the key store {}; try again",
+            self.location
+        )))
+    }
+
+    /// Has KMS make a key, and opens it once for its check value.
+    async fn generate(
+        &self,
+        sessions: &SessionManager,
+        kms: &KmsCalls,
+        request: &MakeKey,
+    ) -> Result<(WrappedKey, String), Failure> {
+        let unexpected = || self.failed("KMS has answered another question".into());
+        let context = request.generate.context;
+        let Reply::Generated {
+            ciphertext_blob,
+            master_key_arn,
+            request_id,
+        } = kms.generate(sessions, &request.generate).await?
+        else {
+            return Err(unexpected());
+        };
+        let decrypt = Decrypt {
+            ciphertext_blob: ciphertext_blob.clone(),
+            check_value: None,
+            context,
+        };
+        let Reply::Decrypted { key, .. } = kms.decrypt(sessions, &decrypt).await? else {
+            return Err(unexpected());
+        };
+        let key = WrappedKey {
+            name: KeyName {
+                id: context.key_id,
+                version: 0,
+                // The servers that share a store encrypt different pages under the same key.
+                algorithm: Algorithm::AesCbc,
+            },
+            bits: u16::try_from(key.expose().len() * 8).unwrap_or_default(),
+            check_value: CheckValue::of(&key),
+            master_key_arn,
+            ciphertext_blob,
+        };
+        Ok((key, request_id))
+    }
+
+    /// The store, once it has proved that it refuses to overwrite.
+    async fn checked(&self, sessions: &SessionManager) -> Result<KeyStore, Failure> {
+        let store = self.store(sessions)?;
+        if !self.is_checked.load(Ordering::Relaxed) {
+            self.read(sessions, store.check().await)?;
+            self.is_checked.store(true, Ordering::Relaxed);
+        }
+        Ok(store)
+    }
+
+    fn store(&self, sessions: &SessionManager) -> Result<KeyStore, Failure> {
+        let session = match self.location {
+            KeyStoreLocation::Directory(_) => None,
+            KeyStoreLocation::S3 { .. } => Some(sessions.session()?),
+        };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, store)) = &*open
+            && of.as_ref().map(Arc::as_ptr) == session.as_ref().map(Arc::as_ptr)
+        {
+            return Ok(store.clone());
+        }
+        let opened = KeyStore::open(&self.location, &self.aws, session.as_deref());
+        let store = self.read(sessions, opened)?;
+        *open = Some((session, store.clone()));
+        Ok(store)
+    }
+
+    fn read<T>(
+        &self,
+        sessions: &SessionManager,
+        result: Result<T, StoreError>,
+    ) -> Result<T, Failure> {
+        result.map_err(|error| {
+            error.failure(|| match sessions.session() {
+                Ok(session) => sessions.ended(&session),
+                Err(over) => over,
+            })
+        })
+    }
+
+    fn failed(&self, message: String) -> Failure {
+        Failure {
+            kind: FailureKind::Other,
+            message,
+        }
+    }
+
+    /// Consistent at every unlock.
+    fn listing(&self) -> MutexGuard<'_, Listing> {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
