@@ -214,7 +214,13 @@ impl Service {
         let permit = connection
             .wait_for(|| turn(user), user.calls.acquire())
             .await?;
-        let answered = self.attempt(request).await;
+        let answered = match (request, store) {
+            (Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_), Some(store)) => {
+                let attempt = self.attempt(request);
+                connection.wait_for(|| store.slow(), attempt).await?
+            }
+            _ => self.attempt(request).await,
+        };
         drop(permit);
         if let Request::Decrypt(decrypt) = request {
             let blob = &decrypt.ciphertext_blob;

@@ -14,7 +14,7 @@ use aws_session::{
 };
 use broker_api::{
     Decrypt, Failure, FailureKind, FindKey, ListKeys, MAX_LISTED_KEYS, MakeKey, Numbering, Reply,
-    Request,
+    Request, WaitReason, Waiting,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use key_files::{
@@ -74,6 +74,14 @@ impl KeyStoreCalls {
         &self.location
     }
 
+    /// What a client is told while the store has not answered.
+    pub fn slow(&self) -> Waiting {
+        Waiting {
+            reason: WaitReason::KeyStore,
+            message: format!("the key store {} has not answered yet", self.location),
+        }
+    }
+
     /// Whether `request` can be served without a session: it only reads a directory.
     pub fn is_local(&self, request: &Request) -> bool {
         matches!(self.location, KeyStoreLocation::Directory(_))
@@ -131,7 +139,7 @@ impl KeyStoreCalls {
             let versions = self.read(sessions, store.list().await)?;
             self.listing().versions = versions;
         }
-        let (page, has_more) = {
+        let (page, next) = {
             let listing = self.listing();
             let after = request.after.map_or(Bound::Unbounded, Bound::Excluded);
             let mut rest = listing.versions.range((after, Bound::Unbounded));
@@ -140,7 +148,8 @@ impl KeyStoreCalls {
                 .take(MAX_LISTED_KEYS)
                 .map(|(&number, &form)| (number, form, listing.known.get(&number).copied()))
                 .collect();
-            (page, rest.next().is_some())
+            let last = page.last().map(|&(number, ..)| number);
+            (page, last.filter(|_| rest.next().is_some()))
         };
         let keys = stream::iter(page).map(|((id, version), form, known)| {
             let store = &store;
@@ -168,7 +177,7 @@ impl KeyStoreCalls {
                 listing.known.insert(number, (*name, *check_value));
             }
         }
-        Ok(Reply::KeyList { keys, has_more })
+        Ok(Reply::KeyList { keys, next })
     }
 
     /// Makes a key. It is in the store before anybody gets it.

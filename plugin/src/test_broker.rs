@@ -58,6 +58,7 @@ pub fn honest_answer(request: Request) -> Reply {
                 request_timeout_milliseconds: 500,
                 ..KmsSettings::default()
             },
+            key_store: None,
         }),
         Request::Decrypt(decrypt) => match decrypt.ciphertext_blob.strip_prefix(WRAPPED) {
             Some(key) => Reply::Decrypted {
@@ -67,6 +68,9 @@ pub fn honest_answer(request: Request) -> Reply {
             },
             None => failure(FailureKind::InvalidCiphertext, "not a wrapped key"),
         },
+        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) => {
+            failure(FailureKind::InvalidRequest, "there is no key store")
+        }
         Request::GenerateDataKey(generate) => {
             let number = MADE.fetch_add(1, Ordering::SeqCst).to_le_bytes();
             let key: Vec<u8> = number

@@ -108,8 +108,6 @@ pub enum Service {
     Sts,
     /// Key Management Service.
     Kms,
-    /// Simple Storage Service, for the key store.
-    S3,
 }
 
 impl Service {
@@ -118,7 +116,6 @@ impl Service {
         match self {
             Self::Sts => "STS",
             Self::Kms => "KMS",
-            Self::S3 => "S3",
         }
     }
 }
@@ -416,9 +413,9 @@ impl Endpoints {
             });
         }
         Ok(Self {
-            sts: endpoint(profiles, Service::Sts, "AWS_ENDPOINT_URL_STS")?,
-            kms: endpoint(profiles, Service::Kms, "AWS_ENDPOINT_URL_KMS")?,
-            s3: endpoint(profiles, Service::S3, "AWS_ENDPOINT_URL_S3")?,
+            sts: endpoint(profiles, Service::Sts.id(), "AWS_ENDPOINT_URL_STS")?,
+            kms: endpoint(profiles, Service::Kms.id(), "AWS_ENDPOINT_URL_KMS")?,
+            s3: endpoint(profiles, "S3", "AWS_ENDPOINT_URL_S3")?,
         })
     }
 
@@ -426,7 +423,6 @@ impl Endpoints {
         match service {
             Service::Sts => self.sts.as_deref(),
             Service::Kms => self.kms.as_deref(),
-            Service::S3 => self.s3.as_deref(),
         }
     }
 
@@ -450,11 +446,11 @@ impl LoadServiceConfig for Endpoints {
 
 fn endpoint(
     profiles: &Profiles,
-    service: Service,
+    service_id: &str,
     variable: &'static str,
 ) -> Result<Option<String>, SettingsError> {
     let names = [variable, "AWS_ENDPOINT_URL"];
-    let in_profile = profiles.endpoint_url(service.id());
+    let in_profile = profiles.endpoint_url(service_id);
     Found::find(&names, "endpoint_url", in_profile)
         .map(|found| {
             let expected = "a URL, such as https://kms.us-east-1.amazonaws.com";

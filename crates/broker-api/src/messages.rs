@@ -169,8 +169,8 @@ pub enum Reply {
     KeyList {
         /// Name and check value of each key, by id and version. At most [`MAX_LISTED_KEYS`].
         keys: Vec<(KeyName, CheckValue)>,
-        /// Whether there are more after the last of them.
-        has_more: bool,
+        /// What to ask for the next page with; `None`: there is none.
+        next: Option<(u32, u32)>,
     },
     /// No answer yet. Comes again after [`crate::WAITING_INTERVAL`] until there is an answer.
     Waiting(Waiting),
@@ -192,6 +192,8 @@ pub enum WaitReason {
     Session,
     /// Other requests of the same user come first; nothing is to be done.
     Turn,
+    /// The key store is slow; nothing is to be done.
+    KeyStore,
 }
 
 /// Why a request could not be served.

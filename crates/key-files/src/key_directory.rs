@@ -48,6 +48,11 @@ pub enum VersionPolicy {
         /// The highest version that is known from elsewhere.
         known: u32,
     },
+    /// This version, of which there is no file yet, from a key store.
+    Fetched {
+        /// The version.
+        version: u32,
+    },
     /// This version, of which there is no file yet. It belongs to the owner of the directory, whoever
     /// makes it.
     Exactly {
@@ -218,7 +223,9 @@ impl KeyDirectory {
         fault_points::reach(Step::VersionChosen);
         let access = match placement {
             VersionPolicy::Exactly { .. } => self.0.access_of_owner()?,
-            VersionPolicy::First | VersionPolicy::Next { .. } => Access::OURS,
+            VersionPolicy::First | VersionPolicy::Next { .. } | VersionPolicy::Fetched { .. } => {
+                Access::OURS
+            }
         };
         let temporary = self.0.write_temporary(file(&name), blob, access)?;
         if !temporary.publish_as_new(file(&name))? {
@@ -272,10 +279,12 @@ impl KeyDirectory {
         match (placement, highest) {
             (VersionPolicy::First, None) => Ok(Some(first_version(algorithm))),
             (VersionPolicy::First, Some(_)) => Ok(None),
-            (VersionPolicy::Exactly { version }, _) => match self.find(id, version)? {
-                None => Ok(Some(version)),
-                Some(_) => Ok(None),
-            },
+            (VersionPolicy::Exactly { version } | VersionPolicy::Fetched { version }, _) => {
+                match self.find(id, version)? {
+                    None => Ok(Some(version)),
+                    Some(_) => Ok(None),
+                }
+            }
             (VersionPolicy::Next { known }, highest) => {
                 let version = known.max(highest.unwrap_or(0));
                 match version.checked_add(1).filter(|&next| is_valid_number(next)) {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use data_files::usage::Unclear;
+use key_files::check_value::CheckValue;
 use key_files::key_directory::FileError;
 use key_files::key_name::KeyName;
 use key_files::manifest::WrongKey;
@@ -36,6 +37,28 @@ pub enum KeyError {
     /// The key file, its directory or the manifest.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The key store, or the broker that is asked for it.
+    #[error("{what} cannot be looked for in the key store: {source}")]
+    KeyStore {
+        /// The key.
+        what: String,
+        /// Why not.
+        source: KmsError,
+    },
+    /// The key store has another key under a name than the manifest.
+    #[error(
+        "{name} is another key here (check value {listed} in the manifest) than in the key store {key_store} (check value {stored}): the key store belongs to another server, or servers that made keys of their own share it. Correct key_store in the broker's configuration; a node that is to join a cluster must have no data and no key files of its own"
+    )]
+    OtherInKeyStore {
+        /// The key version.
+        name: KeyName,
+        /// The check value in the key store.
+        stored: CheckValue,
+        /// The check value in the manifest.
+        listed: CheckValue,
+        /// Where the key store is.
+        key_store: String,
+    },
     /// No memory for the key.
     #[error("not enough memory for a key: {0}")]
     Memory(io::Error),
@@ -183,7 +206,9 @@ impl KeyError {
     /// Whether another attempt costs nothing because no request leaves this host.
     pub fn is_cheap(&self) -> bool {
         match self {
-            Self::Decrypt { source, .. } | Self::Generate { source, .. } => source.is_local(),
+            Self::Decrypt { source, .. }
+            | Self::Generate { source, .. }
+            | Self::KeyStore { source, .. } => source.is_local(),
             Self::Memory(_) => false,
             Self::Unreadable { source, .. } => source.is_cheap(),
             _ => true,
@@ -197,7 +222,8 @@ impl KeyError {
 
     /// Whether the same key may become available without anyone's help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Decrypt { source, .. } if source.is_local() || source.is_retryable())
+        matches!(self, Self::Decrypt { source, .. } | Self::KeyStore { source, .. }
+            if source.is_local() || source.is_retryable())
     }
 
     /// Wraps the error for a server that wants the key in order to read data.

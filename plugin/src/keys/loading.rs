@@ -27,6 +27,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// The first pause between two attempts to load what is missing. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How many keys a list of errors names.
+const LISTED: usize = 10;
 
 /// Why the plugin cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,9 @@ pub enum StartError {
     /// advise dropping the tables.
     #[error("{0} key files hold the wrong key; the reasons are above")]
     WrongKeys(usize),
+    /// The key store has different keys under the names of those here.
+    #[error("{0} key versions are other keys in the key store than here; the reasons are above")]
+    OtherInKeyStore(usize),
     /// Keys exist and none could be loaded.
     #[error("none of the {0} data keys could be loaded; the reasons are above")]
     NoKeyLoaded(usize),
@@ -68,8 +73,13 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
         Program::Server if manager.manifest.is_forked() => fork_keys(manager)?,
         _ => BTreeSet::new(),
     };
-    // Listed again: a copied data directory has new versions now.
-    let listing = manager.directory.list().map_err(KeyError::from)?;
+    if let Err(error) = manager.fetch_missing() {
+        log::error(&error.to_string());
+    }
+    // Listed again: a copied data directory has new versions now, and key files have come back.
+    let mut listing = manager.directory.list().map_err(KeyError::from)?;
+    listing.keys.extend(manager.fetched_names());
+    listing.keys.sort_unstable();
     report_missing(manager, &listing);
     let mut loadable = without_conflicts(manager, &listing);
     loadable.retain(|name| !forked.contains(&name.id));
@@ -82,6 +92,9 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     if loaded.wrong_keys > 0 {
         return Err(StartError::WrongKeys(loaded.wrong_keys));
     }
+    if program == Program::Server {
+        load_from_key_store(manager)?;
+    }
     let known = count.max(manager.manifest.entries().len());
     if known > 0 && manager.keyring.version_count() == 0 && forked.is_empty() {
         return Err(StartError::NoKeyLoaded(known));
@@ -92,6 +105,26 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     if program == Program::Server {
         replace_ctr_of_system_keys(manager);
     }
+    Ok(())
+}
+
+/// Compares the keys here with those of the key store, and loads what only the key store has.
+///
+/// Errors: a version is another key there. What is encrypted here from now on, other servers could not read.
+fn load_from_key_store(manager: &KeyManager) -> Result<(), StartError> {
+    let compared = manager.compare_with_key_store()?;
+    if !compared.different.is_empty() {
+        for different in compared.different.iter().take(LISTED) {
+            log::error(different);
+        }
+        return Err(StartError::OtherInKeyStore(compared.different.len()));
+    }
+    let mut fetched = manager.directory.list().map_err(KeyError::from)?.keys;
+    fetched.extend(manager.fetched_names());
+    let mut missing = compared.missing_here;
+    missing.retain(|name| fetched.contains(name));
+    let loaded = load_concurrently(manager, &manager.directory, missing);
+    manager.record_loaded(&loaded.entries);
     Ok(())
 }
 

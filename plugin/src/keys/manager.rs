@@ -62,6 +62,8 @@ pub struct KeyManager {
     /// Versions that exist but are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
     server_lock: Mutex<Option<ServerLock>>,
+    /// Wrapped keys of the key store that could not be written to the key file directory.
+    pub(super) fetched: Mutex<BTreeMap<KeyName, Vec<u8>>>,
 }
 
 impl KeyManager {
@@ -93,6 +95,7 @@ impl KeyManager {
             refused: Mutex::default(),
             unloaded: Mutex::default(),
             server_lock: Mutex::new(server_lock),
+            fetched: Mutex::default(),
         })
     }
 
@@ -207,14 +210,19 @@ impl KeyManager {
             return Ok(());
         }
         self.expect_key_files(|| format!("version {version} of key {id}"))?;
+        let may_retry = retry_for(STATEMENT_PATIENCE);
+        let limits = self.limits(&may_retry);
         let listed = || self.manifest.get(id, version).map(|entry| entry.name);
-        let Some(name) = self.directory.find(id, version)?.or_else(listed) else {
+        let mut known = self.directory.find(id, version)?.or_else(listed);
+        if known.is_none() {
+            known = self.fetch(id, Some(version), &limits)?;
+        }
+        let Some(name) = known else {
             let path = self.directory.path().to_owned();
             return Err(KeyError::NoSuchVersion { id, version, path });
         };
         self.directory.sync()?;
-        let may_retry = retry_for(STATEMENT_PATIENCE);
-        self.load(&self.directory, &name, &self.limits(&may_retry))
+        self.load(&self.directory, &name, &limits)
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -224,10 +232,16 @@ impl KeyManager {
         }
         self.expect_key_files(|| format!("key {id}"))?;
         let may_retry = retry_for(STATEMENT_PATIENCE);
-        match self.load_latest(id, &self.limits(&may_retry))? {
-            Some(version) => Ok(version),
-            None => self.make_first(id),
+        let limits = self.limits(&may_retry);
+        if let Some(version) = self.load_latest(id, &limits)? {
+            return Ok(version);
         }
+        if self.fetch(id, None, &limits)?.is_some()
+            && let Some(version) = self.load_latest(id, &limits)?
+        {
+            return Ok(version);
+        }
+        self.make_first(id)
     }
 
     /// Loads the highest version that can be loaded. Returns `None` if no version is known.
@@ -276,20 +290,26 @@ impl KeyManager {
         }
     }
 
-    /// Returns the versions of a key on disk and in the manifest, in order. A version that exists with both
+    /// Returns the versions of a key on disk, in the manifest and fetched from the key store, in order. A version that exists with both
     /// algorithms appears twice.
     pub(super) fn known_versions(&self, id: u32) -> Result<Vec<KeyName>, KeyError> {
         let mut known = self.directory.versions(id)?;
-        for entry in self.manifest.versions(id) {
-            if !known.iter().any(|name| name.version == entry.name.version) {
-                known.push(entry.name);
+        let listed = self
+            .manifest
+            .versions(id)
+            .into_iter()
+            .map(|entry| entry.name);
+        let names = listed.chain(self.fetched_names());
+        for name in names.filter(|name| name.id == id) {
+            if !known.iter().any(|it| it.version == name.version) {
+                known.push(name);
             }
         }
         known.sort_unstable();
         Ok(known)
     }
 
-    /// Makes the first version of a key that neither key files nor manifest list, unless data is encrypted with
+    /// Makes the first version of a key that neither key files nor manifest nor key store list, unless data is encrypted with
     /// it.
     fn make_first(&self, id: u32) -> Result<u32, KeyError> {
         if self.program == Program::Backup {
@@ -401,7 +421,7 @@ impl KeyManager {
     }
 
     /// Returns the same for a plugin that is being loaded.
-    fn policy_at_start(&self) -> WaitPolicy {
+    pub(super) fn policy_at_start(&self) -> WaitPolicy {
         match self.program {
             Program::Backup => WaitPolicy::Limited,
             Program::Server if server_is_starting() => WaitPolicy::UntilOpen,
@@ -440,13 +460,7 @@ impl KeyManager {
         name: &KeyName,
         limits: &Limits<'_>,
     ) -> Result<Unwrapped, KeyError> {
-        let blob = directory.read(name).map_err(|error| {
-            if error.is_not_found() && self.manifest.get(name.id, name.version).is_some() {
-                self.file_missing(name)
-            } else {
-                error.into()
-            }
-        })?;
+        let blob = self.read_wrapped(directory, name, limits)?;
         let listed = self.manifest.get(name.id, name.version);
         let decrypted = self
             .kms
@@ -462,6 +476,33 @@ impl KeyManager {
             })?;
         self.check(&directory.path_of(name), name, &decrypted.key)?;
         Ok(decrypted)
+    }
+
+    /// Reads a key file. One that is missing is fetched from the key store, if there is one.
+    fn read_wrapped(
+        &self,
+        directory: &KeyDirectory,
+        name: &KeyName,
+        limits: &Limits<'_>,
+    ) -> Result<Vec<u8>, KeyError> {
+        let error = match directory.read(name) {
+            Err(error) if error.is_not_found() => error,
+            read => return Ok(read?),
+        };
+        let in_memory = || lock(&self.fetched).get(name).cloned();
+        if let Some(blob) = in_memory() {
+            return Ok(blob);
+        }
+        if self.fetch(name.id, Some(name.version), limits)?.is_some() {
+            return match in_memory() {
+                Some(blob) => Ok(blob),
+                None => Ok(self.directory.read(name)?),
+            };
+        }
+        Err(match self.manifest.get(name.id, name.version) {
+            Some(_) => self.file_missing(name),
+            None => error.into(),
+        })
     }
 
     /// Fails if the key that `path` holds is not the one that the manifest lists under this name.
@@ -521,6 +562,9 @@ impl KeyManager {
             source,
         };
         let key_bytes = self.dynamic.key_bytes();
+        if let Some(key_store) = self.key_store()? {
+            return self.make_in_key_store(&key_store, &master_key_id, id, version_policy, limits);
+        }
         let wrapped = self
             .kms
             .generate(master_key_id.clone(), key_bytes, id, limits)
@@ -543,16 +587,36 @@ impl KeyManager {
             return Ok(None);
         };
         let entry = Entry::new(name, &key, &wrapped.master_key_arn);
+        self.publish_new(entry, &key, why)?;
+        Ok(Some(name))
+    }
+
+    /// Gives a new key, whose file is on disk, to the server.
+    pub(super) fn publish_new(
+        &self,
+        entry: Entry,
+        key: &PlaintextKey,
+        why: &str,
+    ) -> Result<(), KeyError> {
+        let (name, bits) = (entry.name, entry.bits);
+        let master_key = entry.master_key_arn.clone().unwrap_or_default();
         self.manifest.record(&[entry])?;
-        self.publish(&name, &key)?;
+        self.publish(&name, key)?;
         fault_points::reach(Step::Published);
         log::note(&format!(
-            "made key {id}, version {}, key length {} bit, {algorithm}{why}, with master key {}",
-            name.version,
-            key.expose().len() * 8,
-            wrapped.master_key_arn
+            "made key {}, version {}, key length {bits} bit, {}{why}, with master key {master_key}",
+            name.id, name.version, name.algorithm
         ));
-        Ok(Some(name))
+        Ok(())
+    }
+
+    /// Length of new keys in bytes.
+    pub(super) fn key_bytes(&self) -> u8 {
+        self.dynamic.key_bytes()
+    }
+
+    pub(super) fn program(&self) -> Program {
+        self.program
     }
 
     pub(super) fn algorithm_of_new_keys(&self) -> Algorithm {

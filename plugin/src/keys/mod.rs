@@ -9,3 +9,4 @@ pub mod manager;
 pub mod offline;
 mod private_descriptors;
 pub mod rotation;
+mod stored;

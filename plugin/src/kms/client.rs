@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use broker_api::client::{BrokerClient, ClientError, Patience};
 use broker_api::{
-    Decrypt, Failure, FailureKind, GenerateDataKey, KeyContext, KmsSettings, Reply, Request,
-    SessionState, WaitPolicy,
+    Decrypt, Failure, FailureKind, FindKey, GenerateDataKey, KeyContext, KmsSettings, ListKeys,
+    MakeKey, Numbering, Reply, Request, SessionState, WaitPolicy,
 };
-use key_files::PlaintextKey;
 use key_files::check_value::CheckValue;
+use key_files::key_name::KeyName;
+use key_files::{PlaintextKey, WrappedKey};
 
 use crate::kms::waiting::WaitMonitor;
 use crate::server::log;
@@ -140,7 +141,7 @@ pub struct Unwrapped {
 }
 
 /// A new data key, encrypted by KMS.
-pub struct WrappedKey {
+pub struct Generated {
     /// What goes into the key file.
     pub ciphertext_blob: Vec<u8>,
     /// ARN of the master key.
@@ -202,7 +203,7 @@ impl KmsClient {
         key_bytes: u8,
         key_id: u32,
         limits: &Limits<'_>,
-    ) -> Result<WrappedKey, KmsError> {
+    ) -> Result<Generated, KmsError> {
         let request = Request::GenerateDataKey(GenerateDataKey {
             master_key_id,
             key_bytes,
@@ -217,11 +218,100 @@ impl KmsClient {
                 ciphertext_blob,
                 master_key_arn,
                 ..
-            } => Ok(WrappedKey {
+            } => Ok(Generated {
                 ciphertext_blob,
                 master_key_arn,
             }),
             _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    /// Where the broker's key store is; `None` if it has none. Asks each time: the broker may have been
+    /// restarted with another configuration.
+    pub fn key_store(&self) -> Result<Option<String>, KmsError> {
+        let state = self.session_within(self.call_patience())?;
+        Ok(state.key_store)
+    }
+
+    /// Finds a version of a key in the key store, or its highest version.
+    pub fn find_key(
+        &self,
+        key_id: u32,
+        version: Option<u32>,
+        limits: &Limits<'_>,
+    ) -> Result<Option<WrappedKey>, KmsError> {
+        let request = Request::FindKey(FindKey {
+            version,
+            context: KeyContext {
+                key_id,
+                key_version: version.unwrap_or(0),
+                wait: limits.wait,
+            },
+        });
+        match self.call("FindKey", &request, limits)? {
+            Reply::Stored { key: None, .. } => Ok(None),
+            Reply::Stored { key: Some(key), .. }
+                if is_answer(&key, key_id) && version.is_none_or(|it| it == key.name.version) =>
+            {
+                Ok(Some(key))
+            }
+            _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    /// Makes a key in the key store. Returns whether it is new: with [`Numbering::First`], the key store may
+    /// have had the key already.
+    pub fn make_key(
+        &self,
+        master_key_id: String,
+        key_bytes: u8,
+        (key_id, numbering): (u32, Numbering),
+        limits: &Limits<'_>,
+    ) -> Result<(WrappedKey, bool), KmsError> {
+        let request = Request::MakeKey(MakeKey {
+            generate: GenerateDataKey {
+                master_key_id,
+                key_bytes,
+                context: KeyContext {
+                    key_id,
+                    key_version: 0,
+                    wait: limits.wait,
+                },
+            },
+            numbering,
+        });
+        match self.call("MakeKey", &request, limits)? {
+            Reply::Stored {
+                key: Some(key),
+                is_new,
+                ..
+            } if is_answer(&key, key_id) => Ok((key, is_new)),
+            _ => Err(KmsError::WrongReply),
+        }
+    }
+
+    /// Lists names and check values of all keys in the key store.
+    pub fn list_keys(&self, limits: &Limits<'_>) -> Result<Vec<(KeyName, CheckValue)>, KmsError> {
+        let mut listed = Vec::new();
+        let mut after = None;
+        loop {
+            let context = KeyContext {
+                wait: limits.wait,
+                ..KeyContext::default()
+            };
+            let request = Request::ListKeys(ListKeys { after, context });
+            let Reply::KeyList { keys, next } = self.call("ListKeys", &request, limits)? else {
+                return Err(KmsError::WrongReply);
+            };
+            listed.extend(keys);
+            if next.is_none() {
+                return Ok(listed);
+            }
+            // A list that does not go on would never end.
+            if next <= after {
+                return Err(KmsError::WrongReply);
+            }
+            after = next;
         }
     }
 
@@ -382,6 +472,10 @@ impl KmsClient {
             }
         }
     }
+}
+
+fn is_answer(key: &WrappedKey, id: u32) -> bool {
+    key.is_valid() && key.name.id == id
 }
 
 /// Returns a warning for each variable that the stock plugin used for its own KMS calls and that is set to

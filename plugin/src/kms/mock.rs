@@ -24,6 +24,7 @@ pub fn answer(request: &Request) -> Reply {
             expiration_unix_seconds: None,
             fifo: None,
             kms: KmsSettings::default(),
+            key_store: None,
         }),
         Request::Decrypt(decrypt) => match PlaintextKey::new(&decrypt.ciphertext_blob) {
             Ok(key) => Reply::Decrypted {
@@ -33,6 +34,9 @@ pub fn answer(request: &Request) -> Reply {
             },
             Err(error) => failed(FailureKind::InvalidCiphertext, &error.to_string()),
         },
+        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) => {
+            failed(FailureKind::InvalidRequest, "there is no key store")
+        }
         Request::GenerateDataKey(GenerateDataKey { key_bytes, .. }) => {
             match random_bytes((*key_bytes).into()) {
                 Ok(ciphertext_blob) => Reply::Generated {

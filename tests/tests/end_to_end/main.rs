@@ -38,6 +38,7 @@ mod server_aria_recovery;
 mod server_backup;
 mod server_check_datadir;
 mod server_copies;
+mod server_key_store;
 mod server_keys;
 mod server_keystreams;
 mod server_lifecycle;

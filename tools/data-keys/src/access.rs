@@ -29,12 +29,25 @@ pub(crate) struct Access {
 }
 
 impl AccessArguments {
+    /// The configuration, or that of a tool that was given none.
+    pub fn config(&self) -> Result<Config, DataKeysError> {
+        Ok(match &self.config {
+            None => Config::without_file()?,
+            Some(path) => Config::read(path)?,
+        })
+    }
+
+    /// How AWS is called.
+    pub fn settings(&self, config: &Config) -> Result<Settings, DataKeysError> {
+        Ok(Settings::read(&config.session, Reader::Operator)?)
+    }
+
     /// Gets the credentials: those that the AWS CLI would find, or a session in exchange for a code.
     pub fn open(&self) -> Result<Access, DataKeysError> {
+        let config = self.config()?;
+        let aws = self.settings(&config)?;
         match &self.config {
             None => {
-                let config = Config::without_file()?;
-                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let finder = Finder {
                     config: &config.session,
                     aws: &aws,
@@ -44,10 +57,8 @@ impl AccessArguments {
                 let session = finder.find()?;
                 Ok(Access { aws, session })
             }
-            Some(path) => {
-                let config = Config::read(path)?;
+            Some(_) => {
                 logging::use_format(config.log_format);
-                let aws = Settings::read(&config.session, Reader::Operator)?;
                 let session = ask(&config, &aws)?;
                 Ok(Access { aws, session })
             }

@@ -2,7 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, export, fork, import, list, rewrap, verify};
+use crate::{
+    check, export, fork, import, list, rewrap,
+    stored::{pull, push},
+    verify,
+};
 
 /// Manages the wrapped data keys of MariaDB's aws_key_management plugin.
 #[derive(Debug, Parser)]
@@ -34,4 +38,6 @@ pub(crate) enum Command {
     Export(export::Arguments),
     Fork(fork::Arguments),
     Import(import::Arguments),
+    Push(push::Arguments),
+    Pull(pull::Arguments),
 }

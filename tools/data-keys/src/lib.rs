@@ -17,6 +17,7 @@ mod password;
 mod progress;
 mod regional_kms;
 mod rewrap;
+mod stored;
 mod table;
 mod unwrapping;
 mod verify;
@@ -34,6 +35,7 @@ use aws_session::{
 use clap::{CommandFactory, Parser};
 use code_channel::interactive_session::InteractiveSessionError;
 use key_files::key_directory::FileError;
+use key_store::StoreError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use service::{logging, process, usage::show_usage};
 use tokio::runtime::Runtime;
@@ -54,6 +56,10 @@ enum Outcome {
     Good,
     /// Something is wrong and has been reported.
     Bad,
+    /// The key store has keys that are not here.
+    OnlyStored,
+    /// The key store has other keys than those here.
+    Differs,
 }
 
 impl Outcome {
@@ -71,6 +77,8 @@ impl From<Outcome> for ExitCode {
         match outcome {
             Outcome::Good => Self::SUCCESS,
             Outcome::Bad => Self::FAILURE,
+            Outcome::OnlyStored => Self::from(2),
+            Outcome::Differs => Self::from(3),
         }
     }
 }
@@ -92,6 +100,14 @@ enum DataKeysError {
     Password(#[from] PasswordError),
     #[error(transparent)]
     Offline(#[from] OfflineFileError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(
+        "no key store is configured: set key_store in the configuration and give --config, or give --store=LOCATION"
+    )]
+    NoStore,
+    #[error("cannot compare: {0}")]
+    Broker(String),
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]
@@ -139,6 +155,8 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
         Command::Export(arguments) => export::run(arguments),
         Command::Fork(arguments) => fork::run(arguments),
         Command::Import(arguments) => import::run(arguments),
+        Command::Push(arguments) => stored::push::run(arguments),
+        Command::Pull(arguments) => stored::pull::run(arguments),
     }
 }
 

@@ -13,19 +13,51 @@ use key_files::{
 };
 use tracing::warn;
 
+use aws_session::key_store_location::KeyStoreLocation;
+
 use crate::{
-    DataKeysError, Outcome, concurrent::each, print, runtime, table, unwrapping::UnwrapperArguments,
+    DataKeysError, Outcome,
+    concurrent::each,
+    print, runtime,
+    stored::{
+        StoreArguments,
+        compare::{self, Comparison},
+    },
+    table,
+    unwrapping::UnwrapperArguments,
 };
 
 /// List the data keys: id, version, algorithm, file, age
 #[derive(Debug, Args)]
+#[command(after_help = "\
+With --store, the exit status tells what differs: 1 if keys are only here and
+would be lost with this host, 2 if some are only in the key store, 3 if some are
+other keys there than here.")]
 pub(crate) struct Arguments {
     /// Also decrypt each key at KMS, and list its length in bytes and its master key
     #[arg(long)]
     kms: bool,
 
+    /// Compare with the key store: that of --config or of --broker-socket, or LOCATION
+    #[arg(
+        long,
+        value_name = "LOCATION",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with = "kms"
+    )]
+    store: Option<Option<KeyStoreLocation>>,
+
+    /// Print the comparison as JSON
+    #[arg(long, requires = "store")]
+    json: bool,
+
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
+
+    /// The data directory with the key manifest, if it is not DIR
+    #[arg(long, value_name = "DATADIR", requires = "store")]
+    datadir: Option<PathBuf>,
 
     /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
@@ -36,6 +68,19 @@ pub(crate) struct Arguments {
 /// decrypted.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
+    if let Some(location) = &arguments.store {
+        return compare::run(&Comparison {
+            store: &StoreArguments {
+                store: location.clone(),
+            },
+            access: &arguments.unwrapper.access,
+            broker_socket: arguments.unwrapper.broker_socket.as_deref(),
+            datadir: arguments.datadir.as_ref(),
+            directory: &directory,
+            path: &arguments.directory,
+            json: arguments.json,
+        });
+    }
     let listing = directory.list()?;
     let now = SystemTime::now();
     let mut rows = Vec::new();

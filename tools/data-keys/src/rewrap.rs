@@ -28,6 +28,7 @@ use crate::{
     regional_kms::RegionalKms,
     regional_kms::Unwrapped,
     runtime,
+    stored::{StoreArguments, open_with, rewrapped::Rewrapped},
     unwrapping::failed,
 };
 
@@ -36,7 +37,8 @@ use crate::{
 #[command(after_help = "\
 Works while the server runs, and can be interrupted and repeated at any time.
 A file is replaced only after the new one was verified to contain the same data
-key. Name a KEY of another region or account by its ARN.")]
+key. In a key store, the new form is added and the old one stays. Name a KEY of
+another region or account by its ARN.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
@@ -45,6 +47,9 @@ pub(crate) struct Arguments {
     /// Change nothing; ask KMS whether the calls would be allowed
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    store: StoreArguments,
 
     #[command(flatten)]
     access: AccessArguments,
@@ -59,8 +64,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = list::check_names(&directory, &directory.list()?);
     let access = arguments.access.open()?;
+    let store = match arguments.store.location(&arguments.access) {
+        Ok(location) if !arguments.dry_run => Some(open_with(&location, &access)?),
+        Ok(_) | Err(DataKeysError::NoStore) => None,
+        Err(error) => return Err(error),
+    };
     let summary = runtime()?.block_on(async {
-        let rewrapping = Rewrapping::new(arguments, &directory, &access).await?;
+        let mut rewrapping = Rewrapping::new(arguments, &directory, &access).await?;
+        if let Some(store) = store {
+            let versions = store.list().await?;
+            rewrapping.stored = Some(Rewrapped { store, versions });
+        }
         rewrapping.run_until_no_file_is_new().await
     })?;
     print(&summary.text(arguments.dry_run))?;
@@ -73,6 +87,7 @@ struct Rewrapping<'a> {
     destination: RegionalKms,
     master_key_arn: String,
     dry_run: bool,
+    stored: Option<Rewrapped>,
 }
 
 /// What was done.
@@ -99,6 +114,7 @@ impl<'a> Rewrapping<'a> {
             destination,
             master_key_arn,
             dry_run: arguments.dry_run,
+            stored: None,
         })
     }
 
@@ -148,6 +164,8 @@ impl<'a> Rewrapping<'a> {
             .map_err(|error| error.to_string())?;
         let before = self.unwrap(&old).await.map_err(failed)?;
         if before.master_key_arn == self.master_key_arn {
+            // An earlier run may have been interrupted before it came to the key store.
+            self.put_into_store(name, &before, &old).await?;
             return Ok(before.master_key_arn);
         }
         if self.dry_run {
@@ -171,7 +189,20 @@ impl<'a> Rewrapping<'a> {
         self.directory
             .replace(name, &old, &new)
             .map_err(|error| error.to_string())?;
+        self.put_into_store(name, &before, &new).await?;
         Ok(before.master_key_arn)
+    }
+
+    async fn put_into_store(
+        &self,
+        name: &KeyName,
+        unwrapped: &Unwrapped,
+        new: &[u8],
+    ) -> Result<(), String> {
+        match &self.stored {
+            Some(stored) => stored.put(name, unwrapped, new, &self.master_key_arn).await,
+            None => Ok(()),
+        }
     }
 
     fn is_one_region(&self) -> bool {

@@ -17,7 +17,7 @@ use crate::{
 
 /// How much longer than the time limit of a KMS call a broker may take, and how long it may take to
 /// report that limit.
-const BROKER_MARGIN: Duration = Duration::from_secs(10);
+pub(crate) const BROKER_MARGIN: Duration = Duration::from_secs(10);
 /// How long it may take if it has not reported the limit.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -25,11 +25,11 @@ const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Args)]
 pub(crate) struct UnwrapperArguments {
     #[command(flatten)]
-    access: AccessArguments,
+    pub access: AccessArguments,
 
     /// Ask a running broker; this needs no code
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
-    broker_socket: Option<PathBuf>,
+    pub broker_socket: Option<PathBuf>,
 }
 
 /// Who decrypts the keys.

@@ -6,7 +6,7 @@
 
 use aws_smithy_runtime_api::client::http::SharedHttpConnector;
 
-use super::{Service, Settings};
+use super::Settings;
 
 /// What the names of hosts end with, by the beginning of the region.
 const SUFFIXES: [(&str, &str); 6] = [
@@ -45,7 +45,7 @@ impl BucketUrl {
 /// AWS has the bucket in the host's name, unless it has a dot, which no certificate covers. What else
 /// speaks the protocol knows it in the path at least.
 pub(super) fn url(settings: &Settings, bucket: &str) -> BucketUrl {
-    if let Some(endpoint) = settings.endpoint_url(Service::S3) {
+    if let Some(endpoint) = settings.endpoints.s3.as_deref() {
         return BucketUrl {
             endpoint: endpoint.trim_end_matches('/').into(),
             is_virtual_hosted: false,

@@ -21,6 +21,7 @@ fn session() -> Reply {
         expiration_unix_seconds: None,
         fifo: None,
         kms: KmsSettings::default(),
+        key_store: None,
     })
 }
 

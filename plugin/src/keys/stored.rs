@@ -1,0 +1,329 @@
+//! The broker's key store, where there is one: a second home for the wrapped keys. A key file that is missing
+//! comes back from it, and a new key is in it before it is used.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use broker_api::{Numbering, WaitPolicy};
+use key_files::WrappedKey;
+use key_files::check_value::CheckValue;
+use key_files::fault_points::{self, Step};
+use key_files::key_directory::{Stored, VersionPolicy};
+use key_files::key_name::{Algorithm, KeyName};
+use key_files::manifest::Entry;
+
+use crate::concurrent;
+use crate::keys::error::KeyError;
+use crate::keys::manager::{KeyManager, Program};
+use crate::kms::client::{KmsError, Limits};
+use crate::kms::waiting::is_interrupted;
+use crate::lock::lock;
+use crate::server::log;
+
+/// How long the start of the server waits for the list of keys. What is on disk is served without it.
+const LIST_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How the keys here differ from those of the key store.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// Versions of the key store that are not here.
+    pub missing_here: Vec<KeyName>,
+    /// Versions that are another key here, each with what is to be said about it.
+    pub different: Vec<String>,
+}
+
+impl KeyManager {
+    /// Where the key store is, if there is one.
+    pub(super) fn key_store(&self) -> Result<Option<String>, KeyError> {
+        if self.offline_keys().is_some() {
+            return Ok(None);
+        }
+        self.kms.key_store().map_err(|source| KeyError::KeyStore {
+            what: "keys".into(),
+            source,
+        })
+    }
+
+    /// Fetches a version of a key, or its highest version, from the key store. Its key file is there afterwards;
+    /// in mariadb-backup, which writes none, and where it cannot be written, the wrapped key is kept in memory.
+    ///
+    /// Returns `None` if the key store does not have it, or there is no key store.
+    pub(super) fn fetch(
+        &self,
+        id: u32,
+        version: Option<u32>,
+        limits: &Limits<'_>,
+    ) -> Result<Option<KeyName>, KeyError> {
+        match self.key_store()? {
+            Some(key_store) => self.fetch_from(&key_store, id, version, limits),
+            None => Ok(None),
+        }
+    }
+
+    fn fetch_from(
+        &self,
+        key_store: &str,
+        id: u32,
+        version: Option<u32>,
+        limits: &Limits<'_>,
+    ) -> Result<Option<KeyName>, KeyError> {
+        let failed = |source| KeyError::KeyStore {
+            what: match version {
+                Some(version) => format!("version {version} of key {id}"),
+                None => format!("key {id}"),
+            },
+            source,
+        };
+        let Some(key) = self.kms.find_key(id, version, limits).map_err(failed)? else {
+            return Ok(None);
+        };
+        self.keep(&key, key_store)?;
+        Ok(Some(key.name))
+    }
+
+    /// Makes a version in the key store, then its key file. Returns `None` if the key store had the key already,
+    /// which is on disk then.
+    pub(super) fn make_in_key_store(
+        &self,
+        key_store: &str,
+        master_key_id: &str,
+        id: u32,
+        version_policy: VersionPolicy,
+        limits: &Limits<'_>,
+    ) -> Result<Option<KeyName>, KeyError> {
+        let failed = |source| KeyError::Generate {
+            id,
+            master_key_id: master_key_id.into(),
+            source,
+        };
+        let numbering = match version_policy {
+            VersionPolicy::Next { known } => Numbering::Next { known },
+            _ => Numbering::First,
+        };
+        let (made, is_new) = self
+            .kms
+            .make_key(
+                master_key_id.into(),
+                self.key_bytes(),
+                (id, numbering),
+                limits,
+            )
+            .map_err(failed)?;
+        fault_points::reach(Step::Generated);
+        if !is_new {
+            self.keep(&made, key_store)?;
+            return Ok(None);
+        }
+        let name = made.name;
+        let decrypted = self
+            .kms
+            .decrypt(
+                made.ciphertext_blob.clone(),
+                Some(made.check_value),
+                (id, name.version),
+                limits,
+            )
+            .map_err(failed)?;
+        fault_points::reach(Step::Unwrapped);
+        if CheckValue::of(&decrypted.key) != made.check_value {
+            return Err(failed(KmsError::WrongReply));
+        }
+        let version = name.version;
+        self.directory.store(
+            id,
+            name.algorithm,
+            VersionPolicy::Fetched { version },
+            &made.ciphertext_blob,
+        )?;
+        let why = match self.algorithm_of_new_keys() {
+            Algorithm::AesCtr => {
+                " (AES_CTR is not for keys of a key store, which servers may share)"
+            }
+            Algorithm::AesCbc => "",
+        };
+        let entry = Entry::new(name, &decrypted.key, &made.master_key_arn);
+        self.publish_new(entry, &decrypted.key, why)?;
+        Ok(Some(name))
+    }
+
+    /// Puts a key of the key store into the key file directory.
+    fn keep(&self, key: &WrappedKey, key_store: &str) -> Result<(), KeyError> {
+        let name = key.name;
+        if let Some(listed) = self.manifest.get(name.id, name.version)
+            && (listed.name, listed.check_value) != (name, key.check_value)
+        {
+            return Err(KeyError::OtherInKeyStore {
+                name,
+                stored: key.check_value,
+                listed: listed.check_value,
+                key_store: key_store.into(),
+            });
+        }
+        let version = name.version;
+        let stored = match self.program() {
+            Program::Backup => None,
+            Program::Server => Some(self.directory.store(
+                name.id,
+                name.algorithm,
+                VersionPolicy::Fetched { version },
+                &key.ciphertext_blob,
+            )),
+        };
+        match stored {
+            Some(Ok(Stored::New(_))) => {
+                log::note(&format!(
+                    "put {name} into place, from the key store {key_store}"
+                ));
+            }
+            // Another thread has fetched it.
+            Some(Ok(Stored::Exists)) => {}
+            Some(Err(error)) => {
+                log::warning(&format!(
+                    "{name} comes from the key store {key_store} and cannot be kept here: {error}"
+                ));
+                self.keep_in_memory(key);
+            }
+            None => self.keep_in_memory(key),
+        }
+        Ok(())
+    }
+
+    /// Keys that were fetched and have no key file.
+    pub(super) fn fetched_names(&self) -> Vec<KeyName> {
+        lock(&self.fetched).keys().copied().collect()
+    }
+
+    fn keep_in_memory(&self, key: &WrappedKey) {
+        lock(&self.fetched).insert(key.name, key.ciphertext_blob.clone());
+    }
+
+    /// Fetches the key files that the manifest lists and that are not here.
+    pub(super) fn fetch_missing(&self) -> Result<(), KeyError> {
+        let here = self.directory.list()?.keys;
+        let is_here = |name: &KeyName| here.binary_search(name).is_ok();
+        let mut missing: Vec<KeyName> = self
+            .manifest
+            .entries()
+            .iter()
+            .map(|entry| entry.name)
+            .collect();
+        missing.retain(|name| !is_here(name));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if let Some(key_store) = self.key_store()? {
+            self.fetch_all(&key_store, &missing, self.policy_at_start());
+        }
+        Ok(())
+    }
+
+    /// Compares the keys here with those of the key store, and fetches what is missing here. Tells of what is
+    /// missing there. Without a session, or if the key store does not answer, nothing is compared.
+    pub(super) fn compare_with_key_store(&self) -> Result<Comparison, KeyError> {
+        let mut comparison = Comparison::default();
+        let Some(key_store) = self.key_store()? else {
+            return Ok(comparison);
+        };
+        let limits = Limits {
+            deadline: Some(Instant::now() + LIST_PATIENCE),
+            ..self.brief_limits(WaitPolicy::Never)
+        };
+        let listed = match self.kms.list_keys(&limits) {
+            Ok(listed) => listed,
+            Err(error) => {
+                log::warning(&format!(
+                    "the keys here were not compared with those of the key store {key_store}: {error}"
+                ));
+                return Ok(comparison);
+            }
+        };
+        let stored: BTreeMap<_, _> = listed
+            .iter()
+            .map(|(name, check)| ((name.id, name.version), (name, check)))
+            .collect();
+        let mut only_here = Vec::new();
+        for entry in self.manifest.entries() {
+            let name = entry.name;
+            match stored.get(&(name.id, name.version)) {
+                None => only_here.push(format!("{}.{}", name.id, name.version)),
+                Some(&(stored, check)) if (*stored, *check) != (name, entry.check_value) => {
+                    let error = KeyError::OtherInKeyStore {
+                        name,
+                        stored: *check,
+                        listed: entry.check_value,
+                        key_store: key_store.clone(),
+                    };
+                    comparison.different.push(error.to_string());
+                }
+                Some(_) => {}
+            }
+        }
+        if !only_here.is_empty() {
+            log::warning(&format!(
+                "{} key versions are not in the key store {key_store} and would be lost with this host; put them there with kms-data-keys push: {}",
+                only_here.len(),
+                first_of(&only_here)
+            ));
+        }
+        let has = |name: &KeyName| {
+            self.manifest.get(name.id, name.version).is_some()
+                || self.keyring.contains(name.id, name.version)
+        };
+        comparison.missing_here = listed.into_iter().map(|(name, _)| name).collect();
+        comparison.missing_here.retain(|name| !has(name));
+        if comparison.different.is_empty() {
+            self.fetch_all(&key_store, &comparison.missing_here, WaitPolicy::Never);
+        }
+        Ok(comparison)
+    }
+
+    /// Fetches several keys at the same time. A failure is reported once, and what is missing is asked for again
+    /// when it is needed.
+    fn fetch_all(&self, key_store: &str, names: &[KeyName], wait: WaitPolicy) {
+        let work = |name: KeyName, _: &AtomicBool| {
+            let limits = self.brief_limits(wait);
+            self.fetch_from(key_store, name.id, Some(name.version), &limits)
+        };
+        let mut has_failed = false;
+        concurrent::for_each(names.to_vec(), work, |result| {
+            if let Some(Err(error)) = result
+                && !has_failed
+            {
+                log::error(&error.to_string());
+                has_failed = true;
+            }
+            !has_failed
+        });
+    }
+
+    fn brief_limits(&self, wait: WaitPolicy) -> Limits<'static> {
+        Limits {
+            wait,
+            deadline: None,
+            may_retry: &never,
+            is_interrupted: &is_interrupted,
+        }
+    }
+}
+
+fn never(_: &KmsError) -> bool {
+    false
+}
+
+/// The first names of a list, and how many there are more.
+fn first_of(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

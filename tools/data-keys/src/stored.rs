@@ -1,0 +1,75 @@
+//! The key store of the broker, for the subcommands that use it.
+
+pub(crate) mod compare;
+pub(crate) mod pull;
+pub(crate) mod push;
+pub(crate) mod rewrapped;
+
+use aws_session::key_store_location::KeyStoreLocation;
+use clap::Args;
+use key_files::{key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile};
+use key_store::{KeyStore, StoreError};
+
+use crate::{
+    DataKeysError,
+    access::{Access, AccessArguments},
+};
+
+/// Which key store.
+#[derive(Debug, Args)]
+pub(crate) struct StoreArguments {
+    /// The key store: s3://BUCKET/PREFIX or file:///PATH [default: key_store of --config]
+    #[arg(long, value_name = "LOCATION")]
+    pub store: Option<KeyStoreLocation>,
+}
+
+impl StoreArguments {
+    /// Its location, from here or from the configuration.
+    pub fn location(&self, access: &AccessArguments) -> Result<KeyStoreLocation, DataKeysError> {
+        let configured = || Ok::<_, DataKeysError>(access.config()?.broker.key_store);
+        match &self.store {
+            Some(location) => Ok(location.clone()),
+            None => configured()?.ok_or(DataKeysError::NoStore),
+        }
+    }
+}
+
+/// Opens the store. A directory needs no credentials.
+pub(crate) fn open(
+    location: &KeyStoreLocation,
+    access: &AccessArguments,
+) -> Result<KeyStore, DataKeysError> {
+    Ok(match location {
+        KeyStoreLocation::Directory(_) => {
+            let config = access.config()?;
+            KeyStore::open(location, &access.settings(&config)?, None)?
+        }
+        KeyStoreLocation::S3 { .. } => open_with(location, &access.open()?)?,
+    })
+}
+
+/// Opens the store with credentials that are there.
+pub(crate) fn open_with(
+    location: &KeyStoreLocation,
+    access: &Access,
+) -> Result<KeyStore, StoreError> {
+    KeyStore::open(location, &access.aws, Some(&access.session))
+}
+
+/// Says that a key has one check value here and another one in the store.
+fn differs(name: &KeyName, directory: &KeyDirectory, store: &KeyStoreLocation) -> String {
+    format!(
+        "{} is another key than {}/{} in the key store {store}: they belong to different servers, or to servers that made keys of their own",
+        directory.path_of(name).display(),
+        name.id,
+        name.version
+    )
+}
+
+/// Says that nothing could be compared with the manifest.
+fn without_manifest(manifest: &ManifestFile) -> String {
+    format!(
+        "there is no key manifest at '{}'; name the data directory with --datadir",
+        manifest.path().display()
+    )
+}

@@ -1,0 +1,270 @@
+//! `list --store`: compares the key files of a host with the key store.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use broker_api::{KeyContext, ListKeys, Reply, Request, client::BrokerClient};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use key_files::{
+    check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile,
+};
+use serde_json::json;
+
+use crate::{
+    DataKeysError, Outcome,
+    access::AccessArguments,
+    print, runtime,
+    stored::{StoreArguments, open, without_manifest},
+    table,
+    unwrapping::BROKER_MARGIN,
+};
+
+/// How many objects are read at the same time.
+const READS: usize = 16;
+
+/// The keys of a store, with their check values.
+type Stored = BTreeMap<(u32, u32), (KeyName, CheckValue)>;
+
+/// Where a key version is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Same,
+    /// No check value is known here.
+    NotCompared,
+    OnlyStored,
+    OnlyHere,
+    Differs,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Same => "same",
+            Self::NotCompared => "not compared",
+            Self::OnlyStored => "only in the key store",
+            Self::OnlyHere => "only here",
+            Self::Differs => "DIFFERENT KEYS",
+        })
+    }
+}
+
+/// What to compare, and with what.
+pub(crate) struct Comparison<'a> {
+    pub store: &'a StoreArguments,
+    pub access: &'a AccessArguments,
+    pub broker_socket: Option<&'a Path>,
+    pub datadir: Option<&'a PathBuf>,
+    pub directory: &'a KeyDirectory,
+    pub path: &'a PathBuf,
+    pub json: bool,
+}
+
+/// Prints the table; the outcome is the worst of what it says.
+pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError> {
+    let manifest = ManifestFile::open(comparison.datadir.unwrap_or(comparison.path))?;
+    let (location, stored) = match comparison.broker_socket {
+        Some(socket) => ask_broker(socket)?,
+        None => {
+            let location = comparison.store.location(comparison.access)?;
+            let store = open(&location, comparison.access)?;
+            let stored = runtime()?.block_on(async {
+                let versions = store.list().await?;
+                stream::iter(versions)
+                    .map(|((id, version), form)| store.get(id, version, form))
+                    .buffered(READS)
+                    .try_filter_map(async |key| Ok(key))
+                    .map_ok(|key| ((key.name.id, key.name.version), (key.name, key.check_value)))
+                    .try_collect::<Stored>()
+                    .await
+            })?;
+            (location.to_string(), stored)
+        }
+    };
+    let mut here: BTreeMap<(u32, u32), (KeyName, Option<CheckValue>)> = BTreeMap::new();
+    for name in comparison.directory.list()?.keys {
+        let listed = manifest.get(name.id, name.version);
+        let check_value = listed.filter(|it| it.name == name).map(|it| it.check_value);
+        here.insert((name.id, name.version), (name, check_value));
+    }
+    // A key that has a check value here belongs here, even if its file is gone.
+    let states = states(&here, &stored);
+    let rows: Vec<_> = states
+        .iter()
+        .map(|(name, state)| {
+            [
+                name.id.to_string(),
+                name.version.to_string(),
+                name.algorithm.to_string(),
+                state.to_string(),
+            ]
+        })
+        .collect();
+    let count = |wanted| states.iter().filter(|(_, state)| *state == wanted).count();
+    if comparison.json {
+        let keys: Vec<_> = states
+            .iter()
+            .map(|(name, state)| {
+                json!({
+                    "id": name.id,
+                    "version": name.version,
+                    "algorithm": name.algorithm.to_string(),
+                    "state": match state {
+                        State::Same => "same",
+                        State::NotCompared => "not_compared",
+                        State::OnlyStored => "only_stored",
+                        State::OnlyHere => "only_here",
+                        State::Differs => "differs",
+                    },
+                })
+            })
+            .collect();
+        print(&json!({ "key_store": location, "keys": keys }).to_string())?;
+    } else {
+        print(&table::layout(
+            ["ID", "VERSION", "ALGORITHM", "STATE"],
+            &rows,
+        ))?;
+        print(&summary(&location, &count))?;
+        if count(State::NotCompared) > 0 && manifest.is_empty() {
+            print(&format!("Not compared: {}", without_manifest(&manifest)))?;
+        }
+    }
+    Ok(match () {
+        () if count(State::Differs) > 0 => Outcome::Differs,
+        () if count(State::OnlyHere) > 0 => Outcome::Bad,
+        () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
+        () => Outcome::Good,
+    })
+}
+
+fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
+    let mut text = format!(
+        "{} in both places, {} only in the key store {location}, {} only here\n",
+        count(State::Same) + count(State::NotCompared),
+        count(State::OnlyStored),
+        count(State::OnlyHere)
+    );
+    if count(State::OnlyHere) > 0 {
+        text += "What is only here is lost with this host: kms-data-keys push\n";
+    }
+    if count(State::Differs) > 0 {
+        text += &format!(
+            "{} are other keys than in the key store: it belongs to another server, or to servers that made keys of their own\n",
+            count(State::Differs)
+        );
+    }
+    text
+}
+
+fn states(
+    here: &BTreeMap<(u32, u32), (KeyName, Option<CheckValue>)>,
+    stored: &Stored,
+) -> Vec<(KeyName, State)> {
+    let mut states: BTreeMap<(u32, u32), (KeyName, State)> = stored
+        .iter()
+        .map(|(&number, &(name, _))| (number, (name, State::OnlyStored)))
+        .collect();
+    for (&number, &(name, check_value)) in here {
+        let state = match (stored.get(&number), check_value) {
+            (None, _) => State::OnlyHere,
+            (Some((other, _)), _) if *other != name => State::Differs,
+            (Some(_), None) => State::NotCompared,
+            (Some((_, other)), Some(check_value)) if *other == check_value => State::Same,
+            _ => State::Differs,
+        };
+        states.insert(number, (name, state));
+    }
+    states.into_values().collect()
+}
+
+/// Has a running broker list its key store.
+fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
+    let client = BrokerClient::new(socket);
+    let failed = |why: String| DataKeysError::Broker(why);
+    let ask = |request: &Request| {
+        let reply = client.request(request, BROKER_MARGIN, |_| true);
+        match reply.map_err(|error| failed(error.to_string()))? {
+            Reply::Failed(failure) => Err(failed(failure.message)),
+            reply => Ok(reply),
+        }
+    };
+    let unexpected = || failed("the broker gave an unexpected answer; see its log".into());
+    let Reply::Session(state) = ask(&Request::Session)? else {
+        return Err(unexpected());
+    };
+    let location = state.key_store.ok_or(DataKeysError::NoStore)?;
+    let mut stored = Stored::new();
+    let mut after = None;
+    loop {
+        let request = Request::ListKeys(ListKeys {
+            after,
+            context: KeyContext::default(),
+        });
+        let Reply::KeyList { keys, next } = ask(&request)? else {
+            return Err(unexpected());
+        };
+        stored.extend(
+            keys.into_iter()
+                .map(|(name, check)| ((name.id, name.version), (name, check))),
+        );
+        if next.is_none() {
+            return Ok((location, stored));
+        }
+        if next <= after {
+            return Err(unexpected());
+        }
+        after = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use key_files::{PlaintextKey, key_name::Algorithm};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_compared_by_algorithm_and_check_value() {
+        let check = |byte| CheckValue::of(&PlaintextKey::new(&[byte; 16]).unwrap());
+        let name = |version, algorithm| KeyName {
+            id: 1,
+            version,
+            algorithm,
+        };
+        let cbc = |version| name(version, Algorithm::AesCbc);
+        let here = [
+            (cbc(1), Some(check(1))),
+            (cbc(2), Some(check(2))),
+            (cbc(3), None),
+            (cbc(4), Some(check(4))),
+            (name(5, Algorithm::AesCtr), Some(check(5))),
+        ];
+        let here = here.into_iter().map(|it| ((1, it.0.version), it)).collect();
+        let stored = [
+            (cbc(1), check(1)),
+            (cbc(2), check(9)),
+            (cbc(3), check(3)),
+            (cbc(5), check(5)),
+            (cbc(6), check(6)),
+        ];
+        let stored = stored
+            .into_iter()
+            .map(|it| ((1, it.0.version), it))
+            .collect();
+        let states: Vec<_> = states(&here, &stored).into_iter().map(|it| it.1).collect();
+        assert_eq!(
+            states,
+            [
+                State::Same,
+                State::Differs,
+                State::NotCompared,
+                State::OnlyHere,
+                State::Differs,
+                State::OnlyStored
+            ]
+        );
+    }
+}

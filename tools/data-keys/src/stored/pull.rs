@@ -1,0 +1,121 @@
+//! `pull`: fetches key files from the key store.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use key_files::{
+    key_directory::{KeyDirectory, Stored, VersionPolicy},
+    key_name::{Algorithm, KeyName},
+    manifest::ManifestFile,
+};
+use key_store::KeyStore;
+
+use crate::{
+    DataKeysError, Outcome,
+    access::AccessArguments,
+    concurrent::each,
+    data_keys, print, runtime,
+    stored::{StoreArguments, differs, open, without_manifest},
+};
+
+/// Fetch missing key files from the key store
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The server fetches what it needs by itself. This is for hosts that are to have
+all key files, and for a look at a key store. Files that are there are left
+alone, and nothing is decrypted.
+
+Needs s3:ListBucket and s3:GetObject.")]
+pub(crate) struct Arguments {
+    /// Change nothing; tell what would be fetched
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    store: StoreArguments,
+
+    #[command(flatten)]
+    access: AccessArguments,
+
+    /// The data directory with the key manifest, if it is not DIR
+    #[arg(long, value_name = "DATADIR")]
+    datadir: Option<PathBuf>,
+
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+/// Fetches what is missing, reports failures, and prints a summary.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
+    let directory = KeyDirectory::open(&arguments.directory)?;
+    let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
+    let location = arguments.store.location(&arguments.access)?;
+    let store = open(&location, &arguments.access)?;
+    let here = directory.list()?.keys;
+    let is_here = |&(id, version): &(u32, u32)| {
+        here.iter()
+            .any(|name| (name.id, name.version) == (id, version))
+    };
+    let (fetched, failed, there) = runtime()?.block_on(async {
+        let versions = store.list().await?;
+        let missing: Vec<_> = versions
+            .keys()
+            .filter(|number| !is_here(number))
+            // The algorithm is known only when the object is read.
+            .map(|&(id, version)| KeyName {
+                id,
+                version,
+                algorithm: Algorithm::AesCbc,
+            })
+            .collect();
+        let there = versions.len() - missing.len();
+        if arguments.dry_run {
+            return Ok::<_, DataKeysError>((missing.len(), 0, there));
+        }
+        let mut fetched = 0;
+        let work = async |name: &KeyName| fetch(&store, &directory, &manifest, name).await;
+        let failed = each(&missing, work, |_, is_new| fetched += usize::from(is_new)).await;
+        Ok((fetched, failed, there))
+    })?;
+    let done = match arguments.dry_run {
+        true => "would be fetched",
+        false => "fetched",
+    };
+    let not_compared = match manifest.is_empty() {
+        true => format!("Not compared: {}\n", without_manifest(&manifest)),
+        false => String::new(),
+    };
+    print(&format!(
+        "{} {done} from the key store {location}, {there} here already, {failed} failed\n{not_compared}",
+        data_keys(fetched)
+    ))?;
+    Ok(Outcome::Good.unless_failed(failed))
+}
+
+/// Returns whether the file is new.
+async fn fetch(
+    store: &KeyStore,
+    directory: &KeyDirectory,
+    manifest: &ManifestFile,
+    name: &KeyName,
+) -> Result<bool, String> {
+    let found = store.find(name.id, Some(name.version)).await;
+    let key = found.map_err(|error| error.to_string())?.ok_or_else(|| {
+        format!(
+            "{}/{} is not in the key store any more",
+            name.id, name.version
+        )
+    })?;
+    let listed = manifest.get(name.id, name.version);
+    if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {
+        return Err(differs(&key.name, directory, store.location()));
+    }
+    let version = VersionPolicy::Exactly {
+        version: name.version,
+    };
+    directory
+        .store(name.id, key.name.algorithm, version, &key.ciphertext_blob)
+        .map(|stored| matches!(stored, Stored::New(_)))
+        .map_err(|error| error.to_string())
+}
