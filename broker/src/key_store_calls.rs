@@ -22,14 +22,10 @@ use key_files::{
     check_value::CheckValue,
     key_name::{Algorithm, KeyName, is_valid_number},
 };
-use key_store::{KeyStore, Put, StoreError, Versions};
+use key_store::{KeyStore, MAX_JUMP, Put, StoreError, Versions};
 use tracing::{error, info};
 
 use crate::{kms_calls::KmsCalls, session_manager::SessionManager};
-
-/// How far above the highest version of the key store a new one may be. A client that asks for more
-/// would leave no number to the others.
-const MAX_JUMP: u32 = 1_000_000;
 
 /// How many numbers are tried for a new key, if other servers take them meanwhile.
 const MAX_NUMBERS: u32 = 100;
@@ -190,10 +186,11 @@ impl KeyStoreCalls {
         let id = request.generate.context.key_id;
         let store = self.checked(sessions).await?;
         let versions = self.read(sessions, store.list_id(id).await)?;
-        let highest = versions.last_key_value();
+        let highest = self.read(sessions, store.highest(id, &versions))?;
         let base = match (request.numbering, highest) {
             (Numbering::First, None) => 0,
-            (Numbering::First, Some((&(id, version), &form))) => {
+            (Numbering::First, Some(version)) => {
+                let form = versions.get(&(id, version)).copied().unwrap_or_default();
                 let key = self.read(sessions, store.get(id, version, form).await)?;
                 return Ok(Reply::Stored {
                     key,
@@ -202,7 +199,7 @@ impl KeyStoreCalls {
                 });
             }
             (Numbering::Next { known }, highest) => {
-                let highest = highest.map_or(0, |(&(_, version), _)| version);
+                let highest = highest.unwrap_or_default();
                 if known > highest.saturating_add(MAX_JUMP) {
                     return Err(self.failed(format!(
                         "the highest version of key {id} in the key store {} is {highest}; a new one above {known} is refused, because it would leave the others too few numbers",

@@ -148,7 +148,7 @@ impl ObjectStorage {
     fn ask(&self, method: &str, name: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         let head = format!(
-            "{method} /{BUCKET}/{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            "{method} /{BUCKET}/{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIATEST/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
         stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
@@ -241,9 +241,11 @@ fn read_request(client: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 pub struct StoreDirectory(std::path::PathBuf);
 
 impl StoreDirectory {
-    /// Makes it.
+    /// Makes it, as `kms-data-keys push` does.
     pub fn new(sandbox: &Sandbox) -> Self {
-        Self(sandbox.directory("key-store"))
+        let path = sandbox.directory("key-store");
+        fs::write(path.join("conditional-put-check"), "").unwrap();
+        Self(path)
     }
 
     /// The value of `key_store`.

@@ -24,6 +24,7 @@ use crate::{
 use aws_session::{
     aws_error::offset_text,
     config::{BrokerConfig, Config, Handoff, Mfa, SessionConfig},
+    key_store_location::KeyStoreLocation,
     settings::{Reader, Service, Settings, runtime},
     source_credentials::Finder,
     sts,
@@ -31,7 +32,7 @@ use aws_session::{
 use code_channel::{self, FifoError};
 use plugin::PluginSearch;
 pub(crate) use plugin::{last_path, option_files};
-use reach::{Answer, reach};
+use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 
 /// AWS wants a request "within five minutes of the time stamp in the request".
@@ -84,7 +85,12 @@ impl List {
         match config {
             Ok(config) => {
                 match Settings::read(&config.session, Reader::Service) {
-                    Ok(aws) => self.check_aws(&config.session, &aws)?,
+                    Ok(aws) => {
+                        self.check_aws(&config.session, &aws)?;
+                        if let Some(location) = &config.broker.key_store {
+                            self.add("key store", check_key_store(location, &aws)?)?;
+                        }
+                    }
                     Err(why) => self.add("AWS", Finding::Failure(why.to_string()))?,
                 }
                 self.check_host(&config, &command_line.command)?;
@@ -180,6 +186,20 @@ fn finding_of(answer: Answer) -> Finding {
         Ok(_) => Finding::Fine(format!("{url} answers")),
         Err(why) => Finding::Failure(format!("cannot reach {url}: {why}")),
     }
+}
+
+/// Whether the key store is there. What the session may do in it, only the broker can tell, when it has one.
+fn check_key_store(location: &KeyStoreLocation, aws: &Settings) -> io::Result<Finding> {
+    let path = match location {
+        KeyStoreLocation::S3 { bucket, .. } => return Ok(finding_of(reach_bucket(aws, bucket)?)),
+        KeyStoreLocation::Directory(path) => path,
+    };
+    let found = match path.metadata() {
+        Err(error) => Err(format!("cannot examine {}: {error}", path.display())),
+        Ok(metadata) if !metadata.is_dir() => Err(format!("{} is no directory", path.display())),
+        Ok(_) => Ok(()),
+    };
+    Ok(Finding::of(found, |()| format!("{location} is there")))
 }
 
 fn check_credentials(

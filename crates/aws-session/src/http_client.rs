@@ -308,7 +308,10 @@ impl Trust {
         let bundle = variables::first(&["AWS_CA_BUNDLE"]);
         let of_profile = ca_bundle_of_profile.map(|path| ("ca_bundle in the profile", path.into()));
         if let Some((by, path)) = bundle.or(of_profile) {
-            let (store, text) = Self::bundle(by, path)?;
+            let mut store = TrustStore::empty();
+            let text = Self::bundle(by, path, |pem| {
+                store.add_pem_certificate(pem);
+            })?;
             return Ok(Self {
                 store: Some(store),
                 text,
@@ -321,7 +324,8 @@ impl Trust {
         }
         let directory = variables::text("SSL_CERT_DIR");
         let text = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
-            (Some((by, path)), _) => Some(Self::bundle(by, path)?.1),
+            // Only checked: they are read again when they are needed.
+            (Some((by, path)), _) => Some(Self::bundle(by, path, |_| {})?),
             (None, Some(path)) if !Path::new(path).is_dir() => {
                 return Err(NetworkError::Bundle {
                     path: path.into(),
@@ -338,13 +342,17 @@ impl Trust {
         })
     }
 
-    /// Reads a file of certificates and describes it.
-    fn bundle(by: &'static str, path: String) -> Result<(TrustStore, String), NetworkError> {
+    /// Passes the certificates of a file to `usable`, and describes the file.
+    fn bundle(
+        by: &'static str,
+        path: String,
+        usable: impl FnMut(&str),
+    ) -> Result<String, NetworkError> {
         let read = input_file::read_text(Path::new(&path), MAX_BUNDLE_BYTES)
             .map_err(|error| error.to_string())
-            .and_then(|pem| store(&pem));
+            .and_then(|pem| for_each_usable(&pem, usable));
         match read {
-            Ok(store) => Ok((store, format!("those in {path} ({by})"))),
+            Ok(()) => Ok(format!("those in {path} ({by})")),
             Err(why) => Err(NetworkError::Bundle {
                 path: path.into(),
                 by,
@@ -354,29 +362,28 @@ impl Trust {
     }
 }
 
-/// Returns the certificates of a PEM file, without those that rustls cannot use: the SDK panics on
-/// them.
-fn store(pem: &str) -> Result<TrustStore, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    let mut store = TrustStore::empty();
+/// Passes the certificates of a PEM file to `usable`, without those that rustls cannot use: the SDK
+/// panics on them. The error says why there are none.
+fn for_each_usable(pem: &str, mut usable: impl FnMut(&str)) -> Result<(), String> {
     let mut rest = pem;
+    let mut has_any = false;
     while let Some(begin) = rest.find(BEGIN) {
         let section = &rest[begin..];
         let Some(end) = section.find(END).map(|end| end + END.len()) else {
             return Err("it ends inside a certificate".into());
         };
         let (certificate, after) = section.split_at(end);
-        let usable = CertificateDer::from_pem_slice(certificate.as_bytes())
-            .is_ok_and(|der| roots.add(der).is_ok());
-        if usable {
-            store.add_pem_certificate(certificate);
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes());
+        if der.is_ok_and(|der| rustls::RootCertStore::empty().add(der).is_ok()) {
+            has_any = true;
+            usable(certificate);
         }
         rest = after;
     }
-    match roots.is_empty() {
-        true if pem.trim().is_empty() => Err("it is empty".into()),
-        true => Err("it has no usable certificate in PEM form".into()),
-        false => Ok(store),
+    match has_any {
+        true => Ok(()),
+        false if pem.trim().is_empty() => Err("it is empty".into()),
+        false => Err("it has no usable certificate in PEM form".into()),
     }
 }
 
@@ -485,7 +492,7 @@ mod tests {
             (garbage.as_str(), "it has no usable certificate in PEM form"),
             (BEGIN, "it ends inside a certificate"),
         ] {
-            assert_eq!(store(pem).unwrap_err(), why);
+            assert_eq!(for_each_usable(pem, |_| {}).unwrap_err(), why);
         }
     }
 }

@@ -23,3 +23,5 @@ pub mod source_credentials;
 pub mod sts;
 pub mod token_code;
 pub mod variables;
+
+pub use root_cause::root_cause;

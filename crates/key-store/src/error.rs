@@ -33,6 +33,11 @@ pub enum StoreError {
         "the key store {0} overwrites an object although it is told not to (If-None-Match): two servers could make one key version with two keys, so no key is made; use a store that supports conditional writes, as S3 does"
     )]
     Unconditional(KeyStoreLocation),
+    /// A directory that was never made a store, or whose file server is not mounted.
+    #[error(
+        "{0} is no key store, or not mounted: it has no file conditional-put-check; if it is new and empty, run kms-data-keys push once"
+    )]
+    NoStore(KeyStoreLocation),
     /// An object is not what its name says.
     #[error("{object} in the key store {location} cannot be used: {why}")]
     Invalid {
@@ -97,7 +102,7 @@ impl StoreError {
     pub fn failure(&self, session_over: impl FnOnce() -> Failure) -> Failure {
         let kind = match self {
             Self::Refused(refused) => return refused.failure(session_over),
-            Self::NoAnswer { .. } => FailureKind::Unavailable,
+            Self::NoAnswer { .. } | Self::NoStore(_) => FailureKind::Unavailable,
             Self::Unconditional(_) | Self::Invalid { .. } | Self::TooMany(..) => FailureKind::Other,
         };
         Failure {

@@ -33,6 +33,10 @@ use tokio::time::{sleep, timeout};
 
 pub use error::StoreError;
 
+/// How far above the version before it a new one may be: whoever puts the highest number of all leaves none to the
+/// others.
+pub const MAX_JUMP: u32 = 1_000_000;
+
 /// Most objects of a store that are listed.
 const MAX_OBJECTS: usize = 1_000_000;
 
@@ -105,12 +109,38 @@ impl KeyStore {
         &self.location
     }
 
+    /// Makes an empty store usable. In S3 the first [`Self::check`] does that; an empty directory may be the mount
+    /// point of a file server that is not mounted, and keys put there would not be in the store.
+    pub async fn init(&self) -> Result<(), StoreError> {
+        match self.put_new(&self.probe(), PROBE_CONTENT.into()).await {
+            Ok(()) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(self.failed("be written", error)),
+        }
+    }
+
+    fn probe(&self) -> Path {
+        self.prefix.clone().join(PROBE)
+    }
+
+    /// Fails if this is a directory and not a store.
+    async fn expect_store(&self) -> Result<(), StoreError> {
+        let is_store = match self.location {
+            KeyStoreLocation::S3 { .. } => true,
+            KeyStoreLocation::Directory(_) => self.read(&self.probe()).await?.is_some(),
+        };
+        match is_store {
+            true => Ok(()),
+            false => Err(StoreError::NoStore(self.location.clone())),
+        }
+    }
+
     /// Proves that the store refuses to put an object that is there: without that, two nodes could make
     /// one version with two keys.
     ///
     /// Errors: it does not refuse, or cannot be written.
     pub async fn check(&self) -> Result<(), StoreError> {
-        let probe = self.prefix.clone().join(PROBE);
+        self.expect_store().await?;
+        let probe = self.probe();
         // The first time ever, the first put succeeds.
         for _ in 0..2 {
             match self.put_new(&probe, PROBE_CONTENT.into()).await {
@@ -139,6 +169,7 @@ impl KeyStore {
     }
 
     async fn list_under(&self, prefix: &Path) -> Result<Versions, StoreError> {
+        self.expect_store().await?;
         let mut versions = Versions::new();
         let mut objects = self.store.list(Some(prefix));
         let mut count = 0;
@@ -191,14 +222,35 @@ impl KeyStore {
         version: Option<u32>,
     ) -> Result<Option<WrappedKey>, StoreError> {
         let versions = self.list_id(id).await?;
-        let found = match version {
-            None => versions.last_key_value(),
-            Some(version) => versions.get_key_value(&(id, version)),
+        let version = match version {
+            None => self.highest(id, &versions)?,
+            Some(version) => Some(version),
         };
-        match found {
+        match version.and_then(|version| versions.get_key_value(&(id, version))) {
             Some((&(id, version), &form)) => self.get(id, version, form).await,
             None => Ok(None),
         }
+    }
+
+    /// The highest version of a key in a list of its versions.
+    ///
+    /// Errors: its number is so far above the one before that nobody can have made it in turn. After the highest
+    /// number of all, no key could be made any more.
+    pub fn highest(&self, id: u32, versions: &Versions) -> Result<Option<u32>, StoreError> {
+        let mut highest = 0;
+        for &(_, version) in versions.keys().filter(|number| number.0 == id) {
+            if version - highest > MAX_JUMP {
+                return Err(StoreError::Invalid {
+                    location: self.location.clone(),
+                    object: format!("{id}/{version}"),
+                    why: format!(
+                        "the version before it is {highest}, so no server has made it; find out who has put it there, and remove it"
+                    ),
+                });
+            }
+            highest = version;
+        }
+        Ok(Some(highest).filter(|&highest| highest > 0))
     }
 
     /// Puts a key, if there is none of its id and version, and returns when it is there for good.
@@ -208,6 +260,7 @@ impl KeyStore {
 
     /// Puts another form of a key that is there.
     pub async fn put_form(&self, key: &WrappedKey, form: Form) -> Result<Put, StoreError> {
+        self.expect_store().await?;
         let (id, version) = (key.name.id, key.name.version);
         let path = self.path(id, version, form);
         let mut attempt = 1;

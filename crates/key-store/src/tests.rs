@@ -19,6 +19,12 @@ fn open(directory: &FilePath) -> KeyStore {
     KeyStore::open(&location, &settings(), None).unwrap()
 }
 
+async fn store_in(directory: &FilePath) -> KeyStore {
+    let store = open(directory);
+    store.init().await.unwrap();
+    store
+}
+
 fn key(id: u32, version: u32, byte: u8) -> WrappedKey {
     let plaintext = PlaintextKey::new(&[byte; 16]).unwrap();
     WrappedKey {
@@ -37,7 +43,7 @@ fn key(id: u32, version: u32, byte: u8) -> WrappedKey {
 #[tokio::test]
 async fn a_key_is_put_once_and_read_by_everybody() {
     let directory = tempfile::tempdir().unwrap();
-    let (one, two) = (open(directory.path()), open(directory.path()));
+    let (one, two) = (store_in(directory.path()).await, open(directory.path()));
     assert!(matches!(one.put(&key(7, 1, 1)).await, Ok(Put::New)));
     assert_eq!(two.get(7, 1, 0).await.unwrap(), Some(key(7, 1, 1)));
     assert_eq!(two.get(7, 2, 0).await.unwrap(), None);
@@ -53,7 +59,7 @@ async fn a_key_is_put_once_and_read_by_everybody() {
 #[tokio::test]
 async fn versions_are_listed_with_their_latest_form() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
+    let store = store_in(directory.path()).await;
     assert_eq!(store.list().await.unwrap(), Versions::new());
     assert!(store.find(7, None).await.unwrap().is_none());
     store.check().await.unwrap();
@@ -81,6 +87,7 @@ async fn versions_are_listed_with_their_latest_form() {
 #[tokio::test]
 async fn the_check_passes_each_time() {
     let directory = tempfile::tempdir().unwrap();
+    store_in(directory.path()).await;
     for _ in 0..3 {
         open(directory.path()).check().await.unwrap();
     }
@@ -89,7 +96,7 @@ async fn the_check_passes_each_time() {
 #[tokio::test]
 async fn what_is_not_the_key_of_its_name_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
+    let store = store_in(directory.path()).await;
     store.put(&key(7, 1, 1)).await.unwrap();
     let object = directory.path().join("7/1");
     let good = fs::read_to_string(&object).unwrap();
@@ -117,6 +124,22 @@ async fn what_is_not_the_key_of_its_name_is_refused() {
 }
 
 #[tokio::test]
+async fn nothing_is_put_into_a_directory_that_may_be_that_of_a_file_server_which_is_not_mounted() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path());
+    for failed in [
+        store.put(&key(7, 1, 1)).await.map(drop),
+        store.list().await.map(drop),
+        store.find(7, None).await.map(drop),
+        store.check().await,
+    ] {
+        let text = failed.unwrap_err().to_string();
+        assert!(text.contains("is no key store, or not mounted"), "{text}");
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_store_whose_directory_is_missing_is_named() {
     let location = KeyStoreLocation::Directory("/nonexistent/keys".into());
     let error = KeyStore::open(&location, &settings(), None).unwrap_err();
@@ -131,6 +154,7 @@ async fn a_store_whose_directory_is_missing_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_that_put_one_version_at_once_exactly_one_wins() {
     let directory = tempfile::tempdir().unwrap();
+    store_in(directory.path()).await;
     for id in 1..=100 {
         let put = |byte| {
             let store = open(directory.path());

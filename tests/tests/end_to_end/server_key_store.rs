@@ -7,6 +7,7 @@ use end_to_end_tests::{
 };
 
 const MANIFEST: &str = "aws-kms-keys.list";
+const NOT_MOUNTED: &str = "is no key store, or not mounted";
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=-1";
 
 /// A broker with a directory as its key store, and a server with its keys in a directory of their own.
@@ -81,11 +82,6 @@ fn a_new_key_is_in_the_key_store_with_the_same_content_and_check_value() {
         let file = fs::read(host.keyfile(&format!("aws-kms-key.{id}.{version}"))).unwrap();
         assert_eq!(object["wrapped_key"], base64(&file), "{name}");
     }
-    let broker = host.broker.as_ref().unwrap();
-    assert!(
-        broker.output().contains("key 10, version 1")
-            || broker.output().contains("aws-kms-key.10.1")
-    );
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -152,24 +148,21 @@ fn a_backup_without_key_files_is_restored_on_a_host_that_has_nothing_but_the_key
     let host = Host::new();
     let keys = host.scene.sandbox.directory("keys");
     let keyfile_dir = format!("--aws-key-management-keyfile-dir={}", keys.display());
-    let database = host.another(&host.scene.sandbox).options(&[&keyfile_dir]);
+    let sandbox = Sandbox::new();
+    let database = host.another(&sandbox).options(&[&keyfile_dir]);
     let mut process = database.start();
     database.sql(&format!("CREATE DATABASE d; {}", create(10)));
     let target = host.scene.sandbox.path("backup");
     let away = host.scene.sandbox.path("keys-of-the-old-host");
-    backup(
-        &database,
-        &["--backup", &format!("--target-dir={}", target.display())],
-    );
+    let target_dir = format!("--target-dir={}", target.display());
+    let socket = format!("--socket={}", database.socket.display());
+    backup(&["--backup", &target_dir, &socket, "--user=root"]);
     database.sql(&format!("{}; {ROTATE}", create(11)));
     database.stop(&mut process);
     assert_eq!(key_files(&target), [""; 0]);
     fs::rename(&keys, &away).unwrap();
     fs::create_dir(&keys).unwrap();
-    backup(
-        &database,
-        &["--prepare", &format!("--target-dir={}", target.display())],
-    );
+    backup(&["--prepare", &target_dir]);
     assert_eq!(
         key_files(&keys),
         [""; 0],
@@ -256,10 +249,10 @@ fn without_the_key_store_no_key_is_made_and_what_exists_is_served() {
     let away = host.store.path().with_extension("away");
     fs::rename(host.store.path(), &away).unwrap();
     let error = host.database.sql_error(&create(11));
-    assert!(error.contains("the key store file://"), "{error}");
+    assert!(error.contains(NOT_MOUNTED), "{error}");
     let warning = host.database.sql(ROTATE);
     assert!(warning.contains("key 10 was not rotated: "), "{warning}");
-    assert!(warning.contains("the key store file://"), "{warning}");
+    assert!(warning.contains(NOT_MOUNTED), "{warning}");
     host.database
         .sql("INSERT INTO d.t10 VALUES (1); FLUSH TABLES");
     host.database.stop(&mut process);
@@ -276,7 +269,7 @@ fn without_the_key_store_no_key_is_made_and_what_exists_is_served() {
         broker.wait_for("write a new MFA code");
         write_fifo(host.scene.fifo(), host.scene.aws.code().as_bytes());
         let line = broker.wait_for("until this is corrected, no data key can be made");
-        assert!(line.contains("the key store file://"), "{line}");
+        assert!(line.contains(NOT_MOUNTED), "{line}");
         host.broker = Some(broker);
     }
     fs::rename(&away, host.store.path()).unwrap();

@@ -6,13 +6,19 @@ use std::{
 };
 
 use aws_sdk_sts::config::{Intercept, interceptors::BeforeTransmitInterceptorContextRef};
-use aws_smithy_runtime_api::{box_error::BoxError, client::runtime_components::RuntimeComponents};
-use aws_smithy_types::config_bag::ConfigBag;
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        http::HttpConnector as _, orchestrator::HttpRequest, runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::{body::SdkBody, config_bag::ConfigBag};
 use secrecy::SecretString;
 
 use aws_session::{
-    aws_error::clock_offset,
+    aws_error::{clock_offset, clock_offset_seconds},
     credentials::Credentials,
+    root_cause,
     settings::{Service, Settings, runtime},
 };
 
@@ -54,6 +60,34 @@ pub(super) fn reach(aws: &Settings, service: Service) -> io::Result<Answer> {
     let clock_offset_seconds = runtime()?.block_on(asking);
     Ok(Answer {
         url: asked.url().unwrap_or_else(|| aws.name(service)),
+        clock_offset_seconds,
+    })
+}
+
+/// Asks for a bucket of S3 without any credentials, which tells no more than whether it is there.
+pub(super) fn reach_bucket(aws: &Settings, bucket: &str) -> io::Result<Answer> {
+    let place = aws.bucket(bucket);
+    let url = place.url.of(bucket);
+    let mut request = HttpRequest::new(SdkBody::empty());
+    let asking = async {
+        request
+            .set_uri(format!("{url}?list-type=2&max-keys=0"))
+            .map_err(|error| error.to_string())?;
+        let called = place.connector.call(request).await;
+        let answer = called.map_err(|error| root_cause(&error))?;
+        let region = answer.headers().get("x-amz-bucket-region");
+        match (answer.status().as_u16(), region) {
+            (404, _) => Err("there is no such bucket; check key_store".into()),
+            (300..400, Some(region)) => Err(format!(
+                "the bucket is in {region}; KMS and the key store are called in one region (region in the configuration)"
+            )),
+            (status, _) => clock_offset_seconds(&answer)
+                .ok_or_else(|| format!("the answer (HTTP status {status}) is not S3's")),
+        }
+    };
+    let clock_offset_seconds = runtime()?.block_on(asking);
+    Ok(Answer {
+        url,
         clock_offset_seconds,
     })
 }

@@ -37,6 +37,14 @@ pub struct BucketUrl {
 }
 
 impl BucketUrl {
+    /// The URL of the bucket `bucket` itself.
+    pub fn of(&self, bucket: &str) -> String {
+        match self.is_virtual_hosted {
+            true => self.endpoint.clone(),
+            false => format!("{}/{bucket}", self.endpoint),
+        }
+    }
+
     pub(super) fn is_tls(&self) -> bool {
         self.endpoint.starts_with("https:")
     }
@@ -71,5 +79,40 @@ pub(super) fn url(settings: &Settings, bucket: &str) -> BucketUrl {
             endpoint: format!("https://{bucket}.{host}"),
             is_virtual_hosted: true,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, settings::Reader};
+
+    #[test]
+    fn a_bucket_of_aws_is_in_the_name_of_the_host_unless_it_has_a_dot() {
+        let config = Config::without_file().unwrap();
+        let mut settings = Settings::read(&config.session, Reader::Service).unwrap();
+        let mut urls = Vec::new();
+        for (region, fips, dual_stack, bucket) in [
+            ("eu-west-1", false, false, "keys"),
+            ("us-gov-west-1", true, true, "keys"),
+            ("cn-north-1", false, false, "keys.example"),
+            ("eusc-de-east-1", false, true, "keys"),
+        ] {
+            settings.region = Some(region.into());
+            (settings.use_fips, settings.use_dual_stack) = (fips, dual_stack);
+            urls.push(url(&settings, bucket).of(bucket));
+        }
+        assert_eq!(
+            urls,
+            [
+                "https://keys.s3.eu-west-1.amazonaws.com",
+                "https://keys.s3-fips.dualstack.us-gov-west-1.amazonaws.com",
+                "https://s3.cn-north-1.amazonaws.com.cn/keys.example",
+                "https://keys.s3.dualstack.eusc-de-east-1.amazonaws.eu",
+            ]
+        );
+        settings.endpoints.s3 = Some("http://127.0.0.1:9000/".into());
+        let own = url(&settings, "keys");
+        assert_eq!(own.of("keys"), "http://127.0.0.1:9000/keys");
     }
 }

@@ -60,6 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let (put, there) = (Cell::new(0), Cell::new(0));
     let failed = runtime()?.block_on(async {
         if !arguments.dry_run {
+            store.init().await?;
             store.check().await?;
         }
         let versions = store.list().await?;
