@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 use crate::{Process, Sandbox};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/aws-tools");
@@ -256,6 +258,15 @@ impl StoreDirectory {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Whether the object of a key file has its content.
+    pub fn has(&self, key_file: &str, content: &[u8]) -> bool {
+        let mut parts = key_file.trim_start_matches("aws-kms-key.").split('.');
+        let (id, version) = (parts.next().unwrap(), parts.next().unwrap());
+        let object = fs::read_to_string(self.0.join(id).join(version)).unwrap_or_default();
+        let wrapped = format!("\"wrapped_key\":\"{}\"", BASE64_STANDARD.encode(content));
+        object.contains(&wrapped)
     }
 
     /// Names of the objects, sorted.

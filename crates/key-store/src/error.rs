@@ -35,7 +35,7 @@ pub enum StoreError {
     Unconditional(KeyStoreLocation),
     /// A directory that was never made a store, or whose file server is not mounted.
     #[error(
-        "{0} is no key store, or not mounted: it has no file conditional-put-check; if it is new and empty, run kms-data-keys push once"
+        "the key store {0} is not mounted, or was never made one: it has no file conditional-put-check; if it is new and empty, run kms-data-keys push once"
     )]
     NoStore(KeyStoreLocation),
     /// An object is not what its name says.
@@ -102,7 +102,8 @@ impl StoreError {
     pub fn failure(&self, session_over: impl FnOnce() -> Failure) -> Failure {
         let kind = match self {
             Self::Refused(refused) => return refused.failure(session_over),
-            Self::NoAnswer { .. } | Self::NoStore(_) => FailureKind::Unavailable,
+            Self::NoAnswer { .. } => FailureKind::Unavailable,
+            Self::NoStore(_) => FailureKind::NotFound,
             Self::Unconditional(_) | Self::Invalid { .. } | Self::TooMany(..) => FailureKind::Other,
         };
         Failure {

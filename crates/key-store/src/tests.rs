@@ -134,7 +134,10 @@ async fn nothing_is_put_into_a_directory_that_may_be_that_of_a_file_server_which
         store.check().await,
     ] {
         let text = failed.unwrap_err().to_string();
-        assert!(text.contains("is no key store, or not mounted"), "{text}");
+        assert!(
+            text.contains("is not mounted, or was never made one"),
+            "{text}"
+        );
     }
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }

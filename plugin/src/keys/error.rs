@@ -38,7 +38,7 @@ pub enum KeyError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The key store, or the broker that is asked for it.
-    #[error("{what} cannot be looked for in the key store: {source}")]
+    #[error("{what} cannot be looked for: {source}")]
     KeyStore {
         /// The key.
         what: String,

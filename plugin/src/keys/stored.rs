@@ -235,7 +235,7 @@ impl KeyManager {
             Ok(listed) => listed,
             Err(error) => {
                 log::warning(&format!(
-                    "the keys here were not compared with those of the key store {key_store}: {error}"
+                    "the keys here were not compared with the key store: {error}"
                 ));
                 return Ok(comparison);
             }

@@ -686,3 +686,222 @@ fn a_server_that_makes_and_rotates_keys_meanwhile_starts_on_the_rewrapped_files(
     }
     database.stop(&mut server);
 }
+
+/// A key store that is new and empty.
+fn empty_store(keys: &Keys) -> (PathBuf, String) {
+    let path = keys.sandbox.directory("key-store");
+    let option = format!("--store=file://{}", path.display());
+    (path, option)
+}
+
+/// Records all key files in a manifest, as the server does.
+fn record(keys: &Keys) {
+    let manifest = ManifestFile::open(&keys.directory).unwrap();
+    for (name, key, algorithm) in [
+        ((1, 1), KEY_1, Algorithm::AesCbc),
+        ((7, 12), KEY_2, Algorithm::AesCtr),
+    ] {
+        let bytes: Vec<u8> = (0..key.len() / 2)
+            .map(|at| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).unwrap())
+            .collect();
+        let name = KeyName {
+            id: name.0,
+            version: name.1,
+            algorithm,
+        };
+        let entry = Entry::new(name, &PlaintextKey::new(&bytes).unwrap(), "");
+        manifest.record(&[entry]).unwrap();
+    }
+}
+
+#[test]
+fn push_puts_each_key_into_the_key_store_once_and_pull_brings_it_back() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    // It might be the mount point of a file server that is not mounted.
+    let (code, _, errors) = keys.run(&["pull", &store]);
+    assert_eq!(code, 125, "{errors}");
+    assert!(
+        errors.contains("is not mounted, or was never made one"),
+        "{errors}"
+    );
+
+    let (code, text, errors) = keys.run(&["push", &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(
+        text.starts_with("2 data keys put into the key store file://"),
+        "{text}"
+    );
+    let (code, text, _) = keys.run(&["push", "--dry-run", &store]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("0 data keys would be put"), "{text}");
+    assert!(text.contains("2 there already, 0 failed"), "{text}");
+    let object = fs::read_to_string(path.join("7/12")).unwrap();
+    assert!(
+        object.contains(r#""algorithm":"AES_CTR","bits":256"#),
+        "{object}"
+    );
+
+    let before = keys.contents();
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    let (code, text, _) = keys.run(&["pull", "--dry-run", &store]);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("1 data key would be fetched"), "{text}");
+    let (code, text, errors) = keys.run(&["pull", &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(text.starts_with("1 data key fetched"), "{text}");
+    assert_eq!(keys.contents(), before);
+
+    // Another key under the same name.
+    keys.wrap("aws-kms-key.1.1", KEY_2);
+    let (code, text, errors) = keys.run(&["push", &store]);
+    assert_eq!(code, 1, "{text}");
+    assert!(errors.contains("aws-kms-key.1.1' holds"), "{errors}");
+    let manifest = keys.file("aws-kms-keys.list");
+    fs::remove_file(&manifest).unwrap();
+    let (code, text, errors) = keys.run(&["push", &store]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        errors.contains("is another key than 1/1 in the key store"),
+        "{errors}"
+    );
+    // And in the other direction.
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    record(&keys);
+    let other = fs::read_to_string(path.join("7/12")).unwrap();
+    fs::write(
+        path.join("1/1"),
+        other.replace("\"id\":7,\"version\":12", "\"id\":1,\"version\":1"),
+    )
+    .unwrap();
+    let (code, _, errors) = keys.run(&["pull", &store]);
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains("is another key than 1/1 in the key store"),
+        "{errors}"
+    );
+    assert!(!keys.file("aws-kms-key.1.1").exists());
+}
+
+#[test]
+fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    fs::write(path.join("conditional-put-check"), "").unwrap();
+    let compare = |further: &[&str]| {
+        let mut arguments = vec!["list", store.as_str()];
+        arguments.extend(further);
+        keys.run(&arguments)
+    };
+    let (code, table, _) = compare(&[]);
+    assert_eq!(code, 1, "{table}");
+    assert!(
+        table.contains("1   1        AES_CBC    only here"),
+        "{table}"
+    );
+    assert!(
+        table.contains("lost with this host: kms-data-keys push"),
+        "{table}"
+    );
+    keys.run(&["push", &store]);
+    let (code, table, errors) = compare(&[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{table}");
+    assert!(table.contains("7   12       AES_CTR    same"), "{table}");
+    let (code, json, _) = compare(&["--json"]);
+    assert_eq!(code, 0);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["keys"][1]["state"], "same");
+    assert_eq!(json["keys"][1]["version"], 12);
+    assert!(json["key_store"].as_str().unwrap().starts_with("file://"));
+
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    let (code, table, _) = compare(&[]);
+    assert_eq!(code, 2, "{table}");
+    assert!(
+        table.contains("7   12       AES_CTR    only in the key store"),
+        "{table}"
+    );
+    let object = fs::read_to_string(path.join("1/1")).unwrap();
+    let check_value = object.split_once("check_value\":\"").unwrap().1;
+    let digit = &check_value[..1];
+    let other = if digit == "0" { "1" } else { "0" };
+    fs::write(
+        path.join("1/1"),
+        object.replace(
+            &check_value[..32],
+            &format!("{other}{}", &check_value[1..32]),
+        ),
+    )
+    .unwrap();
+    let (code, table, _) = compare(&[]);
+    assert_eq!(code, 3, "{table}");
+    assert!(
+        table.contains("1   1        AES_CBC    DIFFERENT KEYS"),
+        "{table}"
+    );
+    let (code, _, errors) = keys.run(&["list", "--store"]);
+    assert_eq!(code, 125);
+    assert!(errors.contains("no key store is configured"), "{errors}");
+}
+
+#[test]
+fn list_asks_a_broker_for_its_key_store_without_a_code() {
+    let scene = Scene::new().with_broker();
+    let store = end_to_end_tests::StoreDirectory::new(&scene.sandbox);
+    let scene = scene.line(&format!("key_store = {}", store.location()));
+    let _broker = scene.start_broker();
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&ENCRYPT_ALL);
+    let mut server = database.start();
+    database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
+    database.stop(&mut server);
+    let socket = format!(
+        "--broker-socket={}",
+        scene.configuration.broker_socket.display()
+    );
+    let compare = || {
+        run(Command::new(dist("bin").join("kms-data-keys"))
+            .args(["list", "--store", &socket])
+            .arg(&database.datadir))
+    };
+    let (code, table, errors) = compare();
+    assert_eq!((code, errors.as_str()), (0, ""), "{table}");
+    assert_eq!(table.matches("same").count(), 4, "{table}");
+    fs::remove_file(database.datadir.join("aws-kms-key.1.1")).unwrap();
+    assert_eq!(compare().0, 2);
+}
+
+#[test]
+fn rewrap_adds_the_new_form_to_the_key_store_also_after_an_interrupted_run() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    keys.run(&["push", &store]);
+    let new = keys.aws.cli(&[
+        "kms",
+        "create-key",
+        "--query=KeyMetadata.Arn",
+        "--output=text",
+    ]);
+    let to = format!("--to={new}");
+    // The first run does not come to the key store.
+    let (code, text, errors) = keys.run(&["rewrap", &to]);
+    assert_eq!(code, 0, "{text}{errors}");
+    assert!(!path.join("1/1.1").exists());
+    for _ in 0..2 {
+        let (code, text, errors) = keys.run(&["rewrap", &to, &store]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+        let object = fs::read_to_string(path.join("1/1.1")).unwrap();
+        assert!(object.contains(&new), "{object}");
+        assert!(!path.join("1/1.2").exists());
+        assert!(!fs::read_to_string(path.join("1/1")).unwrap().contains(&new));
+    }
+    let wrapped = keys.contents();
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let (code, text, _) = keys.run(&["pull", &store]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(keys.contents(), wrapped, "the latest form");
+}

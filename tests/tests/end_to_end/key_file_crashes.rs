@@ -14,8 +14,8 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, ENCRYPT_ALL, Process, Sandbox, Scene, broker::unwrap, contains_bytes, dist,
-    number_from_environment, try_sql,
+    Database, ENCRYPT_ALL, Process, Sandbox, Scene, StoreDirectory, broker::unwrap, contains_bytes,
+    dist, number_from_environment, try_sql,
 };
 use nix::sys::signal::Signal::SIGKILL;
 
@@ -40,6 +40,7 @@ struct Ordeal {
     broker_socket: PathBuf,
     database: Database,
     ledger: Mutex<Ledger>,
+    store: Option<StoreDirectory>,
     _sandbox: Sandbox,
 }
 
@@ -61,6 +62,7 @@ impl Ordeal {
             broker_socket,
             database,
             ledger: Mutex::default(),
+            store: None,
             _sandbox: sandbox,
         }
     }
@@ -122,6 +124,9 @@ impl Ordeal {
         let mut ledger = self.ledger.lock().unwrap();
         for name in self.database.key_files() {
             let content = fs::read(self.database.datadir.join(&name)).unwrap();
+            if let Some(store) = &self.store {
+                assert!(store.has(&name, &content), "{name} is not in the key store");
+            }
             match ledger.key_files.get(&name) {
                 Some(before) => assert!(*before == content, "{name} has changed"),
                 None => {
@@ -219,9 +224,20 @@ fn made_keys(output: &str) -> impl Iterator<Item = String> {
 /// One step of making a key: the server dies there while it makes the first keys of a new datadir,
 /// the first version of a key, the next one, and the next ones of all keys at once.
 fn die_at(step: &str, leaves_temporary_file: bool) {
-    let scene = Scene::new().with_broker();
+    die_with(step, leaves_temporary_file, None);
+    die_with(step, leaves_temporary_file, Some(&Sandbox::new()));
+}
+
+/// The same, with a key store in the sandbox if there is one.
+fn die_with(step: &str, leaves_temporary_file: bool, sandbox: Option<&Sandbox>) {
+    let mut scene = Scene::new().with_broker();
+    let store = sandbox.map(StoreDirectory::new);
+    if let Some(store) = &store {
+        scene = scene.line(&format!("key_store = {}", store.location()));
+    }
     let _broker = scene.start_broker();
     let mut ordeal = Ordeal::new(&scene);
+    ordeal.store = store;
     ordeal.database = ordeal.database.with_fault_points();
     let dies = |server: Process| {
         ordeal.check_death(server);

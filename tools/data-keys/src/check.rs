@@ -17,7 +17,7 @@ use data_files::{files::Files, server_version::TESTED_RELEASES};
 use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 use tracing::warn;
 
-use crate::{DataKeysError, Outcome, list::algorithm, print, table};
+use crate::{DataKeysError, Outcome, print, table};
 use reading::{Findings, Need};
 pub(crate) use stopped::{NotStopped, Stopped};
 
@@ -220,7 +220,8 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
             [
                 row.id.to_string(),
                 row.version.to_string(),
-                row.key.map_or("-", algorithm).to_owned(),
+                row.key
+                    .map_or_else(|| "-".into(), |key| key.algorithm.to_string()),
                 row.state.word().to_owned(),
                 number(|need| need.files),
                 number(|need| need.pages.all),

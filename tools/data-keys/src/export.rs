@@ -18,7 +18,7 @@ use offline_keys::{
 };
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT, list,
+    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT, names,
     password::PasswordArguments, print, regional_kms::Unwrapped, runtime,
     unwrapping::UnwrapperArguments,
 };
@@ -152,7 +152,7 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
             )));
         }
     }
-    if list::check_names(directory, &listing) == Outcome::Bad {
+    if names::check(directory, &listing) == Outcome::Bad {
         return Err(DataKeysError::NotExported(
             "there are conflicting or malformed key file names, see above".into(),
         ));
@@ -191,7 +191,10 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
             arguments.leave_out.join(", ")
         );
     }
-    let algorithm = names.first().map_or("", list::algorithm);
+    let algorithm = names
+        .first()
+        .map(|name| name.algorithm.to_string())
+        .unwrap_or_default();
     text += &format!(
         "For aws_key_management:
   aws_key_management_offline_keys = {path}

@@ -16,7 +16,7 @@ use tracing::info;
 
 use crate::{
     DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
-    derivation::DerivationArguments, list, password::PasswordArguments, print,
+    derivation::DerivationArguments, names, password::PasswordArguments, print,
     regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
 };
 
@@ -68,7 +68,7 @@ enum Unnamed {
 /// unchanged.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
-    let names = list::check_names(&directory, &directory.list()?);
+    let names = names::check(&directory, &directory.list()?);
     let keys = read(arguments)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;

@@ -13,6 +13,7 @@ mod export;
 mod fork;
 mod import;
 mod list;
+mod names;
 mod password;
 mod progress;
 mod regional_kms;

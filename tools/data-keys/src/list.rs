@@ -9,16 +9,15 @@ use std::{
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
-    key_name::{Algorithm, KeyName},
+    key_name::KeyName,
 };
-use tracing::warn;
 
 use aws_session::key_store_location::KeyStoreLocation;
 
 use crate::{
     DataKeysError, Outcome,
     concurrent::each,
-    print, runtime,
+    names, print, runtime,
     stored::{
         StoreArguments,
         compare::{self, Comparison},
@@ -89,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         rows.push([
             key.id.to_string(),
             key.version.to_string(),
-            algorithm(key).to_owned(),
+            key.algorithm.to_string(),
             key.to_string(),
             age(now.duration_since(written).unwrap_or_default()),
         ]);
@@ -97,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
     if !arguments.kms {
         print(&table::layout(titles, &rows))?;
-        return Ok(check_names(&directory, &listing));
+        return Ok(names::check(&directory, &listing));
     }
     let known = ask_kms(arguments, &directory, &listing)?;
     let rows: Vec<_> = listing
@@ -116,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
     print(&table::layout(titles, &rows))?;
     let failed = listing.keys.len() - known.len();
-    Ok(check_names(&directory, &listing).unless_failed(failed))
+    Ok(names::check(&directory, &listing).unless_failed(failed))
 }
 
 /// Details of a decrypted data key.
@@ -143,36 +142,6 @@ fn ask_kms(
         known.insert(*name, answer);
     }));
     Ok(known)
-}
-
-/// Reports malformed names, and versions that exist twice.
-pub(crate) fn check_names(directory: &KeyDirectory, listing: &Listing) -> Outcome {
-    let mut outcome = Outcome::Good;
-    for key in &listing.keys {
-        // Report each pair only once.
-        if key.algorithm == Algorithm::AesCbc
-            && let Err(conflict) = directory.check_conflict(&listing.keys, key)
-        {
-            outcome = Outcome::Bad;
-            warn!("{conflict}");
-        }
-    }
-    for name in &listing.malformed {
-        outcome = Outcome::Bad;
-        warn!(
-            "'{}' has a name like a key file's, but no key and version: the server does not use it; move it away",
-            directory.path().join(name).display()
-        );
-    }
-    outcome
-}
-
-/// Returns the server's name of the algorithm (aws_key_management_encryption_algorithm).
-pub(crate) fn algorithm(key: &KeyName) -> &'static str {
-    match key.algorithm {
-        Algorithm::AesCbc => "AES_CBC",
-        Algorithm::AesCtr => "AES_CTR",
-    }
 }
 
 /// Formats an age in the largest unit that fits.

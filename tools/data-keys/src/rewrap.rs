@@ -24,7 +24,7 @@ use crate::{
     DataKeysError, Outcome,
     access::{Access, AccessArguments},
     concurrent::each,
-    data_keys, list, print,
+    data_keys, names, print,
     regional_kms::RegionalKms,
     regional_kms::Unwrapped,
     runtime,
@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
 /// Wraps all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
-    let names = list::check_names(&directory, &directory.list()?);
+    let names = names::check(&directory, &directory.list()?);
     let access = arguments.access.open()?;
     let store = match arguments.store.location(&arguments.access) {
         Ok(location) if !arguments.dry_run => Some(open_with(&location, &access)?),

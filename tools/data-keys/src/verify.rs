@@ -11,7 +11,7 @@ use key_files::{
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, list, print, runtime,
+    DataKeysError, Outcome, concurrent::each, data_keys, names, print, runtime,
     unwrapping::UnwrapperArguments,
 };
 
@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let listing = directory.list()?;
     let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
-    let names = list::check_names(&directory, &listing);
+    let names = names::check(&directory, &listing);
     let missing = report_missing(&manifest, &directory, &listing);
     let (mut verified, mut kept) = (0, 0);
     let runtime = runtime()?;

@@ -13,7 +13,7 @@ use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
     concurrent::each,
-    data_keys, list, print,
+    data_keys, names, print,
     regional_kms::RegionalKms,
     runtime,
     stored::{StoreArguments, differs, open_with},
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let listing = directory.list()?;
     let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
-    let names = list::check_names(&directory, &listing);
+    let names = names::check(&directory, &listing);
     let location = arguments.store.location(&arguments.access)?;
     let access = arguments.access.open()?;
     let store = open_with(&location, &access)?;
