@@ -340,8 +340,66 @@ def test_a_role_that_trusts_the_account_wants_an_identity_policy(empty_account, 
                 sts.assume_role(**call)
 
 
+BUCKET = "arn:aws:s3:::example-keys"
+MINE, OTHERS = f"{BUCKET}/mariadb/db1/1/1", f"{BUCKET}/mariadb/db2/1/1"
+WITH_MFA = {"aws:MultiFactorAuthPresent": "true"}
+OVER_TLS = {"aws:SecureTransport": "true"}
+# A put of one request; it carries the header If-None-Match, or not.
+PUT = {**OVER_TLS, "s3:ObjectCreationOperation": "true"}
+ONLY_IF_NEW = {"s3:if-none-match": "*"}
+
+# Policy for S3, action, resource, what the request carries, what the policy says.
+BY_S3_POLICY = [
+    ("iam/key-store", "ListBucket", BUCKET, {**WITH_MFA, "s3:prefix": "mariadb/db1/1"}, "allowed"),
+    ("iam/key-store", "ListBucket", BUCKET, {**WITH_MFA, "s3:prefix": "mariadb/db1"}, "allowed"),
+    ("iam/key-store", "ListBucket", BUCKET, {**WITH_MFA, "s3:prefix": "mariadb/db10/1"}, "not allowed"),
+    ("iam/key-store", "ListBucket", BUCKET, {**WITH_MFA, "s3:prefix": ""}, "not allowed"),
+    ("iam/key-store", "ListBucket", BUCKET, WITH_MFA, "not allowed"),
+    ("iam/key-store", "ListBucket", BUCKET, {"s3:prefix": "mariadb/db1"}, "not allowed"),
+    ("iam/key-store", "GetObject", MINE, WITH_MFA, "allowed"),
+    ("iam/key-store", "GetObject", MINE, {}, "not allowed"),
+    ("iam/key-store", "GetObject", OTHERS, WITH_MFA, "not allowed"),
+    ("iam/key-store", "PutObject", MINE, WITH_MFA, "allowed"),
+    ("iam/key-store", "PutObject", MINE, {}, "not allowed"),
+    ("iam/key-store", "PutObject", OTHERS, WITH_MFA, "not allowed"),
+    ("iam/key-store", "DeleteObject", MINE, WITH_MFA, "not allowed"),
+    ("key-store-bucket", "PutObject", MINE, {**PUT, **ONLY_IF_NEW}, "not allowed"),
+    ("key-store-bucket", "PutObject", MINE, PUT, "denied"),
+    ("key-store-bucket", "GetObject", MINE, OVER_TLS, "not allowed"),
+    ("key-store-bucket", "GetObject", MINE, {"aws:SecureTransport": "false"}, "denied"),
+    ("key-store-bucket", "DeleteObject", MINE, OVER_TLS, "denied"),
+    ("key-store-bucket", "DeleteObjectVersion", MINE, OVER_TLS, "denied"),
+    ("key-store-bucket", "PutLifecycleConfiguration", BUCKET, OVER_TLS, "denied"),
+    ("key-store-bucket", "PutBucketPolicy", BUCKET, OVER_TLS, "not allowed"),
+]
+
+
+@pytest.mark.parametrize(("policy", "action", "resource", "context", "says"), BY_S3_POLICY)
+def test_what_a_policy_for_the_key_store_says(policy, action, resource, context, says):
+    kind = "identity" if policy.startswith("iam/") else "bucket"
+    answer = subprocess.run(
+        [
+            os.environ["LOCAL_AWS"],
+            "simulate",
+            f"--policy={POLICIES / policy}.json",
+            f"--kind={kind}",
+            f"--action=s3:{action}",
+            f"--resource={resource}",
+            f"--principal=arn:aws:iam::{ACCOUNT}:user/mariadb",
+            *(f"--context={key}={value}" for key, value in context.items()),
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stdout == f"{says}\n"
+
+
 def test_every_policy_and_every_action_is_in_the_tables():
     names = {str(path.relative_to(POLICIES))[: -len(".json")] for path in POLICIES.rglob("*.json")}
+    for_s3 = {row[0] for row in BY_S3_POLICY}
+    assert for_s3 <= names
+    names -= for_s3
     tested = {*KEY_POLICIES}
     tested.update(f"iam/{row[0]}" for row in BY_IDENTITY_POLICY + BY_TRUST_POLICY)
     assert names == tested

@@ -398,7 +398,7 @@ pub fn s3_failure(
     };
     let advice = match (refusal.meaning, bucket_region) {
         (Meaning::AccessDenied, _) => {
-            "allow s3:ListBucket, s3:GetObject and s3:PutObject (examples/policies/key-store.json), to a session with MFA".into()
+            "allow s3:ListBucket, s3:GetObject and s3:PutObject (examples/policies/iam/key-store.json), to a session with MFA".into()
         }
         (Meaning::WrongRegion, Some(region)) => format!(
             "the bucket is in {}: KMS and the key store are called in one region (region in the configuration)",

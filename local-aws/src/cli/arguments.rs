@@ -66,6 +66,10 @@ pub enum Command {
     /// A fault lasts for --count calls or until it is cleared. Several faults for the same call
     /// are returned one after another, but all delays apply at once.
     Fault(Fault),
+    /// Ask a policy what it says to a request, and print allowed, denied or "not allowed"
+    ///
+    /// As IAM's SimulateCustomPolicy. For policies of services that this program does not have, such as S3.
+    Simulate(Simulate),
     /// Shift the server's clock
     ///
     /// Use it to test clock skew, or to let sessions expire sooner. MFA codes follow the shifted time,
@@ -194,6 +198,43 @@ pub struct Fault {
     /// For how many calls
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+}
+
+/// `simulate`
+#[derive(Args)]
+pub struct Simulate {
+    /// The policy, JSON
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// What it is attached to
+    #[arg(long)]
+    pub kind: Attached,
+    /// The action, such as s3:PutObject
+    #[arg(long)]
+    pub action: String,
+    /// ARN of the resource
+    #[arg(long, value_name = "ARN")]
+    pub resource: String,
+    /// ARN of the user who asks
+    #[arg(long, value_name = "ARN")]
+    pub principal: String,
+    /// What the request carries, such as aws:MultiFactorAuthPresent=true
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub context: Vec<(String, String)>,
+}
+
+/// What a policy is attached to.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Attached {
+    /// A user or role
+    Identity,
+    /// A bucket of S3
+    Bucket,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a pair is KEY=VALUE")?;
+    Ok((key.to_ascii_lowercase(), value.to_owned()))
 }
 
 /// `clock`

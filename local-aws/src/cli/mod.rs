@@ -14,11 +14,11 @@ use crate::credential_files;
 use crate::error::complain;
 use crate::exchange::Exchange;
 use crate::fault::{Fault, FaultKind};
-use crate::policy::{PolicyError, PolicyKind};
+use crate::policy::{Policy, PolicyError, PolicyKind, PrincipalNames, Question};
 use crate::server::{self, ServeError, TlsFiles};
 use crate::state::{Role, State, User};
 use crate::store::{Store, StoreError};
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Attached, Command};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +65,42 @@ fn run(command: Command) -> Result<(), CommandError> {
         Command::Role(arguments) => add_role(arguments),
         Command::Key(arguments) => add_key(&arguments),
         Command::Fault(arguments) => set_fault(arguments),
+        Command::Simulate(arguments) => simulate(arguments),
         Command::Clock(arguments) => Ok(Store::open(&arguments.state)?
             .transaction(|state| state.clock_offset_seconds = arguments.offset_seconds)?),
     }
+}
+
+fn simulate(arguments: arguments::Simulate) -> Result<(), CommandError> {
+    let path = arguments.policy;
+    let text = std::fs::read_to_string(&path).map_err(|source| CommandError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    let kind = match arguments.kind {
+        Attached::Identity => PolicyKind::Identity,
+        Attached::Bucket => PolicyKind::Bucket,
+    };
+    let policy =
+        Policy::parse(&text, kind).map_err(|source| CommandError::Policy { path, source })?;
+    let account = arguments.principal.split(':').nth(4).unwrap_or_default();
+    let verdict = policy.ask(&Question {
+        action: &arguments.action,
+        resource: &arguments.resource,
+        principal: &PrincipalNames {
+            root_arn: format!("arn:aws:iam::{account}:root"),
+            account: account.to_owned(),
+            arns: vec![arguments.principal.clone()],
+            service: None,
+        },
+        context: &arguments.context.into_iter().collect(),
+    });
+    let answer = match (verdict.denied, verdict.allowed) {
+        (true, _) => "denied",
+        (false, true) => "allowed",
+        (false, false) => "not allowed",
+    };
+    writeln!(std::io::stdout(), "{answer}").map_err(CommandError::Output)
 }
 
 fn init(arguments: &arguments::Init) -> Result<(), CommandError> {

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use wildmatch::WildMatch;
 
-use super::Context;
 use super::one_or_many::OneOrMany;
+use super::{Context, PolicyKind};
 
 /// Condition keys that requests here carry, in lower case.
 const KEYS: [&str; 5] = [
@@ -19,6 +19,15 @@ const KEYS: [&str; 5] = [
     "aws:sourceip",
     "kms:calleraccount",
 ];
+/// Condition keys of S3, which only [`PolicyKind::Identity`] and [`PolicyKind::Bucket`] may have: no request here
+/// carries them.
+const S3_KEYS: [&str; 3] = [
+    "s3:if-none-match",
+    "s3:objectcreationoperation",
+    "s3:prefix",
+];
+/// The same for a bucket alone; requests to AWS do carry it.
+const SECURE_TRANSPORT: &str = "aws:securetransport";
 /// The start of the keys that carry the encryption context's pairs.
 const ENCRYPTION_CONTEXT: &str = "kms:encryptioncontext:";
 
@@ -48,19 +57,30 @@ enum Test {
 
 impl Written {
     /// The tests, all of which must hold; or what this program does not know of them.
-    pub fn parse(&self) -> Result<Vec<Condition>, String> {
+    pub fn parse(&self, kind: PolicyKind) -> Result<Vec<Condition>, String> {
         let tests = self.0.iter().flat_map(|(operator, keys)| {
             keys.iter()
-                .map(move |(key, values)| Condition::parse(operator, key, &values.0))
+                .map(move |(key, values)| Condition::parse(kind, operator, key, &values.0))
         });
         tests.collect()
     }
 }
 
 impl Condition {
-    fn parse(operator: &str, key: &str, values: &[Value]) -> Result<Self, String> {
+    fn parse(
+        kind: PolicyKind,
+        operator: &str,
+        key: &str,
+        values: &[Value],
+    ) -> Result<Self, String> {
         let key = key.to_ascii_lowercase();
-        if !KEYS.contains(&key.as_str()) && !key.starts_with(ENCRYPTION_CONTEXT) {
+        let is_known = match kind {
+            _ if KEYS.contains(&key.as_str()) || key.starts_with(ENCRYPTION_CONTEXT) => true,
+            PolicyKind::Identity => S3_KEYS.contains(&key.as_str()),
+            PolicyKind::Bucket => S3_KEYS.contains(&key.as_str()) || key == SECURE_TRANSPORT,
+            PolicyKind::Key | PolicyKind::Trust => false,
+        };
+        if !is_known {
             let known = KEYS.join(", ");
             return Err(format!(
                 "local-aws does not know the condition key {key}; it knows {known} and \

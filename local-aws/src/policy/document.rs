@@ -25,6 +25,8 @@ pub enum PolicyKind {
     Key,
     /// To a role, as who may assume it: principals, but no resources.
     Trust,
+    /// To a bucket of S3: principals and resources. Only `simulate` takes it.
+    Bucket,
 }
 
 /// A policy that has been checked.
@@ -143,11 +145,11 @@ impl Statement {
             (PolicyKind::Identity, true, _) => {
                 return Err("Policy document should not specify a principal.".to_owned());
             }
-            (PolicyKind::Identity | PolicyKind::Key, _, false) => {
+            (PolicyKind::Identity | PolicyKind::Key | PolicyKind::Bucket, _, false) => {
                 return Err("Policy statement must contain resources.".to_owned());
             }
             (PolicyKind::Trust, _, true) => return Err("Has prohibited field Resource".to_owned()),
-            (PolicyKind::Key | PolicyKind::Trust, false, _) => {
+            (PolicyKind::Key | PolicyKind::Trust | PolicyKind::Bucket, false, _) => {
                 return Err("Policy document must contain principals.".to_owned());
             }
             _ => {}
@@ -173,7 +175,7 @@ impl Statement {
             resources: Patterns::new("Resource", resource, written.not_resource, |text| {
                 Ok(text.to_owned())
             })?,
-            conditions: written.condition.parse()?,
+            conditions: written.condition.parse(kind)?,
         })
     }
 
