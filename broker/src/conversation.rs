@@ -207,7 +207,7 @@ impl Service {
         request: &Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
         let store = self.key_store.as_ref();
-        let needs_session = !store.is_some_and(|store| store.is_local(request));
+        let needs_session = !store.is_some_and(|store| store.needs_no_session(request));
         if needs_session && let Err(over) = self.sessions.session() {
             return Ok(self.kept(request).ok_or(over));
         }

@@ -40,6 +40,8 @@ const MAX_REMEMBERED: usize = 100_000;
 pub(crate) struct KeyStoreCalls {
     location: KeyStoreLocation,
     aws: Settings,
+    /// Credentials of its own, in place of the session.
+    own: Option<Arc<Credentials>>,
     /// The store, with the credentials of the last session.
     open: Mutex<Option<(Option<Arc<Credentials>>, KeyStore)>>,
     /// Whether the store has proved that it refuses to overwrite.
@@ -55,10 +57,12 @@ struct Listing {
 }
 
 impl KeyStoreCalls {
-    pub fn new(location: KeyStoreLocation, aws: Settings) -> Self {
+    /// Calls the store at `location` with credentials of its `own`, or else with the session.
+    pub fn new(location: KeyStoreLocation, aws: Settings, own: Option<Credentials>) -> Self {
         Self {
             location,
             aws,
+            own: own.map(Arc::new),
             open: Mutex::new(None),
             is_checked: AtomicBool::new(false),
             listing: Mutex::default(),
@@ -78,9 +82,9 @@ impl KeyStoreCalls {
         }
     }
 
-    /// Whether `request` can be served without a session: it only reads a directory.
-    pub fn is_local(&self, request: &Request) -> bool {
-        matches!(self.location, KeyStoreLocation::Directory(_))
+    /// Whether `request` can be served without a session: it only reads, and the store needs no session.
+    pub fn needs_no_session(&self, request: &Request) -> bool {
+        (matches!(self.location, KeyStoreLocation::Directory(_)) || self.own.is_some())
             && matches!(request, Request::FindKey(_) | Request::ListKeys(_))
     }
 
@@ -286,7 +290,10 @@ impl KeyStoreCalls {
     fn store(&self, sessions: &SessionManager) -> Result<KeyStore, Failure> {
         let session = match self.location {
             KeyStoreLocation::Directory(_) => None,
-            KeyStoreLocation::S3 { .. } => Some(sessions.session()?),
+            KeyStoreLocation::S3 { .. } => Some(match &self.own {
+                Some(own) => Arc::clone(own),
+                None => sessions.session()?,
+            }),
         };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, store)) = &*open
@@ -306,9 +313,16 @@ impl KeyStoreCalls {
         result: Result<T, StoreError>,
     ) -> Result<T, Failure> {
         result.map_err(|error| {
-            error.failure(|| match sessions.session() {
-                Ok(session) => sessions.ended(&session),
-                Err(over) => over,
+            error.failure(|| match (&self.own, sessions.session()) {
+                (Some(own), _) => Failure {
+                    kind: FailureKind::NotAuthenticated,
+                    message: format!(
+                        "the credentials {} of key_store_profile have expired; restart the broker with fresh ones",
+                        own.access_key_id
+                    ),
+                },
+                (None, Ok(session)) => sessions.ended(&session),
+                (None, Err(over)) => over,
             })
         })
     }

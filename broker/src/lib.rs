@@ -25,6 +25,7 @@ mod users;
 
 use std::{
     io,
+    os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::Arc,
@@ -36,7 +37,7 @@ use aws_session::{
     config::{Config, ConfigError, Mfa},
     credentials::Credentials,
     settings::{Reader, Settings, SettingsError},
-    source_credentials::{CredentialsError, Finder},
+    source_credentials::{self, CredentialsError, Finder},
 };
 use broker_api::FrameError;
 use clap::Parser;
@@ -134,7 +135,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
         .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
             let aws = Settings::read(&config.session, Reader::Service)?;
-            Ok((lifetime, Prepared::new(&config, aws)?))
+            Ok((lifetime, Prepared::new(&config, aws, None)?))
         });
     let started: Started = match &prepared {
         Ok(_) => Ok(()),
@@ -180,7 +181,10 @@ fn run_alone(config: Config) -> Result<(), RunError> {
         );
     }
     let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
-    let prepared = Prepared::new(&config, aws)?;
+    let prepared = match Prepared::new(&config, aws, Some(signals.descriptor())) {
+        Err(RunError::Credentials(CredentialsError::Interrupted)) => return Ok(()),
+        prepared => prepared?,
+    };
     // Without waiting for a session: units that need one wait for it themselves.
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
@@ -209,19 +213,32 @@ struct Prepared {
     runtime: Runtime,
     aws: Settings,
     kms: KmsCalls,
+    key_store: Option<KeyStoreCalls>,
     users: Users,
     listener: Listener,
 }
 
 impl Prepared {
-    fn new(config: &Config, aws: Settings) -> Result<Self, RunError> {
+    fn new(
+        config: &Config,
+        aws: Settings,
+        interrupt: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, RunError> {
         // This thread serves all connections and calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| RunError::System("start the AWS SDK", error))?;
         let users = Users::new(process::max_connections());
+        let key_store = match &config.broker.key_store {
+            None => None,
+            Some(location) => {
+                let own = source_credentials::of_key_store(config, &aws, interrupt)?;
+                Some(KeyStoreCalls::new(location.clone(), aws.clone(), own))
+            }
+        };
         Ok(Self {
+            key_store,
             kms: KmsCalls::new(&aws),
             aws,
             runtime,
@@ -243,15 +260,11 @@ impl Prepared {
             runtime,
             aws,
             kms,
+            key_store,
             users,
             listener,
         } = self;
         let cache = KeyCache::new(config.broker.key_cache);
-        let key_store = config
-            .broker
-            .key_store
-            .clone()
-            .map(|location| KeyStoreCalls::new(location, aws.clone()));
         let admission = Admission::new(config.broker.socket_gid);
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;

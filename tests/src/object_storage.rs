@@ -1,13 +1,13 @@
 //! A key store for the tests: S3 as moto has it, with faults in front of it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -24,7 +24,27 @@ pub struct ObjectStorage {
     _server: Process,
     port: u16,
     front: u16,
-    faults: Arc<Mutex<VecDeque<Fault>>>,
+    front_state: Arc<Front>,
+}
+
+/// What is in front of the storage.
+#[derive(Default)]
+struct Front {
+    faults: Mutex<VecDeque<Fault>>,
+    /// Access keys that signed a request.
+    access_keys: Mutex<BTreeSet<String>>,
+}
+
+impl Front {
+    fn faults(&self) -> MutexGuard<'_, VecDeque<Fault>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn access_keys(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.access_keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Something that goes wrong with the next request of this method.
@@ -70,19 +90,19 @@ impl ObjectStorage {
         let port = line.rsplit(':').next().unwrap().trim().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let front = listener.local_addr().unwrap().port();
-        let faults = Arc::new(Mutex::new(VecDeque::new()));
-        let shared = Arc::clone(&faults);
+        let front_state = Arc::new(Front::default());
+        let shared = Arc::clone(&front_state);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let faults = Arc::clone(&shared);
-                thread::spawn(move || serve(stream, port, &faults));
+                let state = Arc::clone(&shared);
+                thread::spawn(move || serve(stream, port, &state));
             }
         });
         let storage = Self {
             _server: server,
             port,
             front,
-            faults,
+            front_state,
         };
         let (status, body) = storage.ask("PUT", "", b"");
         assert_eq!(status, 200, "{body}");
@@ -101,20 +121,24 @@ impl ObjectStorage {
 
     /// Lets something go wrong with the next request of its method, after what was said before.
     pub fn fault(&self, method: &'static str, what: What) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.push_back(Fault { method, what });
+        self.front_state.faults().push_back(Fault { method, what });
     }
 
     /// Nothing goes wrong any more.
     pub fn recover(&self) {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.clear();
+        self.front_state.faults().clear();
     }
 
     /// Number of faults that have not happened yet.
     pub fn faults_left(&self) -> usize {
-        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        faults.len()
+        self.front_state.faults().len()
+    }
+
+    /// The access keys that have signed requests since the last time.
+    pub fn take_access_keys(&self) -> Vec<String> {
+        std::mem::take(&mut *self.front_state.access_keys())
+            .into_iter()
+            .collect()
     }
 
     /// The content of an object.
@@ -164,12 +188,16 @@ impl ObjectStorage {
 }
 
 /// Passes one request on. The client connects again for the next one.
-fn serve(mut client: TcpStream, port: u16, faults: &Mutex<VecDeque<Fault>>) {
+fn serve(mut client: TcpStream, port: u16, state: &Front) {
     let Some((head, body)) = read_request(&mut client) else {
         return;
     };
+    if let Some((_, credential)) = head.split_once("Credential=") {
+        let access_key = credential.split('/').next().unwrap_or_default();
+        state.access_keys().insert(access_key.into());
+    }
     let what = {
-        let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = state.faults();
         let position = faults.iter().position(|it| head.starts_with(it.method));
         position.and_then(|position| faults.remove(position))
     };

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 
 use crate::{
     clock::parse_utc,
-    config::{Mfa, SessionConfig},
+    config::{Config, Mfa, SessionConfig},
     credentials::Credentials,
     interrupt::unless_readable,
     service_credential,
@@ -61,6 +61,9 @@ pub enum CredentialsError {
     /// A variable.
     #[error(transparent)]
     Variable(#[from] VariableError),
+    /// Those for the key store.
+    #[error("cannot use key_store_profile: {0}")]
+    KeyStore(Box<Self>),
     /// The interrupt descriptor became readable.
     #[error("interrupted")]
     Interrupted,
@@ -80,6 +83,32 @@ pub enum CredentialsError {
     /// The SDK could not be started.
     #[error("cannot look for AWS credentials: {0}")]
     Runtime(#[from] std::io::Error),
+}
+
+/// Finds the credentials of `key_store_profile`; `None`: the key store is used with the session.
+pub fn of_key_store(
+    config: &Config,
+    aws: &Settings,
+    interrupt: Option<BorrowedFd<'_>>,
+) -> Result<Option<Credentials>, CredentialsError> {
+    let Some(profile) = &config.broker.key_store_profile else {
+        return Ok(None);
+    };
+    let config = &SessionConfig {
+        profile: Some(profile.clone()),
+        mfa: Mfa::Off,
+        ..config.session.clone()
+    };
+    let finder = Finder {
+        config,
+        aws,
+        interrupt,
+    };
+    match finder.find() {
+        Ok(credentials) => Ok(Some(credentials)),
+        Err(CredentialsError::Interrupted) => Err(CredentialsError::Interrupted),
+        Err(error) => Err(CredentialsError::KeyStore(error.into())),
+    }
 }
 
 /// Searches for credentials.

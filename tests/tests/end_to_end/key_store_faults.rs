@@ -316,6 +316,48 @@ fn a_session_that_s3_calls_expired_is_over_and_the_next_code_opens_another() {
 }
 
 #[test]
+fn the_key_store_is_called_with_the_session_or_with_the_key_of_a_profile() {
+    let storage = ObjectStorage::start();
+    let host = Host::new(&storage, "db1").checked();
+    stored(host.make(10, Numbering::First));
+    let keys = storage.take_access_keys();
+    assert!(keys.len() == 1 && keys[0].starts_with("ASIA"), "{keys:?}");
+
+    let scene = Scene::new()
+        .with_broker()
+        .line(&format!("key_store = {}", storage.location("db1")))
+        .line("key_store_profile = storage");
+    let credentials = scene.aws.path("credentials");
+    let mut text = std::fs::read_to_string(&credentials).unwrap();
+    text += "\n[storage]\naws_access_key_id = AKIASTORAGE\naws_secret_access_key = secret\n";
+    std::fs::write(&credentials, text).unwrap();
+    let (_, log) = Process::start(&mut scene.broker_command()).finish();
+    assert!(
+        log.contains("cannot use key_store_profile: there is no profile storage"),
+        "{log}"
+    );
+    let mut command = scene.broker_command();
+    command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials);
+    let broker = Process::start(command.env("AWS_ENDPOINT_URL_S3", storage.endpoint()));
+    broker.wait_for("write a new MFA code");
+    let host = Host { scene, broker };
+    // It needs no session to be read.
+    assert_eq!(stored(host.find(10, None)).0.1, 1);
+    let (kind, _) = host.refusal(&make(11, Numbering::First));
+    assert_eq!(kind, FailureKind::SessionOver);
+    host.give_code();
+    assert!(stored(host.make(11, Numbering::First)).1);
+    assert_eq!(storage.take_access_keys(), ["AKIASTORAGE"]);
+    storage.fault("GET", What::Refused(400, "ExpiredToken"));
+    let (kind, text) = host.refusal(&find(10, None));
+    assert_eq!(kind, FailureKind::NotAuthenticated, "{text}");
+    assert!(
+        text.contains("AKIASTORAGE of key_store_profile have expired"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_server_keeps_its_keys_in_s3_and_finds_them_there_again() {
     let storage = ObjectStorage::start();
     let host = Host::new(&storage, "prod/db1").checked();

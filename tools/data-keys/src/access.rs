@@ -6,7 +6,7 @@ use aws_session::{
     config::Config,
     credentials::Credentials,
     settings::{Reader, Settings},
-    source_credentials::Finder,
+    source_credentials::{self, Finder},
 };
 use clap::Args;
 use code_channel::interactive_session;
@@ -26,6 +26,8 @@ pub(crate) struct AccessArguments {
 pub(crate) struct Access {
     pub aws: Settings,
     pub session: Credentials,
+    /// Those of `key_store_profile`, for the key store.
+    pub of_key_store: Option<Credentials>,
 }
 
 impl AccessArguments {
@@ -42,10 +44,20 @@ impl AccessArguments {
         Ok(Settings::read(&config.session, Reader::Operator)?)
     }
 
+    /// Credentials that only the key store needs, if it has any.
+    pub fn of_key_store(
+        &self,
+        config: &Config,
+        aws: &Settings,
+    ) -> Result<Option<Credentials>, DataKeysError> {
+        Ok(source_credentials::of_key_store(config, aws, None)?)
+    }
+
     /// Gets the credentials: those that the AWS CLI would find, or a session in exchange for a code.
     pub fn open(&self) -> Result<Access, DataKeysError> {
         let config = self.config()?;
         let aws = self.settings(&config)?;
+        let of_key_store = self.of_key_store(&config, &aws)?;
         match &self.config {
             None => {
                 let finder = Finder {
@@ -55,12 +67,20 @@ impl AccessArguments {
                     interrupt: None,
                 };
                 let session = finder.find()?;
-                Ok(Access { aws, session })
+                Ok(Access {
+                    aws,
+                    session,
+                    of_key_store,
+                })
             }
             Some(_) => {
                 logging::use_format(config.log_format);
                 let session = ask(&config, &aws)?;
-                Ok(Access { aws, session })
+                Ok(Access {
+                    aws,
+                    session,
+                    of_key_store,
+                })
             }
         }
     }

@@ -34,17 +34,17 @@ impl StoreArguments {
     }
 }
 
-/// Opens the store. A directory needs no credentials.
+/// Opens the store. Neither a directory nor a store with credentials of its own needs a session.
 pub(crate) fn open(
     location: &KeyStoreLocation,
     access: &AccessArguments,
 ) -> Result<KeyStore, DataKeysError> {
-    Ok(match location {
-        KeyStoreLocation::Directory(_) => {
-            let config = access.config()?;
-            KeyStore::open(location, &access.settings(&config)?, None)?
-        }
-        KeyStoreLocation::S3 { .. } => open_with(location, &access.open()?)?,
+    let config = access.config()?;
+    let aws = access.settings(&config)?;
+    let own = access.of_key_store(&config, &aws)?;
+    Ok(match (location, &own) {
+        (KeyStoreLocation::S3 { .. }, None) => open_with(location, &access.open()?)?,
+        _ => KeyStore::open(location, &aws, own.as_ref())?,
     })
 }
 
@@ -53,7 +53,8 @@ pub(crate) fn open_with(
     location: &KeyStoreLocation,
     access: &Access,
 ) -> Result<KeyStore, StoreError> {
-    KeyStore::open(location, &access.aws, Some(&access.session))
+    let credentials = access.of_key_store.as_ref().unwrap_or(&access.session);
+    KeyStore::open(location, &access.aws, Some(credentials))
 }
 
 /// Says that a key has one check value here and another one in the store.

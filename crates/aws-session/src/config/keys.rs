@@ -129,6 +129,8 @@ keys! {
         "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: until the session ends.";
     KEY_STORE: "key_store", Kind::KeyStore, "",
         "A second home for the wrapped data keys, from which lost key files come back and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
+    KEY_STORE_PROFILE: "key_store_profile", Kind::Name, "",
+        "The AWS profile whose credentials are used for the key store, for a store of the S3 protocol that does not know AWS's sessions. Without this key: the session.";
     LOG_FORMAT: "log_format", Kind::Word(&["text", "json"]), "text",
         "Format of the log if it does not go to the journal. `json` writes each event as a JSON object.";
     MFA: "mfa", Kind::Word(&["true", "elsewhere", "false"]), "true",

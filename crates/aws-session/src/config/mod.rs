@@ -85,6 +85,8 @@ pub struct BrokerConfig {
     pub key_cache: KeyCache,
     /// The second home of the wrapped keys.
     pub key_store: Option<KeyStoreLocation>,
+    /// The profile of its credentials; `None`: the session.
+    pub key_store_profile: Option<String>,
 }
 
 /// Where a code is exchanged for a session.
@@ -205,6 +207,7 @@ impl Values<'_> {
                     _ => KeyCache::Lifetime,
                 },
                 key_store: self.get(&keys::KEY_STORE, |_, place| place.parse().ok())?,
+                key_store_profile: self.get(&keys::KEY_STORE_PROFILE, not_empty)?,
             },
             handoff: match self.word(&keys::HANDOFF)? {
                 "broker" => Handoff::Broker,
