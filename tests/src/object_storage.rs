@@ -268,14 +268,34 @@ fn read_request(client: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 }
 
 /// A directory as a key store.
-pub struct StoreDirectory(std::path::PathBuf);
+pub struct StoreDirectory(std::path::PathBuf, bool);
+
+impl Drop for StoreDirectory {
+    fn drop(&mut self) {
+        if self.1 {
+            let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        }
+    }
+}
 
 impl StoreDirectory {
     /// Makes it, as `kms-data-keys push` does.
     pub fn new(sandbox: &Sandbox) -> Self {
         let path = sandbox.directory("key-store");
         fs::write(path.join("conditional-put-check"), "").unwrap();
-        Self(path)
+        Self(path, false)
+    }
+
+    /// The same, with no room for a key.
+    pub fn full(sandbox: &Sandbox) -> Self {
+        let path = sandbox.directory("full-key-store");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "nr_inodes=3", "none"])
+            .arg(&path)
+            .status();
+        assert!(mount.unwrap().success());
+        fs::write(path.join("conditional-put-check"), "").unwrap();
+        Self(path, true)
     }
 
     /// The value of `key_store`.

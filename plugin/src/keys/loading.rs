@@ -112,7 +112,7 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
 ///
 /// Errors: a version is another key there. What is encrypted here from now on, other servers could not read.
 fn load_from_key_store(manager: &KeyManager) -> Result<(), StartError> {
-    let compared = manager.compare_with_key_store()?;
+    let compared = manager.compare_with_key_store();
     if !compared.different.is_empty() {
         for different in compared.different.iter().take(LISTED) {
             log::error(different);

@@ -222,10 +222,20 @@ impl KeyManager {
 
     /// Compares the keys here with those of the key store, and fetches what is missing here. Tells of what is
     /// missing there. Without a session, or if the key store does not answer, nothing is compared.
-    pub(super) fn compare_with_key_store(&self) -> Result<Comparison, KeyError> {
+    pub(super) fn compare_with_key_store(&self) -> Comparison {
         let mut comparison = Comparison::default();
-        let Some(key_store) = self.key_store()? else {
-            return Ok(comparison);
+        let not_compared = |error: &dyn std::fmt::Display| {
+            log::warning(&format!(
+                "the keys here were not compared with the key store: {error}"
+            ));
+        };
+        let key_store = match self.key_store() {
+            Ok(Some(key_store)) => key_store,
+            Ok(None) => return comparison,
+            Err(error) => {
+                not_compared(&error);
+                return comparison;
+            }
         };
         let limits = Limits {
             deadline: Some(Instant::now() + LIST_PATIENCE),
@@ -234,10 +244,8 @@ impl KeyManager {
         let listed = match self.kms.list_keys(&limits) {
             Ok(listed) => listed,
             Err(error) => {
-                log::warning(&format!(
-                    "the keys here were not compared with the key store: {error}"
-                ));
-                return Ok(comparison);
+                not_compared(&error);
+                return comparison;
             }
         };
         let stored: BTreeMap<_, _> = listed
@@ -277,7 +285,7 @@ impl KeyManager {
         if comparison.different.is_empty() {
             self.fetch_all(&key_store, &comparison.missing_here, WaitPolicy::Never);
         }
-        Ok(comparison)
+        comparison
     }
 
     /// Fetches several keys at the same time. A failure is reported once, and what is missing is asked for again

@@ -36,7 +36,7 @@ use super::{
 use broker_care::CODE_PATIENCE;
 use disturbances::Disturbance;
 
-use crate::{Database, ENCRYPT_ALL, Process, Scene, contains_bytes};
+use crate::{Database, ENCRYPT_ALL, Process, Scene, StoreDirectory, contains_bytes};
 
 /// Start and stop of a server take that long at most, even on a busy machine.
 const START_AND_STOP_BOUND: Duration = Duration::from_secs(240);
@@ -90,6 +90,7 @@ const BESIDE: [Beside; 8] = [
 pub(super) struct Director<'w> {
     pub world: &'w World,
     pub scene: &'w mut Scene,
+    pub store: Option<&'w StoreDirectory>,
     pub database: Database,
     pub random: Rng,
     /// The broker that is a service, if there is one.
@@ -171,7 +172,12 @@ const AT_START: [Disturbance; 4] = [
 ];
 
 impl<'w> Director<'w> {
-    pub fn new(world: &'w World, scene: &'w mut Scene, seed: u64) -> Self {
+    pub fn new(
+        world: &'w World,
+        scene: &'w mut Scene,
+        store: Option<&'w StoreDirectory>,
+        seed: u64,
+    ) -> Self {
         let other_key = scene.aws.key(&["--alias=alias/other"]);
         let query = ["--query=KeyMetadata.KeyId", "--output=text"];
         let describe = ["kms", "describe-key", "--key-id=alias/mariadb"];
@@ -202,6 +208,7 @@ impl<'w> Director<'w> {
             master_keys: vec!["alias/mariadb".into(), other_key],
             master_key_id,
             scene,
+            store,
             database,
             random: Rng::with_seed(seed),
             service: None,

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::Scene;
+use crate::{Scene, StoreDirectory};
 use director::Director;
 use world::World;
 
@@ -82,12 +82,17 @@ pub fn run(options: &Options) -> Result<String, Box<Failure>> {
     let mut scene = Scene::with_aws(&[&format!("--session-lifetime={SESSION_SECONDS}")])
         .with_broker()
         .line("request_timeout_seconds = 4");
+    // Half of the runs have one.
+    let store = (options.seed.is_multiple_of(2)).then(|| StoreDirectory::new(&scene.sandbox));
+    if let Some(store) = &store {
+        scene = scene.line(&format!("key_store = {}", store.location()));
+    }
     let kept = scene.sandbox.directory("report");
     let world = World::new(&kept, options.sabotage);
     thread::scope(|scope| {
         scope.spawn(|| world.watch.run(|reason| world.fail(reason)));
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut director = Director::new(&world, &mut scene, options.seed);
+            let mut director = Director::new(&world, &mut scene, store.as_ref(), options.seed);
             let result = catch_unwind(AssertUnwindSafe(|| {
                 director.run(began + options.duration);
             }));

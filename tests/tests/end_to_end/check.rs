@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use end_to_end_tests::{Database, NOBODY, SLEEP, Scene, set_user, wait_until};
+use end_to_end_tests::{Database, NOBODY, ObjectStorage, SLEEP, Scene, What, set_user, wait_until};
 
 /// A check that was run.
 struct Checked {
@@ -360,4 +360,34 @@ fn a_server_that_drops_to_another_user_needs_a_group_that_the_broker_serves() {
     let run = scene.fifo().parent().unwrap();
     fs::set_permissions(run, PermissionsExt::from_mode(0o700)).unwrap();
     of_user(&scene, &server, "FAILED", "who cannot search ");
+}
+
+#[test]
+fn the_key_store_is_looked_for_where_the_broker_will_use_it() {
+    let storage = ObjectStorage::start();
+    let scene = Scene::new().line(&format!("key_store = {}", storage.location("db1")));
+    let url = format!("{}/keys", storage.endpoint());
+    let mut command = check(&scene, &SLEEP);
+    command.env("AWS_ENDPOINT_URL_S3", storage.endpoint());
+    let checked = Checked::of(&mut command);
+    checked.says("key store", "ok", &format!("{url} answers"));
+    assert_eq!(checked.code, Some(0), "{}", checked.list);
+
+    storage.fault("GET", What::Refused(404, "NoSuchBucket"));
+    let checked = Checked::of(&mut command);
+    checked.says(
+        "key store",
+        "FAILED",
+        "there is no such bucket; check key_store",
+    );
+    assert_eq!(checked.code, Some(125));
+
+    let scene = scene.without("key_store");
+    let directory = scene.sandbox.path("keys");
+    let scene = scene.line(&format!("key_store = file://{}", directory.display()));
+    let checked = Checked::of(&mut check(&scene, &SLEEP));
+    checked.says("key store", "FAILED", "No such file or directory");
+    fs::create_dir(&directory).unwrap();
+    let checked = Checked::of(&mut check(&scene, &SLEEP));
+    checked.says("key store", "ok", "is there");
 }

@@ -272,6 +272,52 @@ fn a_silent_store_is_given_up_within_the_time_limit_and_a_slow_one_is_waited_for
 }
 
 #[test]
+fn a_store_that_cannot_be_reached_or_is_full_is_named_and_no_key_is_made() {
+    let scene = Scene::new().with_broker().line("key_store = s3://keys/db1");
+    let host = Host::with(scene, |command| {
+        command.env("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    });
+    let line = host
+        .broker
+        .wait_for("until this is corrected, no data key can be made");
+    assert!(
+        line.contains("the key store s3://keys/db1 cannot be written: 127.0.0.1:1: "),
+        "{line}"
+    );
+    let (kind, text) = host.refusal(&make(10, Numbering::First));
+    assert_eq!(kind, FailureKind::Unavailable);
+    assert!(text.contains("127.0.0.1:1: Connection refused"), "{text}");
+
+    let storage = ObjectStorage::start();
+    let host = Host::new(&storage, "db1").checked();
+    for _ in 0..3 {
+        storage.fault("PUT", What::Refused(507, "InsufficientStorage"));
+    }
+    let (kind, text) = host.refusal(&make(10, Numbering::First));
+    assert_eq!(kind, FailureKind::Unavailable, "{text}");
+    assert!(
+        text.contains("cannot be written (request REQ1): InsufficientStorage"),
+        "{text}"
+    );
+    assert_eq!(storage.names("db1"), ["conditional-put-check"]);
+
+    let scene = Scene::new().with_broker();
+    let store = StoreDirectory::full(&scene.sandbox);
+    let host = Host::with(
+        scene.line(&format!("key_store = {}", store.location())),
+        |command| command,
+    )
+    .checked();
+    let (kind, text) = host.refusal(&make(10, Numbering::First));
+    assert_eq!(kind, FailureKind::Unavailable, "{text}");
+    assert!(
+        text.contains("cannot be written: ") && text.contains("No space left on device"),
+        "{text}"
+    );
+    assert_eq!(store.names(), [""; 0]);
+}
+
+#[test]
 fn a_store_that_overwrites_is_found_out_before_a_key_is_made() {
     let storage = ObjectStorage::start();
     for _ in 0..4 {

@@ -195,8 +195,8 @@ impl Director<'_> {
         output
     }
 
-    /// The stopped server's files: what `check` calls not needed is left out of a copy, which is
-    /// started and compared.
+    /// The stopped server's files: what `check` calls not needed is left out of a copy, or all key files
+    /// if there is a key store, which has each of them. The copy is started and compared.
     pub(in crate::chaos) fn check_and_copy(&mut self) {
         let datadir = self.database.datadir.clone();
         self.world.note("kms-data-keys check");
@@ -209,9 +209,21 @@ impl Director<'_> {
         let (status, output) = self.run_tool("copy the data directory", &mut copy);
         assert!(status.success(), "{output}");
         let files = key_files(&datadir);
+        if let Some(store) = self.store {
+            let stored = store.names();
+            for name in &files {
+                let object = name
+                    .trim_start_matches("aws-kms-key.")
+                    .replacen('.', "/", 1);
+                assert!(stored.contains(&object), "{name} is not in the key store");
+            }
+            self.world
+                .tally
+                .add("checks", "keys in the key store", files.len() as u64);
+        }
         let not_needed: Vec<_> = files
             .iter()
-            .filter(|name| checked.calls_not_needed(&datadir.join(name)))
+            .filter(|name| self.store.is_some() || checked.calls_not_needed(&datadir.join(name)))
             .collect();
         for name in &not_needed {
             fs::remove_file(copied.join(name)).unwrap();
