@@ -15,13 +15,11 @@ use crate::{
     version,
     disable_help_subcommand = true,
     after_help = "\
-Data key files are named aws-kms-key.ID.VERSION, and .ctr for AES_CTR. They are
-in the data directory or in aws_key_management_keyfile_dir. KMS is called with
-the credentials that the AWS CLI would find, or after an MFA code:
-  kms-data-keys verify --config=FILE DIR
+Key files are named aws-kms-key.ID.VERSION, and .ctr for AES_CTR. They are in
+the data directory or in aws_key_management_keyfile_dir. AWS is called with the
+credentials that the AWS CLI would find, or after an MFA code (--config=FILE).
 
-Exit status: 0 if all is well, 1 if something is wrong, 125 if it could not be
-done. More in kms-data-keys(8)."
+Exit status: 0 all is well, 1 something is wrong, 125 it could not be done."
 )]
 pub(crate) struct CommandLine {
     #[command(subcommand)]

@@ -33,11 +33,11 @@ With --store, the exit status tells what differs: 1 if keys are only here and
 would be lost with this host, 2 if some are only in the key store, 3 if some are
 other keys there than here.")]
 pub(crate) struct Arguments {
-    /// Also decrypt each key at KMS, and list its length in bytes and its master key
+    /// Decrypt each key, and list its length and master key too
     #[arg(long)]
     kms: bool,
 
-    /// Compare with the key store: that of --config or of --broker-socket, or LOCATION
+    /// Compare with the key store, that of the configuration or broker
     #[arg(
         long,
         value_name = "LOCATION",

@@ -18,7 +18,7 @@ use crate::{
 /// Which key store.
 #[derive(Debug, Args)]
 pub(crate) struct StoreArguments {
-    /// The key store: s3://BUCKET/PREFIX or file:///PATH [default: key_store of --config]
+    /// The key store [default: key_store of --config]
     #[arg(long, value_name = "LOCATION")]
     pub store: Option<KeyStoreLocation>,
 }
