@@ -100,9 +100,12 @@ impl KeyStoreCalls {
                 event = "key_store",
                 key_store = %self.location,
                 versions = versions.len(),
-                "the key store {} can be used; it has {} key versions",
+                "the key store {} can be used; it has {}",
                 self.location,
-                versions.len()
+                match versions.len() {
+                    1 => "1 key version".into(),
+                    count => format!("{count} key versions"),
+                }
             ),
             Err(failure) if failure.kind == FailureKind::SessionOver => {}
             Err(failure) => error!(

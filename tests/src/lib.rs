@@ -42,7 +42,7 @@ pub use fences::{Fence, fence};
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};
-pub use object_storage::{Fault, ObjectStorage, StoreDirectory, What};
+pub use object_storage::{Fault, ObjectStorage, StoreDirectory, TlsStorage, What};
 pub use process::{Process, wait_until};
 pub use proxy::Proxy;
 pub use sandbox::{Sandbox, dist, number_from_environment};

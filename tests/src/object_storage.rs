@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -33,6 +33,10 @@ struct Front {
     faults: Mutex<VecDeque<Fault>>,
     /// Access keys that signed a request.
     access_keys: Mutex<BTreeSet<String>>,
+    /// Request lines and headers of puts, in lower case.
+    puts: Mutex<Vec<String>>,
+    /// Held during a put: S3 looks whether there is an object and puts it in one step, moto in two.
+    putting: Mutex<()>,
 }
 
 impl Front {
@@ -78,16 +82,7 @@ pub enum What {
 impl ObjectStorage {
     /// Starts it with an empty bucket.
     pub fn start() -> Self {
-        let tools = Command::new(SCRIPT)
-            .args(["moto-tools", "moto[server]==5.2.5"])
-            .output()
-            .unwrap();
-        assert!(tools.status.success(), "{tools:?}");
-        let tools = String::from_utf8(tools.stdout).unwrap();
-        let mut command = Command::new(Path::new(tools.trim()).join("moto_server"));
-        let server = Process::start(command.args(["-H", "127.0.0.1", "-p", "0"]));
-        let line = server.wait_for("Running on http://127.0.0.1:");
-        let port = line.rsplit(':').next().unwrap().trim().parse().unwrap();
+        let (server, port) = moto(&[]);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let front = listener.local_addr().unwrap().port();
         let front_state = Arc::new(Front::default());
@@ -132,6 +127,12 @@ impl ObjectStorage {
     /// Number of faults that have not happened yet.
     pub fn faults_left(&self) -> usize {
         self.front_state.faults().len()
+    }
+
+    /// Request line and headers of each put, in lower case.
+    pub fn puts(&self) -> Vec<String> {
+        let puts = &self.front_state.puts;
+        puts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The access keys that have signed requests since the last time.
@@ -187,6 +188,59 @@ impl ObjectStorage {
     }
 }
 
+/// The same bucket behind TLS, without faults.
+pub struct TlsStorage {
+    _server: Process,
+    /// `HOST:PORT`.
+    pub address: String,
+}
+
+impl TlsStorage {
+    /// Starts it with an empty bucket, and the certificate and key in these PEM files.
+    pub fn start(certificate: &str, key: &str) -> Self {
+        let (server, port) = moto(&["-c", certificate, "-k", key]);
+        let address = format!("127.0.0.1:{port}");
+        let made = Command::new(tools().join("aws"))
+            .args([
+                "s3api",
+                "create-bucket",
+                "--bucket",
+                BUCKET,
+                "--no-verify-ssl",
+            ])
+            .arg(format!("--endpoint-url=https://{address}"))
+            .env("AWS_ACCESS_KEY_ID", "AKIATEST")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .env("AWS_REGION", "us-east-1")
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        Self {
+            _server: server,
+            address,
+        }
+    }
+}
+
+fn tools() -> PathBuf {
+    let tools = Command::new(SCRIPT)
+        .args(["moto-tools", "moto[server]==5.2.5"])
+        .output()
+        .unwrap();
+    assert!(tools.status.success(), "{tools:?}");
+    String::from_utf8(tools.stdout).unwrap().trim().into()
+}
+
+/// moto with further arguments, and its port.
+fn moto(arguments: &[&str]) -> (Process, u16) {
+    let mut command = Command::new(tools().join("moto_server"));
+    command.args(["-H", "127.0.0.1", "-p", "0"]).args(arguments);
+    let server = Process::start(&mut command);
+    let line = server.wait_for("://127.0.0.1:");
+    let port = line.rsplit(':').next().unwrap().trim().parse().unwrap();
+    (server, port)
+}
+
 /// Passes one request on. The client connects again for the next one.
 fn serve(mut client: TcpStream, port: u16, state: &Front) {
     let Some((head, body)) = read_request(&mut client) else {
@@ -195,6 +249,10 @@ fn serve(mut client: TcpStream, port: u16, state: &Front) {
     if let Some((_, credential)) = head.split_once("Credential=") {
         let access_key = credential.split('/').next().unwrap_or_default();
         state.access_keys().insert(access_key.into());
+    }
+    if head.starts_with("PUT") {
+        let mut puts = state.puts.lock().unwrap_or_else(PoisonError::into_inner);
+        puts.push(head.to_lowercase());
     }
     let what = {
         let mut faults = state.faults();
@@ -209,7 +267,9 @@ fn serve(mut client: TcpStream, port: u16, state: &Front) {
     if matches!(what, Some(What::Unconditional)) {
         head.retain(|line| !line.to_lowercase().starts_with("if-none-match:"));
     }
+    let is_put = head.first().is_some_and(|line| line.starts_with("PUT"));
     let forward = || {
+        let _alone = is_put.then(|| state.putting.lock().unwrap_or_else(PoisonError::into_inner));
         let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
         let head = format!("{}\r\nConnection: close\r\n\r\n", head.join("\r\n"));
         stream.write_all(&[head.as_bytes(), &body].concat()).ok()?;

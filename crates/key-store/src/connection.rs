@@ -99,7 +99,7 @@ impl HttpService for Connection {
 /// Whether `object_store` reads the answer right: there is such an object, or none.
 fn is_about_object(status: StatusCode, code: &str) -> bool {
     match status {
-        StatusCode::NOT_FOUND => matches!(code, "NoSuchKey" | ""),
+        StatusCode::NOT_FOUND => code == "NoSuchKey",
         StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::NOT_MODIFIED => true,
         _ => false,
     }

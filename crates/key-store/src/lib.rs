@@ -266,7 +266,18 @@ impl KeyStore {
         let mut attempt = 1;
         loop {
             let error = match self.put_new(&path, object::format(key).into()).await {
-                Ok(()) => return Ok(Put::New),
+                // What the servers are going to use must be what lies under the name.
+                Ok(()) => {
+                    return match self.get(id, version, form).await? {
+                        Some(there) if there == *key => Ok(Put::New),
+                        Some(there) => Ok(Put::Exists(there)),
+                        None => Err(StoreError::Invalid {
+                            location: self.location.clone(),
+                            object: self.shown(&path),
+                            why: "it was put there and is not there".into(),
+                        }),
+                    };
+                }
                 Err(error) => error,
             };
             // It may be our own, whose answer was lost or came as an error; and a conflict with another

@@ -65,6 +65,17 @@ impl Cluster {
         }
     }
 
+    /// The same with a broker that has this key store, or none.
+    fn with_store(mut self, location: Option<&str>) -> Self {
+        drop(self.broker.take());
+        self.scene = self.scene.without("key_store");
+        if let Some(location) = location {
+            self.scene = self.scene.line(&format!("key_store = {location}"));
+        }
+        self.broker = Some(self.scene.start_broker());
+        self
+    }
+
     fn node(&self, name: &'static str) -> Node {
         let sandbox = Sandbox::new();
         let database = Database::new(&sandbox);
@@ -278,10 +289,7 @@ fn a_cluster_lives_with_one_key_store(sst_method: &'static str) {
     three.stop();
     three.lose_data();
     let location = cluster.store.location();
-    let (scene, broker) = (cluster.scene, cluster.broker.take());
-    drop(broker);
-    cluster.scene = scene.without("key_store");
-    cluster.broker = Some(cluster.scene.start_broker());
+    cluster = cluster.with_store(None);
     cluster.prepare(&three, &[]);
     fs::write(
         &three.options,
@@ -296,10 +304,7 @@ fn a_cluster_lives_with_one_key_store(sst_method: &'static str) {
     );
     three.database.wait_until_ready(&alone);
     three.database.stop(&mut alone);
-    let scene = cluster.scene;
-    drop(cluster.broker.take());
-    cluster.scene = scene.line(&format!("key_store = {location}"));
-    cluster.broker = Some(cluster.scene.start_broker());
+    cluster = cluster.with_store(Some(&location));
     let error = cluster.try_start(&mut three, &[&one, &two]).unwrap_err();
     assert!(
         error.contains("aws-kms-key.1.1 is another key here"),
@@ -324,6 +329,61 @@ fn a_cluster_lives_with_one_key_store(sst_method: &'static str) {
     }
     let _ = &one.sandbox;
     assert!(Path::new(cluster.store.path()).join("10/1").exists());
+}
+
+#[test]
+fn a_cluster_whose_nodes_rotated_apart_moves_into_a_key_store() {
+    let mut cluster = Cluster::new("mariabackup");
+    let location = cluster.store.location();
+    cluster = cluster.with_store(None);
+    let (mut one, mut two) = (cluster.node("one"), cluster.node("two"));
+    cluster.start(&mut one, &[]);
+    one.sql(&format!(
+        "CREATE DATABASE d; USE d;
+         CREATE TABLE plain (n INT PRIMARY KEY, t TEXT);
+         CREATE TABLE keyed (n INT PRIMARY KEY, t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
+         CREATE TABLE aria (n INT PRIMARY KEY, t TEXT) ENGINE=Aria;
+         {}",
+        insert("aria", 1, 100)
+    ));
+    write(&one, 1, 100);
+    cluster.start(&mut two, &[&one]);
+    one.sql(ROTATE);
+    two.sql(ROTATE);
+    write(&two, 101, 200);
+    two.stop();
+    let wrapped = |node: &Node| fs::read(node.database.datadir.join("aws-kms-key.10.2")).unwrap();
+    assert_ne!(wrapped(&one), wrapped(&two), "they have rotated apart");
+
+    // As the book says: one node pushes, the others join with nothing of their own.
+    let push = cluster
+        .scene
+        .aws
+        .data_keys_command(
+            "bin",
+            &["push", &format!("--store={location}")],
+            &one.database.datadir,
+        )
+        .output()
+        .unwrap();
+    assert!(push.status.success(), "{push:?}");
+    cluster = cluster.with_store(Some(&location));
+    let error = cluster.try_start(&mut two, &[&one]).unwrap_err();
+    assert!(
+        error.contains("aws-kms-key.10.2 is another key here"),
+        "{error}"
+    );
+    two.lose_data();
+    cluster.start(&mut two, &[&one]);
+    assert_eq!(two.rows(), one.rows());
+    assert_eq!(wrapped(&one), wrapped(&two));
+    two.sql(ROTATE);
+    write(&one, 201, 300);
+    assert_eq!(two.rows(), one.rows());
+    for node in [&mut two, &mut one] {
+        node.stop();
+        node.assert_encrypted();
+    }
 }
 
 #[test]

@@ -368,6 +368,12 @@ fn the_key_store_is_called_with_the_session_or_with_the_key_of_a_profile() {
     stored(host.make(10, Numbering::First));
     let keys = storage.take_access_keys();
     assert!(keys.len() == 1 && keys[0].starts_with("ASIA"), "{keys:?}");
+    // What a bucket with Object Lock demands, and what keeps a key from being replaced.
+    for put in storage.puts() {
+        assert!(put.contains("\r\nx-amz-checksum-sha256: "), "{put}");
+        assert!(put.contains("\r\nif-none-match: *"), "{put}");
+    }
+    assert!(storage.puts().len() >= 3);
 
     let scene = Scene::new()
         .with_broker()

@@ -10,7 +10,7 @@ use std::{
 };
 
 use end_to_end_tests::{
-    NOBODY, Process, Proxy, SLEEP, Scene, after,
+    NOBODY, Process, Proxy, SLEEP, Scene, TlsStorage, after,
     broker::{self},
     write_fifo,
 };
@@ -19,7 +19,8 @@ use rcgen::{
 };
 
 /// The names by which the programs call AWS in these tests.
-const HOSTS: [&str; 7] = [
+const HOSTS: [&str; 8] = [
+    "keys.s3.us-east-1.amazonaws.com",
     "sts.us-east-1.amazonaws.com",
     "kms.us-east-1.amazonaws.com",
     "sts-fips.us-east-1.amazonaws.com",
@@ -482,5 +483,56 @@ fn a_proxy_that_refuses_or_wants_a_password_is_named_with_what_it_wants() {
         );
         assert!(said.contains(&expected), "{said}");
         assert!(said.contains(&format!("HTTPS_PROXY is {proxy}")), "{said}");
+    }
+}
+
+#[test]
+fn the_key_store_is_reached_through_the_proxy_with_the_private_authority() {
+    let scene = Scene::new().with_broker().line("key_store = s3://keys/db1");
+    let (authority, certificate, key) = certificates("Company CA");
+    let write = |name: &str, text: &str| {
+        let path = scene.sandbox.write(name, text);
+        path.to_str().unwrap().to_owned()
+    };
+    let storage = TlsStorage::start(
+        &write("certificate.pem", &certificate),
+        &write("key.pem", &key),
+    );
+    let authority = write("authority.pem", &authority);
+    let proxy = Proxy::start(&storage.address);
+    let start = |authority: Option<&str>| {
+        let mut command = scene.broker_command();
+        // STS and KMS are at a URL without TLS here, which needs no proxy.
+        command
+            .env_remove("AWS_ENDPOINT_URL")
+            .env("AWS_ENDPOINT_URL_STS", scene.aws.endpoint())
+            .env("AWS_ENDPOINT_URL_KMS", scene.aws.endpoint())
+            .env("HTTPS_PROXY", proxy.url());
+        command.envs(authority.map(|file| ("AWS_CA_BUNDLE", file)));
+        let broker = Process::start(&mut command);
+        broker.wait_for("write a new MFA code");
+        write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+        broker
+    };
+    // An endpoint for all services is one for S3 too.
+    let mut command = scene.broker_command();
+    let broker = Process::start(command.env("HTTPS_PROXY", proxy.url()));
+    broker.wait_for("write a new MFA code");
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    let line = broker.wait_for("until this is corrected, no data key can be made");
+    assert!(
+        line.contains("the answer (HTTP status 404) is not S3's; check the endpoint URL"),
+        "{line}"
+    );
+    drop(broker);
+    let line = start(None).wait_for("until this is corrected, no data key can be made");
+    assert!(
+        line.contains("the certificate of keys.s3.us-east-1.amazonaws.com is not signed by any of the CA certificates of this host"),
+        "{line}"
+    );
+    let broker = start(Some(&authority));
+    broker.wait_for("the key store s3://keys/db1 can be used; it has 0 key versions");
+    for host in proxy.hosts() {
+        assert_eq!(host, "keys.s3.us-east-1.amazonaws.com:443");
     }
 }

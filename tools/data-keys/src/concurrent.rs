@@ -16,8 +16,7 @@ pub(crate) async fn each<T>(
     work: impl AsyncFn(&KeyName) -> Result<T, String>,
     mut done: impl FnMut(&KeyName, T),
 ) -> usize {
-    let total = u64::try_from(keys.len()).unwrap_or(u64::MAX);
-    let progress = Progress::new(total, "{bar:40} {pos} of {len} data keys, {eta} left");
+    let progress = Progress::of_keys(keys.len());
     let mut results = std::pin::pin!(
         stream::iter(keys)
             .map(async |key| (key, work(key).await))

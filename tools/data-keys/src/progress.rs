@@ -31,6 +31,12 @@ impl Progress {
         }
     }
 
+    /// Creates a bar for this many data keys.
+    pub(crate) fn of_keys(count: usize) -> Self {
+        let total = u64::try_from(count).unwrap_or(u64::MAX);
+        Self::new(total, "{bar:40} {pos} of {len} data keys, {eta} left")
+    }
+
     /// Adds this amount of work.
     pub(crate) fn add(&self, amount: u64) {
         self.bar.inc(amount);

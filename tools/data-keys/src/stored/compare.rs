@@ -16,7 +16,9 @@ use serde_json::json;
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
-    print, runtime,
+    print,
+    progress::Progress,
+    runtime,
     stored::{StoreArguments, open, without_manifest},
     table,
     unwrapping::BROKER_MARGIN,
@@ -72,9 +74,11 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             let store = open(&location, comparison.access)?;
             let stored = runtime()?.block_on(async {
                 let versions = store.list().await?;
+                let progress = Progress::of_keys(versions.len());
                 stream::iter(versions)
                     .map(|((id, version), form)| store.get(id, version, form))
                     .buffered(READS)
+                    .inspect(|_| progress.add(1))
                     .try_filter_map(async |key| Ok(key))
                     .map_ok(|key| ((key.name.id, key.name.version), (key.name, key.check_value)))
                     .try_collect::<Stored>()
