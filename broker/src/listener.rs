@@ -45,7 +45,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds `path` with mode 0600 (by the umask of the process), or 0660 for the group `gid`.
+    /// Binds `path` with mode 0600, or 0660 for the group `gid`. Until that is set, the umask of the process keeps others
+    /// out.
     pub fn bind(path: &Path, gid: Option<u32>) -> Result<Self, ListenerError> {
         let failed = |source| ListenerError::Bind {
             path: path.into(),
@@ -63,8 +64,11 @@ impl Listener {
             identity: identity(&metadata),
             _lock: lock,
         };
-        if let Some(gid) = gid {
-            listener.open_to(gid, &metadata)?;
+        match gid {
+            Some(gid) => listener.open_to(gid, &metadata)?,
+            None => {
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+            }
         }
         Ok(listener)
     }

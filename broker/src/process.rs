@@ -33,7 +33,7 @@ pub(crate) fn harden() -> io::Result<()> {
     process::refuse_dumps()?;
     prctl::set_no_new_privs()?;
     on_abort::clean_up()?;
-    umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     if let Err(limit_bytes) = process::lock_memory() {
         info!(
             "memory is not locked and may be swapped out (RLIMIT_MEMLOCK is {limit_bytes} bytes); \

@@ -158,6 +158,44 @@ fn one_host_with_a_code_at_boot() {
 }
 
 #[test]
+fn the_pages_on_the_key_store_lose_nothing() {
+    let site = bare().boot_as_it_is();
+    let steps = follow(&site, &fence("broker-service"));
+    site.wait_for_fifo();
+    site.in_terminal_with_code(&fence("broker-service-code").commands);
+    succeeds(steps, &site);
+    encrypts(&site);
+    // The pages of the book need no folder of their own.
+    let folder = Path::new("examples");
+    let done = |fence: Fence| succeeds(follow_in(&site, folder, &fence), &site);
+    done(fence("key-store-directory"));
+    let push = script(&site, folder, &fence("key-store-push").commands);
+    let shown = site.in_terminal_with_code(&push);
+    assert!(
+        shown.contains("2 data keys put into the key store file:///mnt/keys/db1"),
+        "{shown}"
+    );
+    site.wait_for_fifo();
+    site.in_terminal_with_code(&fence("broker-service-code").commands);
+    site.machine
+        .follow_journal(BROKER)
+        .wait_for("can be used; it has 2 key versions");
+
+    // One that is lost, and one that is new.
+    site.machine
+        .sh("systemctl stop mariadb; rm /var/lib/mysql/aws-kms-key.1.1; systemctl start mariadb");
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    site.sql(
+        "CREATE TABLE d.u (a INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10; INSERT INTO d.u VALUES (8)",
+    );
+    let table = done(fence("key-store-list"));
+    assert_eq!(table.matches("same").count(), 3, "{table}");
+    done(fence("losing-nothing-verify"));
+    let log = done(fence("losing-nothing-try"));
+    assert!(log.contains("d.u") && log.contains("OK"), "{log}");
+}
+
+#[test]
 fn an_instance_with_a_role_asks_nobody() {
     let site = instance().boot_as_it_is();
     done(&site, &fence("ec2-role"));
