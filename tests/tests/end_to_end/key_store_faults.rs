@@ -12,7 +12,7 @@ use broker_api::{
 };
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, ObjectStorage, Process, Scene, StoreDirectory, What,
-    broker::{Peer, ask},
+    broker::{Peer, ask, generate},
     write_fifo,
 };
 
@@ -366,6 +366,13 @@ fn the_key_store_is_called_with_the_session_or_with_the_key_of_a_profile() {
     let storage = ObjectStorage::start();
     let host = Host::new(&storage, "db1").checked();
     stored(host.make(10, Numbering::First));
+    // As the plugin of 0.1.0 asks, which a running server may still have loaded.
+    let (kind, text) = host.refusal(&generate(16));
+    assert_eq!(kind, FailureKind::InvalidRequest);
+    assert!(
+        text.contains("must be in the key store s3://keys/db1 before it is used"),
+        "{text}"
+    );
     let keys = storage.take_access_keys();
     assert!(keys.len() == 1 && keys[0].starts_with("ASIA"), "{keys:?}");
     // What a bucket with Object Lock demands, and what keeps a key from being replaced.
