@@ -91,9 +91,10 @@ impl KeyStoreCalls {
     /// Checks the store when a session has been opened, and logs the result: later would be too late to
     /// learn that no key can be made.
     pub async fn check(&self, sessions: &SessionManager) {
+        self.is_checked.store(false, Ordering::Relaxed);
         let checked = async {
             let store = self.checked(sessions).await?;
-            self.read(sessions, store.list().await)
+            self.read(store.list().await)
         };
         match checked.await {
             Ok(versions) => info!(
@@ -125,7 +126,7 @@ impl KeyStoreCalls {
         let store = self.store(sessions)?;
         let found = store.find(request.context.key_id, request.version).await;
         Ok(Reply::Stored {
-            key: self.read(sessions, found)?,
+            key: self.read(found)?,
             is_new: false,
             request_id: String::new(),
         })
@@ -139,7 +140,7 @@ impl KeyStoreCalls {
     ) -> Result<Reply, Failure> {
         let store = self.store(sessions)?;
         if request.after.is_none() {
-            let versions = self.read(sessions, store.list().await)?;
+            let versions = self.read(store.list().await)?;
             self.listing().versions = versions;
         }
         let (page, next) = {
@@ -149,17 +150,17 @@ impl KeyStoreCalls {
             let page: Vec<_> = rest
                 .by_ref()
                 .take(MAX_LISTED_KEYS)
-                .map(|(&number, &form)| (number, form, listing.known.get(&number).copied()))
+                .map(|(&number, _)| (number, listing.known.get(&number).copied()))
                 .collect();
             let last = page.last().map(|&(number, ..)| number);
             (page, last.filter(|_| rest.next().is_some()))
         };
-        let keys = stream::iter(page).map(|((id, version), form, known)| {
+        let keys = stream::iter(page).map(|((id, version), known)| {
             let store = &store;
             async move {
                 match known {
                     Some(known) => Ok(Some(known)),
-                    None => match store.get(id, version, form).await {
+                    None => match store.get(id, version, 0).await {
                         Ok(key) => Ok(key.map(|key| (key.name, key.check_value))),
                         // One bad object does not hide the others.
                         Err(invalid @ StoreError::Invalid { .. }) => {
@@ -172,7 +173,7 @@ impl KeyStoreCalls {
             }
         });
         let keys: Result<Vec<_>, _> = keys.buffered(READS).try_collect().await;
-        let keys: Vec<_> = self.read(sessions, keys)?.into_iter().flatten().collect();
+        let keys: Vec<_> = self.read(keys)?.into_iter().flatten().collect();
         let mut listing = self.listing();
         for (name, check_value) in &keys {
             if listing.known.len() < MAX_REMEMBERED {
@@ -192,13 +193,13 @@ impl KeyStoreCalls {
     ) -> Result<Reply, Failure> {
         let id = request.generate.context.key_id;
         let store = self.checked(sessions).await?;
-        let versions = self.read(sessions, store.list_id(id).await)?;
-        let highest = self.read(sessions, store.highest(id, &versions))?;
+        let versions = self.read(store.list_id(id).await)?;
+        let highest = self.read(store.highest(id, &versions))?;
         let base = match (request.numbering, highest) {
             (Numbering::First, None) => 0,
             (Numbering::First, Some(version)) => {
-                let form = versions.get(&(id, version)).copied().unwrap_or_default();
-                let key = self.read(sessions, store.get(id, version, form).await)?;
+                let latest = versions.get(&(id, version)).copied().unwrap_or_default();
+                let key = self.read(store.latest_form(id, version, latest).await)?;
                 return Ok(Reply::Stored {
                     key,
                     is_new: false,
@@ -222,7 +223,7 @@ impl KeyStoreCalls {
                 break;
             };
             key.name.version = version;
-            let put = self.read(sessions, store.put(&key).await)?;
+            let put = self.read(store.put(&key).await)?;
             let (key, is_new) = match (put, request.numbering) {
                 (Put::New, _) => (key, true),
                 (Put::Exists(other), Numbering::First) => (other, false),
@@ -284,7 +285,7 @@ impl KeyStoreCalls {
     async fn checked(&self, sessions: &SessionManager) -> Result<KeyStore, Failure> {
         let store = self.store(sessions)?;
         if !self.is_checked.load(Ordering::Relaxed) {
-            self.read(sessions, store.check().await)?;
+            self.read(store.check().await)?;
             self.is_checked.store(true, Ordering::Relaxed);
         }
         Ok(store)
@@ -305,27 +306,23 @@ impl KeyStoreCalls {
             return Ok(store.clone());
         }
         let opened = KeyStore::open(&self.location, &self.aws, session.as_deref());
-        let store = self.read(sessions, opened)?;
+        let store = self.read(opened)?;
         *open = Some((session, store.clone()));
         Ok(store)
     }
 
-    fn read<T>(
-        &self,
-        sessions: &SessionManager,
-        result: Result<T, StoreError>,
-    ) -> Result<T, Failure> {
+    fn read<T>(&self, result: Result<T, StoreError>) -> Result<T, Failure> {
         result.map_err(|error| {
-            error.failure(|| match (&self.own, sessions.session()) {
-                (Some(own), _) => Failure {
-                    kind: FailureKind::NotAuthenticated,
-                    message: format!(
+            // Only KMS decides whether the session is over: another store than AWS's may say anything.
+            error.failure(|| Failure {
+                kind: FailureKind::NotAuthenticated,
+                message: match &self.own {
+                    Some(own) => format!(
                         "the credentials {} of key_store_profile have expired; restart the broker with fresh ones",
                         own.access_key_id
                     ),
+                    None => "the key store says that the AWS session has expired".into(),
                 },
-                (None, Ok(session)) => sessions.ended(&session),
-                (None, Err(over)) => over,
             })
         })
     }

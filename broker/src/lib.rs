@@ -68,6 +68,9 @@ const PROGRAM: &str = "iam-kms-broker";
 /// Exit code of a failure, as for `iam-kms-wrapper`.
 const FAILURE: u8 = 125;
 
+/// Threads for a key store in a directory.
+const MAX_STORE_THREADS: usize = 32;
+
 /// How long to wait at the end for the last log lines to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -227,6 +230,8 @@ impl Prepared {
         // This thread serves all connections and calls.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // A file server that does not answer keeps the threads that wait for it.
+            .max_blocking_threads(MAX_STORE_THREADS)
             .build()
             .map_err(|error| RunError::System("start the AWS SDK", error))?;
         let users = Users::new(process::max_connections());

@@ -39,6 +39,10 @@ use crate::{clock::seconds_text, dns::Resolver, input_file, root_cause::root_cau
 /// thousand.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
+/// Longest answer of S3 that is read, in bytes. A page of a list has up to 1,000 objects with names of up to
+/// 1,024 bytes.
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
+
 /// Longest file of CA certificates, in bytes. That of a system has a quarter of a million.
 const MAX_BUNDLE_BYTES: usize = 8 * 1024 * 1024;
 
@@ -164,6 +168,7 @@ impl Network {
             )),
             settings,
             network: self.clone(),
+            max_answer_bytes: MAX_LIST_BYTES,
         })
     }
 
@@ -404,6 +409,7 @@ impl HttpClient for Client {
             inner: self.inner.http_connector(settings, components),
             settings: settings.clone(),
             network: self.network.clone(),
+            max_answer_bytes: MAX_ANSWER_BYTES,
         })
     }
 }
@@ -413,6 +419,7 @@ struct NamingConnector {
     inner: SharedHttpConnector,
     settings: HttpConnectorSettings,
     network: Network,
+    max_answer_bytes: usize,
 }
 
 impl HttpConnector for NamingConnector {
@@ -420,10 +427,11 @@ impl HttpConnector for NamingConnector {
         let url: Uri = request.uri().parse().unwrap_or_default();
         let (answer, network) = (self.inner.call(request), self.network.clone());
         let settings = self.settings.clone();
+        let max_bytes = self.max_answer_bytes;
         HttpConnectorFuture::new(async move {
             let limit = network.request_timeout;
             match tokio::time::timeout(limit, answer).await {
-                Ok(Ok(answer)) => Ok(answer.map(limited)),
+                Ok(Ok(answer)) => Ok(answer.map(|body| limited(body, max_bytes))),
                 Ok(Err(error)) => Err(renamed(&error, network.explain(&error, &url, &settings))),
                 Err(_) => Err(ConnectorError::timeout(
                     format!(
@@ -450,9 +458,9 @@ fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
     }
 }
 
-/// Limits an answer to [`MAX_ANSWER_BYTES`]; reading more fails.
-fn limited(body: SdkBody) -> SdkBody {
-    SdkBody::from_body_1_x(Limited::new(body, MAX_ANSWER_BYTES))
+/// Limits an answer; reading more fails.
+fn limited(body: SdkBody, max_bytes: usize) -> SdkBody {
+    SdkBody::from_body_1_x(Limited::new(body, max_bytes))
 }
 
 #[cfg(test)]

@@ -35,9 +35,12 @@ pub enum StoreError {
     Unconditional(KeyStoreLocation),
     /// A directory that was never made a store, or whose file server is not mounted.
     #[error(
-        "the key store {0} is not mounted, or was never made one: it has no file conditional-put-check; if it is new and empty, run kms-data-keys push once"
+        "the key store {0} is not mounted, or was never made one: it has no file conditional-put-check; if it is new and empty, kms-data-keys push --init makes it one"
     )]
     NoStore(KeyStoreLocation),
+    /// A directory that is to become a store.
+    #[error("{0} is not an empty directory, so it is not made a key store")]
+    NotEmpty(KeyStoreLocation),
     /// An object is not what its name says.
     #[error("{object} in the key store {location} cannot be used: {why}")]
     Invalid {
@@ -103,7 +106,7 @@ impl StoreError {
         let kind = match self {
             Self::Refused(refused) => return refused.failure(session_over),
             Self::NoAnswer { .. } => FailureKind::Unavailable,
-            Self::NoStore(_) => FailureKind::NotFound,
+            Self::NoStore(_) | Self::NotEmpty(_) => FailureKind::NotFound,
             Self::Unconditional(_) | Self::Invalid { .. } | Self::TooMany(..) => FailureKind::Other,
         };
         Failure {

@@ -40,6 +40,9 @@ pub const MAX_JUMP: u32 = 1_000_000;
 /// Most objects of a store that are listed.
 const MAX_OBJECTS: usize = 1_000_000;
 
+/// Most later forms of a key that are tried.
+const MAX_FORMS: usize = 16;
+
 /// How much longer than the HTTP client, which can name the host, a request may take.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -76,9 +79,9 @@ pub enum Put {
 }
 
 impl KeyStore {
-    /// Opens the store at `location`. No request is made.
+    /// Opens the store at `location`. No request is made, and no file looked at: a file server may not answer.
     ///
-    /// Errors: the directory is missing; the settings make no URL.
+    /// Errors: the settings make no URL.
     pub fn open(
         location: &KeyStoreLocation,
         aws: &Settings,
@@ -91,9 +94,11 @@ impl KeyStore {
                 (store, Path::from(prefix.as_str()))
             }
             KeyStoreLocation::Directory(path) => {
-                let store = LocalFileSystem::new_with_prefix(path).map_err(failed)?;
-                let store: Arc<dyn ObjectStore> = Arc::new(store.with_fsync(true));
-                (store, Path::default())
+                let prefix =
+                    Path::from_absolute_path(path).map_err(|error| failed(error.into()))?;
+                let store = LocalFileSystem::new().with_fsync(true);
+                let store: Arc<dyn ObjectStore> = Arc::new(store);
+                (store, prefix)
             }
         };
         Ok(Self {
@@ -111,7 +116,28 @@ impl KeyStore {
 
     /// Makes an empty store usable. In S3 the first [`Self::check`] does that; an empty directory may be the mount
     /// point of a file server that is not mounted, and keys put there would not be in the store.
+    ///
+    /// Errors: there is something in the directory.
     pub async fn init(&self) -> Result<(), StoreError> {
+        if let KeyStoreLocation::Directory(path) = &self.location {
+            let listed = self.bounded(self.store.list_with_delimiter(Some(&self.prefix)));
+            let listed = listed
+                .await
+                .map_err(|error| self.failed("be listed", error))?;
+            let is_other = |folder: &Path| {
+                folder
+                    .parts()
+                    .next_back()
+                    .is_none_or(|it| it.as_ref() != "lost+found")
+            };
+            let is_probe = |object: &object_store::ObjectMeta| object.location == self.probe();
+            if !path.is_dir()
+                || listed.common_prefixes.iter().any(is_other)
+                || listed.objects.iter().any(|object| !is_probe(object))
+            {
+                return Err(StoreError::NotEmpty(self.location.clone()));
+            }
+        }
         match self.put_new(&self.probe(), PROBE_CONTENT.into()).await {
             Ok(()) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(self.failed("be written", error)),
@@ -141,25 +167,52 @@ impl KeyStore {
     pub async fn check(&self) -> Result<(), StoreError> {
         self.expect_store().await?;
         let probe = self.probe();
-        // The first time ever, the first put succeeds.
-        for _ in 0..2 {
-            match self.put_new(&probe, PROBE_CONTENT.into()).await {
-                Ok(()) => {}
-                Err(ObjectError::AlreadyExists { .. }) => {
-                    return match self.read(&probe).await? {
-                        Some(_) => Ok(()),
-                        None => Err(StoreError::Unconditional(self.location.clone())),
-                    };
+        let mut puts = 0;
+        for _ in 0..PUT_ATTEMPTS {
+            let error = match self.put_new(&probe, PROBE_CONTENT.into()).await {
+                // The first time ever.
+                Ok(()) if puts == 0 => {
+                    puts += 1;
+                    continue;
                 }
-                Err(error) => return Err(self.failed("be written", error)),
+                Ok(()) => return Err(StoreError::Unconditional(self.location.clone())),
+                Err(error) => error,
+            };
+            if !matches!(error, ObjectError::AlreadyExists { .. }) {
+                return Err(self.failed("be written", error));
             }
+            // A conflict with another put, which is not there yet, looks the same.
+            if self.read(&probe).await?.is_some() {
+                return Ok(());
+            }
+            sleep(PUT_PAUSE).await;
         }
-        Err(StoreError::Unconditional(self.location.clone()))
+        Err(StoreError::NoAnswer {
+            location: self.location.clone(),
+            what: "be written",
+            why: "another server is writing the same object; try again".into(),
+        })
     }
 
     /// All versions in the store.
     pub async fn list(&self) -> Result<Versions, StoreError> {
-        self.list_under(&self.prefix.clone()).await
+        let prefix = self.prefix.clone();
+        if let KeyStoreLocation::S3 { .. } = self.location {
+            return self.list_under(&prefix).await;
+        }
+        // What else lies in the root of a file system, such as lost+found, may not be readable.
+        self.expect_store().await?;
+        let listed = self.store.list_with_delimiter(Some(&prefix));
+        let listed = self.bounded(listed).await;
+        let folders = listed.map_err(|error| self.failed("be listed", error))?;
+        let mut versions = Versions::new();
+        for folder in folders.common_prefixes {
+            let mut parts = folder.prefix_match(&prefix).into_iter().flatten();
+            if parts.next().is_some_and(|id| number(id.as_ref()).is_some()) {
+                versions.extend(self.list_under(&folder).await?);
+            }
+        }
+        Ok(versions)
     }
 
     /// The versions of one key.
@@ -227,9 +280,35 @@ impl KeyStore {
             Some(version) => Some(version),
         };
         match version.and_then(|version| versions.get_key_value(&(id, version))) {
-            Some((&(id, version), &form)) => self.get(id, version, form).await,
+            Some((&(id, version), &form)) => self.latest_form(id, version, form).await,
             None => Ok(None),
         }
+    }
+
+    /// Reads the first form of a version, or the latest one that is the same key: who may add objects may add a later
+    /// form of anything.
+    pub async fn latest_form(
+        &self,
+        id: u32,
+        version: u32,
+        latest: Form,
+    ) -> Result<Option<WrappedKey>, StoreError> {
+        let Some(first) = self.get(id, version, 0).await? else {
+            return Ok(None);
+        };
+        for form in (1..=latest).rev().take(MAX_FORMS) {
+            match self.get(id, version, form).await {
+                Ok(Some(key))
+                    if (key.name, key.bits, key.check_value)
+                        == (first.name, first.bits, first.check_value) =>
+                {
+                    return Ok(Some(key));
+                }
+                Ok(_) | Err(StoreError::Invalid { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(first))
     }
 
     /// The highest version of a key in a list of its versions.
@@ -284,7 +363,9 @@ impl KeyStore {
             // put, which has failed since, looks like an object that is there.
             let is_there = matches!(error, ObjectError::AlreadyExists { .. });
             let error = self.failed("be written", error);
-            if is_there || error.is_transient() {
+            // In a directory, what an error has left may not be on the disk for good.
+            let is_unclear = matches!(self.location, KeyStoreLocation::S3 { .. });
+            if is_there || is_unclear && error.is_transient() {
                 match self.get(id, version, form).await {
                     Ok(Some(there)) if there == *key => return Ok(Put::New),
                     Ok(Some(there)) => return Ok(Put::Exists(there)),

@@ -67,21 +67,28 @@ async fn versions_are_listed_with_their_latest_form() {
         store.put(&key(7, version, 1)).await.unwrap();
     }
     store.put(&key(70, 1, 4)).await.unwrap();
-    store.put_form(&key(7, 9, 3), 1).await.unwrap();
-    store.put_form(&key(7, 9, 5), 2).await.unwrap();
+    let rewrapped = |blob| WrappedKey {
+        ciphertext_blob: vec![blob; 90],
+        ..key(7, 9, 1)
+    };
+    store.put_form(&rewrapped(3), 1).await.unwrap();
+    store.put_form(&rewrapped(5), 2).await.unwrap();
+    // Somebody has put another key there, and something else.
+    store.put_form(&key(7, 9, 8), 3).await.unwrap();
+    fs::write(directory.path().join("7/9.4"), "garbage").unwrap();
     for stray in ["7/x", "7/011", "7/0", "x/1", "7/9.x", "README"] {
         fs::write(directory.path().join(stray), "stray").unwrap_or_else(|_| {
             fs::create_dir(directory.path().join("x")).unwrap();
         });
     }
-    let of_7 = Versions::from([((7, 2), 0), ((7, 9), 2), ((7, 10), 0)]);
+    let of_7 = Versions::from([((7, 2), 0), ((7, 9), 4), ((7, 10), 0)]);
     assert_eq!(store.list_id(7).await.unwrap(), of_7);
     let all = of_7.into_iter().chain([((70, 1), 0)]).collect();
     assert_eq!(store.list().await.unwrap(), all);
     let latest = store.find(7, None).await.unwrap();
     assert_eq!(latest, Some(key(7, 10, 1)));
-    let rewrapped = store.find(7, Some(9)).await.unwrap();
-    assert_eq!(rewrapped, Some(key(7, 9, 5)));
+    let found = store.find(7, Some(9)).await.unwrap();
+    assert_eq!(found, Some(rewrapped(5)), "the latest that is the same key");
 }
 
 #[tokio::test]
@@ -144,14 +151,28 @@ async fn nothing_is_put_into_a_directory_that_may_be_that_of_a_file_server_which
 
 #[tokio::test]
 async fn a_store_whose_directory_is_missing_is_named() {
-    let location = KeyStoreLocation::Directory("/nonexistent/keys".into());
-    let error = KeyStore::open(&location, &settings(), None).unwrap_err();
-    let text = error.to_string();
-    assert!(
-        text.starts_with("the key store file:///nonexistent/keys cannot be opened: "),
-        "{text}"
-    );
-    assert!(error.is_transient());
+    let store = open(FilePath::new("/nonexistent/keys"));
+    for failed in [store.list().await.map(drop), store.check().await] {
+        let text = failed.unwrap_err().to_string();
+        assert!(
+            text.starts_with("the key store file:///nonexistent/keys is not mounted"),
+            "{text}"
+        );
+    }
+    let text = store.init().await.unwrap_err().to_string();
+    assert!(text.contains("is not an empty directory"), "{text}");
+    assert!(!FilePath::new("/nonexistent").exists());
+}
+
+#[tokio::test]
+async fn only_an_empty_directory_becomes_a_store() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("lost+found")).unwrap();
+    let store = store_in(directory.path()).await;
+    store.init().await.unwrap();
+    store.put(&key(7, 1, 1)).await.unwrap();
+    assert_eq!(store.list().await.unwrap().len(), 1);
+    assert!(store.init().await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,6 +59,14 @@ pub enum KeyError {
         /// Where the key store is.
         key_store: String,
     },
+    /// A key of the key store is not what its check value says.
+    #[error(
+        "{name} of the key store is another key than its check value says, so it is not used; find out who has put it there"
+    )]
+    WrongInKeyStore {
+        /// The key version.
+        name: KeyName,
+    },
     /// No memory for the key.
     #[error("not enough memory for a key: {0}")]
     Memory(io::Error),
@@ -218,6 +226,11 @@ impl KeyError {
     /// Whether every key fails like this until somebody fixes the session or the broker.
     pub fn is_for_all_keys(&self) -> bool {
         matches!(self, Self::Decrypt { source, .. } | Self::Generate { source, .. } if source.is_local())
+    }
+
+    /// Whether the key store does not answer now, for this key or any other.
+    pub fn is_of_silent_store(&self) -> bool {
+        matches!(self, Self::KeyStore { source, .. } if source.is_local() || source.is_retryable())
     }
 
     /// Whether the same key may become available without anyone's help.

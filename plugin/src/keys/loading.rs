@@ -87,7 +87,8 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     if count > 0 {
         manager.directory.sync().map_err(KeyError::from)?;
     }
-    let loaded = load_concurrently(manager, &manager.directory, loadable);
+    let wait = manager.policy_at_start();
+    let loaded = load_concurrently(manager, &manager.directory, loadable, wait);
     manager.record_loaded(&loaded.entries);
     if loaded.wrong_keys > 0 {
         return Err(StartError::WrongKeys(loaded.wrong_keys));
@@ -103,7 +104,7 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
         manager.report_unloaded(id);
     }
     if program == Program::Server {
-        replace_ctr_of_system_keys(manager);
+        replace_ctr(manager);
     }
     Ok(())
 }
@@ -119,11 +120,11 @@ fn load_from_key_store(manager: &KeyManager) -> Result<(), StartError> {
         }
         return Err(StartError::OtherInKeyStore(compared.different.len()));
     }
-    let mut fetched = manager.directory.list().map_err(KeyError::from)?.keys;
-    fetched.extend(manager.fetched_names());
+    let fetched = manager.fetched_names();
     let mut missing = compared.missing_here;
     missing.retain(|name| fetched.contains(name));
-    let loaded = load_concurrently(manager, &manager.directory, missing);
+    // Nobody here needs them yet.
+    let loaded = load_concurrently(manager, &manager.directory, missing, WaitPolicy::Never);
     manager.record_loaded(&loaded.entries);
     Ok(())
 }
@@ -136,7 +137,7 @@ pub fn load_increment(manager: &KeyManager, increment: &Path) -> Result<(), KeyE
     let directory = KeyDirectory::open(increment)?;
     let mut names = directory.list()?.keys;
     names.retain(|name| !manager.keyring.contains(name.id, name.version));
-    load_concurrently(manager, &directory, names);
+    load_concurrently(manager, &directory, names, manager.policy_at_start());
     Ok(())
 }
 
@@ -256,10 +257,16 @@ fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
     Ok(refused)
 }
 
-/// Makes AES_CBC versions of system keys that use AES_CTR, as they may after a migration from
-/// file_key_management: MariaDB reuses IVs in the redo log, temporary tables and Aria.
-fn replace_ctr_of_system_keys(manager: &KeyManager) {
-    for id in SYSTEM_IDS {
+/// Makes AES_CBC versions of keys that use AES_CTR where that is not safe: of the system keys, as they may be after a
+/// migration from file_key_management, because MariaDB reuses IVs in the redo log, temporary tables and Aria; and of
+/// all keys if there is a key store, because servers that share it encrypt different pages with the same key.
+fn replace_ctr(manager: &KeyManager) {
+    let is_shared = matches!(manager.key_store(), Ok(Some(_)));
+    let ids = manager.keyring.ids();
+    for id in ids
+        .into_iter()
+        .filter(|id| is_shared || SYSTEM_IDS.contains(id))
+    {
         let Some(version) = manager.keyring.latest_version(id) else {
             continue;
         };
@@ -269,13 +276,17 @@ fn replace_ctr_of_system_keys(manager: &KeyManager) {
         let version_policy = VersionPolicy::Next { known: version };
         let may_retry = retry_for(PATIENCE);
         match manager.make(id, version_policy, &manager.limits_at_start(&may_retry)) {
-            Ok(Some(name)) => log::warning(&format!(
+            Ok(Some(name)) if SYSTEM_IDS.contains(&id) => log::warning(&format!(
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes",
+                name.version
+            )),
+            Ok(Some(name)) => log::warning(&format!(
+                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for keys of a key store, which servers may share",
                 name.version
             )),
             Ok(None) => {}
             Err(error) => log::error(&format!(
-                "key {id} uses AES_CTR, which is not safe for what MariaDB encrypts with this key, and no AES_CBC version could be made: {error}"
+                "key {id} uses AES_CTR, which is not safe for the system keys nor for keys of a key store, and no AES_CBC version could be made: {error}"
             )),
         }
     }
@@ -294,6 +305,7 @@ fn load_concurrently(
     manager: &KeyManager,
     directory: &KeyDirectory,
     names: Vec<KeyName>,
+    wait: WaitPolicy,
 ) -> Loaded {
     let mut progress = Progress::new(names.len());
     let (last_success, trouble) = (Mutex::new(Instant::now()), Mutex::new(None));
@@ -304,12 +316,11 @@ fn load_concurrently(
             !is_stopped.load(Ordering::Relaxed)
                 && progress.is_some_and(|progress| progress.elapsed() < PATIENCE)
         };
-        let loaded = load(
-            manager,
-            directory,
-            &name,
-            &manager.limits_at_start(&may_retry),
-        );
+        let limits = Limits {
+            wait,
+            ..manager.limits_at_start(&may_retry)
+        };
+        let loaded = load(manager, directory, &name, &limits);
         match &loaded {
             Ok(_) => *lock(&last_success) = Instant::now(),
             // All other keys would fail for the same reason.

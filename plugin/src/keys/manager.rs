@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use broker_api::{SessionState, WaitPolicy};
 use data_files::usage;
-use key_files::PlaintextKey;
 use key_files::fault_points::{self, Step};
 use key_files::key_directory::{FileError, KeyDirectory, ServerLock, Stored, VersionPolicy};
 use key_files::key_name::{Algorithm, KeyName, is_valid_number};
 use key_files::manifest::{Entry, ManifestFile};
+use key_files::{PlaintextKey, WrappedKey};
 
 use crate::keys::error::KeyError;
 use crate::keys::failure_backoff::{FailureBackoff, KeyRequest};
@@ -62,8 +62,8 @@ pub struct KeyManager {
     /// Versions that exist but are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
     server_lock: Mutex<Option<ServerLock>>,
-    /// Wrapped keys of the key store that could not be written to the key file directory.
-    pub(super) fetched: Mutex<BTreeMap<KeyName, Vec<u8>>>,
+    /// Keys of the key store that have no key file here, and where they come from.
+    pub(super) fetched: Mutex<BTreeMap<KeyName, (WrappedKey, String)>>,
 }
 
 impl KeyManager {
@@ -236,10 +236,19 @@ impl KeyManager {
         if let Some(version) = self.load_latest(id, &limits)? {
             return Ok(version);
         }
-        if self.fetch(id, None, &limits)?.is_some()
-            && let Some(version) = self.load_latest(id, &limits)?
-        {
-            return Ok(version);
+        // Not refused until a restart if it cannot be loaded: the server has not been told that it exists.
+        if let Some(name) = self.fetch(id, None, &limits)? {
+            self.load(&self.directory, &name, &limits)
+                .map_err(|error| error.for_reading(id))?;
+            if name.algorithm == Algorithm::AesCbc || self.program == Program::Backup {
+                return Ok(name.version);
+            }
+            // Another server encrypts its pages with this one.
+            let next = VersionPolicy::Next {
+                known: name.version,
+            };
+            let made = self.make(id, next, &limits)?;
+            return Ok(made.map_or(name.version, |made| made.version));
         }
         self.make_first(id)
     }
@@ -271,7 +280,7 @@ impl KeyManager {
                     return Ok(Some(name.version));
                 }
                 Err(error) => {
-                    let is_for_all = error.is_for_all_keys();
+                    let is_for_all = error.is_for_all_keys() || error.is_of_silent_store();
                     first_failure = first_failure.or(Some(error));
                     if is_for_all {
                         break;
@@ -475,6 +484,8 @@ impl KeyManager {
                 source,
             })?;
         self.check(&directory.path_of(name), name, &decrypted.key)?;
+        self.check_fetched(name, &decrypted.key)?;
+        self.put_into_place(name);
         Ok(decrypted)
     }
 
@@ -489,15 +500,11 @@ impl KeyManager {
             Err(error) if error.is_not_found() => error,
             read => return Ok(read?),
         };
-        let in_memory = || lock(&self.fetched).get(name).cloned();
-        if let Some(blob) = in_memory() {
-            return Ok(blob);
+        if self.fetched(name).is_none() {
+            self.fetch(name.id, Some(name.version), limits)?;
         }
-        if self.fetch(name.id, Some(name.version), limits)?.is_some() {
-            return match in_memory() {
-                Some(blob) => Ok(blob),
-                None => Ok(self.directory.read(name)?),
-            };
+        if let Some(fetched) = self.fetched(name) {
+            return Ok(fetched.ciphertext_blob);
         }
         Err(match self.manifest.get(name.id, name.version) {
             Some(_) => self.file_missing(name),
@@ -563,7 +570,9 @@ impl KeyManager {
         };
         let key_bytes = self.dynamic.key_bytes();
         if let Some(key_store) = self.key_store()? {
-            return self.make_in_key_store(&key_store, &master_key_id, id, version_policy, limits);
+            return self
+                .make_in_key_store(&key_store, &master_key_id, id, version_policy, limits)
+                .map(Some);
         }
         let wrapped = self
             .kms

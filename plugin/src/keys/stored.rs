@@ -4,20 +4,20 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::{Numbering, WaitPolicy};
-use key_files::WrappedKey;
 use key_files::check_value::CheckValue;
 use key_files::fault_points::{self, Step};
 use key_files::key_directory::{Stored, VersionPolicy};
 use key_files::key_name::{Algorithm, KeyName};
 use key_files::manifest::Entry;
+use key_files::{PlaintextKey, WrappedKey};
 
 use crate::concurrent;
 use crate::keys::error::KeyError;
-use crate::keys::manager::{KeyManager, Program};
+use crate::keys::manager::{KeyManager, Program, retry_for};
 use crate::kms::client::{KmsError, Limits};
 use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
@@ -25,6 +25,8 @@ use crate::server::log;
 
 /// How long the start of the server waits for the list of keys. What is on disk is served without it.
 const LIST_PATIENCE: Duration = Duration::from_secs(15);
+/// How long the start retries what the key store does not give.
+const FETCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the keys here differ from those of the key store.
 #[derive(Debug, Default)]
@@ -47,8 +49,7 @@ impl KeyManager {
         })
     }
 
-    /// Fetches a version of a key, or its highest version, from the key store. Its key file is there afterwards;
-    /// in mariadb-backup, which writes none, and where it cannot be written, the wrapped key is kept in memory.
+    /// Fetches a version of a key, or its highest version, from the key store, into memory.
     ///
     /// Returns `None` if the key store does not have it, or there is no key store.
     pub(super) fn fetch(
@@ -80,12 +81,12 @@ impl KeyManager {
         let Some(key) = self.kms.find_key(id, version, limits).map_err(failed)? else {
             return Ok(None);
         };
-        self.keep(&key, key_store)?;
-        Ok(Some(key.name))
+        let name = key.name;
+        self.keep(key, key_store)?;
+        Ok(Some(name))
     }
 
-    /// Makes a version in the key store, then its key file. Returns `None` if the key store had the key already,
-    /// which is on disk then.
+    /// Makes a version in the key store, then its key file. If the key store has the key already, loads that.
     pub(super) fn make_in_key_store(
         &self,
         key_store: &str,
@@ -93,7 +94,7 @@ impl KeyManager {
         id: u32,
         version_policy: VersionPolicy,
         limits: &Limits<'_>,
-    ) -> Result<Option<KeyName>, KeyError> {
+    ) -> Result<KeyName, KeyError> {
         let failed = |source| KeyError::Generate {
             id,
             master_key_id: master_key_id.into(),
@@ -113,11 +114,12 @@ impl KeyManager {
             )
             .map_err(failed)?;
         fault_points::reach(Step::Generated);
-        if !is_new {
-            self.keep(&made, key_store)?;
-            return Ok(None);
-        }
         let name = made.name;
+        if !is_new {
+            self.keep(made, key_store)?;
+            self.load(&self.directory, &name, limits)?;
+            return Ok(name);
+        }
         let decrypted = self
             .kms
             .decrypt(
@@ -146,11 +148,12 @@ impl KeyManager {
         };
         let entry = Entry::new(name, &decrypted.key, &made.master_key_arn);
         self.publish_new(entry, &decrypted.key, why)?;
-        Ok(Some(name))
+        Ok(name)
     }
 
-    /// Puts a key of the key store into the key file directory.
-    fn keep(&self, key: &WrappedKey, key_store: &str) -> Result<(), KeyError> {
+    /// Keeps a key of the key store in memory. Once it has proved to be what its check value says, its key file is
+    /// written.
+    fn keep(&self, key: WrappedKey, key_store: &str) -> Result<(), KeyError> {
         let name = key.name;
         if let Some(listed) = self.manifest.get(name.id, name.version)
             && (listed.name, listed.check_value) != (name, key.check_value)
@@ -162,33 +165,58 @@ impl KeyManager {
                 key_store: key_store.into(),
             });
         }
-        let version = name.version;
-        let stored = match self.program() {
-            Program::Backup => None,
-            Program::Server => Some(self.directory.store(
-                name.id,
-                name.algorithm,
-                VersionPolicy::Fetched { version },
-                &key.ciphertext_blob,
-            )),
+        lock(&self.fetched).insert(name, (key, key_store.to_owned()));
+        Ok(())
+    }
+
+    /// A wrapped key that was fetched and has no key file.
+    pub(super) fn fetched(&self, name: &KeyName) -> Option<WrappedKey> {
+        lock(&self.fetched).get(name).map(|(key, _)| key.clone())
+    }
+
+    /// Fails if a key that was fetched is not what its check value says.
+    pub(super) fn check_fetched(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
+        let Some(fetched) = self.fetched(name) else {
+            return Ok(());
         };
+        match CheckValue::of(key) == fetched.check_value {
+            true => Ok(()),
+            false => Err(KeyError::WrongInKeyStore { name: *name }),
+        }
+    }
+
+    /// Writes the key file of a key that was fetched and has proved right. In mariadb-backup, which writes none, and
+    /// where it cannot be written, it stays in memory.
+    pub(super) fn put_into_place(&self, name: &KeyName) {
+        if self.program() == Program::Backup {
+            return;
+        }
+        let Some((key, key_store)) = lock(&self.fetched).get(name).cloned() else {
+            return;
+        };
+        let version = name.version;
+        let stored = self.directory.store(
+            name.id,
+            name.algorithm,
+            VersionPolicy::Fetched { version },
+            &key.ciphertext_blob,
+        );
         match stored {
-            Some(Ok(Stored::New(_))) => {
+            Ok(Stored::New(_)) => {
                 log::note(&format!(
                     "put {name} into place, from the key store {key_store}"
                 ));
             }
-            // Another thread has fetched it.
-            Some(Ok(Stored::Exists)) => {}
-            Some(Err(error)) => {
+            // Another thread has.
+            Ok(Stored::Exists) => {}
+            Err(error) => {
                 log::warning(&format!(
                     "{name} comes from the key store {key_store} and cannot be kept here: {error}"
                 ));
-                self.keep_in_memory(key);
+                return;
             }
-            None => self.keep_in_memory(key),
         }
-        Ok(())
+        lock(&self.fetched).remove(name);
     }
 
     /// Keys that were fetched and have no key file.
@@ -196,27 +224,29 @@ impl KeyManager {
         lock(&self.fetched).keys().copied().collect()
     }
 
-    fn keep_in_memory(&self, key: &WrappedKey) {
-        lock(&self.fetched).insert(key.name, key.ciphertext_blob.clone());
-    }
-
-    /// Fetches the key files that the manifest lists and that are not here.
+    /// Fetches the keys that the manifest lists and that have no key file here. Only for the newest version of a key
+    /// does the start wait for a session: older ones may have been moved away because nothing needs them.
     pub(super) fn fetch_missing(&self) -> Result<(), KeyError> {
         let here = self.directory.list()?.keys;
-        let is_here = |name: &KeyName| here.binary_search(name).is_ok();
+        let newest: BTreeMap<u32, u32> = here.iter().map(|name| (name.id, name.version)).collect();
         let mut missing: Vec<KeyName> = self
             .manifest
             .entries()
             .iter()
             .map(|entry| entry.name)
             .collect();
-        missing.retain(|name| !is_here(name));
+        missing.retain(|name| here.binary_search(name).is_err());
         if missing.is_empty() {
             return Ok(());
         }
-        if let Some(key_store) = self.key_store()? {
-            self.fetch_all(&key_store, &missing, self.policy_at_start());
-        }
+        let Some(key_store) = self.key_store()? else {
+            return Ok(());
+        };
+        let (old, new): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|name| newest.get(&name.id).is_some_and(|&it| it > name.version));
+        self.fetch_all(&key_store, &new, self.policy_at_start());
+        self.fetch_all(&key_store, &old, WaitPolicy::Never);
         Ok(())
     }
 
@@ -288,22 +318,29 @@ impl KeyManager {
         comparison
     }
 
-    /// Fetches several keys at the same time. A failure is reported once, and what is missing is asked for again
-    /// when it is needed.
+    /// Fetches several keys at the same time. A failure that each of them would have is reported once, and what is
+    /// missing is asked for again when it is needed.
     fn fetch_all(&self, key_store: &str, names: &[KeyName], wait: WaitPolicy) {
-        let work = |name: KeyName, _: &AtomicBool| {
-            let limits = self.brief_limits(wait);
+        let may_retry = retry_for(FETCH_PATIENCE);
+        let work = |name: KeyName, is_stopped: &AtomicBool| {
+            let limits = Limits {
+                wait,
+                deadline: None,
+                may_retry: &|error| !is_stopped.load(Ordering::Relaxed) && may_retry(error),
+                is_interrupted: &is_interrupted,
+            };
             self.fetch_from(key_store, name.id, Some(name.version), &limits)
         };
-        let mut has_failed = false;
+        let mut goes_on = true;
         concurrent::for_each(names.to_vec(), work, |result| {
-            if let Some(Err(error)) = result
-                && !has_failed
-            {
-                log::error(&error.to_string());
-                has_failed = true;
+            if let Some(Err(error)) = result {
+                if goes_on || !error.is_transient() {
+                    log::error(&error.to_string());
+                }
+                // A worker reports what may pass only when its patience is over.
+                goes_on &= !error.is_transient();
             }
-            !has_failed
+            goes_on
         });
     }
 

@@ -727,7 +727,10 @@ fn push_puts_each_key_into_the_key_store_once_and_pull_brings_it_back() {
         "{errors}"
     );
 
-    let (code, text, errors) = keys.run(&["push", &store]);
+    let (code, _, errors) = keys.run(&["push", &store]);
+    assert_eq!(code, 125, "{errors}");
+    assert!(errors.contains("kms-data-keys push --init"), "{errors}");
+    let (code, text, errors) = keys.run(&["push", "--init", &store]);
     assert_eq!((code, errors.as_str()), (0, ""), "{text}");
     assert!(
         text.starts_with("2 data keys put into the key store file://"),
@@ -841,6 +844,11 @@ fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
         table.contains("1   1        AES_CBC    DIFFERENT KEYS"),
         "{table}"
     );
+    fs::remove_file(path.join("1/1")).unwrap();
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let (code, table, _) = compare(&[]);
+    assert_eq!(code, 1, "{table}");
+    assert!(table.contains("1   1        AES_CBC    MISSING"), "{table}");
     let (code, _, errors) = keys.run(&["list", "--store"]);
     assert_eq!(code, 125);
     assert!(errors.contains("no key store is configured"), "{errors}");
@@ -879,7 +887,7 @@ fn rewrap_adds_the_new_form_to_the_key_store_also_after_an_interrupted_run() {
     let keys = Keys::new();
     record(&keys);
     let (path, store) = empty_store(&keys);
-    keys.run(&["push", &store]);
+    keys.run(&["push", "--init", &store]);
     let new = keys.aws.cli(&[
         "kms",
         "create-key",

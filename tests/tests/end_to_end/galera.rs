@@ -6,6 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use end_to_end_tests::{
@@ -35,13 +36,14 @@ struct Node {
     process: Option<Process>,
 }
 
-/// Ports that are free: of the group, of incremental transfers, of state transfers.
+/// Ports that are free: of the group, of incremental transfers, of state transfers. They lie below those that the
+/// kernel gives to whoever asks for any, and no other node here gets them.
 fn free_ports() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
     loop {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        let others = [port + 1, port + 2].map(|port| TcpListener::bind(("127.0.0.1", port)));
-        if others.iter().all(Result::is_ok) {
+        let port = NEXT.fetch_add(3, Ordering::Relaxed);
+        let all = [port, port + 1, port + 2].map(|port| TcpListener::bind(("127.0.0.1", port)));
+        if all.iter().all(Result::is_ok) {
             return port;
         }
     }

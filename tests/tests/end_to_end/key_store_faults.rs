@@ -8,11 +8,12 @@ use std::{
 };
 
 use broker_api::{
-    FailureKind, FindKey, GenerateDataKey, KeyContext, MakeKey, Numbering, Reply, Request,
+    FailureKind, FindKey, GenerateDataKey, KeyContext, ListKeys, MAX_LISTED_KEYS, MakeKey,
+    Numbering, Reply, Request, SessionPhase,
 };
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, ObjectStorage, Process, Scene, StoreDirectory, What,
-    broker::{Peer, ask, generate},
+    broker::{Peer, ask, generate, phase},
     write_fifo,
 };
 
@@ -348,16 +349,17 @@ fn a_store_that_overwrites_is_found_out_before_a_key_is_made() {
 }
 
 #[test]
-fn a_session_that_s3_calls_expired_is_over_and_the_next_code_opens_another() {
+fn a_store_that_calls_the_session_expired_ends_it_for_nobody_else() {
     let storage = ObjectStorage::start();
     let host = Host::new(&storage, "db1").checked();
     storage.fault("GET", What::Refused(400, "ExpiredToken"));
     let (kind, text) = host.refusal(&find(10, None));
-    assert_eq!(kind, FailureKind::SessionOver);
-    assert!(text.contains("write a new MFA code"), "{text}");
-    host.broker.wait_for_nth("write a new MFA code", 2);
-    write_fifo(host.scene.fifo(), host.scene.aws.code().as_bytes());
-    host.broker.wait_for_nth("is open until", 2);
+    assert_eq!(kind, FailureKind::NotAuthenticated);
+    assert!(
+        text.contains("the key store says that the AWS session has expired"),
+        "{text}"
+    );
+    assert_eq!(phase(&host.scene), SessionPhase::Open);
     assert!(stored(host.make(10, Numbering::First)).1);
 }
 
@@ -445,6 +447,13 @@ fn a_server_keeps_its_keys_in_s3_and_finds_them_there_again() {
     }
     // S3 is slow and fails now and then.
     storage.fault("GET", What::Slow(Duration::from_millis(500)));
+    for fault in [
+        What::Refused(503, "SlowDown"),
+        What::DoneAndCutOff,
+        What::Refused(500, "InternalError"),
+    ] {
+        storage.fault("GET", fault);
+    }
     let mut process = database.start();
     assert_eq!(database.sql("SELECT * FROM d.t"), "7");
     assert_eq!(database.key_files().len(), 6);
@@ -488,6 +497,33 @@ fn race(one: &Host, two: &Host, ids: std::ops::Range<u32>) {
         2,
         "one of them was always first: this was no race"
     );
+}
+
+#[test]
+fn more_keys_than_a_page_of_a_list_has_are_listed() {
+    let storage = ObjectStorage::start();
+    let prefix = format!("{}/db1", "long".repeat(25));
+    let host = Host::new(&storage, &prefix).checked();
+    stored(host.make(1, Numbering::First));
+    let object = storage.read(&format!("{prefix}/1/1")).unwrap();
+    for version in 2..1101 {
+        let text = object.replace("\"version\":1,", &format!("\"version\":{version},"));
+        storage.write(&format!("{prefix}/1/{version}"), &text);
+    }
+    let (key, _) = stored(host.make(1, Numbering::Next { known: 1 }));
+    assert_eq!(key.1, 1101);
+    let request = Request::ListKeys(ListKeys {
+        after: None,
+        context: context(0),
+    });
+    let mut peer = Peer::connect(&host.scene.configuration.broker_socket);
+    match peer.ask(&request) {
+        Reply::KeyList { keys, next } => {
+            assert_eq!(keys.len(), MAX_LISTED_KEYS);
+            assert!(next.is_some());
+        }
+        reply => panic!("{reply:?}"),
+    }
 }
 
 #[test]

@@ -224,6 +224,37 @@ fn a_server_with_keys_of_its_own_does_not_start_with_the_key_store_of_others() {
 }
 
 #[test]
+fn what_somebody_has_put_into_the_key_store_is_not_used_unless_it_is_what_it_says() {
+    let host = Host::new();
+    let mut process = host.database.start();
+    host.database
+        .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    host.database.stop(&mut process);
+    let object = fs::read_to_string(host.store.path().join("10/1")).unwrap();
+    let next = object.replace("\"version\":1,", "\"version\":2,");
+    let (before, check_value) = next.split_once("\"check_value\":\"").unwrap();
+    let other = match check_value.starts_with('0') {
+        true => "1",
+        false => "0",
+    };
+    let planted = format!("{before}\"check_value\":\"{other}{}", &check_value[1..]);
+    fs::write(host.store.path().join("10/2"), planted).unwrap();
+    fs::write(host.store.path().join("10/1.1"), "garbage").unwrap();
+    fs::remove_file(host.keyfile("aws-kms-key.10.1")).unwrap();
+    for _ in 0..2 {
+        let mut process = host.database.start();
+        process
+            .wait_for("aws-kms-key.10.2 of the key store is another key than its check value says");
+        assert_eq!(host.database.sql("SELECT * FROM d.t10"), "10");
+        host.database
+            .sql("INSERT INTO d.t10 VALUES (1); DELETE FROM d.t10 WHERE i = 1; FLUSH TABLES");
+        host.database.stop(&mut process);
+        assert!(host.keyfile("aws-kms-key.10.1").exists());
+        assert!(!host.keyfile("aws-kms-key.10.2").exists());
+    }
+}
+
+#[test]
 fn without_the_key_store_no_key_is_made_and_what_exists_is_served() {
     let mut host = Host::new();
     let mut process = host.database.start();
@@ -252,7 +283,7 @@ fn without_the_key_store_no_key_is_made_and_what_exists_is_served() {
         broker.wait_for("write a new MFA code");
         write_fifo(host.scene.fifo(), host.scene.aws.code().as_bytes());
         let line = broker.wait_for("until this is corrected, no data key can be made");
-        assert!(line.contains("cannot be opened"), "{line}");
+        assert!(line.contains(NOT_MOUNTED), "{line}");
         host.broker = Some(broker);
     }
     fs::rename(&away, host.store.path()).unwrap();

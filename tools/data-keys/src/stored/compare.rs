@@ -38,6 +38,8 @@ enum State {
     NotCompared,
     OnlyStored,
     OnlyHere,
+    /// The manifest lists it, and it is nowhere.
+    Nowhere,
     Differs,
 }
 
@@ -48,6 +50,7 @@ impl fmt::Display for State {
             Self::NotCompared => "not compared",
             Self::OnlyStored => "only in the key store",
             Self::OnlyHere => "only here",
+            Self::Nowhere => "MISSING",
             Self::Differs => "DIFFERENT KEYS",
         })
     }
@@ -76,7 +79,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                 let versions = store.list().await?;
                 let progress = Progress::of_keys(versions.len());
                 stream::iter(versions)
-                    .map(|((id, version), form)| store.get(id, version, form))
+                    .map(|((id, version), _)| store.get(id, version, 0))
                     .buffered(READS)
                     .inspect(|_| progress.add(1))
                     .try_filter_map(async |key| Ok(key))
@@ -87,13 +90,34 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             (location.to_string(), stored)
         }
     };
-    let mut here: BTreeMap<(u32, u32), (KeyName, Option<CheckValue>)> = BTreeMap::new();
+    // A key that the manifest lists belongs here, even if its file is gone.
+    let mut here: BTreeMap<_, _> = manifest
+        .entries()
+        .into_iter()
+        .map(|entry| {
+            (
+                number(&entry.name),
+                Here {
+                    name: entry.name,
+                    check_value: Some(entry.check_value),
+                    has_file: false,
+                },
+            )
+        })
+        .collect();
     for name in comparison.directory.list()?.keys {
-        let listed = manifest.get(name.id, name.version);
-        let check_value = listed.filter(|it| it.name == name).map(|it| it.check_value);
-        here.insert((name.id, name.version), (name, check_value));
+        let listed = here.get(&number(&name)).filter(|it| it.name == name);
+        let check_value = listed.and_then(|it| it.check_value);
+        let has_file = true;
+        here.insert(
+            number(&name),
+            Here {
+                name,
+                check_value,
+                has_file,
+            },
+        );
     }
-    // A key that has a check value here belongs here, even if its file is gone.
     let states = states(&here, &stored);
     let rows: Vec<_> = states
         .iter()
@@ -120,6 +144,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                         State::NotCompared => "not_compared",
                         State::OnlyStored => "only_stored",
                         State::OnlyHere => "only_here",
+                        State::Nowhere => "missing",
                         State::Differs => "differs",
                     },
                 })
@@ -138,7 +163,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
     }
     Ok(match () {
         () if count(State::Differs) > 0 => Outcome::Differs,
-        () if count(State::OnlyHere) > 0 => Outcome::Bad,
+        () if count(State::OnlyHere) + count(State::Nowhere) > 0 => Outcome::Bad,
         () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
         () => Outcome::Good,
     })
@@ -154,6 +179,12 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     if count(State::OnlyHere) > 0 {
         text += "What is only here is lost with this host: kms-data-keys push\n";
     }
+    if count(State::Nowhere) > 0 {
+        text += &format!(
+            "{} were listed once and are nowhere now. If kms-data-keys check calls them not needed, that is right; else restore them from a backup\n",
+            count(State::Nowhere)
+        );
+    }
     if count(State::Differs) > 0 {
         text += &format!(
             "{} are other keys than in the key store: it belongs to another server, or to servers that made keys of their own\n",
@@ -163,23 +194,33 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     text
 }
 
-fn states(
-    here: &BTreeMap<(u32, u32), (KeyName, Option<CheckValue>)>,
-    stored: &Stored,
-) -> Vec<(KeyName, State)> {
+/// What is known of a key version here.
+struct Here {
+    name: KeyName,
+    check_value: Option<CheckValue>,
+    has_file: bool,
+}
+
+fn number(name: &KeyName) -> (u32, u32) {
+    (name.id, name.version)
+}
+
+fn states(here: &BTreeMap<(u32, u32), Here>, stored: &Stored) -> Vec<(KeyName, State)> {
     let mut states: BTreeMap<(u32, u32), (KeyName, State)> = stored
         .iter()
         .map(|(&number, &(name, _))| (number, (name, State::OnlyStored)))
         .collect();
-    for (&number, &(name, check_value)) in here {
-        let state = match (stored.get(&number), check_value) {
-            (None, _) => State::OnlyHere,
-            (Some((other, _)), _) if *other != name => State::Differs,
+    for (&number, here) in here {
+        let state = match (stored.get(&number), here.check_value) {
+            (None, _) if here.has_file => State::OnlyHere,
+            (None, _) => State::Nowhere,
+            (Some((other, _)), _) if *other != here.name => State::Differs,
+            (Some((_, other)), Some(check_value)) if *other != check_value => State::Differs,
+            (Some(_), _) if !here.has_file => State::OnlyStored,
             (Some(_), None) => State::NotCompared,
-            (Some((_, other)), Some(check_value)) if *other == check_value => State::Same,
-            _ => State::Differs,
+            (Some(_), Some(_)) => State::Same,
         };
-        states.insert(number, (name, state));
+        states.insert(number, (here.name, state));
     }
     states.into_values().collect()
 }
@@ -240,19 +281,32 @@ mod tests {
         };
         let cbc = |version| name(version, Algorithm::AesCbc);
         let here = [
-            (cbc(1), Some(check(1))),
-            (cbc(2), Some(check(2))),
-            (cbc(3), None),
-            (cbc(4), Some(check(4))),
-            (name(5, Algorithm::AesCtr), Some(check(5))),
+            (cbc(1), Some(check(1)), true),
+            (cbc(2), Some(check(2)), true),
+            (cbc(3), None, true),
+            (cbc(4), Some(check(4)), true),
+            (name(5, Algorithm::AesCtr), Some(check(5)), true),
+            (cbc(7), Some(check(7)), false),
+            (cbc(8), Some(check(8)), false),
+            (cbc(9), Some(check(9)), false),
         ];
-        let here = here.into_iter().map(|it| ((1, it.0.version), it)).collect();
+        let here = here.map(|(name, check_value, has_file)| {
+            let here = Here {
+                name,
+                check_value,
+                has_file,
+            };
+            (number(&name), here)
+        });
+        let here = here.into_iter().collect();
         let stored = [
             (cbc(1), check(1)),
             (cbc(2), check(9)),
             (cbc(3), check(3)),
             (cbc(5), check(5)),
             (cbc(6), check(6)),
+            (cbc(8), check(8)),
+            (cbc(9), check(1)),
         ];
         let stored = stored
             .into_iter()
@@ -267,7 +321,10 @@ mod tests {
                 State::NotCompared,
                 State::OnlyHere,
                 State::Differs,
-                State::OnlyStored
+                State::OnlyStored,
+                State::Nowhere,
+                State::OnlyStored,
+                State::Differs
             ]
         );
     }

@@ -1,13 +1,14 @@
 //! `push`: puts the key files of a host into the key store.
 
-use std::{cell::Cell, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf};
 
+use aws_session::key_store_location::KeyStoreLocation;
 use clap::Args;
 use key_files::{
     WrappedKey, check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName,
     manifest::ManifestFile,
 };
-use key_store::Put;
+use key_store::{Put, StoreError};
 
 use crate::{
     DataKeysError, Outcome,
@@ -24,13 +25,18 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each key is decrypted at KMS once, to be identified in the key store. What is
-there already is compared and left alone. It can be interrupted and repeated.
+there already is compared and left alone; if any key is another one there,
+nothing is put. It can be interrupted and repeated.
 
 Needs kms:Decrypt, s3:ListBucket, s3:GetObject and s3:PutObject.")]
 pub(crate) struct Arguments {
     /// Change nothing; tell what would be put there
     #[arg(long)]
     dry_run: bool,
+
+    /// Make an empty directory a key store first
+    #[arg(long, conflicts_with = "dry_run")]
+    init: bool,
 
     #[command(flatten)]
     store: StoreArguments,
@@ -57,48 +63,89 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let access = arguments.access.open()?;
     let store = open_with(&location, &access)?;
     let unwrapper = Unwrapper::RegionalKms(RegionalKms::new(&access, None));
-    let (put, there) = (Cell::new(0), Cell::new(0));
-    let failed = runtime()?.block_on(async {
-        if !arguments.dry_run {
+    let pushed = runtime()?.block_on(async {
+        if arguments.init {
             store.init().await?;
+        }
+        if !arguments.dry_run {
             store.check().await?;
         }
         let versions = store.list().await?;
-        let work = async |name: &KeyName| {
+        let mut pushed = Pushed::default();
+        let mut new = Vec::new();
+        let compare = async |name: &KeyName| {
             let key = identify(&directory, &manifest, &unwrapper, name).await?;
-            let text = |error: key_store::StoreError| error.to_string();
-            let other = match versions.get(&(name.id, name.version)) {
-                Some(&form) => store.get(name.id, name.version, form).await.map_err(text)?,
-                None if arguments.dry_run => None,
-                None => match store.put(&key).await.map_err(text)? {
-                    Put::New => None,
-                    Put::Exists(other) => Some(other),
-                },
+            let there = match versions.contains_key(&(name.id, name.version)) {
+                true => store.get(name.id, name.version, 0).await.map_err(text)?,
+                false => None,
             };
-            match other {
-                None => {
-                    put.update(|count| count + 1);
-                    Ok(())
-                }
-                Some(other) if (other.name, other.check_value) == (key.name, key.check_value) => {
-                    there.update(|count| count + 1);
-                    Ok(())
-                }
-                Some(_) => Err(differs(name, &directory, &location)),
+            same(&key, there.as_ref(), &directory, &location)?;
+            Ok((key, there.is_some()))
+        };
+        pushed.failed = each(
+            &listing.keys,
+            compare,
+            |name, (key, is_there)| match is_there {
+                true => pushed.there += 1,
+                false => new.push((*name, key)),
+            },
+        )
+        .await;
+        // What was put into the store of another server could not be taken out again.
+        if arguments.dry_run || pushed.failed > 0 {
+            pushed.put = new.len() * usize::from(arguments.dry_run);
+            return Ok::<_, DataKeysError>(pushed);
+        }
+        let names: Vec<_> = new.iter().map(|(name, _)| *name).collect();
+        let keys: BTreeMap<_, _> = new.into_iter().collect();
+        let put = async |name: &KeyName| {
+            let key = keys.get(name).ok_or("it is gone")?;
+            match store.put(key).await.map_err(text)? {
+                Put::New => Ok(()),
+                Put::Exists(other) => same(key, Some(&other), &directory, &location),
             }
         };
-        Ok::<_, DataKeysError>(each(&listing.keys, work, |_, ()| {}).await)
+        pushed.failed = each(&names, put, |_, ()| pushed.put += 1).await;
+        Ok(pushed)
     })?;
     let done = match arguments.dry_run {
         true => "would be put",
         false => "put",
     };
     print(&format!(
-        "{} {done} into the key store {location}, {} there already, {failed} failed\n",
-        data_keys(put.get()),
-        there.get()
+        "{} {done} into the key store {location}, {} there already, {} failed\n",
+        data_keys(pushed.put),
+        pushed.there,
+        pushed.failed
     ))?;
-    Ok(names.unless_failed(failed))
+    Ok(names.unless_failed(pushed.failed))
+}
+
+/// How many keys are there now.
+#[derive(Default)]
+struct Pushed {
+    put: usize,
+    there: usize,
+    failed: usize,
+}
+
+fn text(error: StoreError) -> String {
+    error.to_string()
+}
+
+/// Fails if another key is in the store.
+fn same(
+    key: &WrappedKey,
+    there: Option<&WrappedKey>,
+    directory: &KeyDirectory,
+    location: &KeyStoreLocation,
+) -> Result<(), String> {
+    match there {
+        Some(other) if (other.name, other.check_value) != (key.name, key.check_value) => {
+            Err(differs(&key.name, directory, location))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Decrypts a key file once, and checks that it is the right one.

@@ -34,7 +34,7 @@ impl Rewrapped {
             .map_err(text)?;
         while let Some(key) = there {
             let check_value = CheckValue::of(&unwrapped.key);
-            if key.check_value != check_value {
+            if form == 0 && key.check_value != check_value {
                 return Err(format!(
                     "{}/{} in the key store {} is another key than {name}",
                     name.id,
