@@ -34,6 +34,9 @@ fn reply(answer: &str) -> String {
 /// `systemctl start` in a terminal, with its question.
 fn asked_in_a_terminal() -> (Running, Terminal, Child) {
     let site = Site::new().boot_and_stop();
+    // The question of the boot is withdrawn a second after its FIFO has gone, and the agent would show it.
+    site.machine
+        .wait_for_property(PROMPT_UNIT, "ActiveState", "inactive");
     let mut terminal = Terminal::new();
     let systemctl = site
         .machine
