@@ -233,6 +233,17 @@ fn insert(table: &str, from: u32, to: u32) -> String {
     )
 }
 
+fn create_tables(node: &Node) {
+    node.sql(&format!(
+        "CREATE DATABASE d; USE d;
+         CREATE TABLE plain (n INT PRIMARY KEY, t TEXT);
+         CREATE TABLE keyed (n INT PRIMARY KEY, t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
+         CREATE TABLE aria (n INT PRIMARY KEY, t TEXT) ENGINE=Aria;
+         {}",
+        insert("aria", 1, 100)
+    ));
+}
+
 fn write(node: &Node, from: u32, to: u32) {
     node.sql(&format!(
         "{}{}",
@@ -245,14 +256,7 @@ fn a_cluster_lives_with_one_key_store(sst_method: &'static str) {
     let mut cluster = Cluster::new(sst_method);
     let mut one = cluster.node("one");
     cluster.start(&mut one, &[]);
-    one.sql(&format!(
-        "CREATE DATABASE d; USE d;
-         CREATE TABLE plain (n INT PRIMARY KEY, t TEXT);
-         CREATE TABLE keyed (n INT PRIMARY KEY, t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
-         CREATE TABLE aria (n INT PRIMARY KEY, t TEXT) ENGINE=Aria;
-         {}",
-        insert("aria", 1, 100)
-    ));
+    create_tables(&one);
     write(&one, 1, 300);
     // A node joins, after a rotation; another one during a rotation.
     one.sql(ROTATE);
@@ -340,14 +344,7 @@ fn a_cluster_whose_nodes_rotated_apart_moves_into_a_key_store() {
     cluster = cluster.with_store(None);
     let (mut one, mut two) = (cluster.node("one"), cluster.node("two"));
     cluster.start(&mut one, &[]);
-    one.sql(&format!(
-        "CREATE DATABASE d; USE d;
-         CREATE TABLE plain (n INT PRIMARY KEY, t TEXT);
-         CREATE TABLE keyed (n INT PRIMARY KEY, t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
-         CREATE TABLE aria (n INT PRIMARY KEY, t TEXT) ENGINE=Aria;
-         {}",
-        insert("aria", 1, 100)
-    ));
+    create_tables(&one);
     write(&one, 1, 100);
     cluster.start(&mut two, &[&one]);
     one.sql(ROTATE);

@@ -1,7 +1,6 @@
 //! Work on all key files, several at a time, with a progress bar.
 
 use futures_util::{StreamExt, stream};
-use key_files::key_name::KeyName;
 use tracing::error;
 
 use crate::progress::Progress;
@@ -10,11 +9,11 @@ use crate::progress::Progress;
 const AT_ONCE: usize = 16;
 
 /// Does `work` for each of `keys` and passes the results to `done`, in order. Logs the errors, which
-/// must name the file, and returns their number.
-pub(crate) async fn each<T>(
-    keys: &[KeyName],
-    work: impl AsyncFn(&KeyName) -> Result<T, String>,
-    mut done: impl FnMut(&KeyName, T),
+/// must name the file or the key, and returns their number.
+pub(crate) async fn each<K, T>(
+    keys: &[K],
+    work: impl AsyncFn(&K) -> Result<T, String>,
+    mut done: impl FnMut(&K, T),
 ) -> usize {
     let progress = Progress::of_keys(keys.len());
     let mut results = std::pin::pin!(

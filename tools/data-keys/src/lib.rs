@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod concurrent;
 mod derivation;
+mod directories;
 mod export;
 mod fork;
 mod import;

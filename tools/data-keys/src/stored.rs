@@ -57,6 +57,11 @@ pub(crate) fn open_with(
     KeyStore::open(location, &access.aws, Some(credentials))
 }
 
+/// The message of an error, for the report on one key.
+fn text(error: StoreError) -> String {
+    error.to_string()
+}
+
 /// Says that a key has one check value here and another one in the store.
 fn differs(name: &KeyName, directory: &KeyDirectory, store: &KeyStoreLocation) -> String {
     format!(

@@ -1,7 +1,5 @@
 //! `verify`: decrypts every data key, and compares it with the manifest.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
@@ -11,8 +9,8 @@ use key_files::{
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, names, print, runtime,
-    unwrapping::UnwrapperArguments,
+    DataKeysError, Outcome, concurrent::each, data_keys, directories::Directories, names, print,
+    runtime, unwrapping::UnwrapperArguments,
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -21,20 +19,15 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
-    /// The data directory with the key manifest, if it is not DIR
-    #[arg(long, value_name = "DATADIR")]
-    datadir: Option<PathBuf>,
-
-    /// The data directory, or aws_key_management_keyfile_dir if that is set
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
 }
 
 /// Decrypts all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let directory = KeyDirectory::open(&arguments.directory)?;
+    let directory = arguments.directories.key_files()?;
     let listing = directory.list()?;
-    let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
+    let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
     let missing = report_missing(&manifest, &directory, &listing);
     let (mut verified, mut kept) = (0, 0);

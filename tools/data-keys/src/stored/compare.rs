@@ -83,7 +83,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                     .buffered(READS)
                     .inspect(|_| progress.add(1))
                     .try_filter_map(async |key| Ok(key))
-                    .map_ok(|key| ((key.name.id, key.name.version), (key.name, key.check_value)))
+                    .map_ok(|key| (number(&key.name), (key.name, key.check_value)))
                     .try_collect::<Stored>()
                     .await
             })?;
@@ -119,17 +119,6 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         );
     }
     let states = states(&here, &stored);
-    let rows: Vec<_> = states
-        .iter()
-        .map(|(name, state)| {
-            [
-                name.id.to_string(),
-                name.version.to_string(),
-                name.algorithm.to_string(),
-                state.to_string(),
-            ]
-        })
-        .collect();
     let count = |wanted| states.iter().filter(|(_, state)| *state == wanted).count();
     if comparison.json {
         let keys: Vec<_> = states
@@ -152,6 +141,17 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             .collect();
         print(&json!({ "key_store": location, "keys": keys }).to_string())?;
     } else {
+        let rows: Vec<_> = states
+            .iter()
+            .map(|(name, state)| {
+                [
+                    name.id.to_string(),
+                    name.version.to_string(),
+                    name.algorithm.to_string(),
+                    state.to_string(),
+                ]
+            })
+            .collect();
         print(&table::layout(
             ["ID", "VERSION", "ALGORITHM", "STATE"],
             &rows,
@@ -253,7 +253,7 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
         };
         stored.extend(
             keys.into_iter()
-                .map(|(name, check)| ((name.id, name.version), (name, check))),
+                .map(|(name, check)| (number(&name), (name, check))),
         );
         if next.is_none() {
             return Ok((location, stored));

@@ -1,11 +1,8 @@
 //! `pull`: fetches key files from the key store.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
-    key_name::{Algorithm, KeyName},
     manifest::ManifestFile,
 };
 use key_store::KeyStore;
@@ -14,8 +11,10 @@ use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
     concurrent::each,
-    data_keys, print, runtime,
-    stored::{StoreArguments, differs, open, without_manifest},
+    data_keys,
+    directories::Directories,
+    print, runtime,
+    stored::{StoreArguments, differs, open, text, without_manifest},
 };
 
 /// Fetch missing key files from the key store
@@ -37,19 +36,14 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     access: AccessArguments,
 
-    /// The data directory with the key manifest, if it is not DIR
-    #[arg(long, value_name = "DATADIR")]
-    datadir: Option<PathBuf>,
-
-    /// The data directory, or aws_key_management_keyfile_dir if that is set
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
 }
 
 /// Fetches what is missing, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let directory = KeyDirectory::open(&arguments.directory)?;
-    let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
+    let directory = arguments.directories.key_files()?;
+    let manifest = arguments.directories.manifest()?;
     let location = arguments.store.location(&arguments.access)?;
     let store = open(&location, &arguments.access)?;
     let here = directory.list()?.keys;
@@ -62,19 +56,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         let missing: Vec<_> = versions
             .keys()
             .filter(|number| !is_here(number))
-            // The algorithm is known only when the object is read.
-            .map(|&(id, version)| KeyName {
-                id,
-                version,
-                algorithm: Algorithm::AesCbc,
-            })
+            .copied()
             .collect();
         let there = versions.len() - missing.len();
         if arguments.dry_run {
             return Ok::<_, DataKeysError>((missing.len(), 0, there));
         }
         let mut fetched = 0;
-        let work = async |name: &KeyName| fetch(&store, &directory, &manifest, name).await;
+        let work = async |&number: &_| fetch(&store, &directory, &manifest, number).await;
         let failed = each(&missing, work, |_, is_new| fetched += usize::from(is_new)).await;
         Ok((fetched, failed, there))
     })?;
@@ -98,24 +87,19 @@ async fn fetch(
     store: &KeyStore,
     directory: &KeyDirectory,
     manifest: &ManifestFile,
-    name: &KeyName,
+    (id, version): (u32, u32),
 ) -> Result<bool, String> {
-    let found = store.find(name.id, Some(name.version)).await;
-    let key = found.map_err(|error| error.to_string())?.ok_or_else(|| {
-        format!(
-            "{}/{} is not in the key store any more",
-            name.id, name.version
-        )
-    })?;
-    let listed = manifest.get(name.id, name.version);
+    let found = store.find(id, Some(version)).await;
+    let key = found
+        .map_err(text)?
+        .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;
+    let listed = manifest.get(id, version);
     if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {
         return Err(differs(&key.name, directory, store.location()));
     }
-    let version = VersionPolicy::Exactly {
-        version: name.version,
-    };
+    let version = VersionPolicy::Exactly { version };
     directory
-        .store(name.id, key.name.algorithm, version, &key.ciphertext_blob)
+        .store(id, key.name.algorithm, version, &key.ciphertext_blob)
         .map(|stored| matches!(stored, Stored::New(_)))
         .map_err(|error| error.to_string())
 }

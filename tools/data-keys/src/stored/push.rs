@@ -1,23 +1,23 @@
 //! `push`: puts the key files of a host into the key store.
 
-use std::{collections::BTreeMap, path::PathBuf};
-
 use aws_session::key_store_location::KeyStoreLocation;
 use clap::Args;
 use key_files::{
     WrappedKey, check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName,
     manifest::ManifestFile,
 };
-use key_store::{Put, StoreError};
+use key_store::Put;
 
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
     concurrent::each,
-    data_keys, names, print,
+    data_keys,
+    directories::Directories,
+    names, print,
     regional_kms::RegionalKms,
     runtime,
-    stored::{StoreArguments, differs, open_with},
+    stored::{StoreArguments, differs, open_with, text},
     unwrapping::Unwrapper,
 };
 
@@ -44,20 +44,15 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     access: AccessArguments,
 
-    /// The data directory with the key manifest, if it is not DIR
-    #[arg(long, value_name = "DATADIR")]
-    datadir: Option<PathBuf>,
-
-    /// The data directory, or aws_key_management_keyfile_dir if that is set
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
 }
 
 /// Puts the keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let directory = KeyDirectory::open(&arguments.directory)?;
+    let directory = arguments.directories.key_files()?;
     let listing = directory.list()?;
-    let manifest = ManifestFile::open(arguments.datadir.as_ref().unwrap_or(&arguments.directory))?;
+    let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
     let location = arguments.store.location(&arguments.access)?;
     let access = arguments.access.open()?;
@@ -85,9 +80,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         pushed.failed = each(
             &listing.keys,
             compare,
-            |name, (key, is_there)| match is_there {
+            |_, (key, is_there)| match is_there {
                 true => pushed.there += 1,
-                false => new.push((*name, key)),
+                false => new.push(key),
             },
         )
         .await;
@@ -96,16 +91,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             pushed.put = new.len() * usize::from(arguments.dry_run);
             return Ok::<_, DataKeysError>(pushed);
         }
-        let names: Vec<_> = new.iter().map(|(name, _)| *name).collect();
-        let keys: BTreeMap<_, _> = new.into_iter().collect();
-        let put = async |name: &KeyName| {
-            let key = keys.get(name).ok_or("it is gone")?;
-            match store.put(key).await.map_err(text)? {
-                Put::New => Ok(()),
-                Put::Exists(other) => same(key, Some(&other), &directory, &location),
-            }
+        let put = async |key: &WrappedKey| match store.put(key).await.map_err(text)? {
+            Put::New => Ok(()),
+            Put::Exists(other) => same(key, Some(&other), &directory, &location),
         };
-        pushed.failed = each(&names, put, |_, ()| pushed.put += 1).await;
+        pushed.failed = each(&new, put, |_, ()| pushed.put += 1).await;
         Ok(pushed)
     })?;
     let done = match arguments.dry_run {
@@ -127,10 +117,6 @@ struct Pushed {
     put: usize,
     there: usize,
     failed: usize,
-}
-
-fn text(error: StoreError) -> String {
-    error.to_string()
 }
 
 /// Fails if another key is in the store.

@@ -1,0 +1,33 @@
+//! Where the key files and the key manifest are, for the subcommands that compare them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use key_files::{key_directory::KeyDirectory, manifest::ManifestFile};
+
+use crate::DataKeysError;
+
+/// Which directories.
+#[derive(Debug, Args)]
+pub(crate) struct Directories {
+    /// The data directory with the key manifest, if it is not DIR
+    #[arg(long, value_name = "DATADIR")]
+    datadir: Option<PathBuf>,
+
+    /// The data directory, or aws_key_management_keyfile_dir if that is set
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+}
+
+impl Directories {
+    /// Opens the directory with the key files.
+    pub fn key_files(&self) -> Result<KeyDirectory, DataKeysError> {
+        Ok(KeyDirectory::open(&self.directory)?)
+    }
+
+    /// Reads the key manifest; it is empty if there is none.
+    pub fn manifest(&self) -> Result<ManifestFile, DataKeysError> {
+        let datadir = self.datadir.as_ref().unwrap_or(&self.directory);
+        Ok(ManifestFile::open(datadir)?)
+    }
+}
