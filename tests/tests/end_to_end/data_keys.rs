@@ -714,6 +714,36 @@ fn record(keys: &Keys) {
     }
 }
 
+/// What is said to be in the store must survive a loss of power: its content, its name, and the name of its directory.
+#[test]
+fn a_key_in_a_directory_is_on_the_disk_before_push_says_so() {
+    let keys = Keys::new();
+    let (path, store) = empty_store(&keys);
+    let push = keys.command(&["push", "--init", &store]);
+    let mut traced = Command::new("strace");
+    traced
+        .args(["-f", "-y", "-z", "-qq", "-e", "trace=fsync,fdatasync,write"])
+        .arg(push.get_program())
+        .args(push.get_args())
+        .envs(
+            push.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    let (code, text, trace) = run(&mut traced);
+    assert_eq!(code, 0, "{text}{trace}");
+    let said = trace.find("2 data keys put").expect("the summary");
+    let path = path.display();
+    for synced in [
+        format!("sync(FD<{path}/7/12#"),
+        format!("sync(FD<{path}/7>)"),
+        format!("sync(FD<{path}>)"),
+    ] {
+        let (before, file) = synced.split_once("FD").unwrap();
+        let is_it = |line: &str| line.contains(before) && line.contains(file);
+        assert!(trace[..said].lines().any(is_it), "{synced}: {trace}");
+    }
+}
+
 #[test]
 fn push_puts_each_key_into_the_key_store_once_and_pull_brings_it_back() {
     let keys = Keys::new();
