@@ -1,19 +1,65 @@
 //! The audit log, for the journal and the log in JSON: who requested what, and the result.
 
+use std::{fmt, net::SocketAddr};
+
 use broker_api::{Failure, FrameError, Reply, Request};
 use service::logging::AUDIT;
 use tracing::{info, warn};
 
 use crate::{peer::Peer, users::User};
 
+/// Who asks: a process of this host, or a client of the key server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    uid: Option<u32>,
+    pid: Option<i32>,
+    client: Option<&'a str>,
+    address: Option<SocketAddr>,
+}
+
+impl<'a> Caller<'a> {
+    /// A host that has connected to the key server; `client` is the name of its section, if it has one.
+    pub fn host(client: Option<&'a str>, address: SocketAddr) -> Self {
+        Self {
+            uid: None,
+            pid: None,
+            client,
+            address: Some(address),
+        }
+    }
+}
+
+impl From<&Peer> for Caller<'_> {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            uid: Some(peer.uid),
+            pid: Some(peer.pid),
+            client: None,
+            address: None,
+        }
+    }
+}
+
+impl fmt::Display for Caller<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.uid, self.pid, self.client, self.address) {
+            (Some(uid), Some(pid), ..) => write!(f, "uid {uid}, pid {pid}"),
+            (.., Some(client), Some(address)) => write!(f, "client {client} at {address}"),
+            (.., Some(address)) => write!(f, "a host at {address}"),
+            _ => write!(f, "somebody"),
+        }
+    }
+}
+
 /// Logs a request of a peer and its result. Requests for the state of the session are not logged.
-pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, Failure>) {
+pub(crate) fn answered(peer: &Caller<'_>, request: &Request, answered: &Result<Reply, Failure>) {
     let (operation, context) = match request {
         // A list names no key; what comes of it is asked for by name.
         Request::Session | Request::ListKeys(_) if answered.is_ok() => return,
-        Request::Session => return,
+        Request::Session | Request::Overview | Request::Events { .. } => return,
         Request::ListKeys(request) => ("ListKeys", &request.context),
         Request::FindKey(request) => ("FindKey", &request.context),
+        Request::GetKey(request) => ("GetKey", &request.context),
         Request::MakeKey(request) => ("MakeKey", &request.generate.context),
         Request::Decrypt(request) => ("Decrypt", &request.context),
         Request::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.context),
@@ -52,6 +98,8 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
                 key_version,
                 peer_uid = peer.uid,
                 peer_pid = peer.pid,
+                client = peer.client,
+                address = peer.address.map(tracing::field::display),
                 "{operation} of {key_text}, for {peer}: {from}"
             );
         }
@@ -80,6 +128,8 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
                 key_version = key.as_ref().map(|key| key.name.version),
                 peer_uid = peer.uid,
                 peer_pid = peer.pid,
+                client = peer.client,
+                address = peer.address.map(tracing::field::display),
                 "{operation} of {key_text}, for {peer}: {found}"
             );
         }
@@ -92,6 +142,8 @@ pub(crate) fn answered(peer: &Peer, request: &Request, answered: &Result<Reply, 
             key_version,
             peer_uid = peer.uid,
             peer_pid = peer.pid,
+            client = peer.client,
+            address = peer.address.map(tracing::field::display),
             "{operation} of {key_text}, for {peer}: {}",
             failure.message
         ),
@@ -110,6 +162,17 @@ pub(crate) fn peer_refused(user: &User, peer: &Peer, why: &str) {
             not_logged(suppressed)
         );
     }
+}
+
+/// Logs a host that the key server has refused, or will no longer serve. `suppressed` events before it were not logged.
+pub(crate) fn host_refused(caller: &Caller<'_>, suppressed: u64, why: &str) {
+    warn!(
+        event = "client_refused",
+        client = caller.client,
+        address = caller.address.map(tracing::field::display),
+        "refused {caller}: {why}{}",
+        not_logged(suppressed)
+    );
 }
 
 /// Logs a connection that was closed because of what the peer sent.

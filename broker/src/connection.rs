@@ -7,8 +7,7 @@ use broker_api::{
     Waiting, encode, version1,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::{sleep, timeout},
 };
 use zeroize::Zeroizing;
@@ -22,23 +21,26 @@ const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame as received.
 pub(crate) struct Frame {
     pub version: u8,
-    /// Empty if it is longer than [`MAX_FRAME_BYTES`].
+    /// Empty if it is longer than the connection allows.
     pub body: Zeroizing<Vec<u8>>,
     /// Length of the body as the peer claims.
     pub body_bytes: usize,
 }
 
 /// A connection. Replies use the protocol version of the last frame.
-pub(crate) struct Connection {
-    stream: UnixStream,
+pub(crate) struct Connection<S> {
+    stream: S,
     version: u8,
+    most_body_bytes: usize,
 }
 
-impl Connection {
-    pub fn new(stream: UnixStream) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Reads bodies of frames up to `most_body_bytes`.
+    pub fn new(stream: S, most_body_bytes: usize) -> Self {
         Self {
             stream,
             version: PROTOCOL_VERSION,
+            most_body_bytes: most_body_bytes.min(MAX_FRAME_BYTES),
         }
     }
 
@@ -62,7 +64,7 @@ impl Connection {
                 version,
                 body_bytes,
             } = Header::parse(header);
-            let readable = if body_bytes > MAX_FRAME_BYTES {
+            let readable = if body_bytes > self.most_body_bytes {
                 0
             } else {
                 body_bytes
@@ -84,7 +86,11 @@ impl Connection {
             version1::PROTOCOL_VERSION => encode(self.version, &version1::Reply::from(reply)),
             _ => encode(PROTOCOL_VERSION, &reply),
         }?;
-        Ok(in_time(FRAME_TIMEOUT, self.stream.write_all(&frame)).await?)
+        let written = in_time(FRAME_TIMEOUT, async {
+            self.stream.write_all(&frame).await?;
+            self.stream.flush().await
+        });
+        Ok(written.await?)
     }
 
     /// Waits for `event`, and keeps telling the peer so. Fails if the peer disconnects.
@@ -115,7 +121,10 @@ impl Connection {
     }
 }
 
-async fn in_time<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(crate) async fn in_time<T>(
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
     timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

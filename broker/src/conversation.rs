@@ -1,32 +1,31 @@
 //! Accepts peers and answers them, each in its own task.
 
 use std::{
-    future::pending,
     io::ErrorKind,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use broker_api::{
-    Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply, Request,
-    WAITING_INTERVAL, WaitReason, Waiting, decode, version1,
+    CertificateEnd, Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply,
+    Request, decode, version1,
 };
 use service::logging;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::{info, warn};
 
 use crate::{
-    audit,
+    audit::{self, Caller},
+    aws_calls::{AwsCalls, turn},
     connection::{Connection, Frame},
-    key_cache::KeyCache,
-    key_store_calls::KeyStoreCalls,
-    kms_calls::{KmsCalls, check, invalid},
-    peer::{Admission, Peer},
-    session_manager::SessionManager,
-    users::{User, Users},
+    overview::{self, Record},
+    peer::{Admission, Peer, Scope},
+    upstream::Upstream,
+    users::{User, UserId, Users},
 };
 
 /// Pause after a failure to accept, so that existing connections have time to end.
@@ -36,25 +35,51 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// are dropped and counted.
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What answers the requests.
+pub(crate) enum Backend {
+    /// KMS and the key store, with the session of this broker.
+    Aws(Arc<AwsCalls>),
+    /// Key servers.
+    Upstream(Box<Upstream>),
+}
+
+/// Returns the present certificate: it changes with its file.
+pub(crate) type CertificateSource = Box<dyn Fn() -> CertificateEnd + Send + Sync>;
+
 /// The state that all conversations share.
 pub(crate) struct Service {
-    pub sessions: Arc<SessionManager>,
-    pub kms: KmsCalls,
-    pub key_store: Option<KeyStoreCalls>,
-    pub cache: KeyCache,
-    pub admission: Admission,
-    pub users: Users,
+    pub backend: Backend,
+    pub record: Arc<Record>,
+    /// Returns the certificate of the key server, if this is one.
+    pub certificate: Option<CertificateSource>,
+    pub users: Arc<Users>,
+}
+
+impl Backend {
+    /// Refuses what only version 1 could ask for, and is not configured.
+    fn check_options(&self, request: &version1::Request) -> Result<(), Failure> {
+        match self {
+            Self::Aws(aws) => aws.kms.check_options(request),
+            // The key servers decide.
+            Self::Upstream(_) => Ok(()),
+        }
+    }
 }
 
 impl Service {
     /// Accepts peers as long as it is polled.
-    pub async fn accept(self: &Arc<Self>, socket: &UnixListener) {
+    pub async fn accept(
+        self: &Arc<Self>,
+        socket: &UnixListener,
+        admission: &Admission,
+        scope: Scope,
+    ) {
         let mut has_failed = false;
         loop {
             match socket.accept().await {
                 Ok((stream, _)) => {
                     has_failed = false;
-                    self.admit(stream);
+                    self.admit(stream, admission, scope);
                 }
                 Err(error) => {
                     if !has_failed {
@@ -67,28 +92,13 @@ impl Service {
         }
     }
 
-    /// Checks the key store each time that a session has been opened, as long as it is polled.
-    pub async fn check_key_store(&self) {
-        let Some(store) = &self.key_store else {
-            return pending().await;
-        };
-        let mut openings = self.sessions.openings();
-        loop {
-            if self.sessions.session().is_ok() {
-                store.check(&self.sessions).await;
-            }
-            // The sender lives as long as this.
-            let _ = openings.changed().await;
-        }
-    }
-
-    fn admit(self: &Arc<Self>, stream: UnixStream) {
+    fn admit(self: &Arc<Self>, stream: UnixStream, admission: &Admission, scope: Scope) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
             Err(error) => return warn!("cannot identify a peer: {error}"),
         };
-        let user = self.users.get(peer.uid);
-        if let Err(why) = self.admission.check(&peer) {
+        let user = self.users.get(&UserId::Uid(peer.uid));
+        if let Err(why) = admission.check(&peer) {
             return audit::peer_refused(&user, &peer, &why);
         }
         let admitted = match self.users.admit(&user) {
@@ -101,7 +111,7 @@ impl Service {
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let user = admitted.user();
-            if let Err(error) = service.converse(stream, &peer, user).await
+            if let Err(error) = service.converse(stream, &peer, user, scope).await
                 && !has_left(&error)
             {
                 audit::peer_dropped(user, &peer, &error);
@@ -116,8 +126,9 @@ impl Service {
         stream: UnixStream,
         peer: &Peer,
         user: &User,
+        scope: Scope,
     ) -> Result<(), FrameError> {
-        let mut connection = Connection::new(stream);
+        let mut connection = Connection::new(stream, MAX_FRAME_BYTES);
         loop {
             let version = connection.begin().await?;
             let reading = user.frames.acquire().await;
@@ -134,7 +145,7 @@ impl Service {
                 version1::PROTOCOL_VERSION => {
                     let request: version1::Request = decode(&frame.body)?;
                     note_version_1(user, peer);
-                    let refusal = self.kms.check_options(&request).err();
+                    let refusal = self.backend.check_options(&request).err();
                     (request.into(), refusal)
                 }
                 _ => continue,
@@ -143,152 +154,68 @@ impl Service {
             if request.context().is_some() {
                 wait_for_room_in_log(&mut connection, user).await?;
             }
+            let refusal = refusal.or_else(|| scope.check(&request).err());
+            let start = Instant::now();
             let answered = match refusal {
                 Some(refusal) => Err(refusal),
-                None => Box::pin(self.answer(&mut connection, user, &request)).await?,
+                None => match &self.backend {
+                    Backend::Aws(aws) if is_report(&request) => Ok(self.report(aws, &request)),
+                    Backend::Aws(aws) => {
+                        Box::pin(aws.answer(&mut connection, user, &request)).await?
+                    }
+                    Backend::Upstream(upstream) => {
+                        Box::pin(upstream.answer(&mut connection, user, request.clone())).await?
+                    }
+                },
             };
-            audit::answered(peer, &request, &answered);
+            audit::answered(&Caller::from(peer), &request, &answered);
+            self.record
+                .answered(&user.id, &request, &answered, start.elapsed());
             connection
                 .reply(answered.unwrap_or_else(Reply::Failed))
                 .await?;
         }
     }
 
-    /// Asks KMS or the key cache. If there is no session and the peer may wait, waits for one first.
-    /// Fails if the peer disconnects.
-    async fn answer(
-        &self,
-        connection: &mut Connection,
-        user: &User,
-        request: &Request,
-    ) -> Result<Result<Reply, Failure>, FrameError> {
-        let Some(context) = request.context() else {
-            let store = self.key_store.as_ref().map(KeyStoreCalls::location);
-            let state = self
-                .sessions
-                .state(self.kms.settings().clone(), store.map(ToString::to_string));
-            return Ok(Ok(Reply::Session(state)));
-        };
-        if let Err(failure) = check(request) {
-            return Ok(Err(failure));
-        }
-        let mut openings = self.sessions.openings();
-        let limit = self.sessions.wait_limit(context.wait);
-        let until = limit.map(|limit| Instant::now() + limit);
-        loop {
-            let over = match self.call(connection, user, request).await? {
-                Err(failure) if failure.kind == FailureKind::SessionOver => failure,
-                answered => return Ok(answered),
-            };
-            // A session may have been opened during the call.
-            if self.sessions.session().is_ok() {
-                continue;
-            }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(Err(over));
-            }
-            let waiting = Waiting {
-                reason: WaitReason::Session,
-                message: over.message,
-            };
-            connection.reply(Reply::Waiting(waiting)).await?;
-            let pause = left.map_or(WAITING_INTERVAL, |left| left.min(WAITING_INTERVAL));
-            // In both cases, the loop tries again.
-            let _ = timeout(pause, openings.changed()).await;
-        }
+    /// Returns the certificates of the key server.
+    pub fn certificates(&self) -> Vec<CertificateEnd> {
+        self.certificate.iter().map(|source| source()).collect()
     }
 
-    /// Makes one attempt. A request that waits for a session is not in the queue, so it blocks nobody.
-    async fn call(
-        &self,
-        connection: &mut Connection,
-        user: &User,
-        request: &Request,
-    ) -> Result<Result<Reply, Failure>, FrameError> {
-        let store = self.key_store.as_ref();
-        let needs_session = !store.is_some_and(|store| store.needs_no_session(request));
-        if needs_session && let Err(over) = self.sessions.session() {
-            return Ok(self.kept(request).ok_or(over));
-        }
-        let permit = connection
-            .wait_for(|| turn(user), user.calls.acquire())
-            .await?;
-        let answered = match (request, store) {
-            (Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_), Some(store)) => {
-                let attempt = self.attempt(request);
-                connection.wait_for(|| store.slow(), attempt).await?
-            }
-            _ => self.attempt(request).await,
-        };
-        drop(permit);
-        if let Request::Decrypt(decrypt) = request {
-            let blob = &decrypt.ciphertext_blob;
-            match &answered {
-                Ok(Reply::Decrypted {
-                    key,
-                    master_key_arn,
-                    ..
-                }) => {
-                    if let Err(why) = self.cache.keep(user.uid, blob, key, master_key_arn) {
-                        audit::not_kept(user, &why);
-                    }
-                }
-                Ok(_) => {}
-                Err(failure) => self.cache.refused(blob, failure.kind),
-            }
-        }
-        Ok(match answered {
-            Err(failure) if failure.kind == FailureKind::SessionOver => {
-                self.kept(request).ok_or(failure)
-            }
-            answered => answered,
-        })
-    }
-
-    async fn attempt(&self, request: &Request) -> Result<Reply, Failure> {
-        let sessions = &*self.sessions;
-        let none =
-            || invalid("the broker has no key store (key_store in its configuration)".into());
-        let store = self.key_store.as_ref();
+    /// Answers a request for what the broker has done.
+    fn report(&self, aws: &AwsCalls, request: &Request) -> Reply {
         match request {
-            Request::Decrypt(request) => self.kms.decrypt(sessions, request).await,
-            Request::GenerateDataKey(request) => match store {
-                None => self.kms.generate(sessions, request).await,
-                Some(store) => Err(invalid(format!(
-                    "a new key must be in the key store {} before it is used, and the plugin that is loaded cannot do that; restart the server, which then loads the installed one",
-                    store.location()
-                ))),
-            },
-            Request::MakeKey(request) => {
-                let store = store.ok_or_else(none)?;
-                store.make(sessions, &self.kms, request).await
+            Request::Events { before } => Reply::Events(overview::events(*before)),
+            _ => {
+                let connections = self.users.connections();
+                let overview =
+                    self.record
+                        .overview(aws.session_state(), self.certificates(), &connections);
+                Reply::Overview(Box::new(overview))
             }
-            Request::FindKey(request) => store.ok_or_else(none)?.find(sessions, request).await,
-            Request::ListKeys(request) => store.ok_or_else(none)?.list(sessions, request).await,
-            Request::Session => Err(invalid("a session is no call".into())),
         }
-    }
-
-    fn kept(&self, request: &Request) -> Option<Reply> {
-        let Request::Decrypt(request) = request else {
-            return None;
-        };
-        let (key, master_key_arn) = self
-            .cache
-            .find(&request.ciphertext_blob, request.check_value)?;
-        Some(Reply::Decrypted {
-            key,
-            master_key_arn,
-            request_id: String::new(),
-        })
     }
 }
 
+fn is_report(request: &Request) -> bool {
+    matches!(request, Request::Overview | Request::Events { .. })
+}
+
 /// Logs each call for the audit, including refused ones.
-async fn wait_for_room_in_log(connection: &mut Connection, user: &User) -> Result<(), FrameError> {
+async fn wait_for_room_in_log(
+    connection: &mut Connection<UnixStream>,
+    user: &User,
+) -> Result<(), FrameError> {
     let pause = user.pause_before_call();
     connection.wait(|| turn(user), pause).await?;
+    wait_for_log(connection, user).await
+}
+
+/// Lets a user who makes many calls wait until the log of all calls has been written.
+pub(crate) async fn wait_for_log<S: AsyncRead + AsyncWrite + Unpin>(
+    connection: &mut Connection<S>,
+    user: &User,
+) -> Result<(), FrameError> {
     if user.fills_log() && logging::is_backed_up() {
         connection
             .wait_for(|| turn(user), log_to_catch_up())
@@ -301,16 +228,6 @@ async fn log_to_catch_up() {
     let until = Instant::now() + LOG_PATIENCE;
     while logging::is_backed_up() && Instant::now() < until {
         sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn turn(user: &User) -> Waiting {
-    Waiting {
-        reason: WaitReason::Turn,
-        message: format!(
-            "too many concurrent KMS calls by uid {}: this one waits for its turn",
-            user.uid
-        ),
     }
 }
 
@@ -339,7 +256,7 @@ fn note_version_1(user: &User, peer: &Peer) {
     }
 }
 
-fn has_left(error: &FrameError) -> bool {
+pub(crate) fn has_left(error: &FrameError) -> bool {
     match error {
         FrameError::Closed => true,
         FrameError::Io(error) => matches!(

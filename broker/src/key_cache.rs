@@ -21,6 +21,8 @@ use locked_memory::{Arena, LockedKey, MAX_KEY_BYTES};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::users::UserId;
+
 /// Uses 2 MiB of locked memory. Further keys are not cached.
 const MAX_KEYS: usize = 65_536;
 
@@ -42,7 +44,7 @@ struct Content {
     keys: HashMap<CheckValue, Kept>,
     by_wrapping: HashMap<Wrapping, CheckValue>,
     /// The number of keys that each user had decrypted first.
-    by_uid: HashMap<u32, usize>,
+    by_user: HashMap<UserId, usize>,
     arena: Arena,
 }
 
@@ -50,7 +52,7 @@ struct Kept {
     key: LockedKey,
     master_key_arn: String,
     wrappings: Vec<Wrapping>,
-    uid: u32,
+    user: UserId,
 }
 
 impl KeyCache {
@@ -61,12 +63,12 @@ impl KeyCache {
         }
     }
 
-    /// Caches a key that KMS has just decrypted for the user `uid`.
+    /// Caches a key that KMS has just decrypted for `user`.
     ///
     /// The error is for the log: the key is not cached, or its memory is not protected.
     pub fn keep(
         &self,
-        uid: u32,
+        user: &UserId,
         ciphertext_blob: &[u8],
         key: &PlaintextKey,
         master_key_arn: &str,
@@ -79,7 +81,7 @@ impl KeyCache {
         let warning = if content.keys.contains_key(&check_value) {
             None
         } else {
-            content.add(uid, check_value, key)?
+            content.add(user, check_value, key)?
         };
         content.add_wrapping(check_value, wrapping, master_key_arn);
         warning.map_or(Ok(()), Err)
@@ -139,16 +141,16 @@ impl Content {
     /// Returns the warning about memory that is not protected as it should be.
     fn add(
         &mut self,
-        uid: u32,
+        user: &UserId,
         check_value: CheckValue,
         key: &PlaintextKey,
     ) -> Result<Option<String>, String> {
         // A user may have as many keys cached as there is room left for the others.
         let room = MAX_KEYS.saturating_sub(self.keys.len());
-        let of_user = self.by_uid.entry(uid).or_default();
+        let of_user = self.by_user.entry(user.clone()).or_default();
         if *of_user >= room {
             return Err(format!(
-                "a data key is not cached for the time after the session: {of_user} of uid {uid} are cached already"
+                "a data key is not cached for the time after the session: {of_user} of {user} are cached already"
             ));
         }
         let stored = self.arena.store(key.expose()).map_err(|error| {
@@ -159,7 +161,7 @@ impl Content {
             key: stored.key,
             master_key_arn: String::new(),
             wrappings: Vec::new(),
-            uid,
+            user: user.clone(),
         };
         self.keys.insert(check_value, kept);
         Ok(stored.lock_failure.map(|error| {
@@ -196,7 +198,7 @@ impl Content {
         if !kept.wrappings.is_empty() {
             return;
         }
-        if let Some(of_user) = self.by_uid.get_mut(&kept.uid) {
+        if let Some(of_user) = self.by_user.get_mut(&kept.user) {
             *of_user = of_user.saturating_sub(1);
         }
         self.keys.remove(&check_value);
@@ -211,7 +213,7 @@ fn wrapping(ciphertext_blob: &[u8]) -> Wrapping {
 mod tests {
     use super::*;
 
-    const SERVER: u32 = 27;
+    const SERVER: UserId = UserId::Uid(27);
 
     fn key(number: u32) -> PlaintextKey {
         PlaintextKey::new(&number.to_le_bytes().repeat(4)).unwrap()
@@ -239,7 +241,7 @@ mod tests {
             (FailureKind::Other, true),
         ] {
             let cache = cache();
-            cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
+            cache.keep(&SERVER, b"wrapped", &key(1), "arn").unwrap();
             cache.refused(b"wrapped", kind);
             assert_eq!(cache.find(b"wrapped", None).is_some(), is_kept, "{kind:?}");
             let by_value = cache.find(b"other", check_value(1));
@@ -250,7 +252,7 @@ mod tests {
     #[test]
     fn a_key_is_found_by_its_check_value_after_a_rewrap() {
         let cache = cache();
-        cache.keep(SERVER, b"before", &key(1), "arn").unwrap();
+        cache.keep(&SERVER, b"before", &key(1), "arn").unwrap();
         let (found, _) = cache.find(b"after", check_value(1)).unwrap();
         assert_eq!(found, key(1));
         assert!(cache.find(b"after", check_value(2)).is_none());
@@ -260,8 +262,8 @@ mod tests {
     #[test]
     fn the_wrapped_form_takes_precedence_over_the_check_value() {
         let cache = cache();
-        cache.keep(SERVER, b"first", &key(1), "arn").unwrap();
-        cache.keep(SERVER, b"second", &key(2), "arn").unwrap();
+        cache.keep(&SERVER, b"first", &key(1), "arn").unwrap();
+        cache.keep(&SERVER, b"second", &key(2), "arn").unwrap();
         let (found, _) = cache.find(b"first", check_value(2)).unwrap();
         assert_eq!(found, key(1));
     }
@@ -269,8 +271,8 @@ mod tests {
     #[test]
     fn a_key_stays_while_another_wrapped_form_is_accepted() {
         let cache = cache();
-        cache.keep(SERVER, b"old", &key(1), "old arn").unwrap();
-        cache.keep(SERVER, b"new", &key(1), "new arn").unwrap();
+        cache.keep(&SERVER, b"old", &key(1), "old arn").unwrap();
+        cache.keep(&SERVER, b"new", &key(1), "new arn").unwrap();
         cache.refused(b"old", FailureKind::KeyUnusable);
         assert!(cache.find(b"old", None).is_none());
         assert_eq!(cache.find(b"new", None).unwrap().1, "new arn");
@@ -282,23 +284,25 @@ mod tests {
     fn one_user_cannot_fill_the_cache() {
         let cache = cache();
         let mut number = 0_u32;
-        let mut fill = |uid| {
+        let mut fill = |uid: u32| {
             (0..)
                 .take_while(|_| {
                     number += 1;
                     let blob = number.to_le_bytes();
-                    cache.keep(uid, &blob, &key(number), "arn").is_ok()
+                    cache
+                        .keep(&UserId::Uid(uid), &blob, &key(number), "arn")
+                        .is_ok()
                 })
                 .count()
         };
         assert_eq!(fill(1), MAX_KEYS / 2);
         assert_eq!(fill(2), MAX_KEYS / 4);
-        assert_eq!(fill(SERVER), MAX_KEYS / 8);
+        assert_eq!(fill(27), MAX_KEYS / 8);
         // What is forgotten makes room.
         let last = number - 1;
         cache.refused(&last.to_le_bytes(), FailureKind::KeyUnusable);
         let blob = number.to_le_bytes();
-        assert!(cache.keep(SERVER, &blob, &key(number), "arn").is_ok());
+        assert!(cache.keep(&SERVER, &blob, &key(number), "arn").is_ok());
         assert!(cache.find(&1_u32.to_le_bytes(), None).is_some());
     }
 
@@ -307,7 +311,7 @@ mod tests {
         let cache = cache();
         for number in 0..1000_u32 {
             let blob = number.to_le_bytes();
-            cache.keep(SERVER, &blob, &key(1), "arn").unwrap();
+            cache.keep(&SERVER, &blob, &key(1), "arn").unwrap();
         }
         assert_eq!(cache.content().by_wrapping.len(), MAX_WRAPPINGS);
         assert!(cache.find(&999_u32.to_le_bytes(), None).is_some());
@@ -317,7 +321,7 @@ mod tests {
     #[test]
     fn a_wiped_cache_is_empty() {
         let cache = cache();
-        cache.keep(SERVER, b"wrapped", &key(1), "arn").unwrap();
+        cache.keep(&SERVER, b"wrapped", &key(1), "arn").unwrap();
         cache.wipe();
         assert!(cache.find(b"wrapped", check_value(1)).is_none());
     }

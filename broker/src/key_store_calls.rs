@@ -39,6 +39,8 @@ const MAX_REMEMBERED: usize = 100_000;
 /// The key store of the configuration.
 pub(crate) struct KeyStoreCalls {
     location: KeyStoreLocation,
+    /// The part of it that is meant; `None`: all of it.
+    name_space: Option<String>,
     aws: Settings,
     /// Credentials of its own, in place of the session.
     own: Option<Arc<Credentials>>,
@@ -59,10 +61,26 @@ struct Listing {
 impl KeyStoreCalls {
     /// Calls the store at `location` with credentials of its `own`, or else with the session.
     pub fn new(location: KeyStoreLocation, aws: Settings, own: Option<Credentials>) -> Self {
+        Self::part(location, None, aws, own.map(Arc::new))
+    }
+
+    /// Calls a part of the store.
+    pub fn name_space(&self, name: &str) -> Self {
+        let (location, aws, own) = (self.location.clone(), self.aws.clone(), self.own.clone());
+        Self::part(location, Some(name.into()), aws, own)
+    }
+
+    fn part(
+        location: KeyStoreLocation,
+        name_space: Option<String>,
+        aws: Settings,
+        own: Option<Arc<Credentials>>,
+    ) -> Self {
         Self {
             location,
+            name_space,
             aws,
-            own: own.map(Arc::new),
+            own,
             open: Mutex::new(None),
             is_checked: AtomicBool::new(false),
             listing: Mutex::default(),
@@ -307,6 +325,10 @@ impl KeyStoreCalls {
         }
         let opened = KeyStore::open(&self.location, &self.aws, session.as_deref());
         let store = self.read(opened)?;
+        let store = match &self.name_space {
+            Some(name) => store.name_space(name),
+            None => store,
+        };
         *open = Some((session, store.clone()));
         Ok(store)
     }

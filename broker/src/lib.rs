@@ -2,31 +2,44 @@
 //!
 //! Next to the launcher, it is the only process that calls AWS. It listens on a Unix socket
 //! (`listener`), speaks the protocol of `broker-api` with each peer (`conversation`, `connection`,
-//! `peer`), gives each user of the socket a fair share (`users`), makes the KMS calls (`kms_calls`),
-//! caches the data keys for the time without a session (`key_cache`), keeps the wrapped keys in the key store (`key_store_calls`), logs all calls for audits
-//! (`audit`), and gets a new session when one has ended (`session_manager`). If `iam-kms-wrapper`
-//! starts it, it takes over the session and exits with the server (`lifetime`). If it is started with
-//! `--config`, it prompts for a code itself.
+//! `peer`), gives each user of the socket a fair share (`users`), makes the KMS calls (`aws_calls`,
+//! `kms_calls`), caches the data keys for the time without a session (`key_cache`), keeps the wrapped
+//! keys in the key store (`key_store_calls`), logs all calls for audits (`audit`), counts them for
+//! monitoring (`overview`, `metrics`), and gets a new session when one has ended (`session_manager`). If
+//! `iam-kms-wrapper` starts it, it takes over the session and exits with the server (`lifetime`). If it
+//! is started with `--config`, it prompts for a code itself.
+//!
+//! As a `key_server`, it gives data keys over TLS to the brokers of other hosts. A broker that has an `upstream` is the
+//! client of one, and calls nothing of AWS.
 
 mod audit;
+mod aws_calls;
 pub mod command_line;
 mod connection;
 mod conversation;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod key_cache;
+mod key_server;
 mod key_store_calls;
 mod kms_calls;
 mod lifetime;
 mod listener;
+mod metrics;
+mod overview;
 mod peer;
 mod peer_groups;
 mod process;
 mod session_manager;
+mod upstream;
 mod users;
 
 use std::{
+    future::pending,
     io,
     os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -34,7 +47,7 @@ use std::{
 
 use aws_session::{
     clock,
-    config::{Config, ConfigError, Mfa},
+    config::{Config, ConfigError, Mfa, UpstreamConfig},
     credentials::Credentials,
     settings::{Reader, Settings, SettingsError},
     source_credentials::{self, CredentialsError, Finder},
@@ -49,18 +62,26 @@ use service::{
     stored_session, systemd,
     usage::show_usage,
 };
-use tokio::{net::UnixListener, runtime::Runtime};
+use tokio::{
+    net::UnixListener,
+    runtime::{Builder, Runtime},
+};
 use tracing::{error, info, warn};
 
+use aws_calls::AwsCalls;
 use command_line::CommandLine;
-use conversation::Service;
+use conversation::{Backend, Service};
 use key_cache::KeyCache;
+use key_server::KeyServerError;
 use key_store_calls::KeyStoreCalls;
 use kms_calls::KmsCalls;
 use lifetime::Lifetime;
 use listener::{Listener, ListenerError};
-use peer::Admission;
+use metrics::MetricsListener;
+use overview::{KEPT_EVENTS, Record};
+use peer::{Admission, Scope};
 use session_manager::{Role, SessionManager};
+use upstream::{Upstream, UpstreamError};
 use users::Users;
 
 const PROGRAM: &str = "iam-kms-broker";
@@ -85,6 +106,10 @@ enum RunError {
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Listener(#[from] ListenerError),
+    #[error(transparent)]
+    KeyServer(#[from] KeyServerError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
     #[error("cannot read the hand-over from iam-kms-wrapper: {0}")]
     Handover(FrameError),
     #[error("cannot {0}: {1}")]
@@ -103,7 +128,10 @@ pub fn main() -> ExitCode {
     let ended = match command_line.config {
         Some(path) => Config::read(&path)
             .map_err(RunError::from)
-            .and_then(run_alone),
+            .and_then(|config| match config.broker.upstream.clone() {
+                Some(upstream) => run_with_upstream(upstream, &config),
+                None => run_alone(config, &path),
+            }),
         None => run_for_wrapper(),
     };
     let status = match ended {
@@ -138,7 +166,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
         .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
             let aws = Settings::read(&config.session, Reader::Service)?;
-            Ok((lifetime, Prepared::new(&config, aws, None)?))
+            Ok((lifetime, Prepared::new(&config, aws, None, None)?))
         });
     let started: Started = match &prepared {
         Ok(_) => Ok(()),
@@ -155,7 +183,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
 }
 
 /// Runs as a service of its own, or started by hand.
-fn run_alone(config: Config) -> Result<(), RunError> {
+fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
     logging::use_format(config.log_format);
     let signals = prepare_process()?;
     warn_of_readable_program();
@@ -184,7 +212,7 @@ fn run_alone(config: Config) -> Result<(), RunError> {
         );
     }
     let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
-    let prepared = match Prepared::new(&config, aws, Some(signals.descriptor())) {
+    let prepared = match Prepared::new(&config, aws, Some(signals.descriptor()), Some(path)) {
         Err(RunError::Credentials(CredentialsError::Interrupted)) => return Ok(()),
         prepared => prepared?,
     };
@@ -192,6 +220,69 @@ fn run_alone(config: Config) -> Result<(), RunError> {
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
     prepared.serve(config, source, session, Role::Service, &lifetime)
+}
+
+/// Runs as its own service, on a host that gets its keys from key servers.
+fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), RunError> {
+    logging::use_format(config.log_format);
+    let signals = prepare_process()?;
+    warn_of_readable_program();
+    let runtime = runtime(false)?;
+    let upstream = Box::new(Upstream::new(upstream, config)?);
+    let listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
+    let admission = Admission::new(config.broker.socket_gid);
+    let status = format!("asks for the keys {}", upstream.location());
+    let service = Arc::new(Service {
+        backend: Backend::Upstream(upstream),
+        record: Arc::new(Record::new()),
+        certificate: None,
+        users: Arc::new(Users::new(process::max_connections())),
+    });
+    let socket = listener
+        .acceptor()
+        .map_err(|error| RunError::System("accept connections", error))?;
+    info!("listening on {}; {status}", listener.path().display());
+    systemd::ready();
+    systemd::status(&status);
+    let lifetime = Lifetime::UntilSignal(signals);
+    let serving = async {
+        let socket = UnixListener::from_std(socket)
+            .map_err(|error| RunError::System("accept connections", error))?;
+        let Backend::Upstream(upstream) = &service.backend else {
+            return Err(RunError::Defect("the client of the key servers"));
+        };
+        tokio::select! {
+            ended = lifetime.wait() => {
+                ended.map_err(|error| RunError::System("wait for the end", error))
+            }
+            () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
+            () = upstream.watch_files() => Ok(()),
+        }
+    };
+    // Even after a panic, the socket is removed.
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(serving)))
+        .unwrap_or(Err(RunError::Defect("the thread that serves clients")));
+    drop(listener);
+    runtime.shutdown_timeout(LOG_PATIENCE);
+    ended
+}
+
+/// What serves connections and calls: this thread, or on a key server, which has many clients, one for each processor.
+fn runtime(is_key_server: bool) -> Result<Runtime, RunError> {
+    let failed = |error| RunError::System("start the threads that serve clients", error);
+    let mut builder = if is_key_server {
+        Builder::new_multi_thread()
+    } else {
+        Builder::new_current_thread()
+    };
+    builder
+        .enable_all()
+        // A file server that does not answer keeps the threads that wait for it.
+        .max_blocking_threads(MAX_STORE_THREADS);
+    // Tokio panics if it cannot start a thread for each processor.
+    catch_unwind(AssertUnwindSafe(|| builder.build()))
+        .unwrap_or_else(|_| Err(io::Error::other("the system starts no further threads")))
+        .map_err(failed)
 }
 
 fn warn_of_readable_program() {
@@ -206,6 +297,7 @@ fn prepare_process() -> Result<Signals, RunError> {
         .map_err(|error| RunError::System("turn core dumps and new privileges off", error))?;
     // Before the first thread, so that it inherits the blocked signals.
     let signals = Signals::hold().map_err(|error| RunError::System("hold signals", error))?;
+    logging::keep_recent(KEPT_EVENTS);
     logging::write_in_background(PROGRAM)
         .map_err(|error| RunError::System("start the thread of the log", error))?;
     Ok(signals)
@@ -217,8 +309,11 @@ struct Prepared {
     aws: Settings,
     kms: KmsCalls,
     key_store: Option<KeyStoreCalls>,
-    users: Users,
+    key_server: Option<key_server::Prepared>,
+    users: Arc<Users>,
     listener: Listener,
+    overview_listener: Option<Listener>,
+    metrics: Option<MetricsListener>,
 }
 
 impl Prepared {
@@ -226,15 +321,14 @@ impl Prepared {
         config: &Config,
         aws: Settings,
         interrupt: Option<BorrowedFd<'_>>,
+        path: Option<&Path>,
     ) -> Result<Self, RunError> {
-        // This thread serves all connections and calls.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            // A file server that does not answer keeps the threads that wait for it.
-            .max_blocking_threads(MAX_STORE_THREADS)
-            .build()
-            .map_err(|error| RunError::System("start the AWS SDK", error))?;
-        let users = Users::new(process::max_connections());
+        let runtime = runtime(config.broker.key_server.is_some())?;
+        let users = Arc::new(Users::new(process::max_connections()));
+        let key_server = match &config.broker.key_server {
+            None => None,
+            Some(key_server) => Some(key_server::Prepared::new(key_server, config, path)?),
+        };
         let key_store = match &config.broker.key_store {
             None => None,
             Some(location) => {
@@ -242,13 +336,26 @@ impl Prepared {
                 Some(KeyStoreCalls::new(location.clone(), aws.clone(), own))
             }
         };
+        let broker = &config.broker;
+        let group = broker.overview_gid;
+        let overview_listener = match &broker.overview_socket {
+            Some(path) => Some(Listener::bind(path, group)?),
+            None => None,
+        };
+        let metrics = match &broker.metrics_listen {
+            Some(listen) => Some(MetricsListener::bind(listen, group)?),
+            None => None,
+        };
         Ok(Self {
+            overview_listener,
+            metrics,
+            key_server,
             key_store,
             kms: KmsCalls::new(&aws),
             aws,
             runtime,
             users,
-            listener: Listener::bind(&config.broker.socket, config.broker.socket_gid)?,
+            listener: Listener::bind(&broker.socket, broker.socket_gid)?,
         })
     }
 
@@ -266,26 +373,35 @@ impl Prepared {
             aws,
             kms,
             key_store,
+            key_server,
             users,
             listener,
+            overview_listener,
+            metrics,
         } = self;
         let cache = KeyCache::new(config.broker.key_cache);
         let admission = Admission::new(config.broker.socket_gid);
+        let overview_admission = Admission::new(config.broker.overview_gid);
+        let record = Arc::new(Record::new());
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
-        let service = Arc::new(Service {
+        let aws = Arc::new(AwsCalls {
             sessions: Arc::new(sessions),
             kms,
             key_store,
             cache,
-            admission,
-            users,
+        });
+        let service = Arc::new(Service {
+            backend: Backend::Aws(Arc::clone(&aws)),
+            record: Arc::clone(&record),
+            certificate: key_server.as_ref().map(key_server::Prepared::certificate),
+            users: Arc::clone(&users),
         });
         let socket = listener
             .acceptor()
             .map_err(|error| RunError::System("accept connections", error))?;
         info!("listening on {}", listener.path().display());
-        let (thread, thread_ended) = service
+        let (thread, thread_ended) = aws
             .sessions
             .start()
             .map_err(|error| RunError::System("start the thread that gets sessions", error))?;
@@ -297,24 +413,73 @@ impl Prepared {
                     ended.map_err(|error| RunError::System("wait for the end", error))
                 }
                 _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
-                () = service.accept(&socket) => Ok(()),
-                () = service.check_key_store() => Err(RunError::Defect("the check of the key store")),
+                () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
+                ended = serve_overview(&service, overview_listener.as_ref(), &overview_admission) => ended,
+                ended = serve_metrics(&service, &aws, metrics.as_ref()) => ended,
+                served = serve_hosts(key_server, &aws, record, users) => {
+                    served.map_err(|error| RunError::System("serve database hosts", error))
+                }
+                () = aws.check_key_store() => Err(RunError::Defect("the check of the key store")),
             }
         };
         // Even after a panic, the rest of this function runs.
         let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(serving)))
             .unwrap_or(Err(RunError::Defect("the thread that serves clients")));
-        // First, so that the next broker can take over the path.
-        drop(listener);
-        service
-            .sessions
+        // First, so that the next broker can take over the paths.
+        drop((listener, overview_listener, metrics));
+        aws.sessions
             .stop()
             .map_err(|error| RunError::System("stop", error))?;
         // A panic has been reported already.
         let _ = thread.join();
         // This also drops the connections and their buffers. A file server may not answer for ever.
         runtime.shutdown_timeout(LOG_PATIENCE);
-        service.cache.wipe();
+        aws.cache.wipe();
         ended
+    }
+}
+
+async fn serve_hosts(
+    key_server: Option<key_server::Prepared>,
+    aws: &Arc<AwsCalls>,
+    record: Arc<Record>,
+    users: Arc<Users>,
+) -> io::Result<()> {
+    match key_server {
+        Some(key_server) => key_server.serve(Arc::clone(aws), record, users).await,
+        None => pending().await,
+    }
+}
+
+/// Serves the state of the broker on its second socket, if there is one.
+async fn serve_overview(
+    service: &Arc<Service>,
+    listener: Option<&Listener>,
+    admission: &Admission,
+) -> Result<(), RunError> {
+    let failed = |error| RunError::System("accept connections", error);
+    match listener {
+        None => pending().await,
+        Some(listener) => {
+            let socket = listener.acceptor().and_then(UnixListener::from_std);
+            let socket = socket.map_err(failed)?;
+            service.accept(&socket, admission, Scope::Overview).await;
+            Ok(())
+        }
+    }
+}
+
+/// Serves metrics, if they are configured.
+async fn serve_metrics(
+    service: &Arc<Service>,
+    aws: &Arc<AwsCalls>,
+    metrics: Option<&MetricsListener>,
+) -> Result<(), RunError> {
+    match metrics {
+        None => pending().await,
+        Some(metrics) => match metrics.serve(service, aws).await {
+            Ok(never) => match never {},
+            Err(error) => Err(RunError::System("serve metrics", error)),
+        },
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
+    net::SocketAddr,
     os::unix::{
         fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown},
         net::UnixListener,
@@ -24,8 +25,13 @@ pub(crate) enum ListenerError {
     Path(#[from] SocketPathError),
     #[error("cannot listen on {path}: {source}", path = path.display())]
     Bind { path: PathBuf, source: io::Error },
+    #[error("cannot serve metrics at {address}: {source}; set metrics_listen to a free port")]
+    BindMetrics {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error(
-        "cannot set the group of {path} to broker_socket_group: {source}; run the broker with that group (Group= in the unit)",
+        "cannot set the group of {path} as the configuration says: {source}; run the broker with that group (Group= or SupplementaryGroups= in the unit)",
         path = path.display()
     )]
     Group { path: PathBuf, source: io::Error },

@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use broker_api::{Failure, FailureKind, Request};
 use nix::{
     sys::socket::{getsockopt, sockopt::PeerCredentials},
     unistd::geteuid,
@@ -41,6 +42,35 @@ impl fmt::Display for Peer {
 /// Who is served: this user, root, and the processes of a group if one is configured.
 pub(crate) struct Admission {
     gid: Option<u32>,
+}
+
+/// What a socket serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Everything.
+    Keys,
+    /// The state of the broker, its last events and the names of keys, but no key.
+    Overview,
+}
+
+impl Scope {
+    /// Checks a request. The error says what to use instead.
+    pub fn check(self, request: &Request) -> Result<(), Failure> {
+        match (self, request) {
+            (Self::Keys, _) => Ok(()),
+            (
+                Self::Overview,
+                Request::Session
+                | Request::Overview
+                | Request::Events { .. }
+                | Request::ListKeys(_),
+            ) => Ok(()),
+            (Self::Overview, _) => Err(Failure {
+                kind: FailureKind::InvalidRequest,
+                message: "this socket serves no keys; use the one that broker_socket names".into(),
+            }),
+        }
+    }
 }
 
 impl Admission {

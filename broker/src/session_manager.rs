@@ -182,6 +182,7 @@ impl SessionManager {
             fifo: state.fifo.as_ref().map(|path| path.display().to_string()),
             kms,
             key_store,
+            has_key_server: false,
         }
     }
 
@@ -273,6 +274,7 @@ impl SessionManager {
             // The configured limit applies only to a start, for which somebody waits.
             timeout: None,
             on_permanent_failure: OnPermanentFailure::KeepAsking,
+            reason: None,
             interrupt: self.stop.as_fd(),
             announce: &|channel| self.announce(channel),
             alive: &|| {},
@@ -347,7 +349,7 @@ impl SessionManager {
         };
         let command = writing_command(&self.config.fifo.path, &self.config.session.mfa);
         let next = match (&state.failure, &self.config.session.mfa) {
-            (Some(failure), _) => format!("and no new one can be had: {failure}"),
+            (Some(failure), _) => format!("and no new one can be opened: {failure}"),
             (None, Mfa::Here { serial_number }) => {
                 format!("write a new MFA code of {serial_number}: {command}")
             }

@@ -1,8 +1,9 @@
-//! Limits for each user of the socket: connections, concurrent KMS calls, calls per second, log lines.
-//! Whatever one user does, there is room for the others.
+//! Limits for each user of the socket and each client of a key server: connections, concurrent KMS calls, calls per
+//! second, log lines. Whatever one user does, there is room for the others.
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,22 +13,41 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// Connections of one user. A server opens one for each statement that waits for KMS.
-const MAX_CONNECTIONS: usize = 1024;
+/// The limits of one user.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    connections: usize,
+    /// Concurrent calls.
+    pub calls: usize,
+    /// Frames that are read concurrently. The bytes of others stay in the kernel, so that slow senders on many
+    /// connections cost no memory.
+    frames: usize,
+    /// Calls: the log must be able to record each of them for audits.
+    call_rate: Rate,
+}
 
-/// Concurrent KMS calls of one user; further ones wait. A server that loads its keys makes half as
-/// many.
-const MAX_CALLS: usize = 64;
+/// A user of this host. A server opens a connection for each statement that waits for KMS. When it loads its keys, it
+/// makes half as many calls at a time; further ones wait.
+const OF_HOST: Limits = Limits {
+    connections: 1024,
+    calls: 64,
+    frames: 64,
+    call_rate: Rate {
+        burst: 10_000,
+        interval: Duration::from_millis(1),
+    },
+};
 
-/// Frames of one user that are read concurrently. The bytes of others stay in the kernel, so that slow
-/// senders on many connections cost no memory.
-const MAX_FRAMES: usize = 64;
-
-/// KMS calls of one user: a burst, and then a rate per second. The log must be able to record each of
-/// them for audits.
-const CALLS: Rate = Rate {
-    burst: 10_000,
-    interval: Duration::from_millis(1),
+/// A client of a key server: its broker has a few connections for all its processes ([`crate::upstream`]), and a start
+/// needs two calls for each key.
+const OF_CLIENT: Limits = Limits {
+    connections: 32,
+    calls: 16,
+    frames: 8,
+    call_rate: Rate {
+        burst: 5_000,
+        interval: Duration::from_millis(10),
+    },
 };
 
 /// Calls of one user for which a log that is behind has room, whatever the others do.
@@ -49,12 +69,31 @@ const MAX_IDLE_USERS: usize = 1024;
 pub(crate) struct Users {
     /// The total number of connections.
     max_connections: usize,
-    by_uid: Mutex<HashMap<u32, Arc<User>>>,
+    by_id: Mutex<HashMap<UserId, Arc<User>>>,
+}
+
+/// Who a user is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum UserId {
+    /// A user of this host.
+    Uid(u32),
+    /// A client of the key server, by the name of its section.
+    Client(Arc<str>),
+}
+
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Client(name) => write!(f, "client {name}"),
+        }
+    }
 }
 
 /// One user.
 pub(crate) struct User {
-    pub uid: u32,
+    pub id: UserId,
+    pub limits: Limits,
     /// Permits to read a frame.
     pub frames: Semaphore,
     /// Permits to call KMS.
@@ -91,17 +130,19 @@ impl Users {
     pub fn new(max_connections: usize) -> Self {
         Self {
             max_connections,
-            by_uid: Mutex::default(),
+            by_id: Mutex::default(),
         }
     }
 
-    /// Returns the user with this number.
-    pub fn get(&self, uid: u32) -> Arc<User> {
-        let mut users = self.by_uid();
-        if users.len() >= MAX_IDLE_USERS && !users.contains_key(&uid) {
+    /// Returns the user.
+    pub fn get(&self, id: &UserId) -> Arc<User> {
+        let mut users = self.by_id();
+        if users.len() >= MAX_IDLE_USERS && !users.contains_key(id) {
             users.retain(|_, user| user.connections.load(Ordering::Relaxed) > 0);
         }
-        let user = users.entry(uid).or_insert_with(|| Arc::new(User::new(uid)));
+        let user = users
+            .entry(id.clone())
+            .or_insert_with(|| Arc::new(User::new(id.clone())));
         Arc::clone(user)
     }
 
@@ -110,11 +151,12 @@ impl Users {
     /// A user may have as many connections as are left for all others, so that some are always left.
     pub fn admit(&self, user: &Arc<User>) -> Result<Admitted, usize> {
         let taken: usize = self
-            .by_uid()
+            .by_id()
             .values()
             .map(|user| user.connections.load(Ordering::Relaxed))
             .sum();
-        let limit = MAX_CONNECTIONS.min(self.max_connections.saturating_sub(taken));
+        let left = self.max_connections.saturating_sub(taken);
+        let limit = user.limits.connections.min(left);
         if user.connections.load(Ordering::Relaxed) >= limit {
             return Err(limit);
         }
@@ -122,20 +164,34 @@ impl Users {
         Ok(Admitted(Arc::clone(user)))
     }
 
-    fn by_uid(&self) -> MutexGuard<'_, HashMap<u32, Arc<User>>> {
-        lock(&self.by_uid)
+    /// Returns the number of connections of each user that has some.
+    pub fn connections(&self) -> HashMap<UserId, usize> {
+        let users = self.by_id();
+        let counts = users
+            .iter()
+            .map(|(id, user)| (id.clone(), user.connections.load(Ordering::Relaxed)));
+        counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    fn by_id(&self) -> MutexGuard<'_, HashMap<UserId, Arc<User>>> {
+        lock(&self.by_id)
     }
 }
 
 impl User {
-    fn new(uid: u32) -> Self {
+    fn new(id: UserId) -> Self {
         let now = Instant::now();
+        let limits = match id {
+            UserId::Uid(_) => OF_HOST,
+            UserId::Client(_) => OF_CLIENT,
+        };
         Self {
-            uid,
-            frames: Semaphore::new(MAX_FRAMES),
-            calls: Semaphore::new(MAX_CALLS),
+            id,
+            limits,
+            frames: Semaphore::new(limits.frames),
+            calls: Semaphore::new(limits.calls),
             connections: AtomicUsize::new(0),
-            call_rate: Mutex::new(Bucket::full(CALLS, now)),
+            call_rate: Mutex::new(Bucket::full(limits.call_rate, now)),
             events: Mutex::new(Bucket::full(EVENTS, now)),
             notices: Mutex::new(Notices {
                 bucket: Bucket::full(NOTICES, now),
@@ -145,9 +201,19 @@ impl User {
         }
     }
 
+    /// All hosts that are no clients of the key server.
+    pub fn stranger() -> Self {
+        Self::new(UserId::Client("".into()))
+    }
+
     /// Counts a KMS call, and returns how long it must wait.
     pub fn pause_before_call(&self) -> Duration {
         lock(&self.call_rate).take(Instant::now())
+    }
+
+    /// Counts a call if it need not wait.
+    pub fn may_call_now(&self) -> bool {
+        lock(&self.call_rate).try_take(Instant::now())
     }
 
     /// Counts the event of a call, and returns whether this user has so many that the call should wait
@@ -220,7 +286,7 @@ mod tests {
     use super::*;
 
     fn connect(users: &Users, uid: u32, count: usize) -> (Vec<Admitted>, Option<usize>) {
-        let user = users.get(uid);
+        let user = users.get(&UserId::Uid(uid));
         let mut admitted = Vec::new();
         for _ in 0..count {
             match users.admit(&user) {
@@ -260,7 +326,7 @@ mod tests {
 
     #[test]
     fn suppressed_log_lines_are_counted() {
-        let user = User::new(1);
+        let user = User::new(UserId::Uid(1));
         let logged = (0..100).filter(|_| user.may_log().is_some()).count();
         assert_eq!(logged, 20);
         assert_eq!(lock(&user.notices).suppressed, 80);
@@ -271,9 +337,9 @@ mod tests {
         let users = Users::new(1000);
         let (_kept, _) = connect(&users, 0, 1);
         for uid in 1..10_000 {
-            users.get(uid);
+            users.get(&UserId::Uid(uid));
         }
-        assert!(users.by_uid().len() <= MAX_IDLE_USERS);
-        assert!(users.by_uid().contains_key(&0));
+        assert!(users.by_id().len() <= MAX_IDLE_USERS);
+        assert!(users.by_id().contains_key(&UserId::Uid(0)));
     }
 }

@@ -151,13 +151,13 @@ fn canonical_values(request: &Request, name: &str) -> Option<String> {
     (!values.is_empty()).then(|| values.join(","))
 }
 
-/// The parameters of a query, escaped anew and sorted.
+/// The parameters of a query, unescaped, escaped again and sorted.
 fn canonical_query(query: &str) -> String {
     let mut parameters: Vec<(String, String)> = query
         .split('&')
         .filter(|parameter| !parameter.is_empty())
         .map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")))
-        .map(|(name, value)| (escape_anew(name), escape_anew(value)))
+        .map(|(name, value)| (escape_again(name), escape_again(value)))
         .collect();
     parameters.sort();
     let pairs: Vec<String> = parameters
@@ -167,7 +167,7 @@ fn canonical_query(query: &str) -> String {
     pairs.join("&")
 }
 
-fn escape_anew(text: &str) -> String {
+fn escape_again(text: &str) -> String {
     let decoded: Vec<u8> = percent_decode_str(text).collect();
     percent_encode(&decoded, ESCAPED).to_string()
 }

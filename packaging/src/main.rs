@@ -1,8 +1,10 @@
 //! Writes the man pages, the shell completions and the table of the configuration into the directory
-//! given as argument, in the layout of `share/`. With `--configuration-table`, prints the table.
+//! given as argument, in the layout of `share/`. With `--configuration-table` or `--audit-tables`, prints the
+//! tables of the documentation.
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod configuration;
 mod programs;
 
@@ -12,7 +14,7 @@ use clap::Command;
 use clap_complete::{generate_to, shells};
 use clap_mangen::Man;
 
-use programs::{Program, SECTION, programs, sections_of_subcommand};
+use programs::{Program, programs, sections_of_subcommand};
 
 /// Pages that do not describe a command line, by file name.
 const PAGES: [(&str, &str); 1] = [(
@@ -22,11 +24,17 @@ const PAGES: [(&str, &str); 1] = [(
 
 fn main() -> ExitCode {
     let Some(share) = env::args_os().nth(1) else {
-        eprintln!("Usage: packaging DIRECTORY | packaging --configuration-table");
+        eprintln!(
+            "Usage: packaging DIRECTORY | packaging --configuration-table | packaging --audit-tables"
+        );
         return ExitCode::from(2);
     };
     if share == "--configuration-table" {
         print!("{}", configuration::markdown_table());
+        return ExitCode::SUCCESS;
+    }
+    if share == "--audit-tables" {
+        print!("{}\n{}", audit::table_of_events(), audit::table_of_fields());
         return ExitCode::SUCCESS;
     }
     match write(Path::new(&share)) {
@@ -66,14 +74,15 @@ fn pages(program: &Program) -> io::Result<Vec<(String, Vec<u8>)>> {
     command.build();
     let mut pages = Vec::new();
     for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
-        let page = Man::new(in_full(subcommand)).section(SECTION);
+        let page = Man::new(in_full(subcommand)).section(program.section);
         let mut text = description(&page)?;
         text.extend(sections_of_subcommand(&page.get_filename()).bytes());
-        text.extend(format!(".SH \"SEE ALSO\"\n.BR {} ({SECTION})\n", program.name()).bytes());
+        let (name, section) = (program.name(), program.section);
+        text.extend(format!(".SH \"SEE ALSO\"\n.BR {name} ({section})\n").bytes());
         pages.push((page.get_filename(), text));
     }
     let has_subcommands = !pages.is_empty();
-    let page = Man::new(command).section(SECTION);
+    let page = Man::new(command).section(program.section);
     let mut text = description(&page)?;
     if has_subcommands {
         page.render_subcommands_section(&mut text)?;
@@ -102,7 +111,7 @@ fn description(page: &Man) -> io::Result<Vec<u8>> {
 }
 
 fn write_page(share: &Path, name: &str, page: &[u8]) -> io::Result<()> {
-    let (_, section) = name.rsplit_once('.').unwrap_or((name, SECTION));
+    let (_, section) = name.rsplit_once('.').unwrap_or_default();
     let folder = share.join(format!("man/man{section}"));
     fs::create_dir_all(&folder)?;
     fs::write(folder.join(name), page)

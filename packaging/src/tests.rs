@@ -74,7 +74,7 @@ fn each_program_has_a_page_and_completions_for_three_shells() {
     for program in programs() {
         let name = program.name();
         for file in [
-            format!("man/man8/{name}.8"),
+            format!("man/man{0}/{name}.{0}", program.section),
             format!("bash-completion/completions/{name}"),
             format!("zsh/site-functions/_{name}"),
             format!("fish/vendor_completions.d/{name}.fish"),
@@ -108,12 +108,13 @@ fn bash_loads_the_completions_and_completes_an_option() {
 #[test]
 fn the_man_page_of_the_configuration_describes_every_key() {
     let page = String::from_utf8(configuration::man_page().unwrap()).unwrap();
-    for key in aws_session::config::KEYS {
+    let documented = [aws_session::config::KEYS, aws_session::config::CLIENT_KEYS].concat();
+    for key in &documented {
         let heading = format!(".TP\n\\fB{}\\fR\nValue: ", key.name);
         assert!(page.contains(&heading), "{}: {page}", key.name);
     }
     let keys = page.matches(".TP\n").count();
-    assert_eq!(keys, aws_session::config::KEYS.len(), "{page}");
+    assert_eq!(keys, documented.len(), "{page}");
 }
 
 #[test]
@@ -123,4 +124,14 @@ fn the_table_in_the_documentation_matches_the_code() {
         include_str!("../../docs/src/configuration.md").contains(&table),
         "put in the output of `cargo run -p packaging -- --configuration-table`:\n{table}"
     );
+}
+
+#[test]
+fn the_tables_of_the_audit_in_the_documentation_match_the_code() {
+    for table in [audit::table_of_events(), audit::table_of_fields()] {
+        assert!(
+            include_str!("../../docs/src/audit.md").contains(&table),
+            "put in the output of `cargo run -p packaging -- --audit-tables`:\n{table}"
+        );
+    }
 }

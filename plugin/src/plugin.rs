@@ -13,12 +13,15 @@ use nix::libc::_exit;
 
 use crate::keys::aria_recovery;
 use crate::keys::error::KeyError;
+use crate::keys::inspection;
 use crate::keys::loading;
 use crate::keys::manager::{KeyManager, Program};
 use crate::keys::offline;
 use crate::lock::lock;
-use crate::server::log;
-use crate::server::symbols::{incremental_directory, is_backup_program, server_is_starting};
+use crate::server::symbols::{
+    incremental_directory, is_backup_program, missing_symbols, server_is_starting,
+};
+use crate::server::{binary_log, log};
 use crate::settings::{GLOBAL_SETTINGS, StartupSettings};
 
 /// Null while the plugin is not loaded.
@@ -44,7 +47,7 @@ pub fn start(settings: StartupSettings) -> bool {
         Ok(manager) => {
             end_if_aria_would_lose_rows(&datadir, Some(&manager));
             MANAGER.store(Box::into_raw(Box::new(manager)), Ordering::Release);
-            load_the_rest();
+            work_in_background();
             true
         }
         Err(error) => {
@@ -88,6 +91,12 @@ fn prepare(settings: StartupSettings) -> Result<KeyManager, loading::StartError>
             settings.keyfile_dir.display()
         ));
     }
+    if program == Program::Server {
+        missing_symbols().for_each(|told| log::warning(&told));
+        if let Some(told) = binary_log::warning(&settings.datadir) {
+            log::warning(&told);
+        }
+    }
     let manager = KeyManager::new(settings, &GLOBAL_SETTINGS, program).map_err(KeyError::from)?;
     if let Some(path) = manager.offline_keys() {
         offline::load(&manager, path)?;
@@ -100,17 +109,17 @@ fn prepare(settings: StartupSettings) -> Result<KeyManager, loading::StartError>
     Ok(manager)
 }
 
-/// A thread that loads keys in the background until it is told to stop.
+/// The threads that work in the background until they are told to stop.
 struct Background {
     is_stopped: Mutex<bool>,
     stopped: Condvar,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 static BACKGROUND: Background = Background {
     is_stopped: Mutex::new(false),
     stopped: Condvar::new(),
-    thread: Mutex::new(None),
+    threads: Mutex::new(Vec::new()),
 };
 
 impl Background {
@@ -123,37 +132,54 @@ impl Background {
         !*waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
+    /// Starts a thread. If that fails, the error log says what follows.
+    fn spawn(&self, name: &str, otherwise: &str, work: impl FnOnce() + Send + 'static) {
+        match thread::Builder::new().name(name.into()).spawn(work) {
+            Ok(thread) => lock(&self.threads).push(thread),
+            Err(error) => {
+                log::warning(&format!("cannot start thread {name}: {error}; {otherwise}"))
+            }
+        }
+    }
+
     fn set_stopped(&self, is_stopped: bool) {
         *lock(&self.is_stopped) = is_stopped;
         self.stopped.notify_all();
     }
 }
 
-/// Starts the thread if there are keys to load.
-fn load_the_rest() {
-    let Some(manager) = manager().filter(|manager| !manager.unloaded().is_empty()) else {
+/// Starts what a server with key files does besides its statements: retry keys that could not be loaded, and
+/// inspect the key files.
+fn work_in_background() {
+    let Some(manager) = manager() else {
         return;
     };
-    if is_backup_program() {
+    if is_backup_program() || manager.offline_keys().is_some() {
         return;
     }
     BACKGROUND.set_stopped(false);
-    let work = || loading::load_the_rest(manager, |pause| BACKGROUND.wait(pause));
-    match thread::Builder::new()
-        .name("aws-kms-keys".into())
-        .spawn(work)
-    {
-        Ok(thread) => *lock(&BACKGROUND.thread) = Some(thread),
-        Err(error) => log::warning(&format!(
-            "cannot start a thread that retries loading keys: {error}; each key will be loaded on first use"
-        )),
+    if !manager.unloaded().is_empty() {
+        BACKGROUND.spawn(
+            "aws-kms-keys",
+            "each key will be loaded on first use",
+            || {
+                loading::load_the_rest(manager, |pause| BACKGROUND.wait(pause));
+            },
+        );
     }
+    BACKGROUND.spawn(
+        "aws-kms-watch",
+        "missing key files will go unnoticed",
+        || {
+            inspection::inspect_repeatedly(manager, |pause| BACKGROUND.wait(pause));
+        },
+    );
 }
 
 /// Stops serving and wipes the keys.
 pub fn stop() {
     BACKGROUND.set_stopped(true);
-    if let Some(thread) = lock(&BACKGROUND.thread).take() {
+    for thread in std::mem::take(&mut *lock(&BACKGROUND.threads)) {
         // A panic in the thread has already been reported.
         let _ = thread.join();
     }

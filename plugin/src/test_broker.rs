@@ -59,6 +59,7 @@ pub fn honest_answer(request: Request) -> Reply {
                 ..KmsSettings::default()
             },
             key_store: None,
+            has_key_server: false,
         }),
         Request::Decrypt(decrypt) => match decrypt.ciphertext_blob.strip_prefix(WRAPPED) {
             Some(key) => Reply::Decrypted {
@@ -68,8 +69,11 @@ pub fn honest_answer(request: Request) -> Reply {
             },
             None => failure(FailureKind::InvalidCiphertext, "not a wrapped key"),
         },
-        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) => {
+        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) | Request::GetKey(_) => {
             failure(FailureKind::InvalidRequest, "there is no key store")
+        }
+        Request::Overview | Request::Events { .. } => {
+            failure(FailureKind::InvalidRequest, "the plugin does not ask this")
         }
         Request::GenerateDataKey(generate) => {
             let number = MADE.fetch_add(1, Ordering::SeqCst).to_le_bytes();

@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -24,6 +25,18 @@ pub struct Fence {
 /// Panics if there is none, or more than one.
 pub fn fence(name: &str) -> Fence {
     find(&pages(), name).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// Runs commands in a directory, in a shell that gives up at the first failure and at an unset variable.
+///
+/// Panics if they fail.
+pub fn shell_in(directory: &Path, commands: &str) {
+    let output = Command::new("sh")
+        .args(["-euc", commands])
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{commands}\n{output:?}");
 }
 
 struct Page {

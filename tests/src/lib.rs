@@ -8,15 +8,20 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[cfg(test)]
+mod audit_events;
 mod aws;
 mod backup;
 pub mod broker;
 pub mod chaos;
 mod checked;
+pub mod console;
 mod database;
 mod fences;
 mod fifo_writer;
+pub mod fleet;
 pub mod inspection;
+pub mod key_server;
 mod machine;
 pub mod manage_key;
 mod manager;
@@ -38,12 +43,12 @@ pub use checked::Checked;
 pub use database::{
     Database, ENCRYPT_ALL, NEW_KEY, SqlError, contains_bytes, key_files, run_client, try_sql,
 };
-pub use fences::{Fence, fence};
+pub use fences::{Fence, fence, shell_in};
 pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};
 pub use object_storage::{Fault, ObjectStorage, StoreDirectory, TlsStorage, What};
-pub use process::{Process, wait_until};
+pub use process::{Process, run_with_input, wait_until};
 pub use proxy::Proxy;
 pub use sandbox::{Sandbox, dist, number_from_environment};
 pub use scene::{NOBODY, Scene, after, after_python, mode, set_user, variables_of};

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    io::{PipeReader, Read, pipe},
+    io::{PipeReader, Read, Write, pipe},
     os::fd::AsFd,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -253,4 +253,17 @@ pub(crate) fn wait_until_with(
         thread::sleep(pause);
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
+}
+
+/// Runs a command with `input` as its standard input.
+pub fn run_with_input(command: &mut Command, input: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end without reading it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }

@@ -1,6 +1,8 @@
 //! The preflight, `--check`: all that can be known before a start, without spending a code and
 //! without leaving a trace.
 
+mod apparmor;
+mod key_server;
 mod plugin;
 mod reach;
 
@@ -21,6 +23,7 @@ use crate::{
     broker_process::{Broker, BrokerStartError},
     command_line::CommandLine,
 };
+use apparmor::ServerProfile;
 use aws_session::{
     aws_error::offset_text,
     config::{BrokerConfig, Config, Handoff, Mfa, SessionConfig},
@@ -31,7 +34,7 @@ use aws_session::{
 };
 use code_channel::{self, FifoError};
 use plugin::PluginSearch;
-pub(crate) use plugin::{last_path, option_files};
+pub(crate) use plugin::{keyfile_dir, last_path, option_files};
 use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 
@@ -84,14 +87,16 @@ impl List {
         self.add("configuration", Finding::of(config.as_ref(), |_| path))?;
         match config {
             Ok(config) => {
-                match Settings::read(&config.session, Reader::Service) {
-                    Ok(aws) => {
-                        self.check_aws(&config.session, &aws)?;
-                        if let Some(location) = &config.broker.key_store {
-                            self.add("key store", check_key_store(location, &aws)?)?;
+                match &config.broker.upstream {
+                    Some(upstream) => {
+                        for (what, finding) in key_server::check_upstream(upstream) {
+                            self.add(&what, finding)?;
                         }
                     }
-                    Err(why) => self.add("AWS", Finding::Failure(why.to_string()))?,
+                    None => self.check_session(&config)?,
+                }
+                if let Some(key_server) = &config.broker.key_server {
+                    self.add("key server", key_server::check_server(key_server))?;
                 }
                 self.check_host(&config, &command_line.command)?;
             }
@@ -101,6 +106,19 @@ impl List {
             }
         }
         self.add("command", check_command(command_line.command))
+    }
+
+    fn check_session(&mut self, config: &Config) -> io::Result<()> {
+        match Settings::read(&config.session, Reader::Service) {
+            Ok(aws) => {
+                self.check_aws(&config.session, &aws)?;
+                match &config.broker.key_store {
+                    Some(location) => self.add("key store", check_key_store(location, &aws)?),
+                    None => Ok(()),
+                }
+            }
+            Err(why) => self.add("AWS", Finding::Failure(why.to_string())),
+        }
     }
 
     fn check_aws(&mut self, config: &SessionConfig, aws: &Settings) -> io::Result<()> {
@@ -162,6 +180,9 @@ impl List {
                 self.add("server's user", finding)?;
             }
             self.add("plugin", check_plugin(command))?;
+            if let Some(finding) = check_apparmor(&config.broker, command) {
+                self.add("AppArmor", finding)?;
+            }
         }
         Ok(())
     }
@@ -310,4 +331,18 @@ fn check_plugin(command: &[OsString]) -> Finding {
         )),
         PluginSearch::Unknown(why) => Finding::NotChecked(why.into()),
     }
+}
+
+/// `None` where no profile confines the server.
+fn check_apparmor(config: &BrokerConfig, command: &[OsString]) -> Option<Finding> {
+    let profile = apparmor::server_profile(&config.socket, &plugin::key_directory(command));
+    Some(match profile {
+        Ok(ServerProfile::None) => return None,
+        Ok(ServerProfile::Allows(profile)) => Finding::Fine(format!(
+            "the profile {profile} lets the server use {} and its key files",
+            config.socket.display()
+        )),
+        Ok(ServerProfile::Denies(what)) => Finding::Failure(what),
+        Err(error) => Finding::NotChecked(format!("the kernel does not answer: {error}")),
+    })
 }

@@ -4,15 +4,14 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::Parser;
 
-/// Starts a command with an AWS session that a person has opened with an MFA code.
+/// Starts a command with an AWS session that somebody has opened with an MFA code.
 #[derive(Debug, Parser)]
 #[command(
     name = "iam-kms-wrapper",
     version,
     override_usage = "iam-kms-wrapper --config=FILE [--] COMMAND [ARG…]\n       \
 iam-kms-wrapper --check --config=FILE [[--] COMMAND [ARG…]]\n       \
-iam-kms-wrapper code [--fifo=PATH | --config=FILE]\n       \
-iam-kms-wrapper setup [OPTIONS]",
+iam-kms-wrapper code|setup|audit [OPTIONS]",
     after_help = "\
 The log says how to enter the code: with `iam-kms-wrapper code`, or at the
 terminal. FILE holds at least `[kms]` and `kms_mfa_id = ARN-OF-THE-MFA-DEVICE`.

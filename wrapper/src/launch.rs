@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use tracing::{error, info, warn};
 
 use crate::{
+    audit,
     broker_process::{Broker, BrokerStartError},
     check, code,
     command_line::CommandLine,
@@ -52,6 +53,10 @@ enum LaunchError {
     Broker(#[from] BrokerStartError),
     #[error(transparent)]
     MfaPrompt(#[from] PromptError),
+    #[error(
+        "{0} is set, which is for a broker that runs as a service of its own: start 'iam-kms-broker --config=FILE' as a service, and the command without iam-kms-wrapper"
+    )]
+    OnlyForService(&'static str),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error("ended by {0} while waiting")]
@@ -75,6 +80,7 @@ pub fn main() -> i32 {
     logging::init(PROGRAM);
     match env::args_os().nth(1) {
         Some(first) if first == code::SUBCOMMAND => return code::main(env::args_os().skip(1)),
+        Some(first) if first == audit::SUBCOMMAND => return audit::main(env::args_os().skip(1)),
         Some(first) if first == setup::SUBCOMMAND => return setup::main(env::args_os().skip(1)),
         _ => {}
     }
@@ -106,6 +112,12 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     let (kept_file, passed_on) = taken.map(|taken| (taken.file, taken.left)).unzip();
     let config = Config::read(&command_line.config)?;
     logging::use_format(config.log_format);
+    if config.broker.upstream.is_some() {
+        return Err(LaunchError::OnlyForService("upstream"));
+    }
+    if config.broker.key_server.is_some() {
+        return Err(LaunchError::OnlyForService("tls_listen"));
+    }
     if let Err(exposure) = process::check_own_program() {
         warn!("{exposure}");
     }
@@ -177,7 +189,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
 /// Whether the command is left to find the credentials by itself, as it would without us: those of a
 /// role end, and in its environment they would stay as they are, while its own SDK gets the next.
 ///
-/// What only we can find is handed over all the same.
+/// What only we can find is still handed over.
 fn finds_its_own(config: &Config, session: &Credentials) -> bool {
     config.session.mfa == Mfa::Off
         && config.handoff == Handoff::Environment
@@ -203,6 +215,7 @@ fn obtain_session(
         source,
         timeout: config.fifo.prompt_timeout,
         on_permanent_failure: OnPermanentFailure::GiveUp,
+        reason: None,
         interrupt: signals.descriptor(),
         announce: &announce,
         alive: &systemd::extend_timeout,

@@ -28,6 +28,21 @@ pub enum KeyStoreLocation {
 impl KeyStoreLocation {
     /// What [`Self::from_str`] accepts.
     pub const EXPECTED: &str = "s3://BUCKET/PREFIX or file:///PATH";
+
+    /// The place of a part of this store.
+    #[must_use]
+    pub fn name_space(&self, name: &str) -> Self {
+        match self {
+            Self::S3 { bucket, prefix } => Self::S3 {
+                bucket: bucket.clone(),
+                prefix: match prefix.as_str() {
+                    "" => name.into(),
+                    prefix => format!("{prefix}/{name}"),
+                },
+            },
+            Self::Directory(path) => Self::Directory(path.join(name)),
+        }
+    }
 }
 
 impl FromStr for KeyStoreLocation {

@@ -5,6 +5,7 @@
 //! Nothing here depends on a FIFO, on systemd or on the server.
 
 pub mod aws_error;
+pub mod child_output;
 pub mod clock;
 pub mod config;
 pub mod credentials;

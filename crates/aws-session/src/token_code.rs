@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Six digits of an MFA device, wiped when dropped and never printed.
 ///
@@ -19,6 +19,14 @@ impl TokenCode {
     /// Whether `digits` are a code.
     pub fn is_code(digits: &[u8]) -> bool {
         digits.len() == 6 && digits.iter().all(u8::is_ascii_digit)
+    }
+
+    /// Returns the digits and a line end, as every FIFO takes them.
+    pub fn line(&self) -> Zeroizing<Vec<u8>> {
+        let mut line = Zeroizing::new(Vec::with_capacity(self.0.len() + 1));
+        line.extend_from_slice(&self.0);
+        line.push(b'\n');
+        line
     }
 
     /// Returns the digits, for the request to STS.

@@ -27,13 +27,18 @@ pub use frame::{
     read_frame, read_frame_of, write_frame, write_frame_of,
 };
 pub use messages::{
-    Decrypt, Failure, FailureKind, FindKey, GenerateDataKey, KeyContext, KmsSettings, ListKeys,
-    MAX_LISTED_KEYS, MakeKey, Numbering, Reply, Request, SessionPhase, SessionState, WaitPolicy,
-    WaitReason, Waiting,
+    AuditEvent, CallCount, CertificateEnd, ClientState, Decrypt, Failure, FailureKind, FindKey,
+    GenerateDataKey, GetKey, KeyContext, KmsSettings, ListKeys, MAX_EVENT_MESSAGE_BYTES,
+    MAX_LISTED_KEYS, MAX_OVERVIEW_CLIENTS, MAX_OVERVIEW_KEYS, MAX_PAGE_EVENTS, MakeKey, Numbering,
+    Overview, Reply, Request, ServedKey, SessionPhase, SessionState, WaitPolicy, WaitReason,
+    Waiting,
 };
 
 /// Where the broker listens unless `broker_socket` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/iam-kms-wrapper/broker.sock";
+
+/// Where the broker shows its state to programs that may not use keys, if `overview_socket` says so.
+pub const DEFAULT_OVERVIEW_SOCKET: &str = "/run/iam-kms-wrapper/overview.sock";
 
 /// How often the broker says that a request waits.
 pub const WAITING_INTERVAL: Duration = Duration::from_secs(1);

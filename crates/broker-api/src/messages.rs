@@ -9,6 +9,16 @@ use key_files::{PlaintextKey, WrappedKey};
 /// Most keys of a [`Reply::KeyList`]: they fit into a frame.
 pub const MAX_LISTED_KEYS: usize = 400;
 
+/// Most clients of an [`Overview`], and most keys: they fit into a frame.
+pub const MAX_OVERVIEW_CLIENTS: usize = 32;
+/// See [`MAX_OVERVIEW_CLIENTS`].
+pub const MAX_OVERVIEW_KEYS: usize = 200;
+
+/// Most events of a [`Reply::Events`]: they fit into a frame.
+pub const MAX_PAGE_EVENTS: usize = 20;
+/// Longest message of an event there, in bytes.
+pub const MAX_EVENT_MESSAGE_BYTES: usize = 600;
+
 /// What the plugin asks of the broker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -24,6 +34,15 @@ pub enum Request {
     FindKey(FindKey),
     /// List the keys of the key store; answered by [`Reply::KeyList`].
     ListKeys(ListKeys),
+    /// Ask a key server for a data key of its key store; answered by [`Reply::Decrypted`].
+    GetKey(GetKey),
+    /// Report what the broker has done; answered by [`Reply::Overview`].
+    Overview,
+    /// Show the events of the audit, the latest first; answered by [`Reply::Events`].
+    Events {
+        /// Only events with a lower number; `None`: all.
+        before: Option<u64>,
+    },
 }
 
 impl Request {
@@ -35,7 +54,8 @@ impl Request {
             Self::MakeKey(request) => Some(&request.generate.context),
             Self::FindKey(request) => Some(&request.context),
             Self::ListKeys(request) => Some(&request.context),
-            Self::Session => None,
+            Self::GetKey(request) => Some(&request.context),
+            Self::Session | Self::Overview | Self::Events { .. } => None,
         }
     }
 }
@@ -108,6 +128,14 @@ pub struct ListKeys {
     pub context: KeyContext,
 }
 
+/// Asks for a data key by its id and version, both of which are in the context. The key server reads the wrapped key in
+/// its own key store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetKey {
+    /// Which key, and how long to wait for a session.
+    pub context: KeyContext,
+}
+
 /// The key that a call of KMS is for, and how long the call may wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyContext {
@@ -158,7 +186,7 @@ pub enum Reply {
     Failed(Failure),
     /// The answer to [`Request::MakeKey`] and [`Request::FindKey`].
     Stored {
-        /// The key; `None`: the key store does not have it.
+        /// The key; `None`: the key store does not have it. A key server gives no wrapped key: that field is empty.
         key: Option<WrappedKey>,
         /// Whether this request has made it.
         is_new: bool,
@@ -174,6 +202,91 @@ pub enum Reply {
     },
     /// No answer yet. Comes again after [`crate::WAITING_INTERVAL`] until there is an answer.
     Waiting(Waiting),
+    /// The answer to [`Request::Overview`].
+    Overview(Box<Overview>),
+    /// The answer to [`Request::Events`]: [`MAX_PAGE_EVENTS`] or fewer, the latest first. Empty: there are no
+    /// more.
+    Events(Vec<AuditEvent>),
+}
+
+/// What the broker has done since it started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overview {
+    /// The session.
+    pub session: SessionState,
+    /// When the broker started. As all times here, in seconds since 1970-01-01 UTC.
+    pub start_unix_seconds: i64,
+    /// Calls by operation and result, in the order of both.
+    pub calls: Vec<CallCount>,
+    /// When a call last succeeded.
+    pub last_success_unix_seconds: Option<i64>,
+    /// When a call last failed, and why.
+    pub last_failure: Option<(i64, String)>,
+    /// Clients, the latest first; at most [`MAX_OVERVIEW_CLIENTS`].
+    pub clients: Vec<ClientState>,
+    /// Certificates, and when they end.
+    pub certificates: Vec<CertificateEnd>,
+    /// How many key versions were served.
+    pub keys_served: u64,
+    /// Key versions that were served, the latest first; at most [`MAX_OVERVIEW_KEYS`].
+    pub keys: Vec<ServedKey>,
+}
+
+/// A certificate of a key server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateEnd {
+    /// Its file.
+    pub file: String,
+    /// When it ends, in seconds since 1970-01-01 UTC.
+    pub expiration_unix_seconds: i64,
+}
+
+/// How often an operation had a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallCount {
+    /// Such as `Decrypt`.
+    pub operation: String,
+    /// `ok`, `cached`, or the kind of failure.
+    pub result: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// A client of the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientState {
+    /// Such as `uid 27`.
+    pub name: String,
+    /// Its connections now.
+    pub connections: u32,
+    /// Its calls.
+    pub calls: u64,
+    /// When it last made a call.
+    pub last_call_unix_seconds: i64,
+}
+
+/// A key version that was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedKey {
+    /// The key id.
+    pub key_id: u32,
+    /// The key version.
+    pub key_version: u32,
+    /// When it was last served.
+    pub last_served_unix_seconds: i64,
+}
+
+/// An event of the audit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEvent {
+    /// Grows with each event.
+    pub number: u64,
+    /// When it was, in seconds since 1970-01-01 UTC.
+    pub unix_seconds: i64,
+    /// Its name.
+    pub name: String,
+    /// What happened, printable and on one line; at most [`MAX_EVENT_MESSAGE_BYTES`] bytes.
+    pub message: String,
 }
 
 /// Why there is no answer yet.
@@ -255,6 +368,8 @@ pub struct SessionState {
     pub kms: KmsSettings,
     /// Where the key store is, such as `s3://BUCKET/PREFIX`; `None`: there is none.
     pub key_store: Option<String>,
+    /// Whether the key store is that of a key server, which gives no wrapped keys.
+    pub has_key_server: bool,
 }
 
 /// How the broker calls KMS. No client can change it.
@@ -275,7 +390,7 @@ pub enum SessionPhase {
     Open,
     /// The session is over; an MFA code is awaited.
     AwaitingCode,
-    /// The session is over and no new one can be had, for a reason that the broker has logged.
+    /// The session is over and no new one can be opened, for a reason that the broker has logged.
     Failed,
 }
 

@@ -158,7 +158,10 @@ impl From<crate::Reply> for Reply {
             }),
             crate::Reply::Waiting(waiting) => Self::Waiting(waiting.message),
             // Not an answer to any request of version 1.
-            crate::Reply::Stored { .. } | crate::Reply::KeyList { .. } => Self::Failed(Failure {
+            crate::Reply::Stored { .. }
+            | crate::Reply::KeyList { .. }
+            | crate::Reply::Overview(_)
+            | crate::Reply::Events(_) => Self::Failed(Failure {
                 kind: FailureKind::Other,
                 message: "this answer does not exist in version 1 of the protocol".into(),
             }),

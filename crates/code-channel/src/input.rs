@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::note::{Members, Note};
 use aws_session::{
     credentials::{Credentials, parse_document},
     token_code::TokenCode,
@@ -24,10 +26,10 @@ const INPUT_PATIENCE: Duration = Duration::from_secs(10);
 /// An input of the channel.
 #[derive(Debug)]
 pub enum Input {
-    /// An MFA code.
-    TokenCode(TokenCode),
-    /// A session that was opened on another machine.
-    Session(Credentials),
+    /// An MFA code, and what was said beside it.
+    TokenCode(TokenCode, Note),
+    /// A session that was opened on another machine, and what was said beside it.
+    Session(Credentials, Note),
     /// Anything else, described by length and kind, never by content.
     Refused(String),
     /// Something was written, but another process has read it.
@@ -188,11 +190,11 @@ impl Parsed {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let length_bytes = bytes.len() + dropped_bytes;
         if let Some(code) = TokenCode::new(line) {
-            return Self::Good(Input::TokenCode(code));
+            return Self::Good(Input::TokenCode(code, Note::default()));
         }
         if line.first() == Some(&b'{') && dropped_bytes == 0 {
-            return match parse_document(line) {
-                Ok(session) => Self::Good(Input::Session(session)),
+            return match read_document(line) {
+                Ok(input) => Self::Good(input),
                 Err(why) => Self::Refused { why, length_bytes },
             };
         }
@@ -207,6 +209,21 @@ impl Parsed {
             Self::Good(input) => input,
             Self::Refused { why, .. } => Input::Refused(why),
         }
+    }
+}
+
+/// Reads a code or a session, with a note. The error says what is wrong and never quotes the document.
+fn read_document(json: &[u8]) -> Result<Input, String> {
+    let Ok(mut members) = serde_json::from_slice::<Members>(json) else {
+        return Ok(Input::Session(parse_document(json)?, Note::default()));
+    };
+    match members.token_code.take() {
+        Some(code) => {
+            let code = TokenCode::new(code.expose_secret().as_bytes())
+                .ok_or("a document whose TokenCode is not six digits")?;
+            Ok(Input::TokenCode(code, members.note()?))
+        }
+        None => Ok(Input::Session(parse_document(json)?, members.note()?)),
     }
 }
 
@@ -235,12 +252,54 @@ mod tests {
         inputs
             .into_iter()
             .map(|input| match input {
-                Input::TokenCode(code) => format!("code {}", code.expose()),
-                Input::Session(session) => format!("session {}", session.access_key_id),
+                Input::TokenCode(code, note) => format!("code {}{}", code.expose(), of(&note)),
+                Input::Session(session, note) => {
+                    format!("session {}{}", session.access_key_id, of(&note))
+                }
                 Input::Refused(why) => why,
                 Input::Vanished => "vanished".into(),
             })
             .collect()
+    }
+
+    fn of(note: &Note) -> String {
+        let reason = note.reason.as_ref().map(|reason| format!(", {reason}"));
+        reason.unwrap_or_default()
+    }
+
+    #[test]
+    fn codes_and_sessions_may_come_with_a_note() {
+        let note = Note {
+            reason: Some("ticket 4711".into()),
+            ..Note::default()
+        };
+        let code = TokenCode::new(b"111676").unwrap();
+        assert_eq!(
+            written(&note.document_of_code(&code)),
+            ["code 111676, ticket 4711"]
+        );
+        let session = Credentials {
+            access_key_id: "ASIAX".into(),
+            secret_access_key: "s".into(),
+            session_token: Some("t".into()),
+            expiration_unix_seconds: Some(4_000_000_000),
+        };
+        assert_eq!(
+            written(&note.document_of_session(&session)),
+            ["session ASIAX, ticket 4711"]
+        );
+        let long = format!(
+            "{{\"TokenCode\":\"111676\",\"Reason\":\"{}\"}}",
+            "x".repeat(300)
+        );
+        assert_eq!(
+            written(long.as_bytes()),
+            ["a Reason of more than 256 bytes"]
+        );
+        assert_eq!(
+            written(b"{\"TokenCode\":\"1116\"}"),
+            ["a document whose TokenCode is not six digits"]
+        );
     }
 
     fn written(bytes: &[u8]) -> Vec<String> {

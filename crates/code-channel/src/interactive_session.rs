@@ -38,7 +38,7 @@ pub enum InteractiveSessionError {
 /// Opens the session that `config` describes with the `code` of the command line. Without one, prompts
 /// at the terminal, and again after a wrong code. If standard input is not a terminal, reads one line
 /// there and leaves the rest for others. Both accept a session document as well. The FIFO of the
-/// configuration is not used.
+/// configuration is not used. The audit records `reason`.
 ///
 /// With `mfa = false` there is no prompt, and the session is the source credentials. When `interrupt`
 /// becomes readable, the error is [`PromptError::Interrupted`].
@@ -46,6 +46,7 @@ pub fn open_session(
     config: &Config,
     aws: &Settings,
     code: Option<&str>,
+    reason: Option<&str>,
     interrupt: BorrowedFd<'_>,
 ) -> Result<Credentials, InteractiveSessionError> {
     let session = &config.session;
@@ -74,6 +75,7 @@ pub fn open_session(
         source: source.as_ref(),
         timeout: config.fifo.prompt_timeout,
         on_permanent_failure: OnPermanentFailure::GiveUp,
+        reason,
         interrupt,
         announce: &announce,
         alive: &|| {},

@@ -1,15 +1,19 @@
 //! The code channel: a FIFO, a terminal or a line of standard input that takes a code or a session
 //! document.
 //!
-//! `input` splits the bytes into inputs, `fifo` creates and removes the FIFO, `state_file` reports the
-//! result of an input, `terminal` turns the echo off, and this module waits.
+//! `input` splits the bytes into inputs, `note` says who entered one and why, `fifo` creates and removes the
+//! FIFO, `state_file` reports the result of an input, `answer` is the same for programs, `terminal` turns
+//! the echo off, `writer` writes to the FIFO of another process, and this module waits.
 
+pub mod answer;
 mod fifo;
 mod input;
 pub mod interactive_session;
 pub mod mfa_prompt;
+pub mod note;
 mod state_file;
 mod terminal;
+pub mod writer;
 
 use std::{
     io::{self, IsTerminal, Stdin},

@@ -9,7 +9,7 @@ use std::{
 
 use tracing::{info, warn};
 
-use crate::{Channel, Event, FifoError, Input, Stage, Wait, wanted};
+use crate::{Channel, Event, FifoError, Input, Stage, Wait, note::Note, wanted};
 use aws_session::{
     aws_error::Outcome,
     clock::{seconds_text, unix_seconds_now},
@@ -89,6 +89,8 @@ pub struct MfaPrompt<'a> {
     pub timeout: Option<Duration>,
     /// What to do when no code can help.
     pub on_permanent_failure: OnPermanentFailure,
+    /// The operator's reason, where the code does not come through the FIFO, whose writer gives its own.
+    pub reason: Option<&'a str>,
     /// Stops the prompt when it becomes readable.
     pub interrupt: BorrowedFd<'a>,
     /// Called once the channel is open, to say what to write there.
@@ -160,8 +162,18 @@ impl MfaPrompt<'_> {
     ) -> Result<Result<Credentials, Refusal>, PromptError> {
         let instruction = channel.instruction(&self.config.mfa);
         Ok(match input {
-            Input::Session(session) => {
-                info!(target: AUDIT, event = "session_document_taken", "took a session document");
+            Input::Session(session, note) => {
+                let note = self.note(note, channel);
+                info!(
+                    target: AUDIT,
+                    event = "session_document_taken",
+                    access_key_id = session.access_key_id,
+                    expiration = session.expiration_text(),
+                    operator = note.operator,
+                    from = note.from,
+                    reason = note.reason,
+                    "took a session document{note}"
+                );
                 Ok(session)
             }
             Input::Refused(why) => Err(Refusal {
@@ -172,11 +184,21 @@ impl MfaPrompt<'_> {
                 event: "input_vanished",
                 why: self.vanished(channel, &instruction),
             }),
-            Input::TokenCode(code) => {
+            Input::TokenCode(code, note) => {
                 channel.tell(Stage::Asking, "");
-                return self.try_code(&code, spent, &mut |why| channel.tell(Stage::Asking, why));
+                let note = self.note(note, channel);
+                let delayed = &mut |why: &str| channel.tell(Stage::Asking, why);
+                return self.try_code(&code, &note, spent, delayed);
             }
         })
+    }
+
+    /// What the writer to the FIFO says of itself, or what is known of this process's own login.
+    fn note(&self, written: Note, channel: &Channel) -> Note {
+        match channel.fifo_path() {
+            Some(_) => written,
+            None => Note::of_login(self.reason),
+        }
     }
 
     /// Explains that another process has read the input.
@@ -202,7 +224,8 @@ impl MfaPrompt<'_> {
 
     /// Exchanges one code, without a second attempt.
     pub fn exchange_code(&self, code: &TokenCode) -> Result<Credentials, PromptError> {
-        self.try_code(code, &mut SpentCodes::default(), &mut |_| {})?
+        let note = Note::of_login(self.reason);
+        self.try_code(code, &note, &mut SpentCodes::default(), &mut |_| {})?
             .map_err(|refusal| PromptError::Refused(refusal.why))
     }
 
@@ -218,6 +241,7 @@ impl MfaPrompt<'_> {
     fn try_code(
         &self,
         code: &TokenCode,
+        note: &Note,
         spent: &mut SpentCodes,
         delayed: &mut dyn FnMut(&str),
     ) -> Result<Result<Credentials, Refusal>, PromptError> {
@@ -244,7 +268,17 @@ impl MfaPrompt<'_> {
         }
         let why = match outcome {
             Outcome::Opened(session) => {
-                info!(target: AUDIT, event = "code_taken", "AWS accepted the code");
+                info!(
+                    target: AUDIT,
+                    event = "code_taken",
+                    mfa_device = exchange.0,
+                    access_key_id = session.access_key_id,
+                    expiration = session.expiration_text(),
+                    operator = note.operator,
+                    from = note.from,
+                    reason = note.reason,
+                    "AWS accepted the code{note}"
+                );
                 return Ok(Ok(session));
             }
             Outcome::Permanent(why) if self.on_permanent_failure == OnPermanentFailure::GiveUp => {

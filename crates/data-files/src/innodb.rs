@@ -162,6 +162,11 @@ impl Layout {
         })
     }
 
+    /// Length of its pages in the file.
+    pub fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
     /// The key version of a page; 0 if it is not encrypted.
     fn key_version(&self, page: &[u8]) -> u32 {
         let offset = if self.full_crc32 {

@@ -81,7 +81,7 @@ impl ServerVersion {
         Self::parse(description.get(DESCRIPTION_SERVER)?)
     }
 
-    /// The server that began a file of Aria's log. None if `file` is none that this crate knows.
+    /// The server that began a file of Aria's log. `None` if this crate does not know the format of `file`.
     pub fn of_aria_log(file: &mut (impl Read + Seek)) -> Result<Option<Self>, ScanError> {
         let header = read_at(file, 0, HEADER_BYTES)?;
         Ok(Self::at(&header, ARIA_LOG_MAGIC, ARIA_LOG_SERVER))

@@ -146,8 +146,14 @@ fn tablespace_uses(path: &Path, key_id: u32) -> Result<bool, ScanError> {
     let uses = |key: SpaceKey| key.key_id == key_id && key.in_use;
     match innodb::key_of_page_0(path) {
         Ok(key) => Ok(key.is_some_and(uses)),
-        // Made a moment ago: InnoDB has not written it yet.
-        Err(ScanError::Malformed(_)) if begins_with_zeros(path)? => Ok(false),
+        Err(ScanError::Malformed(_)) => {
+            // Made a moment ago: InnoDB has not written it yet.
+            if begins_with_zeros(path)? {
+                return Ok(false);
+            }
+            // Or has since the first look.
+            Ok(innodb::key_of_page_0(path)?.is_some_and(uses))
+        }
         Err(error) => Err(error),
     }
 }
@@ -180,6 +186,7 @@ fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
     use crate::tests::{aria_index, binary_log_file, redo_log_10_8, tablespace};
@@ -231,6 +238,23 @@ mod tests {
         assert!(found(&[("d/t.ibd", &table(0, 3))], 77).is_some());
         assert!(found(&[("undo001", &table(1, 1))], 77).is_some());
         assert!(found(&[("ibdata1", &table(1, 1))], 77).is_some());
+    }
+
+    #[test]
+    fn a_tablespace_whose_first_page_is_written_meanwhile_proves_nothing_wrong() {
+        let page = table(1, 1);
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..500 {
+            let path = directory.path().join(format!("{number}.ibd"));
+            fs::write(&path, vec![0; PAGE_BYTES]).unwrap();
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    let file = File::options().write(true).open(&path).unwrap();
+                    file.write_all_at(&page, 0).unwrap();
+                });
+                while !tablespace_uses(&path, 77).unwrap() {}
+            });
+        }
     }
 
     #[test]

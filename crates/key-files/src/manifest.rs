@@ -10,13 +10,14 @@
 //! ```
 //!
 //! It proves that a key existed when its file is missing, and which key a file must hold. A line `forked`
-//! before the checksum says that the data directory is a copy whose original still uses the same keys. The
-//! checksum covers all bytes before its line.
+//! before the checksum says that the data directory is a copy whose original still uses the same keys. A line
+//! `page_compressed ID` says that AES_CTR has encrypted page-compressed pages with this key. The checksum covers all
+//! bytes before its line.
 
 mod file;
 
 use core::fmt::Write;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +35,7 @@ pub const MANIFEST_NAME: &str = "aws-kms-keys.list";
 const MAGIC: &str = "aws-kms-keys";
 const FORMAT: &str = "1";
 const FORKED: &str = "forked";
+const PAGE_COMPRESSED: &str = "page_compressed ";
 const CHECKSUM: &str = "sha256 ";
 const UNKNOWN: &str = "-";
 /// ARNs have at most 2048 characters.
@@ -132,6 +134,8 @@ pub struct Manifest {
     entries: BTreeMap<(u32, u32), Entry>,
     /// Whether the data directory is a copy whose original still uses the same keys.
     pub is_forked: bool,
+    /// The keys that have encrypted page-compressed pages with AES_CTR.
+    pub page_compressed: BTreeSet<u32>,
 }
 
 impl Manifest {
@@ -207,6 +211,9 @@ impl Manifest {
         for (index, line) in lines.lines().enumerate().skip(1) {
             if line == FORKED {
                 manifest.is_forked = true;
+            } else if let Some(id) = line.strip_prefix(PAGE_COMPRESSED) {
+                let id = parse_number(id).ok_or(ManifestError::Line(index + 1))?;
+                manifest.page_compressed.insert(id);
             } else if !line.starts_with('#') {
                 let entry = parse_entry(line);
                 entry
@@ -238,6 +245,9 @@ impl Manifest {
                 entry.master_key_arn.as_deref().unwrap_or(UNKNOWN),
                 humantime::format_rfc3339_seconds(in_formattable_years(entry.recorded)),
             );
+        }
+        for id in &self.page_compressed {
+            let _ = writeln!(text, "{PAGE_COMPRESSED}{id}");
         }
         if self.is_forked {
             text.push_str(FORKED);
@@ -277,11 +287,14 @@ fn in_formattable_years(time: SystemTime) -> SystemTime {
     time.clamp(SystemTime::UNIX_EPOCH, end)
 }
 
+fn parse_number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|&number| is_valid_number(number))
+}
+
 fn parse_entry(line: &str) -> Option<Entry> {
     let mut fields = line.split(' ');
-    let number = |text: Option<&str>| text?.parse().ok().filter(|&number| is_valid_number(number));
-    let id = number(fields.next())?;
-    let version = number(fields.next())?;
+    let id = parse_number(fields.next()?)?;
+    let version = parse_number(fields.next()?)?;
     let algorithm = match fields.next()? {
         "AES_CBC" => Algorithm::AesCbc,
         "AES_CTR" => Algorithm::AesCtr,

@@ -20,17 +20,34 @@ pub struct WrappedKey {
     pub check_value: CheckValue,
     /// ARN of the master key that wrapped it; empty if it is not known.
     pub master_key_arn: String,
-    /// The wrapped key, as KMS gave it: 1 to [`MAX_CIPHERTEXT_BYTES`] bytes.
+    /// The wrapped key, as KMS gave it: 1 to [`MAX_CIPHERTEXT_BYTES`] bytes. Empty where a key server keeps it to itself.
     pub ciphertext_blob: Vec<u8>,
 }
 
 impl WrappedKey {
     /// Whether numbers, lengths and characters are such as a key can have.
     pub fn is_valid(&self) -> bool {
+        self.is_description() && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext_blob.len())
+    }
+
+    /// The same without the wrapped key, whose place is empty.
+    #[must_use]
+    pub fn without_blob(self) -> Self {
+        Self {
+            ciphertext_blob: Vec::new(),
+            ..self
+        }
+    }
+
+    /// Whether a key server keeps the wrapped key to itself, and all else is valid.
+    pub fn is_on_key_server(&self) -> bool {
+        self.ciphertext_blob.is_empty() && self.is_description()
+    }
+
+    fn is_description(&self) -> bool {
         is_valid_number(self.name.id)
             && is_valid_number(self.name.version)
             && matches!(self.bits, 128 | 192 | 256)
-            && (1..=MAX_CIPHERTEXT_BYTES).contains(&self.ciphertext_blob.len())
             && self.master_key_arn.len() <= MAX_ARN_BYTES
             && self.master_key_arn.bytes().all(|b| b.is_ascii_graphic())
     }

@@ -105,7 +105,7 @@ fn is_about_object(status: StatusCode, code: &str) -> bool {
     }
 }
 
-/// Reads an error of S3; without a code if it is none.
+/// Reads an error of S3; without a code if the body is not an S3 error.
 ///
 /// Source: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
 fn read_error(body: &[u8]) -> S3Answer {

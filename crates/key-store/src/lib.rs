@@ -59,6 +59,8 @@ const PROBE_CONTENT: &str = "iam-kms-broker puts this object again and again, an
 pub struct KeyStore {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Where the whole store lies, of which this may be a name space.
+    root: Path,
     location: KeyStoreLocation,
     request_timeout: Duration,
 }
@@ -103,10 +105,21 @@ impl KeyStore {
         };
         Ok(Self {
             store,
+            root: prefix.clone(),
             prefix,
             location: location.clone(),
             request_timeout: aws.request_timeout(),
         })
+    }
+
+    /// A part of the store for the keys of some servers. It need not exist.
+    #[must_use]
+    pub fn name_space(self, name: &str) -> Self {
+        Self {
+            prefix: self.root.clone().join(name),
+            location: self.location.name_space(name),
+            ..self
+        }
     }
 
     /// Where it is.
@@ -145,7 +158,7 @@ impl KeyStore {
     }
 
     fn probe(&self) -> Path {
-        self.prefix.clone().join(PROBE)
+        self.root.clone().join(PROBE)
     }
 
     /// Fails if this is a directory and not a store.

@@ -69,7 +69,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<WrappedKey, String> {
         .ok_or("its algorithm is not known")?;
     let ciphertext_blob = BASE64_STANDARD
         .decode(&document.wrapped_key)
-        .map_err(|_| "its wrapped key is none")?;
+        .map_err(|_| "its wrapped key is invalid")?;
     let key = WrappedKey {
         name: KeyName {
             id: document.id,
@@ -80,7 +80,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<WrappedKey, String> {
         check_value: document
             .check_value
             .parse()
-            .map_err(|_| "its check value is none")?,
+            .map_err(|_| "its check value is invalid")?,
         master_key_arn: document.master_key,
         ciphertext_blob,
     };

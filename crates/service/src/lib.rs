@@ -3,6 +3,7 @@
 //! ([`process`]), the command ([`command`], [`environment`]) and the handover to the broker
 //! ([`handover`]).
 
+pub mod audit_events;
 pub mod command;
 pub mod environment;
 pub mod handover;

@@ -6,12 +6,13 @@
 //! must not be passed on by exec, and write to a journal that hangs in the thread that logs.
 
 use std::{
+    collections::VecDeque,
     env,
     fmt::{self, Write as _},
     io::{self, Write as _},
     os::unix::net::UnixDatagram,
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
@@ -34,14 +35,18 @@ use aws_session::{
 };
 
 /// The crates of this project that log, and [`AUDIT`]. Events of the SDK are of no use to an operator.
-const OWN_TARGETS: [&str; 8] = [
+const OWN_TARGETS: [&str; 12] = [
     "aws_session",
     "code_channel",
     "iam_kms_audit",
     "iam_kms_broker",
+    "iam_kms_console",
+    "iam_kms_unlock",
     "iam_kms_wrapper",
     "kms_data_keys",
     "kms_manage_key",
+    "local_http",
+    "mutual_tls",
     "service",
 ];
 
@@ -58,6 +63,64 @@ const QUEUE_LENGTH: usize = 16_384;
 static IS_JSON: AtomicBool = AtomicBool::new(false);
 
 static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// The last events of the audit, once [`keep_recent`] was called.
+static RECENT: OnceLock<Mutex<Recent>> = OnceLock::new();
+
+/// An event of the audit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecentEvent {
+    /// Grows with each event.
+    pub number: u64,
+    /// When it was, in seconds since 1970-01-01 UTC.
+    pub unix_seconds: i64,
+    /// Its name.
+    pub name: String,
+    /// Its message: printable and on one line.
+    pub message: String,
+}
+
+struct Recent {
+    events: VecDeque<RecentEvent>,
+    most: usize,
+    next_number: u64,
+}
+
+impl Recent {
+    fn add(&mut self, name: &str, message: &str) {
+        if self.events.len() >= self.most {
+            self.events.pop_front();
+        }
+        self.events.push_back(RecentEvent {
+            number: self.next_number,
+            unix_seconds: unix_seconds_now(),
+            name: name.into(),
+            message: message.into(),
+        });
+        self.next_number += 1;
+    }
+}
+
+/// Keeps the last `most` events of the audit in memory, from now on.
+pub fn keep_recent(most: usize) {
+    // Fails only if events are kept already.
+    let _ = RECENT.set(Mutex::new(Recent {
+        events: VecDeque::with_capacity(most),
+        most,
+        next_number: 0,
+    }));
+}
+
+/// Returns at most `most` of the kept events with a number below `before`, the latest first.
+pub fn recent(before: Option<u64>, most: usize) -> Vec<RecentEvent> {
+    let Some(recent) = RECENT.get() else {
+        return Vec::new();
+    };
+    let recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_wanted = |event: &&RecentEvent| before.is_none_or(|before| event.number < before);
+    let wanted = recent.events.iter().rev().filter(is_wanted);
+    wanted.take(most).cloned().collect()
+}
 
 /// Sends all events of this process to the journal or to standard error, under the name `program`.
 pub fn init(program: &'static str) {
@@ -207,6 +270,12 @@ impl<W: Fn(Record) + 'static> Subscriber for Log<W> {
             fields: Map::new(),
         };
         event.record(&mut record);
+        if let Some(recent) = RECENT.get()
+            && let Some(Value::String(name)) = record.fields.get("event")
+        {
+            let mut recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
+            recent.add(name, &record.message);
+        }
         (self.write)(record);
     }
 
@@ -397,6 +466,20 @@ mod tests {
         assert_eq!(object["level"], "info");
         assert_eq!(object["peer_uid"], 27);
         assert_eq!(object["request_id"], "a\\nPRIORITY=0");
+    }
+
+    #[test]
+    fn only_the_last_events_are_kept() {
+        let mut recent = Recent {
+            events: VecDeque::new(),
+            most: 3,
+            next_number: 0,
+        };
+        for number in 0..5 {
+            recent.add("prompt", &number.to_string());
+        }
+        let numbers: Vec<_> = recent.events.iter().map(|event| event.number).collect();
+        assert_eq!(numbers, [2, 3, 4]);
     }
 
     #[test]

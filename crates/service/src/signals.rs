@@ -6,7 +6,11 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
 };
 
 use nix::sys::{
@@ -54,6 +58,15 @@ impl Signals {
     /// Returns a descriptor that is readable when such a signal has arrived.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
+    }
+
+    /// Gives the child that `command` starts the inherited mask: it would keep ours.
+    #[allow(unsafe_code)]
+    pub fn give_inherited_mask(&self, command: &mut Command) {
+        let mask = self.inherited_mask;
+        // SAFETY: between fork and exec, the closure makes one call, which is async-signal-safe, and
+        // allocates nothing.
+        unsafe { command.pre_exec(move || Ok(mask.thread_set_mask()?)) };
     }
 
     /// Returns the signal that has arrived, if any.

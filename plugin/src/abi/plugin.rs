@@ -67,6 +67,11 @@ impl PluginDeclaration {
 pub const SHOW_ULONGLONG: c_int = 4;
 /// `SHOW_CHAR`: the value points to the text itself.
 pub const SHOW_CHAR: c_int = 5;
+/// `SHOW_ARRAY`: the value points to more variables, the last of which has no name. Their names follow the name of the
+/// array and `_`.
+pub const SHOW_ARRAY: c_int = 7;
+/// `SHOW_FUNC`: called for every query, because the result may be an array.
+pub const SHOW_FUNC: c_int = 8;
 /// `SHOW_SIMPLE_FUNC`: called only if the query asks for this variable.
 pub const SHOW_SIMPLE_FUNC: c_int = 13;
 /// Size of the buffer that a status function may fill: `SHOW_VAR_FUNC_BUFF_SIZE` of the oldest supported
@@ -82,6 +87,15 @@ pub struct StatusVariable {
     pub value: *mut c_void,
     /// `enum_mysql_show_type`.
     pub kind: c_int,
+}
+
+impl StatusVariable {
+    /// The entry that ends a list of variables.
+    pub const END: Self = Self {
+        name: core::ptr::null(),
+        value: core::ptr::null_mut(),
+        kind: 0,
+    };
 }
 
 /// `mysql_show_var_func`: fills in the variable, and writes its value into the buffer.

@@ -1,5 +1,5 @@
-//! Compares the declarations with the headers of the installed server (libmariadbd-dev), through a
-//! C program that prints the size of each structure and the offset of each field.
+//! Compares the declarations with the headers of the installed server (libmariadbd-dev), or with those in
+//! `IAM_KMS_SERVER_HEADERS`, through a C program that prints the size of each structure and the offset of each field.
 
 use core::mem::{offset_of, size_of};
 use std::process::Command;
@@ -151,6 +151,8 @@ fn constants() -> Vec<String> {
         ("MariaDB_PLUGIN_MATURITY_STABLE", MATURITY_STABLE as i32),
         ("SHOW_ULONGLONG", SHOW_ULONGLONG),
         ("SHOW_CHAR", SHOW_CHAR),
+        ("SHOW_ARRAY", SHOW_ARRAY),
+        ("SHOW_FUNC", SHOW_FUNC),
         ("SHOW_SIMPLE_FUNC", SHOW_SIMPLE_FUNC),
         #[cfg(feature = "mock")]
         ("PLUGIN_VAR_BOOL", VARIABLE_BOOL),
@@ -202,6 +204,10 @@ fn c_program() -> String {
     .replace("typedef DECLARE", "static DECLARE")
 }
 
+fn headers() -> String {
+    std::env::var("IAM_KMS_SERVER_HEADERS").unwrap_or("/usr/include/mariadb/server".into())
+}
+
 #[test]
 fn structures_and_constants_match_the_headers() {
     let directory = tempfile::tempdir().unwrap();
@@ -209,7 +215,7 @@ fn structures_and_constants_match_the_headers() {
     let program = directory.path().join("layout");
     std::fs::write(&source, c_program()).unwrap();
     let compiled = Command::new("cc")
-        .args(["-w", "-I/usr/include/mariadb/server", "-o"])
+        .args(["-w", &format!("-I{}", headers()), "-o"])
         .args([&program, &source])
         .output()
         .unwrap();

@@ -20,6 +20,8 @@ struct ContextCell {
     /// [`LIVE`] while `cipher` is initialised. Otherwise update and finish must not read `cipher`.
     state: u64,
     cipher: MaybeUninit<Option<Cipher>>,
+    /// The key id if AES_CTR encrypts without padding, as InnoDB's pages are; otherwise 0. Valid while LIVE.
+    ctr_key_id: MaybeUninit<u32>,
     #[cfg(feature = "stream-log")]
     stream: MaybeUninit<Stream>,
 }
@@ -105,7 +107,7 @@ pub unsafe extern "C" fn crypt_ctx_init(
             (*cell(ctx)).stream.write(stream);
         }
         // SAFETY: the server reserved CONTEXT_BYTES at `ctx`.
-        unsafe { init_cipher(ctx, algorithm, key, iv, flags) }
+        unsafe { init_cipher(ctx, algorithm, key, iv, flags, key_id) }
     })
 }
 
@@ -119,6 +121,7 @@ unsafe fn init_cipher(
     key: &[u8],
     iv: &[u8],
     flags: c_int,
+    key_id: c_uint,
 ) -> c_int {
     let cell = cell(ctx);
     let direction = match flags & FLAG_ENCRYPT {
@@ -129,8 +132,15 @@ unsafe fn init_cipher(
         0 => Padding::Padded,
         _ => Padding::Unpadded,
     };
+    let ctr_key_id = match (algorithm, direction, padding) {
+        (Algorithm::AesCtr, Direction::Encrypt, Padding::Unpadded) => key_id,
+        _ => 0,
+    };
     // SAFETY: `cell` finds an aligned place in the caller's memory, and no cipher there is overwritten.
-    let place = unsafe { (*cell).cipher.write(None) };
+    let place = unsafe {
+        (*cell).ctr_key_id.write(ctr_key_id);
+        (*cell).cipher.write(None)
+    };
     match Cipher::init(place, algorithm, direction, padding, key, iv) {
         Ok(()) => {
             // SAFETY: `cell` finds an aligned place in the caller's memory.
@@ -189,6 +199,13 @@ pub unsafe extern "C" fn crypt_ctx_update(
         // SAFETY: neither is null unless its length is 0. The server passes `slen` readable bytes and room for
         // one block more, and update_bytes asks for no more than that.
         let buffers = unsafe { buffers(src, source_bytes, dst, result_bytes) };
+        // SAFETY: init writes it before it makes a cipher live.
+        let ctr_key_id = unsafe { (*cell(ctx)).ctr_key_id.assume_init() };
+        if ctr_key_id != 0
+            && let Some(manager) = plugin::manager()
+        {
+            manager.notice_ctr(ctr_key_id, source_bytes);
+        }
         #[cfg(feature = "stream-log")]
         if source_bytes > 0 {
             // SAFETY: init writes the stream before it makes a cipher live, and `src` has `slen` bytes.
@@ -340,7 +357,7 @@ mod tests {
             };
             // SAFETY: the memory is long enough and new.
             let code =
-                unsafe { init_cipher(context.address(), algorithm, &[1; 16], &[2; 16], flags) };
+                unsafe { init_cipher(context.address(), algorithm, &[1; 16], &[2; 16], flags, 3) };
             assert_eq!(code, AES_OK);
             context
         }

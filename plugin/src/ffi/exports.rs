@@ -9,12 +9,12 @@ use super::{crypt, keys, lifecycle, status_variables, storage, system_variables}
 use crate::abi::{
     CheckFunction, ENCRYPTION_INTERFACE_VERSION, ENCRYPTION_PLUGIN, EncryptionPlugin, EnumVariable,
     IntVariable, LICENSE_BSD, MATURITY_STABLE, PLUGIN_INTERFACE_VERSION, PluginDeclaration,
-    SHOW_SIMPLE_FUNC, ServerOwned, StatusVariable, StringVariable, SystemVariable, TypeLibrary,
-    UnsignedVariable, UpdateFunction, VARIABLE_ENUM, VARIABLE_INT, VARIABLE_READ_ONLY,
-    VARIABLE_STRING, VARIABLE_UNSIGNED, VariableHeader,
+    SHOW_FUNC, SHOW_SIMPLE_FUNC, ServerOwned, StatusFunction, StatusVariable, StringVariable,
+    SystemVariable, TypeLibrary, UnsignedVariable, UpdateFunction, VARIABLE_ENUM, VARIABLE_INT,
+    VARIABLE_READ_ONLY, VARIABLE_STRING, VARIABLE_UNSIGNED, VariableHeader,
 };
 use crate::settings::{ALGORITHM_NAMES, DIGEST_NAMES, KEY_SPECS, LOG_LEVELS};
-use crate::status::VARIABLES;
+use crate::status::{OF_KEYS, VARIABLES};
 
 const VERSION_INFO: &CStr =
     match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
@@ -278,16 +278,14 @@ static SYSTEM_VARIABLES: ServerOwned<[*mut SystemVariable; VARIABLE_COUNT + 1]> 
         null_mut(),
     ]);
 
-static STATUS_VARIABLES: ServerOwned<[StatusVariable; VARIABLES.len() + 1]> =
+/// One entry for each variable, one for those of single keys, and the end.
+const STATUS_COUNT: usize = VARIABLES.len() + 2;
+
+static STATUS_VARIABLES: ServerOwned<[StatusVariable; STATUS_COUNT]> =
     ServerOwned::new(status_variables());
 
-const fn status_variables() -> [StatusVariable; VARIABLES.len() + 1] {
-    const END: StatusVariable = StatusVariable {
-        name: core::ptr::null(),
-        value: null_mut(),
-        kind: 0,
-    };
-    let mut variables = [END; VARIABLES.len() + 1];
+const fn status_variables() -> [StatusVariable; STATUS_COUNT] {
+    let mut variables = [StatusVariable::END; STATUS_COUNT];
     let mut index = 0;
     while index < VARIABLES.len() {
         let (name, _) = VARIABLES[index];
@@ -298,6 +296,12 @@ const fn status_variables() -> [StatusVariable; VARIABLES.len() + 1] {
         };
         index += 1;
     }
+    let show_keys: StatusFunction = status_variables::show_keys;
+    variables[index] = StatusVariable {
+        name: OF_KEYS.as_ptr(),
+        value: show_keys as *mut c_void,
+        kind: SHOW_FUNC,
+    };
     variables
 }
 

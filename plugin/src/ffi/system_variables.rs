@@ -3,7 +3,6 @@
 use core::ffi::{CStr, c_char, c_int, c_longlong, c_ulong, c_void};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::Mutex;
 
 use offline_keys::derivation::Derivation;
@@ -45,7 +44,7 @@ pub unsafe fn read_all() -> StartupSettings {
                 .unwrap_or(0),
             keyfile_dir: OsString::from_vec(bytes(storage::KEYFILE_DIR.address().read())).into(),
             // A server runs in its data directory, and mariadb-backup in the data directory or the backup.
-            datadir: PathBuf::new(),
+            datadir: ".".into(),
             broker_socket: if socket.is_empty() {
                 broker_api::DEFAULT_SOCKET.into()
             } else {

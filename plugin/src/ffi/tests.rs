@@ -454,5 +454,62 @@ fn every_status_variable_is_shown_in_the_servers_buffer() {
             }
         })
         .collect();
-    assert_eq!(shown[..5], ["open", "2023-11-14 22:13:20", "", "2", "3"]);
+    let value = |name: &str| {
+        let full = format!("Aws_key_management_{name}");
+        let is_it = |(it, _): &crate::status::Variable| it.to_str() == Ok(&full);
+        let index = crate::status::VARIABLES.iter().position(is_it).unwrap();
+        shown[index].as_str()
+    };
+    for (name, expected) in [
+        ("session_state", "open"),
+        ("session_open", "ON"),
+        ("session_expiration", "2023-11-14 22:13:20"),
+        ("session_seconds_left", "0"),
+        ("code_awaited", "OFF"),
+        ("broker_missing", "OFF"),
+        ("keys_loaded", "2"),
+        ("keys_on_older_version", "0"),
+        ("key_versions_loaded", "3"),
+        ("key_versions_aes_cbc", "2"),
+        ("key_versions_aes_ctr", "1"),
+        ("key_versions_not_in_store", "0"),
+        ("key_store_compared_unix_seconds", "0"),
+        ("kms_failures_key_unusable", "0"),
+    ] {
+        assert_eq!(value(name), expected, "{name}");
+    }
+}
+
+#[test]
+fn the_variables_of_single_keys_are_an_array_that_ends() {
+    start();
+    let mut variable = StatusVariable::END;
+    let mut shown = Vec::new();
+    for _ in 0..2 {
+        shown.clear();
+        // SAFETY: a variable to fill in; the array is read before the next call.
+        unsafe {
+            let function = super::status_variables::show_keys;
+            let result = function(null_mut(), &raw mut variable, null_mut(), null_mut(), 0);
+            assert_eq!((result, variable.kind), (0, SHOW_ARRAY));
+            let mut row: *const StatusVariable = variable.value.cast();
+            while !(*row).name.is_null() {
+                let name = core::ffi::CStr::from_ptr((*row).name).to_str().unwrap();
+                let value = match (*row).kind {
+                    SHOW_ULONGLONG => (*row).value.cast::<u64>().read().to_string(),
+                    _ => core::ffi::CStr::from_ptr((*row).value.cast())
+                        .to_str()
+                        .unwrap()
+                        .to_owned(),
+                };
+                shown.push(format!("{name} {value}"));
+                row = row.add(1);
+            }
+        }
+    }
+    assert_eq!(
+        shown[..2],
+        ["1_latest_version 2", "1_versions 2"].map(str::to_owned)
+    );
+    assert_eq!(shown.len(), 6);
 }

@@ -19,10 +19,6 @@ pub fn reason_to_stop(datadir: &Path, manager: Option<&KeyManager>) -> Option<St
     if manager.is_some_and(has_all_versions) {
         return None;
     }
-    let datadir = match datadir.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => datadir,
-    };
     let keyring = manager
         .map(|manager| &manager.keyring)
         .filter(|keyring| keyring.latest_version(SYSTEM_KEY_ID).is_some());

@@ -24,6 +24,22 @@ pub enum KeyError {
         /// Why.
         source: KmsError,
     },
+    /// The key server did not give a key.
+    #[error("cannot get {name} from the key server: {source}")]
+    KeyServer {
+        /// The key version.
+        name: KeyName,
+        /// Why.
+        source: KmsError,
+    },
+    /// The key server does not have a version that existed. A new key must not replace it.
+    #[error("the key server does not have {name}, although '{}' lists it: its key store is in an older state, or it is not the key store of this server. Restore the key store, and never give another key its name", manifest.display())]
+    NotOnKeyServer {
+        /// The key version.
+        name: KeyName,
+        /// The manifest.
+        manifest: PathBuf,
+    },
     /// KMS did not generate a key.
     #[error("cannot make key {id} with master key '{master_key_id}': {source}")]
     Generate {
@@ -215,6 +231,7 @@ impl KeyError {
     pub fn is_cheap(&self) -> bool {
         match self {
             Self::Decrypt { source, .. }
+            | Self::KeyServer { source, .. }
             | Self::Generate { source, .. }
             | Self::KeyStore { source, .. } => source.is_local(),
             Self::Memory(_) => false,
@@ -225,7 +242,7 @@ impl KeyError {
 
     /// Whether every key fails like this until somebody fixes the session or the broker.
     pub fn is_for_all_keys(&self) -> bool {
-        matches!(self, Self::Decrypt { source, .. } | Self::Generate { source, .. } if source.is_local())
+        matches!(self, Self::Decrypt { source, .. } | Self::KeyServer { source, .. } | Self::Generate { source, .. } if source.is_local())
     }
 
     /// Whether the key store does not answer now, for this key or any other.
@@ -235,7 +252,7 @@ impl KeyError {
 
     /// Whether the same key may become available without anyone's help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Decrypt { source, .. } | Self::KeyStore { source, .. }
+        matches!(self, Self::Decrypt { source, .. } | Self::KeyServer { source, .. } | Self::KeyStore { source, .. }
             if source.is_local() || source.is_retryable())
     }
 

@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use key_files::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
 use papaya::HashMap;
+use rustc_hash::FxBuildHasher;
 
 use crate::lock::lock;
 
@@ -40,12 +41,15 @@ impl DataKey {
 }
 
 /// All data keys in memory. Keys are only ever added.
+///
+/// The default hasher would take a third of a look-up. It protects against somebody who picks colliding numbers, each of
+/// which costs a call of KMS here.
 #[derive(Default)]
 pub struct Keyring {
     /// By key id and version.
-    keys: HashMap<(u32, u32), DataKey>,
+    keys: HashMap<(u32, u32), DataKey, FxBuildHasher>,
     /// The highest version in `keys`, by key id.
-    latest: HashMap<u32, u32>,
+    latest: HashMap<u32, u32, FxBuildHasher>,
     arena: Arena,
     /// Held by the thread that adds a key.
     adding: Mutex<()>,
@@ -78,6 +82,21 @@ impl Keyring {
     /// The ids that have a version in memory.
     pub fn ids(&self) -> Vec<u32> {
         self.latest.pin().keys().copied().collect()
+    }
+
+    /// The versions in memory, in order.
+    pub fn names(&self) -> Vec<KeyName> {
+        let keys = self.keys.pin();
+        let mut names: Vec<_> = keys
+            .iter()
+            .map(|(&(id, version), key)| KeyName {
+                id,
+                version,
+                algorithm: key.algorithm,
+            })
+            .collect();
+        names.sort_unstable();
+        names
     }
 
     /// Number of ids that have a version in memory.
@@ -171,6 +190,9 @@ mod tests {
             (count, 4 * count)
         );
         assert_eq!(keyring.ids().len(), end as usize);
+        let names = keyring.names();
+        assert_eq!(names.len(), 4 * end as usize);
+        assert_eq!(names[..2], [name(1, 1), name(1, 2)]);
     }
 
     #[test]

@@ -258,14 +258,15 @@ fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
 }
 
 /// Makes AES_CBC versions of keys that use AES_CTR where that is not safe: of the system keys, as they may be after a
-/// migration from file_key_management, because MariaDB reuses IVs in the redo log, temporary tables and Aria; and of
-/// all keys if there is a key store, because servers that share it encrypt different pages with the same key.
+/// migration from file_key_management, because MariaDB reuses IVs in the redo log, temporary tables and Aria; of keys of
+/// page-compressed tables; and of all keys if there is a key store, because servers that share it encrypt different
+/// pages with the same key.
 fn replace_ctr(manager: &KeyManager) {
     let is_shared = matches!(manager.key_store(), Ok(Some(_)));
     let ids = manager.keyring.ids();
     for id in ids
         .into_iter()
-        .filter(|id| is_shared || SYSTEM_IDS.contains(id))
+        .filter(|&id| is_shared || SYSTEM_IDS.contains(&id) || manager.is_page_compressed(id))
     {
         let Some(version) = manager.keyring.latest_version(id) else {
             continue;
@@ -280,13 +281,17 @@ fn replace_ctr(manager: &KeyManager) {
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes",
                 name.version
             )),
+            Ok(Some(name)) if manager.is_page_compressed(id) => log::warning(&format!(
+                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for page-compressed tables, which it encrypts",
+                name.version
+            )),
             Ok(Some(name)) => log::warning(&format!(
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for keys of a key store, which servers may share",
                 name.version
             )),
             Ok(None) => {}
             Err(error) => log::error(&format!(
-                "key {id} uses AES_CTR, which is not safe for the system keys nor for keys of a key store, and no AES_CBC version could be made: {error}"
+                "key {id} uses AES_CTR, which is not safe for the system keys, for page-compressed tables and for keys of a key store, and no AES_CBC version could be made: {error}"
             )),
         }
     }

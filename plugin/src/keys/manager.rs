@@ -3,10 +3,10 @@
 #![forbid(unsafe_code)]
 
 use core::ops::RangeInclusive;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionState, WaitPolicy};
 use data_files::usage;
@@ -19,8 +19,10 @@ use key_files::{PlaintextKey, WrappedKey};
 use crate::keys::error::KeyError;
 use crate::keys::failure_backoff::{FailureBackoff, KeyRequest};
 use crate::keys::keyring::{DataKey, Keyring};
+use crate::keys::page_compression::PageCompression;
 use crate::keys::private_descriptors;
-use crate::kms::client::{Counters, KmsClient, KmsError, Limits, Unwrapped};
+use crate::kms::client::{KmsClient, KmsError, Limits, Unwrapped};
+use crate::kms::counters::Counters;
 use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
 use crate::server::log;
@@ -64,6 +66,20 @@ pub struct KeyManager {
     server_lock: Mutex<Option<ServerLock>>,
     /// Keys of the key store that have no key file here, and where they come from.
     pub(super) fetched: Mutex<BTreeMap<KeyName, (WrappedKey, String)>>,
+    page_compression: PageCompression,
+    /// What the last inspection found.
+    pub(super) inspected: Mutex<Inspected>,
+}
+
+/// What an inspection of the key files and the key store found, for the status variables.
+#[derive(Debug, Default)]
+pub(super) struct Inspected {
+    /// Versions that have no key file, although they are in memory or the newest of their key.
+    pub files_missing: BTreeSet<KeyName>,
+    /// How many versions that are here the key store does not have.
+    pub not_in_store: u64,
+    /// When the keys were last compared with the key store; `None` if they never were.
+    pub compared: Option<SystemTime>,
 }
 
 impl KeyManager {
@@ -96,6 +112,8 @@ impl KeyManager {
             unloaded: Mutex::default(),
             server_lock: Mutex::new(server_lock),
             fetched: Mutex::default(),
+            page_compression: PageCompression::default(),
+            inspected: Mutex::default(),
         })
     }
 
@@ -349,8 +367,7 @@ impl KeyManager {
 
     /// Returns a file of the server that is encrypted with a key, if there is one.
     fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
-        let manifest = self.manifest.path();
-        let datadir = manifest.parent().unwrap_or(Path::new("."));
+        let datadir = self.manifest.datadir();
         private_descriptors::run(|| usage::find(datadir, id))
             .map_err(|source| KeyError::CannotLook { id, source })?
             .map_err(|source| KeyError::Unclear { id, source })
@@ -363,6 +380,12 @@ impl KeyManager {
     }
 
     pub(super) fn file_missing(&self, name: &KeyName) -> KeyError {
+        if self.kms.has_key_server() {
+            return KeyError::NotOnKeyServer {
+                name: *name,
+                manifest: self.manifest.path(),
+            };
+        }
         KeyError::FileMissing {
             name: *name,
             path: self.directory.path().to_owned(),
@@ -386,6 +409,11 @@ impl KeyManager {
         lock(&self.refused)
             .entry(id)
             .or_insert_with(|| reason.to_owned());
+    }
+
+    /// The key ids that the server does not get until it is restarted.
+    pub(super) fn refused_ids(&self) -> BTreeSet<u32> {
+        lock(&self.refused).keys().copied().collect()
     }
 
     pub(super) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
@@ -470,6 +498,7 @@ impl KeyManager {
         limits: &Limits<'_>,
     ) -> Result<Unwrapped, KeyError> {
         let blob = self.read_wrapped(directory, name, limits)?;
+        let is_on_key_server = blob.is_empty();
         let listed = self.manifest.get(name.id, name.version);
         let decrypted = self
             .kms
@@ -479,9 +508,15 @@ impl KeyManager {
                 (name.id, name.version),
                 limits,
             )
-            .map_err(|source| KeyError::Decrypt {
-                path: directory.path_of(name),
-                source,
+            .map_err(|source| match is_on_key_server {
+                true => KeyError::KeyServer {
+                    name: *name,
+                    source,
+                },
+                false => KeyError::Decrypt {
+                    path: directory.path_of(name),
+                    source,
+                },
             })?;
         self.check(&directory.path_of(name), name, &decrypted.key)?;
         self.check_fetched(name, &decrypted.key)?;
@@ -559,8 +594,10 @@ impl KeyManager {
             let path = path.to_owned();
             return Err(KeyError::OnlyRead { path });
         }
+        let key_store = self.key_store()?;
         let master_key_id = self.dynamic.master_key_id();
-        if master_key_id.is_empty() {
+        // A key server chooses the master key.
+        if master_key_id.is_empty() && !self.kms.has_key_server() {
             return Err(KeyError::NoMasterKey { id });
         }
         let failed = |source| KeyError::Generate {
@@ -569,7 +606,7 @@ impl KeyManager {
             source,
         };
         let key_bytes = self.dynamic.key_bytes();
-        if let Some(key_store) = self.key_store()? {
+        if let Some(key_store) = key_store {
             return self
                 .make_in_key_store(&key_store, &master_key_id, id, version_policy, limits)
                 .map(Some);
@@ -632,11 +669,27 @@ impl KeyManager {
         self.dynamic.algorithm()
     }
 
+    /// Takes note of a piece of data that AES_CTR is about to encrypt without padding.
+    pub fn notice_ctr(&self, id: u32, encrypted_bytes: usize) {
+        if !SYSTEM_IDS.contains(&id)
+            && self.program == Program::Server
+            && self.offline_keys().is_none()
+        {
+            self.page_compression
+                .notice(id, encrypted_bytes, &self.manifest);
+        }
+    }
+
+    /// Whether AES_CTR has encrypted page-compressed pages with a key.
+    pub(super) fn is_page_compressed(&self, id: u32) -> bool {
+        self.page_compression.is_noticed(id, &self.manifest)
+    }
+
     /// Returns how a new version of a key encrypts, and the reason if that is not what the setting asks for.
     ///
     /// MariaDB encrypts different data with the same key and IV in the redo log, in temporary tables and in
-    /// Aria, which all use the system keys. The nodes of a cluster encrypt different pages with the same key.
-    /// With AES_CTR, both would reveal the data.
+    /// Aria, which all use the system keys, and in page-compressed tables after a crash. The nodes of a cluster encrypt
+    /// different pages with the same key. With AES_CTR, all of that would reveal the data.
     pub(super) fn algorithm_of_new_version(&self, id: u32) -> (Algorithm, &'static str) {
         match self.dynamic.algorithm() {
             Algorithm::AesCtr if SYSTEM_IDS.contains(&id) => (
@@ -646,6 +699,10 @@ impl KeyManager {
             Algorithm::AesCtr if is_cluster_node() => {
                 (Algorithm::AesCbc, " (AES_CTR is not for cluster nodes)")
             }
+            Algorithm::AesCtr if self.is_page_compressed(id) => (
+                Algorithm::AesCbc,
+                " (AES_CTR is not for page-compressed tables)",
+            ),
             requested => (requested, ""),
         }
     }

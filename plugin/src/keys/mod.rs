@@ -3,10 +3,12 @@
 pub mod aria_recovery;
 pub mod error;
 pub mod failure_backoff;
+pub mod inspection;
 pub mod keyring;
 pub mod loading;
 pub mod manager;
 pub mod offline;
+pub mod page_compression;
 mod private_descriptors;
 pub mod rotation;
 mod stored;

@@ -3,11 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use broker_api::{Numbering, WaitPolicy};
+use broker_api::{Numbering, SessionPhase, SessionState, WaitPolicy};
 use key_files::check_value::CheckValue;
 use key_files::fault_points::{self, Step};
 use key_files::key_directory::{Stored, VersionPolicy};
@@ -133,13 +133,15 @@ impl KeyManager {
         if CheckValue::of(&decrypted.key) != made.check_value {
             return Err(failed(KmsError::WrongReply));
         }
-        let version = name.version;
-        self.directory.store(
-            id,
-            name.algorithm,
-            VersionPolicy::Fetched { version },
-            &made.ciphertext_blob,
-        )?;
+        if !made.is_on_key_server() {
+            let version = name.version;
+            self.directory.store(
+                id,
+                name.algorithm,
+                VersionPolicy::Fetched { version },
+                &made.ciphertext_blob,
+            )?;
+        }
         let why = match self.algorithm_of_new_keys() {
             Algorithm::AesCtr => {
                 " (AES_CTR is not for keys of a key store, which servers may share)"
@@ -185,8 +187,8 @@ impl KeyManager {
         }
     }
 
-    /// Writes the key file of a key that was fetched and has proved right. In mariadb-backup, which writes none, and
-    /// where it cannot be written, it stays in memory.
+    /// Writes the key file of a key that was fetched and has proved right. In mariadb-backup, which writes none, where it
+    /// cannot be written, and where a key server keeps it, it stays in memory.
     pub(super) fn put_into_place(&self, name: &KeyName) {
         if self.program() == Program::Backup {
             return;
@@ -194,6 +196,9 @@ impl KeyManager {
         let Some((key, key_store)) = lock(&self.fetched).get(name).cloned() else {
             return;
         };
+        if key.is_on_key_server() {
+            return;
+        }
         let version = name.version;
         let stored = self.directory.store(
             name.id,
@@ -299,6 +304,7 @@ impl KeyManager {
                 Some(_) => {}
             }
         }
+        self.note_compared(only_here.len());
         if !only_here.is_empty() {
             log::warning(&format!(
                 "{} key versions are not in the key store {key_store} and would be lost with this host; put them there with kms-data-keys push: {}",
@@ -316,6 +322,41 @@ impl KeyManager {
             self.fetch_all(&key_store, &comparison.missing_here, WaitPolicy::Never);
         }
         comparison
+    }
+
+    /// Counts again what is only here, if there is a key store and a session. Anything that fails is left for the
+    /// next time: nothing depends on it.
+    pub(super) fn compare_again(&self, is_interrupted: &dyn Fn() -> bool) {
+        let is_open = |state: &SessionState| state.phase == SessionPhase::Open;
+        let has_store = |state: &SessionState| state.key_store.is_some();
+        if !self
+            .session()
+            .is_some_and(|it| is_open(&it) && has_store(&it))
+        {
+            return;
+        }
+        let limits = Limits {
+            wait: WaitPolicy::Never,
+            deadline: Some(Instant::now() + LIST_PATIENCE),
+            may_retry: &never,
+            is_interrupted,
+        };
+        if let Ok(listed) = self.kms.list_keys(&limits) {
+            let stored: BTreeSet<_> = listed
+                .iter()
+                .map(|(name, _)| (name.id, name.version))
+                .collect();
+            let entries = self.manifest.entries();
+            let is_only_here = |name: KeyName| !stored.contains(&(name.id, name.version));
+            let only_here = entries.iter().filter(|entry| is_only_here(entry.name));
+            self.note_compared(only_here.count());
+        }
+    }
+
+    fn note_compared(&self, only_here: usize) {
+        let mut inspected = lock(&self.inspected);
+        inspected.not_in_store = u64::try_from(only_here).unwrap_or(u64::MAX);
+        inspected.compared = Some(SystemTime::now());
     }
 
     /// Fetches several keys at the same time. A failure that each of them would have is reported once, and what is

@@ -2,18 +2,19 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::client::{BrokerClient, ClientError, Patience};
 use broker_api::{
-    Decrypt, Failure, FailureKind, FindKey, GenerateDataKey, KeyContext, KmsSettings, ListKeys,
-    MakeKey, Numbering, Reply, Request, SessionState, WaitPolicy,
+    Decrypt, Failure, FailureKind, FindKey, GenerateDataKey, GetKey, KeyContext, KmsSettings,
+    ListKeys, MakeKey, Numbering, Reply, Request, SessionState, WaitPolicy,
 };
 use key_files::check_value::CheckValue;
 use key_files::key_name::KeyName;
 use key_files::{PlaintextKey, WrappedKey};
 
+use crate::kms::counters::{Counters, FailureClass, Outcome};
 use crate::kms::waiting::WaitMonitor;
 use crate::server::log;
 use crate::settings::{GlobalSettings, LogLevel, StartupSettings};
@@ -70,39 +71,27 @@ impl KmsError {
             _ => false,
         }
     }
-}
 
-/// Numbers for the status variables.
-#[derive(Debug, Default)]
-pub struct Counters {
-    calls: AtomicU64,
-    failures: AtomicU64,
-    retries: AtomicU64,
-    latency_microseconds: AtomicU64,
-}
-
-impl Counters {
-    /// Calls made, including retries.
-    pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
-    }
-
-    /// Calls that failed.
-    pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    /// Calls that repeated a failed one.
-    pub fn retries(&self) -> u64 {
-        self.retries.load(Ordering::Relaxed)
-    }
-
-    /// Mean duration of a call in microseconds, 0 before the first.
-    pub fn mean_latency_microseconds(&self) -> u64 {
-        self.latency_microseconds
-            .load(Ordering::Relaxed)
-            .checked_div(self.calls())
-            .unwrap_or(0)
+    /// How the status variables count this failure.
+    fn class(&self) -> FailureClass {
+        match self {
+            Self::Failed(failure) => match failure.kind {
+                FailureKind::SessionOver => FailureClass::SessionOver,
+                FailureKind::AccessDenied => FailureClass::AccessDenied,
+                FailureKind::KeyUnusable => FailureClass::KeyUnusable,
+                FailureKind::NotFound => FailureClass::NotFound,
+                FailureKind::InvalidCiphertext => FailureClass::InvalidCiphertext,
+                FailureKind::NotAuthenticated => FailureClass::NotAuthenticated,
+                FailureKind::Throttled => FailureClass::Throttled,
+                FailureKind::Unavailable => FailureClass::Unavailable,
+                FailureKind::InvalidRequest
+                | FailureKind::Other
+                | FailureKind::UnsupportedVersion => FailureClass::Other,
+            },
+            Self::Broker(_) => FailureClass::NoBroker,
+            Self::Interrupted(_) => FailureClass::Interrupted,
+            Self::WrongReply => FailureClass::Other,
+        }
     }
 }
 
@@ -112,6 +101,8 @@ pub struct KmsClient {
     settings: StartupSettings,
     /// Time limit of a KMS call, as the broker reports it.
     request_timeout_milliseconds: AtomicU64,
+    /// Whether the broker gets the keys from a key server, as it reports.
+    has_key_server: AtomicBool,
     dynamic: &'static GlobalSettings,
     #[cfg(feature = "mock")]
     mock: bool,
@@ -155,6 +146,7 @@ impl KmsClient {
             broker: BrokerClient::new(&settings.broker_socket),
             settings: settings.clone(),
             request_timeout_milliseconds: AtomicU64::new(DEFAULT_REQUEST_TIMEOUT_MILLISECONDS),
+            has_key_server: AtomicBool::new(false),
             dynamic,
             #[cfg(feature = "mock")]
             mock: settings.mock,
@@ -163,7 +155,7 @@ impl KmsClient {
         }
     }
 
-    /// Decrypts a key version.
+    /// Decrypts a key version. If the wrapped key is empty, a key server keeps it and is asked for the key.
     ///
     /// `check_value` lets the broker find the key in its cache even if the key has been rewrapped since. The
     /// caller must compare the key with it.
@@ -174,16 +166,23 @@ impl KmsClient {
         (key_id, key_version): (u32, u32),
         limits: &Limits<'_>,
     ) -> Result<Unwrapped, KmsError> {
-        let request = Request::Decrypt(Decrypt {
-            ciphertext_blob,
-            check_value: check_value.map(CheckValue::to_bytes),
-            context: KeyContext {
-                key_id,
-                key_version,
-                wait: limits.wait,
-            },
-        });
-        match self.call("Decrypt", &request, limits)? {
+        let context = KeyContext {
+            key_id,
+            key_version,
+            wait: limits.wait,
+        };
+        let (name, request) = match ciphertext_blob.is_empty() {
+            true => ("GetKey", Request::GetKey(GetKey { context })),
+            false => (
+                "Decrypt",
+                Request::Decrypt(Decrypt {
+                    ciphertext_blob,
+                    check_value: check_value.map(CheckValue::to_bytes),
+                    context,
+                }),
+            ),
+        };
+        match self.call(name, &request, limits)? {
             Reply::Decrypted {
                 key,
                 master_key_arn,
@@ -231,6 +230,12 @@ impl KmsClient {
     pub fn key_store(&self) -> Result<Option<String>, KmsError> {
         let state = self.session_within(self.call_patience())?;
         Ok(state.key_store)
+    }
+
+    /// Whether the broker gets the keys from a key server, so that there are no key files. Known once it has been asked
+    /// for its key store.
+    pub fn has_key_server(&self) -> bool {
+        self.has_key_server.load(Ordering::Relaxed)
     }
 
     /// Finds a version of a key in the key store, or its highest version.
@@ -350,6 +355,8 @@ impl KmsClient {
     fn session_within(&self, patience: Duration) -> Result<SessionState, KmsError> {
         match self.ask(&Request::Session, patience.into())? {
             Reply::Session(state) => {
+                self.has_key_server
+                    .store(state.has_key_server, Ordering::Relaxed);
                 let milliseconds = state.kms.request_timeout_milliseconds;
                 if milliseconds > 0 {
                     self.request_timeout_milliseconds
@@ -373,7 +380,7 @@ impl KmsClient {
                     if limits.deadline.is_some_and(is_late) || (limits.is_interrupted)() {
                         return Err(error);
                     }
-                    self.counters.retries.fetch_add(1, Ordering::Relaxed);
+                    self.counters.count_retry();
                     self.log(LogLevel::Warn, || format!("retrying {name}: {error}"));
                     std::thread::sleep(jittered);
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -404,21 +411,16 @@ impl KmsClient {
             // known limit stays.
             let _ = self.session();
         }
-        let microseconds = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.counters.calls.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .latency_microseconds
-            .fetch_add(microseconds, Ordering::Relaxed);
+        let duration = start.elapsed();
+        self.counters.count(outcome(&result), duration);
+        let microseconds = duration.as_micros();
         match &result {
             Ok(reply) => self.log(LogLevel::Info, || {
                 format!("{name} took {microseconds} us{}", request_of(reply))
             }),
-            Err(error) => {
-                self.counters.failures.fetch_add(1, Ordering::Relaxed);
-                self.log(LogLevel::Error, || {
-                    format!("{name} took {microseconds} us and failed: {error}")
-                });
-            }
+            Err(error) => self.log(LogLevel::Error, || {
+                format!("{name} took {microseconds} us and failed: {error}")
+            }),
         }
         result
     }
@@ -475,7 +477,7 @@ impl KmsClient {
 }
 
 fn is_answer(key: &WrappedKey, id: u32) -> bool {
-    key.is_valid() && key.name.id == id
+    (key.is_valid() || key.is_on_key_server()) && key.name.id == id
 }
 
 /// Returns a warning for each variable that the stock plugin used for its own KMS calls and that is set to
@@ -516,6 +518,19 @@ fn without_effect(settings: &StartupSettings, kms: &KmsSettings) -> Vec<String> 
         );
     }
     warnings
+}
+
+fn outcome(result: &Result<Reply, KmsError>) -> Outcome {
+    match result {
+        Ok(Reply::Decrypted { request_id, .. } | Reply::Generated { request_id, .. })
+            if !request_id.is_empty() =>
+        {
+            Outcome::ByKms
+        }
+        Ok(Reply::Stored { is_new: true, .. }) => Outcome::ByKms,
+        Ok(_) => Outcome::WithoutKms,
+        Err(error) => Outcome::Failed(error.class()),
+    }
 }
 
 fn request_of(reply: &Reply) -> String {

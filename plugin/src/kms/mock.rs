@@ -25,6 +25,7 @@ pub fn answer(request: &Request) -> Reply {
             fifo: None,
             kms: KmsSettings::default(),
             key_store: None,
+            has_key_server: false,
         }),
         Request::Decrypt(decrypt) => match PlaintextKey::new(&decrypt.ciphertext_blob) {
             Ok(key) => Reply::Decrypted {
@@ -34,8 +35,11 @@ pub fn answer(request: &Request) -> Reply {
             },
             Err(error) => failed(FailureKind::InvalidCiphertext, &error.to_string()),
         },
-        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) => {
+        Request::MakeKey(_) | Request::FindKey(_) | Request::ListKeys(_) | Request::GetKey(_) => {
             failed(FailureKind::InvalidRequest, "there is no key store")
+        }
+        Request::Overview | Request::Events { .. } => {
+            failed(FailureKind::InvalidRequest, "the plugin does not ask this")
         }
         Request::GenerateDataKey(GenerateDataKey { key_bytes, .. }) => {
             match random_bytes((*key_bytes).into()) {

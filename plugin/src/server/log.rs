@@ -35,8 +35,8 @@ pub struct LastError {
 
 static LAST_ERROR: Mutex<Option<LastError>> = Mutex::new(None);
 
-/// Passes the last error to `of` and returns the result; empty if there was no error.
-pub fn last_error(of: impl FnOnce(&LastError) -> String) -> String {
+/// Passes the last error to `of` and returns the result; empty or 0 if there was no error.
+pub fn last_error<T: Default>(of: impl FnOnce(&LastError) -> T) -> T {
     lock(&LAST_ERROR).as_ref().map(of).unwrap_or_default()
 }
 

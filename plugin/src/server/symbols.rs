@@ -31,6 +31,36 @@ fn find(name: &CStr) -> *mut c_void {
     unsafe { dlsym(RTLD_DEFAULT, name.as_ptr()) }
 }
 
+/// What the plugin looks up in every server, and what it does without.
+const LOOKED_UP: [(&CStr, &str); 5] = [
+    (c"my_printf_error", "messages go to standard error only"),
+    (c"_current_thd", "errors go to the error log only"),
+    (
+        c"thd_killed",
+        "KILL does not end a statement that waits for KMS",
+    ),
+    (
+        c"mysqld_server_started",
+        "the plugin does not wait for a session while the server starts",
+    ),
+    (
+        c"wsrep_provider",
+        "a node of a Galera cluster is not recognised",
+    ),
+];
+
+/// Returns a message for each symbol that this program, a server, does not export.
+pub fn missing_symbols() -> impl Iterator<Item = String> {
+    let missing = LOOKED_UP.iter().filter(|(name, _)| find(name).is_null());
+    missing.map(|(name, consequence)| {
+        format!(
+            "this server does not export '{}': {consequence}. This version of MariaDB is not known to this plugin; \
+             please report it",
+            name.to_string_lossy()
+        )
+    })
+}
+
 /// Passes `text` to the server with the `ME_…` flags of `my_sys.h`: for the client or the error log. Returns false
 /// if the program has no such function, like a unit test, or does not show the text, like mariadb-backup.
 pub fn print(text: &CStr, flags: c_ulong) -> bool {

@@ -62,7 +62,7 @@ enum Beside {
     Verify,
     Rewrap,
     FullBackup,
-    /// Seldom, since mariadb-backup itself may crash at it.
+    /// Seldom, since mariadb-backup itself may fail at it.
     IncrementalBackup,
 }
 
@@ -550,7 +550,7 @@ impl<'w> Director<'w> {
         self.scan(&self.database.datadir.clone());
     }
 
-    /// No log tells of damage, nor of an error that was not provoked.
+    /// No log reports damage, nor of an unprovoked error.
     pub(super) fn check_log(&self, what: &str, log: &str, may_lack_keys: bool) {
         let wrong = messages::wrong_lines(log, may_lack_keys);
         assert!(wrong.is_empty(), "{what} says:\n{}", wrong.join("\n"));

@@ -76,7 +76,7 @@ const LAST_ACTIONS: usize = 40;
 /// Runs chaos, and returns what it comes down to in plain words.
 ///
 /// # Errors
-/// A row is lost or changed, a program hangs or dies, or a log tells of damage.
+/// A row is lost or changed, a program hangs or dies, or a log reports damage.
 pub fn run(options: &Options) -> Result<String, Box<Failure>> {
     let began = Instant::now();
     let mut scene = Scene::with_aws(&[&format!("--session-lifetime={SESSION_SECONDS}")])

@@ -91,7 +91,7 @@ impl Watch {
         self.changed.notify_all();
     }
 
-    /// Looks for what takes too long, and tells of the first that does.
+    /// Looks for what takes too long, and reports the first that does.
     pub fn run(&self, tell: impl Fn(String)) {
         let mut state = self.state();
         while !state.has_ended {

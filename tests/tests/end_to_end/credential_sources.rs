@@ -9,7 +9,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use end_to_end_tests::{NOBODY, SLEEP, Scene, inspection::environment};
+use broker_api::Reply;
+use end_to_end_tests::{
+    NOBODY, Process, SLEEP, Scene,
+    broker::{ask, generate, generated},
+    inspection::environment,
+    wait_until,
+};
+use serde_json::Value;
 
 /// The user's key as the lines of a profile.
 fn key(scene: &Scene) -> String {
@@ -516,4 +523,41 @@ fn a_roles_credentials_are_not_frozen_in_the_environment() {
             .any(|(name, _)| name == "AWS_ACCESS_KEY_ID" || name == "AWS_SESSION_TOKEN"),
         "{passed:?}"
     );
+}
+
+/// Writes a credentials file with a new session, as the agent of Systems Manager does on a hybrid host.
+fn rotate(scene: &Scene, name: &str) -> String {
+    let document = scene.aws.session_document_without_code();
+    let document: Value = serde_json::from_str(&document).unwrap();
+    let session = &document["Credentials"];
+    let text = |field: &str| session[field].as_str().unwrap();
+    let lines = format!(
+        "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\naws_session_token = {}\n",
+        text("AccessKeyId"),
+        text("SecretAccessKey"),
+        text("SessionToken")
+    );
+    scene.sandbox.write(name, &lines);
+    text("AccessKeyId").into()
+}
+
+#[test]
+fn a_credentials_file_that_an_agent_rotates_is_read_again_when_its_session_is_over() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"])
+        .with_broker()
+        .without("kms_mfa_id")
+        .line("mfa = false");
+    let first = rotate(&scene, "rotated");
+    let mut command = without_key(scene.broker_command());
+    command.env("AWS_SHARED_CREDENTIALS_FILE", scene.sandbox.path("rotated"));
+    let broker = Process::start(&mut command);
+    broker.wait_for("listening on ");
+    generated(&scene);
+    assert!(scene.aws.log().contains(&first));
+    scene.aws.end_session();
+    let second = rotate(&scene, "rotated");
+    wait_until("a key with the next session", || {
+        matches!(ask(&scene, &generate(16)), Reply::Generated { .. })
+    });
+    broker.wait_for(&format!("session {second} is open"));
 }

@@ -1,4 +1,4 @@
-//! `kms-data-keys`: lists, verifies and wraps anew what servers have made.
+//! `kms-data-keys`: lists, verifies and rewraps the data keys of servers.
 
 use std::{
     fs,
@@ -266,6 +266,57 @@ fn verify_names_each_file_that_cannot_be_had_and_why() {
     for (line, (file, why)) in lines.into_iter().zip(expected) {
         assert!(line.contains(file) && line.contains(why), "{line}");
     }
+}
+
+#[test]
+fn verify_tells_machines_the_same_as_people() {
+    let keys = Keys::new();
+    let other = keys.aws.key(&["--alias", "alias/other"]);
+    let file = keys.file("aws-kms-key.2.1");
+    keys.aws
+        .wrap_key_under("alias/other", &keys.sandbox, KEY_1, &file);
+    let other = other.rsplit('/').next().unwrap();
+    keys.aws.cli(&["kms", "disable-key", "--key-id", other]);
+    fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
+    let textfile = keys.sandbox.path("verify.prom");
+    let option = format!("--textfile={}", textfile.display());
+    let (code, json, _) = keys.run(&["verify", "--json", &option]);
+    assert_eq!(code, 1);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let results: Vec<_> = json["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| format!("{}.{} {}", key["id"], key["version"], key["result"]))
+        .collect();
+    let expected = [
+        "1.1 \"verified\"",
+        "2.1 \"master_key_unusable\"",
+        "3.1 \"failed\"",
+        "7.12 \"verified\"",
+    ];
+    assert_eq!(results, expected);
+    let reason = json["keys"][1]["reason"].as_str().unwrap();
+    assert!(reason.contains("DisabledException"), "{reason}");
+    let metrics = fs::read_to_string(&textfile).unwrap();
+    for (result, count) in [
+        ("verified", 2),
+        ("cached", 0),
+        ("wrong_key", 0),
+        ("master_key_unusable", 1),
+        ("failed", 1),
+        ("missing", 0),
+    ] {
+        let line = format!("iam_kms_verify_key_versions{{result=\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+
+    let impossible = format!("--textfile={}", keys.file("none/verify.prom").display());
+    let (code, _, errors) = keys.run(&["verify", &impossible]);
+    assert_eq!(code, 125);
+    assert!(errors.contains("cannot write '"), "{errors}");
+    let (code, _, errors) = keys.run(&["list", &option]);
+    assert_eq!(code, 125, "--textfile needs --store: {errors}");
 }
 
 #[test]

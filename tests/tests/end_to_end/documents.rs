@@ -91,6 +91,12 @@ fn each_exit_code_is_in_the_page_and_the_manual() {
             Some("iam-kms-wrapper.8"),
         ),
         ("iam-kms-wrapper code", "wrapper/src/code.rs", None),
+        ("iam-kms-wrapper audit", "wrapper/src/audit.rs", None),
+        (
+            "iam-kms-console",
+            "tools/console/src/lib.rs",
+            Some("iam-kms-console.8"),
+        ),
         (
             "iam-kms-broker",
             "broker/src/lib.rs",

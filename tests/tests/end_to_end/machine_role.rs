@@ -62,7 +62,7 @@ fn renewals(wrapper: &Wrapper) -> usize {
     wrapper.process.output().matches(opened).count()
 }
 
-/// Data keys can be had at every moment, through more than one session, and nobody is asked.
+/// Data keys are available throughout, across several sessions, and nobody is prompted.
 fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
     // Renewed half-way: a busy machine has the other half for it.
     let scene = Scene::with_machine_role("20");
@@ -123,7 +123,7 @@ fn a_role_that_has_gone_is_reported_when_a_key_is_requested() {
     });
     let message = failure(&scene).message;
     assert!(
-        message.contains("no new one can be had: cannot get AWS credentials from the container"),
+        message.contains("no new one can be opened: cannot get AWS credentials from the container"),
         "{message}"
     );
 }

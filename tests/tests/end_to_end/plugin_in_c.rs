@@ -58,6 +58,11 @@ fn drive(prefix: &[&str], options: &[&str]) {
     let program = compile(&scene, options);
     let output = run(&scene, &command(&scene, prefix, &program), 0);
     assert!(output.contains("all is as it must be"), "{output}");
+    // The program has nothing of what the plugin looks up in a server by name, and installs it twice.
+    for symbol in ["thd_killed", "wsrep_provider"] {
+        let told = format!("this server does not export '{symbol}': ");
+        assert_eq!(output.matches(&told).count(), 2, "{output}");
+    }
 }
 
 /// What it calls possibly lost is what hash tables and reference counts point into.

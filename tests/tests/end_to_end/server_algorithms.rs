@@ -38,8 +38,8 @@ fn a_running_server_moves_from_cbc_to_ctr_and_survives_being_killed() {
         assert!(files.contains(&file.into()), "{files:?}");
     }
     insert(&database, 501, 1000);
-    wait_until("InnoDB to encrypt all its tables anew", || {
-        // What was encrypted anew between the two rotations stays under version 2.
+    wait_until("InnoDB to re-encrypt all its tables", || {
+        // What was re-encrypted between the two rotations stays under version 2.
         let moved = "SELECT MIN(MIN_KEY_VERSION) > 1, COUNT(*) > 3
             FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME = 1";
         database.sql(moved) == "1\t1"

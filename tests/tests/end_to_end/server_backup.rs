@@ -161,7 +161,7 @@ fn full_and_incremental_under_load_with_a_rotation_in_between_read_back() {
     );
     let (at_least, at_most) = under_load(&database, || {
         take(&scene, ROOT, &database, &full, &[]);
-        // Twice, so that InnoDB encrypts pages anew meanwhile.
+        // Twice, so that InnoDB re-encrypts pages meanwhile.
         for _ in 0..2 {
             database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
         }

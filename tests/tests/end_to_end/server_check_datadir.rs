@@ -161,7 +161,7 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
             ));
         }
     }
-    wait_until("InnoDB to encrypt its tables anew", || {
+    wait_until("InnoDB to re-encrypt its tables", || {
         let lowest = lowest_versions(&database);
         lowest
             .iter()
@@ -280,7 +280,7 @@ fn pages_that_innodb_has_freed_are_told_apart_from_those_with_rows() {
     database.sql(
         "SET GLOBAL aws_key_management_rotate_key=1; SET GLOBAL aws_key_management_rotate_key=1",
     );
-    wait_until("InnoDB to encrypt its tables anew", || {
+    wait_until("InnoDB to re-encrypt its tables", || {
         let left = "SELECT COUNT(*) FROM information_schema.INNODB_TABLESPACES_ENCRYPTION
             WHERE ENCRYPTION_SCHEME = 1 AND MIN_KEY_VERSION < 2";
         database.sql(left) == "0"
@@ -338,7 +338,7 @@ fn wait_for_start(server: &mut Process) -> bool {
 }
 
 #[test]
-fn the_redo_log_aria_and_binary_logs_need_versions_just_when_check_says_so_and_until_made_anew() {
+fn the_redo_log_aria_and_binary_logs_need_versions_just_when_check_says_so_and_until_recreated() {
     let scene = scene();
     let _broker = scene.start_broker();
     let database = database(&scene).options(&["--innodb-encrypt-tables=OFF"]);
@@ -593,7 +593,7 @@ fn stopped_with_a_key_to_spare(scene: &Scene) -> PathBuf {
     database.datadir
 }
 
-/// No server of these versions can be had here, so files of one that can be had get their name.
+/// No server of these versions is available here, so files of another version get their name.
 #[test]
 fn the_newest_server_that_any_file_names_must_be_one_whose_files_were_tried() {
     let scene = scene();

@@ -4,6 +4,34 @@ use end_to_end_tests::{Database, Wrapper, wait_until};
 
 const PREFIX: &str = "AWS KMS plugin: ";
 
+/// Starts a server without keys, and returns its error log.
+fn log_of_a_start(prepare: fn(&Database)) -> String {
+    let host = end_to_end_tests::Scene::new().with_broker();
+    let database = Database::new(&host.sandbox).with_our_plugin(&host.configuration.broker_socket);
+    prepare(&database);
+    let mut server = host.start_database(&database);
+    database.stop(&mut server.process);
+    server.process.output()
+}
+
+#[test]
+fn a_server_whose_binary_log_is_in_the_clear_in_innodb_is_warned_about() {
+    let told = "binlog-000000.ibb: the InnoDB-based binary log (binlog_storage_engine=innodb) is not encrypted";
+    let log = log_of_a_start(|database| {
+        std::fs::write(database.datadir.join("binlog-000000.ibb"), "").unwrap();
+    });
+    assert!(log.contains(&format!("{PREFIX}{told}")), "{log}");
+    assert!(!log_of_a_start(|_| ()).contains(told));
+}
+
+/// Every version that is tested exports all symbols; what is said of one that does not, the C program of
+/// `plugin_in_c` shows.
+#[test]
+fn this_server_exports_what_the_plugin_looks_up() {
+    let log = log_of_a_start(|_| ());
+    assert!(!log.contains("does not export"), "{log}");
+}
+
 /// A server with one table for each key id from 1 to 5.
 struct Scene {
     host: end_to_end_tests::Scene,

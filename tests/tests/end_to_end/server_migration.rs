@@ -176,8 +176,8 @@ fn moves_in(algorithm: &str, suffix: &str) {
     ours.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     ours.sql("SET GLOBAL aws_key_management_rotate_key=-1");
     ours.sql("ALTER TABLE d.aria ENGINE=Aria; FLUSH BINARY LOGS");
-    wait_until("InnoDB to encrypt all its tables anew", || {
-        // What was encrypted anew between the two rotations stays under version 2.
+    wait_until("InnoDB to re-encrypt all its tables", || {
+        // What was re-encrypted between the two rotations stays under version 2.
         let moved = "SELECT MIN(MIN_KEY_VERSION) > 1, COUNT(*) > 3
             FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME = 1";
         ours.sql(moved) == "1\t1"

@@ -1,4 +1,4 @@
-//! What the environment holds: no value of it makes a program panic, an empty variable is none, and
+//! What the environment holds: no value makes a program panic, an empty variable counts as unset, and
 //! what cannot be used is named before a code is asked for.
 
 use std::{

@@ -71,7 +71,7 @@ fn a_statement_that_needs_a_code_fails_at_once_with_where_to_enter_it_and_works_
     }
 }
 
-/// While many sessions ask for a key that needs a code, the others go on, and a global read lock is had.
+/// While many sessions ask for a key that needs a code, the others continue, and a global read lock is granted.
 #[test]
 fn statements_that_need_a_code_hold_up_nobody_else() {
     let (_scene, database, _wrapper) = server_without_session("reprompt_wait_seconds = 600");

@@ -87,8 +87,7 @@ fn the_page_on_the_broker_moves_a_host_from_the_launcher_to_the_service() {
 fn user_mysql_reads_neither_the_long_term_key_nor_the_brokers_process() {
     let site = Site::with_broker_service().boot_with_code();
     let broker = site.main_pid(BROKER);
-    let user = site.machine.sh(&format!("stat --format=%U /proc/{broker}"));
-    assert!(!["root", "mysql"].contains(&user.as_str()), "{user}");
+    site.dynamic_user(BROKER);
     let (_, secret_access_key) = site.aws.long_term_key();
     let credential = format!("/run/credentials/{BROKER}/aws-credentials");
     let text = site.machine.sh(&format!("cat {credential}"));
@@ -305,6 +304,58 @@ fn the_broker_may_lock_its_keys_in_memory() {
         !journal.contains("cached data keys may be swapped"),
         "{journal}"
     );
+}
+
+#[test]
+fn the_journal_tells_who_opened_the_session_and_is_exported_as_json_lines() {
+    let site = Site::with_broker_service().boot();
+    let code = site.aws.code();
+    site.machine.sh(&format!(
+        "echo {code} | SSH_CONNECTION='192.0.2.7 50000 192.0.2.1 22' iam-kms-wrapper code --reason='ticket 4711'"
+    ));
+    site.wait_until_active();
+    let shown = site.machine.sh(&fence("audit-sessions").commands);
+    let line = shown.lines().find(|line| line.contains("ticket 4711"));
+    let line = line.unwrap_or_else(|| panic!("{shown}"));
+    for part in [" opened by root from 192.0.2.7, for ", " Decrypt"] {
+        assert!(line.contains(part), "{line}");
+    }
+
+    site.machine.sh(&fence("audit-export").commands);
+    let exported = site.machine.sh("cat audit.jsonl");
+    let events: Vec<serde_json::Value> = exported
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let find = |event: &str| {
+        let found = events.iter().find(|it| it["event"] == event);
+        found.unwrap_or_else(|| panic!("{event}: {exported}"))
+    };
+    let taken = find("code_taken");
+    for (name, value) in [
+        ("unit", BROKER),
+        ("exe", "/usr/local/bin/iam-kms-broker"),
+        ("operator", "root"),
+        ("from", "192.0.2.7"),
+        ("reason", "ticket 4711"),
+        ("mfa_device", &site.aws.serial_number()),
+    ] {
+        assert_eq!(taken[name], value, "{taken}");
+    }
+    let call = find("kms_call");
+    assert_eq!(call["unit"], BROKER);
+    assert!(
+        call["request_id"].as_str().is_some_and(|id| !id.is_empty()),
+        "{call}"
+    );
+    assert_eq!(
+        find("session_open")["access_key_id"],
+        taken["access_key_id"]
+    );
+    let piped =
+        "journalctl --output=json --since=yesterday | iam-kms-wrapper audit --json --input=-";
+    assert_eq!(site.machine.sh(piped), exported);
+    assert!(!exported.contains(&code) && !shown.contains(&code));
 }
 
 #[test]

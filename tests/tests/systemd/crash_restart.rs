@@ -8,7 +8,7 @@ fn stored(site: &Running) -> String {
     site.machine.property(SERVICE, "NFileDescriptorStore")
 }
 
-/// Runs `command` and waits until the service runs anew.
+/// Runs `command` and waits until the service runs again.
 fn restart(site: &Running, command: &str) {
     let before = site.main_pid(SERVICE);
     site.machine.sh(command);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod broker_service;
+mod console_service;
 mod crash_restart;
 mod examples;
 mod hand_over;

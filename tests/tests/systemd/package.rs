@@ -1,7 +1,9 @@
 //! The Debian package on a clean Debian, used as the documents say, and the RPM beside it.
 
 mod operator;
+mod portable;
 mod quickstart;
+mod upgrade;
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +18,20 @@ use crate::site::{BROKER, Running, SERVICE, Site};
 
 /// What the package may never touch.
 const KEPT: &str = "/var/lib/mysql /etc/iam-kms-wrapper /etc/mysql /etc/systemd/system";
+
+/// The Debian package for this machine.
+fn deb() -> PathBuf {
+    package(if env::consts::ARCH == "aarch64" {
+        "_arm64.deb"
+    } else {
+        "_amd64.deb"
+    })
+}
+
+/// The RPM for this machine.
+fn rpm() -> PathBuf {
+    package(&format!(".{}.rpm", env::consts::ARCH))
+}
 
 /// The package that `make package` made, by the end of its name.
 fn package(ending: &str) -> PathBuf {
@@ -66,7 +82,7 @@ fn boot_with_package(site: Site) -> Running {
         )
         .boot_as_it_is();
     running.wait_until_active();
-    put(&running, &package(".deb"));
+    put(&running, &deb());
     running
 }
 
@@ -97,6 +113,12 @@ fn start(running: &Running, script: &str) {
 fn encrypted_server() -> Running {
     let running = clean_machine();
     install(&running);
+    encrypt(&running);
+    running
+}
+
+/// Follows the installation after the package.
+fn encrypt(running: &Running) {
     for step in [fence("install-configure"), fence("install-encryption")] {
         running.machine.sh(&step.commands);
     }
@@ -111,9 +133,8 @@ fn encrypted_server() -> Running {
         checked.lines().all(|line| line.starts_with("ok ")),
         "{checked}"
     );
-    start(&running, &fence("install-start").commands);
+    start(running, &fence("install-start").commands);
     running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
-    running
 }
 
 /// What lies in the places that are to be kept: names, owners, modes and content.
@@ -129,11 +150,7 @@ fn newer_package(sandbox: &Sandbox) -> PathBuf {
     let tree_text = tree.to_string_lossy();
     run(
         "dpkg-deb",
-        &[
-            "--raw-extract",
-            &package(".deb").to_string_lossy(),
-            &tree_text,
-        ],
+        &["--raw-extract", &deb().to_string_lossy(), &tree_text],
     );
     let control = tree.join("DEBIAN/control");
     let text = fs::read_to_string(&control).unwrap();
@@ -162,12 +179,23 @@ fn the_package_starts_enables_and_configures_nothing() {
     assert!(!output.contains("warning"), "{output}");
     assert_eq!(kept(&running), before);
     assert_eq!(running.main_pid(SERVICE), server);
-    for unit in ["iam-kms-broker.service", "iam-kms-wrapper-prompt.path"] {
+    for unit in [
+        "iam-kms-broker.service",
+        "iam-kms-console.service",
+        "iam-kms-wrapper-prompt.path",
+    ] {
         assert_eq!(running.machine.property(unit, "LoadState"), "loaded");
         assert_eq!(running.machine.property(unit, "ActiveState"), "inactive");
     }
     let enabled = "systemctl is-enabled iam-kms-broker.service || :";
     assert_eq!(running.machine.sh(enabled), "disabled");
+    // So an upgrade never asks about a changed file, and a purge deletes none.
+    let files = running.machine.sh("dpkg-query --listfiles iam-kms-wrapper");
+    assert!(files.contains("/usr/bin/iam-kms-wrapper"), "{files}");
+    assert!(
+        !files.lines().any(|file| file.starts_with("/etc")),
+        "{files}"
+    );
 }
 
 #[test]
@@ -184,7 +212,7 @@ fn the_installation_page_starts_an_encrypted_server_from_the_package() {
     assert_eq!(running.machine.sh(found), "");
     let version = run(
         "dpkg-deb",
-        &["--field", &package(".deb").to_string_lossy(), "Version"],
+        &["--field", &deb().to_string_lossy(), "Version"],
     );
     let programs = running
         .machine
@@ -257,20 +285,66 @@ fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afte
         "find / -xdev '(' -name '*iam-kms-*' -o -name 'aws_key_management*' ')' -path '/usr/*'";
     assert_eq!(machine.sh(left), "");
 
-    put(&running, &package(".deb"));
+    put(&running, &deb());
     install(&running);
     start(&running, "systemctl start mariadb");
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
 }
 
 #[test]
+fn red_hats_package_is_installed_by_rpm_starts_an_encrypted_server_and_leaves_what_is_not_its_own()
+{
+    let running = clean_machine();
+    let machine = &running.machine;
+    let root = machine.path("/");
+    let root = root.to_string_lossy();
+    // SQLite follows the link /proc/N/root to the root of this system, where the database of packages must not be.
+    let database = running.sandbox.directory("rpmdb");
+    let database = database.to_string_lossy();
+    // There is no C library in that database: hence --nodeps.
+    let there = ["--root", &root, "--dbpath", &database, "--nodeps"];
+    let rpm_there = |arguments: &[&str]| run("rpm", &[&there[..], arguments].concat());
+    let told = rpm_there(&["--install", &rpm().to_string_lossy()]);
+    assert!(told.contains("nothing is configured yet"), "{told}");
+    assert_eq!(rpm_there(&["--verify", "iam-kms-wrapper"]), "");
+    let modes = "stat --format='%a %U' /usr/bin/iam-kms-* /usr/bin/kms-* | sort -u";
+    assert_eq!(machine.sh(modes), "711 root");
+
+    // What rpm runs in another root does not reach this machine's systemd; and Debian's server looks elsewhere.
+    machine.sh("systemctl daemon-reload");
+    machine.sh(
+        "printf '[mariadb]\\nplugin_dir = /usr/lib64/mysql/plugin\\n' > /etc/mysql/mariadb.conf.d/90-plugin-dir.cnf",
+    );
+    encrypt(&running);
+    assert_eq!(
+        running.sql("SELECT @@plugin_dir"),
+        "/usr/lib64/mysql/plugin/"
+    );
+    assert_eq!(
+        running.sql("SELECT ENCRYPTION_SCHEME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME=\"mysql/marked\""),
+        "1"
+    );
+
+    machine.sh("systemctl stop mariadb.socket mariadb.service iam-kms-broker.service");
+    let before = kept(&running);
+    rpm_there(&["--erase", "iam-kms-wrapper"]);
+    assert_eq!(kept(&running), before);
+    let left =
+        "find / -xdev '(' -name '*iam-kms-*' -o -name 'aws_key_management*' ')' -path '/usr/*'";
+    assert_eq!(machine.sh(left), "");
+}
+
+#[test]
 fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
-    let rpm = package(".rpm");
+    let rpm = rpm();
     let rpm = rpm.to_string_lossy();
     assert!(run("rpm", &["--checksig", "--nosignature", &rpm]).ends_with("digests OK\n"));
     let query = |what: &str| run("rpm", &["--query", "--package", what, &rpm]);
     let requires = query("--requires");
-    assert!(requires.contains("libc.so.6(GLIBC_2."), "{requires}");
+    assert!(
+        requires.contains("libc.so.6(GLIBC_2.28)(64bit)"),
+        "{requires}"
+    );
     assert!(requires.contains("/bin/sh"), "{requires}");
     assert!(query("--conflicts").contains("MariaDB-aws-key-management"));
     let scripts = query("--scripts");
@@ -290,7 +364,7 @@ fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
         "dpkg-deb",
         &[
             "--extract",
-            &package(".deb").to_string_lossy(),
+            &deb().to_string_lossy(),
             &debian.to_string_lossy(),
         ],
     );

@@ -191,7 +191,7 @@ fn an_answer_that_another_process_of_the_servers_user_reads_is_reported() {
     let site = Site::new().boot();
     site.machine.sh(&format!(
         "systemctl start {PATH_UNIT}; systemctl kill --kill-whom=main --signal=STOP {SERVICE}
-         systemd-run --quiet --unit=thief -p User=mysql head --bytes=7 {FIFO}"
+         systemd-run --quiet --unit=thief -p User=mysql head --lines=1 {FIFO}"
     ));
     wait_for_question(&site);
     site.machine.sh(&reply("123456"));

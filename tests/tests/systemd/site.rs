@@ -254,6 +254,17 @@ impl Running {
         self.machine.property(unit, "MainPID")
     }
 
+    /// The user of a service, which is one of `DynamicUser=`. Source of the numbers: systemd.exec(5).
+    pub fn dynamic_user(&self, unit: &str) -> u32 {
+        let process = self.main_pid(unit);
+        let user = self
+            .machine
+            .sh(&format!("stat --format=%u /proc/{process}"));
+        let user = user.parse().unwrap();
+        assert!((61184..=65519).contains(&user), "{user}");
+        user
+    }
+
     pub fn state(&self) -> String {
         self.machine.property(SERVICE, "ActiveState")
     }

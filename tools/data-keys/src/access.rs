@@ -89,7 +89,7 @@ impl AccessArguments {
 /// Prompts at the terminal, or reads a line of standard input.
 fn ask(config: &Config, aws: &Settings) -> Result<Credentials, DataKeysError> {
     let signals = Signals::hold().map_err(|error| DataKeysError::System("hold signals", error))?;
-    let session = interactive_session::open_session(config, aws, None, signals.descriptor());
+    let session = interactive_session::open_session(config, aws, None, None, signals.descriptor());
     // A signal that ended the prompt ends the program here.
     signals
         .release()

@@ -15,9 +15,13 @@ use std::{
 use clap::Args;
 use data_files::{files::Files, server_version::TESTED_RELEASES};
 use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use serde_json::json;
 use tracing::warn;
 
-use crate::{DataKeysError, Outcome, print, table};
+use crate::{
+    DataKeysError, Outcome, print, table,
+    textfile::{Metrics, TextfileArguments},
+};
 use reading::{Findings, Need};
 pub(crate) use stopped::{NotStopped, Stopped};
 
@@ -30,9 +34,8 @@ are not needed to the backups, which may need them; never delete them. If anothe
 server than MariaDB 10.5, 10.11 or 11.8 wrote the files, or for an InnoDB-based
 binary log or archived redo log, no key is reported as not needed.
 
-Exit status: 0 if all needed keys are present, 1 if one is missing, 125 if the
-needs are uncertain: a file cannot be read or has an unknown format, or the
-server runs or was not shut down cleanly.")]
+Exit status: 0 if all needed keys are present, 1 if one is missing, 125 if a
+file is unreadable or unknown, or the server runs or was not shut down cleanly.")]
 pub(crate) struct Arguments {
     /// The data directory
     #[arg(value_name = "DATADIR")]
@@ -40,9 +43,16 @@ pub(crate) struct Arguments {
     /// Other directories with undo tablespaces, redo or binary logs
     #[arg(value_name = "DIR")]
     further: Vec<PathBuf>,
-    /// The directory of the key files, if it is not the data directory
+    /// The directory of the key files, if it is another one
     #[arg(long, value_name = "DIR")]
     keyfile_dir: Option<PathBuf>,
+
+    /// Print the table as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    textfile: TextfileArguments,
 }
 
 /// Whether a key version is needed.
@@ -63,6 +73,20 @@ enum State {
 }
 
 impl State {
+    const ALL: [Self; 6] = [
+        Self::Needed,
+        Self::FreePages,
+        Self::Latest,
+        Self::Missing,
+        Self::NotNeeded,
+        Self::Unknown,
+    ];
+
+    /// The word for it in JSON and metrics.
+    fn identifier(self) -> String {
+        self.word().to_lowercase().replace(' ', "_")
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Needed => "needed",
@@ -110,7 +134,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         warn!("{doubt}");
     }
     let rows = rows(&keys, &findings.needs, doubts.is_empty());
-    print(&report(&rows, &directory, datadir))?;
+    metrics(&rows, &findings).write(arguments.textfile.path())?;
+    match arguments.json {
+        true => print(&as_json(&rows, &doubts, datadir).to_string())?,
+        false => print(&report(&rows, &directory, datadir))?,
+    }
     if rows.iter().any(|row| row.state == State::Missing) {
         Ok(Outcome::Bad)
     } else if doubts.is_empty() {
@@ -266,6 +294,42 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
         ));
     }
     text
+}
+
+fn as_json(rows: &[Row<'_>], doubts: &[String], datadir: &Path) -> serde_json::Value {
+    let keys: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "id": row.id,
+                "version": row.version,
+                "algorithm": row.key.map(|key| key.algorithm.to_string()),
+                "state": row.state.identifier(),
+                "files": row.need.map_or(0, |need| need.files),
+                "pages": row.need.map_or(0, |need| need.pages.all),
+                "first_file": row.need.map(|need| short(&need.first, datadir).display().to_string()),
+            })
+        })
+        .collect();
+    json!({ "keys": keys, "doubts": doubts })
+}
+
+fn metrics(rows: &[Row<'_>], findings: &Findings) -> Metrics {
+    let mut metrics = Metrics::new("check");
+    let count = |state| rows.iter().filter(|row| row.state == state).count() as u64;
+    metrics.gauge(
+        "key_versions",
+        "Key versions by the state that kms-data-keys check found.",
+        "state",
+        State::ALL.map(|state| (state.identifier(), count(state))),
+    );
+    metrics.gauge(
+        "files",
+        "Files whose keys kms-data-keys check could not determine.",
+        "state",
+        [("unreadable".into(), findings.unreadable.len() as u64)],
+    );
+    metrics
 }
 
 /// Shortens a path in the data directory.

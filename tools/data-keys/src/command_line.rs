@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    check, export, fork, import, list, rewrap,
+    check, export, fork, import, list, rewrap, rotation,
     stored::{pull, push},
     verify,
 };
@@ -15,9 +15,8 @@ use crate::{
     version,
     disable_help_subcommand = true,
     after_help = "\
-Key files are named aws-kms-key.ID.VERSION, and .ctr for AES_CTR. They are in
-the data directory or in aws_key_management_keyfile_dir. AWS is called with the
-credentials that the AWS CLI would find, or after an MFA code (--config=FILE).
+Key files are in the data directory or aws_key_management_keyfile_dir. AWS is
+called as the AWS CLI would call it, or after an MFA code (--config=FILE).
 
 Exit status: 0 all is well, 1 something is wrong, 125 it could not be done."
 )]
@@ -32,6 +31,7 @@ pub(crate) enum Command {
     List(list::Arguments),
     Verify(verify::Arguments),
     Rewrap(rewrap::Arguments),
+    Rotation(rotation::Arguments),
     Check(check::Arguments),
     Export(export::Arguments),
     Fork(fork::Arguments),

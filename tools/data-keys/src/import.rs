@@ -20,7 +20,7 @@ use crate::{
     regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
 };
 
-/// Wrap the keys of a file_key_management or exported file into key files
+/// Wrap the keys of a file_key_management or exported file
 #[derive(Debug, Args)]
 #[command(after_help = "\
 KMS wraps each key and decrypts it again for comparison. Ids and versions stay.

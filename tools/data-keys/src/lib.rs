@@ -19,13 +19,16 @@ mod password;
 mod progress;
 mod regional_kms;
 mod rewrap;
+mod rotation;
 mod stored;
 mod table;
+mod textfile;
 mod unwrapping;
 mod verify;
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -108,6 +111,10 @@ enum DataKeysError {
         "no key store is configured: set key_store in the configuration and give --config, or give --store=LOCATION"
     )]
     NoStore,
+    #[error("cannot write '{}': {source}", path.display())]
+    Textfile { path: PathBuf, source: io::Error },
+    #[error("cannot ask the server: {0}")]
+    Server(String),
     #[error("cannot compare: {0}")]
     Broker(String),
     #[error("nothing was exported: {0}")]
@@ -153,6 +160,7 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
         Command::List(arguments) => list::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Rewrap(arguments) => rewrap::run(arguments),
+        Command::Rotation(arguments) => rotation::run(arguments),
         Command::Check(arguments) => check::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Fork(arguments) => fork::run(arguments),

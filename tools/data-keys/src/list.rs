@@ -51,6 +51,10 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "store")]
     json: bool,
 
+    /// Also write metrics for node_exporter
+    #[arg(long, value_name = "FILE.prom", requires = "store")]
+    textfile: Option<PathBuf>,
+
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
@@ -78,6 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             directory: &directory,
             path: &arguments.directory,
             json: arguments.json,
+            textfile: arguments.textfile.as_deref(),
         });
     }
     let listing = directory.list()?;

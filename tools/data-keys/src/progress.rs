@@ -48,6 +48,14 @@ impl Progress {
         }
     }
 
+    /// Shows that this much of `total` is done, and a message in place of `{msg}`.
+    pub(crate) fn show(&self, done: u64, total: u64, message: String) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        self.bar.set_message(message);
+        self.add(0);
+    }
+
     /// Hides the bar while `write` writes to the terminal.
     pub(crate) fn suspend(&self, write: impl FnOnce()) {
         self.bar.suspend(write);

@@ -64,12 +64,28 @@ impl Unwrapper {
         directory: &KeyDirectory,
         name: &KeyName,
     ) -> Result<Unwrapped, String> {
-        let blob = directory.read(name).map_err(|error| error.to_string())?;
+        let unwrapped = self.try_unwrap(directory, name).await;
+        unwrapped.map_err(|failure| failure.message)
+    }
+
+    /// The same, and the kind of the failure.
+    pub async fn try_unwrap(
+        &self,
+        directory: &KeyDirectory,
+        name: &KeyName,
+    ) -> Result<Unwrapped, Failure> {
+        let blob = directory.read(name).map_err(|error| Failure {
+            kind: FailureKind::Other,
+            message: error.to_string(),
+        })?;
         let unwrapped = match self {
             Self::RegionalKms(kms) => kms.decrypt(&blob, None).await,
             Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
         };
-        unwrapped.map_err(|failure| failed(directory, name, &failure))
+        unwrapped.map_err(|failure| Failure {
+            message: failed(directory, name, &failure),
+            ..failure
+        })
     }
 }
 

@@ -1,16 +1,28 @@
 //! `verify`: decrypts every data key, and compares it with the manifest.
 
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use broker_api::FailureKind;
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
     key_name::KeyName,
     manifest::ManifestFile,
 };
+use serde_json::json;
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, directories::Directories, names, print,
-    runtime, unwrapping::UnwrapperArguments,
+    DataKeysError, Outcome,
+    concurrent::each,
+    data_keys,
+    directories::Directories,
+    names, print, runtime,
+    textfile::{Metrics, TextfileArguments, unix_seconds},
+    unwrapping::UnwrapperArguments,
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -19,9 +31,59 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
+    /// Print the results as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    textfile: TextfileArguments,
+
     #[command(flatten)]
     directories: Directories,
 }
+
+/// What was found out about one key version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Finding {
+    /// KMS has decrypted it, and it is the key that the manifest lists.
+    Verified,
+    /// The broker has it in memory and did not ask KMS.
+    Cached,
+    /// It is another key than the manifest lists.
+    WrongKey,
+    /// The master key is disabled, pending deletion or of the wrong kind.
+    MasterKeyUnusable,
+    /// It could not be decrypted for another reason.
+    Failed,
+    /// The manifest lists it as the newest of its key, and its file is missing.
+    Missing,
+}
+
+impl Finding {
+    const ALL: [Self; 6] = [
+        Self::Verified,
+        Self::Cached,
+        Self::WrongKey,
+        Self::MasterKeyUnusable,
+        Self::Failed,
+        Self::Missing,
+    ];
+
+    /// The word for it in JSON and metrics.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Cached => "cached",
+            Self::WrongKey => "wrong_key",
+            Self::MasterKeyUnusable => "master_key_unusable",
+            Self::Failed => "failed",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// All findings, and the reasons of those that are bad.
+type Findings = BTreeMap<KeyName, (Finding, Option<String>)>;
 
 /// Decrypts all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
@@ -29,37 +91,133 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
-    let missing = report_missing(&manifest, &directory, &listing);
-    let (mut verified, mut kept) = (0, 0);
+    let mut findings = Findings::new();
+    for (name, reason) in missing(&manifest, &directory, &listing) {
+        warn!("{reason}");
+        findings.insert(name, (Finding::Missing, Some(reason)));
+    }
+    decrypt(arguments, &directory, &listing, &manifest, &mut findings)?;
+    metrics(&findings, &manifest).write(arguments.textfile.path())?;
+    match arguments.json {
+        true => print(&as_json(&findings, &manifest).to_string())?,
+        false => print(&summary(&findings, &manifest))?,
+    }
+    let bad = findings
+        .values()
+        .filter(|(finding, _)| *finding > Finding::Cached)
+        .count();
+    Ok(names.unless_failed(bad))
+}
+
+/// Decrypts all keys that have a file, and compares them with the manifest.
+fn decrypt(
+    arguments: &Arguments,
+    directory: &KeyDirectory,
+    listing: &Listing,
+    manifest: &ManifestFile,
+    findings: &mut Findings,
+) -> Result<(), DataKeysError> {
     let runtime = runtime()?;
     let unwrapper = arguments.unwrapper.open()?;
+    let failures = RefCell::new(Findings::new());
+    let fail = |name: &KeyName, finding, reason: String| {
+        let entry = (finding, Some(reason.clone()));
+        failures.borrow_mut().insert(*name, entry);
+        reason
+    };
     let work = async |name: &KeyName| {
-        let unwrapped = unwrapper.unwrap(&directory, name).await?;
+        let unwrapped = unwrapper.try_unwrap(directory, name).await;
+        let unwrapped = unwrapped.map_err(|failure| {
+            let finding = match failure.kind {
+                FailureKind::KeyUnusable => Finding::MasterKeyUnusable,
+                _ => Finding::Failed,
+            };
+            fail(name, finding, failure.message)
+        })?;
         let path = directory.path_of(name);
         match manifest.check(name, &unwrapped.key) {
             Ok(()) => Ok(unwrapped),
-            Err(wrong) => Err(format!("key file '{}' {wrong}", path.display())),
+            Err(wrong) => {
+                let reason = format!("key file '{}' {wrong}", path.display());
+                Err(fail(name, Finding::WrongKey, reason))
+            }
         }
     };
-    let failed = runtime.block_on(each(&listing.keys, work, |_, unwrapped| {
-        match unwrapped.is_from_kms {
-            true => verified += 1,
-            false => kept += 1,
-        }
+    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+        let finding = match unwrapped.is_from_kms {
+            true => Finding::Verified,
+            false => Finding::Cached,
+        };
+        findings.insert(*name, (finding, None));
     }));
-    let not_verified = match kept {
+    findings.append(&mut failures.into_inner());
+    Ok(())
+}
+
+fn count(findings: &Findings, wanted: Finding) -> usize {
+    let is_it = |it: &&(Finding, Option<String>)| it.0 == wanted;
+    findings.values().filter(is_it).count()
+}
+
+fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
+    let not_verified = match count(findings, Finding::Cached) {
         0 => String::new(),
-        _ => format!(
+        kept => format!(
             ", {} compared only with the broker's cache: its session has ended, so KMS was not asked",
             data_keys(kept)
         ),
     };
-    print(&format!(
+    let failed: usize = [
+        Finding::WrongKey,
+        Finding::MasterKeyUnusable,
+        Finding::Failed,
+    ]
+    .map(|it| count(findings, it))
+    .iter()
+    .sum();
+    format!(
         "{} verified at KMS, {failed} failed{not_verified}\n{}",
-        data_keys(verified),
-        not_compared(&manifest)
-    ))?;
-    Ok(names.unless_failed(failed + missing))
+        data_keys(count(findings, Finding::Verified)),
+        not_compared(manifest)
+    )
+}
+
+fn as_json(findings: &Findings, manifest: &ManifestFile) -> serde_json::Value {
+    let keys: Vec<_> = findings
+        .iter()
+        .map(|(name, (finding, reason))| {
+            json!({
+                "id": name.id,
+                "version": name.version,
+                "algorithm": name.algorithm.to_string(),
+                "result": finding.word(),
+                "reason": reason,
+            })
+        })
+        .collect();
+    json!({ "manifest": !manifest.is_empty(), "keys": keys })
+}
+
+fn metrics(findings: &Findings, manifest: &ManifestFile) -> Metrics {
+    let mut metrics = Metrics::new("verify");
+    metrics.gauge(
+        "key_versions",
+        "Key versions by the result of kms-data-keys verify.",
+        "result",
+        Finding::ALL.map(|it| (it.word().into(), count(findings, it) as u64)),
+    );
+    let newest: BTreeMap<u32, u64> = manifest
+        .entries()
+        .iter()
+        .map(|entry| (entry.name.id, unix_seconds(entry.recorded)))
+        .collect();
+    metrics.gauge(
+        "newest_version_timestamp_seconds",
+        "When the newest version of each key was made.",
+        "key_id",
+        newest.into_iter().map(|(id, time)| (id.to_string(), time)),
+    );
+    metrics
 }
 
 fn not_compared(manifest: &ManifestFile) -> String {
@@ -72,25 +230,26 @@ fn not_compared(manifest: &ManifestFile) -> String {
     }
 }
 
-/// Reports key versions that the manifest lists and that have no file. Returns how many of them are the newest
-/// of their key: older ones may have been moved away because nothing needs them.
-fn report_missing(manifest: &ManifestFile, directory: &KeyDirectory, listing: &Listing) -> usize {
-    let mut newest_missing = 0;
-    for entry in manifest.entries() {
-        let name = entry.name;
+/// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
+/// do. Older ones may have been moved away because nothing needs them.
+fn missing(
+    manifest: &ManifestFile,
+    directory: &KeyDirectory,
+    listing: &Listing,
+) -> BTreeSet<(KeyName, String)> {
+    let entries = manifest.entries();
+    let is_missing = |name: &KeyName| {
         let mut versions = listing.keys.iter().filter(|key| key.id == name.id);
-        if versions.clone().any(|key| key.version == name.version) {
-            continue;
-        }
-        let is_newest = !versions.any(|key| key.version > name.version);
-        newest_missing += usize::from(is_newest);
-        if is_newest {
-            warn!(
-                "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
-                directory.path().display(),
-                manifest.path().display()
-            );
-        }
-    }
-    newest_missing
+        !versions.any(|key| key.version >= name.version)
+    };
+    let names = entries.iter().map(|entry| entry.name).filter(is_missing);
+    let reason = |name: KeyName| {
+        let reason = format!(
+            "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
+            directory.path().display(),
+            manifest.path().display()
+        );
+        (name, reason)
+    };
+    names.map(reason).collect()
 }

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use super::master_key::{AcceptedChange, CallError, Change, Description, MasterKey};
 use aws_session::clock::utc_text;
+use code_channel::note::Note;
 
 /// The shortest pause between two calls, doubled each time up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
@@ -51,6 +52,8 @@ pub struct Attempt<'a> {
     pub change: Change,
     /// Who makes the change, for the log.
     pub caller: &'a str,
+    /// Who asked for the change, and why, for the log.
+    pub note: &'a Note,
     /// How long to repeat the request while KMS does not answer.
     pub request_patience: Duration,
     /// How long KMS may take from its answer until the new state is visible.
@@ -68,6 +71,9 @@ impl Attempt<'_> {
             request_id = taken.request_id,
             master_key = arn,
             caller = self.caller,
+            operator = self.note.operator,
+            from = self.note.from,
+            reason = self.note.reason,
             "{arn} is {}: {}",
             self.change.state().as_str(),
             self.describe_request(&taken)

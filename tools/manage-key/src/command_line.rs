@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 
 use aws_session::master_key_id::MasterKeyId;
+use code_channel::note::check_reason;
 
 /// Enables, disables or shows the KMS master key, with an MFA code.
 #[derive(Debug, Parser)]
@@ -18,8 +19,7 @@ kms-manage-key [OPTIONS] unlock [--] COMMAND [ARG…]",
 Prompts for the code at the terminal, or reads one line of standard input.
 A CODE in the arguments is visible in ps. FILE is as for iam-kms-wrapper.
 
-Exit status: 0 success, 3 disabled, 4 neither, 121 to 125 failure, else that of
-COMMAND: see kms-manage-key(8)."
+Exit status: 0 success, 3 disabled, 4 neither, else see kms-manage-key(8)."
 )]
 pub struct CommandLine {
     /// The configuration file; default /etc/iam-kms-wrapper/kms-manage-key.config
@@ -46,6 +46,10 @@ pub struct CommandLine {
         value_parser = seconds
     )]
     pub timeout_seconds: Duration,
+
+    /// Why, for the audit; not a secret
+    #[arg(long, global = true, value_name = "TEXT", value_parser = check_reason)]
+    pub reason: Option<String>,
 
     /// What to do.
     #[command(subcommand)]

@@ -34,6 +34,7 @@ use change::{Attempt, ChangeError};
 use code_channel::{
     interactive_session::{self, InteractiveSessionError},
     mfa_prompt::PromptError,
+    note::Note,
 };
 use command_line::{Action, CommandLine};
 use master_key::{CallError, Change, Description, MasterKey};
@@ -184,6 +185,7 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
         config_path: command_line.config,
         key,
         timeout: command_line.timeout_seconds,
+        note: Note::of_login(command_line.reason.as_deref()),
         signals,
     };
     match command_line.action {
@@ -201,6 +203,7 @@ struct Tool<'a> {
     config_path: PathBuf,
     key: MasterKeyId,
     timeout: Duration,
+    note: Note,
     signals: &'a Signals,
 }
 
@@ -211,6 +214,7 @@ impl Tool<'_> {
             &self.config,
             &self.aws,
             code,
+            self.note.reason.as_deref(),
             interrupt,
         )?)
     }
@@ -232,6 +236,7 @@ impl Tool<'_> {
             id: &self.id_for_change(description)?,
             change,
             caller: &caller,
+            note: &self.note,
             request_patience: self.timeout,
             timeout: self.timeout,
         };

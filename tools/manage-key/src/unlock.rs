@@ -38,6 +38,7 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
         id: &arn,
         change: Change::Enable,
         caller: &caller,
+        note: &tool.note,
         request_patience: tool.timeout,
         timeout: tool.timeout,
     };
@@ -97,12 +98,13 @@ fn disable(
             id: arn,
             change: Change::Disable,
             caller,
+            note: &tool.note,
             request_patience: DISABLE_PATIENCE,
             timeout: tool.timeout,
         };
         attempt.make()
     };
-    // The second attempt creates everything anew.
+    // The second attempt creates everything again.
     let with = |session: &Credentials| {
         let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
         attempt().or_else(|_| {

@@ -19,6 +19,14 @@ const USUAL_DIRECTORIES: [&str; 5] = [
     "/usr/local/mysql/lib/plugin",
 ];
 
+/// Of Debian's packages since 1:11.8.6-5, and of all others.
+const USUAL_DATA_DIRECTORIES: [&str; 2] = ["/var/lib/mariadb", "/var/lib/mysql"];
+
+const DATA_DIRECTORY: [&str; 2] = ["--datadir=", "--data-dir="];
+const KEYFILE_DIR: [&str; 2] = [
+    "--aws-key-management-keyfile-dir=",
+    "--aws_key_management_keyfile_dir=",
+];
 const PLUGIN_DIR: [&str; 2] = ["--plugin-dir=", "--plugin_dir="];
 
 /// Where the plugin is.
@@ -62,6 +70,26 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
         );
     }
     PluginSearch::Missing(names.join(" or "))
+}
+
+/// Where the server has its key files, if not in its data directory, by `command`'s arguments and option files.
+pub(crate) fn keyfile_dir(command: &[OsString]) -> Option<PathBuf> {
+    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
+    last_path(arguments.iter().map(AsRef::as_ref), KEYFILE_DIR)
+        .or_else(|| last_path(option_files(command).lines(), KEYFILE_DIR))
+        .filter(|directory| !directory.as_os_str().is_empty())
+}
+
+/// Where the server has its key files: in the directory of their own, else in its data directory.
+pub(super) fn key_directory(command: &[OsString]) -> PathBuf {
+    let options = option_files(command);
+    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
+    let usual = || USUAL_DATA_DIRECTORIES.map(PathBuf::from);
+    keyfile_dir(command)
+        .or_else(|| last_path(arguments.iter().map(AsRef::as_ref), DATA_DIRECTORY))
+        .or_else(|| last_path(options.lines(), DATA_DIRECTORY))
+        .or_else(|| usual().into_iter().find(|directory| directory.is_dir()))
+        .unwrap_or_else(|| PathBuf::from(USUAL_DATA_DIRECTORIES[0]))
 }
 
 /// The user that `command`, if root starts it, has the server run as: of its option files or its arguments.

@@ -86,13 +86,9 @@ pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
     let options = check::option_files(&[]);
     let path = |spellings| check::last_path(options.lines(), spellings);
     let data_directory = path(["--datadir=", "--data-dir="]);
-    let key_directory = path([
-        "--aws-key-management-keyfile-dir=",
-        "--aws_key_management_keyfile_dir=",
-    ]);
     for directory in [
         Some(data_directory.unwrap_or_else(|| DEFAULT_DATA_DIRECTORY.into())),
-        key_directory,
+        check::keyfile_dir(&[]),
     ]
     .into_iter()
     .flatten()

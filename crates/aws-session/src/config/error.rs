@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{KEYS, Key, file::Entry};
+use super::{Key, file::Entry};
 
 /// What is wrong with a configuration file: the message names the file and, if there is one, the line.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +24,14 @@ impl ConfigError {
     }
 
     pub(super) fn unknown_section(path: &Path, line: usize, section: &str) -> Self {
-        let why = format!("there is no section [{section}]; every key belongs in [kms]");
+        let why = format!(
+            "there is no section [{section}]; every key belongs in [kms], or in a [client \"NAME\"] section"
+        );
         Self::of_line(path, line, why)
     }
 
-    pub(super) fn unknown_key(path: &Path, entry: &Entry) -> Self {
-        let nearest = KEYS
+    pub(super) fn unknown_key(path: &Path, entry: &Entry, known: &[Key]) -> Self {
+        let nearest = known
             .iter()
             .map(|key| (strsim::jaro_winkler(key.name, &entry.key), key.name))
             .max_by(|a, b| a.0.total_cmp(&b.0))
@@ -37,7 +39,7 @@ impl ConfigError {
         let hint = match nearest {
             Some((_, key)) => format!("did you mean {key}?"),
             None => {
-                let names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+                let names: Vec<_> = known.iter().map(|key| key.name).collect();
                 format!("the keys are {}", names.join(", "))
             }
         };

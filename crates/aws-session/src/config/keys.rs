@@ -6,7 +6,7 @@ use broker_api::DEFAULT_SOCKET;
 use crate::{key_store_location::KeyStoreLocation, master_key_id::MasterKeyId};
 
 /// A key of the configuration file.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Key {
     /// Its name.
     pub name: &'static str,
@@ -35,12 +35,22 @@ pub enum Kind {
     KeyStore,
     /// An absolute path.
     Path,
+    /// A socket, or an address of this host alone.
+    LocalListen,
     /// Permission bits.
     Mode,
     /// A group of this host.
     Group,
     /// A number in this range.
     Number(i32, i32),
+    /// An IP address and a port.
+    Listen,
+    /// Servers, each with a port.
+    Servers,
+    /// Ids of data keys.
+    KeyIds,
+    /// A name that a directory can have.
+    NameSpace,
     /// One of these words.
     Word(&'static [&'static str]),
 }
@@ -59,19 +69,28 @@ impl Kind {
             Self::Region => "an AWS region, such as us-east-1".into(),
             Self::KeyStore => KeyStoreLocation::EXPECTED.into(),
             Self::Path => "an absolute path".into(),
+            Self::LocalListen => "127.0.0.1:PORT, [::1]:PORT or the absolute path of a socket".into(),
             Self::Mode => {
                 "octal permission bits that let the owner read, such as 0620 (in quotes in a .toml file)"
                     .into()
             }
             Self::Group => "the name of a group on this host".into(),
             Self::Number(least, most) => format!("a number from {least} to {most}"),
+            Self::Listen => "an IP address and a port, such as 10.0.0.5:7443 or [::]:7443".into(),
+            Self::Servers => {
+                "1 to 8 servers with their ports, such as keys1.example:7443, keys2.example:7443".into()
+            }
+            Self::KeyIds => "ids of data keys, such as 1-99, 200".into(),
+            Self::NameSpace => {
+                "a letter and then at most 62 letters, digits, hyphens, dots and underscores".into()
+            }
             Self::Word(words) => words.join(" or "),
         }
     }
 }
 
 macro_rules! keys {
-    ($($constant:ident: $name:literal, $kind:expr, $default:expr, $meaning:literal;)*) => {
+    ($list:ident, $what:literal; $($constant:ident: $name:literal, $kind:expr, $default:expr, $meaning:literal;)*) => {
         $(pub(super) const $constant: Key = Key {
             name: $name,
             kind: $kind,
@@ -79,8 +98,8 @@ macro_rules! keys {
             meaning: $meaning,
         };)*
 
-        /// Every key of the configuration file.
-        pub const KEYS: &[Key] = &[$($constant),*];
+        #[doc = $what]
+        pub const $list: &[Key] = &[$($constant),*];
     };
 }
 
@@ -93,6 +112,7 @@ const MAX_SECONDS: i32 = 604_800;
 const MAX_SESSION_SECONDS: i32 = 129_600;
 
 keys! {
+    KEYS, "Every key of the configuration file outside the `[client]` sections.";
     KMS_MFA_ID: "kms_mfa_id", Kind::SerialNumber, "",
         "The MFA device: its ARN, or the serial number of a hardware token. Required unless `mfa` is `elsewhere` or `false`.";
     MASTER_KEY_ID: "master_key_id", Kind::MasterKey, "",
@@ -131,8 +151,36 @@ keys! {
         "A second home for the wrapped data keys, from which lost key files come back and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
     KEY_STORE_PROFILE: "key_store_profile", Kind::Name, "",
         "The AWS profile whose credentials are used for the key store, for a store of the S3 protocol that does not know AWS's sessions. Without this key: the session.";
+    METRICS_LISTEN: "metrics_listen", Kind::LocalListen, "",
+        "Where the broker serves `/metrics` for Prometheus. Without this key: nowhere. Every user of the host can read what a port serves.";
+    OVERVIEW_SOCKET: "overview_socket", Kind::Path, "",
+        "A second socket of the broker, on which it shows its state and the last events of the audit, but serves no key.";
+    OVERVIEW_GROUP: "overview_group", Kind::Group, "",
+        "The group that may use `overview_socket`, and `metrics_listen` if that is a socket. Without this key: the broker's own user and root.";
     LOG_FORMAT: "log_format", Kind::Word(&["text", "json"]), "text",
         "Format of the log if it does not go to the journal. `json` writes each event as a JSON object.";
     MFA: "mfa", Kind::Word(&["true", "elsewhere", "false"]), "true",
         "`true`: exchange a code for a session. `elsewhere`: accept only session documents that were made on another machine. `false`: use the source credentials as they are, such as the role of an instance.";
+    TLS_LISTEN: "tls_listen", Kind::Listen, "",
+        "Makes the broker a key server: it also listens here, for the brokers of database hosts. Needs `key_store`, `tls_certificate`, `tls_key`, `tls_client_ca` and a `[client \"NAME\"]` section for each host.";
+    TLS_CERTIFICATE: "tls_certificate", Kind::Path, "",
+        "PEM file with this broker's certificate and the intermediate ones, for `tls_listen` or `upstream`. Read again when it changes.";
+    TLS_KEY: "tls_key", Kind::Path, "",
+        "PEM file with the private key of `tls_certificate`. Only its owner and the broker's group may read it.";
+    TLS_CLIENT_CA: "tls_client_ca", Kind::Path, "",
+        "PEM file with the authorities whose certificates a key server accepts from database hosts. Read again when it changes.";
+    UPSTREAM: "upstream", Kind::Servers, "",
+        "The key servers from which this host gets its data keys, in place of KMS. The next one is tried when one does not answer or has no session. Needs `tls_certificate`, `tls_key` and `tls_server_ca`.";
+    TLS_SERVER_CA: "tls_server_ca", Kind::Path, "",
+        "PEM file with the authorities whose certificates this host accepts from the servers in `upstream`. Read again when it changes.";
+}
+
+keys! {
+    CLIENT_KEYS, "Every key of a `[client \"NAME\"]` section.";
+    KEY_IDS: "key_ids", Kind::KeyIds, "",
+        "The ids of the data keys that the host may use. Required.";
+    MAY_MAKE: "may_make", Kind::Word(&["true", "false"]), "false",
+        "Whether the host may make keys and new versions of them.";
+    NAME_SPACE: "name_space", Kind::NameSpace, "",
+        "Where in the key store its keys are: the nodes of a cluster have the same. Without this key: NAME.";
 }

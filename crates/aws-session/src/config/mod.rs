@@ -4,9 +4,11 @@
 
 mod error;
 mod file;
+mod key_server;
 mod keys;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,13 +17,22 @@ use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-use file::Entry;
-pub use keys::{KEYS, Key, Kind};
+use file::{ClientSection, Entry};
+pub use key_server::{
+    ClientConfig, KeyIds, KeyServerConfig, ServerAddress, TlsFiles, UpstreamConfig,
+};
+pub use keys::{CLIENT_KEYS, KEYS, Key, Kind};
 
 use crate::{key_store_location::KeyStoreLocation, master_key_id::MasterKeyId, region::is_region};
 
 /// The FIFO's path unless `kms_mfa_socket` says otherwise.
 pub const DEFAULT_FIFO: &str = keys::KMS_MFA_SOCKET.default;
+
+/// Longest session of a role, in seconds.
+///
+/// Source: DurationSeconds in
+/// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
+pub const MAX_ROLE_SECONDS: i32 = 43_200;
 
 /// A checked configuration, in parts: each program uses those that it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +98,25 @@ pub struct BrokerConfig {
     pub key_store: Option<KeyStoreLocation>,
     /// The profile of its credentials; `None`: the session.
     pub key_store_profile: Option<String>,
+    /// What makes it a key server.
+    pub key_server: Option<KeyServerConfig>,
+    /// The key servers that it asks in place of KMS.
+    pub upstream: Option<UpstreamConfig>,
+    /// Where it serves its metrics; `None`: nowhere.
+    pub metrics_listen: Option<Listen>,
+    /// The socket for its state alone; `None`: there is none.
+    pub overview_socket: Option<PathBuf>,
+    /// The group that may use these two.
+    pub overview_gid: Option<u32>,
+}
+
+/// Where metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listen {
+    /// A Unix socket.
+    Socket(PathBuf),
+    /// An address of the loopback interface.
+    Loopback(SocketAddr),
 }
 
 /// Where a code is exchanged for a session.
@@ -142,11 +172,12 @@ pub enum LogFormat {
 impl Config {
     /// Reads and checks the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let content = file::read(path)?;
         Values {
             path,
-            entries: file::read(path)?,
+            entries: content.entries,
         }
-        .check()
+        .check(&content.clients)
     }
 
     /// The configuration of a tool that was given no file: the credentials that the AWS CLI would find,
@@ -161,7 +192,7 @@ impl Config {
                 line: 0,
             }],
         }
-        .check()
+        .check(&[])
     }
 }
 
@@ -172,12 +203,14 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    fn check(&self) -> Result<Config, ConfigError> {
-        let is_unknown = |entry: &&Entry| KEYS.iter().all(|key| key.name != entry.key);
-        if let Some(unknown) = self.entries.iter().find(is_unknown) {
-            return Err(ConfigError::unknown_key(self.path, unknown));
-        }
-        let mfa = self.mfa()?;
+    fn check(&self, clients: &[ClientSection]) -> Result<Config, ConfigError> {
+        self.check_names(KEYS)?;
+        let upstream = self.upstream()?;
+        let mfa = match upstream {
+            // Nothing here calls AWS.
+            Some(_) => Mfa::Off,
+            None => self.mfa()?,
+        };
         Ok(Config {
             session: SessionConfig {
                 duration_seconds: self.session_duration_seconds()?,
@@ -208,6 +241,11 @@ impl Values<'_> {
                 },
                 key_store: self.get(&keys::KEY_STORE, |_, place| place.parse().ok())?,
                 key_store_profile: self.get(&keys::KEY_STORE_PROFILE, not_empty)?,
+                key_server: self.key_server(clients)?,
+                upstream,
+                metrics_listen: self.get(&keys::METRICS_LISTEN, listen)?,
+                overview_socket: self.get(&keys::OVERVIEW_SOCKET, absolute_path)?,
+                overview_gid: self.get(&keys::OVERVIEW_GROUP, gid)?,
             },
             handoff: match self.word(&keys::HANDOFF)? {
                 "broker" => Handoff::Broker,
@@ -219,6 +257,14 @@ impl Values<'_> {
                 _ => LogFormat::Text,
             },
         })
+    }
+
+    fn check_names(&self, known: &[Key]) -> Result<(), ConfigError> {
+        let is_unknown = |entry: &&Entry| known.iter().all(|key| key.name != entry.key);
+        match self.entries.iter().find(is_unknown) {
+            Some(unknown) => Err(ConfigError::unknown_key(self.path, unknown, known)),
+            None => Ok(()),
+        }
     }
 
     fn mfa(&self) -> Result<Mfa, ConfigError> {
@@ -244,19 +290,15 @@ impl Values<'_> {
                 Err(self.bad_value(entry, "left out unless mfa = true"))
             }
             _ => self.get(&keys::ROLE_ARN, |_, arn| {
-                (arn.starts_with("arn:") && arn.contains(":role/")).then(|| arn.into())
+                is_role_arn(arn).then(|| arn.into())
             }),
         }
     }
 
-    /// AWS limits the session of a role to 12 hours.
-    ///
-    /// Source: DurationSeconds in
-    /// <https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html>.
     fn session_duration_seconds(&self) -> Result<i32, ConfigError> {
         let seconds = self.number(&keys::SESSION_DURATION_SECONDS)?;
         match self.entry(&keys::SESSION_DURATION_SECONDS) {
-            Some(entry) if seconds > 43_200 && self.entry(&keys::ROLE_ARN).is_some() => {
+            Some(entry) if seconds > MAX_ROLE_SECONDS && self.entry(&keys::ROLE_ARN).is_some() => {
                 Err(self.bad_value(entry, "at most 43200 with role_arn"))
             }
             _ => Ok(seconds),
@@ -275,10 +317,7 @@ impl Values<'_> {
     }
 
     fn path(&self, key: &Key) -> Result<PathBuf, ConfigError> {
-        self.required(key, |_, text| {
-            let path = PathBuf::from(text);
-            (path.is_absolute() && path.file_name().is_some()).then_some(path)
-        })
+        self.required(key, absolute_path)
     }
 
     fn seconds(&self, key: &Key) -> Result<Duration, ConfigError> {
@@ -365,12 +404,32 @@ pub fn serial_number(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether `text` is the ARN of a role.
+pub fn is_role_arn(text: &str) -> bool {
+    text.starts_with("arn:") && text.contains(":role/")
+}
+
 fn not_empty(_: Kind, text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.into())
 }
 
 fn region(_: Kind, text: &str) -> Option<String> {
     is_region(text).then(|| text.into())
+}
+
+fn absolute_path(_: Kind, text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    (path.is_absolute() && path.file_name().is_some()).then_some(path)
+}
+
+fn listen(kind: Kind, text: &str) -> Option<Listen> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) => address
+            .ip()
+            .is_loopback()
+            .then_some(Listen::Loopback(address)),
+        Err(_) => absolute_path(kind, text).map(Listen::Socket),
+    }
 }
 
 fn gid(_: Kind, name: &str) -> Option<u32> {

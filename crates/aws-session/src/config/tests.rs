@@ -283,3 +283,140 @@ fn each_key_is_in_the_table_once_and_its_default_is_valid() {
         }
     }
 }
+
+const SERVER: &str = "key_store = s3://bucket/prefix\nmaster_key_id = alias/mariadb\ntls_listen = 10.0.0.5:7443\ntls_certificate = /c\ntls_key = /k\ntls_client_ca = /a\n";
+
+#[test]
+fn a_key_server_has_a_section_for_each_client() {
+    let sections = "[client \"DB1.example\"]\nkey_ids = 1-9\n[client \"spiffe://x/db2\"]\nkey_ids = 7\nmay_make = true\nname_space = db2\n";
+    let config = ini(&format!("{SERVER}{sections}")).unwrap();
+    let server = config.broker.key_server.unwrap();
+    assert_eq!(server.listen.to_string(), "10.0.0.5:7443");
+    let clients: Vec<_> = server
+        .clients
+        .iter()
+        .map(|client| {
+            let space = client.name_space.as_str();
+            (client.name.as_str(), client.may_make, space)
+        })
+        .collect();
+    assert_eq!(
+        clients,
+        [
+            ("db1.example", false, "db1.example"),
+            ("spiffe://x/db2", true, "db2")
+        ]
+    );
+    let in_toml = "key_store = \"s3://bucket/prefix\"\nmaster_key_id = \"alias/mariadb\"\ntls_listen = \"10.0.0.5:7443\"\ntls_certificate = \"/c\"\ntls_key = \"/k\"\ntls_client_ca = \"/a\"\n[client.\"DB1.example\"]\nkey_ids = \"1-9\"\n[client.\"spiffe://x/db2\"]\nkey_ids = 7\nmay_make = true\nname_space = \"db2\"\n";
+    assert_eq!(toml(in_toml).unwrap().broker.key_server, Some(server));
+}
+
+#[test]
+fn what_is_wrong_with_a_key_server_is_named_with_its_line() {
+    for (lines, expected) in [
+        (
+            "[client \"db1\"]\nkey_ids = 1",
+            "line 3: clients are for a key server only",
+        ),
+        (
+            "tls_listen = 10.0.0.5:7443",
+            "tls_listen needs tls_certificate, which is missing",
+        ),
+        ("tls_client_ca = /a", "must be left out without tls_listen"),
+        (
+            &format!("{SERVER}[client \"db1\"]"),
+            "line 9: key_ids is missing",
+        ),
+        (
+            &format!("{SERVER}[client db1]"),
+            "line 9: a client's section is [client \"NAME\"]",
+        ),
+        (
+            &format!("{SERVER}[client \"*.x\"]\nkey_ids = 1"),
+            "line 9: the name of a client must be",
+        ),
+        (
+            &format!("{SERVER}[client \"db1\"]\nkey_id = 1"),
+            "line 10: there is no key key_id; did you mean key_ids?",
+        ),
+        (
+            &format!("{SERVER}[client \"db1\"]\nkey_ids = 0"),
+            "key_ids is \"0\", but must be ids of data keys",
+        ),
+        (
+            &format!("{SERVER}[client \"x:y\"]\nkey_ids = 1"),
+            "set name_space",
+        ),
+        (
+            &format!("{SERVER}[client \"db1\"]\nkey_ids = 1\n[client \"DB1\"]\nkey_ids = 2"),
+            "line 11: there is another section",
+        ),
+        (
+            &format!(
+                "{}[client \"db1\"]\nkey_ids = 1\nmay_make = true",
+                SERVER.replace("master_key_id = alias/mariadb\n", "")
+            ),
+            "so master_key_id is needed",
+        ),
+    ] {
+        let error = ini(lines).unwrap_err();
+        assert!(error.contains(expected), "{lines}\n{error}");
+    }
+}
+
+#[test]
+fn a_host_with_an_upstream_has_nothing_of_aws() {
+    let host =
+        "[kms]\nupstream = keys1:7443\ntls_certificate = /c\ntls_key = /k\ntls_server_ca = /a\n";
+    let config = read("wrapper.config", host).unwrap();
+    assert_eq!(config.session.mfa, Mfa::Off);
+    assert_eq!(
+        config.broker.upstream.unwrap().servers[0].to_string(),
+        "keys1:7443"
+    );
+    for line in [
+        "kms_mfa_id = arn:aws:iam::551888187628:mfa/MDBEnc",
+        "mfa = false",
+        "profile = x",
+        "key_store = file:///x",
+        "tls_listen = 127.0.0.1:1",
+        "metrics_listen = 127.0.0.1:1",
+    ] {
+        let error = read("wrapper.config", &format!("{host}{line}\n")).unwrap_err();
+        assert!(error.contains("must be left out with upstream"), "{error}");
+    }
+    let servers = "upstream = [\"keys1:7443\", \"[::1]:1\"]\ntls_certificate = \"/c\"\ntls_key = \"/k\"\ntls_server_ca = \"/a\"\n";
+    let config = read("wrapper.toml", servers).unwrap();
+    assert_eq!(config.broker.upstream.unwrap().servers.len(), 2);
+}
+
+#[test]
+fn metrics_are_served_on_a_socket_or_to_this_host_alone() {
+    for (value, expected) in [
+        (
+            "127.0.0.1:9917",
+            Listen::Loopback("127.0.0.1:9917".parse().unwrap()),
+        ),
+        (
+            "[::1]:9917",
+            Listen::Loopback("[::1]:9917".parse().unwrap()),
+        ),
+        (
+            "/run/iam-kms-wrapper/metrics.sock",
+            Listen::Socket("/run/iam-kms-wrapper/metrics.sock".into()),
+        ),
+    ] {
+        let config = ini(&format!("metrics_listen = {value}")).unwrap();
+        assert_eq!(config.broker.metrics_listen, Some(expected));
+    }
+    for value in [
+        "0.0.0.0:9917",
+        "10.0.0.1:9917",
+        "localhost",
+        ":9917",
+        "run/metrics",
+    ] {
+        let error = ini(&format!("metrics_listen = {value}")).unwrap_err();
+        assert!(error.contains("127.0.0.1:PORT"), "{error}");
+    }
+}

@@ -7,11 +7,9 @@
 use secrecy::SecretString;
 use tracing::info;
 
-use super::{
-    CredentialsError, Finder, from_environment, machine,
-    process::{self, ProcessError},
-};
+use super::{CredentialsError, Finder, from_environment, machine, process};
 use crate::{
+    child_output::OutputError,
     credentials::Credentials,
     settings::{Profile, Profiles, SettingsError},
     sts::{self, Role},
@@ -222,11 +220,11 @@ impl<'a> Source<'a> {
         let session = process::run(command, timeout, self.finder.interrupt);
         let session = session.and_then(|session| {
             let checked = session.checked();
-            checked.map_err(|why| ProcessError::Failed(format!("its key {why}")))
+            checked.map_err(|why| OutputError::Failed(format!("its key {why}")))
         });
         session.map_err(|error| match error {
-            ProcessError::Interrupted => CredentialsError::Interrupted,
-            ProcessError::Failed(why) => self.failed(format!("credential_process: {why}")),
+            OutputError::Interrupted => CredentialsError::Interrupted,
+            error => self.failed(format!("credential_process: {error}")),
         })
     }
 }

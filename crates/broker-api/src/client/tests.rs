@@ -22,6 +22,7 @@ fn session() -> Reply {
         fifo: None,
         kms: KmsSettings::default(),
         key_store: None,
+        has_key_server: false,
     })
 }
 

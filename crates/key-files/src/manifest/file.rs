@@ -47,6 +47,11 @@ impl ManifestFile {
         self.directory.path_of(FILE)
     }
 
+    /// The absolute path of the data directory.
+    pub fn datadir(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Whether it lists no key, as in a new data directory or one of a release that kept no list.
     pub fn is_empty(&self) -> bool {
         self.manifest().entries.is_empty()
@@ -99,6 +104,20 @@ impl ManifestFile {
         })
     }
 
+    /// Whether AES_CTR has encrypted page-compressed pages with a key.
+    pub fn is_page_compressed(&self, id: u32) -> bool {
+        self.manifest().page_compressed.contains(&id)
+    }
+
+    /// Records that AES_CTR encrypts page-compressed pages with a key, and returns when that would survive a power
+    /// failure.
+    pub fn record_page_compressed(&self, id: u32) -> Result<(), FileError> {
+        let mut manifest = self.manifest();
+        self.update(&mut manifest, |manifest| {
+            Ok(manifest.page_compressed.insert(id))
+        })
+    }
+
     /// Adds key versions, and returns when they would survive a power failure. Fails if a key version is
     /// recorded with another key.
     ///
@@ -143,6 +162,9 @@ impl ManifestFile {
             let mut is_news = is_missing;
             for entry in manifest.entries() {
                 is_news |= updated.add(entry)?;
+            }
+            for &id in &manifest.page_compressed {
+                is_news |= updated.page_compressed.insert(id);
             }
             Ok(change(&mut updated)? | is_news)
         };

@@ -37,8 +37,9 @@ fn a_manifest_reads_back_as_it_was_written() {
     longest.bits = 256;
     longest.master_key_arn = None;
     let mut written = manifest(&[entry(1, 1, 1), entry(1, 2, 2), longest]);
-    for is_forked in [false, true] {
+    for (is_forked, page_compressed) in [(false, vec![]), (true, vec![]), (true, vec![3, 7])] {
         written.is_forked = is_forked;
+        written.page_compressed = page_compressed.into_iter().collect();
         let text = written.format();
         assert_eq!(
             Manifest::parse(text.as_bytes()),
@@ -382,6 +383,20 @@ fn the_mark_of_a_copy_is_set_and_removed() {
     file.set_forked(false).unwrap();
     assert!(!open(&directory).is_forked());
     assert_eq!(open(&directory).entries().len(), 2);
+}
+
+#[test]
+fn a_key_of_page_compressed_pages_stays_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = open(&directory);
+    file.record_page_compressed(3).unwrap();
+    file.record(&[entry(1, 1, 1)]).unwrap();
+    assert!(open(&directory).is_page_compressed(3));
+    assert!(!open(&directory).is_page_compressed(1));
+    // Also if somebody has removed the file while the server runs.
+    fs::remove_file(file.path()).unwrap();
+    file.record(&[entry(2, 1, 2)]).unwrap();
+    assert!(open(&directory).is_page_compressed(3));
 }
 
 #[test]

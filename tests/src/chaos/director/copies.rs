@@ -92,11 +92,12 @@ impl Director<'_> {
         if with_increment {
             let of_increment = option("incremental-dir", &increment);
             let (status, output) = self.backup_program(&["--prepare", &of_target, &of_increment]);
-            if messages::is_crash_of_backup(status.signal().is_some(), &output) {
-                self.keep_log("crash-of-mariadb-backup", &output);
-                self.world
-                    .tally
-                    .count("copies", "increments at which mariadb-backup crashed");
+            if messages::is_failure_of_increment(status.signal().is_some(), &output) {
+                self.keep_log("failure-of-mariadb-backup", &output);
+                self.world.tally.count(
+                    "copies",
+                    "increments at which mariadb-backup failed by itself",
+                );
                 self.remove(&target);
                 self.remove(&increment);
                 return;
@@ -140,6 +141,7 @@ impl Director<'_> {
         self.check_log("the log of a restored backup", &rest.join("\n"), false);
     }
 
+    /// Backs the running server up, and tries again where mariadb-backup meets a DROP TABLE.
     fn take_backup(&mut self, target: &Path, base: Option<&Path>) {
         let mut arguments = vec![
             "--backup".to_owned(),
@@ -151,8 +153,20 @@ impl Director<'_> {
             arguments.push(format!("--incremental-basedir={}", base.display()));
         }
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let (status, output) = self.backup_program(&arguments);
-        assert!(backup_succeeded(status, &output), "{status}\n{output}");
+        loop {
+            let (status, output) = self.backup_program(&arguments);
+            if backup_succeeded(status, &output) {
+                return;
+            }
+            assert!(messages::is_race_with_drop(&output), "{status}\n{output}");
+            self.world
+                .tally
+                .count("copies", "begun again, because a table was dropped");
+            // It may not have been made yet.
+            if target.exists() {
+                fs::remove_dir_all(target).unwrap();
+            }
+        }
     }
 
     fn backup_program(&mut self, arguments: &[&str]) -> (std::process::ExitStatus, String) {

@@ -28,7 +28,7 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
     let running = host_of_operator();
     let machine = &running.machine;
     machine.sh(&format!(
-        "cd /usr/share/doc/iam-kms-wrapper/examples/configuration
+        "cd /usr/share/iam-kms-wrapper/examples/configuration
          sed -e 's|^kms_mfa_id = .*|kms_mfa_id = {}|' -e 's|^master_key_id = .*|master_key_id = alias/mariadb|' \\
              kms-manage-key.config > /etc/iam-kms-wrapper/kms-manage-key.config
          systemctl stop mariadb.socket mariadb iam-kms-broker",

@@ -21,6 +21,7 @@ use crate::{
     runtime,
     stored::{StoreArguments, open, without_manifest},
     table,
+    textfile::Metrics,
     unwrapping::BROKER_MARGIN,
 };
 
@@ -41,6 +42,29 @@ enum State {
     /// The manifest lists it, and it is nowhere.
     Nowhere,
     Differs,
+}
+
+impl State {
+    const ALL: [Self; 6] = [
+        Self::Same,
+        Self::NotCompared,
+        Self::OnlyStored,
+        Self::OnlyHere,
+        Self::Nowhere,
+        Self::Differs,
+    ];
+
+    /// The word for it in JSON and metrics.
+    fn identifier(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::NotCompared => "not_compared",
+            Self::OnlyStored => "only_stored",
+            Self::OnlyHere => "only_here",
+            Self::Nowhere => "missing",
+            Self::Differs => "differs",
+        }
+    }
 }
 
 impl fmt::Display for State {
@@ -65,6 +89,7 @@ pub(crate) struct Comparison<'a> {
     pub directory: &'a KeyDirectory,
     pub path: &'a PathBuf,
     pub json: bool,
+    pub textfile: Option<&'a Path>,
 }
 
 /// Prints the table; the outcome is the worst of what it says.
@@ -120,6 +145,14 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
     }
     let states = states(&here, &stored);
     let count = |wanted| states.iter().filter(|(_, state)| *state == wanted).count();
+    let mut metrics = Metrics::new("store");
+    metrics.gauge(
+        "key_versions",
+        "Key versions by the state that kms-data-keys list --store found.",
+        "state",
+        State::ALL.map(|state| (state.identifier().into(), count(state) as u64)),
+    );
+    metrics.write(comparison.textfile)?;
     if comparison.json {
         let keys: Vec<_> = states
             .iter()
@@ -128,14 +161,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                     "id": name.id,
                     "version": name.version,
                     "algorithm": name.algorithm.to_string(),
-                    "state": match state {
-                        State::Same => "same",
-                        State::NotCompared => "not_compared",
-                        State::OnlyStored => "only_stored",
-                        State::OnlyHere => "only_here",
-                        State::Nowhere => "missing",
-                        State::Differs => "differs",
-                    },
+                    "state": state.identifier(),
                 })
             })
             .collect();

@@ -1,0 +1,289 @@
+//! The keys that the key server gives, each name space by itself: read from the key store, unwrapped by KMS once for all
+//! that ask, and then served from the key cache.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use broker_api::{
+    Decrypt, Failure, FailureKind, FindKey, KeyContext, ListKeys, MakeKey, Reply, WaitPolicy,
+};
+use key_files::{WrappedKey, check_value::CheckValue};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+
+use crate::{
+    aws_calls::AwsCalls, key_store_calls::KeyStoreCalls, kms_calls::invalid, users::UserId,
+};
+
+/// Calls of KMS at the same time, for all clients. Each has a connection.
+const MAX_KMS_CALLS: usize = 64;
+
+/// The keys of all name spaces.
+pub(crate) struct StoredKeys {
+    aws: Arc<AwsCalls>,
+    spaces: Mutex<HashMap<String, Arc<Space>>>,
+    kms_calls: Semaphore,
+}
+
+/// A name space.
+struct Space {
+    store: KeyStoreCalls,
+    keys: Keys,
+}
+
+/// What is known of key versions, by id and version.
+type Keys = Mutex<HashMap<(u32, u32), Arc<AsyncMutex<Slot>>>>;
+
+/// A key version. Who looks for it holds the lock.
+#[derive(Default)]
+struct Slot {
+    /// What the key store has, which never changes.
+    key: Option<WrappedKey>,
+    /// The last failure, for those that waited for the same.
+    failure: Option<(Instant, Failure)>,
+}
+
+/// Looks for a key version. The last one to leave removes it if it does not exist, so that nobody can fill the memory with
+/// numbers: a client that has disconnected leaves too.
+struct Visit<'a> {
+    keys: &'a Keys,
+    number: (u32, u32),
+    slot: Arc<AsyncMutex<Slot>>,
+}
+
+impl<'a> Visit<'a> {
+    fn begin(keys: &'a Keys, number: (u32, u32)) -> Self {
+        let slot = Arc::clone(lock(keys).entry(number).or_default());
+        Self { keys, number, slot }
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        let mut keys = lock(self.keys);
+        // One is ours, and one the map's.
+        let is_last = Arc::strong_count(&self.slot) <= 2;
+        if is_last && self.slot.try_lock().is_ok_and(|slot| slot.key.is_none()) {
+            keys.remove(&self.number);
+        }
+    }
+}
+
+impl StoredKeys {
+    pub fn new(aws: Arc<AwsCalls>) -> Self {
+        Self {
+            aws,
+            spaces: Mutex::default(),
+            kms_calls: Semaphore::new(MAX_KMS_CALLS),
+        }
+    }
+
+    /// Gives a data key to a client.
+    pub async fn get(
+        &self,
+        name_space: &str,
+        user: &UserId,
+        context: &KeyContext,
+    ) -> Result<Reply, Failure> {
+        let space = self.space(name_space)?;
+        self.with_slot(&space, context, async |slot| {
+            let key = self.find_in(&space, slot, context).await?;
+            let key = key.ok_or_else(|| Failure {
+                kind: FailureKind::NotFound,
+                message: format!(
+                    "the key store has no version {} of key {} for this host (name space {name_space})",
+                    context.key_version, context.key_id
+                ),
+            })?;
+            self.unwrap(&key, user, context).await
+        })
+        .await
+    }
+
+    /// Describes a key, without the wrapped key.
+    pub async fn find(&self, name_space: &str, request: &FindKey) -> Result<Reply, Failure> {
+        let space = self.space(name_space)?;
+        let Some(key_version) = request.version else {
+            let found = space.store.find(&self.aws.sessions, request).await?;
+            return Ok(without_blob(found));
+        };
+        let context = KeyContext {
+            key_version,
+            ..request.context
+        };
+        let key = self
+            .with_slot(&space, &context, async |slot| {
+                self.find_in(&space, slot, &context).await
+            })
+            .await?;
+        Ok(Reply::Stored {
+            key: key.map(WrappedKey::without_blob),
+            is_new: false,
+            request_id: String::new(),
+        })
+    }
+
+    /// Lists names and check values.
+    pub async fn list(&self, name_space: &str, request: &ListKeys) -> Result<Reply, Failure> {
+        let space = self.space(name_space)?;
+        space.store.list(&self.aws.sessions, request).await
+    }
+
+    /// Makes a key, and describes it without the wrapped key.
+    pub async fn make(&self, name_space: &str, request: &MakeKey) -> Result<Reply, Failure> {
+        let space = self.space(name_space)?;
+        let _permit = self.kms_calls.acquire().await;
+        let (sessions, kms) = (&*self.aws.sessions, &self.aws.kms);
+        let made = space.store.make(sessions, kms, request).await?;
+        Ok(without_blob(made))
+    }
+
+    fn space(&self, name: &str) -> Result<Arc<Space>, Failure> {
+        let store = self.aws.key_store.as_ref();
+        let store = store.ok_or_else(|| invalid("this key server has no key store".into()))?;
+        let mut spaces = lock(&self.spaces);
+        let space = spaces.entry(name.into()).or_insert_with(|| {
+            Arc::new(Space {
+                store: store.name_space(name),
+                keys: Mutex::default(),
+            })
+        });
+        Ok(Arc::clone(space))
+    }
+
+    /// Does `work` for a key version, while others who ask for the same wait. A failure counts for all that waited for
+    /// it, so that they do not fail one after the other.
+    async fn with_slot<T>(
+        &self,
+        space: &Space,
+        context: &KeyContext,
+        work: impl AsyncFnOnce(&mut Slot) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let began = Instant::now();
+        let visit = Visit::begin(&space.keys, (context.key_id, context.key_version));
+        let mut slot = visit.slot.lock().await;
+        if let Some((at, failure)) = &slot.failure
+            && *at > began
+        {
+            return Err(failure.clone());
+        }
+        let result = work(&mut slot).await;
+        slot.failure = match &result {
+            Ok(_) => None,
+            Err(failure) => Some((Instant::now(), failure.clone())),
+        };
+        result
+    }
+
+    async fn find_in(
+        &self,
+        space: &Space,
+        slot: &mut Slot,
+        context: &KeyContext,
+    ) -> Result<Option<WrappedKey>, Failure> {
+        if slot.key.is_none() {
+            let request = FindKey {
+                version: Some(context.key_version),
+                context: *context,
+            };
+            let found = space.store.find(&self.aws.sessions, &request).await?;
+            let Reply::Stored { key, .. } = found else {
+                return Err(invalid(
+                    "the key store has answered another question".into(),
+                ));
+            };
+            slot.key = key;
+        }
+        Ok(slot.key.clone())
+    }
+
+    /// Unwraps a key of the key store. It is found in the key cache by its wrapped form only: who could write into the
+    /// key store could give it the check value of any key.
+    async fn unwrap(
+        &self,
+        key: &WrappedKey,
+        user: &UserId,
+        context: &KeyContext,
+    ) -> Result<Reply, Failure> {
+        let aws = &self.aws;
+        if let Some((plaintext, master_key_arn)) = aws.cache.find(&key.ciphertext_blob, None) {
+            return Ok(Reply::Decrypted {
+                key: plaintext,
+                master_key_arn,
+                request_id: String::new(),
+            });
+        }
+        let request = Decrypt {
+            ciphertext_blob: key.ciphertext_blob.clone(),
+            check_value: None,
+            context: KeyContext {
+                wait: WaitPolicy::Never,
+                ..*context
+            },
+        };
+        let permit = self.kms_calls.acquire().await;
+        let decrypted = aws.kms.decrypt(&aws.sessions, &request).await;
+        drop(permit);
+        let decrypted = decrypted
+            .inspect_err(|failure| aws.cache.refused(&key.ciphertext_blob, failure.kind))?;
+        if let Reply::Decrypted {
+            key: plaintext,
+            master_key_arn,
+            ..
+        } = &decrypted
+        {
+            if CheckValue::of(plaintext) != key.check_value {
+                return Err(Failure {
+                    kind: FailureKind::Other,
+                    message: format!(
+                        "{} of the key store is another key than its check value says, so it is not used; find out who has put it there",
+                        key.name
+                    ),
+                });
+            }
+            let (blob, arn) = (&key.ciphertext_blob, master_key_arn);
+            if let Err(why) = aws.cache.keep(user, blob, plaintext, arn) {
+                tracing::warn!("{why}");
+            }
+        }
+        Ok(decrypted)
+    }
+}
+
+fn without_blob(reply: Reply) -> Reply {
+    match reply {
+        Reply::Stored {
+            key,
+            is_new,
+            request_id,
+        } => Reply::Stored {
+            key: key.map(WrappedKey::without_blob),
+            is_new,
+            request_id,
+        },
+        other => other,
+    }
+}
+
+/// Consistent at every unlock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_does_not_exist_leaves_nothing_behind() {
+        let keys = Keys::default();
+        let first = Visit::begin(&keys, (1, 1));
+        let second = Visit::begin(&keys, (1, 1));
+        drop(first);
+        assert_eq!(lock(&keys).len(), 1);
+        drop(second);
+        assert_eq!(lock(&keys).len(), 0);
+    }
+}

@@ -1,0 +1,263 @@
+//! `/metrics` for Prometheus, in the text format of OpenMetrics.
+//!
+//! Source: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::TcpListener,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use aws_session::config::Listen;
+use broker_api::SessionPhase;
+use local_http::{
+    Bytes, Full, Incoming, Limits, LocalListener, Method, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+    plain,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, NoLabelSet, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::{
+    aws_calls::AwsCalls,
+    conversation::Service,
+    listener::{Listener, ListenerError},
+    overview::{BUCKETS_SECONDS, Durations},
+};
+
+/// The path that is served.
+const PATH: &str = "/metrics";
+
+const LIMITS: Limits = Limits {
+    connections: 8,
+    patience: Duration::from_secs(5),
+};
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where metrics are served, bound.
+pub(crate) struct MetricsListener {
+    listener: LocalListener,
+    /// Removes the socket when dropped.
+    _socket: Option<Listener>,
+}
+
+impl MetricsListener {
+    /// Binds it. `gid` is the group that may use a socket.
+    pub fn bind(listen: &Listen, gid: Option<u32>) -> Result<Self, ListenerError> {
+        match listen {
+            Listen::Socket(path) => {
+                let socket = Listener::bind(path, gid)?;
+                let failed = |source| ListenerError::Bind {
+                    path: path.clone(),
+                    source,
+                };
+                Ok(Self {
+                    listener: LocalListener::Unix(socket.acceptor().map_err(failed)?),
+                    _socket: Some(socket),
+                })
+            }
+            Listen::Loopback(address) => {
+                let failed = |source| ListenerError::BindMetrics {
+                    address: *address,
+                    source,
+                };
+                let socket = TcpListener::bind(address).map_err(failed)?;
+                socket.set_nonblocking(true).map_err(failed)?;
+                Ok(Self {
+                    listener: LocalListener::Loopback(socket),
+                    _socket: None,
+                })
+            }
+        }
+    }
+
+    /// Serves as long as it is polled. Errors: the socket cannot be used at all.
+    pub async fn serve(
+        &self,
+        service: &Arc<Service>,
+        aws: &Arc<AwsCalls>,
+    ) -> io::Result<Infallible> {
+        let (service, aws) = (Arc::clone(service), Arc::clone(aws));
+        let answer = move |request| {
+            let response = respond(&request, &service, &aws);
+            async move { response }
+        };
+        local_http::serve(&self.listener, LIMITS, answer).await
+    }
+}
+
+fn respond(
+    request: &Request<Incoming>,
+    service: &Service,
+    aws: &AwsCalls,
+) -> Response<Full<Bytes>> {
+    if request.uri().path() != PATH {
+        return plain(StatusCode::NOT_FOUND, "only /metrics is here\n");
+    }
+    if request.method() != Method::GET {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is possible\n");
+    }
+    let mut response = plain(StatusCode::OK, text(service, aws));
+    let kind = HeaderValue::from_static(OPEN_METRICS);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// A name of each metric, without `iam_kms_broker_`, and its help. `docs/src/metrics.md` lists them.
+const METRICS: [(&str, &str); 11] = [
+    ("session_open", "1 if a session is open, else 0"),
+    (
+        "session_expiration_timestamp_seconds",
+        "When the present or last session ends; absent if there was none, or it does not expire",
+    ),
+    (
+        "code_awaited",
+        "1 if an MFA code or a session document is awaited, else 0",
+    ),
+    (
+        "calls",
+        "Calls of KMS and of the key store by operation and result",
+    ),
+    (
+        "call_duration_seconds",
+        "How long calls took, the wait for a session and for other calls included",
+    ),
+    (
+        "last_success_timestamp_seconds",
+        "When a call last succeeded",
+    ),
+    ("last_failure_timestamp_seconds", "When a call last failed"),
+    (
+        "client_connections",
+        "Connections by client: `uid N` of this host, or `client NAME` of a key server",
+    ),
+    (
+        "certificate_expiration_timestamp_seconds",
+        "When the certificate in `file` ends, on a key server",
+    ),
+    (
+        "keys_served",
+        "Key versions that were served since the start",
+    ),
+    ("start_timestamp_seconds", "When the broker started"),
+];
+
+fn help(name: &str) -> &'static str {
+    let found = METRICS.iter().find(|(known, _)| *known == name);
+    found.map_or("", |(_, help)| help)
+}
+
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// The metrics of now.
+fn text(service: &Service, aws: &AwsCalls) -> String {
+    let mut registry = Registry::with_prefix("iam_kms_broker");
+    let mut gauge = |name: &str, value: Option<i64>| {
+        if let Some(value) = value {
+            let gauge: Gauge = Gauge::default();
+            gauge.set(value);
+            registry.register(name, help(name), gauge);
+        }
+    };
+    let numbers = service.record.numbers();
+    let session = aws.session_state();
+    let is_open = session.phase == SessionPhase::Open;
+    gauge("session_open", Some(is_open.into()));
+    gauge(
+        "code_awaited",
+        Some((session.phase == SessionPhase::AwaitingCode).into()),
+    );
+    gauge(
+        "session_expiration_timestamp_seconds",
+        session.expiration_unix_seconds,
+    );
+    gauge(
+        "last_success_timestamp_seconds",
+        numbers.last_success_unix_seconds,
+    );
+    gauge(
+        "last_failure_timestamp_seconds",
+        numbers.last_failure_unix_seconds,
+    );
+    gauge("start_timestamp_seconds", Some(numbers.start_unix_seconds));
+    gauge("keys_served", i64::try_from(numbers.keys_served).ok());
+
+    let calls = Family::<Labels<2>, Counter<u64, AtomicU64>>::default();
+    for ((operation, result), count) in &numbers.calls {
+        let labels = [
+            ("operation", (*operation).into()),
+            ("result", (*result).into()),
+        ];
+        calls.get_or_create(&labels).inc_by(*count);
+    }
+    registry.register("calls", help("calls"), calls);
+
+    let connections = Family::<Labels<1>, Gauge>::default();
+    for (id, count) in service.users.connections() {
+        let labels = [("client", id.to_string())];
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        connections.get_or_create(&labels).set(count);
+    }
+    let name = "client_connections";
+    registry.register(name, help(name), connections);
+
+    let certificates = Family::<Labels<1>, Gauge>::default();
+    for certificate in service.certificates() {
+        let labels = [("file", certificate.file)];
+        let end = certificate.expiration_unix_seconds;
+        certificates.get_or_create(&labels).set(end);
+    }
+    let name = "certificate_expiration_timestamp_seconds";
+    registry.register(name, help(name), certificates);
+
+    let durations = numbers.durations.into_iter().collect();
+    registry.register_collector(Box::new(CallDurations(durations)));
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct CallDurations(Vec<(&'static str, Durations)>);
+
+impl Collector for CallDurations {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = "call_duration_seconds";
+        let mut metric =
+            encoder.encode_descriptor(name, help(name), None, MetricType::Histogram)?;
+        for (operation, durations) in &self.0 {
+            let labels = [("operation", *operation)];
+            let mut family = metric.encode_family(&labels)?;
+            let bounds = BUCKETS_SECONDS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(durations.counts).collect();
+            let count = durations.counts.iter().sum();
+            family.encode_histogram::<NoLabelSet>(durations.sum_seconds, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_each_metric() {
+        let page = include_str!("../../docs/src/metrics.md");
+        for (name, help) in METRICS {
+            let is_listed = |name: &str| page.contains(&format!("| `{name}` | {help} |\n"));
+            assert!(
+                is_listed(name) || is_listed(&format!("{name}_total")),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What the broker has done since it started: for `/metrics`, and for programs that ask for an overview.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use aws_session::clock::unix_seconds_now;
+use broker_api::{
+    AuditEvent, CallCount, CertificateEnd, ClientState, Failure, FailureKind, KeyContext,
+    MAX_EVENT_MESSAGE_BYTES, MAX_OVERVIEW_CLIENTS, MAX_OVERVIEW_KEYS, MAX_PAGE_EVENTS, Overview,
+    Reply, Request, ServedKey, SessionState,
+};
+use service::logging;
+
+use crate::users::UserId;
+
+/// Events of the audit that are kept in memory.
+pub(crate) const KEPT_EVENTS: usize = 200;
+
+/// Clients that are remembered, and key versions. Of more, those that were not seen for longest are forgotten.
+const MAX_CLIENTS: usize = 1024;
+const MAX_KEYS: usize = 65_536;
+
+/// Longest name of a client that is shown, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Longest message of a failure that is shown, in bytes.
+const MAX_FAILURE_BYTES: usize = 1024;
+
+/// Upper bounds of the histogram of call durations, in seconds.
+pub(crate) const BUCKETS_SECONDS: [f64; 10] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// The record.
+pub(crate) struct Record {
+    start_unix_seconds: i64,
+    content: Mutex<Content>,
+}
+
+#[derive(Default)]
+struct Content {
+    calls: BTreeMap<(&'static str, &'static str), u64>,
+    durations: BTreeMap<&'static str, Durations>,
+    last_success_unix_seconds: Option<i64>,
+    last_failure: Option<(i64, String)>,
+    /// Calls and the time of the last one, by user.
+    clients: HashMap<UserId, (u64, i64)>,
+    /// When a version was last served, by key id and version.
+    keys: HashMap<(u32, u32), i64>,
+}
+
+/// How long the calls of an operation took.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Durations {
+    /// Calls in each of [`BUCKETS_SECONDS`], and above the last one.
+    pub counts: [u64; BUCKETS_SECONDS.len() + 1],
+    /// Their sum, in seconds.
+    pub sum_seconds: f64,
+}
+
+/// The numbers of a moment.
+pub(crate) struct Numbers {
+    pub start_unix_seconds: i64,
+    pub calls: BTreeMap<(&'static str, &'static str), u64>,
+    pub durations: BTreeMap<&'static str, Durations>,
+    pub last_success_unix_seconds: Option<i64>,
+    pub last_failure_unix_seconds: Option<i64>,
+    pub keys_served: usize,
+}
+
+impl Record {
+    pub fn new() -> Self {
+        Self {
+            start_unix_seconds: unix_seconds_now(),
+            content: Mutex::default(),
+        }
+    }
+
+    /// Records a call of a user that took `duration`, waiting for a session and for others included.
+    pub fn answered(
+        &self,
+        id: &UserId,
+        request: &Request,
+        answered: &Result<Reply, Failure>,
+        duration: Duration,
+    ) {
+        let (Some(operation), Some(context)) = (operation(request), request.context()) else {
+            return;
+        };
+        let now = unix_seconds_now();
+        let mut content = self.content();
+        *content
+            .calls
+            .entry((operation, result(answered)))
+            .or_default() += 1;
+        content
+            .durations
+            .entry(operation)
+            .or_default()
+            .add(duration);
+        let (calls, last) = content.clients.entry(id.clone()).or_default();
+        *calls += 1;
+        *last = now;
+        forget_oldest(&mut content.clients, MAX_CLIENTS, |(_, last)| *last);
+        match answered {
+            Ok(reply) => {
+                content.last_success_unix_seconds = Some(now);
+                if let Some(key) = served(reply, context) {
+                    content.keys.insert(key, now);
+                    forget_oldest(&mut content.keys, MAX_KEYS, |last| *last);
+                }
+            }
+            Err(failure) => {
+                let message = beginning(&failure.message, MAX_FAILURE_BYTES);
+                content.last_failure = Some((now, message));
+            }
+        }
+    }
+
+    /// Returns the numbers of now.
+    pub fn numbers(&self) -> Numbers {
+        let content = self.content();
+        Numbers {
+            start_unix_seconds: self.start_unix_seconds,
+            calls: content.calls.clone(),
+            durations: content.durations.clone(),
+            last_success_unix_seconds: content.last_success_unix_seconds,
+            last_failure_unix_seconds: content.last_failure.as_ref().map(|(time, _)| *time),
+            keys_served: content.keys.len(),
+        }
+    }
+
+    /// Returns what a client may see. `connections` has those of each user.
+    pub fn overview(
+        &self,
+        session: SessionState,
+        certificates: Vec<CertificateEnd>,
+        connections: &HashMap<UserId, usize>,
+    ) -> Overview {
+        let content = self.content();
+        let mut clients: Vec<_> = content
+            .clients
+            .iter()
+            .map(|(id, (calls, last))| ClientState {
+                name: beginning(&id.to_string(), MAX_NAME_BYTES),
+                connections: connections
+                    .get(id)
+                    .map_or(0, |count| u32::try_from(*count).unwrap_or(u32::MAX)),
+                calls: *calls,
+                last_call_unix_seconds: *last,
+            })
+            .collect();
+        clients.sort_by_key(|client| std::cmp::Reverse(client.last_call_unix_seconds));
+        clients.truncate(MAX_OVERVIEW_CLIENTS);
+        let mut keys: Vec<_> = content
+            .keys
+            .iter()
+            .map(|((key_id, key_version), last)| ServedKey {
+                key_id: *key_id,
+                key_version: *key_version,
+                last_served_unix_seconds: *last,
+            })
+            .collect();
+        keys.sort_by_key(|key| {
+            let last = std::cmp::Reverse(key.last_served_unix_seconds);
+            (last, key.key_id, key.key_version)
+        });
+        keys.truncate(MAX_OVERVIEW_KEYS);
+        Overview {
+            session,
+            start_unix_seconds: self.start_unix_seconds,
+            calls: content
+                .calls
+                .iter()
+                .map(|((operation, result), count)| CallCount {
+                    operation: (*operation).into(),
+                    result: (*result).into(),
+                    count: *count,
+                })
+                .collect(),
+            last_success_unix_seconds: content.last_success_unix_seconds,
+            last_failure: content.last_failure.clone(),
+            clients,
+            certificates,
+            keys_served: u64::try_from(content.keys.len()).unwrap_or(u64::MAX),
+            keys,
+        }
+    }
+
+    /// The content is consistent at every unlock, even after a panic.
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Durations {
+    fn add(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        self.sum_seconds += seconds;
+        let bucket = BUCKETS_SECONDS.partition_point(|bound| *bound < seconds);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
+    }
+}
+
+/// A page of the kept events of the audit.
+pub(crate) fn events(before: Option<u64>) -> Vec<AuditEvent> {
+    let recent = logging::recent(before, MAX_PAGE_EVENTS);
+    let page = recent.into_iter().map(|event| AuditEvent {
+        number: event.number,
+        unix_seconds: event.unix_seconds,
+        name: event.name,
+        message: beginning(&event.message, MAX_EVENT_MESSAGE_BYTES),
+    });
+    page.collect()
+}
+
+fn operation(request: &Request) -> Option<&'static str> {
+    Some(match request {
+        Request::Decrypt(_) => "Decrypt",
+        Request::GenerateDataKey(_) => "GenerateDataKeyWithoutPlaintext",
+        Request::MakeKey(_) => "MakeKey",
+        Request::FindKey(_) => "FindKey",
+        Request::GetKey(_) => "GetKey",
+        Request::ListKeys(_) => "ListKeys",
+        Request::Session | Request::Overview | Request::Events { .. } => return None,
+    })
+}
+
+fn result(answered: &Result<Reply, Failure>) -> &'static str {
+    match answered {
+        Ok(Reply::Decrypted { request_id, .. }) if request_id.is_empty() => "cached",
+        Ok(_) => "ok",
+        Err(failure) => match failure.kind {
+            FailureKind::SessionOver => "session_over",
+            FailureKind::AccessDenied => "access_denied",
+            FailureKind::KeyUnusable => "key_unusable",
+            FailureKind::NotFound => "not_found",
+            FailureKind::InvalidCiphertext => "invalid_ciphertext",
+            FailureKind::Throttled => "throttled",
+            FailureKind::Unavailable => "unavailable",
+            FailureKind::InvalidRequest => "invalid_request",
+            FailureKind::Other => "other",
+            FailureKind::NotAuthenticated => "not_authenticated",
+            FailureKind::UnsupportedVersion => "unsupported_version",
+        },
+    }
+}
+
+/// Id and version of the key that a reply serves, where they are known.
+fn served(reply: &Reply, context: &KeyContext) -> Option<(u32, u32)> {
+    match reply {
+        Reply::Decrypted { .. } => Some((context.key_id, context.key_version)),
+        Reply::Stored { key: Some(key), .. } => Some((key.name.id, key.name.version)),
+        _ => None,
+    }
+    .filter(|(id, version)| *id != 0 && *version != 0)
+}
+
+fn forget_oldest<K: Clone + Eq + std::hash::Hash, V>(
+    map: &mut HashMap<K, V>,
+    most: usize,
+    last_seen: impl Fn(&V) -> i64,
+) {
+    if map.len() > most {
+        let oldest = map.iter().min_by_key(|(_, value)| last_seen(value));
+        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
+            map.remove(&key);
+        }
+    }
+}
+
+fn beginning(text: &str, most_bytes: usize) -> String {
+    text.get(..text.floor_char_boundary(most_bytes))
+        .unwrap_or_default()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_api::{Decrypt, KmsSettings, SessionPhase, encode};
+    use key_files::PlaintextKey;
+
+    use super::*;
+
+    fn decrypt(key_id: u32, key_version: u32) -> Request {
+        Request::Decrypt(Decrypt {
+            ciphertext_blob: vec![1],
+            check_value: None,
+            context: KeyContext {
+                key_id,
+                key_version,
+                ..KeyContext::default()
+            },
+        })
+    }
+
+    fn client(number: u32) -> UserId {
+        UserId::Client(format!("{number}{}", "x".repeat(200)).into())
+    }
+
+    fn decrypted(request_id: &str) -> Result<Reply, Failure> {
+        Ok(Reply::Decrypted {
+            key: PlaintextKey::new(&[0; 16]).unwrap(),
+            master_key_arn: String::new(),
+            request_id: request_id.into(),
+        })
+    }
+
+    fn session() -> SessionState {
+        SessionState {
+            phase: SessionPhase::Open,
+            expiration_unix_seconds: Some(i64::MAX),
+            fifo: Some("/".repeat(107)),
+            kms: KmsSettings::default(),
+            key_store: Some("s3://bucket/prefix".into()),
+            has_key_server: false,
+        }
+    }
+
+    #[test]
+    fn calls_are_counted_by_operation_and_result() {
+        let record = Record::new();
+        let duration = Duration::from_millis(20);
+        record.answered(&UserId::Uid(27), &decrypt(1, 1), &decrypted("r"), duration);
+        record.answered(&UserId::Uid(27), &decrypt(1, 1), &decrypted(""), duration);
+        let failure = Failure {
+            kind: FailureKind::Throttled,
+            message: "ü".repeat(1000),
+        };
+        record.answered(
+            &UserId::Uid(28),
+            &decrypt(1, 2),
+            &Err(failure),
+            Duration::from_secs(60),
+        );
+        record.answered(
+            &UserId::Uid(28),
+            &Request::Session,
+            &Ok(Reply::Session(session())),
+            duration,
+        );
+        let numbers = record.numbers();
+        assert_eq!(
+            numbers.calls.into_iter().collect::<Vec<_>>(),
+            [
+                (("Decrypt", "cached"), 1),
+                (("Decrypt", "ok"), 1),
+                (("Decrypt", "throttled"), 1)
+            ]
+        );
+        let durations = &numbers.durations["Decrypt"];
+        assert_eq!(durations.counts, [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert!((60.03..60.05).contains(&durations.sum_seconds));
+        assert_eq!(numbers.keys_served, 1);
+    }
+
+    #[test]
+    fn an_overview_fits_into_a_frame_whatever_has_been_done() {
+        let record = Record::new();
+        for number in 1..3000 {
+            let request = decrypt(u32::MAX - number, u32::MAX);
+            record.answered(&client(number), &request, &decrypted("r"), Duration::ZERO);
+            let failure = Failure {
+                kind: FailureKind::UnsupportedVersion,
+                message: "x".repeat(10_000),
+            };
+            record.answered(&UserId::Uid(1), &request, &Err(failure), Duration::ZERO);
+        }
+        let certificates = vec![CertificateEnd {
+            file: "/".repeat(1024),
+            expiration_unix_seconds: i64::MAX,
+        }];
+        let overview = record.overview(session(), certificates, &HashMap::new());
+        assert_eq!(overview.clients.len(), MAX_OVERVIEW_CLIENTS);
+        assert_eq!(overview.keys.len(), MAX_OVERVIEW_KEYS);
+        encode(2, &Reply::Overview(Box::new(overview))).unwrap();
+        assert!(record.content().clients.len() <= MAX_CLIENTS);
+        let longest = AuditEvent {
+            number: u64::MAX,
+            unix_seconds: i64::MAX,
+            name: "session_document_taken".into(),
+            message: "x".repeat(MAX_EVENT_MESSAGE_BYTES),
+        };
+        encode(2, &Reply::Events(vec![longest; MAX_PAGE_EVENTS])).unwrap();
+    }
+}

@@ -1,0 +1,536 @@
+//! Asks key servers, in place of KMS, for the processes of this host. Nothing here has a credential of AWS or a wrapped
+//! key: a key server is asked for a key by its id and version, and looks for it in its own key store.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use aws_session::config::{Config, ServerAddress, UpstreamConfig};
+use broker_api::{
+    Failure, FailureKind, FrameError, GetKey, HEADER_BYTES, Header, KmsSettings, PROTOCOL_VERSION,
+    Reply, Request, SessionPhase, SessionState, WAITING_INTERVAL, WaitPolicy, WaitReason, Waiting,
+    decode, encode,
+};
+use mutual_tls::{ClientTls, RELOAD_INTERVAL, TlsFilesError, WatchedFiles, reason};
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    sync::{Mutex as AsyncMutex, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use crate::{
+    aws_calls::turn,
+    connection::{Connection, in_time},
+    kms_calls::invalid,
+    users::User,
+};
+
+/// Requests to the key servers at the same time, each over its own connection; the rest wait. Many hosts may start at
+/// once, and each connection costs the key server a handshake and memory (`make bench-key-server`).
+const MAX_REQUESTS: usize = 4;
+
+/// How long a connection may take, with the handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How much longer than one of its calls a key server may take for an answer.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How much longer a request may take while the key server says that it is still at it.
+const MAX_WAITS: u32 = 4;
+
+/// Longest message of a key server that is passed on, in characters.
+const MAX_MESSAGE_CHARACTERS: usize = 1000;
+
+/// How long a server that did not answer is tried only after the others.
+const DOWN_TIME: Duration = Duration::from_secs(5);
+
+/// A key server closes an idle connection after a minute.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long to wait for the state of a session. The server's statements wait for it, `SHOW STATUS` above all.
+const STATE_PATIENCE: Duration = Duration::from_millis(150);
+
+/// The key servers of the configuration.
+pub(crate) struct Upstream {
+    servers: Vec<Server>,
+    tls: WatchedFiles<ClientTls>,
+    /// The server that answered last.
+    preferred: AtomicUsize,
+    requests: Semaphore,
+    request_timeout: Duration,
+    reprompt_wait: Duration,
+    /// When a server was last seen to have a session. Locked by the one request that looks for it.
+    opened: AsyncMutex<Instant>,
+    /// Why the last request of all failed, to log each reason once.
+    trouble: Mutex<Option<String>>,
+}
+
+struct Server {
+    address: ServerAddress,
+    name: ServerName<'static>,
+    idle: Mutex<Vec<(Stream, Instant)>>,
+    down_since: Mutex<Option<Instant>>,
+}
+
+type Stream = TlsStream<TcpStream>;
+
+/// Why the key servers cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error(transparent)]
+    Files(#[from] TlsFilesError),
+    #[error("{0} cannot be the name of a server")]
+    Name(ServerAddress),
+}
+
+impl Upstream {
+    /// Reads the certificates. Connects only when there is a request.
+    pub fn new(upstream: UpstreamConfig, config: &Config) -> Result<Self, UpstreamError> {
+        let servers = upstream.servers.into_iter().map(|address| {
+            let name = ServerName::try_from(address.host.clone())
+                .map_err(|_| UpstreamError::Name(address.clone()))?;
+            Ok(Server {
+                name,
+                address,
+                idle: Mutex::default(),
+                down_since: Mutex::default(),
+            })
+        });
+        Ok(Self {
+            servers: servers.collect::<Result<_, UpstreamError>>()?,
+            tls: WatchedFiles::read(upstream.tls, ClientTls::new)?,
+            preferred: AtomicUsize::new(0),
+            requests: Semaphore::new(MAX_REQUESTS),
+            request_timeout: config.session.request_timeout,
+            reprompt_wait: config.broker.reprompt_wait,
+            opened: AsyncMutex::new(Instant::now()),
+            trouble: Mutex::default(),
+        })
+    }
+
+    /// Where the keys come from, for people.
+    pub fn location(&self) -> String {
+        let servers: Vec<_> = self
+            .servers
+            .iter()
+            .map(|it| it.address.to_string())
+            .collect();
+        format!("of the key server {}", servers.join(" or "))
+    }
+
+    /// Reads the certificates again when they change, as long as it is polled.
+    pub async fn watch_files(&self) {
+        loop {
+            sleep(RELOAD_INTERVAL).await;
+            if self.tls.refresh() {
+                for server in &self.servers {
+                    lock(&server.idle).clear();
+                }
+            }
+        }
+    }
+
+    /// Answers a request of this host. If no key server has a session or answers, and the peer may wait, waits for one.
+    /// Fails if the peer disconnects.
+    pub async fn answer(
+        &self,
+        connection: &mut Connection<UnixStream>,
+        user: &User,
+        request: Request,
+    ) -> Result<Result<Reply, Failure>, FrameError> {
+        let Some(context) = request.context() else {
+            return Ok(Ok(Reply::Session(self.state().await)));
+        };
+        let until = match context.wait {
+            WaitPolicy::Never => Some(Instant::now()),
+            WaitPolicy::Limited => Some(Instant::now() + self.reprompt_wait),
+            WaitPolicy::UntilOpen => None,
+        };
+        let request = match translate(request) {
+            Ok(request) => request,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        loop {
+            let permit = connection
+                .wait_for(|| turn(user), user.calls.acquire())
+                .await?;
+            let began = Instant::now();
+            let asked = connection
+                .wait_for(|| self.slow(), self.ask(&request))
+                .await?;
+            drop(permit);
+            let failure = match asked {
+                Err(failure) if may_pass(failure.kind) => failure,
+                answered => return Ok(answered),
+            };
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(Err(failure));
+            }
+            let waiting = || Waiting {
+                reason: WaitReason::Session,
+                message: failure.message.clone(),
+            };
+            connection.reply(Reply::Waiting(waiting())).await?;
+            let opened = timeout(left.unwrap_or(Duration::MAX), self.wait_until_open(began));
+            // In both cases, the loop tries again.
+            let _ = connection.wait_for(waiting, opened).await?;
+        }
+    }
+
+    fn slow(&self) -> Waiting {
+        Waiting {
+            reason: WaitReason::KeyStore,
+            message: format!("the key store {} has not answered yet", self.location()),
+        }
+    }
+
+    /// Asks the servers in turn until one has an answer.
+    async fn ask(&self, request: &Request) -> Result<Reply, Failure> {
+        // Closed never.
+        let _permit = self.requests.acquire().await;
+        let mut session_over = None;
+        let mut failures = Vec::new();
+        for index in self.order() {
+            let Some(server) = self.servers.get(index) else {
+                continue;
+            };
+            let address = &server.address;
+            let answered = server
+                .ask(&self.tls.current(), request, self.request_timeout + GRACE)
+                .await;
+            match answered {
+                Ok(Reply::Failed(failure)) => {
+                    let failure = Failure {
+                        kind: failure.kind,
+                        message: format!("key server {address}: {}", shown(&failure.message)),
+                    };
+                    match failure.kind {
+                        FailureKind::SessionOver => {
+                            session_over.get_or_insert(failure);
+                        }
+                        kind if kind.is_retryable() => failures.push(failure.message),
+                        _ => return Err(failure),
+                    }
+                }
+                Ok(reply) => {
+                    self.note_answer(index, &failures);
+                    return Ok(reply);
+                }
+                Err(why) => failures.push(format!("key server {address}: {why}")),
+            }
+        }
+        let message = match session_over {
+            Some(failure) if failures.is_empty() => return Err(failure),
+            Some(failure) => format!("{}; {}", failure.message, failures.join("; ")),
+            None => format!("no key server answers: {}", failures.join("; ")),
+        };
+        let mut trouble = lock(&self.trouble);
+        if trouble.as_ref() != Some(&message) {
+            warn!(event = "upstream_failed", "{message}");
+            *trouble = Some(message.clone());
+        }
+        // Also where one has no session: another one may have one, and answer a moment later.
+        Err(Failure {
+            kind: FailureKind::Unavailable,
+            message,
+        })
+    }
+
+    fn note_answer(&self, index: usize, failures: &[String]) {
+        let Some(server) = self.servers.get(index) else {
+            return;
+        };
+        if lock(&self.trouble).take().is_some() {
+            info!(event = "upstream", "key server {} answers", server.address);
+        }
+        if self.preferred.swap(index, Ordering::Relaxed) != index {
+            let why = match failures {
+                [] => String::new(),
+                failures => format!(", because {}", failures.join("; ")),
+            };
+            info!(
+                event = "upstream",
+                "key server {} is asked from now on{why}", server.address
+            );
+        }
+    }
+
+    /// The server that answered last comes first; those that did not answer a moment ago come last.
+    fn order(&self) -> Vec<usize> {
+        let count = self.servers.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut order: Vec<_> = (0..count).map(|step| (first + step) % count).collect();
+        order.sort_by_key(|&index| self.servers.get(index).is_some_and(Server::is_down));
+        order
+    }
+
+    /// Waits until a server has been seen to have a session since `began`. However many requests wait, each server is
+    /// asked once a second.
+    async fn wait_until_open(&self, began: Instant) {
+        let mut opened = self.opened.lock().await;
+        while *opened <= began {
+            // Hosts that wait for the same server do not ask it at the same moment.
+            let jitter = 0.75 + f64::from(std::process::id() % 1000) / 2000.0;
+            sleep(WAITING_INTERVAL.mul_f64(jitter)).await;
+            let asked = self
+                .ask_states(CONNECT_TIMEOUT + self.request_timeout)
+                .await;
+            if asked.is_some_and(|state| state.phase == SessionPhase::Open) {
+                *opened = Instant::now();
+            }
+        }
+    }
+
+    /// The state of the session, as the plugin asks for it.
+    async fn state(&self) -> SessionState {
+        let asked = timeout(STATE_PATIENCE, self.ask_states(STATE_PATIENCE)).await;
+        let state = asked.ok().flatten().unwrap_or_else(|| SessionState {
+            phase: SessionPhase::Failed,
+            expiration_unix_seconds: None,
+            fifo: None,
+            kms: KmsSettings::default(),
+            key_store: None,
+            has_key_server: true,
+        });
+        let request_timeout = self.request_timeout.as_millis();
+        SessionState {
+            // A path on another host would mislead.
+            fifo: None,
+            kms: KmsSettings {
+                request_timeout_milliseconds: u64::try_from(request_timeout).unwrap_or(u64::MAX),
+                ..state.kms
+            },
+            key_store: Some(self.location()),
+            has_key_server: true,
+            ..state
+        }
+    }
+
+    /// The state of the first server that has a session, or else of the first that answers.
+    async fn ask_states(&self, patience: Duration) -> Option<SessionState> {
+        let mut answered = None;
+        for index in self.order() {
+            let server = self.servers.get(index)?;
+            let asked = server
+                .ask(&self.tls.current(), &Request::Session, patience)
+                .await;
+            match asked {
+                Ok(Reply::Session(state)) if state.phase == SessionPhase::Open => {
+                    return Some(state);
+                }
+                Ok(Reply::Session(state)) => {
+                    answered.get_or_insert(state);
+                }
+                // The request that waits tells why.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        answered
+    }
+}
+
+impl Server {
+    fn is_down(&self) -> bool {
+        lock(&self.down_since).is_some_and(|since| since.elapsed() < DOWN_TIME)
+    }
+
+    /// Sends a request and waits for its answer, however often the server says that it is still at it.
+    async fn ask(
+        &self,
+        tls: &ClientTls,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Reply, String> {
+        let kept = {
+            let mut idle = lock(&self.idle);
+            idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
+            idle.pop()
+        };
+        if let Some((stream, _)) = kept {
+            // The server may have closed it, or have been restarted.
+            if let Ok(reply) = self.exchange(stream, request, patience).await {
+                return Ok(reply);
+            }
+        }
+        let asked = async {
+            let stream = self.connect(tls).await?;
+            self.exchange(stream, request, patience)
+                .await
+                .map_err(|error| match error {
+                    FrameError::Io(error) => reason(error),
+                    error => error.to_string(),
+                })
+        };
+        let asked = asked.await;
+        *lock(&self.down_since) = asked.is_err().then(Instant::now);
+        asked
+    }
+
+    async fn connect(&self, tls: &ClientTls) -> Result<Stream, String> {
+        let connected = in_time(CONNECT_TIMEOUT, async {
+            let (host, port) = (self.address.host.as_str(), self.address.port);
+            let stream = TcpStream::connect((host, port)).await?;
+            // A request is one small packet, and so is its answer.
+            stream.set_nodelay(true)?;
+            let connector = TlsConnector::from(Arc::clone(&tls.config));
+            connector.connect(self.name.clone(), stream).await
+        });
+        connected.await.map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => "no answer in time".into(),
+            _ => reason(error),
+        })
+    }
+
+    async fn exchange(
+        &self,
+        mut stream: Stream,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Reply, FrameError> {
+        let frame = encode(PROTOCOL_VERSION, request)?;
+        in_time(patience, async {
+            stream.write_all(&frame).await?;
+            stream.flush().await
+        })
+        .await?;
+        let until = Instant::now() + patience * MAX_WAITS;
+        loop {
+            let mut header = [0; HEADER_BYTES];
+            in_time(patience, stream.read_exact(&mut header)).await?;
+            let header = Header::parse(header);
+            if header.version != PROTOCOL_VERSION {
+                return Err(FrameError::Version(header.version));
+            }
+            let mut body = Zeroizing::new(vec![0; header.checked_body_bytes()?]);
+            in_time(patience, stream.read_exact(&mut body)).await?;
+            match decode(&body)? {
+                Reply::Waiting(_) if Instant::now() < until => {}
+                Reply::Waiting(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+                reply => {
+                    let mut idle = lock(&self.idle);
+                    if idle.len() < MAX_REQUESTS {
+                        idle.push((stream, Instant::now()));
+                    }
+                    return Ok(reply);
+                }
+            }
+        }
+    }
+}
+
+/// What a key server is asked. It never waits for a code: this broker waits, so that another server may be asked.
+fn translate(request: Request) -> Result<Request, Failure> {
+    let wait = WaitPolicy::Never;
+    Ok(match request {
+        // Of a key file that is still here: the key server has it too, under the same number.
+        Request::Decrypt(request) => {
+            let mut context = request.context;
+            if context.key_id == 0 || context.key_version == 0 {
+                return Err(invalid(
+                    "this host gets its keys from a key server (upstream), which unwraps only keys of its own key store, by their numbers".into(),
+                ));
+            }
+            context.wait = wait;
+            Request::GetKey(GetKey { context })
+        }
+        Request::GenerateDataKey(_) => {
+            return Err(invalid(
+                "this host gets its keys from a key server (upstream), and the plugin that is loaded cannot make keys there; restart the server, which then loads the installed one".into(),
+            ));
+        }
+        Request::GetKey(mut request) => {
+            request.context.wait = wait;
+            Request::GetKey(request)
+        }
+        Request::FindKey(mut request) => {
+            request.context.wait = wait;
+            Request::FindKey(request)
+        }
+        Request::ListKeys(mut request) => {
+            request.context.wait = wait;
+            Request::ListKeys(request)
+        }
+        Request::MakeKey(mut request) => {
+            request.generate.context.wait = wait;
+            Request::MakeKey(request)
+        }
+        Request::Session => Request::Session,
+        Request::Overview | Request::Events { .. } => {
+            return Err(invalid(
+                "this host gets its keys from a key server (upstream), and has no overview; ask on the key server".into(),
+            ));
+        }
+    })
+}
+
+/// A message of a key server as it may go into logs: on one line, and not without end.
+fn shown(message: &str) -> String {
+    let beginning: String = message.chars().take(MAX_MESSAGE_CHARACTERS).collect();
+    visible_text::escape(&beginning)
+}
+
+/// Whether a start can wait for it to pass: somebody enters a code, or a server is back.
+fn may_pass(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::SessionOver | FailureKind::Unavailable)
+}
+
+/// Consistent at every unlock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use broker_api::{Decrypt, GenerateDataKey, KeyContext};
+
+    use super::*;
+
+    fn decrypt(key_id: u32, key_version: u32) -> Request {
+        Request::Decrypt(Decrypt {
+            ciphertext_blob: vec![1, 2, 3],
+            check_value: Some([7; 16]),
+            context: KeyContext {
+                key_id,
+                key_version,
+                wait: WaitPolicy::UntilOpen,
+            },
+        })
+    }
+
+    #[test]
+    fn a_wrapped_key_never_leaves_this_host() {
+        let context = KeyContext {
+            key_id: 5,
+            key_version: 2,
+            wait: WaitPolicy::Never,
+        };
+        let expected = Request::GetKey(GetKey { context });
+        assert_eq!(translate(decrypt(5, 2)), Ok(expected));
+        // A plugin that says nothing of the key.
+        assert!(translate(decrypt(0, 0)).is_err());
+        assert!(translate(decrypt(5, 0)).is_err());
+        let generate = Request::GenerateDataKey(GenerateDataKey {
+            master_key_id: "alias/mariadb".into(),
+            key_bytes: 16,
+            context,
+        });
+        assert!(translate(generate).is_err());
+    }
+
+    #[test]
+    fn a_message_of_a_key_server_is_one_line_and_has_an_end() {
+        assert!(!shown("a\nb").contains('\n'));
+        assert!(shown(&"a".repeat(100_000)).len() <= MAX_MESSAGE_CHARACTERS);
+    }
+}

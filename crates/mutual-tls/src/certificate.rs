@@ -1,0 +1,52 @@
+//! What a certificate says that rustls does not tell.
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::{extensions::GeneralName, parse_x509_certificate};
+
+/// Most names of a certificate that are read.
+const MAX_NAMES: usize = 100;
+
+/// The names in a certificate, and its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The DNS names, in lower case, and the URIs among its subject alternative names. Nothing else in it is a name of a
+    /// host, above all not its subject.
+    pub names: Vec<String>,
+    /// The e-mail addresses among its subject alternative names, which name persons.
+    pub email_addresses: Vec<String>,
+    /// Its end, in seconds since 1970-01-01 UTC.
+    pub not_after_unix_seconds: i64,
+}
+
+/// The data is not an X.509 certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate cannot be read: {0}")]
+pub struct CertificateFormatError(String);
+
+impl Certificate {
+    /// Reads a certificate, whatever its signature.
+    pub fn parse(der: &CertificateDer<'_>) -> Result<Self, CertificateFormatError> {
+        let failed = |error: &dyn ToString| CertificateFormatError(error.to_string());
+        let (_, certificate) = parse_x509_certificate(der).map_err(|error| failed(&error))?;
+        let extension = certificate
+            .subject_alternative_name()
+            .map_err(|error| failed(&error))?;
+        let (mut names, mut email_addresses) = (Vec::new(), Vec::new());
+        let general_names = extension
+            .iter()
+            .flat_map(|extension| &extension.value.general_names);
+        for name in general_names.take(MAX_NAMES) {
+            match name {
+                GeneralName::DNSName(name) => names.push(name.to_ascii_lowercase()),
+                GeneralName::URI(uri) => names.push((*uri).to_owned()),
+                GeneralName::RFC822Name(address) => email_addresses.push((*address).to_owned()),
+                _ => {}
+            }
+        }
+        Ok(Self {
+            names,
+            email_addresses,
+            not_after_unix_seconds: certificate.validity().not_after.timestamp(),
+        })
+    }
+}

@@ -1,0 +1,271 @@
+//! `iam-kms-console`: what its page shows, and whom it takes a code from.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use end_to_end_tests::{
+    Sandbox, Scene,
+    broker::{ask, decrypt, generated},
+    console::{Console, token_of},
+    fence,
+    key_server::{certificates_of_the_book, free_port, tls_files},
+    mode, shell_in,
+};
+
+#[test]
+fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_shown() {
+    let console = Console::new();
+    let page = console.page.get("/");
+    assert_eq!(page.status, 200);
+    assert!(page.body.contains("A code is awaited."), "{}", page.body);
+
+    let page = console.page.enter("12345", "");
+    assert!(
+        page.contains("a code has six digits; nothing was entered"),
+        "{page}"
+    );
+    assert_eq!(console.scene.aws.calls("GetSessionToken"), 0);
+    let wrong = console.scene.aws.wrong_code();
+    let page = console.page.enter(&wrong, "");
+    assert!(
+        page.contains("not accepted</strong>: AWS refused the code"),
+        "{page}"
+    );
+    let good = console.scene.aws.code();
+    let page = console.page.enter(&good, "ticket+4713");
+    assert!(
+        page.contains("accepted</strong>: the session is open until"),
+        "{page}"
+    );
+    assert!(page.contains("<strong>Open</strong> until 20"), "{page}");
+    assert!(
+        page.contains("entered by iam-kms-console: ticket 4713"),
+        "{page}"
+    );
+
+    let wrapped = generated(&console.scene);
+    ask(&console.scene, &decrypt(wrapped));
+    let page = console.page.get("/").body;
+    for part in ["kms_call", "GenerateDataKeyWithoutPlaintext", "uid "] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    for code in [wrong, good] {
+        assert!(!console.process.output().contains(&code));
+        assert!(!page.contains(&format!(">{code}<")) && !console.broker.output().contains(&code));
+    }
+}
+
+#[test]
+fn a_code_is_taken_only_from_the_page_itself_and_only_a_few_times_a_minute() {
+    let console = Console::new();
+    let token = console.page.token();
+    let code = console.scene.aws.code();
+    let form = format!("token={token}&code={code}&reason=");
+    for (headers, form, status) in [
+        ("Origin: https://evil.example\r\n", form.as_str(), 403),
+        ("Origin: null\r\n", &form, 403),
+        ("Sec-Fetch-Site: cross-site\r\n", &form, 403),
+        ("", &format!("code={code}"), 403),
+        ("", &format!("token={}&code={code}", "0".repeat(64)), 403),
+        ("", &format!("{form}{}", "x".repeat(3000)), 413),
+    ] {
+        let answer = console.page.post(headers, form);
+        assert_eq!(answer.status, status, "{headers}{form}: {}", answer.head);
+    }
+    let rebound = console
+        .page
+        .send("GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert_eq!(rebound.status, 421);
+    assert!(!rebound.body.contains(&token));
+    assert_eq!(console.page.get("/other").status, 404);
+    assert_eq!(console.page.get("/code").status, 405);
+    assert_eq!(console.scene.aws.calls("GetSessionToken"), 0);
+
+    let wrong = console.scene.aws.wrong_code();
+    for _ in 0..5 {
+        let page = console.page.enter(&wrong, "");
+        assert!(page.contains("not accepted"), "{page}");
+    }
+    let page = console.page.enter(&code, "");
+    assert!(page.contains("too many codes in a minute"), "{page}");
+    // The same wrong code is not sent to AWS again.
+    assert_eq!(console.scene.aws.calls("GetSessionToken"), 1);
+}
+
+#[test]
+fn the_page_needs_no_script_and_lets_nothing_foreign_in() {
+    let console = Console::new();
+    for path in ["/", "/style.css", "/other"] {
+        let answer = console.page.get(path);
+        let head = answer.head.to_lowercase();
+        for header in [
+            "content-security-policy: default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+            "cache-control: no-store",
+            "referrer-policy: same-origin",
+            "x-content-type-options: nosniff",
+        ] {
+            assert!(head.contains(header), "{path}: {head}");
+        }
+        assert!(!answer.body.contains("<script"), "{path}");
+        assert!(!answer.body.contains("://"), "{path}: {}", answer.body);
+    }
+    assert_eq!(mode(&console.page.socket), 0o660);
+}
+
+#[test]
+fn without_a_broker_the_page_says_so_and_with_the_next_one_it_works_again() {
+    let mut console = Console::new();
+    console.broker.signal(nix::sys::signal::SIGTERM);
+    console.broker.wait();
+    let page = console.page.get("/").body;
+    assert!(page.contains("Unknown. </strong>no broker at"), "{page}");
+    let page = console.page.enter("123456", "");
+    assert!(page.contains("nothing waits for a code at"), "{page}");
+    console.broker = end_to_end_tests::Process::start(&mut console.scene.broker_command());
+    console.broker.wait_for("write a new MFA code");
+    assert!(console.page.get("/").body.contains("A code is awaited."));
+}
+
+#[test]
+fn the_console_ends_at_a_signal_and_takes_its_socket_away() {
+    let mut console = Console::new();
+    console.process.signal(nix::sys::signal::SIGTERM);
+    let (status, output) = console.process.finish();
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert!(fs::symlink_metadata(&console.page.socket).is_err());
+}
+
+/// Starts a console over TLS whose operators are Alice and Bob.
+fn over_tls(certificates: &Path, port: u16) -> Console {
+    let files = tls_files(certificates, "localhost");
+    let arguments = [
+        format!("--tls-certificate={}", files.certificate.display()),
+        format!("--tls-key={}", files.key.display()),
+        format!("--tls-client-ca={}", files.authorities.display()),
+        "--operator=bob@example.com".into(),
+        "--operator=alice@example.com".into(),
+    ];
+    Console::listening_on(&format!("127.0.0.1:{port}"), Scene::new(), &arguments)
+}
+
+/// A browser with the files of one certificate, or without any.
+struct Browser<'a> {
+    certificates: &'a Path,
+    name: Option<&'a str>,
+    url: String,
+}
+
+impl Browser<'_> {
+    fn send(&self, path: &str, arguments: &[&str]) -> Output {
+        let mut curl = Command::new("curl");
+        let files = |name: &str| tls_files(self.certificates, name);
+        curl.args(["--silent", "--show-error", "--include", "--noproxy", "*"])
+            .arg("--cacert")
+            .arg(files("localhost").authorities);
+        if let Some(name) = self.name {
+            let files = files(name);
+            curl.arg("--cert").arg(files.certificate);
+            curl.arg("--key").arg(files.key);
+        }
+        let url = format!("{}{path}", self.url);
+        curl.args(arguments).arg(url).output().unwrap()
+    }
+
+    fn get(&self, path: &str) -> String {
+        let output = self.send(path, &[]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn enter(&self, code: &str, origin: &str) -> String {
+        let form = format!(
+            "token={}&code={code}&reason=ticket",
+            token_of(&self.get("/"))
+        );
+        let origin = format!("Origin: {origin}");
+        let output = self.send("/code", &["--data", &form, "--header", &origin]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+#[test]
+fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody_else() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    certificates_of_the_book(
+        &certificates,
+        &fence("key-server-authority"),
+        &fence("key-server-certificate"),
+        &["localhost", "mallory.example"],
+    );
+    shell_in(&certificates, &fence("console-certificate").commands);
+    let port = free_port();
+    let console = over_tls(&certificates, port);
+    let browser = |name| Browser {
+        certificates: &certificates,
+        name,
+        url: format!("https://localhost:{port}"),
+    };
+
+    let stranger = browser(None).send("/", &[]);
+    assert!(!stranger.status.success() && stranger.stdout.is_empty());
+    console.process.wait_for("it shows no certificate");
+    let refused = browser(Some("mallory.example")).get("/");
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    let why = "no --operator is named as in your certificate: [\"mallory.example\"]";
+    assert!(refused.contains(why), "{refused}");
+    console.process.wait_for(why);
+    let old = browser(Some("alice")).send("/", &["--tls-max", "1.2"]);
+    assert!(!old.status.success(), "{old:?}");
+
+    let alice = browser(Some("alice"));
+    let code = console.scene.aws.code();
+    for origin in ["https://evil.example", &format!("http://localhost:{port}")] {
+        let answer = alice.enter(&code, origin);
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    }
+    let answer = alice.enter(&code, &alice.url);
+    assert!(answer.starts_with("HTTP/1.1 303"), "{answer}");
+    let page = alice.get("/");
+    let entered = "entered by alice@example.com from 127.0.0.1: ticket";
+    assert!(page.contains(entered), "{page}");
+    assert!(!console.process.output().contains(&code));
+}
+
+#[test]
+fn new_certificates_of_the_console_are_used_without_a_restart() {
+    let sandbox = Sandbox::new();
+    let (old, new) = (sandbox.directory("old"), sandbox.directory("new"));
+    for certificates in [&old, &new] {
+        certificates_of_the_book(
+            certificates,
+            &fence("key-server-authority"),
+            &fence("key-server-certificate"),
+            &["localhost"],
+        );
+        shell_in(certificates, &fence("console-certificate").commands);
+    }
+    let port = free_port();
+    let console = over_tls(&old, port);
+    let of = |certificates| Browser {
+        certificates,
+        name: Some("alice"),
+        url: format!("https://localhost:{port}"),
+    };
+    assert!(of(&old).get("/").contains("A code is awaited."));
+    shell_in(
+        &new,
+        &format!(
+            "cp localhost.pem localhost.key authority.pem {}",
+            old.display()
+        ),
+    );
+    console.process.wait_for("is read again");
+    assert!(of(&new).get("/").contains("A code is awaited."));
+    // The directory still has Alice's certificate of the authority that was replaced.
+    assert!(!of(&old).send("/", &[]).status.success());
+}

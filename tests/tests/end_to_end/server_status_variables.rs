@@ -1,0 +1,120 @@
+//! Status variables that machines read: numbers of the session, and the state of each key as SQL.
+
+use std::{fs, thread, time::SystemTime};
+
+use end_to_end_tests::{Database, NEW_KEY, Scene, fence, wait_until};
+
+const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=-1";
+
+fn database(scene: &Scene) -> Database {
+    Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&["--innodb-encrypt-tables=ON", "--performance-schema=ON"])
+}
+
+fn number(database: &Database, name: &str) -> u64 {
+    let value = database.status(name);
+    value
+        .parse()
+        .unwrap_or_else(|error| panic!("{name} = {value:?}: {error}"))
+}
+
+#[test]
+fn the_session_is_shown_as_numbers_and_flags() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+    let database = database(&scene);
+    let _wrapper = scene.start_database(&database);
+    let flags = |names: [&str; 3]| names.map(|name| database.status(name));
+    let names = ["session_open", "code_awaited", "broker_missing"];
+    assert_eq!(flags(names), ["ON", "OFF", "OFF"]);
+    let left = number(&database, "session_seconds_left");
+    assert!((500..=600).contains(&left), "{left}");
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let last = number(&database, "last_success_unix_seconds");
+    assert!((now - 60..=now).contains(&last), "{last}");
+    assert_eq!(number(&database, "last_error_unix_seconds"), 0);
+
+    database.sql("CREATE DATABASE d");
+    scene.aws.end_session();
+    database.sql_error(NEW_KEY);
+    wait_until("the flags", || flags(names) == ["OFF", "ON", "OFF"]);
+    assert_eq!(number(&database, "session_seconds_left"), 0);
+    assert!(number(&database, "last_error_unix_seconds") >= now);
+    let session_over = number(&database, "kms_failures_session_over");
+    assert!(session_over > 0);
+    assert_eq!(number(&database, "kms_failures"), session_over);
+}
+
+#[test]
+fn the_calls_of_kms_are_counted_by_duration_and_failures_by_kind() {
+    let scene = Scene::new()
+        .with_broker()
+        .line("request_timeout_seconds = 1");
+    let database = database(&scene);
+    let _wrapper = scene.start_database(&database);
+    database.sql("CREATE DATABASE d; CREATE TABLE d.t1 (i INT)");
+    let calls = number(&database, "kms_calls");
+    assert!(calls > 0);
+    let within = ["10_ms", "100_ms", "1_s", "10_s"]
+        .map(|bound| number(&database, &format!("kms_calls_within_{bound}")));
+    assert!(within.is_sorted(), "{within:?}");
+    assert_eq!(within[3], calls);
+    assert!(number(&database, "kms_latency_microseconds") >= calls);
+
+    scene.aws.fault("--operation any --kind throttle");
+    database.sql_error(NEW_KEY);
+    let throttled = number(&database, "kms_failures_throttled");
+    assert!(throttled > 0);
+    assert_eq!(number(&database, "kms_failures"), throttled);
+    assert_eq!(number(&database, "kms_failures_access_denied"), 0);
+}
+
+#[test]
+fn each_key_and_its_state_can_be_read_as_sql() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let wrapper = scene.start_database(&database);
+    database.sql(
+        "CREATE DATABASE d; CREATE TABLE d.t1 (i INT);
+         CREATE TABLE d.t10 (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10",
+    );
+    let keys = fence("keys-in-sql").commands;
+    assert_eq!(database.sql(&keys), "1\t1\t1\tok\n10\t1\t1\tok");
+    database.sql("SET GLOBAL aws_key_management_rotate_key=10");
+    assert_eq!(database.sql(&keys), "1\t1\t1\tok\n10\t2\t2\tok");
+    let again = "SELECT variable_value FROM information_schema.global_status
+                  WHERE variable_name = 'Aws_key_management_key_10_latest_version'";
+    assert_eq!(database.sql(again), "2");
+    assert_eq!(database.status("key\\_10\\_versions"), "2");
+
+    fs::remove_file(database.datadir.join("aws-kms-key.10.1")).unwrap();
+    wait_until("the missing file", || {
+        database.sql(&keys) == "1\t1\t1\tok\n10\t2\t2\tfile missing"
+    });
+    assert_eq!(number(&database, "key_files_missing"), 1);
+    drop(wrapper);
+}
+
+#[test]
+fn many_sessions_read_the_keys_while_new_versions_are_made() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let _wrapper = scene.start_database(&database);
+    database.sql("CREATE DATABASE d; CREATE TABLE d.t1 (i INT)");
+    let show = "SHOW GLOBAL STATUS LIKE 'aws\\_key\\_management\\_key\\_%'; ".repeat(20);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let rows = database.sql(&show);
+                assert!(
+                    rows.contains("Aws_key_management_key_1_state\tok"),
+                    "{rows}"
+                );
+            });
+        }
+        for _ in 0..5 {
+            database.sql(ROTATE);
+        }
+    });
+    assert_eq!(database.status("key\\_1\\_latest\\_version"), "6");
+}

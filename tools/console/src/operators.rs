@@ -1,0 +1,126 @@
+//! The page over TLS, for persons whose certificate names them as operators.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use aws_session::config::TlsFiles;
+use axum::{Router, http::StatusCode, response::IntoResponse};
+use local_http::serve_stream;
+use mutual_tls::{Guest, Host, RELOAD_INTERVAL, ServerTls, TlsFilesError, WatchedFiles, accept};
+use rustls_pki_types::CertificateDer;
+use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tracing::warn;
+
+use crate::{
+    LIMITS,
+    rate::Rate,
+    site::{Visitor, answer},
+};
+
+/// Refusals that are logged: so many in a minute.
+const MAX_LOGGED: usize = 20;
+
+/// How many names of a certificate a message shows.
+const MAX_SHOWN_NAMES: usize = 5;
+
+/// Serves the page to operators.
+pub(crate) struct Operators {
+    tls: WatchedFiles<ServerTls>,
+    names: Vec<String>,
+    routes: Router,
+    room: Semaphore,
+    refusals: Mutex<Rate>,
+}
+
+impl Operators {
+    pub fn new(files: TlsFiles, names: Vec<String>, routes: Router) -> Result<Self, TlsFilesError> {
+        Ok(Self {
+            tls: WatchedFiles::read(files, ServerTls::for_browsers)?,
+            names,
+            routes,
+            room: Semaphore::new(LIMITS.connections),
+            refusals: Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60))),
+        })
+    }
+
+    /// Serves as long as it is polled. The certificates are read again when they change.
+    ///
+    /// Errors: the socket cannot be used.
+    pub async fn serve(self: Arc<Self>, socket: StdListener) -> io::Result<()> {
+        let socket = TcpListener::from_std(socket)?;
+        let watch_files = async {
+            loop {
+                sleep(RELOAD_INTERVAL).await;
+                self.tls.refresh();
+            }
+        };
+        tokio::select! {
+            () = accept(&socket, &self) => {}
+            () = watch_files => {}
+        }
+        Ok(())
+    }
+
+    /// Returns the name of the operator with these certificates. The error is the reason why there is none.
+    fn admit(&self, chain: &[CertificateDer<'_>]) -> Result<String, String> {
+        let certificate = self.tls.current().verify(chain)?;
+        let names = [certificate.names, certificate.email_addresses].concat();
+        match names.iter().find(|name| self.names.contains(name)) {
+            Some(name) => Ok(name.clone()),
+            None if names.is_empty() => {
+                Err("your certificate has no name among its subject alternative names".into())
+            }
+            None => {
+                let shown: Vec<_> = names.iter().take(MAX_SHOWN_NAMES).collect();
+                Err(format!(
+                    "no --operator is named as in your certificate: {shown:?}"
+                ))
+            }
+        }
+    }
+}
+
+impl Host for Operators {
+    fn tls(&self) -> Arc<ServerTls> {
+        self.tls.current()
+    }
+
+    fn refuse(&self, address: SocketAddr, why: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.may(Instant::now()) {
+            warn!(event = "operator_refused", %address, "refused {address}: {why}");
+        }
+    }
+
+    async fn serve(self: Arc<Self>, guest: Guest) {
+        // It is never closed.
+        let Ok(_permit) = self.room.acquire().await else {
+            return;
+        };
+        drop(guest.handshake);
+        let admitted = self.admit(&guest.chain);
+        if let Err(why) = &admitted {
+            self.refuse(guest.address, why);
+        }
+        serve_stream(
+            guest.stream,
+            LIMITS.patience,
+            async |request| match &admitted {
+                Ok(operator) => {
+                    let visitor = Visitor {
+                        operator: operator.clone(),
+                        from: Some(guest.address.ip()),
+                        scheme: "https",
+                    };
+                    answer(&self.routes, visitor, request).await
+                }
+                Err(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
+            },
+        )
+        .await;
+    }
+}

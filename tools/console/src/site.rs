@@ -1,0 +1,252 @@
+//! Which requests are answered: the page, its style, and a code, with a token that only the page has.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aws_session::clock::unix_seconds_now;
+use axum::{
+    Extension, Form, Router,
+    extract::{DefaultBodyLimit, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{self, HeaderName},
+    },
+    middleware::map_response,
+    response::{Html, Redirect, Response},
+    routing::{get, post},
+};
+use code_channel::note::{Note, check_reason};
+use local_http::{Incoming, Request};
+use serde::Deserialize;
+use subtle::ConstantTimeEq;
+use tokio::task::spawn_blocking;
+use tower::ServiceExt;
+use zeroize::Zeroizing;
+
+use crate::{
+    codes::{Codes, Entered},
+    page,
+    view::Broker,
+};
+
+/// Longest body of a request: a code, a reason and the token.
+const MAX_BODY_BYTES: usize = 2048;
+
+const STYLE: &str = include_str!("style.css");
+
+/// Nothing but the page's own style and form. Source: <https://www.w3.org/TR/CSP3/>.
+const HEADERS: [(HeaderName, &str); 6] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    (header::CACHE_CONTROL, "no-store"),
+    // With no-referrer, browsers would hide the origin of the form, too.
+    (header::REFERRER_POLICY, "same-origin"),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+];
+
+/// What became of the last code, and when.
+pub(crate) type LastCode = Option<(i64, Entered)>;
+
+/// Who uses the page.
+#[derive(Debug, Clone)]
+pub(crate) struct Visitor {
+    /// For the audit.
+    pub operator: String,
+    /// Their address, if it is known.
+    pub from: Option<IpAddr>,
+    /// How they have reached the page.
+    pub scheme: &'static str,
+}
+
+/// What the page's form sends.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CodeForm {
+    token: Zeroizing<String>,
+    code: Zeroizing<String>,
+    reason: String,
+}
+
+/// An answer without the page.
+type Refusal = (StatusCode, &'static str);
+
+/// The site.
+pub(crate) struct Site {
+    broker: Broker,
+    codes: Codes,
+    /// Whoever sends it has read the page, which other sites cannot.
+    token: String,
+    last_code: Mutex<LastCode>,
+}
+
+impl Site {
+    pub fn new(overview_socket: &Path, fifo: &Path) -> io::Result<Self> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|_| io::ErrorKind::Other)?;
+        Ok(Self {
+            broker: Broker::new(overview_socket),
+            codes: Codes::new(fifo)?,
+            token: random.iter().map(|byte| format!("{byte:02x}")).collect(),
+            last_code: Mutex::default(),
+        })
+    }
+
+    /// Its routes. Each request needs a [`Visitor`] as an extension.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/", get(show))
+            .route("/style.css", get(style))
+            .route("/code", post(enter))
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(map_response(with_headers))
+            .with_state(Arc::new(self))
+    }
+
+    fn last_code(&self) -> MutexGuard<'_, LastCode> {
+        self.last_code
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn show(State(site): State<Arc<Site>>) -> Result<Html<String>, Refusal> {
+    let rendered = spawn_blocking(move || {
+        let view = site.broker.view();
+        let last_code = site.last_code().clone();
+        page::render(&view, last_code.as_ref(), &site.token, unix_seconds_now())
+    });
+    rendered.await.map(Html).map_err(|_| {
+        (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal error; see the log of iam-kms-console\n",
+        )
+    })
+}
+
+async fn style() -> ([(HeaderName, &'static str); 1], &'static str) {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+}
+
+/// Takes a code, and leads back to the page, so that a reload sends it no second time.
+async fn enter(
+    State(site): State<Arc<Site>>,
+    Extension(visitor): Extension<Visitor>,
+    headers: HeaderMap,
+    Form(form): Form<CodeForm>,
+) -> Result<Redirect, Refusal> {
+    let forbidden = |why| Err((StatusCode::FORBIDDEN, why));
+    if !is_of_own_page(&headers, visitor.scheme) {
+        return forbidden("sent by another site\n");
+    }
+    if !bool::from(form.token.as_bytes().ct_eq(site.token.as_bytes())) {
+        return forbidden("the page is from before a restart of the console; reload it\n");
+    }
+    let entering = Arc::clone(&site);
+    let entered = spawn_blocking(move || {
+        let reason = match form.reason.trim() {
+            "" => None,
+            text => match check_reason(text) {
+                Ok(reason) => Some(reason),
+                Err(why) => return Entered::Refused(format!("{why}; nothing was entered")),
+            },
+        };
+        let note = Note {
+            operator: Some(visitor.operator),
+            from: visitor.from.map(|address| address.to_string()),
+            reason,
+        };
+        entering.codes.enter(&form.code, &note)
+    });
+    if let Ok(entered) = entered.await {
+        *site.last_code() = Some((unix_seconds_now(), entered));
+    }
+    Ok(Redirect::to("/"))
+}
+
+async fn with_headers(mut response: Response) -> Response {
+    for (name, value) in HEADERS {
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+/// Answers a request of a visitor.
+pub(crate) async fn answer(
+    routes: &Router,
+    visitor: Visitor,
+    mut request: Request<Incoming>,
+) -> Response {
+    request.extensions_mut().insert(visitor);
+    match routes.clone().oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
+
+/// Browsers say where a form comes from. Source: <https://www.w3.org/TR/fetch-metadata/>.
+fn is_of_own_page(headers: &HeaderMap, scheme: &str) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let is_own_site = text("sec-fetch-site").is_none_or(|site| site == "same-origin");
+    let is_own_origin = text("origin").is_none_or(|origin| {
+        let host = origin
+            .strip_prefix(scheme)
+            .and_then(|rest| rest.strip_prefix("://"));
+        host.is_some() && host == text("host")
+    });
+    is_own_site && is_own_origin
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        });
+        pairs.collect()
+    }
+
+    #[test]
+    fn forms_of_other_sites_are_refused() {
+        let host = ("host", "localhost:8080");
+        for good in [
+            headers(&[host]),
+            headers(&[
+                host,
+                ("origin", "http://localhost:8080"),
+                ("sec-fetch-site", "same-origin"),
+            ]),
+        ] {
+            assert!(is_of_own_page(&good, "http"), "{good:?}");
+        }
+        for bad in [
+            headers(&[host, ("origin", "https://evil.example")]),
+            headers(&[host, ("origin", "null")]),
+            headers(&[host, ("origin", "https://localhost:8080")]),
+            headers(&[host, ("origin", "http://localhost:9090")]),
+            headers(&[host, ("sec-fetch-site", "cross-site")]),
+            headers(&[host, ("sec-fetch-site", "same-site")]),
+        ] {
+            assert!(!is_of_own_page(&bad, "http"), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What is shown of each host: a table that fills in at a terminal, a line, or a JSON object.
+
+use std::io::{self, Write};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::termios::tcgetwinsize;
+use serde::Serialize;
+
+use crate::{
+    hosts::Host,
+    outcome::{Outcome, Word},
+};
+
+/// Widest column of names, in characters.
+const MAX_NAME_CHARACTERS: usize = 40;
+
+/// Lines of a terminal that the table leaves to what was there before.
+const OTHER_LINES: usize = 2;
+
+/// Refreshes of the table in a second.
+const REFRESHES: u8 = 10;
+
+/// Shows what becomes of the hosts.
+pub struct Report<'a> {
+    hosts: &'a [Host],
+    expiration: Option<String>,
+    form: Form,
+}
+
+enum Form {
+    /// A row for each host, at a terminal that has room for all.
+    Table(Vec<ProgressBar>),
+    /// A line for each host, in the order in which they answer.
+    Lines,
+    Json,
+}
+
+/// A line of the output for programs.
+#[derive(Serialize)]
+struct Line<'a> {
+    host: &'a str,
+    result: Word,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expiration: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+impl<'a> Report<'a> {
+    /// Begins with nothing known of the hosts. `expiration` is the end of the session that they get.
+    pub fn new(hosts: &'a [Host], expiration: Option<String>, is_json: bool) -> Self {
+        let form = match table(hosts).filter(|_| !is_json) {
+            Some(rows) => Form::Table(rows),
+            None if is_json => Form::Json,
+            None => Form::Lines,
+        };
+        Self {
+            hosts,
+            expiration,
+            form,
+        }
+    }
+
+    /// Says that the host with this index is called.
+    pub fn begin(&self, index: usize) {
+        if let Form::Table(rows) = &self.form
+            && let Some(row) = rows.get(index)
+        {
+            row.set_message("connecting");
+        }
+    }
+
+    /// Says what has become of a host.
+    pub fn end(&self, index: usize, outcome: &Outcome) -> io::Result<()> {
+        let Some(host) = self.hosts.get(index) else {
+            return Ok(());
+        };
+        let text = outcome.text(self.expiration.as_deref());
+        let line = match &self.form {
+            Form::Table(rows) => {
+                if let Some(row) = rows.get(index) {
+                    row.finish_with_message(text);
+                }
+                return Ok(());
+            }
+            Form::Lines => {
+                let width = name_width(self.hosts);
+                format!("{:width$}  {text}\n", host.name)
+            }
+            Form::Json => {
+                let expiration = self.expiration.as_deref();
+                let line = Line {
+                    host: &host.name,
+                    result: outcome.word(),
+                    expiration: expiration.filter(|_| *outcome == Outcome::Unlocked),
+                    message: outcome.why(),
+                };
+                format!("{}\n", serde_json::to_string(&line)?)
+            }
+        };
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(line.as_bytes())?;
+        stdout.flush()
+    }
+}
+
+fn name_width(hosts: &[Host]) -> usize {
+    let widths = hosts.iter().map(|host| host.name.chars().count());
+    widths.max().unwrap_or_default().min(MAX_NAME_CHARACTERS)
+}
+
+/// Draws the rows; `None` where standard output is no terminal, or too small a one.
+fn table(hosts: &[Host]) -> Option<Vec<ProgressBar>> {
+    // Standard output is a terminal where it has a size.
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    if hosts.len() + OTHER_LINES > usize::from(size.ws_row) {
+        return None;
+    }
+    let target = ProgressDrawTarget::stdout_with_hz(REFRESHES);
+    let all = MultiProgress::with_draw_target(target);
+    let template = format!("{{prefix:{}}}  {{msg}}", name_width(hosts));
+    let style = ProgressStyle::with_template(&template).ok()?;
+    let row = |host: &Host| {
+        let row = all.add(ProgressBar::new(1).with_style(style.clone()));
+        row.set_prefix(host.name.clone());
+        row.set_message("");
+        row
+    };
+    Some(hosts.iter().map(row).collect())
+}

@@ -1,0 +1,439 @@
+//! `iam-kms-wrapper audit`: the events of the audit, from the journal or from a log in JSON, as JSON lines or
+//! as a line for each session.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use clap::Parser;
+use serde_json::{Map, Value};
+use tracing::{error, warn};
+use visible_text::escape;
+
+use aws_session::clock::{parse_utc, seconds_text, utc_text};
+use service::{
+    audit_events::{EVENTS, FIELDS},
+    usage::show_usage,
+};
+
+/// The first argument that chooses this part of the program.
+pub const SUBCOMMAND: &str = "audit";
+
+const FAILURE: i32 = 125;
+
+/// Longest line that is read, in bytes. Lines of the journal have some thousand.
+const MAX_LINE_BYTES: u64 = 1024 * 1024;
+
+/// The prefix of our fields in the journal.
+const PREFIX: &str = "IAM_KMS_";
+
+/// What the journal itself adds to an event: our name for it, its own, and whether it is a number. No process
+/// can forge these. Source: systemd.journal-fields(7).
+const TRUSTED: [(&str, &str, bool); 5] = [
+    ("host", "_HOSTNAME", false),
+    ("unit", "_SYSTEMD_UNIT", false),
+    ("exe", "_EXE", false),
+    ("uid", "_UID", true),
+    ("pid", "_PID", true),
+];
+
+/// Show who opened sessions, and what the keys were used for.
+#[derive(Debug, Parser)]
+#[command(
+    name = SUBCOMMAND,
+    bin_name = "iam-kms-wrapper audit",
+    about = "Show who opened sessions, from the journal, or export the audit as JSON",
+    override_usage = "iam-kms-wrapper audit [--json] [--since=TIME] [--until=TIME]\n       \
+iam-kms-wrapper audit [--json] --input=FILE",
+    after_help = "\
+Shows a line for each session: when it was opened and for how long, by whom, from
+where, why, and what KMS was asked. With --json: each event as a JSON object.
+TIME is as for journalctl(1), such as yesterday. The journal of all hosts:
+  ssh db1 journalctl --output=json > db1.json
+
+Any process can write such events to the journal. Of the members, only host,
+unit, exe, uid and pid are the journal's own: check that unit and exe are right.
+Exit status: 0, or 125 after a failure."
+)]
+pub struct AuditCommandLine {
+    /// Print each event as a JSON object on a line of its own
+    #[arg(long)]
+    json: bool,
+
+    /// Show only events from this time on
+    #[arg(long, value_name = "TIME", conflicts_with = "input")]
+    since: Option<String>,
+
+    /// Show only events until this time
+    #[arg(long, value_name = "TIME", conflicts_with = "input")]
+    until: Option<String>,
+
+    /// Read the output of journalctl --output=json, or a log in JSON; - is standard input
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+/// Why the audit cannot be shown.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    #[error("cannot run journalctl: {0}; give the log with --input=FILE")]
+    Journal(io::Error),
+    #[error("journalctl failed; see its message")]
+    JournalFailed,
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write to standard output: {0}")]
+    Write(io::Error),
+}
+
+/// Runs this part of the program with its own arguments, [`SUBCOMMAND`] first; returns the exit code.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
+    let command_line = match AuditCommandLine::try_parse_from(arguments) {
+        Ok(command_line) => command_line,
+        Err(usage) => return show_usage(&usage).into(),
+    };
+    match run(&command_line) {
+        Ok(()) => 0,
+        // The reader, such as head, has seen enough.
+        Err(AuditError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(failure) => {
+            error!("{failure}");
+            FAILURE
+        }
+    }
+}
+
+fn run(command_line: &AuditCommandLine) -> Result<(), AuditError> {
+    let mut out = io::stdout().lock();
+    let mut sessions = Sessions::default();
+    let mut show = |event: Map<String, Value>| {
+        if command_line.json {
+            writeln!(out, "{}", Value::Object(event)).map_err(AuditError::Write)
+        } else {
+            sessions.add(&event);
+            Ok(())
+        }
+    };
+    match &command_line.input {
+        None => {
+            let (mut journal, output) = journal(command_line)?;
+            read(output, "the journal".into(), &mut show)?;
+            let status = journal.wait().map_err(AuditError::Journal)?;
+            if !status.success() {
+                return Err(AuditError::JournalFailed);
+            }
+        }
+        Some(path) if path.as_os_str() == "-" => {
+            read(io::stdin().lock(), "standard input".into(), &mut show)?;
+        }
+        Some(path) => {
+            let file = File::open(path).map_err(|error| unreadable(path, error))?;
+            read(file, path.clone(), &mut show)?;
+        }
+    }
+    sessions.print(&mut out).map_err(AuditError::Write)
+}
+
+fn unreadable(path: &Path, source: io::Error) -> AuditError {
+    AuditError::Read {
+        path: path.into(),
+        source,
+    }
+}
+
+/// Starts journalctl for our events.
+fn journal(command_line: &AuditCommandLine) -> Result<(Child, ChildStdout), AuditError> {
+    let mut command = Command::new("journalctl");
+    command.args(["--output=json", "--all", "--no-pager", "--quiet"]);
+    let bounds = [
+        ("since", &command_line.since),
+        ("until", &command_line.until),
+    ];
+    for (name, time) in bounds {
+        command.args(time.iter().map(|time| format!("--{name}={time}")));
+    }
+    command.args(
+        EVENTS
+            .iter()
+            .map(|event| format!("{PREFIX}EVENT={}", event.name)),
+    );
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(AuditError::Journal)?;
+    let output = child.stdout.take();
+    let output = output.ok_or_else(|| AuditError::Journal(io::ErrorKind::BrokenPipe.into()))?;
+    Ok((child, output))
+}
+
+/// Hands each event of `input` to `show`. Lines that hold none are skipped.
+fn read(
+    input: impl Read,
+    name: PathBuf,
+    show: &mut impl FnMut(Map<String, Value>) -> Result<(), AuditError>,
+) -> Result<(), AuditError> {
+    let mut input = BufReader::new(input);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = input
+            .by_ref()
+            .take(MAX_LINE_BYTES)
+            .read_until(b'\n', &mut line)
+            .map_err(|error| unreadable(&name, error))?;
+        if length == 0 {
+            return Ok(());
+        }
+        if !line.ends_with(b"\n") && line.len() as u64 >= MAX_LINE_BYTES {
+            warn!("skipped a line of more than {MAX_LINE_BYTES} bytes");
+            input
+                .skip_until(b'\n')
+                .map_err(|error| unreadable(&name, error))?;
+            continue;
+        }
+        if let Some(event) = event_of(&line) {
+            show(event)?;
+        }
+    }
+}
+
+/// The event of a line of the journal or of a log in JSON, with its members in the order of their names.
+fn event_of(line: &[u8]) -> Option<Map<String, Value>> {
+    let Ok(Value::Object(entry)) = serde_json::from_slice(line) else {
+        return None;
+    };
+    let event = match entry.contains_key("__REALTIME_TIMESTAMP") {
+        true => of_journal(&entry)?,
+        false => entry,
+    };
+    let name = event.get("event")?.as_str()?;
+    EVENTS
+        .iter()
+        .any(|known| known.name == name)
+        .then_some(event)
+}
+
+fn of_journal(entry: &Map<String, Value>) -> Option<Map<String, Value>> {
+    let text = |name: &str| entry.get(name)?.as_str();
+    let microseconds: i64 = text("__REALTIME_TIMESTAMP")?.parse().ok()?;
+    let mut event = Map::new();
+    event.insert("time".into(), utc_text(microseconds / 1_000_000).into());
+    for (name, field, is_number) in TRUSTED {
+        if let Some(value) = text(field) {
+            event.insert(name.into(), typed(value, is_number));
+        }
+    }
+    for (name, field) in [("program", "SYSLOG_IDENTIFIER"), ("message", "MESSAGE")] {
+        if let Some(value) = text(field) {
+            event.insert(name.into(), value.into());
+        }
+    }
+    event.insert("event".into(), text("IAM_KMS_EVENT")?.into());
+    for field in FIELDS {
+        let in_journal = format!("{PREFIX}{}", field.name.to_ascii_uppercase());
+        if let Some(value) = text(&in_journal) {
+            event.insert(field.name.into(), typed(value, field.is_number));
+        }
+    }
+    Some(event)
+}
+
+fn typed(text: &str, is_number: bool) -> Value {
+    match text.parse::<u64>() {
+        Ok(number) if is_number => number.into(),
+        _ => text.into(),
+    }
+}
+
+/// The sessions of the events so far.
+#[derive(Default)]
+struct Sessions {
+    /// In the order in which they were opened.
+    all: Vec<Session>,
+    /// The index of the last session of each host and process that opens one.
+    last: BTreeMap<(String, String), usize>,
+}
+
+/// What is known of a session.
+#[derive(Default)]
+struct Session {
+    host: String,
+    access_key_id: String,
+    opened: String,
+    ended: Option<String>,
+    expiration: Option<String>,
+    operator: Option<String>,
+    from: Option<String>,
+    reason: Option<String>,
+    /// Calls by operation.
+    calls: BTreeMap<String, u64>,
+    failures: u64,
+}
+
+impl Sessions {
+    fn add(&mut self, event: &Map<String, Value>) {
+        let text = |name: &str| event.get(name).and_then(Value::as_str).map(str::to_owned);
+        let host = text("host").unwrap_or_default();
+        match text("event").as_deref() {
+            Some("code_taken" | "session_document_taken" | "session_open") => {
+                let session = self.session(&host, &text("access_key_id").unwrap_or_default());
+                let time = text("time").unwrap_or_default();
+                session.opened = Some(std::mem::take(&mut session.opened))
+                    .filter(|opened| !opened.is_empty())
+                    .unwrap_or(time);
+                for (known, said) in [
+                    (&mut session.expiration, text("expiration")),
+                    (&mut session.operator, text("operator")),
+                    (&mut session.from, text("from")),
+                    (&mut session.reason, text("reason")),
+                ] {
+                    *known = known.take().or(said);
+                }
+            }
+            Some("session_end") => {
+                let id = text("access_key_id").unwrap_or_default();
+                self.session(&host, &id).ended = text("time");
+            }
+            Some("kms_call" | "key_store_call") if event.contains_key("request_id") => {
+                if let Some(session) = self.present(&host) {
+                    let operation = text("operation").unwrap_or_default();
+                    *session.calls.entry(operation).or_default() += 1;
+                }
+            }
+            Some("kms_call_failed") => {
+                if let Some(session) = self.present(&host) {
+                    session.failures += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The session with this id, which becomes the host's present one.
+    fn session(&mut self, host: &str, access_key_id: &str) -> &mut Session {
+        let key = (host.to_owned(), access_key_id.to_owned());
+        let next = self.all.len();
+        let index = *self.last.entry(key).or_insert(next);
+        if index == next {
+            self.all.push(Session {
+                host: host.into(),
+                access_key_id: access_key_id.into(),
+                ..Session::default()
+            });
+        }
+        &mut self.all[index]
+    }
+
+    /// The last session of this host that has not ended.
+    fn present(&mut self, host: &str) -> Option<&mut Session> {
+        let mut sessions = self.all.iter_mut().rev();
+        sessions.find(|session| session.host == host && session.ended.is_none())
+    }
+
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        for session in &self.all {
+            writeln!(out, "{}", session.line())?;
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    fn line(&self) -> String {
+        let unknown = "unknown".to_owned();
+        let operator = self.operator.as_ref().unwrap_or(&unknown);
+        let mut line = format!("{}  ", self.opened);
+        if !self.host.is_empty() {
+            line += &format!("{}  ", self.host);
+        }
+        line += &format!("{}  opened by {operator}", self.access_key_id);
+        if let Some(from) = &self.from {
+            line += &format!(" from {from}");
+        }
+        match self.seconds() {
+            Some(seconds) => line += &format!(", for {}", seconds_text(seconds)),
+            None => line += ", open",
+        }
+        for (operation, calls) in &self.calls {
+            line += &format!(", {calls} {operation}");
+        }
+        if self.failures > 0 {
+            line += &format!(", {} failed", self.failures);
+        }
+        if let Some(reason) = &self.reason {
+            line += &format!(": {reason}");
+        }
+        escape(&line)
+    }
+
+    /// How long it was open, or may be.
+    fn seconds(&self) -> Option<u64> {
+        let end = self.ended.as_ref().or(self.expiration.as_ref())?;
+        let seconds = parse_utc(end)? - parse_utc(&self.opened)?;
+        u64::try_from(seconds).ok()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const JOURNAL: &str = r#"
+{"__REALTIME_TIMESTAMP":"1795721400123456","_HOSTNAME":"db1","_SYSTEMD_UNIT":"iam-kms-broker.service","_EXE":"/usr/bin/iam-kms-broker","_UID":"61234","_PID":"700","SYSLOG_IDENTIFIER":"iam-kms-broker","MESSAGE":"AWS accepted the code","IAM_KMS_EVENT":"code_taken","IAM_KMS_ACCESS_KEY_ID":"ASIAX","IAM_KMS_EXPIRATION":"2026-11-26T21:45:00Z","IAM_KMS_OPERATOR":"alice","IAM_KMS_FROM":"192.0.2.7","IAM_KMS_REASON":"ticket 4711"}
+{"__REALTIME_TIMESTAMP":"1795721401000000","_HOSTNAME":"db1","_PID":"700","MESSAGE":"open","IAM_KMS_EVENT":"session_open","IAM_KMS_ACCESS_KEY_ID":"ASIAX","IAM_KMS_EXPIRATION":"2026-11-26T21:45:00Z"}
+{"__REALTIME_TIMESTAMP":"1795721402000000","_HOSTNAME":"db1","MESSAGE":"other"}
+not json
+{"__REALTIME_TIMESTAMP":"1795721402000000","_HOSTNAME":"db1","_PID":"700","MESSAGE":"call","IAM_KMS_EVENT":"kms_call","IAM_KMS_OPERATION":"Decrypt","IAM_KMS_REQUEST_ID":"r-1","IAM_KMS_KEY_ID":"7"}
+{"__REALTIME_TIMESTAMP":"1795721403000000","_HOSTNAME":"db1","_PID":"700","MESSAGE":[1,2],"IAM_KMS_EVENT":"unknown"}
+"#;
+
+    fn events(text: &str) -> Vec<Map<String, Value>> {
+        let mut events = Vec::new();
+        let mut add = |event| {
+            events.push(event);
+            Ok(())
+        };
+        read(text.as_bytes(), "test".into(), &mut add).unwrap();
+        events
+    }
+
+    #[test]
+    fn events_of_the_journal_have_its_own_members_and_ours_with_numbers_as_numbers() {
+        let events = events(JOURNAL);
+        assert_eq!(events.len(), 3, "{events:?}");
+        let taken = Value::Object(events[0].clone());
+        assert_eq!(taken["time"], "2026-11-26T19:30:00Z");
+        assert_eq!(taken["unit"], "iam-kms-broker.service");
+        assert_eq!(taken["uid"], 61234);
+        assert_eq!(taken["reason"], "ticket 4711");
+        assert_eq!(events[2]["key_id"], 7);
+    }
+
+    #[test]
+    fn a_session_is_one_line() {
+        let mut sessions = Sessions::default();
+        for event in events(JOURNAL) {
+            sessions.add(&event);
+        }
+        let mut out = Vec::new();
+        sessions.print(&mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "2026-11-26T19:30:00Z  db1  ASIAX  opened by alice from 192.0.2.7, for 8100 seconds, 1 Decrypt: ticket 4711\n"
+        );
+    }
+
+    #[test]
+    fn a_long_line_is_skipped() {
+        let long = format!("{{\"x\":\"{}\"}}\n", "x".repeat(2_000_000));
+        let text = format!("{long}{}", r#"{"event":"prompt"}"#);
+        assert_eq!(events(&text).len(), 1);
+    }
+}
