@@ -179,7 +179,10 @@ pub const FIELDS: &[AuditField] = &[
         "access_key_id",
         "The id of the session's temporary key, as in CloudTrail's `userIdentity.accessKeyId`",
     ),
-    text("address", "Address and port of a host, on a key server"),
+    text(
+        "address",
+        "Address and port of a host that asks a key server, or of a person's browser",
+    ),
     text("caller", "The ARN of the user or role that AWS saw"),
     text(
         "client",
@@ -188,7 +191,7 @@ pub const FIELDS: &[AuditField] = &[
     text("expiration", "When the session ends (RFC 3339, UTC)"),
     text(
         "from",
-        "The address from which the operator came with ssh, as their program says",
+        "The address from which the operator came with ssh or, over TLS, to the console, as their program says",
     ),
     number(
         "key_id",

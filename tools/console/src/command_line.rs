@@ -14,18 +14,13 @@ use code_channel::note::MAX_NAME_BYTES;
     version,
     override_usage = "iam-kms-console [OPTIONS]",
     after_help = "\
-Open the page from another machine with ssh, then at http://localhost:8080/:
+To open the page from another machine, at http://localhost:8080/:
   ssh -L 8080:/run/iam-kms-console/console.sock HOST
 Whoever may connect to the socket sees the page and can enter a code.
-
-Without ssh, for persons with a certificate whose subject alternative names contain an --operator:
-  iam-kms-console --listen=10.0.0.5:8443 --tls-certificate=FILE --tls-key=FILE --tls-client-ca=FILE \\
-      --operator=NAME
-
 Exit status: 0 after SIGTERM or SIGINT, 125 after a failure."
 )]
 pub struct CommandLine {
-    /// The socket of the page; or 127.0.0.1:PORT, which every user of the host can open; or, with TLS, ADDRESS:PORT
+    /// The page's socket; or ADDRESS:PORT, which without TLS is a loopback address, open to every user of this host
     #[arg(long, value_name = "WHERE", default_value = "/run/iam-kms-console/console.sock", value_parser = place)]
     pub listen: Place,
 
@@ -46,7 +41,7 @@ pub struct CommandLine {
 #[derive(Debug, Args)]
 #[group(multiple = true, requires_all = ["certificate", "key", "client_ca", "operators"])]
 pub struct Tls {
-    /// This host's certificate, and intermediate ones; read again when it changes
+    /// This host's certificate and intermediate ones
     #[arg(long = "tls-certificate", value_name = "FILE", required = false)]
     certificate: PathBuf,
 
@@ -54,11 +49,11 @@ pub struct Tls {
     #[arg(long = "tls-key", value_name = "FILE", required = false)]
     key: PathBuf,
 
-    /// The authorities of the persons' certificates
+    /// Authorities of the operators' certificates
     #[arg(long = "tls-client-ca", value_name = "FILE", required = false)]
     client_ca: PathBuf,
 
-    /// An e-mail address, DNS name or URI of a person who may use the page; can be repeated
+    /// Who may use the page, by a subject alternative name (e-mail, DNS, URI); repeatable
     #[arg(long = "operator", value_name = "NAME", required = false, value_parser = operator)]
     pub operators: Vec<String>,
 }
