@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `init`, `deinit` | `ffi::lifecycle`, then [`keys::loading`] |
 //! | `get_latest_key_version` | `ffi::keys`, then [`keys::manager::KeyManager::latest_version`] |
-//! | `get_key` | `ffi::keys`, then [`keys::manager::KeyManager::read_key`] |
+//! | `get_key` | `ffi::keys`, then [`keys::manager::KeyManager::key`] |
 //! | `crypt_ctx_size`, `_init`, `_update`, `_finish`, `encrypted_length` | `ffi::crypt`, then [`cipher::Cipher`] |
 //! | system variables | `ffi::system_variables`, then [`settings`] and [`keys::rotation`] |
 //! | status variables | `ffi::status_variables`, then [`status`] |

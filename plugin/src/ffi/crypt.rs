@@ -8,7 +8,6 @@ use key_files::key_name::Algorithm;
 use super::guard;
 use crate::abi::{AES_BAD_DATA, AES_BAD_KEYSIZE, AES_ERROR, AES_OK, FLAG_ENCRYPT, FLAG_NOPAD};
 use crate::cipher::{Buffers, Cipher, CipherError, Direction, Padding, encrypted_bytes};
-use crate::keys::keyring::DataKey;
 use crate::plugin;
 #[cfg(feature = "stream-log")]
 use crate::stream_log::Stream;
@@ -53,9 +52,8 @@ fn code(error: CipherError) -> c_int {
 
 /// Returns how a key version encrypts, after loading the version if it is not in memory.
 fn algorithm(key_id: c_uint, key_version: c_uint) -> Option<Algorithm> {
-    plugin::manager()?
-        .read_key(key_id, key_version, DataKey::algorithm)
-        .ok()
+    let key = plugin::manager()?.key(key_id, key_version).ok()?;
+    Some(key.algorithm())
 }
 
 /// `crypt_ctx_init`.

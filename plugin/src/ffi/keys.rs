@@ -42,14 +42,14 @@ pub unsafe extern "C" fn get_key(
         let Some(manager) = plugin::manager() else {
             return KEY_VERSION_INVALID;
         };
-        // SAFETY: `get_key` demands the same of both pointers.
-        let give = |data_key: &DataKey| unsafe { give(data_key, key, key_length) };
-        manager
-            .read_key(key_id, version, give)
-            .unwrap_or_else(|reason| {
+        match manager.key(key_id, version) {
+            // SAFETY: `get_key` demands the same of both pointers.
+            Ok(data_key) => unsafe { give(data_key, key, key_length) },
+            Err(reason) => {
                 log::client_error(&reason);
                 KEY_VERSION_INVALID
-            })
+            }
+        }
     })
 }
 

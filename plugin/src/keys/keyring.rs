@@ -3,13 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::array::from_fn;
 use std::io;
-use std::sync::Mutex;
+use std::iter::successors;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use key_files::key_name::{Algorithm, KeyName};
 use locked_memory::{Arena, LockedKey};
-use papaya::HashMap;
-use rustc_hash::FxBuildHasher;
 
 use crate::lock::lock;
 
@@ -41,18 +42,86 @@ impl DataKey {
 }
 
 /// All data keys in memory. Keys are only ever added.
-///
-/// The default hasher would take a third of a look-up. It protects against somebody who picks colliding numbers, each of
-/// which costs a call of KMS here.
 #[derive(Default)]
 pub struct Keyring {
     /// By key id and version.
-    keys: HashMap<(u32, u32), DataKey, FxBuildHasher>,
+    keys: Chains<DataKey>,
     /// The highest version in `keys`, by key id.
-    latest: HashMap<u32, u32, FxBuildHasher>,
+    latest: Chains<AtomicU32>,
     arena: Arena,
     /// Held by the thread that adds a key.
     adding: Mutex<()>,
+}
+
+/// The number in `Keyring::keys` of a key version.
+#[inline]
+fn number(id: u32, version: u32) -> u64 {
+    u64::from(id) << u32::BITS | u64::from(version)
+}
+
+/// Chains of values, found by a number. A value is never removed and stays where it is, so that those who read need no
+/// lock, and nobody has to count them.
+struct Chains<T>([Link<T>; CHAINS]);
+
+/// More than most servers have versions, so that most chains have one value.
+const CHAINS: usize = 1024;
+
+/// The next value of a chain, once there is one.
+type Link<T> = OnceLock<Box<Chained<T>>>;
+
+struct Chained<T> {
+    number: u64,
+    value: T,
+    next: Link<T>,
+}
+
+impl<T> Default for Chains<T> {
+    fn default() -> Self {
+        Self(from_fn(|_| Link::new()))
+    }
+}
+
+impl<T> Chains<T> {
+    /// The beginning of the chain that a number is in. Ids and versions are counted from 1, so the remainder spreads
+    /// them; the factor keeps the next id from the next version.
+    #[inline]
+    fn first(&self, number: u64) -> &Link<T> {
+        let (id, version) = (number >> u32::BITS, number & u64::from(u32::MAX));
+        &self.0[(id * 31 + version) as usize % CHAINS]
+    }
+
+    #[inline]
+    fn get(&self, number: u64) -> Option<&T> {
+        let mut link = self.first(number);
+        while let Some(chained) = link.get() {
+            if chained.number == number {
+                return Some(&chained.value);
+            }
+            link = &chained.next;
+        }
+        None
+    }
+
+    /// Adds a value to the end of its chain.
+    fn add(&self, number: u64, value: T) {
+        let mut link = self.first(number);
+        let mut new = Box::new(Chained {
+            number,
+            value,
+            next: Link::new(),
+        });
+        while let Err(rejected) = link.set(new) {
+            new = rejected;
+            link = link.get().map_or(link, |chained| &chained.next);
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.0.iter().flat_map(|first| {
+            successors(first.get(), |chained| chained.next.get())
+                .map(|chained| (chained.number, &chained.value))
+        })
+    }
 }
 
 /// The result of adding a key.
@@ -62,51 +131,50 @@ pub struct Added {
 }
 
 impl Keyring {
-    /// Passes a key version to `read` and returns its result; `None` if the version is not in memory.
+    /// Returns a key version; `None` if it is not in memory.
     #[inline]
-    pub fn read<R>(&self, id: u32, version: u32, read: impl FnOnce(&DataKey) -> R) -> Option<R> {
-        self.keys.pin().get(&(id, version)).map(read)
+    pub fn get(&self, id: u32, version: u32) -> Option<&DataKey> {
+        self.keys.get(number(id, version))
     }
 
     /// Returns whether a key version is in memory.
     pub fn contains(&self, id: u32, version: u32) -> bool {
-        self.keys.pin().contains_key(&(id, version))
+        self.get(id, version).is_some()
     }
 
     /// Returns the highest version of a key that is in memory.
     #[inline]
     pub fn latest_version(&self, id: u32) -> Option<u32> {
-        self.latest.pin().get(&id).copied()
+        let version = self.latest.get(u64::from(id))?;
+        // Pairs with `add`: a thread that reads the version finds its key.
+        Some(version.load(Ordering::Acquire))
     }
 
     /// The ids that have a version in memory.
     pub fn ids(&self) -> Vec<u32> {
-        self.latest.pin().keys().copied().collect()
+        self.latest.iter().map(|(id, _)| id as u32).collect()
     }
 
     /// The versions in memory, in order.
     pub fn names(&self) -> Vec<KeyName> {
-        let keys = self.keys.pin();
-        let mut names: Vec<_> = keys
-            .iter()
-            .map(|(&(id, version), key)| KeyName {
-                id,
-                version,
-                algorithm: key.algorithm,
-            })
-            .collect();
+        let name = |(number, key): (u64, &DataKey)| KeyName {
+            id: (number >> u32::BITS) as u32,
+            version: number as u32,
+            algorithm: key.algorithm,
+        };
+        let mut names: Vec<_> = self.keys.iter().map(name).collect();
         names.sort_unstable();
         names
     }
 
     /// Number of ids that have a version in memory.
     pub fn id_count(&self) -> u64 {
-        self.latest.len() as u64
+        self.latest.iter().count() as u64
     }
 
     /// Number of key versions in memory.
     pub fn version_count(&self) -> u64 {
-        self.keys.len() as u64
+        self.keys.iter().count() as u64
     }
 
     /// Adds a key version. One that is there already stays as it is.
@@ -122,10 +190,11 @@ impl Keyring {
             algorithm: name.algorithm,
             key: stored.key,
         };
-        // The key comes before its version number: a thread that reads the number finds the key.
-        self.keys.pin().insert((name.id, name.version), key);
-        if self.latest_version(name.id) < Some(name.version) {
-            self.latest.pin().insert(name.id, name.version);
+        self.keys.add(number(name.id, name.version), key);
+        let id = u64::from(name.id);
+        match self.latest.get(id) {
+            Some(latest) => _ = latest.fetch_max(name.version, Ordering::Release),
+            None => self.latest.add(id, AtomicU32::new(name.version)),
         }
         Ok(Added {
             lock_failure: stored.lock_failure,
@@ -140,17 +209,16 @@ impl Keyring {
     /// A copy of a key, for tests.
     #[cfg(test)]
     pub fn copy(&self, id: u32, version: u32) -> Option<Vec<u8>> {
-        self.read(id, version, |key| {
-            let mut bytes = vec![0; key.length_bytes()];
-            assert!(key.copy_to(&mut bytes));
-            bytes
-        })
+        let key = self.get(id, version)?;
+        let mut bytes = vec![0; key.length_bytes()];
+        assert!(key.copy_to(&mut bytes));
+        Some(bytes)
     }
 
     /// Returns how a key version encrypts.
     #[inline]
     pub fn algorithm(&self, id: u32, version: u32) -> Option<Algorithm> {
-        self.read(id, version, DataKey::algorithm)
+        self.get(id, version).map(DataKey::algorithm)
     }
 }
 

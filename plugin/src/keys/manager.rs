@@ -134,21 +134,15 @@ impl KeyManager {
         }
     }
 
-    /// Passes a key version to `read` and returns its result. Loads the version if it is not in memory. The
-    /// error is the reason, and has been logged.
+    /// Returns a key version. Loads it if it is not in memory. The error is the reason, and has been logged.
     #[inline]
-    pub fn read_key<R>(
-        &self,
-        id: u32,
-        version: u32,
-        read: impl Fn(&DataKey) -> R,
-    ) -> Result<R, String> {
-        if let Some(result) = self.keyring.read(id, version, &read) {
-            return Ok(result);
+    pub fn key(&self, id: u32, version: u32) -> Result<&DataKey, String> {
+        if let Some(key) = self.keyring.get(id, version) {
+            return Ok(key);
         }
         self.ensure_loaded(id, version)?;
         let unloaded = || format!("version {version} of key {id} is not loaded");
-        self.keyring.read(id, version, read).ok_or_else(unloaded)
+        self.keyring.get(id, version).ok_or_else(unloaded)
     }
 
     /// The file whose keys are served instead of those of key files and KMS, if there is one.
