@@ -89,8 +89,8 @@ const PROGRAM: &str = "iam-kms-broker";
 /// Exit code of a failure, as for `iam-kms-wrapper`.
 const FAILURE: u8 = 125;
 
-/// Threads for a key store in a directory.
-const MAX_STORE_THREADS: usize = 32;
+/// Threads for a key store in a directory. With more, most of their time would go into waking each other.
+const MAX_STORE_THREADS: usize = 4;
 
 /// How long to wait at the end for the last log lines to be written.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);

@@ -19,6 +19,7 @@ use std::{
 use aws_session::config::{Config, KeyServerConfig};
 use broker_api::{Failure, FailureKind, FrameError, Reply, Request, WaitReason, Waiting};
 use mutual_tls::{Guest, HANDSHAKE_TIMEOUT, Host, ServerTls, TlsFilesError};
+use nix::sys::socket::{Backlog, listen};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, SemaphorePermit},
@@ -41,7 +42,11 @@ use requests::{MAX_REQUEST_BYTES, refusal, with_master_key};
 use stored_keys::StoredKeys;
 
 /// Requests that are worked on at the same time, of all clients. Each needs 15 KB.
-const MAX_ATTEMPTS: usize = 1024;
+const MAX_ATTEMPTS: usize = 256;
+
+/// Connections that wait to be accepted: a fleet starts at once. The kernel allows as many by default
+/// (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 
 /// Pause before a client that makes too many requests is told so.
 const THROTTLE_PAUSE: Duration = Duration::from_millis(100);
@@ -93,14 +98,16 @@ impl Prepared {
         let path = path.ok_or(KeyServerError::NoService)?;
         let address = key_server.listen;
         let clients = Clients::new(key_server.clone(), path)?;
-        let listen = || {
+        let bind = || {
             let listener = StdListener::bind(address)?;
             listener.set_nonblocking(true)?;
+            // Again, because the standard library lets 128 wait.
+            listen(&listener, Backlog::new(BACKLOG)?)?;
             Ok(listener)
         };
         Ok(Self {
             clients: Arc::new(clients),
-            listener: listen().map_err(|source| KeyServerError::Bind { address, source })?,
+            listener: bind().map_err(|source| KeyServerError::Bind { address, source })?,
             master_key_id: config
                 .master_key_id
                 .as_ref()

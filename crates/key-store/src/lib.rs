@@ -235,13 +235,16 @@ impl KeyStore {
     }
 
     async fn list_under(&self, prefix: &Path) -> Result<Versions, StoreError> {
-        self.expect_store().await?;
         let mut versions = Versions::new();
         let mut objects = self.store.list(Some(prefix));
         let mut count = 0;
         loop {
             let next = self.bounded(objects.try_next()).await;
             let Some(object) = next.map_err(|error| self.failed("be listed", error))? else {
+                // The key may be missing because the file server is.
+                if versions.is_empty() {
+                    self.expect_store().await?;
+                }
                 return Ok(versions);
             };
             count += 1;

@@ -3,34 +3,57 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 /// Handshakes at the same time.
-const MAX_HANDSHAKES: usize = 512;
+const MAX_HANDSHAKES: usize = 256;
 
 /// Handshakes at the same time from one address, or from one network of IPv6.
 const MAX_PER_NETWORK: usize = 32;
 
 /// The handshakes that are under way.
-#[derive(Default)]
-pub(crate) struct Handshakes(Mutex<HashMap<IpAddr, usize>>);
+pub(crate) struct Handshakes {
+    places: Arc<Semaphore>,
+    networks: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place for a handshake.
+pub(crate) struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 /// Counts as a handshake that is under way until it is dropped.
 pub struct Handshake {
     all: Arc<Handshakes>,
     network: IpAddr,
+    _place: Place,
 }
 
 impl Handshakes {
-    /// Counts a handshake. The error is the limit that has been reached.
-    pub fn begin(self: &Arc<Self>, address: IpAddr) -> Result<Handshake, String> {
-        let network = network(address);
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.values().sum::<usize>() >= MAX_HANDSHAKES {
-            return Err(format!("{MAX_HANDSHAKES} handshakes are under way"));
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            places: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            networks: Mutex::default(),
+        })
+    }
+
+    /// Waits until a handshake may begin.
+    pub async fn place(&self) -> Place {
+        let permit = Arc::clone(&self.places).acquire_owned().await;
+        // An error would say that the semaphore is closed, which nobody does.
+        Place {
+            _permit: permit.ok(),
         }
-        let count = all.entry(network).or_default();
+    }
+
+    /// Counts a handshake. The error is the limit that has been reached.
+    pub fn begin(self: &Arc<Self>, address: IpAddr, place: Place) -> Result<Handshake, String> {
+        let network = network(address);
+        let mut networks = self.networks();
+        let count = networks.entry(network).or_default();
         if *count >= MAX_PER_NETWORK {
             return Err(format!(
                 "{MAX_PER_NETWORK} handshakes from there are under way"
@@ -40,17 +63,23 @@ impl Handshakes {
         Ok(Handshake {
             all: Arc::clone(self),
             network,
+            _place: place,
         })
+    }
+
+    /// Consistent at every unlock.
+    fn networks(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.network) {
+        let mut networks = self.all.networks();
+        if let Some(count) = networks.get_mut(&self.network) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                all.remove(&self.network);
+                networks.remove(&self.network);
             }
         }
     }
@@ -69,34 +98,43 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    /// Begins a handshake, if there is a place at once.
+    fn begin(all: &Arc<Handshakes>, address: &str) -> Option<Result<Handshake, String>> {
+        let place = all.place().now_or_never()?;
+        Some(all.begin(address.parse().unwrap(), place))
+    }
 
     #[test]
     fn one_network_cannot_take_all_handshakes() {
-        let handshakes = Arc::new(Handshakes::default());
-        let begin = |address: &str| handshakes.begin(address.parse().unwrap());
+        let all = Handshakes::new();
         let mut kept: Vec<_> = (0..MAX_PER_NETWORK)
-            .map(|host| begin(&format!("2001:db8::{host:x}")).unwrap())
+            .map(|host| {
+                begin(&all, &format!("2001:db8::{host:x}"))
+                    .unwrap()
+                    .unwrap()
+            })
             .collect();
-        assert!(begin("2001:db8::ffff").is_err());
-        kept.push(begin("2001:db8:1::1").unwrap());
+        assert!(begin(&all, "2001:db8::ffff").unwrap().is_err());
+        kept.push(begin(&all, "2001:db8:1::1").unwrap().unwrap());
         kept.remove(0);
-        assert!(begin("2001:db8::ffff").is_ok());
+        assert!(begin(&all, "2001:db8::ffff").unwrap().is_ok());
         drop(kept);
-        assert!(handshakes.0.lock().unwrap().is_empty());
+        assert!(all.networks().is_empty());
     }
 
     #[test]
     fn there_is_an_end_to_all_handshakes_too() {
-        let handshakes = Arc::new(Handshakes::default());
-        let begin = |host: usize| {
-            let address = format!("10.0.{}.{}", host / 256, host % 256);
-            handshakes.begin(address.parse().unwrap())
-        };
-        let kept: Vec<_> = (0..MAX_HANDSHAKES)
-            .map(|host| begin(host).unwrap())
+        let all = Handshakes::new();
+        let address = |host| format!("10.0.{}.{}", host / 256, host % 256);
+        let mut kept: Vec<_> = (0..MAX_HANDSHAKES)
+            .map(|host| begin(&all, &address(host)).unwrap().unwrap())
             .collect();
-        assert!(begin(MAX_HANDSHAKES).is_err());
-        drop(kept);
+        assert!(begin(&all, &address(MAX_HANDSHAKES)).is_none());
+        kept.pop();
+        assert!(begin(&all, &address(MAX_HANDSHAKES)).unwrap().is_ok());
     }
 }

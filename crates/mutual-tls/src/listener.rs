@@ -46,15 +46,17 @@ pub trait Host: Send + Sync + 'static {
     fn refuse(&self, address: SocketAddr, why: &str);
 }
 
-/// Accepts connections as long as it is polled. Concurrent handshakes are limited, in all and for each network.
+/// Accepts connections as long as it is polled. Concurrent handshakes are limited, in all and for each network. While all
+/// of them are under way, others wait in the listener's queue.
 pub async fn accept(listener: &TcpListener, host: &Arc<impl Host>) {
-    let handshakes = Arc::new(Handshakes::default());
+    let handshakes = Handshakes::new();
     let mut has_failed = false;
     loop {
+        let place = handshakes.place().await;
         match listener.accept().await {
             Ok((stream, address)) => {
                 has_failed = false;
-                match handshakes.begin(address.ip()) {
+                match handshakes.begin(address.ip(), place) {
                     Ok(handshake) => {
                         let host = Arc::clone(host);
                         tokio::spawn(greet(host, stream, address, handshake));
