@@ -56,7 +56,8 @@ OTHER_ROOTS := bullseye trixie forky
 ARM64_ROOT := scripts/server-root bookworm:arm64 libssl-dev
 SYSTEMD_INSTALLED := $(CARGO_TARGET_DIR)/systemd-installed
 CONFINED_INSTALLED := $(CARGO_TARGET_DIR)/confined-installed
-IMAGE = $(CARGO_TARGET_DIR)/image/iam-kms-mariadb-$(DEB_ARCH).tar
+IMAGES := $(CARGO_TARGET_DIR)/image
+IMAGE = $(IMAGES)/iam-kms-mariadb-$(DEB_ARCH).tar
 RECORDINGS := $(CARGO_TARGET_DIR)/recordings
 EXAMPLES := configuration mfa-at-boot many-hosts broker-service ec2-role on-premises-and-ec2 nightly-backup monitoring key-server \
 	stock-plugin policies audit aws-account migration container mariadb-operator
@@ -310,11 +311,13 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	rpmlint --config packaging/redhat/rpmlint.toml $(PACKAGES)/*.$(ARCH).rpm
 
 release: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
-release: $(CARGO_CYCLONEDX) ## Packages, tarballs, sources, SBOM, licences and checksums of both architectures, into target/releases
+release: $(CARGO_CYCLONEDX) ## Packages, tarballs, images, sources, SBOM, licences and checksums of both architectures, into target/releases
 	rm -rf $(RELEASE)
 	install -d $(RELEASE)
-	set -e; for arch in x86_64 aarch64; do $(MAKE) ARCH=$$arch package tarball; done
+	set -e; for arch in x86_64 aarch64; do $(MAKE) ARCH=$$arch package tarball image; done
 	cp $(PACKAGES)/*.deb $(PACKAGES)/*.rpm $(RELEASE)
+	set -e; for arch in amd64 arm64; do \
+		cp $(IMAGES)/iam-kms-mariadb-$$arch.tar $(RELEASE)/iam-kms-mariadb-$(VERSION)-$$arch.tar; done
 	git archive --prefix=iam-kms-wrapper-$(VERSION)/ HEAD | gzip -9n > $(RELEASE)/iam-kms-wrapper-$(VERSION).tar.gz
 	packaging/sbom $(CARGO_CYCLONEDX) $(RELEASE)
 	cp $(THIRD_PARTY_LICENSES) $(RELEASE)/THIRD-PARTY-LICENSES
@@ -334,12 +337,13 @@ version:
 	@echo $(VERSION)
 
 # A second build, in another folder, from a fresh clone.
-test-reproducible: package tarball ## Build packages and tarball again in another folder: byte for byte the same; ARCH=aarch64
+test-reproducible: package tarball image ## Build packages, tarball and image again in another folder: byte for byte the same; ARCH=aarch64
 	rm -rf $(CARGO_TARGET_DIR)/again
 	git clone --quiet . $(CARGO_TARGET_DIR)/again/sources
 	cd $(CARGO_TARGET_DIR)/again/sources && git checkout --quiet $$(git -C $(CURDIR) rev-parse HEAD) && \
-		CI= CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/again/target $(MAKE) ARCH=$(ARCH) package tarball
-	set -e; cd $(CARGO_TARGET_DIR); for file in packages/*_$(DEB_ARCH).deb packages/*.$(ARCH).rpm $(notdir $(RELEASES))/*/*-$(ARCH)-linux.tar.gz; do \
+		CI= CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/again/target $(MAKE) ARCH=$(ARCH) package tarball image
+	set -e; cd $(CARGO_TARGET_DIR); for file in packages/*_$(DEB_ARCH).deb packages/*.$(ARCH).rpm $(notdir $(RELEASES))/*/*-$(ARCH)-linux.tar.gz \
+		image/$(notdir $(IMAGE)); do \
 		cmp $$file again/target/$$file; sha256sum $$file; done
 
 bench: bench-launcher bench-manage-key bench-plugin ## Benchmarks, each beside its peer in one run
