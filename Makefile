@@ -147,7 +147,7 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 			$(SYSTEMD_TESTS) --skip package::; \
 	done
 
-test-confinement: dist ## The main job on a kernel that enforces AppArmor, in a virtual machine
+test-confinement: dist ## The main job on a kernel that enforces AppArmor, and on one that enforces SELinux, in virtual machines
 	@scripts/install-packages debootstrap e2fsprogs openssl qemu-system-x86
 	rm -rf $(CONFINED_INSTALLED)
 	$(MAKE) --silent install PREFIX=/usr DESTDIR=$(CONFINED_INSTALLED)
@@ -267,6 +267,7 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/mariadb.service.d systemd/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/apparmor packaging/apparmor/mariadbd
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/selinux/packages/iam-kms-wrapper packaging/selinux/iam_kms_wrapper.cil
 	cp -R $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md SECURITY.md
 	install -D -m 644 -t $(DESTDIR)$(DOC)/docs/src docs/src/*.md
