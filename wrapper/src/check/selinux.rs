@@ -49,7 +49,7 @@ fn finding(program: &Path, label: &str) -> Finding {
         "this program is labelled {label}, so the server may not use the broker; install the package \
          iam-kms-wrapper-selinux, or run semodule -X 200 -i \
          {prefix}/share/selinux/packages/iam-kms-wrapper/iam_kms_wrapper.cil && \
-         restorecon -RF {prefix}/bin {prefix}/libexec /etc/iam-kms-wrapper /run"
+         restorecon -iR {prefix}/bin {prefix}/libexec /etc/iam-kms-wrapper /run/iam-kms-wrapper"
     ))
 }
 
