@@ -148,7 +148,7 @@ test-systemd: dist test-plugin ## The service under a systemd of its own, in a c
 			$(SYSTEMD_TESTS) --skip package::; \
 	done
 
-test-confinement: dist ## The main job on a kernel that enforces AppArmor, in a virtual machine
+test-confinement: dist ## The main job on a kernel that enforces AppArmor, and on one that enforces SELinux, in virtual machines
 	@scripts/install-packages debootstrap e2fsprogs openssl qemu-system-x86
 	rm -rf $(CONFINED_INSTALLED)
 	$(MAKE) --silent install PREFIX=/usr DESTDIR=$(CONFINED_INSTALLED)
@@ -268,6 +268,7 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/mariadb.service.d systemd/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/redhat/mariadb.service.d systemd/redhat/mariadb.service.d/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/iam-kms-wrapper/apparmor packaging/apparmor/mariadbd
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/selinux/packages/iam-kms-wrapper packaging/selinux/iam_kms_wrapper.cil
 	cp -R $(DIST)/share/. $(DESTDIR)$(PREFIX)/share
 	install -D -m 644 -t $(DESTDIR)$(DOC) README.md CHANGELOG.md SECURITY.md
 	install -D -m 644 -t $(DESTDIR)$(DOC)/docs/src docs/src/*.md
@@ -280,11 +281,13 @@ install: ## Install programs, plugin, units and man pages (PREFIX, PLUGIN_DIR, D
 
 # Times in the packages are those of the commit, whenever they are built.
 package: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
+package: GENERATE_RPM = $(CARGO_GENERATE_RPM) --package packaging --payload-compress xz --target $(TARGET) \
+	--target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
 # Everything that is installed, with what only packages have: licences, and where distributions want things.
 # MariaDB.org's server for Red Hat has its plugins below lib64/mysql, Red Hat's own below lib64/mariadb.
 package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debian and RPM packages, into target/packages; ARCH=aarch64
 	@scripts/install-packages lintian rpm rpmlint
-	rm -rf $(STAGED) $(PACKAGES)/*_$(DEB_ARCH).deb $(PACKAGES)/*.$(ARCH).rpm
+	rm -rf $(STAGED) $(PACKAGES)/*_$(DEB_ARCH).deb $(PACKAGES)/*.$(ARCH).rpm $(PACKAGES)/*.noarch.rpm
 	install -d $(STAGED) $(PACKAGES)
 	$(MAKE) --silent install PREFIX=/usr DESTDIR=$(STAGED)/debian
 	# cargo-deb would follow the link.
@@ -300,15 +303,17 @@ package: dist $(THIRD_PARTY_LICENSES) $(CARGO_DEB) $(CARGO_GENERATE_RPM) ## Debi
 	install -D -m 644 -t $(STAGED)/redhat/usr/share/licenses/iam-kms-wrapper \
 		LICENSE-APACHE LICENSE-MIT $(THIRD_PARTY_LICENSES)
 	find $(STAGED)/redhat/usr/share/man -type f -exec gzip -9n {} +
-	install -d $(STAGED)/redhat-programs $(STAGED)/redhat-scripts $(STAGED)/redhat-documents
+	install -d $(addprefix $(STAGED)/redhat-,programs scripts documents selinux)
 	rm $(STAGED)/redhat$(PACKAGE_DOC)/examples
 	cd $(STAGED)/redhat && cp -r --parents -t ../redhat-documents usr/share/doc usr/share/man && rm -r usr/share/doc usr/share/man
+	cd $(STAGED)/redhat && cp -r --parents -t ../redhat-selinux usr/share/selinux && rm -r usr/share/selinux
 	cd $(STAGED)/redhat && find * -type f -perm 711 -exec cp --parents -t ../redhat-programs {} + -exec rm {} +
 	cd $(STAGED)/redhat && find * -type f -perm /111 -exec cp --parents -t ../redhat-scripts {} + -exec rm {} +
 	$(CARGO_DEB) --no-build --no-strip --target $(TARGET) --package packaging --output $(PACKAGES)/
-	$(CARGO_GENERATE_RPM) --package packaging --payload-compress xz --target $(TARGET) --target-dir $(CARGO_TARGET_DIR) --output $(PACKAGES)/
+	$(GENERATE_RPM)
+	$(GENERATE_RPM) --variant selinux --arch noarch
 	lintian --allow-root --fail-on error,warning $(PACKAGES)/*_$(DEB_ARCH).deb
-	rpmlint --config packaging/redhat/rpmlint.toml $(PACKAGES)/*.$(ARCH).rpm
+	rpmlint --config packaging/redhat/rpmlint.toml $(PACKAGES)/*.$(ARCH).rpm $(PACKAGES)/*.noarch.rpm
 
 release: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 release: $(CARGO_CYCLONEDX) ## Packages, tarballs, images, sources, SBOM, licences and checksums of both architectures, into target/releases
@@ -342,7 +347,7 @@ test-reproducible: package tarball image ## Build packages, tarball and image ag
 	git clone --quiet . $(CARGO_TARGET_DIR)/again/sources
 	cd $(CARGO_TARGET_DIR)/again/sources && git checkout --quiet $$(git -C $(CURDIR) rev-parse HEAD) && \
 		CI= CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/again/target $(MAKE) ARCH=$(ARCH) package tarball image
-	set -e; cd $(CARGO_TARGET_DIR); for file in packages/*_$(DEB_ARCH).deb packages/*.$(ARCH).rpm $(notdir $(RELEASES))/*/*-$(ARCH)-linux.tar.gz \
+	set -e; cd $(CARGO_TARGET_DIR); for file in packages/*_$(DEB_ARCH).deb packages/*.$(ARCH).rpm packages/*.noarch.rpm $(notdir $(RELEASES))/*/*-$(ARCH)-linux.tar.gz \
 		image/$(notdir $(IMAGE)); do \
 		cmp $$file again/target/$$file; sha256sum $$file; done
 

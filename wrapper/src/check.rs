@@ -5,6 +5,7 @@ mod apparmor;
 mod key_server;
 mod plugin;
 mod reach;
+mod selinux;
 
 use std::{
     ffi::{CString, OsString},
@@ -182,6 +183,9 @@ impl List {
             self.add("plugin", check_plugin(command))?;
             if let Some(finding) = check_apparmor(&config.broker, command) {
                 self.add("AppArmor", finding)?;
+            }
+            if let Some(finding) = selinux::check_module() {
+                self.add("SELinux", finding)?;
             }
         }
         Ok(())

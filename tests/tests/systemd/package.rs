@@ -33,6 +33,11 @@ fn rpm() -> PathBuf {
     package(&format!(".{}.rpm", env::consts::ARCH))
 }
 
+/// The RPM with the policy module for SELinux.
+fn rpm_selinux() -> PathBuf {
+    package(".noarch.rpm")
+}
+
 /// The package that `make package` made, by the end of its name.
 fn package(ending: &str) -> PathBuf {
     let folder = env::var_os("IAM_KMS_PACKAGES").expect("run these tests with `make test-package`");
@@ -304,9 +309,17 @@ fn red_hats_package_is_installed_by_rpm_starts_an_encrypted_server_and_leaves_wh
     // There is no C library in that database: hence --nodeps.
     let there = ["--root", &root, "--dbpath", &database, "--nodeps"];
     let rpm_there = |arguments: &[&str]| run("rpm", &[&there[..], arguments].concat());
-    let told = rpm_there(&["--install", &rpm().to_string_lossy()]);
+    let selinux = rpm_selinux();
+    let told = rpm_there(&[
+        "--install",
+        &rpm().to_string_lossy(),
+        &selinux.to_string_lossy(),
+    ]);
     assert!(told.contains("nothing is configured yet"), "{told}");
-    assert_eq!(rpm_there(&["--verify", "iam-kms-wrapper"]), "");
+    let names = ["iam-kms-wrapper", "iam-kms-wrapper-selinux"];
+    for name in names {
+        assert_eq!(rpm_there(&["--verify", name]), "");
+    }
     let modes = "stat --format='%a %U' /usr/bin/iam-kms-* /usr/bin/kms-* | sort -u";
     assert_eq!(machine.sh(modes), "711 root");
 
@@ -327,11 +340,43 @@ fn red_hats_package_is_installed_by_rpm_starts_an_encrypted_server_and_leaves_wh
 
     machine.sh("systemctl stop mariadb.socket mariadb.service iam-kms-broker.service");
     let before = kept(&running);
-    rpm_there(&["--erase", "iam-kms-wrapper"]);
+    rpm_there(&["--erase", names[0], names[1]]);
     assert_eq!(kept(&running), before);
     let left =
         "find / -xdev '(' -name '*iam-kms-*' -o -name 'aws_key_management*' ')' -path '/usr/*'";
     assert_eq!(machine.sh(left), "");
+}
+
+#[test]
+fn the_rpm_for_selinux_has_the_module_alone_loads_it_and_removes_it_with_itself() {
+    let rpm = rpm_selinux();
+    let rpm = rpm.to_string_lossy();
+    let query = |what: &str| run("rpm", &["--query", "--package", what, &rpm]);
+    let module = "/usr/share/selinux/packages/iam-kms-wrapper/iam_kms_wrapper.cil";
+    assert_eq!(query("--list").trim_end(), module);
+    for (what, named) in [
+        ("--requires", "policycoreutils"),
+        ("--requires", "selinux-policy"),
+        ("--conflicts", ""),
+        ("--recommends", ""),
+        ("--suggests", ""),
+    ] {
+        let said = query(what);
+        assert!(
+            said.contains(named) && (!named.is_empty() || said.is_empty()),
+            "{what}: {said}"
+        );
+    }
+    let scripts = query("--scripts");
+    let load = format!("semodule -X 200 -i {module}");
+    for part in [
+        load.as_str(),
+        "semodule -X 200 -r iam_kms_wrapper",
+        "restorecon",
+    ] {
+        assert!(scripts.contains(part), "{part}: {scripts}");
+    }
+    assert!(!scripts.contains("systemctl"), "{scripts}");
 }
 
 #[test]
@@ -355,11 +400,13 @@ fn the_rpm_is_whole_starts_nothing_and_holds_what_the_deb_holds() {
 
     let sandbox = Sandbox::new();
     let (redhat, debian) = (sandbox.directory("redhat"), sandbox.directory("debian"));
-    let unpack = format!(
-        "rpm2archive - < '{rpm}' | tar --extract --gzip --directory {}",
-        redhat.display()
-    );
-    run("sh", &["-ec", &unpack]);
+    for rpm in [rpm.as_ref(), &rpm_selinux().to_string_lossy()] {
+        let unpack = format!(
+            "rpm2archive - < '{rpm}' | tar --extract --gzip --directory {}",
+            redhat.display()
+        );
+        run("sh", &["-ec", &unpack]);
+    }
     run(
         "dpkg-deb",
         &[
