@@ -211,7 +211,7 @@ impl KeyServer {
     /// Answers requests until the client disconnects, which is an error as well, or sends something invalid.
     async fn converse(
         &self,
-        connection: &mut Connection<TlsStream<TcpStream>>,
+        connection: &mut Connection<Box<TlsStream<TcpStream>>>,
         admitted: &Admitted,
         user: &User,
         caller: &Caller<'_>,
@@ -322,7 +322,11 @@ fn refuse(user: &User, caller: &Caller<'_>, why: &str) {
 }
 
 /// Answers the first request of a host that is not served with the reason.
-async fn tell(connection: &mut Connection<TlsStream<TcpStream>>, kind: FailureKind, why: String) {
+async fn tell(
+    connection: &mut Connection<Box<TlsStream<TcpStream>>>,
+    kind: FailureKind,
+    why: String,
+) {
     let message = format!("this host is not served: {why}");
     let told = async {
         let version = connection.begin().await?;

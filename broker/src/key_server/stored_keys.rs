@@ -20,15 +20,11 @@ use crate::{
 /// Calls of KMS at the same time, for all clients. Each has a connection.
 const MAX_KMS_CALLS: usize = 64;
 
-/// Searches of the key store at the same time, for all clients. One of a directory needs 100 KB.
-const MAX_SEARCHES: usize = 64;
-
 /// The keys of all name spaces.
 pub(crate) struct StoredKeys {
     aws: Arc<AwsCalls>,
     spaces: Mutex<HashMap<String, Arc<Space>>>,
     kms_calls: Semaphore,
-    searches: Semaphore,
 }
 
 /// A name space.
@@ -81,7 +77,6 @@ impl StoredKeys {
             aws,
             spaces: Mutex::default(),
             kms_calls: Semaphore::new(MAX_KMS_CALLS),
-            searches: Semaphore::new(MAX_SEARCHES),
         }
     }
 
@@ -111,7 +106,8 @@ impl StoredKeys {
     pub async fn find(&self, name_space: &str, request: &FindKey) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
         let Some(key_version) = request.version else {
-            return Ok(without_blob(self.search(&space, request).await?));
+            let found = space.store.find(&self.aws.sessions, request).await?;
+            return Ok(without_blob(found));
         };
         let context = KeyContext {
             key_version,
@@ -132,7 +128,6 @@ impl StoredKeys {
     /// Lists names and check values.
     pub async fn list(&self, name_space: &str, request: &ListKeys) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
-        let _permit = self.searches.acquire().await;
         space.store.list(&self.aws.sessions, request).await
     }
 
@@ -193,7 +188,8 @@ impl StoredKeys {
                 version: Some(context.key_version),
                 context: *context,
             };
-            let Reply::Stored { key, .. } = self.search(space, &request).await? else {
+            let found = space.store.find(&self.aws.sessions, &request).await?;
+            let Reply::Stored { key, .. } = found else {
                 return Err(invalid(
                     "the key store has answered another question".into(),
                 ));
@@ -201,11 +197,6 @@ impl StoredKeys {
             slot.key = key;
         }
         Ok(slot.key.clone())
-    }
-
-    async fn search(&self, space: &Space, request: &FindKey) -> Result<Reply, Failure> {
-        let _permit = self.searches.acquire().await;
-        space.store.find(&self.aws.sessions, request).await
     }
 
     /// Unwraps a key of the key store. It is found in the key cache by its wrapped form only: who could write into the

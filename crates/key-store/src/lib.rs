@@ -235,28 +235,38 @@ impl KeyStore {
     }
 
     async fn list_under(&self, prefix: &Path) -> Result<Versions, StoreError> {
+        let failed = |error| self.failed("be listed", error);
         let mut versions = Versions::new();
-        let mut objects = self.store.list(Some(prefix));
-        let mut count = 0;
-        loop {
-            let next = self.bounded(objects.try_next()).await;
-            let Some(object) = next.map_err(|error| self.failed("be listed", error))? else {
-                // The key may be missing because the file server is.
-                if versions.is_empty() {
-                    self.expect_store().await?;
-                }
-                return Ok(versions);
-            };
-            count += 1;
-            if count > MAX_OBJECTS {
-                return Err(StoreError::TooMany(self.location.clone(), MAX_OBJECTS));
+        let mut add = |object: &Path| {
+            if let Some((id, version, form)) = self.parse(object) {
+                let latest = versions.entry((id, version)).or_insert(form);
+                *latest = form.max(*latest);
             }
-            let Some((id, version, form)) = self.parse(&object.location) else {
-                continue;
-            };
-            let latest = versions.entry((id, version)).or_insert(form);
-            *latest = form.max(*latest);
+        };
+        match self.location {
+            // The stream below reads a directory in two steps, with room for a thousand files.
+            KeyStoreLocation::Directory(_) => {
+                let listed = self.store.list_with_delimiter(Some(prefix));
+                let listed = self.bounded(listed).await.map_err(failed)?;
+                listed.objects.iter().for_each(|it| add(&it.location));
+            }
+            KeyStoreLocation::S3 { .. } => {
+                let mut objects = self.store.list(Some(prefix));
+                let mut count = 0;
+                while let Some(object) = self.bounded(objects.try_next()).await.map_err(failed)? {
+                    count += 1;
+                    if count > MAX_OBJECTS {
+                        return Err(StoreError::TooMany(self.location.clone(), MAX_OBJECTS));
+                    }
+                    add(&object.location);
+                }
+            }
         }
+        // The keys may be missing because the file server is.
+        if versions.is_empty() {
+            self.expect_store().await?;
+        }
+        Ok(versions)
     }
 
     /// Reads one form of a key; `None`: it is not there.

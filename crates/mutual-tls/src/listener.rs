@@ -24,8 +24,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Someone with a valid certificate.
 pub struct Guest {
-    /// The connection.
-    pub stream: TlsStream<TcpStream>,
+    /// The connection. On the heap, because whoever passes it on keeps room for it.
+    pub stream: Box<TlsStream<TcpStream>>,
     /// The certificates that were shown, at least one; the first is the guest's own.
     pub chain: Vec<CertificateDer<'static>>,
     /// Where the guest is.
@@ -101,7 +101,7 @@ async fn greet(host: Arc<impl Host>, stream: TcpStream, address: SocketAddr, han
     };
     let chain = chain.iter().map(|it| it.clone().into_owned()).collect();
     let guest = Guest {
-        stream,
+        stream: Box::new(stream),
         chain,
         address,
         handshake,
