@@ -39,8 +39,7 @@ fn a_crash_and_a_restart_within_the_session_need_no_code_and_a_start_after_a_sto
         assert!(!descriptors.contains("iam-kms-session"), "{descriptors}");
     }
     assert_eq!(site.aws.calls("GetSessionToken"), 1);
-    site.machine
-        .sh("systemctl stop mariadb.socket mariadb.service");
+    site.stop_server();
     assert_eq!(stored(&site), "0");
     site.machine.sh("systemctl start --no-block mariadb");
     site.wait_for_fifo();

@@ -234,7 +234,7 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
 
     site.sql("DROP TABLE d.t");
     // Else the broker's FIFO could be taken for that of the start.
-    site.machine.sh("systemctl stop mariadb.socket mariadb");
+    site.stop_server();
     done_with_code(&site, &fence("nightly-backup-restore"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7\n8");
 }
@@ -245,7 +245,7 @@ fn no_backup_of_a_server_that_does_not_run_and_a_failed_one_leaves_the_last() {
     done_with_code(&site, &fence("mfa-at-boot"));
     done(&site, &fence("nightly-backup"));
     let backups = site.machine.sh("ls /var/backups/mariadb");
-    site.machine.sh("systemctl stop mariadb.socket mariadb");
+    site.stop_server();
     let start = "systemctl start mariadb-nightly-backup.service";
     let failed = site.machine.sh(&format!("! {start} 2>&1"));
     assert!(failed.contains("dependency job"), "{failed}");

@@ -181,7 +181,7 @@ fn start_repeatedly(machine: &Machine, times: usize) {
              systemctl start --no-block mariadb
              until [ -p {FIFO} ]; do sleep 0.02; done
              systemctl kill --signal=KILL mariadb
-             systemctl stop mariadb.socket mariadb
+             systemctl stop 'mariadb.s*'
              systemctl reset-failed mariadb
              rm -f {FIFO}
          done"

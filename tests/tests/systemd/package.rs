@@ -210,9 +210,7 @@ fn the_installation_page_starts_an_encrypted_server_from_the_package() {
         running.sql("SELECT ENCRYPTION_SCHEME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME=\"mysql/marked\""),
         "1"
     );
-    running
-        .machine
-        .sh("systemctl stop mariadb.socket mariadb.service");
+    running.stop_server();
     let found = "grep -rl marker-in-clear /var/lib/mysql || :";
     assert_eq!(running.machine.sh(found), "");
     let version = run(
@@ -264,7 +262,7 @@ fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afte
     // The broker before the upgrade still serves.
     running.sql("CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7");
 
-    machine.sh("systemctl stop mariadb.socket mariadb.service");
+    running.stop_server();
     let before = kept(&running);
     assert!(
         before.contains("/var/lib/mysql/aws-kms-key.1.1 "),
@@ -338,7 +336,8 @@ fn red_hats_package_is_installed_by_rpm_starts_an_encrypted_server_and_leaves_wh
         "1"
     );
 
-    machine.sh("systemctl stop mariadb.socket mariadb.service iam-kms-broker.service");
+    running.stop_server();
+    machine.sh("systemctl stop iam-kms-broker");
     let before = kept(&running);
     rpm_there(&["--erase", names[0], names[1]]);
     assert_eq!(kept(&running), before);

@@ -468,7 +468,9 @@ fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
     assert_encrypts(&running);
 
     // As if the server had never made a data key.
-    machine.sh("systemctl stop mariadb.socket mariadb; mkdir /root/keys; mv /var/lib/mysql/aws-kms-key.* /root/keys");
+    machine.sh(
+        "systemctl stop 'mariadb.s*'; mkdir /root/keys; mv /var/lib/mysql/aws-kms-key.* /root/keys",
+    );
     let mut terminal = Terminal::new();
     let undo = machine.start_in(&terminal, &["sh", "-ec", &fence("setup-undo").commands]);
     terminal.wait_for_nth("Make these changes? [y/N] ", 1);

@@ -196,9 +196,7 @@ impl Site {
     /// Boots the machine and stops what it has started of MariaDB.
     pub fn boot_and_stop(self) -> Running {
         let running = self.boot();
-        running
-            .machine
-            .sh("systemctl stop mariadb.socket mariadb.service");
+        running.stop_server();
         running
     }
 }
@@ -211,6 +209,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Stops the server, and the socket that would start it again, which MariaDB 10.5 does not have.
+    pub fn stop_server(&self) {
+        self.machine.sh("systemctl stop 'mariadb.s*'");
+    }
+
     pub fn wait_for_fifo(&self) {
         self.wait_for_fifo_at(FIFO);
     }

@@ -25,8 +25,7 @@ fn assert_nothing_left(site: &Running) {
 #[test]
 fn a_stop_while_the_code_is_awaited_leaves_nothing() {
     let site = Site::new().boot();
-    site.machine
-        .sh("systemctl stop mariadb.socket mariadb.service");
+    site.stop_server();
     site.machine
         .wait_for_property("iam-kms-wrapper-prompt.service", "ActiveState", "inactive");
     assert_nothing_left(&site);
@@ -38,7 +37,6 @@ fn a_stop_takes_the_fifo_and_the_broker_along() {
     site.echo_code();
     site.wait_until_active();
     assert!(site.programs().contains("iam-kms-broker"));
-    site.machine
-        .sh("systemctl stop mariadb.socket mariadb.service");
+    site.stop_server();
     assert_nothing_left(&site);
 }

@@ -31,7 +31,7 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
         "cd /usr/share/iam-kms-wrapper/examples/configuration
          sed -e 's|^kms_mfa_id = .*|kms_mfa_id = {}|' -e 's|^master_key_id = .*|master_key_id = alias/mariadb|' \\
              kms-manage-key.config > /etc/iam-kms-wrapper/kms-manage-key.config
-         systemctl stop mariadb.socket mariadb iam-kms-broker",
+         systemctl stop 'mariadb.s*' iam-kms-broker",
         running.aws.serial_number()
     ));
     let typed = |fence: Fence| typed(&running, &fence.commands);
@@ -91,9 +91,7 @@ fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
         "{told}"
     );
     assert!(printed(fence("data-keys-verify")).contains(verified));
-    running
-        .machine
-        .sh("systemctl stop mariadb.socket mariadb.service");
+    running.stop_server();
     let told = printed(fence("data-keys-check"));
     assert!(told.contains("  needed  "), "{told}");
     assert!(!told.contains("MISSING"), "{told}");
