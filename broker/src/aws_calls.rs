@@ -114,20 +114,7 @@ impl AwsCalls {
         };
         drop(permit);
         if let Request::Decrypt(decrypt) = request {
-            let blob = &decrypt.ciphertext_blob;
-            match &answered {
-                Ok(Reply::Decrypted {
-                    key,
-                    master_key_arn,
-                    ..
-                }) => {
-                    if let Err(why) = self.cache.keep(&user.id, blob, key, master_key_arn) {
-                        audit::not_kept(user, &why);
-                    }
-                }
-                Ok(_) => {}
-                Err(failure) => self.cache.refused(blob, failure.kind),
-            }
+            self.remember(user, &decrypt.ciphertext_blob, &answered);
         }
         Ok(match answered {
             Err(failure) if failure.kind == FailureKind::SessionOver => {
@@ -135,6 +122,23 @@ impl AwsCalls {
             }
             answered => answered,
         })
+    }
+
+    /// Keeps a key that KMS has unwrapped in the cache, and takes out one that it has refused.
+    pub fn remember(&self, user: &User, blob: &[u8], answered: &Result<Reply, Failure>) {
+        match answered {
+            Ok(Reply::Decrypted {
+                key,
+                master_key_arn,
+                ..
+            }) => {
+                if let Err(why) = self.cache.keep(&user.id, blob, key, master_key_arn) {
+                    audit::not_kept(user, &why);
+                }
+            }
+            Ok(_) => {}
+            Err(failure) => self.cache.refused(blob, failure.kind),
+        }
     }
 
     async fn attempt(&self, request: &Request) -> Result<Reply, Failure> {

@@ -293,7 +293,7 @@ impl KeyServer {
                 let settings = self.aws.kms.settings().clone();
                 Ok(Reply::Session(self.aws.sessions.state(settings, None)))
             }
-            Request::GetKey(request) => self.keys.get(space, &user.id, &request.context).await,
+            Request::GetKey(request) => self.keys.get(space, user, &request.context).await,
             Request::FindKey(request) => self.keys.find(space, request).await,
             Request::MakeKey(make) => {
                 let make = with_master_key(self.master_key_id(), make);

@@ -13,9 +13,7 @@ use broker_api::{
 use key_files::{WrappedKey, check_value::CheckValue};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
-use crate::{
-    aws_calls::AwsCalls, key_store_calls::KeyStoreCalls, kms_calls::invalid, users::UserId,
-};
+use crate::{aws_calls::AwsCalls, key_store_calls::KeyStoreCalls, kms_calls::invalid, users::User};
 
 /// Calls of KMS at the same time, for all clients. Each has a connection.
 const MAX_KMS_CALLS: usize = 64;
@@ -84,7 +82,7 @@ impl StoredKeys {
     pub async fn get(
         &self,
         name_space: &str,
-        user: &UserId,
+        user: &User,
         context: &KeyContext,
     ) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
@@ -204,7 +202,7 @@ impl StoredKeys {
     async fn unwrap(
         &self,
         key: &WrappedKey,
-        user: &UserId,
+        user: &User,
         context: &KeyContext,
     ) -> Result<Reply, Failure> {
         let aws = &self.aws;
@@ -226,29 +224,19 @@ impl StoredKeys {
         let permit = self.kms_calls.acquire().await;
         let decrypted = aws.kms.decrypt(&aws.sessions, &request).await;
         drop(permit);
-        let decrypted = decrypted
-            .inspect_err(|failure| aws.cache.refused(&key.ciphertext_blob, failure.kind))?;
-        if let Reply::Decrypted {
-            key: plaintext,
-            master_key_arn,
-            ..
-        } = &decrypted
+        if let Ok(Reply::Decrypted { key: plaintext, .. }) = &decrypted
+            && CheckValue::of(plaintext) != key.check_value
         {
-            if CheckValue::of(plaintext) != key.check_value {
-                return Err(Failure {
-                    kind: FailureKind::Other,
-                    message: format!(
-                        "{} of the key store is another key than its check value says, so it is not used; find out who has put it there",
-                        key.name
-                    ),
-                });
-            }
-            let (blob, arn) = (&key.ciphertext_blob, master_key_arn);
-            if let Err(why) = aws.cache.keep(user, blob, plaintext, arn) {
-                tracing::warn!("{why}");
-            }
+            return Err(Failure {
+                kind: FailureKind::Other,
+                message: format!(
+                    "{} of the key store is another key than its check value says, so it is not used; find out who has put it there",
+                    key.name
+                ),
+            });
         }
-        Ok(decrypted)
+        aws.remember(user, &key.ciphertext_blob, &decrypted);
+        decrypted
     }
 }
 
