@@ -179,10 +179,18 @@ fn newer_package(sandbox: &Sandbox) -> PathBuf {
 fn the_package_starts_enables_and_configures_nothing() {
     let running = clean_machine();
     let server = running.main_pid(SERVICE);
-    let before = kept(&running);
+    // The server runs, so the content of its files changes.
+    let kept_beside_data = || {
+        let kept = kept(&running);
+        let lines = kept
+            .lines()
+            .filter(|line| !line.contains("  /var/lib/mysql/"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = kept_beside_data();
     let output = install(&running);
     assert!(!output.contains("warning"), "{output}");
-    assert_eq!(kept(&running), before);
+    assert_eq!(kept_beside_data(), before);
     assert_eq!(running.main_pid(SERVICE), server);
     for unit in [
         "iam-kms-broker.service",
