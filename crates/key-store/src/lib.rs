@@ -236,6 +236,10 @@ impl KeyStore {
 
     async fn list_under(&self, prefix: &Path) -> Result<Versions, StoreError> {
         let failed = |error| self.failed("be listed", error);
+        let check = |count| match count > MAX_OBJECTS {
+            true => Err(StoreError::TooMany(self.location.clone(), MAX_OBJECTS)),
+            false => Ok(()),
+        };
         let mut versions = Versions::new();
         let mut add = |object: &Path| {
             if let Some((id, version, form)) = self.parse(object) {
@@ -248,6 +252,7 @@ impl KeyStore {
             KeyStoreLocation::Directory(_) => {
                 let listed = self.store.list_with_delimiter(Some(prefix));
                 let listed = self.bounded(listed).await.map_err(failed)?;
+                check(listed.objects.len())?;
                 listed.objects.iter().for_each(|it| add(&it.location));
             }
             KeyStoreLocation::S3 { .. } => {
@@ -255,9 +260,7 @@ impl KeyStore {
                 let mut count = 0;
                 while let Some(object) = self.bounded(objects.try_next()).await.map_err(failed)? {
                     count += 1;
-                    if count > MAX_OBJECTS {
-                        return Err(StoreError::TooMany(self.location.clone(), MAX_OBJECTS));
-                    }
+                    check(count)?;
                     add(&object.location);
                 }
             }
