@@ -1,5 +1,5 @@
 //! Encrypts the server's pages, logs and temporary files, byte for byte as the server's own `my_crypt` service does
-//! with OpenSSL. The modes come from the crates `cbc`, `ctr` and `ghash`. This module adds what only the server has:
+//! with OpenSSL. CTR and GCM come from the crates `ctr` and `ghash`. This module adds CBC and what only the server has:
 //! data that comes in pieces, a last partial block in CBC, and contexts in the caller's memory.
 //!
 //! | algorithm | with padding | without padding |
@@ -12,6 +12,7 @@
 mod aes_block;
 mod buffers;
 mod cbc;
+mod chaining;
 mod ctr;
 mod gcm;
 #[cfg(test)]
