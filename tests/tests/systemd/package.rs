@@ -104,11 +104,17 @@ fn install(running: &Running) -> String {
     machine.sh(&format!("cd /root\n{} 2>&1", commands.trim_end()))
 }
 
-/// Runs commands that start the server, and enters the code.
+/// Runs commands that start the server, and enters the code as the documents say.
 fn start(running: &Running, script: &str) {
+    start_with(running, script, || {
+        running.echo_code();
+    });
+}
+
+fn start_with(running: &Running, script: &str, enter_code: impl FnOnce()) {
     let mut start = Process::start(&mut running.machine.command(&["sh", "-ec", script]));
     running.wait_for_fifo();
-    running.echo_code();
+    enter_code();
     let (status, output) = start.finish();
     assert!(status.success(), "{output}");
     running.wait_until_active();
