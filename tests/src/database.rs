@@ -10,7 +10,9 @@ use std::{
 use memchr::memmem;
 use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, wait_until};
+use crate::{
+    Process, Sandbox, command, dist, mariadb_program, owner_of, server_options, wait_until,
+};
 
 const PLUGIN: &str = "aws_key_management.so";
 
@@ -65,7 +67,7 @@ impl Database {
             socket: sandbox.path("mariadb.sock"),
             plugin_dir,
             defaults: "--no-defaults".into(),
-            options: Vec::new(),
+            options: server_options(),
         }
     }
 
@@ -88,7 +90,7 @@ impl Database {
             socket: self.socket.clone(),
             plugin_dir: self.plugin_dir.clone(),
             defaults: self.defaults.clone(),
-            options: Vec::new(),
+            options: server_options(),
         }
     }
 
@@ -389,6 +391,7 @@ fn template() -> PathBuf {
         .arg(format!("--datadir={}", making.path().display()))
         .args(geteuid().is_root().then_some("--user=root"))
         .arg("--innodb-log-file-size=10M")
+        .args(server_options())
         .env("TMPDIR", making.path())
         .output()
         .expect("mariadb-install-db");

@@ -7,6 +7,15 @@ use nix::unistd::Uid;
 /// The directory of the other Debian, as `scripts/server-root` makes it.
 const SERVER_ROOT: &str = "IAM_KMS_SERVER_ROOT";
 
+/// Options that each server of the tests needs, separated by spaces.
+const SERVER_OPTIONS: &str = "IAM_KMS_SERVER_OPTIONS";
+
+/// What the server needs here besides the test's own options.
+pub(crate) fn server_options() -> Vec<String> {
+    let options = env::var(SERVER_OPTIONS).unwrap_or_default();
+    options.split_whitespace().map(str::to_owned).collect()
+}
+
 /// The command line of one of MariaDB's programs, without arguments.
 pub fn mariadb_program(path: &str) -> Vec<String> {
     let mut line = Vec::new();

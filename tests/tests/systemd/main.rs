@@ -7,6 +7,7 @@ mod console_service;
 mod crash_restart;
 mod examples;
 mod hand_over;
+mod old_systemd;
 mod package;
 mod prompt;
 mod recordings;

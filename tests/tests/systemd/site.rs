@@ -1,8 +1,8 @@
 //! A machine as the documents set it up, and AWS.
 
-use std::process::Child;
+use std::{env, path::Path, process::Child};
 
-use end_to_end_tests::{Image, LocalAws, Machine, Sandbox, Terminal};
+use end_to_end_tests::{Image, LocalAws, Machine, Sandbox, Terminal, fence};
 
 pub const SERVICE: &str = "mariadb.service";
 pub const BROKER: &str = "iam-kms-broker.service";
@@ -13,6 +13,14 @@ const ENCRYPTION: &str = include_str!("../../../examples/configuration/60-encryp
 const DROP_IN: &str = include_str!("../../../systemd/mariadb.service.d/iam-kms-wrapper.conf");
 pub const BROKER_DROP_IN: &str =
     include_str!("../../../systemd/mariadb.service.d/iam-kms-broker.conf");
+
+/// Whether the machines have the systemd of Debian 11.
+pub fn has_systemd_247() -> bool {
+    let root = env::var_os("IAM_KMS_SYSTEMD_ROOT").expect("`make test-systemd` sets it");
+    Path::new(&root)
+        .join("lib/systemd/libsystemd-shared-247.so")
+        .exists()
+}
 
 /// AWS outside, the machine's files inside.
 pub struct Site {
@@ -59,13 +67,30 @@ impl Site {
         }
     }
 
-    /// The launcher in the server's place.
+    /// The launcher in the server's place. Where systemd cannot load its credential, that is in its environment.
     pub fn new() -> Self {
-        Self::encrypted(SERVICE).configuration("").file(
+        let site = Self::encrypted(SERVICE).configuration("").file(
             "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf",
             0o644,
             DROP_IN,
+        );
+        match has_systemd_247() {
+            true => site.credential_in_environment(SERVICE),
+            false => site,
+        }
+    }
+
+    /// Passes the long-term key to `service` as the documents say for old versions of systemd.
+    pub fn credential_in_environment(self, service: &str) -> Self {
+        let variables = self.credentials("AWS_ACCESS_KEY_ID=\nAWS_SECRET_ACCESS_KEY=\n");
+        let drop_in = format!("/etc/systemd/system/{service}.d/iam-kms-wrapper.credential.conf");
+        let commands = fence("credential-in-environment").commands;
+        self.file(
+            "/etc/iam-kms-wrapper/aws-credentials.env",
+            0o600,
+            &variables,
         )
+        .file(&drop_in, 0o644, &commands)
     }
 
     /// The broker as a service, with the unit where `make install` puts it.

@@ -14,6 +14,18 @@ pub enum SetupError {
     /// The services are systemd's.
     #[error("systemd does not run this host, and setup configures services of systemd")]
     NoSystemd,
+    /// systemd is too old for `LoadCredential=` in this service.
+    #[error(
+        "systemd {version} cannot load the credential of {service}: that takes systemd {needed}\nConfigure this host by hand, with the access key in the service's environment: 'Source credentials' in the documentation says how."
+    )]
+    OldSystemd {
+        /// The version that runs this host.
+        version: u32,
+        /// The service.
+        service: &'static str,
+        /// The first version that can.
+        needed: u32,
+    },
     /// There is no MariaDB to configure.
     #[error("cannot find {0}\nInstall MariaDB's server, then run this again.")]
     NoServer(&'static str),

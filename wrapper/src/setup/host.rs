@@ -68,6 +68,27 @@ pub fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
+/// Fails if this host's systemd is known to be too old to load the credential of the service that needs it.
+///
+/// Before 248, it does not start a service with `LoadCredential=` and `ExecStartPre=`, as `mariadb.service` has:
+/// <https://github.com/systemd/systemd/issues/18116>.
+pub fn check_systemd(hand_over: HandOver) -> Result<(), SetupError> {
+    let (service, needed) = match hand_over {
+        HandOver::Service => (BROKER, 247),
+        HandOver::Launcher => (SERVER, 248),
+    };
+    let version = systemctl(&["--version"])?;
+    let version = version.split_whitespace().nth(1);
+    match version.and_then(|version| version.parse().ok()) {
+        Some(version) if version < needed => Err(SetupError::OldSystemd {
+            version,
+            service,
+            needed,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The encryption plugin other than ours that the server loads.
 pub fn other_plugin() -> Option<&'static str> {
     let options = check::option_files(&[]).replace('-', "_");

@@ -183,6 +183,9 @@ fn set_up(
     record: Record,
     consent: &Consent,
 ) -> Result<(), SetupError> {
+    if host::has_systemd() {
+        host::check_systemd(answers.hand_over)?;
+    }
     if answers.hand_over == HandOver::Launcher
         && !record.has_enabled_broker
         && host::is_broker_enabled()

@@ -1,0 +1,61 @@
+//! What the documents say for versions of systemd that cannot load a credential.
+
+use crate::site::{BROKER, Running, SERVICE, Site, has_systemd_247};
+
+/// User mysql sees the key neither in the process that has it nor in the server.
+fn assert_out_of_reach(site: &Running, process: &str) {
+    let (access_key_id, _) = site.aws.long_term_key();
+    let pid = site
+        .machine
+        .sh(&format!("pgrep --exact --newest {process}"));
+    let environment = format!("/proc/{pid}/environ");
+    let has_key = format!("grep --text --count {access_key_id} {environment}");
+    assert_eq!(site.machine.sh(&has_key), "1");
+    let refusal =
+        format!("setpriv --reuid=mysql --regid=mysql --clear-groups cat {environment} 2>&1 || :");
+    let refusal = site.machine.sh(&refusal);
+    assert!(refusal.ends_with("Permission denied"), "{refusal}");
+}
+
+#[test]
+fn the_launcher_takes_the_key_from_its_environment_and_passes_it_neither_on_nor_around() {
+    let site = Site::new().credential_in_environment(SERVICE).boot();
+    assert_out_of_reach(&site, "iam-kms-wrapper");
+    site.echo_code();
+    site.wait_until_active();
+    let (access_key_id, _) = site.aws.long_term_key();
+    let server = format!("/proc/{}/environ", site.main_pid(SERVICE));
+    let without = format!("! grep --text {access_key_id} {server}");
+    site.machine.sh(&without);
+}
+
+#[test]
+fn the_broker_takes_the_key_from_its_environment_and_does_not_pass_it_around() {
+    let site = Site::with_broker_service()
+        .credential_in_environment(BROKER)
+        .boot();
+    assert_out_of_reach(&site, "iam-kms-broker");
+    site.echo_code();
+    site.wait_until_active();
+}
+
+#[test]
+fn setup_says_where_systemd_cannot_load_the_launchers_credential() {
+    let site = Site::bare().boot_as_it_is();
+    let setup = |hand_over: &str| {
+        site.machine.sh(&format!(
+            "iam-kms-wrapper setup --dry-run --hand-over={hand_over} --access-key-id=AKIAIOSFODNN7EXAMPLE \
+                 --mfa-device={} --master-key=alias/mariadb --region=us-east-1 2>&1 || echo failed",
+            site.aws.serial_number()
+        ))
+    };
+    let service = setup("service");
+    assert!(
+        service.ends_with("Nothing was changed (--dry-run)."),
+        "{service}"
+    );
+    let launcher = setup("launcher");
+    let refusal =
+        "systemd 247 cannot load the credential of mariadb.service: that takes systemd 248";
+    assert_eq!(launcher.contains(refusal), has_systemd_247(), "{launcher}");
+}
