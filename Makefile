@@ -204,7 +204,8 @@ test-arm64: ## The programs for aarch64 with the MariaDB of an arm64 Debian, in 
 	IAM_KMS_DIST=$(CARGO_TARGET_DIR)/dist-aarch64 IAM_KMS_SERVER_ROOT=$$root \
 		IAM_KMS_SERVER_OPTIONS=--innodb-buffer-pool-size-max=1G \
 		$(CARGO_TEST) -p end-to-end-tests --test end_to_end -- --test-threads=2 $(ARM64_TESTS); \
-	OPENSSL_LIB_DIR=$$libraries OPENSSL_INCLUDE_DIR=$$root/usr/include CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/arm64 \
+	OPENSSL_LIB_DIR=$$libraries OPENSSL_INCLUDE_DIR=$$root/usr/include \
+		CFLAGS_aarch64_unknown_linux_gnu=-I$$root/usr/include/aarch64-linux-gnu CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/arm64 \
 		$(ZIG_CARGO) test --locked --target aarch64-unknown-linux-gnu.2.36 -p aws-key-management-plugin --lib cipher
 
 test-console: dist ## The page of iam-kms-console in Chromium, with axe (10 seconds after the build); pictures in target/console
