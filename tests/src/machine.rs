@@ -226,7 +226,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // The kernel kills all the others with the first process.
         let _ = kill(self.leader, Signal::SIGKILL);
-        for hierarchy in ["", "unified", "systemd"] {
+        for hierarchy in ["", "unified"] {
             let group = Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.name);
             wait_until("the end of the container", || remove_control_group(&group));
         }

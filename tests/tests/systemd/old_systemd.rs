@@ -1,6 +1,6 @@
 //! What the documents say for versions of systemd that cannot load a credential.
 
-use crate::site::{BROKER, Running, SERVICE, Site, has_systemd_247};
+use crate::site::{BROKER, Running, SERVICE, Site};
 
 /// User mysql sees the key neither in the process that has it nor in the server.
 fn assert_out_of_reach(site: &Running, process: &str) {
@@ -37,25 +37,4 @@ fn the_broker_takes_the_key_from_its_environment_and_does_not_pass_it_around() {
     assert_out_of_reach(&site, "iam-kms-broker");
     site.echo_code();
     site.wait_until_active();
-}
-
-#[test]
-fn setup_says_where_systemd_cannot_load_the_launchers_credential() {
-    let site = Site::bare().boot_as_it_is();
-    let setup = |hand_over: &str| {
-        site.machine.sh(&format!(
-            "iam-kms-wrapper setup --dry-run --hand-over={hand_over} --access-key-id=AKIAIOSFODNN7EXAMPLE \
-                 --mfa-device={} --master-key=alias/mariadb --region=us-east-1 2>&1 || echo failed",
-            site.aws.serial_number()
-        ))
-    };
-    let service = setup("service");
-    assert!(
-        service.ends_with("Nothing was changed (--dry-run)."),
-        "{service}"
-    );
-    let launcher = setup("launcher");
-    let refusal =
-        "systemd 247 cannot load the credential of mariadb.service: that takes systemd 248";
-    assert_eq!(launcher.contains(refusal), has_systemd_247(), "{launcher}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use end_to_end_tests::{Process, Terminal, fence};
 
-use crate::site::{BROKER, Running, SERVICE, Site};
+use crate::site::{BROKER, Running, SERVICE, Site, has_systemd_247};
 
 const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
 const CREDENTIAL: &str = "/etc/iam-kms-wrapper/aws-credentials";
@@ -477,4 +477,21 @@ fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
     terminal.type_in("y\n");
     terminal.wait_for_success(undo);
     assert_eq!(state(&running), before);
+}
+
+#[test]
+fn a_service_whose_credential_systemd_cannot_load_is_not_set_up() {
+    let running = host();
+    let dry_run = |hand_over| {
+        let options = format!("--dry-run --hand-over={hand_over} 2>&1 || echo failed");
+        running.machine.sh(&setup(&running, &options))
+    };
+    let done = "Nothing was changed (--dry-run).";
+    let service = dry_run("service");
+    assert!(service.ends_with(done), "{service}");
+    let launcher = dry_run("launcher");
+    let refusal =
+        "systemd 247 cannot load the credential of mariadb.service: that takes systemd 248";
+    assert_eq!(launcher.contains(refusal), has_systemd_247(), "{launcher}");
+    assert_ne!(launcher.ends_with(done), has_systemd_247(), "{launcher}");
 }
