@@ -137,16 +137,22 @@ chaos: dist ## A server under load, killed again and again beside a shadow of it
 	IAM_KMS_DIST=$(DIST) CHAOS_MINUTES=$(CHAOS_MINUTES) $(if $(CHAOS_SEED),CHAOS_SEED=$(CHAOS_SEED)) \
 		env --default-signal cargo run --locked --quiet -p end-to-end-tests --bin chaos
 
+# On other releases: what depends on systemd. The rest follows pages that are written for Debian 12.
+SYSTEMD_TESTS_bookworm := --skip package::
+SYSTEMD_TESTS_trixie := broker_service:: crash_restart:: old_systemd::
+SYSTEMD_TESTS_forky := $(SYSTEMD_TESTS_trixie)
+# systemd 247 can neither load a credential for mariadb.service nor decrypt one.
+SYSTEMD_TESTS_bullseye := $(SYSTEMD_TESTS_trixie) --skip the_page_on_the_broker_moves_a_host_from_the_launcher \
+	--skip the_long_term_key_may_be_encrypted --skip user_mysql_cannot_read_the_long_term_key_once \
+	--skip a_session_that_a_process_of_the_server_has_systemd_keep
 test-systemd: dist test-plugin ## The service under a systemd of its own, in a container; ROOTS="bullseye forky" for other releases
 	@scripts/install-packages debootstrap systemd-container
 	rm -rf $(SYSTEMD_INSTALLED)
 	$(MAKE) install DESTDIR=$(SYSTEMD_INSTALLED)
-	set -e; for suite in $(ROOTS); do \
-		root=$$(scripts/server-root $$suite $(SYSTEMD_PACKAGES)); \
-		echo "The service on Debian $$suite:"; \
+	set -e; $(foreach suite,$(ROOTS),root=$$(scripts/server-root $(suite) $(SYSTEMD_PACKAGES)); \
+		echo "The service on Debian $(suite):"; \
 		IAM_KMS_DIST=$(DIST) IAM_KMS_INSTALLED=$(SYSTEMD_INSTALLED) IAM_KMS_SYSTEMD_ROOT=$$root \
-			$(SYSTEMD_TESTS) --skip package::; \
-	done
+			$(SYSTEMD_TESTS) $(SYSTEMD_TESTS_$(suite));)
 
 test-confinement: dist ## The main job on a kernel that enforces AppArmor, and on one that enforces SELinux, in virtual machines
 	@scripts/install-packages debootstrap e2fsprogs openssl qemu-system-x86

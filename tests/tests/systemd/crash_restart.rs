@@ -12,8 +12,9 @@ fn stored(site: &Running) -> String {
 fn restart(site: &Running, command: &str) {
     let before = site.main_pid(SERVICE);
     site.machine.sh(command);
+    // In this order: the state is that of the new process, or of none.
     site.machine.wait_until("the restart", SERVICE, || {
-        site.state() == "active" && site.main_pid(SERVICE) != before
+        site.main_pid(SERVICE) != before && site.state() == "active"
     });
 }
 
