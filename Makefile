@@ -139,7 +139,7 @@ chaos: dist ## A server under load, killed again and again beside a shadow of it
 
 # On other releases: what depends on systemd. The rest follows pages that are written for Debian 12.
 SYSTEMD_TESTS_bookworm := --skip package::
-SYSTEMD_TESTS_trixie := broker_service:: crash_restart:: old_systemd::
+SYSTEMD_TESTS_trixie := broker_service:: crash_restart:: old_systemd:: setup::a_service_whose
 SYSTEMD_TESTS_forky := $(SYSTEMD_TESTS_trixie)
 # systemd 247 can neither load a credential for mariadb.service nor decrypt one.
 SYSTEMD_TESTS_bullseye := $(SYSTEMD_TESTS_trixie) --skip the_page_on_the_broker_moves_a_host_from_the_launcher \
