@@ -139,10 +139,10 @@ chaos: dist ## A server under load, killed again and again beside a shadow of it
 
 # On other releases: what depends on systemd. The rest follows pages that are written for Debian 12.
 SYSTEMD_TESTS_bookworm := --skip package::
-SYSTEMD_TESTS_trixie := broker_service:: crash_restart:: old_systemd:: setup::a_service_whose
+SYSTEMD_TESTS_trixie := broker_service:: crash_restart:: old_systemd:: setup::a_service_whose setup::options_alone
 SYSTEMD_TESTS_forky := $(SYSTEMD_TESTS_trixie)
 # systemd 247 can neither load a credential for mariadb.service nor decrypt one.
-SYSTEMD_TESTS_bullseye := $(SYSTEMD_TESTS_trixie) --skip the_page_on_the_broker_moves_a_host_from_the_launcher \
+SYSTEMD_TESTS_bullseye := $(SYSTEMD_TESTS_trixie) --skip setup::options_alone --skip the_page_on_the_broker_moves_a_host_from_the_launcher \
 	--skip the_long_term_key_may_be_encrypted --skip user_mysql_cannot_read_the_long_term_key_once \
 	--skip a_session_that_a_process_of_the_server_has_systemd_keep
 test-systemd: dist test-plugin ## The service under a systemd of its own, in a container; ROOTS="bullseye forky" for other releases

@@ -255,7 +255,7 @@ fn a_flood_of_calls_hides_no_later_one_from_the_audit() {
     let site = site.boot_with_code();
     // From now on, calls cost KMS nothing.
     site.aws.set_clock("800");
-    let file = format!("{}aws-kms-key.1.1", site.sql("SELECT @@datadir"));
+    let file = format!("{}/aws-kms-key.1.1", site.data_directory());
     let file = site.machine.path(&file);
     let ciphertext_blob = fs::read(file).unwrap();
     let socket = site.machine.path("/run/iam-kms-wrapper/broker.sock");

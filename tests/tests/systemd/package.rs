@@ -224,9 +224,12 @@ fn the_installation_page_starts_an_encrypted_server_from_the_package() {
         running.sql("SELECT ENCRYPTION_SCHEME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE NAME=\"mysql/marked\""),
         "1"
     );
+    let data = running.data_directory();
     running.stop_server();
-    let found = "grep -rl marker-in-clear /var/lib/mysql || :";
-    assert_eq!(running.machine.sh(found), "");
+    let machine = &running.machine;
+    machine.sh(&format!(
+        "test -s {data}/mysql/marked.ibd; ! grep -rq marker-in-clear {data}"
+    ));
     let version = run(
         "dpkg-deb",
         &["--field", &deb().to_string_lossy(), "Version"],

@@ -52,8 +52,8 @@ fn fails(running: &Running, script: &str) -> String {
 /// Names, owners, modes and content of all that setup could touch. systemd notes things of its own, and has a key for
 /// encrypting credentials from the first one on.
 fn state(running: &Running) -> String {
-    let found =
-        "find /etc /var/lib -xdev '(' -path /var/lib/mysql -o -path /var/lib/systemd ')' -prune -o";
+    let found = "find /etc /var/lib -xdev \
+         '(' -path /var/lib/mariadb -o -path /var/lib/mysql -o -path /var/lib/systemd ')' -prune -o";
     running.machine.sh(&format!(
         "{found} -printf '%p %u %g %m %l\\n' | sort; {found} -type f -exec sha256sum {{}} + | sort"
     ))
@@ -76,8 +76,9 @@ fn assert_encrypts(running: &Running) {
         "CREATE OR REPLACE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\"); FLUSH TABLES mysql.marked FOR EXPORT",
     );
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
-    let found = "grep -l marker-in-clear /var/lib/mysql/mysql/marked.ibd || :";
-    assert_eq!(running.machine.sh(found), "");
+    let file = format!("{}/mysql/marked.ibd", running.data_directory());
+    let machine = &running.machine;
+    machine.sh(&format!("test -s {file}; ! grep -q marker-in-clear {file}"));
 }
 
 /// The lines of the preflight check among what setup printed.
@@ -133,14 +134,15 @@ fn options_alone_lead_to_an_encrypted_server_with_the_broker_as_a_service() {
 
     // Without the plugin, the server would call its tables corrupted.
     let refused = fails(&running, "iam-kms-wrapper setup --undo --yes");
+    let data = running.data_directory();
     assert!(
-        refused.contains("/var/lib/mysql holds data keys"),
+        refused.contains(&format!("{data} holds data keys")),
         "{refused}"
     );
     assert_eq!(state(&running), before);
     machine.sh("iam-kms-wrapper setup --undo --yes --even-if-encrypted");
     assert!(!machine.path(OPTIONS).exists());
-    assert!(machine.path("/var/lib/mysql/aws-kms-key.1.1").exists());
+    assert!(machine.path(&format!("{data}/aws-kms-key.1.1")).exists());
 }
 
 #[test]
@@ -468,9 +470,10 @@ fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
     assert_encrypts(&running);
 
     // As if the server had never made a data key.
-    machine.sh(
-        "systemctl stop 'mariadb.s*'; mkdir /root/keys; mv /var/lib/mysql/aws-kms-key.* /root/keys",
-    );
+    let data = running.data_directory();
+    machine.sh(&format!(
+        "systemctl stop 'mariadb.s*'; mkdir /root/keys; mv {data}/aws-kms-key.* /root/keys"
+    ));
     let mut terminal = Terminal::new();
     let undo = machine.start_in(&terminal, &["sh", "-ec", &fence("setup-undo").commands]);
     terminal.wait_for_nth("Make these changes? [y/N] ", 1);

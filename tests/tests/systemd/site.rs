@@ -309,6 +309,11 @@ impl Running {
         ))
     }
 
+    /// The directory in which the server has its data, which differs between releases of Debian.
+    pub fn data_directory(&self) -> String {
+        self.sql("SELECT TRIM(TRAILING \"/\" FROM @@datadir)")
+    }
+
     /// Programs that run in the machine, by their names in `/proc`.
     pub fn programs(&self) -> String {
         self.machine.sh("cat /proc/[0-9]*/comm 2> /dev/null || :")

@@ -47,9 +47,7 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
     if !arguments.iter().any(|argument| is_server(argument)) {
         return PluginSearch::Unknown("no mariadbd or mysqld is named in COMMAND");
     }
-    let configured = last_path(arguments.iter().map(AsRef::as_ref), PLUGIN_DIR)
-        .or_else(|| last_path(option_files(command).lines(), PLUGIN_DIR));
-    let directories: Vec<PathBuf> = match configured {
+    let directories: Vec<PathBuf> = match configured(command, PLUGIN_DIR) {
         Some(directory) => vec![directory],
         None => USUAL_DIRECTORIES.iter().map(PathBuf::from).collect(),
     };
@@ -74,22 +72,27 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
 
 /// Where the server has its key files, if not in its data directory, by `command`'s arguments and option files.
 pub(crate) fn keyfile_dir(command: &[OsString]) -> Option<PathBuf> {
-    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
-    last_path(arguments.iter().map(AsRef::as_ref), KEYFILE_DIR)
-        .or_else(|| last_path(option_files(command).lines(), KEYFILE_DIR))
-        .filter(|directory| !directory.as_os_str().is_empty())
+    configured(command, KEYFILE_DIR).filter(|directory| !directory.as_os_str().is_empty())
+}
+
+/// Where the server has its data, by `command`'s arguments and option files, else where packages put it.
+pub(crate) fn data_directory(command: &[OsString]) -> PathBuf {
+    let usual = || USUAL_DATA_DIRECTORIES.map(PathBuf::from);
+    configured(command, DATA_DIRECTORY)
+        .or_else(|| usual().into_iter().find(|directory| directory.is_dir()))
+        .unwrap_or_else(|| PathBuf::from(USUAL_DATA_DIRECTORIES[0]))
 }
 
 /// Where the server has its key files: in the directory of their own, else in its data directory.
 pub(super) fn key_directory(command: &[OsString]) -> PathBuf {
-    let options = option_files(command);
+    keyfile_dir(command).unwrap_or_else(|| data_directory(command))
+}
+
+/// What an option says in `command`'s arguments, else in its option files.
+fn configured(command: &[OsString], spellings: [&str; 2]) -> Option<PathBuf> {
     let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
-    let usual = || USUAL_DATA_DIRECTORIES.map(PathBuf::from);
-    keyfile_dir(command)
-        .or_else(|| last_path(arguments.iter().map(AsRef::as_ref), DATA_DIRECTORY))
-        .or_else(|| last_path(options.lines(), DATA_DIRECTORY))
-        .or_else(|| usual().into_iter().find(|directory| directory.is_dir()))
-        .unwrap_or_else(|| PathBuf::from(USUAL_DATA_DIRECTORIES[0]))
+    last_path(arguments.iter().map(AsRef::as_ref), spellings)
+        .or_else(|| last_path(option_files(command).lines(), spellings))
 }
 
 /// The user that `command`, if root starts it, has the server run as: of its option files or its arguments.
@@ -114,10 +117,7 @@ pub(super) fn server_user(command: &[OsString]) -> Option<String> {
 
 /// The path that `options` set by one of these spellings, each with its `--` and `=`. The last one counts, as for
 /// the server.
-pub(crate) fn last_path<'a>(
-    options: impl Iterator<Item = &'a str>,
-    spellings: [&str; 2],
-) -> Option<PathBuf> {
+fn last_path<'a>(options: impl Iterator<Item = &'a str>, spellings: [&str; 2]) -> Option<PathBuf> {
     let value = |option: &'a str| spellings.iter().find_map(|name| option.strip_prefix(name));
     options.filter_map(value).last().map(PathBuf::from)
 }

@@ -41,8 +41,6 @@ const SERVERS: [&str; 2] = ["/usr/sbin/mariadbd", "/usr/libexec/mariadbd"];
 /// Other encryption plugins.
 const OTHER_PLUGINS: [&str; 2] = ["file_key_management", "hashicorp_key_management"];
 
-const DEFAULT_DATA_DIRECTORY: &str = "/var/lib/mysql";
-
 /// Finds MariaDB and our own programs.
 pub fn layout() -> Result<Layout, SetupError> {
     let first = |paths: [&'static str; 2], what| {
@@ -104,15 +102,9 @@ pub fn other_plugin() -> Option<&'static str> {
 
 /// The directory in which the server has data keys, if it has any.
 pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
-    let options = check::option_files(&[]);
-    let path = |spellings| check::last_path(options.lines(), spellings);
-    let data_directory = path(["--datadir=", "--data-dir="]);
-    for directory in [
-        Some(data_directory.unwrap_or_else(|| DEFAULT_DATA_DIRECTORY.into())),
-        check::keyfile_dir(&[]),
-    ]
-    .into_iter()
-    .flatten()
+    for directory in [Some(check::data_directory(&[])), check::keyfile_dir(&[])]
+        .into_iter()
+        .flatten()
     {
         let entries = match directory.read_dir() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
