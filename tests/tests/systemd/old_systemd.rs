@@ -2,12 +2,10 @@
 
 use crate::site::{BROKER, Running, SERVICE, Site};
 
-/// User mysql sees the key neither in the process that has it nor in the server.
-fn assert_out_of_reach(site: &Running, process: &str) {
+/// The main process of `service` has the key, and user mysql cannot read it there.
+fn assert_out_of_reach(site: &Running, service: &str) {
     let (access_key_id, _) = site.aws.long_term_key();
-    let pid = site
-        .machine
-        .sh(&format!("pgrep --exact --newest {process}"));
+    let pid = site.main_pid(service);
     let environment = format!("/proc/{pid}/environ");
     let has_key = format!("grep --text --count {access_key_id} {environment}");
     assert_eq!(site.machine.sh(&has_key), "1");
@@ -20,7 +18,7 @@ fn assert_out_of_reach(site: &Running, process: &str) {
 #[test]
 fn the_launcher_takes_the_key_from_its_environment_and_passes_it_neither_on_nor_around() {
     let site = Site::new().credential_in_environment(SERVICE).boot();
-    assert_out_of_reach(&site, "iam-kms-wrapper");
+    assert_out_of_reach(&site, SERVICE);
     site.echo_code();
     site.wait_until_active();
     let (access_key_id, _) = site.aws.long_term_key();
@@ -34,7 +32,7 @@ fn the_broker_takes_the_key_from_its_environment_and_does_not_pass_it_around() {
     let site = Site::with_broker_service()
         .credential_in_environment(BROKER)
         .boot();
-    assert_out_of_reach(&site, "iam-kms-broker");
+    assert_out_of_reach(&site, BROKER);
     site.echo_code();
     site.wait_until_active();
 }
