@@ -35,7 +35,7 @@ use aws_session::{
 };
 use code_channel::{self, FifoError};
 use plugin::PluginSearch;
-pub(crate) use plugin::{data_directory, keyfile_dir, option_files};
+pub(crate) use plugin::{data_directories, keyfile_dir, option_files};
 use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 

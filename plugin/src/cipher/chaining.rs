@@ -16,25 +16,25 @@ pub type AesBlock = Array<u8, U16>;
 
 /// Encrypts `blocks`. `previous` is the ciphertext block before them, and becomes the last of them.
 pub fn encrypt(aes: &AesEncrypt, previous: &mut AesBlock, blocks: InOutBuf<'_, '_, AesBlock>) {
-    aes.encrypt_with_backend(EncryptChain { previous, blocks });
+    aes.encrypt_with_backend(Chain { previous, blocks });
 }
 
 /// Decrypts `blocks`. `previous` is the ciphertext block before them, and becomes the last of them.
 pub fn decrypt(aes: &Aes, previous: &mut AesBlock, blocks: InOutBuf<'_, '_, AesBlock>) {
-    aes.decrypt_with_backend(DecryptChain { previous, blocks });
+    aes.decrypt_with_backend(Chain { previous, blocks });
 }
 
 /// The loop over blocks, within one choice of the processor's instructions.
-struct EncryptChain<'a, 'data> {
+struct Chain<'a, 'data> {
     previous: &'a mut AesBlock,
     blocks: InOutBuf<'data, 'data, AesBlock>,
 }
 
-impl BlockSizeUser for EncryptChain<'_, '_> {
+impl BlockSizeUser for Chain<'_, '_> {
     type BlockSize = U16;
 }
 
-impl BlockCipherEncClosure for EncryptChain<'_, '_> {
+impl BlockCipherEncClosure for Chain<'_, '_> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
         // A copy, which stays in a register.
@@ -48,19 +48,10 @@ impl BlockCipherEncClosure for EncryptChain<'_, '_> {
     }
 }
 
-/// As [`EncryptChain`]. Decrypts as many blocks at once as the processor can.
-struct DecryptChain<'a, 'data> {
-    previous: &'a mut AesBlock,
-    blocks: InOutBuf<'data, 'data, AesBlock>,
-}
-
-impl BlockSizeUser for DecryptChain<'_, '_> {
-    type BlockSize = U16;
-}
-
-impl BlockCipherDecClosure for DecryptChain<'_, '_> {
+impl BlockCipherDecClosure for Chain<'_, '_> {
     #[inline(always)]
     fn call<B: BlockCipherDecBackend<BlockSize = U16>>(self, backend: &B) {
+        // As many blocks at once as the processor can.
         let (batches, mut rest) = self.blocks.into_chunks::<B::ParBlocksSize>();
         // The plaintext may take the place of the ciphertext, which is needed once more.
         let mut ciphertext = ParBlocks::<B>::default();

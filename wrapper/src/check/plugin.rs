@@ -75,17 +75,21 @@ pub(crate) fn keyfile_dir(command: &[OsString]) -> Option<PathBuf> {
     configured(command, KEYFILE_DIR).filter(|directory| !directory.as_os_str().is_empty())
 }
 
-/// Where the server has its data, by `command`'s arguments and option files, else where packages put it.
-pub(crate) fn data_directory(command: &[OsString]) -> PathBuf {
-    let usual = || USUAL_DATA_DIRECTORIES.map(PathBuf::from);
-    configured(command, DATA_DIRECTORY)
-        .or_else(|| usual().into_iter().find(|directory| directory.is_dir()))
-        .unwrap_or_else(|| PathBuf::from(USUAL_DATA_DIRECTORIES[0]))
+/// Where the server may have its data: the directory of `command`'s arguments and option files, else those of packages.
+pub(crate) fn data_directories(command: &[OsString]) -> Vec<PathBuf> {
+    match configured(command, DATA_DIRECTORY) {
+        Some(directory) => vec![directory],
+        None => USUAL_DATA_DIRECTORIES.map(PathBuf::from).into(),
+    }
 }
 
-/// Where the server has its key files: in the directory of their own, else in its data directory.
+/// Where the server has its key files: in `keyfile_dir` if that is set, else in its data directory.
 pub(super) fn key_directory(command: &[OsString]) -> PathBuf {
-    keyfile_dir(command).unwrap_or_else(|| data_directory(command))
+    keyfile_dir(command).unwrap_or_else(|| {
+        let mut directories = data_directories(command);
+        let existing = directories.iter().position(|directory| directory.is_dir());
+        directories.swap_remove(existing.unwrap_or_default())
+    })
 }
 
 /// What an option says in `command`'s arguments, else in its option files.

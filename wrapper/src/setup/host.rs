@@ -102,10 +102,8 @@ pub fn other_plugin() -> Option<&'static str> {
 
 /// The directory in which the server has data keys, if it has any.
 pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
-    for directory in [Some(check::data_directory(&[])), check::keyfile_dir(&[])]
-        .into_iter()
-        .flatten()
-    {
+    let directories = check::data_directories(&[]).into_iter();
+    for directory in directories.chain(check::keyfile_dir(&[])) {
         let entries = match directory.read_dir() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries.map_err(SetupError::file("read", &directory))?,
