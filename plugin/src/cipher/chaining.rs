@@ -5,8 +5,11 @@
 
 use aes::cipher::{
     Array, BlockCipherDecBackend, BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncBackend,
-    BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, ParBlocks, consts::U16,
+    BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, ParBlocks,
+    array::ArraySize,
+    consts::{U1, U8, U16},
     inout::InOutBuf,
+    typenum::Unsigned,
 };
 
 use super::aes_block::{Aes, AesEncrypt};
@@ -51,34 +54,68 @@ impl BlockCipherEncClosure for Chain<'_, '_> {
 impl BlockCipherDecClosure for Chain<'_, '_> {
     #[inline(always)]
     fn call<B: BlockCipherDecBackend<BlockSize = U16>>(self, backend: &B) {
-        // As many blocks at once as the processor can.
-        let (batches, mut rest) = self.blocks.into_chunks::<B::ParBlocksSize>();
-        // The plaintext may take the place of the ciphertext, which is needed once more.
-        let mut ciphertext = ParBlocks::<B>::default();
-        for mut batch in batches {
-            ciphertext.copy_from_slice(batch.get_in());
-            backend.decrypt_par_blocks(batch.reborrow());
-            unchain(self.previous, batch.get_out(), &ciphertext);
-        }
-        let (ciphertext, _) = ciphertext.split_at_mut(rest.len());
-        ciphertext.copy_from_slice(rest.get_in());
-        backend.decrypt_tail_blocks(rest.reborrow());
-        unchain(self.previous, rest.get_out(), ciphertext);
+        let Self { previous, blocks } = self;
+        let rest = unchain(previous, blocks, |from, to: &mut ParBlocks<B>| {
+            backend.decrypt_par_blocks((from, to).into());
+        });
+        let rest = unchain(previous, rest, |from, to| decrypt_eight(backend, from, to));
+        unchain::<U1>(previous, rest, |Array([from]), Array([to])| {
+            backend.decrypt_block((from, to).into());
+        });
     }
 }
 
-/// XORs each decrypted block with the ciphertext before it.
+/// Decrypts as many blocks as make batches of `N`, and returns the rest.
 #[inline(always)]
-fn unchain(previous: &mut AesBlock, decrypted: &mut [AesBlock], ciphertext: &[AesBlock]) {
-    let (Some((first, others)), Some((last, before))) =
-        (decrypted.split_first_mut(), ciphertext.split_last())
-    else {
-        return;
-    };
-    xor(first, previous);
-    let others = Array::slice_as_flattened_mut(others);
-    xor(others, Array::slice_as_flattened(before));
-    *previous = *last;
+fn unchain<'data, N: ArraySize>(
+    previous: &mut AesBlock,
+    blocks: InOutBuf<'data, 'data, AesBlock>,
+    decrypt: impl Fn(&Array<AesBlock, N>, &mut Array<AesBlock, N>),
+) -> InOutBuf<'data, 'data, AesBlock> {
+    let (batches, rest) = blocks.into_chunks::<N>();
+    let mut plaintext = Array::<AesBlock, N>::default();
+    // The ciphertext before each block, copied because the plaintext may take its place. The copy is as long as the
+    // plaintext: XORed piece by piece as they were stored, the two take half the time.
+    let mut before = Array::<AesBlock, N>::default();
+    for mut batch in batches {
+        let ciphertext = batch.get_in();
+        decrypt(ciphertext, &mut plaintext);
+        let (Some((first, others)), Some((last, all_but_last))) =
+            (before.split_first_mut(), ciphertext.split_last())
+        else {
+            break;
+        };
+        *first = *previous;
+        others.copy_from_slice(all_but_last);
+        *previous = *last;
+        xor(
+            Array::slice_as_flattened_mut(&mut plaintext),
+            Array::slice_as_flattened(&before),
+        );
+        batch.get_out().copy_from_slice(&plaintext);
+    }
+    rest
+}
+
+/// Decrypts eight blocks where the processor takes more or fewer at once. By itself it would take them one by one;
+/// what it would do for blocks that are not there, the compiler leaves out.
+#[inline(always)]
+fn decrypt_eight<B: BlockCipherDecBackend<BlockSize = U16>>(
+    backend: &B,
+    from: &Array<AesBlock, U8>,
+    to: &mut Array<AesBlock, U8>,
+) {
+    let at_once = B::ParBlocksSize::USIZE;
+    for (from, to) in from.chunks(at_once).zip(to.chunks_mut(at_once)) {
+        let mut blocks = ParBlocks::<B>::default();
+        for (block, from) in blocks.iter_mut().zip(from) {
+            *block = *from;
+        }
+        backend.decrypt_par_blocks_inplace(&mut blocks);
+        for (to, block) in to.iter_mut().zip(&blocks) {
+            *to = *block;
+        }
+    }
 }
 
 #[inline(always)]
