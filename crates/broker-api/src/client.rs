@@ -1,5 +1,6 @@
 //! Connections to `iam-kms-broker`, for the plugin and the operator's tools.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -46,13 +47,15 @@ pub enum ClientError {
     },
     /// This user may not connect.
     #[error(
-        "user {user} may not use the broker at '{}': {source}; set broker_socket_group in its configuration to a group of that user, restart the broker, and restart this process", socket.display()
+        "user {user} may not use the broker at '{}': {source}; set broker_socket_group in its configuration to a group of that user, restart the broker, and restart this process{}", socket.display(), confined(policy.as_deref())
     )]
     NotAllowed {
         /// The socket.
         socket: PathBuf,
         /// Our user.
         user: u32,
+        /// How AppArmor or SELinux confines this process, if either does.
+        policy: Option<String>,
         /// What the kernel says.
         source: io::Error,
     },
@@ -129,6 +132,23 @@ impl ClientError {
             _ => false,
         }
     }
+}
+
+/// The AppArmor profile or SELinux domain in `label`, the contents of `/proc/self/attr/current` (proc(5)). `None` if it
+/// confines nothing.
+fn policy(label: &str) -> Option<String> {
+    let label = label.trim_end_matches(['\0', '\n']);
+    // SELinux: user, role, type, level. AppArmor: profile and mode.
+    let name = label.split(':').nth(2).unwrap_or(label);
+    (!name.is_empty() && !name.starts_with("unconfined")).then(|| name.to_owned())
+}
+
+fn confined(policy: Option<&str>) -> String {
+    policy.map_or_else(String::new, |policy| {
+        format!(
+            ". Or the policy that confines this process, {policy}, denies it: run iam-kms-wrapper --check"
+        )
+    })
 }
 
 /// How often a call checks whether its answer is still wanted.
@@ -289,6 +309,9 @@ impl BrokerClient {
                 Errno::EACCES | Errno::EPERM => ClientError::NotAllowed {
                     socket,
                     user: geteuid().as_raw(),
+                    policy: fs::read_to_string("/proc/self/attr/current")
+                        .ok()
+                        .and_then(|label| policy(&label)),
                     source: error.into(),
                 },
                 error => ClientError::NoBroker {

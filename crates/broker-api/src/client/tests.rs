@@ -400,3 +400,36 @@ fn only_the_end_of_the_connection_is_a_disconnect() {
         assert!(!is_disconnect(&FrameError::Io(kind.into())), "{kind}");
     }
 }
+
+#[test]
+fn only_a_policy_that_confines_this_process_is_named() {
+    for (label, expected) in [
+        ("system_u:system_r:mysqld_t:s0\0", Some("mysqld_t")),
+        (
+            "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0",
+            None,
+        ),
+        ("mariadbd (enforce)\n", Some("mariadbd (enforce)")),
+        ("unconfined\n", None),
+        ("", None),
+    ] {
+        assert_eq!(policy(label).as_deref(), expected, "{label:?}");
+    }
+    let refused = |policy: Option<&str>| {
+        ClientError::NotAllowed {
+            socket: "/run/broker.sock".into(),
+            user: 999,
+            policy: policy.map(str::to_owned),
+            source: Errno::EACCES.into(),
+        }
+        .to_string()
+    };
+    assert!(refused(None).ends_with("restart this process"));
+    let by_policy = refused(Some("mysqld_t"));
+    assert!(
+        by_policy.ends_with(
+            ". Or the policy that confines this process, mysqld_t, denies it: run iam-kms-wrapper --check"
+        ),
+        "{by_policy}"
+    );
+}
