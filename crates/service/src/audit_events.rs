@@ -141,21 +141,21 @@ pub const EVENTS: &[AuditEvent] = &[
     ),
     event(
         "clients_loaded",
-        "a key server has read its `[client]` sections again",
+        "a key server has reloaded its `[client]` sections",
         &[],
     ),
     event(
         "clients_failed",
-        "a key server could not read its `[client]` sections again",
+        "a key server could not reload its `[client]` sections",
         &[],
     ),
-    event("certificate_loaded", "a certificate was read again", &[]),
+    event("certificate_loaded", "a certificate was reloaded", &[]),
     event(
         "certificate_failed",
-        "a certificate could not be read again",
+        "a certificate could not be reloaded",
         &[],
     ),
-    event("certificate_end", "a certificate ends soon", &[]),
+    event("certificate_end", "a certificate expires soon", &[]),
     event(
         "upstream",
         "the broker of a database host asks another key server, or one answers again",
@@ -186,7 +186,7 @@ pub const FIELDS: &[AuditField] = &[
     text("caller", "The ARN of the user or role that AWS saw"),
     text(
         "client",
-        "The client of a key server, by the name of its section; absent if the host is none",
+        "The client of a key server, by the name of its section; absent if the host is not a client",
     ),
     text("expiration", "When the session ends (RFC 3339, UTC)"),
     text(
@@ -219,7 +219,7 @@ pub const FIELDS: &[AuditField] = &[
     text("reason", "What the operator gave as `--reason`"),
     text(
         "request_id",
-        "KMS's request id, as in CloudTrail; absent if the broker had kept the key",
+        "KMS's request id, as in CloudTrail; absent if the key came from the broker's cache",
     ),
     number("versions", "How many key versions the key store has"),
 ];

@@ -245,9 +245,25 @@ fn the_installation_page_starts_an_encrypted_server_from_the_package() {
 
 #[test]
 fn the_launcher_page_puts_the_launcher_in_the_servers_place() {
-    let running = encrypted_server();
+    let running = clean_machine();
+    install(&running);
     start(&running, &fence("launcher-install").commands);
+    running.sql("CREATE TABLE mysql.marked (a INT) ENGINE=InnoDB ENCRYPTED=YES");
+    assert_runs_behind_the_launcher(&running);
+}
+
+#[test]
+fn the_launcher_page_leads_back_from_the_service_with_the_same_configuration_and_access_key() {
+    let running = encrypted_server();
+    let configuration = "cat /etc/iam-kms-wrapper/*";
+    let before = running.machine.sh(configuration);
+    start(&running, &fence("launcher-return").commands);
     assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+    assert_eq!(running.machine.sh(configuration), before);
+    assert_runs_behind_the_launcher(&running);
+}
+
+fn assert_runs_behind_the_launcher(running: &Running) {
     let broker = running
         .machine
         .sh("stat --format=%U /proc/$(pidof iam-kms-broker)");

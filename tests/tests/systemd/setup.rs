@@ -360,6 +360,13 @@ fn an_interrupted_setup_or_undo_is_completed_by_the_next_run() {
 fn where_systemd_cannot_encrypt_the_credential_is_for_root_alone() {
     let running = host();
     let machine = &running.machine;
+    machine.sh("mv /usr/bin/systemd-creds /root");
+    let shown = machine.sh(&setup(&running, "--dry-run"));
+    assert!(
+        shown.contains("not encrypted: this host has no systemd-creds"),
+        "{shown}"
+    );
+    machine.sh("mv /root/systemd-creds /usr/bin");
     let creds = machine.path("/usr/local/bin/systemd-creds");
     fs::write(&creds, "#!/bin/sh\necho no TPM, no key >&2\nexit 1\n").unwrap();
     machine.sh("chmod 755 /usr/local/bin/systemd-creds");

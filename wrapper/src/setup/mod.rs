@@ -295,8 +295,11 @@ impl Plan {
     /// The file as a person sees it, without the secret.
     fn shown(&self, verb: &str, file: &PlannedFile) -> String {
         let mut text = format!("{verb} {} (mode {:04o}", file.path.display(), file.mode);
-        if file.is_secret && self.is_encrypted {
-            text.push_str(", encrypted by systemd-creds if it can");
+        if file.is_secret {
+            text.push_str(match self.is_encrypted {
+                true => ", encrypted by systemd-creds if it can",
+                false => ", not encrypted: this host has no systemd-creds (systemd 250 or later)",
+            });
         }
         text.push_str("):\n");
         for line in file.content.lines() {

@@ -114,9 +114,9 @@ const MAX_SESSION_SECONDS: i32 = 129_600;
 keys! {
     KEYS, "Every key of the configuration file outside the `[client]` sections.";
     KMS_MFA_ID: "kms_mfa_id", Kind::SerialNumber, "",
-        "The MFA device: its ARN, or the serial number of a hardware token. Required unless `mfa` is `elsewhere` or `false`.";
+        "The MFA device: its ARN, or the serial number of a hardware token. Required with `mfa = true`, and not allowed otherwise.";
     MASTER_KEY_ID: "master_key_id", Kind::MasterKey, "",
-        "The master key (KMS key) that `kms-manage-key` manages.";
+        "The master key (KMS key) that `kms-manage-key` manages, and under which a key server wraps new keys.";
     KMS_MFA_SOCKET: "kms_mfa_socket", Kind::Path, "/run/iam-kms-wrapper/mfa",
         "The FIFO that takes the code. If this key is absent and standard input is a terminal, `iam-kms-wrapper` prompts there instead.";
     KMS_MFA_SOCKET_MODE: "kms_mfa_socket_mode", Kind::Mode, "0600",
@@ -128,15 +128,15 @@ keys! {
     REQUEST_TIMEOUT_SECONDS: "request_timeout_seconds", Kind::Number(1, MAX_SECONDS), "10",
         "Time limit for one call of STS or KMS, and for a `credential_process`.";
     PROMPT_TIMEOUT_SECONDS: "prompt_timeout_seconds", Kind::Number(0, MAX_SECONDS), "0",
-        "How long to wait for a code before exiting with 125. `0` waits without limit.";
+        "How long the launcher waits for a code before it exits with 125. `0` waits without limit, as the broker's service always does.";
     ROLE_ARN: "role_arn", Kind::Role, "",
-        "The role to assume with the code. Without this key, the code opens a session of the user (`GetSessionToken`).";
+        "The role to assume with the code. Without this key, the code opens a session of the user (`GetSessionToken`). Only with `mfa = true`.";
     PROFILE: "profile", Kind::Name, "",
         "The AWS profile that holds the source credentials. Without this key: `AWS_PROFILE`, then `default`.";
     REGION: "region", Kind::Region, "",
         "The AWS region. Without this key: `AWS_REGION`, then the region of the profile, then `us-east-1`.";
     HANDOFF: "handoff", Kind::Word(&["environment", "broker"]), "environment",
-        "How the command gets the session. `environment`: in its environment variables. `broker`: `iam-kms-broker` keeps the session and makes the KMS calls.";
+        "How the command gets the session. `environment`: in its environment variables. `broker`: `iam-kms-broker` keeps the session and makes the KMS calls. Set that for a broker that runs as a service, too: otherwise the preflight check leaves out the broker, the plugin, AppArmor and SELinux.";
     BROKER_SOCKET: "broker_socket", Kind::Path, DEFAULT_SOCKET,
         "The socket that the broker listens on.";
     BROKER_SOCKET_GROUP: "broker_socket_group", Kind::Group, "",
@@ -170,7 +170,7 @@ keys! {
     TLS_CLIENT_CA: "tls_client_ca", Kind::Path, "",
         "PEM file with the authorities whose certificates a key server accepts from database hosts. Read again when it changes.";
     UPSTREAM: "upstream", Kind::Servers, "",
-        "The key servers from which this host gets its data keys, in place of KMS. The next one is tried when one does not answer or has no session. Needs `tls_certificate`, `tls_key` and `tls_server_ca`.";
+        "The key servers from which this host gets its data keys, in place of KMS. The next one is tried when one does not answer or has no session. Needs `tls_certificate`, `tls_key` and `tls_server_ca`. Not together with the keys about AWS, codes, metrics and the overview.";
     TLS_SERVER_CA: "tls_server_ca", Kind::Path, "",
         "PEM file with the authorities whose certificates this host accepts from the servers in `upstream`. Read again when it changes.";
 }

@@ -6,6 +6,7 @@ use super::encrypted_server;
 use crate::site::Running;
 
 const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
+const AT_TERMINAL: &str = "/etc/iam-kms-wrapper/terminal.config";
 const IN_ENVIRONMENT: &str = "/etc/iam-kms-wrapper/operator.config";
 const DATADIR: &str = "/var/lib/mysql";
 
@@ -55,12 +56,40 @@ fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
 }
 
 #[test]
+fn a_backup_is_prepared_and_restored() {
+    let running = encrypted_server();
+    let machine = &running.machine;
+    machine.sh(&format!(
+        "sed '/^kms_mfa_socket/d' {CONFIG} > {AT_TERMINAL}; mkdir /var/backups/of"
+    ));
+    let of = |fence: Fence, backup: &str| {
+        fence
+            .commands
+            .replace("DIR", &format!("/var/backups/of/{backup}"))
+            .replace("FILE", AT_TERMINAL)
+    };
+    for backup in ["here", "elsewhere"] {
+        machine.sh(&of(fence("backup-make"), backup));
+    }
+    running.sql("DROP TABLE mysql.marked");
+    machine.sh(&of(fence("backup-restore"), "here"));
+    running.wait_until_active();
+    assert_eq!(running.sql("SELECT a FROM mysql.marked"), "marker-in-clear");
+
+    machine.sh("systemctl stop 'mariadb.s*' iam-kms-broker");
+    let prepare = of(fence("backup-prepare-launcher"), "elsewhere");
+    let told = running.in_terminal_with_code(&typed(&running, &prepare));
+    assert!(told.contains("completed OK!"), "{told}");
+}
+
+#[test]
 fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
-    let running = host_of_operator();
+    let running = encrypted_server();
     let other = running.aws.key(&["--alias", "alias/other"]);
     running.machine.sh(&format!(
         "sed -e 's/^handoff = .*/handoff = environment/' -e '/^kms_mfa_socket/d' {CONFIG} > {IN_ENVIRONMENT}"
     ));
+    let access_key = fence("data-keys-access-key").commands;
     let typed = |fence: Fence, config: &str| {
         let command = fence
             .commands
@@ -68,7 +97,7 @@ fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
             .replace("DIR", DATADIR)
             .replace("FILE", config)
             .replace("KEY", &other);
-        typed(&running, &command)
+        typed(&running, &format!("{access_key}{command}"))
     };
     let printed = |fence| running.machine.sh(&typed(fence, CONFIG));
 
@@ -91,6 +120,15 @@ fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
         "{told}"
     );
     assert!(printed(fence("data-keys-verify")).contains(verified));
+
+    running.machine.sh("cd /etc/iam-kms-wrapper
+         systemd-creds encrypt --with-key=host --name=aws-credentials aws-credentials encrypted
+         mv encrypted aws-credentials");
+    let encrypted = typed(fence("data-keys-verify-encrypted"), CONFIG)
+        .replace("--pty ", "--pty -E AWS_ENDPOINT_URL -E AWS_REGION ");
+    let told = running.in_terminal_with_code(&encrypted);
+    assert!(told.contains(verified), "{told}");
+
     running.stop_server();
     let told = printed(fence("data-keys-check"));
     assert!(told.contains("  needed  "), "{told}");
