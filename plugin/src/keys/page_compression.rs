@@ -13,6 +13,7 @@ use std::sync::{Mutex, OnceLock};
 use data_files::innodb::Layout;
 use key_files::manifest::ManifestFile;
 
+use crate::keys::private_descriptors;
 use crate::lock::lock;
 use crate::server::log;
 
@@ -61,10 +62,14 @@ impl PageCompression {
     fn innodb_page_bytes(&self, manifest: &ManifestFile) -> usize {
         *self.page_bytes.get_or_init(|| {
             let path = manifest.datadir().join("ibdata1");
-            let system_tablespace = data_files::scan::open(&path);
-            system_tablespace
-                .and_then(|mut file| Layout::read(&mut file))
-                .map_or(DEFAULT_PAGE_BYTES, |layout| layout.page_bytes())
+            let layout = private_descriptors::run(|| {
+                let mut system_tablespace = data_files::scan::open(&path)?;
+                Layout::read(&mut system_tablespace)
+            });
+            match layout {
+                Ok(Ok(layout)) => layout.page_bytes(),
+                _ => DEFAULT_PAGE_BYTES,
+            }
         })
     }
 }

@@ -2,7 +2,9 @@
 //! because of it, and the message names the file.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -551,5 +553,34 @@ fn making_a_key_does_not_unlock_the_servers_files() {
         errors.contains("a server is running on the data directory"),
         "{errors}"
     );
+    server.database.stop(&mut process);
+}
+
+/// The inodes that a process has locked with fcntl(2). Source: proc_locks(5).
+fn locked_inodes(process: &Process) -> BTreeSet<u64> {
+    let pid = process.pid().to_string();
+    fs::read_to_string("/proc/locks")
+        .unwrap()
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[1] == "POSIX" && fields[4] == pid)
+        .map(|fields| fields[5].rsplit(':').next().unwrap().parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn encrypting_with_aes_ctr_does_not_unlock_the_servers_files() {
+    let server = Server::with(&["--aws-key-management-encryption-algorithm=AES_CTR"]);
+    let mut process = server.database.start();
+    let locked = locked_inodes(&process);
+    let system_tablespace = server.database.datadir.join("ibdata1");
+    assert!(locked.contains(&fs::metadata(system_tablespace).unwrap().ino()));
+    server.database.sql(&format!(
+        "CREATE DATABASE d; {}; FLUSH TABLES d.t10 FOR EXPORT; UNLOCK TABLES",
+        create(10)
+    ));
+    assert!(has_key(&server.database.datadir, "aws-kms-key.10.2.ctr"));
+    let after = locked_inodes(&process);
+    assert!(after.is_superset(&locked), "{locked:?} {after:?}");
     server.database.stop(&mut process);
 }
