@@ -94,6 +94,15 @@ pub enum KeyError {
         /// Key id.
         id: u32,
     },
+    /// Loading stopped before this key, because KMS or the broker failed for others.
+    #[error("not tried at the start, because loading other keys failed")]
+    NotTried,
+    /// Another process made a version at the same moment.
+    #[error("another process is making versions of key {id} in the same directory; try again")]
+    MadeElsewhere {
+        /// Key id.
+        id: u32,
+    },
     /// The key does not exist, and mariadb-backup makes none.
     #[error("key {id} has no key file in '{}', and mariadb-backup makes no keys; copy the key files there", path.display())]
     NotInBackup {

@@ -125,6 +125,10 @@ impl KeyManager {
     /// Looks whether each version that the server uses, and the newest of each key, has its key file. If the
     /// directory cannot be read, all of them are missing.
     fn inspect_key_files(&self) {
+        // It keeps the wrapped keys: there are no key files here.
+        if self.kms.has_key_server() {
+            return;
+        }
         // Taken before the directory is listed: a new version is there before it is in memory.
         let mut expected: BTreeSet<KeyName> = self.keyring.names().into_iter().collect();
         let mut newest: BTreeMap<u32, KeyName> = BTreeMap::new();
@@ -164,12 +168,14 @@ mod tests {
     use core::sync::atomic::{AtomicBool, Ordering};
     use std::fs;
 
+    use broker_api::test_broker::TestBroker;
+    use broker_api::{Reply, SessionState};
     use tempfile::TempDir;
 
     use super::*;
     use crate::keys::loading::load_all;
     use crate::keys::manager::Program;
-    use crate::test_broker::{dynamic, honest, manager, wrapped};
+    use crate::test_broker::{dynamic, honest, honest_answer, manager, wrapped};
 
     fn file(directory: &TempDir, name: &str) -> std::path::PathBuf {
         directory.path().join(format!("aws-kms-key.{name}"))
@@ -213,6 +219,30 @@ mod tests {
             [(1, 2, 2, "file missing"), (3, 1, 1, "ok")]
         );
         assert_eq!(manager.key_files_missing(), 1);
+    }
+
+    #[test]
+    fn with_a_key_server_no_key_file_is_missing() {
+        let broker = TestBroker::new(|request| match honest_answer(request) {
+            Reply::Session(state) => Reply::Session(SessionState {
+                key_store: Some("the key server a:1".into()),
+                has_key_server: true,
+                ..state
+            }),
+            other => other,
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let manager = manager(&broker, directory.path(), dynamic());
+        manager.key_store().unwrap();
+        let name = KeyName {
+            id: 1,
+            version: 1,
+            algorithm: Algorithm::AesCbc,
+        };
+        manager.keyring.add(name, &[1; 16]).unwrap();
+        manager.inspect_key_files();
+        assert_eq!(states(&manager), [(1, 1, 1, "ok")]);
+        assert_eq!(manager.key_files_missing(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
-use key_files::key_directory::{KeyDirectory, Listing, VersionPolicy};
+use key_files::key_directory::{KeyDirectory, Listing};
 use key_files::key_name::{Algorithm, KeyName};
 use key_files::manifest::Entry;
 
@@ -233,14 +233,11 @@ fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
     let mut refused = BTreeSet::new();
     for id in ids {
         let latest = manager.known_versions(id)?.pop();
-        let Some(latest) = latest.filter(|name| name.algorithm == Algorithm::AesCtr) else {
+        if latest.is_none_or(|name| name.algorithm != Algorithm::AesCtr) {
             continue;
-        };
-        let version_policy = VersionPolicy::Next {
-            known: latest.version,
-        };
+        }
         let may_retry = retry_for(PATIENCE);
-        if let Err(error) = manager.make(id, version_policy, &manager.limits_at_start(&may_retry)) {
+        if let Err(error) = manager.make_next(id, &manager.limits_at_start(&may_retry)) {
             let reason = error.to_string();
             let error = KeyError::Forked { id, reason };
             log::error(&error.to_string());
@@ -274,22 +271,20 @@ fn replace_ctr(manager: &KeyManager) {
         if manager.keyring.algorithm(id, version) != Some(Algorithm::AesCtr) {
             continue;
         }
-        let version_policy = VersionPolicy::Next { known: version };
         let may_retry = retry_for(PATIENCE);
-        match manager.make(id, version_policy, &manager.limits_at_start(&may_retry)) {
-            Ok(Some(name)) if SYSTEM_IDS.contains(&id) => log::warning(&format!(
+        match manager.make_next(id, &manager.limits_at_start(&may_retry)) {
+            Ok(name) if SYSTEM_IDS.contains(&id) => log::warning(&format!(
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes",
                 name.version
             )),
-            Ok(Some(name)) if manager.is_page_compressed(id) => log::warning(&format!(
+            Ok(name) if manager.is_page_compressed(id) => log::warning(&format!(
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for page-compressed tables, which it encrypts",
                 name.version
             )),
-            Ok(Some(name)) => log::warning(&format!(
+            Ok(name) => log::warning(&format!(
                 "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for keys of a key store, which servers may share",
                 name.version
             )),
-            Ok(None) => {}
             Err(error) => log::error(&format!(
                 "key {id} uses AES_CTR, which is not safe for the system keys, for page-compressed tables and for keys of a key store, and no AES_CBC version could be made: {error}"
             )),
@@ -354,9 +349,12 @@ fn load_concurrently(
     });
     if !left.is_empty() {
         log::warning(&format!(
-            "{} data keys were not loaded at startup; each will be loaded on first use",
+            "data keys not loaded at startup: {}; each will be loaded on first use, or when KMS answers again",
             left.len()
         ));
+    }
+    for name in left {
+        manager.note_loaded(&name, &Err::<(), _>(KeyError::NotTried));
     }
     all
 }
@@ -460,11 +458,14 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
                 may_retry: &|_| false,
                 is_interrupted: &|| !wait(Duration::ZERO),
             };
-            if manager.load(&manager.directory, &name, &limits).is_ok() {
-                log::note(&format!(
+            match manager.load(&manager.directory, &name, &limits) {
+                Ok(()) => log::note(&format!(
                     "loaded key {}, version {}, which was missing before",
                     name.id, name.version
-                ));
+                )),
+                // The others would fail for the same reason.
+                Err(error) if error.is_transient() => break,
+                Err(_) => {}
             }
             if !wait(Duration::ZERO) {
                 return;

@@ -245,30 +245,37 @@ impl KeyManager {
         self.expect_key_files(|| format!("key {id}"))?;
         let may_retry = retry_for(STATEMENT_PATIENCE);
         let limits = self.limits(&may_retry);
-        if let Some(version) = self.load_latest(id, &limits)? {
+        if let Some(version) = self.latest_for_server(id, &limits)? {
             return Ok(version);
         }
         // Not refused until a restart if it cannot be loaded: the server has not been told that it exists.
         if let Some(name) = self.fetch(id, None, &limits)? {
+            if name.algorithm == Algorithm::AesCtr && self.program == Program::Server {
+                // Another server encrypts its pages with this one, so this server gets it for reading only.
+                return Ok(self.make_next(id, &limits)?.version);
+            }
             self.load(&self.directory, &name, &limits)
                 .map_err(|error| error.for_reading(id))?;
-            if name.algorithm == Algorithm::AesCbc || self.program == Program::Backup {
-                return Ok(name.version);
-            }
-            // Another server encrypts its pages with this one.
-            let next = VersionPolicy::Next {
-                known: name.version,
-            };
-            let made = self.make(id, next, &limits)?;
-            return Ok(made.map_or(name.version, |made| made.version));
+            return Ok(name.version);
         }
         self.make_first(id)
     }
 
-    /// Loads the highest version that can be loaded. Returns `None` if no version is known.
+    /// Returns the highest version that can be loaded; `None` if no version is known.
     ///
-    /// If versions are known but none can be loaded, the server must not get the key until it is restarted:
+    /// If versions may exist but none can be loaded, the server must not get the key until it is restarted:
     /// InnoDB remembers that a tablespace has no key, and aborts the server when it later writes a page there.
+    fn latest_for_server(&self, id: u32, limits: &Limits<'_>) -> Result<Option<u32>, KeyError> {
+        self.load_latest(id, limits).or_else(|error| {
+            let loaded = match self.program {
+                Program::Server => self.refuse(id, &error.to_string()),
+                Program::Backup => None,
+            };
+            loaded.map(Some).ok_or_else(|| error.for_reading(id))
+        })
+    }
+
+    /// Loads the highest version that can be loaded. Returns `None` if no version is known.
     pub(super) fn load_latest(
         &self,
         id: u32,
@@ -300,15 +307,7 @@ impl KeyManager {
                 }
             }
         }
-        match first_failure {
-            None => Ok(None),
-            Some(error) => {
-                if self.program == Program::Server {
-                    self.refuse(id, &error.to_string());
-                }
-                Err(error.for_reading(id))
-            }
-        }
+        first_failure.map_or(Ok(None), Err)
     }
 
     /// Returns the versions of a key on disk, in the manifest and fetched from the key store, in order. A version that exists with both
@@ -340,15 +339,16 @@ impl KeyManager {
         if let Some(proof) = self.find_data(id)? {
             let path = self.directory.path().to_owned();
             let error = KeyError::AllFilesMissing { id, path, proof };
-            self.refuse(id, &error.to_string());
-            return Err(error.for_reading(id));
+            return self
+                .refuse(id, &error.to_string())
+                .ok_or_else(|| error.for_reading(id));
         }
         let may_retry = retry_for(STATEMENT_PATIENCE);
         let limits = self.limits(&may_retry);
         match self.make(id, VersionPolicy::First, &limits)? {
             Some(name) => Ok(name.version),
             // Another process made it after we had looked for it.
-            None => self.load_latest(id, &limits)?.ok_or_else(|| {
+            None => self.latest_for_server(id, &limits)?.ok_or_else(|| {
                 let path = self.directory.path().to_owned();
                 KeyError::NoSuchVersion {
                     id,
@@ -398,11 +398,15 @@ impl KeyManager {
         }
     }
 
-    /// Refuses a key to the server until it is restarted.
-    pub(super) fn refuse(&self, id: u32, reason: &str) {
-        lock(&self.refused)
-            .entry(id)
-            .or_insert_with(|| reason.to_owned());
+    /// Refuses a key to the server until it is restarted. Returns its latest version if it has come into memory in the
+    /// meantime, and is not refused.
+    pub(super) fn refuse(&self, id: u32, reason: &str) -> Option<u32> {
+        let mut refused = lock(&self.refused);
+        let loaded = self.keyring.latest_version(id);
+        if loaded.is_none() {
+            refused.entry(id).or_insert_with(|| reason.to_owned());
+        }
+        loaded
     }
 
     /// The key ids that the server does not get until it is restarted.
@@ -411,13 +415,7 @@ impl KeyManager {
     }
 
     pub(super) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
-        match lock(&self.refused).get(&id) {
-            None => Ok(()),
-            Some(reason) => Err(KeyError::NeedsRestart {
-                id,
-                reason: reason.clone(),
-            }),
-        }
+        check_in(&lock(&self.refused), id)
     }
 
     /// Returns the limits of a KMS call for the running statement or for the start of the server.
@@ -570,11 +568,18 @@ impl KeyManager {
         }
     }
 
+    /// Makes a version above all that are known: the number of one whose file is lost is never given away again.
+    pub(super) fn make_next(&self, id: u32, limits: &Limits<'_>) -> Result<KeyName, KeyError> {
+        let known = self.highest_known(id)?;
+        self.make(id, VersionPolicy::Next { known }, limits)?
+            .ok_or(KeyError::MadeElsewhere { id })
+    }
+
     /// Makes a new version. Returns `None` if [`VersionPolicy::First`] found one that another process made.
     ///
     /// The key is used only after KMS has decrypted it and after its file and the manifest are safely on disk:
     /// losing it later would lose the data.
-    pub(super) fn make(
+    fn make(
         &self,
         id: u32,
         version_policy: VersionPolicy,
@@ -701,11 +706,15 @@ impl KeyManager {
         }
     }
 
+    /// Puts a key into memory, unless it is refused to the server.
     pub(super) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
+        let refused = lock(&self.refused);
+        check_in(&refused, name.id)?;
         let added = self
             .keyring
             .add(*name, key.expose())
             .map_err(KeyError::Memory)?;
+        drop(refused);
         if let Some(reason) = added.lock_failure {
             log::warning(&format!(
                 "keys in memory may be swapped to disk: {reason}; raise the limit of locked memory (LimitMEMLOCK= of the service, ulimit -l)"
@@ -736,6 +745,17 @@ impl KeyManager {
                 ));
             }
         }
+    }
+}
+
+/// Fails if the server does not get a key until it is restarted.
+fn check_in(refused: &BTreeMap<u32, String>, id: u32) -> Result<(), KeyError> {
+    match refused.get(&id) {
+        None => Ok(()),
+        Some(reason) => Err(KeyError::NeedsRestart {
+            id,
+            reason: reason.clone(),
+        }),
     }
 }
 

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
-use key_files::key_directory::VersionPolicy;
 use key_files::key_name::KeyName;
 
 use crate::concurrent;
@@ -108,14 +107,10 @@ fn rotate_id(manager: &KeyManager, id: u32, limits: &Limits<'_>) -> Result<KeyNa
     // The server must be able to decrypt existing data before a new version makes sense.
     if manager.keyring.latest_version(id).is_none() {
         manager.check_refused(id).map_err(text)?;
-        manager.load_latest(id, limits).map_err(text)?;
+        let loaded = manager.load_latest(id, limits);
+        loaded.map_err(|error| text(error.for_reading(id)))?;
     }
-    let known = manager.highest_known(id).map_err(text)?;
-    match manager.make(id, VersionPolicy::Next { known }, limits) {
-        Ok(Some(name)) => Ok(name),
-        Ok(None) => Err("another process is making keys in the same directory; try again".into()),
-        Err(error) => Err(error.to_string()),
-    }
+    manager.make_next(id, limits).map_err(text)
 }
 
 #[cfg(test)]

@@ -117,6 +117,13 @@ impl KeyManager {
         let name = made.name;
         if !is_new {
             self.keep(made, key_store)?;
+            if name.algorithm == Algorithm::AesCtr {
+                // Another server encrypts its pages with this one.
+                let next = VersionPolicy::Next {
+                    known: name.version,
+                };
+                return self.make_in_key_store(key_store, master_key_id, id, next, limits);
+            }
             self.load(&self.directory, &name, limits)?;
             return Ok(name);
         }

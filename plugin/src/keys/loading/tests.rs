@@ -95,6 +95,49 @@ fn system_keys_with_ctr_get_a_cbc_version() {
 }
 
 #[test]
+fn a_version_whose_file_is_lost_is_not_made_anew_under_its_number() {
+    let directory = key_files(&["1.1.ctr"]);
+    load(&honest(), &directory).1.unwrap();
+    let lost = directory.path().join("aws-kms-key.1.2");
+    let away = directory.path().join("away");
+    fs::rename(&lost, &away).unwrap();
+    let (manager, result) = load(&honest(), &directory);
+    result.unwrap();
+    assert!(!lost.exists());
+    assert_eq!(manager.keyring.latest_version(1), Some(3));
+    drop(manager);
+    fs::rename(&away, &lost).unwrap();
+    let (manager, result) = load(&honest(), &directory);
+    result.unwrap();
+    assert!(manager.keyring.contains(1, 2));
+}
+
+#[test]
+fn keys_that_a_stopped_start_has_not_tried_are_known_and_loaded_later() {
+    let names: Vec<_> = (1..=10 * WORKERS).map(|id| format!("{id}.1")).collect();
+    let directory = key_files(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let answers = Arc::new(AtomicUsize::new(0));
+    let counted = answers.clone();
+    // The session ends after the first key, and is open again for the second start of loading.
+    let broker = TestBroker::new(move |request| match request {
+        Request::Decrypt(_)
+            if (1..5 * WORKERS).contains(&counted.fetch_add(1, Ordering::SeqCst)) =>
+        {
+            failure(FailureKind::SessionOver, "the session is over")
+        }
+        request => honest_answer(request),
+    });
+    let (manager, result) = load(&broker, &directory);
+    result.unwrap();
+    let loaded = manager.keyring.version_count() as usize;
+    assert_eq!(manager.unloaded().len(), names.len() - loaded);
+    assert!(manager.unloaded().len() > WORKERS, "{loaded}");
+    answers.store(5 * WORKERS, Ordering::SeqCst);
+    load_the_rest(&manager, |_| true);
+    assert_eq!(manager.keyring.version_count() as usize, names.len());
+}
+
+#[test]
 fn every_loaded_key_is_in_the_manifest() {
     let directory = key_files(&["1.1", "3.2.ctr"]);
     load(&honest(), &directory).1.unwrap();

@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -49,6 +50,24 @@ fn a_key_that_is_only_on_disk_gets_a_version_above_its_files() {
     let manager = manager(&broker, directory.path(), dynamic());
     let rotated = rotate(&manager, Target::Id(7)).unwrap();
     assert_eq!(rotated.made[0].version, 5);
+}
+
+#[test]
+fn a_rotation_that_cannot_load_a_key_does_not_keep_the_server_from_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let is_over = Arc::new(AtomicBool::new(true));
+    let over = is_over.clone();
+    let broker = TestBroker::new(move |request| match request {
+        Request::Decrypt(_) if over.load(Ordering::Relaxed) => {
+            failure(FailureKind::SessionOver, "the session is over")
+        }
+        request => honest_answer(request),
+    });
+    let manager = manager(&broker, directory.path(), dynamic());
+    fs::write(directory.path().join("aws-kms-key.5.1"), wrapped(&[5; 16])).unwrap();
+    assert_eq!(rotate(&manager, Target::Id(5)).unwrap().failed.len(), 1);
+    is_over.store(false, Ordering::Relaxed);
+    assert_eq!(manager.latest_version(5).unwrap(), 1);
 }
 
 #[test]
