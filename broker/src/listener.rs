@@ -13,10 +13,9 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd::geteuid};
 use service::{
-    on_abort,
-    socket_path::{self, SocketPathError, has_listener},
+    on_abort::{self, Leftover},
+    socket_path::{self, SocketFile, SocketPathError, has_listener},
 };
-use tracing::warn;
 
 /// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +42,9 @@ pub(crate) enum ListenerError {
 
 /// A bound socket, removed when dropped.
 pub(crate) struct Listener {
-    path: PathBuf,
     socket: UnixListener,
-    identity: (u64, u64),
+    file: SocketFile,
+    on_abort: Option<&'static Leftover>,
     /// Released after the socket is removed.
     _lock: Lock,
 }
@@ -62,16 +61,14 @@ impl Listener {
         let lock = Lock::take(path)?;
         remove_left_behind(path)?;
         let socket = UnixListener::bind(path).map_err(failed)?;
-        on_abort::SOCKET.made(path);
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
         let listener = Self {
-            path: path.into(),
             socket,
-            identity: identity(&metadata),
+            file: SocketFile::of_bound(path).map_err(failed)?,
+            on_abort: on_abort::socket_made(path),
             _lock: lock,
         };
         match gid {
-            Some(gid) => listener.open_to(gid, &metadata)?,
+            Some(gid) => listener.open_to(gid)?,
             None => {
                 fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
             }
@@ -79,17 +76,18 @@ impl Listener {
         Ok(listener)
     }
 
-    fn open_to(&self, gid: u32, metadata: &fs::Metadata) -> Result<(), ListenerError> {
+    fn open_to(&self, gid: u32) -> Result<(), ListenerError> {
+        let path = self.path();
         let failed = |source| ListenerError::Group {
-            path: self.path.clone(),
+            path: path.into(),
             source,
         };
         // The group first, so that nobody else can connect meanwhile. If it is our own group already,
         // skip the call, which systemd may have forbidden.
-        if metadata.gid() != gid {
-            chown(&self.path, None, Some(gid)).map_err(failed)?;
+        if fs::symlink_metadata(path).map_err(failed)?.gid() != gid {
+            chown(path, None, Some(gid)).map_err(failed)?;
         }
-        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o660)).map_err(failed)
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)
     }
 
     /// Returns a non-blocking socket to accept connections from.
@@ -99,19 +97,14 @@ impl Listener {
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 }
 
 impl Drop for Listener {
-    /// A later broker may have taken over the path; then its socket stays.
     fn drop(&mut self) {
-        on_abort::SOCKET.removed();
-        let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|metadata| identity(&metadata) == self.identity)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            warn!("cannot remove {}: {error}", self.path.display());
+        if let Some(leftover) = self.on_abort {
+            leftover.removed();
         }
     }
 }

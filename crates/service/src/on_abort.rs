@@ -38,8 +38,13 @@ pub static FIFO: Leftover = Leftover::none();
 /// The state file next to it.
 pub static STATE_FILE: Leftover = Leftover::none();
 
-/// The broker's socket.
-pub static SOCKET: Leftover = Leftover::none();
+/// The sockets: of the keys, the overview and the metrics.
+static SOCKETS: [Leftover; 3] = [const { Leftover::none() }; 3];
+
+/// Records that a socket exists at `path`. `None` if there are too many, or the path is none for the system.
+pub fn socket_made(path: &Path) -> Option<&'static Leftover> {
+    SOCKETS.iter().find(|socket| socket.made(path))
+}
 
 /// A file that must not outlive the process.
 pub struct Leftover {
@@ -55,14 +60,15 @@ impl Leftover {
         }
     }
 
-    /// Records that the file exists at `path`. The path must stay the same: a second one is not
+    /// Records that the file exists at `path`. Returns false for another path than the first time: that file is not
     /// removed.
-    pub fn made(&self, path: &Path) {
+    pub fn made(&self, path: &Path) -> bool {
         let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
-            return;
+            return false;
         };
         let is_same = *self.path.get_or_init(|| path.clone()) == path;
-        self.is_there.store(is_same, Ordering::Relaxed);
+        self.is_there.fetch_or(is_same, Ordering::Relaxed);
+        is_same
     }
 
     /// Records that the file has been removed.
@@ -121,7 +127,7 @@ fn provide_stack() -> io::Result<()> {
 
 /// Allocates nothing and takes no lock.
 extern "C" fn break_off(_: c_int) {
-    for leftover in [&FIFO, &STATE_FILE, &SOCKET] {
+    for leftover in [&FIFO, &STATE_FILE].into_iter().chain(&SOCKETS) {
         if let Some(path) = leftover.path() {
             // A file that cannot be removed stays.
             let _ = unlink(path);

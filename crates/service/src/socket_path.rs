@@ -14,6 +14,7 @@ use nix::{
     sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
     unistd::{AccessFlags, access, geteuid},
 };
+use tracing::warn;
 use trusted_directory::DirectoryError;
 
 /// Why the socket cannot be created.
@@ -97,4 +98,38 @@ pub fn has_listener(path: &Path) -> bool {
         connect(descriptor.as_raw_fd(), &address)
     });
     matches!(connected, Ok(()) | Err(Errno::EAGAIN))
+}
+
+/// The file of a socket that this process has bound. Removed when dropped, unless another process has put its own there
+/// since.
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// The file at `path`, of a socket that has just been bound there.
+    pub fn of_bound(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.into(),
+            identity: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let there = fs::symlink_metadata(&self.path);
+        if there.is_ok_and(|it| (it.dev(), it.ino()) == self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
 }

@@ -10,7 +10,7 @@ use end_to_end_tests::{
     Sandbox, Scene,
     broker::{ask, decrypt, generated},
     console::{Console, token_of},
-    fence,
+    dist, fence,
     key_server::{certificates_of_the_book, free_port, tls_files},
     mode, shell_in,
 };
@@ -136,6 +136,28 @@ fn the_console_ends_at_a_signal_and_takes_its_socket_away() {
     let (status, output) = console.process.finish();
     assert_eq!(status.code(), Some(0), "{output}");
     assert!(fs::symlink_metadata(&console.page.socket).is_err());
+}
+
+#[test]
+fn a_console_that_may_not_listen_leaves_what_is_there() {
+    let console = Console::new();
+    let precious = console.scene.sandbox.path("precious");
+    fs::write(&precious, "precious").unwrap();
+    for (place, reason) in [
+        (&precious, "it is not a socket owned by this user"),
+        (&console.page.socket, "another process listens on"),
+    ] {
+        let listen = format!("--listen={}", place.display());
+        let output = Command::new(dist("bin/iam-kms-console"))
+            .arg(listen)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains(reason), "{told}");
+    }
+    assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
+    assert_eq!(console.page.get("/").status, 200);
 }
 
 /// Starts a console over TLS whose operators are Alice and Bob.

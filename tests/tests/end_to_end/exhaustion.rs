@@ -275,16 +275,24 @@ fn an_abort_of_the_launcher_exits_with_125_and_leaves_no_fifo() {
 }
 
 #[test]
-fn an_abort_of_the_broker_exits_with_125_and_leaves_neither_fifo_nor_socket() {
+fn an_abort_of_the_broker_exits_with_125_and_leaves_neither_fifo_nor_sockets() {
     let scene = Scene::new().with_broker();
+    let beside = |name: &str| scene.configuration.broker_socket.with_file_name(name);
+    let (overview, metrics) = (beside("overview.sock"), beside("metrics.sock"));
+    let scene = scene
+        .line(&format!("overview_socket = {}", overview.display()))
+        .line(&format!("metrics_listen = {}", metrics.display()));
     let mut broker = Process::start(&mut scene.broker_command());
     broker.wait_for("write a new MFA code");
     assert_eq!(broker_pid(&scene), broker.pid());
+    assert!(overview.exists() && metrics.exists());
     broker.signal(nix::sys::signal::Signal::SIGABRT);
     let (status, output) = broker.finish();
     assert_eq!(status.code(), Some(125), "{output}");
     assert!(!scene.fifo().exists());
-    assert!(!scene.configuration.broker_socket.exists());
+    for socket in [&scene.configuration.broker_socket, &overview, &metrics] {
+        assert!(!socket.exists(), "{}", socket.display());
+    }
 }
 
 #[test]

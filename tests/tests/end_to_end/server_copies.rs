@@ -1,15 +1,20 @@
 //! A data directory that was copied and goes on beside its origin.
 
+use std::path::Path;
 use std::process::Command;
 
-use end_to_end_tests::{Database, Process, Scene, dist};
+use end_to_end_tests::{Database, Process, Sandbox, Scene, dist};
 
 const CTR: &str = "--aws-key-management-encryption-algorithm=AES_CTR";
 
 fn fork(database: &Database) -> (Option<i32>, String) {
+    fork_directory(&database.datadir)
+}
+
+fn fork_directory(directory: &Path) -> (Option<i32>, String) {
     let output = Command::new(dist("bin/kms-data-keys"))
         .arg("fork")
-        .arg(&database.datadir)
+        .arg(directory)
         .output()
         .unwrap();
     let text = [output.stdout, output.stderr].concat();
@@ -112,4 +117,17 @@ fn a_copy_that_kms_refuses_a_new_key_does_not_go_on_with_that_of_its_origin() {
     let mut process = copy.start();
     assert_eq!(copy.sql("SELECT * FROM d.t"), "1");
     copy.stop(&mut process);
+}
+
+#[test]
+fn only_the_data_directory_of_a_server_is_marked() {
+    let sandbox = Sandbox::new();
+    let directory = sandbox.directory("mistyped");
+    let (status, told) = fork_directory(&directory);
+    assert_eq!(status, Some(125), "{told}");
+    assert!(
+        told.contains("is not the data directory of a server"),
+        "{told}"
+    );
+    assert_eq!(directory.read_dir().unwrap().count(), 0);
 }

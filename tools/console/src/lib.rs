@@ -30,7 +30,7 @@ use local_http::{Limits, LocalListener};
 use mutual_tls::TlsFilesError;
 use service::{
     logging, process,
-    socket_path::{self, SocketPathError, has_listener},
+    socket_path::{self, SocketFile, SocketPathError, has_listener},
     usage::show_usage,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -96,10 +96,6 @@ fn run(place: Listen, overview_socket: &Path, fifo: &Path) -> Result<(), Console
         .max_blocking_threads(LIMITS.connections + 1)
         .build()
         .map_err(|error| ConsoleError::System("start", error))?;
-    let socket = match &place {
-        Listen::Socket(path) => Some(path.clone()),
-        Listen::Loopback(_) | Listen::Tls(..) => None,
-    };
     let ended = runtime.block_on(async {
         let failed = |error| ConsoleError::System("wait for signals", error);
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -112,10 +108,6 @@ fn run(place: Listen, overview_socket: &Path, fifo: &Path) -> Result<(), Console
     });
     // A code may still be judged, which nobody waits for any more.
     runtime.shutdown_background();
-    if let Some(path) = socket {
-        // Whether it works or not, the next start replaces it.
-        let _ = fs::remove_file(path);
-    }
     ended
 }
 
@@ -127,13 +119,17 @@ async fn serve(place: Listen, routes: Router) -> Result<(), ConsoleError> {
         Listen::Tls(address, _) => format!("https://{address}/"),
     };
     let failed = |error| ConsoleError::Bind(shown.clone(), error);
+    // Removed when this is no longer polled.
+    let _file;
     let listener = match place {
         Listen::Socket(path) => {
             socket_path::check(&path)?;
             if has_listener(&path) {
                 return Err(ConsoleError::Busy(path));
             }
-            LocalListener::Unix(bind_socket(&path).map_err(failed)?)
+            let socket = bind_socket(&path).map_err(failed)?;
+            _file = SocketFile::of_bound(&path).map_err(failed)?;
+            LocalListener::Unix(socket)
         }
         Listen::Loopback(address) => LocalListener::Loopback(bind_port(address).map_err(failed)?),
         Listen::Tls(address, tls) => {

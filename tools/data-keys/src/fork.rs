@@ -25,9 +25,15 @@ pub(crate) struct Arguments {
     datadir: PathBuf,
 }
 
+/// What each data directory has at least one of.
+const OF_A_SERVER: [&str; 4] = ["ibdata1", "aria_log_control", "mysql", "aws-kms-keys.list"];
+
 /// Writes the mark into the manifest.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let datadir = &arguments.datadir;
+    if !OF_A_SERVER.iter().any(|name| datadir.join(name).exists()) {
+        return Err(DataKeysError::NotADataDirectory(datadir.clone()));
+    }
     let _stopped = Stopped::lock(datadir)?;
     let manifest = ManifestFile::open(datadir)?;
     manifest.set_forked(true)?;

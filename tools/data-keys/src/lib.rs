@@ -123,6 +123,10 @@ enum DataKeysError {
     NotImported(String),
     #[error("cannot wrap keys under '{key}': {why}")]
     MasterKey { key: String, why: String },
+    #[error(
+        "'{}' is not the data directory of a server: it has neither ibdata1 nor aria_log_control; nothing was changed", .0.display()
+    )]
+    NotADataDirectory(PathBuf),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error(transparent)]
