@@ -116,6 +116,9 @@ enum RunError {
     System(&'static str, io::Error),
     #[error("{0} has ended because of a bug; please report it with the preceding log lines")]
     Defect(&'static str),
+    /// The launcher has been told the reason, and reports it.
+    #[error("see the message of iam-kms-wrapper")]
+    Told,
 }
 
 /// Runs the program.
@@ -136,6 +139,7 @@ pub fn main() -> ExitCode {
     };
     let status = match ended {
         Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Told) => ExitCode::from(FAILURE),
         Err(failure) => {
             error!("{failure}");
             ExitCode::from(FAILURE)
@@ -173,7 +177,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
         Err(failure) => Err(failure.to_string()),
     };
     handover::answer(&mut io::stdout().lock(), &started).map_err(RunError::Handover)?;
-    let (lifetime, prepared) = prepared?;
+    let (lifetime, prepared) = prepared.map_err(|_| RunError::Told)?;
     process::close_standard_streams()
         .map_err(|error| RunError::System("close standard input and output", error))?;
     // SIGTERM goes to every process of the unit, but the server still needs the broker while it shuts
@@ -201,17 +205,21 @@ fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
     };
     let kept =
         kept.and_then(|taken| stored_session::reuse(&config.session, source.as_ref(), taken.file));
-    if let Some(session) = &kept {
+    let how = match &kept {
+        Some(_) => " (kept by systemd, so no code is asked for)",
+        None => "",
+    };
+    let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
+    if let Some(session) = &session {
         info!(
             event = "session_open",
             access_key_id = session.access_key_id,
             expiration = session.expiration_text(),
-            "session {} is open until {} (kept by systemd, so no code is asked for)",
+            "session {} is open until {}{how}",
             session.access_key_id,
             session.expiration_text()
         );
     }
-    let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
     let prepared = match Prepared::new(&config, aws, Some(signals.descriptor()), Some(path)) {
         Err(RunError::Credentials(CredentialsError::Interrupted)) => return Ok(()),
         prepared => prepared?,
@@ -257,6 +265,7 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
             }
             () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
             () = upstream.watch_files() => Ok(()),
+            () = upstream.watch_state() => Ok(()),
         }
     };
     // Even after a panic, the socket is removed.

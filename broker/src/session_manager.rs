@@ -206,9 +206,10 @@ impl SessionManager {
     /// Gets a new session whenever there is none, until it is time to stop.
     fn run(&self) {
         let mut pause = FIRST_RETRY_PAUSE;
+        let mut ended: Option<Arc<Credentials>> = None;
         while self.wait_for_end() {
-            self.report_closed();
-            match self.renew() {
+            ended = self.report_closed().or(ended);
+            match self.renew(ended.as_deref()) {
                 Ok(session) => {
                     pause = FIRST_RETRY_PAUSE;
                     self.open(session);
@@ -253,7 +254,8 @@ impl SessionManager {
         }
     }
 
-    fn renew(&self) -> Result<Credentials, PromptError> {
+    /// Gets a session that is not `ended`, which AWS may have ended before its time.
+    fn renew(&self, ended: Option<&Credentials>) -> Result<Credentials, PromptError> {
         if self.config.session.mfa == Mfa::Off {
             // Instances and containers do not report AWS's time.
             clock::follow_host();
@@ -262,10 +264,19 @@ impl SessionManager {
                 aws: &self.aws,
                 interrupt: Some(self.stop.as_fd()),
             };
-            return finder.find().map_err(|error| match error {
+            let found = finder.find().map_err(|error| match error {
                 CredentialsError::Interrupted => PromptError::Interrupted,
                 error => PromptError::Permanent(error.to_string()),
-            });
+            })?;
+            return match ended {
+                Some(ended) if ended.access_key_id == found.access_key_id => {
+                    Err(PromptError::Permanent(format!(
+                        "the AWS credentials found ({}) have expired; provide new ones",
+                        found.access_key_id
+                    )))
+                }
+                _ => Ok(found),
+            };
         }
         let prompt = MfaPrompt {
             config: &self.config.session,
@@ -295,11 +306,9 @@ impl SessionManager {
         self.show_status(&message);
     }
 
-    /// Logs the end of a session, if one has ended.
-    fn report_closed(&self) {
-        let Some(session) = self.lock().closed.take() else {
-            return;
-        };
+    /// Logs the end of a session, if one has ended, and returns it.
+    fn report_closed(&self) -> Option<Arc<Credentials>> {
+        let session = self.lock().closed.take()?;
         if self.config.session.mfa != Mfa::Off {
             stored_session::forget();
         }
@@ -310,6 +319,7 @@ impl SessionManager {
             "session {} is over",
             session.access_key_id
         );
+        Some(session)
     }
 
     /// The status line of a server's unit belongs to the server.

@@ -21,7 +21,7 @@ use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    sync::{Mutex as AsyncMutex, Semaphore},
+    sync::{Mutex as AsyncMutex, Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -60,6 +60,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long to wait for the state of a session. The server's statements wait for it, `SHOW STATUS` above all.
 const STATE_PATIENCE: Duration = Duration::from_millis(150);
 
+/// How long an answer counts.
+const STATE_LIFETIME: Duration = Duration::from_secs(90);
+
 /// The key servers of the configuration.
 pub(crate) struct Upstream {
     servers: Vec<Server>,
@@ -73,6 +76,10 @@ pub(crate) struct Upstream {
     opened: AsyncMutex<Instant>,
     /// Why the last request of all failed, to log each reason once.
     trouble: Mutex<Option<String>>,
+    /// Has the state of the session asked for.
+    state_wanted: Notify,
+    /// The last answer, and when it came; `None`: no server has answered.
+    last_state: watch::Sender<Option<(SessionState, Instant)>>,
 }
 
 struct Server {
@@ -115,6 +122,8 @@ impl Upstream {
             reprompt_wait: config.broker.reprompt_wait,
             opened: AsyncMutex::new(Instant::now()),
             trouble: Mutex::default(),
+            state_wanted: Notify::new(),
+            last_state: watch::Sender::new(None),
         })
     }
 
@@ -292,17 +301,37 @@ impl Upstream {
         }
     }
 
-    /// The state of the session, as the plugin asks for it.
+    /// Asks for the state of the session when somebody wants it, as long as it is polled. By itself, because an answer may
+    /// take longer than anybody waits for it.
+    pub async fn watch_state(&self) {
+        loop {
+            self.state_wanted.notified().await;
+            let asked = self
+                .ask_states(CONNECT_TIMEOUT + self.request_timeout)
+                .await;
+            self.last_state
+                .send_replace(asked.map(|state| (state, Instant::now())));
+        }
+    }
+
+    /// The state of the session, as the plugin asks for it: the last one that is known, if none comes at once.
     async fn state(&self) -> SessionState {
-        let asked = timeout(STATE_PATIENCE, self.ask_states(STATE_PATIENCE)).await;
-        let state = asked.ok().flatten().unwrap_or_else(|| SessionState {
-            phase: SessionPhase::Failed,
-            expiration_unix_seconds: None,
-            fifo: None,
-            kms: KmsSettings::default(),
-            key_store: None,
-            has_key_server: true,
-        });
+        let mut answers = self.last_state.subscribe();
+        self.state_wanted.notify_one();
+        // In both cases, the last one is taken.
+        let _ = timeout(STATE_PATIENCE, answers.changed()).await;
+        let last = answers.borrow().clone();
+        let fresh = last.filter(|(_, at)| at.elapsed() < STATE_LIFETIME);
+        let state = fresh
+            .map(|(state, _)| state)
+            .unwrap_or_else(|| SessionState {
+                phase: SessionPhase::Failed,
+                expiration_unix_seconds: None,
+                fifo: None,
+                kms: KmsSettings::default(),
+                key_store: None,
+                has_key_server: true,
+            });
         let request_timeout = self.request_timeout.as_millis();
         SessionState {
             // A path on another host would mislead.

@@ -234,7 +234,12 @@ fn report(mfa: &Mfa, session: &Credentials, is_kept: bool, command: &Command) {
         ""
     };
     match mfa {
-        Mfa::Off => info!("no MFA code is asked for (mfa = false); starting {command}"),
+        Mfa::Off => info!(
+            event = "session_open",
+            access_key_id = session.access_key_id,
+            expiration = until,
+            "no MFA code is asked for (mfa = false); starting {command}"
+        ),
         _ => info!(
             event = "session_open",
             access_key_id = session.access_key_id,

@@ -145,12 +145,12 @@ impl Clients {
 
     fn refresh_sections(&self) -> bool {
         // Only what has changed is read as a configuration, which asks for groups by name, and a name service may hang.
-        if let Ok(content) = input_file::read(&self.path, MAX_CONFIG_BYTES) {
-            let mut sections = self.sections();
-            if sections.content == *content {
-                return false;
-            }
-            sections.content = content.to_vec();
+        let content = input_file::read(&self.path, MAX_CONFIG_BYTES).ok();
+        if content
+            .as_ref()
+            .is_some_and(|it| *self.sections().content == **it)
+        {
+            return false;
         }
         let read = Config::read(&self.path)
             .map_err(|error| error.to_string())
@@ -166,6 +166,8 @@ impl Clients {
         match read {
             Ok(config) => {
                 sections.failure = None;
+                // Until it has been read well, it is read again: the reason may lie elsewhere, such as a name service.
+                sections.content = content.map(|it| it.to_vec()).unwrap_or_default();
                 if *sections.clients == config.clients {
                     return false;
                 }

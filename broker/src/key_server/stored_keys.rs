@@ -87,15 +87,27 @@ impl StoredKeys {
     ) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
         self.with_slot(&space, context, async |slot| {
-            let key = self.find_in(&space, slot, context).await?;
-            let key = key.ok_or_else(|| Failure {
+            let missing = || Failure {
                 kind: FailureKind::NotFound,
                 message: format!(
                     "the key store has no version {} of key {} for this host (name space {name_space})",
                     context.key_version, context.key_id
                 ),
-            })?;
-            self.unwrap(&key, user, context).await
+            };
+            let key = self.find_in(&space, slot, context).await?;
+            let key = key.ok_or_else(missing)?;
+            let refused = match self.unwrap(&key, user, context).await {
+                Err(failure) if is_of_the_key(failure.kind) => failure,
+                answered => return answered,
+            };
+            // It may have been rewrapped since, and its first master key disabled.
+            slot.key = None;
+            match self.find_in(&space, slot, context).await? {
+                Some(newer) if newer.ciphertext_blob != key.ciphertext_blob => {
+                    self.unwrap(&newer, user, context).await
+                }
+                _ => Err(refused),
+            }
         })
         .await
     }
@@ -238,6 +250,18 @@ impl StoredKeys {
         aws.remember(user, &key.ciphertext_blob, &decrypted);
         decrypted
     }
+}
+
+/// Whether KMS refuses this wrapped key, or it is another one than its description says.
+fn is_of_the_key(kind: FailureKind) -> bool {
+    matches!(
+        kind,
+        FailureKind::AccessDenied
+            | FailureKind::KeyUnusable
+            | FailureKind::NotFound
+            | FailureKind::InvalidCiphertext
+            | FailureKind::Other
+    )
 }
 
 fn without_blob(reply: Reply) -> Reply {

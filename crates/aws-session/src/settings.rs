@@ -5,7 +5,7 @@
 mod bucket;
 mod profiles;
 
-use std::{fmt, io, path::PathBuf, time::Duration};
+use std::{borrow::Cow, fmt, io, path::PathBuf, time::Duration};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -377,7 +377,10 @@ impl Found {
             false => Err(SettingsError::Value {
                 setting: self.setting,
                 place: self.place,
-                value: self.value.chars().take(MAX_SHOWN_CHARACTERS).collect(),
+                value: without_user(&self.value)
+                    .chars()
+                    .take(MAX_SHOWN_CHARACTERS)
+                    .collect(),
                 expected,
             }),
         }
@@ -453,13 +456,25 @@ fn endpoint(
     let in_profile = profiles.endpoint_url(service_id);
     Found::find(&names, "endpoint_url", in_profile)
         .map(|found| {
-            let expected = "a URL, such as https://kms.us-east-1.amazonaws.com";
+            let expected = "a URL without a user, such as https://kms.us-east-1.amazonaws.com";
             found.checked(is_url, expected)
         })
         .transpose()
 }
 
-/// Whether `text` is an absolute HTTP or HTTPS URL.
+/// A URL as it is shown: without user and password.
+pub fn without_user(url: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.into();
+    };
+    let authority_bytes = rest.find('/').unwrap_or(rest.len());
+    match rest.get(..authority_bytes).and_then(|it| it.rfind('@')) {
+        Some(at) => format!("{scheme}://…{}", rest.get(at..).unwrap_or_default()).into(),
+        None => url.into(),
+    }
+}
+
+/// Whether `text` is an absolute HTTP or HTTPS URL without a user.
 pub fn is_url(text: &str) -> bool {
     let is_http = text.starts_with("https://") || text.starts_with("http://");
     let has_host = |text: &str| {

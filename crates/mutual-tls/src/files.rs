@@ -161,9 +161,13 @@ impl Content {
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsFilesError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem)
-        .take(MAX_CERTIFICATES)
+        .take(MAX_CERTIFICATES + 1)
         .collect();
     match found {
+        Ok(found) if found.len() > MAX_CERTIFICATES => Err(TlsFilesError::content(
+            path,
+            format!("contains more than {MAX_CERTIFICATES} certificates"),
+        )),
         Ok(found) if found.is_empty() => Err(none(path)),
         Ok(found) => Ok(found),
         Err(error) => Err(TlsFilesError::content(path, format!("is damaged: {error}"))),

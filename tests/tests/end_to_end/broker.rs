@@ -397,3 +397,18 @@ fn a_broker_alone_exits_with_125_without_source_credentials() {
     assert_eq!(status.code(), Some(125), "{output}");
     assert!(output.contains("found no AWS credentials"), "{output}");
 }
+
+#[test]
+fn what_keeps_the_broker_from_starting_is_said_once() {
+    let scene = Scene::new()
+        .with_broker()
+        .line("overview_socket = /nonexistent/overview.sock");
+    let mut wrapper = scene.start(&["true"]);
+    wrapper.give_code(&scene.aws);
+    let output = wrapper.ends_with(125);
+    assert_eq!(
+        output.matches("/nonexistent/overview.sock").count(),
+        1,
+        "{output}"
+    );
+}

@@ -121,7 +121,10 @@ fn without_a_broker_the_page_says_so_and_with_the_next_one_it_works_again() {
     console.broker.signal(nix::sys::signal::SIGTERM);
     console.broker.wait();
     let page = console.page.get("/").body;
-    assert!(page.contains("Unknown. </strong>no broker at"), "{page}");
+    assert!(
+        page.contains("Unknown. </strong>no broker shows its state at"),
+        "{page}"
+    );
     let page = console.page.enter("123456", "");
     assert!(page.contains("nothing waits for a code at"), "{page}");
     console.broker = end_to_end_tests::Process::start(&mut console.scene.broker_command());

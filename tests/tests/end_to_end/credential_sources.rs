@@ -555,6 +555,11 @@ fn a_credentials_file_that_an_agent_rotates_is_read_again_when_its_session_is_ov
     generated(&scene);
     assert!(scene.aws.log().contains(&first));
     scene.aws.end_session();
+    assert!(matches!(ask(&scene, &generate(16)), Reply::Failed(_)));
+    // The same credentials are not tried again and again meanwhile.
+    broker.wait_for(&format!(
+        "({first}) have expired; provide new ones; trying again in 2 s"
+    ));
     let second = rotate(&scene, "rotated");
     wait_until("a key with the next session", || {
         matches!(ask(&scene, &generate(16)), Reply::Generated { .. })

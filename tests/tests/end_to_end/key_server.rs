@@ -3,6 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io::Write,
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
@@ -12,7 +13,7 @@ use std::{
 
 use broker_api::{
     Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, PROTOCOL_VERSION, Reply,
-    Request, WaitPolicy,
+    Request, SessionPhase, WaitPolicy,
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, backup,
@@ -848,4 +849,54 @@ fn however_many_hosts_ask_at_once_kms_unwraps_each_key_once() {
         assert_eq!(keys.len(), 1);
     }
     assert_eq!(site.aws.calls("Decrypt") - before, 5);
+}
+
+#[test]
+fn a_rewrapped_key_is_served_after_its_first_master_key_is_disabled() {
+    let mut site = Site::new(&format!("key_cache = session\n{ALL_OF_DB1}"));
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let mut peer = site.peer("db1", &["db1.example"]);
+    peer.ask(&make_key(10, ""));
+    let key = given(peer.ask(&get_key(10, 1)));
+
+    site.aws.key(&["--alias", "alias/new"]);
+    let directory = site.sandbox.directory("pulled");
+    let directory = directory.to_str().unwrap();
+    let store = format!("--store={}/db1", site.store.location());
+    // By itself, the name space is no key store of the tools.
+    let name_space = site.store.path().join("db1");
+    fs::write(name_space.join("conditional-put-check"), "").unwrap();
+    for arguments in [
+        &["pull", &store, directory][..],
+        &["rewrap", "--to=alias/new", &store, directory],
+    ] {
+        let output = site.aws.program("kms-data-keys", arguments).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let first = site.aws.cli(&[
+        "kms",
+        "describe-key",
+        "--key-id=alias/mariadb",
+        "--query=KeyMetadata.KeyId",
+        "--output=text",
+    ]);
+    site.aws
+        .cli(&["kms", "disable-key", "--key-id", first.trim()]);
+    assert_eq!(given(peer.ask(&get_key(10, 1))), key);
+}
+
+#[test]
+fn a_key_server_that_never_answers_does_not_hide_the_session_of_the_next_one() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    // Accepts connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let tls = site.authority.issue("db1", &["db1.example"], 100 * DAY);
+    let host = Host::with_upstream(&[silent, site.server.address()], &tls);
+    wait_until("the state of the second server", || {
+        let answer = Peer::connect(&host.socket()).ask(&Request::Session);
+        matches!(answer, Reply::Session(state) if state.phase == SessionPhase::Open)
+    });
 }

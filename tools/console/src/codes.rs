@@ -36,6 +36,8 @@ pub(crate) enum Entered {
     Accepted(String),
     /// It did not, for this reason.
     Refused(String),
+    /// It was written, and nobody knows what became of it.
+    Unknown(String),
 }
 
 impl Codes {
@@ -65,7 +67,8 @@ impl Codes {
         }
         match self.give(&code, note) {
             Ok(Outcome::Accepted(text)) => Entered::Accepted(text),
-            Ok(Outcome::Refused(why) | Outcome::Unknown(why)) => Entered::Refused(why),
+            Ok(Outcome::Refused(why)) => Entered::Refused(why),
+            Ok(Outcome::Unknown(why)) => Entered::Unknown(why),
             Err(error) => Entered::Refused(error.to_string()),
         }
     }

@@ -98,10 +98,11 @@ fn code(last_code: Option<&(i64, Entered)>, token: &str) -> Markup {
             h2 id="enter" { "Enter a code" }
             @if let Some((time, entered)) = last_code {
                 p role="status" {
-                    "The last code, entered here at " (utc_text(*time)) ", was "
+                    "The last code, entered here at " (utc_text(*time)) ", "
                     @match entered {
-                        Entered::Accepted(text) => { strong.good { "accepted" } ": " (text) },
-                        Entered::Refused(why) => { strong.bad { "not accepted" } ": " (why) },
+                        Entered::Accepted(text) => { "was " strong.good { "accepted" } ": " (text) },
+                        Entered::Refused(why) => { "was " strong.bad { "not accepted" } ": " (why) },
+                        Entered::Unknown(why) => { "has " strong.bad { "no known result" } ": " (why) },
                     }
                     "."
                 }

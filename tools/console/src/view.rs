@@ -70,19 +70,36 @@ impl Broker {
                     all.extend(keys.iter().map(|(name, _)| (name.id, name.version)));
                     match next {
                         Some(_) => after = next,
-                        None => break,
+                        None => return Ok(all),
                     }
                 }
                 Reply::Failed(failure) => return Err(failure.message),
                 _ => return Err("the broker's answer is not a list of keys".into()),
             }
         }
-        Ok(all)
+        Err("the key store has too many keys for this page; see kms-data-keys list --store".into())
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, String> {
         let answer = self.0.request(request, PATIENCE, |_| true);
-        match answer.map_err(|error: ClientError| error.to_string())? {
+        // What the client advises is for the socket that serves keys.
+        let answer = answer.map_err(|error| match error {
+            ClientError::NoBroker { socket, source } => format!(
+                "no broker shows its state at '{}': {source}; start iam-kms-broker, with overview_socket in its configuration set to that path",
+                socket.display()
+            ),
+            ClientError::NotAllowed {
+                socket,
+                user,
+                source,
+                ..
+            } => format!(
+                "user {user} may not use '{}': {source}; set overview_group in the broker's configuration to a group of that user, and restart the broker",
+                socket.display()
+            ),
+            error => error.to_string(),
+        })?;
+        match answer {
             Reply::Failed(failure) if !matches!(request, Request::ListKeys(_)) => {
                 Err(failure.message)
             }

@@ -255,6 +255,11 @@ impl Tool<'_> {
             Err(CallError::Interrupted) => {
                 Err(ManageError::Interrupted("nothing was changed".into()))
             }
+            Err(CallError::Failed(failure))
+                if self.key.is_alias() && failure.kind.is_retryable() =>
+            {
+                Err(ManageError::TimedOut(failure.message))
+            }
             Err(CallError::Failed(failure)) if self.key.is_alias() => {
                 Err(ManageError::Refused(format!(
                     "cannot look up the key {}; name it by its id or ARN: {}",

@@ -6,9 +6,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use tokio::runtime::Runtime;
 
 use crate::{dialogue::Delivery, hosts::Host, outcome::Outcome, report::Report};
-use aws_session::{interrupt::unless_readable, settings};
+use aws_session::interrupt::unless_readable;
 
 /// The hosts, and what is known of each.
 pub struct Fleet<'a> {
@@ -38,8 +39,12 @@ impl<'a> Fleet<'a> {
     /// child process is left.
     ///
     /// The error is that of a report, and costs no host its session.
-    pub fn deliver(&self, delivery: &Delivery<'_>, jobs: usize) -> io::Result<bool> {
-        let runtime = settings::runtime()?;
+    pub fn deliver(
+        &self,
+        runtime: &Runtime,
+        delivery: &Delivery<'_>,
+        jobs: usize,
+    ) -> io::Result<bool> {
         let calls = async {
             let hosts = self.hosts.iter().zip(&self.states).enumerate();
             let mut calls = stream::iter(hosts)

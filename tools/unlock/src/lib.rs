@@ -18,7 +18,7 @@ use std::io;
 use clap::Parser;
 use tracing::{error, info};
 
-use aws_session::credentials::Credentials;
+use aws_session::{credentials::Credentials, settings};
 use code_channel::note::Note;
 use command_line::CommandLine;
 use dialogue::Delivery;
@@ -98,7 +98,8 @@ fn run(command_line: &CommandLine, signals: &Signals) -> Result<i32, UnlockError
     let report = Report::new(&hosts, expiration, command_line.json);
     let fleet = Fleet::new(&hosts, &report);
     let cannot_report = |error| UnlockError::System("write what became of the hosts", error);
-    let delivered = fleet.deliver(&delivery, command_line.jobs);
+    let runtime = settings::runtime().map_err(|error| UnlockError::System("start", error))?;
+    let delivered = fleet.deliver(&runtime, &delivery, command_line.jobs);
     let outcomes = fleet.finish().map_err(cannot_report)?;
     info!("{}", summary(&outcomes, command_line.dry_run));
     match delivered.map_err(cannot_report)? {

@@ -397,7 +397,10 @@ fn not_ours(paths: &[impl AsRef<Path>]) -> SetupError {
 fn remove_files(record: &Record, paths: &[PathBuf]) -> Result<(), SetupError> {
     for path in paths {
         if record.find(path)? == Found::Foreign {
-            return Err(not_ours(&[path]));
+            return Err(SetupError::NotOurs(format!(
+                "somebody has changed {} just now, so setup has stopped there; run this again",
+                path.display()
+            )));
         }
         record::remove_file(path)?;
     }

@@ -16,7 +16,11 @@ use zeroize::Zeroizing;
 
 use super::{CredentialsError, Finder};
 use crate::{
-    credentials::Credentials, input_file, root_cause::root_cause, settings::is_url, sts, variables,
+    credentials::Credentials,
+    input_file,
+    root_cause::root_cause,
+    settings::{is_url, without_user},
+    sts, variables,
 };
 
 const RELATIVE_URI: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
@@ -139,7 +143,8 @@ fn check_container(url: &str) -> Result<(), Reason> {
     }
     if !is_url(url) {
         return Err(format!(
-            "{url:?} ({FULL_URI} or {RELATIVE_URI}) is not a URL"
+            "{:?} ({FULL_URI} or {RELATIVE_URI}) is not a URL without a user",
+            without_user(url)
         ));
     }
     match variables::text(CONTAINER_TOKEN_FILE) {
@@ -188,7 +193,10 @@ fn instance_endpoint() -> Result<String, Reason> {
     if let Some(url) = variables::text(INSTANCE_ENDPOINT) {
         return match is_url(&url) {
             true => Ok(url),
-            false => Err(format!("{url:?} ({INSTANCE_ENDPOINT}) is not a URL")),
+            false => Err(format!(
+                "{:?} ({INSTANCE_ENDPOINT}) is not a URL without a user",
+                without_user(&url)
+            )),
         };
     }
     let is_ipv6 = variables::text(INSTANCE_ENDPOINT_MODE)

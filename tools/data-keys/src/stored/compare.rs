@@ -94,6 +94,12 @@ pub(crate) struct Comparison<'a> {
 
 /// Prints the table; the outcome is the worst of what it says.
 pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError> {
+    if comparison.broker_socket.is_some() && comparison.store.store.is_some() {
+        return Err(DataKeysError::Broker(
+            "a broker lists its own key store; give either --broker-socket or --store=LOCATION"
+                .into(),
+        ));
+    }
     let manifest = ManifestFile::open(comparison.datadir.unwrap_or(comparison.path))?;
     let (location, stored) = match comparison.broker_socket {
         Some(socket) => ask_broker(socket)?,
@@ -266,7 +272,9 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
     let Reply::Session(state) = ask(&Request::Session)? else {
         return Err(unexpected());
     };
-    let location = state.key_store.ok_or(DataKeysError::NoStore)?;
+    let location = state.key_store.ok_or_else(|| {
+        failed("the broker has no key store (key_store in its configuration)".into())
+    })?;
     let mut stored = Stored::new();
     let mut after = None;
     loop {
