@@ -36,7 +36,7 @@ enum Meaning {
     Expired,
     AccessDenied,
     KeyDisabled,
-    KeyPendingDeletion,
+    KeyState,
     WrongKeyType,
     KeyNotFound,
     NoBucket,
@@ -78,7 +78,7 @@ impl Meaning {
             | "MissingAuthenticationToken" => Self::BadAccessKey,
             "ExpiredToken" | "ExpiredTokenException" => Self::Expired,
             "DisabledException" => Self::KeyDisabled,
-            "KMSInvalidStateException" => Self::KeyPendingDeletion,
+            "KMSInvalidStateException" => Self::KeyState,
             "InvalidKeyUsageException" | "InvalidGrantTokenException" => Self::WrongKeyType,
             "NotFoundException" => Self::KeyNotFound,
             "NoSuchBucket" => Self::NoBucket,
@@ -129,9 +129,9 @@ impl Meaning {
                 Kind::KeyUnusable,
                 "enable the master key (aws kms enable-key)",
             ),
-            Self::KeyPendingDeletion => (
+            Self::KeyState => (
                 Kind::KeyUnusable,
-                "cancel the deletion of the master key and enable it (aws kms cancel-key-deletion, aws kms enable-key)",
+                "check the state of the master key (kms-manage-key status): cancel its deletion and enable it (aws kms cancel-key-deletion, aws kms enable-key), or import its key material again",
             ),
             Self::WrongKeyType => (
                 Kind::KeyUnusable,

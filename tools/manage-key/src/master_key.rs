@@ -122,7 +122,7 @@ impl Description {
                 "its key material is missing; import it (aws kms import-key-material --key-id {arn})"
             )),
             KeyState::Unavailable => Some(
-                "its key store is not connected; connect it (aws kms connect-custom-key-files)"
+                "its custom key store is not connected; connect it (aws kms connect-custom-key-store)"
                     .into(),
             ),
             _ => Some("KMS is still working on it; try again in a minute".into()),
