@@ -1,4 +1,4 @@
-//! The path of the broker's socket.
+//! The path of a socket that a service listens on.
 
 use std::{
     fs, io,
@@ -22,7 +22,7 @@ use trusted_directory::DirectoryError;
 pub enum SocketPathError {
     /// The directory of the socket is missing or not writable.
     #[error(
-        "cannot create the broker's socket {path}: {source}; create its directory (for the default path, set RuntimeDirectory=iam-kms-wrapper in the unit)",
+        "cannot create the socket {path}: {source}; create its directory, and let this user write to it (RuntimeDirectory= in the unit does both)",
         path = path.display()
     )]
     Directory {
@@ -33,7 +33,7 @@ pub enum SocketPathError {
     },
     /// Others could replace the socket.
     #[error(
-        "refusing to create the broker's socket {path}: {source}, and could replace it; use a directory that only the service can write to, such as /run/iam-kms-wrapper",
+        "refusing to create the socket {path}: {source}, and could replace it; use a directory that only the service can write to, such as one of RuntimeDirectory= in the unit",
         path = path.display()
     )]
     NotTrusted {
@@ -44,7 +44,7 @@ pub enum SocketPathError {
     },
     /// Something else is at the path.
     #[error(
-        "refusing to replace {path}: it is not a socket owned by this user; remove it, or set broker_socket to another path",
+        "refusing to replace {path}: it is not a socket owned by this user; remove it, or configure another path",
         path = path.display()
     )]
     Occupied {
