@@ -17,7 +17,7 @@ use crate::{
     credentials::Credentials,
     interrupt::unless_readable,
     service_credential,
-    settings::{self, Profiles, Settings, SettingsError},
+    settings::{self, Profiles, Reader, Settings, SettingsError},
     variables::{self, ACCESS_KEY_ID, VariableError},
 };
 
@@ -31,9 +31,15 @@ const EXPIRATION: &str = "AWS_CREDENTIAL_EXPIRATION";
 pub enum CredentialsError {
     /// None were found.
     #[error(
-        "found no AWS credentials to exchange the code with: {0}; set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (or mfa = elsewhere if sessions are opened on another machine)"
+        "found no AWS credentials to exchange the code with: {why}; {}",
+        where_to_put_them(*reader)
     )]
-    NotFound(String),
+    NotFound {
+        /// Where they were looked for.
+        why: String,
+        /// Who needs them.
+        reader: Reader,
+    },
     /// The credentials of the service cannot be used.
     #[error(
         "cannot use the AWS credentials in {path}: {why}; it must be an AWS credentials file with aws_access_key_id and aws_secret_access_key in [{section}]",
@@ -74,15 +80,41 @@ pub enum CredentialsError {
     NoneToUse(String),
     /// Temporary credentials, which `GetSessionToken` does not accept.
     #[error(
-        "the AWS credentials found are temporary ({0}), but GetSessionToken accepts only long-term keys; set role_arn, or mfa = false to use them as they are"
+        "the AWS credentials found are temporary ({access_key_id}), but GetSessionToken accepts only long-term keys; {}",
+        what_else_to_use(*reader)
     )]
-    Temporary(String),
+    Temporary {
+        /// Their id.
+        access_key_id: String,
+        /// Who needs long-term keys.
+        reader: Reader,
+    },
     /// They have expired.
     #[error("the AWS credentials found ({0}) expired at {1}; start again with fresh ones")]
     Expired(String, String),
     /// The SDK could not be started.
     #[error("cannot look for AWS credentials: {0}")]
     Runtime(#[from] std::io::Error),
+}
+
+fn where_to_put_them(reader: Reader) -> &'static str {
+    match reader {
+        Reader::Service => {
+            "set LoadCredential=aws-credentials:FILE in the unit, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile (or mfa = elsewhere if sessions are opened on another machine)"
+        }
+        Reader::Operator => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile (AWS_PROFILE, or --profile of iam-kms-unlock)"
+        }
+    }
+}
+
+fn what_else_to_use(reader: Reader) -> &'static str {
+    match reader {
+        Reader::Service => "set role_arn, or mfa = false to use them as they are",
+        Reader::Operator => {
+            "use the profile of a long-term key, or assume a role with the code (role_arn, or --role-arn of iam-kms-unlock)"
+        }
+    }
 }
 
 /// Finds the credentials of `key_store_profile`; `None`: the key store is used with the session.
@@ -148,7 +180,10 @@ impl Finder<'_> {
     fn find_for_exchange(&self) -> Result<Credentials, CredentialsError> {
         let session = self.find()?;
         if session.session_token.is_some() && self.config.role_arn.is_none() {
-            return Err(CredentialsError::Temporary(session.access_key_id));
+            return Err(CredentialsError::Temporary {
+                access_key_id: session.access_key_id,
+                reader: self.aws.reader(),
+            });
         }
         Ok(session)
     }
@@ -180,7 +215,10 @@ impl Finder<'_> {
                 );
                 Err(match self.config.mfa {
                     Mfa::Off => CredentialsError::NoneToUse(why),
-                    _ => CredentialsError::NotFound(why),
+                    _ => CredentialsError::NotFound {
+                        why,
+                        reader: self.aws.reader(),
+                    },
                 })
             }
         }
