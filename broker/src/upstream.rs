@@ -242,7 +242,10 @@ impl Upstream {
         let message = match session_over {
             Some(failure) if failures.is_empty() => return Err(failure),
             Some(failure) => format!("{}; {}", failure.message, failures.join("; ")),
-            None => format!("no key server answers: {}", failures.join("; ")),
+            None => format!(
+                "no key server could serve the request: {}",
+                failures.join("; ")
+            ),
         };
         let mut trouble = lock(&self.trouble);
         if trouble.as_ref() != Some(&message) {

@@ -184,7 +184,7 @@ impl Host for KeyServer {
         let connected = match self.users.admit(&user) {
             Ok(connected) => connected,
             Err(limit) => {
-                let why = format!("it has {limit} connections, and may have no more");
+                let why = format!("this client has {limit} connections, the most that it may have");
                 refuse(&user, &caller, &why);
                 return Box::pin(tell(&mut connection, FailureKind::Throttled, why)).await;
             }
@@ -267,12 +267,12 @@ impl KeyServer {
             message,
         };
         if !user.may_call_now() {
-            return Err(throttled("it makes too many requests".into()));
+            return Err(throttled("this client makes too many requests".into()));
         }
         user.calls.try_acquire().map_err(|_| {
             let limit = user.limits.calls;
             throttled(format!(
-                "it has {limit} requests in flight, and may have no more"
+                "this client has {limit} requests in flight, the most that it may have"
             ))
         })
     }

@@ -163,7 +163,7 @@ pub const EVENTS: &[AuditEvent] = &[
     ),
     event(
         "upstream_failed",
-        "no key server answers, or only some that have no session",
+        "no key server could serve a request, or only some answer and have no session",
         &[],
     ),
     event(

@@ -342,7 +342,7 @@ fn a_client_has_no_more_than_its_share_of_connections_frames_and_bytes() {
     assert!(message.contains("32 connections"), "{message}");
     site.server
         .process()
-        .wait_for("it has 32 connections, and may have no more");
+        .wait_for("this client has 32 connections, the most that it may have");
     // Others are not affected.
     let mut other = site.peer("db2", &["db2"]);
     assert!(matches!(other.ask(&Request::Session), Reply::Session(_)));
@@ -368,7 +368,9 @@ fn a_client_has_no_more_than_its_share_of_connections_frames_and_bytes() {
         .find(|reply| matches!(reply, Reply::Failed(_)))
         .unwrap();
     assert_eq!(refusal(throttled).0, FailureKind::Throttled);
-    site.server.process().wait_for("it makes too many requests");
+    site.server
+        .process()
+        .wait_for("this client makes too many requests");
     assert!(matches!(other.ask(&Request::Session), Reply::Session(_)));
 }
 
@@ -504,7 +506,7 @@ fn a_client_has_no_more_than_its_share_of_requests_in_flight() {
     assert_eq!(throttled, 4, "{answers:?}");
     site.server
         .process()
-        .wait_for("it has 16 requests in flight, and may have no more");
+        .wait_for("this client has 16 requests in flight, the most that it may have");
 }
 
 #[test]
@@ -564,7 +566,7 @@ fn a_running_database_outlives_its_key_server_and_uses_the_next_one() {
     assert_eq!(host.database.sql("SELECT * FROM d.t10"), "10");
     let refused = host.database.sql_error(&create(11));
     assert!(
-        refused.contains("no key server answers: key server 127.0.0.1:"),
+        refused.contains("no key server could serve the request: key server 127.0.0.1:"),
         "{refused}"
     );
     site.server.start(&site.aws);
