@@ -41,7 +41,7 @@ pub enum KeyError {
         manifest: PathBuf,
     },
     /// KMS did not generate a key.
-    #[error("cannot make key {id} with master key '{master_key_id}': {source}")]
+    #[error("cannot make key {id}{}: {source}", with_master_key(master_key_id))]
     Generate {
         /// Key id.
         id: u32,
@@ -233,6 +233,14 @@ pub enum KeyError {
     /// A number that is not a key id or version.
     #[error("{0} is not a key id or version")]
     InvalidNumber(u32),
+}
+
+/// Where the keys come from a key server, it chooses the master key, and none is configured here.
+fn with_master_key(id: &str) -> String {
+    match id {
+        "" => String::new(),
+        id => format!(" with master key '{id}'"),
+    }
 }
 
 impl KeyError {
