@@ -35,7 +35,7 @@ const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerStartError {
     /// The program is missing.
-    #[error("cannot start the broker: {0}")]
+    #[error("cannot start the broker: {}", why_not_found(.0))]
     Program(CommandError),
     /// The socket cannot be made there.
     #[error(transparent)]
@@ -131,6 +131,16 @@ impl Broker {
             _ => {}
         }
         started.map_err(BrokerStartError::Refused)
+    }
+}
+
+/// The advice of [`CommandError::NotFound`] is for a command that somebody has chosen.
+fn why_not_found(error: &CommandError) -> String {
+    match error {
+        CommandError::NotFound(_) => {
+            "there is no iam-kms-broker beside iam-kms-wrapper or in PATH; install it there".into()
+        }
+        error => error.to_string(),
     }
 }
 

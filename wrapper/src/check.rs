@@ -303,8 +303,12 @@ fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
         .map_err(|error| format!("cannot look up the groups of {user}: {error}"))?;
     let is_member = |gid: u32| groups.contains(&Gid::from_raw(gid));
     if !config.socket_gid.is_some_and(is_member) {
+        let served = match config.socket_gid {
+            Some(_) => "root and a group that this user is not in (broker_socket_group)",
+            None => "root alone",
+        };
         return Err(format!(
-            "the server runs as {user}, as its options say, and the broker serves root alone; set broker_socket_group = {user}, or another group of that user"
+            "the server runs as {user}, as its options say, and the broker serves {served}; set broker_socket_group = {user}, or another group of that user"
         ));
     }
     let directory = config.socket.parent().unwrap_or(Path::new("/"));

@@ -339,7 +339,7 @@ fn a_missing_directory_of_the_socket_exits_with_125_before_the_prompt() {
         .line("broker_socket = /nonexistent/broker.sock");
     let output = scene.start(&SLEEP).ends_with(125);
     assert!(
-        output.contains("cannot create the broker's socket /nonexistent/broker.sock"),
+        output.contains("cannot create the socket /nonexistent/broker.sock"),
         "{output}"
     );
     assert!(!output.contains("waiting for"), "{output}");
@@ -358,7 +358,7 @@ fn a_missing_broker_program_exits_with_125_before_the_prompt() {
         .env("PATH", "/usr/bin");
     let output = scene.spawn(&mut command).ends_with(125);
     assert!(
-        output.contains("cannot start the broker: cannot find \"iam-kms-broker\""),
+        output.contains("cannot start the broker: there is no iam-kms-broker beside"),
         "{output}"
     );
     assert!(!output.contains("waiting for"), "{output}");

@@ -127,7 +127,7 @@ fn every_mistake_is_in_the_list_and_the_status_is_125() {
     checked.says(
         "broker",
         "FAILED",
-        "cannot create the broker's socket /nonexistent/broker.sock",
+        "cannot create the socket /nonexistent/broker.sock",
     );
     checked.says("plugin", "FAILED", &format!("{} ", empty.display()));
     assert!(!checked.list.contains(&scene.aws.long_term_key().1));
