@@ -42,7 +42,10 @@ const WRITE_PATIENCE_MILLISECONDS: u16 = 10_000;
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// No process waits.
-    #[error("nothing waits for a code at {}", .0.display())]
+    #[error(
+        "nothing waits for a code at {}; if the service has another FIFO, name it with --fifo or --config: its status shows the command (systemctl status)",
+        .0.display()
+    )]
     NotAwaited(PathBuf),
     /// Something else is at the path.
     #[error(
