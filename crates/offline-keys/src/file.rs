@@ -38,6 +38,12 @@ pub enum OfflineFileError {
         /// The file.
         path: PathBuf,
     },
+    /// The keys do not fit into a file of [`MAX_FILE_BYTES`].
+    #[error("the key file '{}' would be longer than {MAX_FILE_BYTES} bytes, more than file_key_management reads; export fewer keys (--leave-out)", path.display())]
+    TooManyKeys {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is encrypted, and no password was given.
     #[error("the key file '{}' is encrypted; specify the file with its password", path.display())]
     NoPassword {
@@ -209,7 +215,7 @@ pub fn create(
         },
     )?;
     if content.len() > MAX_FILE_BYTES {
-        return Err(OfflineFileError::TooLong {
+        return Err(OfflineFileError::TooManyKeys {
             path: path.to_owned(),
         });
     }

@@ -32,6 +32,14 @@ pub enum PasswordError {
         /// Why.
         source: io::Error,
     },
+    /// The file has no password that can be used.
+    #[error("the password file '{}': {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<Self>,
+    },
     /// The password is empty.
     #[error("the password is empty")]
     Empty,
@@ -63,7 +71,11 @@ impl Password {
             source,
         };
         let file = regular_file::open(path).map_err(failed)?;
-        Self::read_from(file).map_err(failed).and_then(Self::new)
+        let bytes = Self::read_from(file).map_err(failed)?;
+        Self::new(bytes).map_err(|source| PasswordError::InFile {
+            path: path.to_owned(),
+            source: source.into(),
+        })
     }
 
     fn read_from(file: File) -> io::Result<Zeroizing<Vec<u8>>> {

@@ -112,10 +112,14 @@ struct Row<'a> {
 
 /// Prints the table and the key files that can be moved away.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let datadir = &arguments
-        .datadir
-        .canonicalize()
-        .map_err(|error| DataKeysError::System("find the data directory", error))?;
+    let datadir =
+        &arguments
+            .datadir
+            .canonicalize()
+            .map_err(|source| DataKeysError::DataDirectory {
+                path: arguments.datadir.clone(),
+                source,
+            })?;
     let directory = KeyDirectory::open(arguments.keyfile_dir.as_ref().unwrap_or(datadir))?;
     let keys = directory.list()?.keys;
     if keys.is_empty() {

@@ -103,6 +103,8 @@ enum DataKeysError {
     Session(#[from] InteractiveSessionError),
     #[error(transparent)]
     Password(#[from] PasswordError),
+    #[error("cannot prompt for the password: there is no terminal; use --password-file")]
+    NoTerminal,
     #[error(transparent)]
     Offline(#[from] OfflineFileError),
     #[error(transparent)]
@@ -113,6 +115,8 @@ enum DataKeysError {
     NoStore,
     #[error("cannot write '{}': {source}", path.display())]
     Textfile { path: PathBuf, source: io::Error },
+    #[error("cannot open the data directory '{}': {source}", path.display())]
+    DataDirectory { path: PathBuf, source: io::Error },
     #[error("cannot ask the server: {0}")]
     Server(String),
     #[error("cannot compare: {0}")]

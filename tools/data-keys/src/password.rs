@@ -60,10 +60,7 @@ fn interruptible(ask: impl FnOnce() -> io::Result<String>) -> io::Result<String>
 fn ask(prompt: &str) -> Result<Password, DataKeysError> {
     let failed = |error: io::Error| match error.raw_os_error() {
         // The error of opening /dev/tty without a terminal.
-        Some(_) => DataKeysError::System(
-            "ask for the password, use --password-file",
-            io::Error::other("there is no terminal"),
-        ),
+        Some(_) => DataKeysError::NoTerminal,
         None => DataKeysError::System("read the password", error),
     };
     let text = interruptible(|| rpassword::prompt_password(prompt)).map_err(failed)?;

@@ -163,9 +163,13 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     let not_verified = match count(findings, Finding::Cached) {
         0 => String::new(),
         kept => format!(
-            ", {} compared only with the broker's cache: its session has ended, so KMS was not asked",
+            ", {} from the broker's cache only: KMS was not asked",
             data_keys(kept)
         ),
+    };
+    let missing = match count(findings, Finding::Missing) {
+        0 => String::new(),
+        count => format!(", {count} missing"),
     };
     let failed: usize = [
         Finding::WrongKey,
@@ -176,7 +180,7 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     .iter()
     .sum();
     format!(
-        "{} verified at KMS, {failed} failed{not_verified}\n{}",
+        "{} verified at KMS, {failed} failed{missing}{not_verified}\n{}",
         data_keys(count(findings, Finding::Verified)),
         not_compared(manifest)
     )

@@ -14,7 +14,7 @@ use crate::{
     data_keys,
     directories::Directories,
     print, runtime,
-    stored::{StoreArguments, differs, open, text, without_manifest},
+    stored::{StoreArguments, open, text, without_manifest},
 };
 
 /// Fetch missing key files from the key store
@@ -95,7 +95,12 @@ async fn fetch(
         .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;
     let listed = manifest.get(id, version);
     if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {
-        return Err(differs(&key.name, directory, store.location()));
+        return Err(format!(
+            "'{}' lists another key as {} than the key store {} has: they belong to different servers, or to servers that made keys independently",
+            manifest.path().display(),
+            key.name,
+            store.location()
+        ));
     }
     let version = VersionPolicy::Exactly { version };
     directory
