@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 /// The version of the messages that this release sends.
 pub const PROTOCOL_VERSION: u8 = 2;
 
-/// Longest frame body in bytes. The longest message is a request with a wrapped key (6144 bytes).
+/// Longest frame body in bytes. Replies with lists come close to it.
 pub const MAX_FRAME_BYTES: usize = 16 * 1024;
 
 /// Length of a frame's header.
@@ -24,10 +24,12 @@ pub enum FrameError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The other side speaks another version of this protocol.
-    #[error("protocol version {0} is unknown: plugin and broker are different releases")]
+    #[error(
+        "protocol version {0} is unknown: the two programs are of different releases; install the same release of both and restart them"
+    )]
     Version(u8),
-    /// A frame longer than [`MAX_FRAME_BYTES`].
-    #[error("a frame of {0} bytes, more than {MAX_FRAME_BYTES}")]
+    /// A frame longer than [`MAX_FRAME_BYTES`], or than the reader accepts.
+    #[error("a frame of {0} bytes is too long")]
     TooLong(usize),
     /// A body that is not a message.
     #[error("a malformed frame: {0}")]
