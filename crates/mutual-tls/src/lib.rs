@@ -167,7 +167,10 @@ pub fn in_words(error: &Error) -> String {
             | AlertDescription::AccessDenied => {
                 "the other side does not accept this host's certificate; see its log".into()
             }
-            alert => format!("the other side ended the TLS handshake: {alert:?}"),
+            alert => format!(
+                "the other side ended the TLS handshake (alert {}); see its log",
+                u8::from(*alert)
+            ),
         },
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "what the other side sends is not TLS".into()
@@ -192,15 +195,29 @@ fn of_certificate(why: &CertificateError) -> String {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "its certificate is of an authority that is not accepted here".into()
         }
-        CertificateError::NotValidForNameContext { presented, .. } => format!(
-            "its certificate is for {}, not for that name",
-            presented.join(", ")
-        ),
+        CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
+            let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
+            format!(
+                "its certificate is for {}, not for {}",
+                names.join(", "),
+                expected.to_str()
+            )
+        }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "its certificate is not for this purpose (extended key usage)".into()
         }
         why => format!("its certificate is not accepted: {why}"),
     }
+}
+
+/// Returns the name without its kind: webpki writes `DnsName("keys2")`.
+fn bare(name: &str) -> &str {
+    name.split_once('(').map_or(name, |(_, rest)| {
+        rest.trim_end_matches(')').trim_matches('"')
+    })
 }
 
 fn clock() -> String {

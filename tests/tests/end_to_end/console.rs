@@ -241,7 +241,7 @@ fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody
     console.process.wait_for("it shows no certificate");
     let refused = browser(Some("mallory.example")).get("/");
     assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
-    let why = "no --operator is named as in your certificate: [\"mallory.example\"]";
+    let why = "the certificate names no --operator; its names are mallory.example";
     assert!(refused.contains(why), "{refused}");
     console.process.wait_for(why);
     let old = browser(Some("alice")).send("/", &["--tls-max", "1.2"]);

@@ -72,12 +72,17 @@ impl Operators {
         match names.iter().find(|name| self.names.contains(name)) {
             Some(name) => Ok(name.clone()),
             None if names.is_empty() => {
-                Err("your certificate has no name among its subject alternative names".into())
+                Err("the certificate has no name among its subject alternative names".into())
             }
             None => {
-                let shown: Vec<_> = names.iter().take(MAX_SHOWN_NAMES).collect();
+                let shown: Vec<_> = names
+                    .iter()
+                    .take(MAX_SHOWN_NAMES)
+                    .map(String::as_str)
+                    .collect();
                 Err(format!(
-                    "no --operator is named as in your certificate: {shown:?}"
+                    "the certificate names no --operator; its names are {}",
+                    shown.join(", ")
                 ))
             }
         }
