@@ -49,7 +49,7 @@ pub enum FifoError {
     },
     /// Others could replace the FIFO.
     #[error(
-        "refusing to create the FIFO {path}: {source} and could read the codes; use a directory that only the service can write to, such as /run/iam-kms-wrapper",
+        "refusing to create the FIFO {path}: {source}, and could read the codes; use a directory that only the service can write to, such as /run/iam-kms-wrapper",
         path = path.display()
     )]
     DirectoryOpen {
@@ -555,7 +555,7 @@ mod tests {
             std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
         };
         set_mode(0o777);
-        assert!(refusal(&path).contains("every user can write the directory"));
+        assert!(refusal(&path).contains("every user can write to the directory"));
         set_mode(0o1777);
         assert_eq!(refusal(&path), "");
         assert!(!path.exists());

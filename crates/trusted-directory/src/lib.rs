@@ -30,11 +30,11 @@ pub enum DirectoryError {
         source: io::Error,
     },
     /// Others could replace what lies in it.
-    #[error("{who} can write the directory {}", directory.display())]
+    #[error("{who} the directory {}", directory.display())]
     Writable {
         /// The directory.
         directory: PathBuf,
-        /// Who.
+        /// Who, with the verb: "every user can write to".
         who: String,
     },
 }
@@ -75,19 +75,19 @@ fn check_one(directory: &Path, owner: Option<u32>) -> Result<(), DirectoryError>
 }
 
 /// Names who besides the `trusted` users can replace what lies in a directory with this owner, group and
-/// mode; `None`: nobody.
+/// mode, with the verb of the reason; `None`: nobody.
 fn who_can_write(uid: u32, gid: u32, mode: u32, trusted: [Option<u32>; 3]) -> Option<String> {
     if !trusted.contains(&Some(uid)) {
-        return Some(format!("user {uid}"));
+        return Some(format!("user {uid} owns"));
     }
     if mode & STICKY != 0 {
         return None;
     }
     if mode & WRITABLE_BY_ALL != 0 {
-        return Some("every user".into());
+        return Some("every user can write to".into());
     }
     if mode & WRITABLE_BY_GROUP != 0 && gid != ROOTS_GROUP {
-        return Some(format!("every member of group {gid}"));
+        return Some(format!("every member of group {gid} can write to"));
     }
     None
 }
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(refusal(directory.path()), "");
         set_mode(directory.path(), 0o777);
         let expected = format!(
-            "every user can write the directory {}",
+            "every user can write to the directory {}",
             directory.path().display()
         );
         assert_eq!(refusal(directory.path()), expected);
@@ -126,13 +126,13 @@ mod tests {
     #[test]
     fn a_directory_that_a_group_can_write_is_refused_unless_it_is_sticky_or_the_group_is_roots() {
         let writers = |gid, mode| who_can_write(1000, gid, mode, TRUSTED);
-        let group = Some("every member of group 3000".to_owned());
+        let group = Some("every member of group 3000 can write to".to_owned());
         assert_eq!(writers(3000, 0o40_775), group);
         assert_eq!(writers(3000, 0o40_020), group);
         assert_eq!(writers(3000, 0o41_775), None);
         assert_eq!(writers(3000, 0o40_755), None);
         assert_eq!(writers(0, 0o40_775), None);
-        assert_eq!(writers(0, 0o40_777), Some("every user".into()));
+        assert_eq!(writers(0, 0o40_777), Some("every user can write to".into()));
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
         fs::create_dir(&inner).unwrap();
         set_mode(outer.path(), 0o777);
         let expected = format!(
-            "every user can write the directory {}",
+            "every user can write to the directory {}",
             outer.path().display()
         );
         assert_eq!(refusal(&inner), expected);
@@ -163,10 +163,10 @@ mod tests {
     fn a_directory_of_another_user_is_refused_even_if_it_is_sticky() {
         for mode in [0o40_700, 0o41_777] {
             let writers = |uid, trusted| who_can_write(uid, 0, mode, trusted);
-            assert_eq!(writers(3001, TRUSTED), Some("user 3001".into()));
+            assert_eq!(writers(3001, TRUSTED), Some("user 3001 owns".into()));
             assert_eq!(
                 writers(27, [Some(0), Some(1000), None]),
-                Some("user 27".into())
+                Some("user 27 owns".into())
             );
             for trusted in [0, 1000, 27] {
                 assert_eq!(writers(trusted, TRUSTED), None);

@@ -247,7 +247,10 @@ fn a_broker_makes_no_socket_where_others_could_replace_it() {
     let scene = Scene::new().with_broker();
     let directory = scene.configuration.broker_socket.parent().unwrap();
     fs::set_permissions(directory, Permissions::from_mode(0o777)).unwrap();
-    let refusal = format!("every user can write the directory {}", directory.display());
+    let refusal = format!(
+        "every user can write to the directory {}",
+        directory.display()
+    );
     let mut alone = Process::start(&mut scene.broker_command());
     let mut wrapper = scene.start(&SLEEP);
     for process in [&mut alone, &mut wrapper.process] {

@@ -436,7 +436,7 @@ fn a_directory_that_all_can_write_is_refused() {
     set_mode(scene.fifo().parent().unwrap(), 0o777);
     let output = scene.start(&ECHO).ends_with(125);
     assert!(
-        output.contains("every user can write the directory"),
+        output.contains("every user can write to the directory"),
         "{output}"
     );
 }
@@ -450,7 +450,7 @@ fn a_directory_that_a_group_can_write_is_refused_wherever_it_is_on_the_way() {
         set_mode(directory, 0o775);
         let output = scene.start(&ECHO).ends_with(125);
         let expected = format!(
-            "every member of group 65534 can write the directory {}",
+            "every member of group 65534 can write to the directory {}",
             directory.display()
         );
         assert!(output.contains(&expected), "{output}");
@@ -559,7 +559,7 @@ fn a_directory_of_another_user_is_refused() {
     chown(scene.fifo().parent().unwrap(), Some(NOBODY), None).unwrap();
     let output = scene.start(&ECHO).ends_with(125);
     assert!(
-        output.contains("user 65534 can write the directory "),
+        output.contains("user 65534 owns the directory "),
         "{output}"
     );
 }

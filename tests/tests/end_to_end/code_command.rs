@@ -311,7 +311,7 @@ fn a_directory_in_which_others_could_read_the_code_is_refused() {
     let (status, output) = enter(&mut code_command(&scene), &good);
     assert_eq!(status, Some(125), "{output}");
     assert!(
-        output.contains("every user can write the directory"),
+        output.contains("every user can write to the directory"),
         "{output}"
     );
     set_mode(0o755);
