@@ -96,7 +96,7 @@ type Stream = TlsStream<TcpStream>;
 pub(crate) enum UpstreamError {
     #[error(transparent)]
     Files(#[from] TlsFilesError),
-    #[error("{0} cannot be the name of a server")]
+    #[error("{0} in upstream is not a DNS name or an IP address with a port")]
     Name(ServerAddress),
 }
 
