@@ -195,6 +195,6 @@ pub(crate) fn not_kept(user: &User, why: &str) {
 fn not_logged(suppressed: u64) -> String {
     match suppressed {
         0 => String::new(),
-        count => format!("; {count} more such events of this user were not logged"),
+        count => format!("; such events not logged: {count}"),
     }
 }

@@ -46,7 +46,7 @@ pub fn for_each<T: Send, R: Send>(
             };
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
                 log::warning(&format!(
-                    "using only {started} threads, because no more can be started: {error}"
+                    "no more threads can be started than {started}: {error}"
                 ));
                 break;
             }

@@ -116,7 +116,7 @@ impl<T: Side> WatchedFiles<T> {
         };
         info!(
             event = "certificate_loaded",
-            "the certificate {} is read again; it is valid until {}",
+            "the certificate {} was read again; it is valid until {}",
             self.files.certificate.display(),
             utc_text(made.certificate().not_after_unix_seconds)
         );
@@ -145,14 +145,14 @@ impl<T: Side> WatchedFiles<T> {
         match left {
             ..=0 => error!(
                 event = "certificate_end",
-                "the certificate {path} expired at {}, so the other side refuses it; replace the file, which is read again by itself",
+                "the certificate {path} expired at {}, so the other side refuses it; replace the file; it is reloaded automatically",
                 utc_text(end)
             ),
             _ => warn!(
                 event = "certificate_end",
-                "the certificate {path} expires at {}, in {} days; replace the file, which is read again by itself",
+                "the certificate {path} expires at {}, in {}; replace the file; it is reloaded automatically",
                 utc_text(end),
-                left / 86_400
+                days_text(left / 86_400)
             ),
         }
     }
@@ -160,5 +160,13 @@ impl<T: Side> WatchedFiles<T> {
     /// Consistent at every unlock.
     fn state(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn days_text(days: i64) -> String {
+    match days {
+        0 => "less than a day".into(),
+        1 => "1 day".into(),
+        _ => format!("{days} days"),
     }
 }

@@ -44,13 +44,15 @@ pub enum StartError {
     Offline(#[from] OfflineError),
     /// Key files hold different keys than the manifest lists. InnoDB would report the data as corrupted and
     /// advise dropping the tables.
-    #[error("{0} key files hold the wrong key; the reasons are above")]
+    #[error("key files that hold the wrong key: {0}; the reasons are above")]
     WrongKeys(usize),
     /// The key store has different keys under the names of those here.
-    #[error("{0} key versions are other keys in the key store than here; the reasons are above")]
+    #[error(
+        "key versions that are other keys in the key store than here: {0}; the reasons are above"
+    )]
     OtherInKeyStore(usize),
     /// Keys exist and none could be loaded.
-    #[error("none of the {0} data keys could be loaded; the reasons are above")]
+    #[error("no data key could be loaded (data keys: {0}); the reasons are above")]
     NoKeyLoaded(usize),
 }
 

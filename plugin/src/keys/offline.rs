@@ -104,7 +104,7 @@ pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
         }
     }
     log::note(&format!(
-        "serving {} keys, {} versions, from '{}'{} (aws_key_management_offline_keys). Neither broker nor KMS is used, and no keys or versions are made",
+        "serving keys: {}, versions: {}, from '{}'{} (aws_key_management_offline_keys). Neither broker nor KMS is used, and no keys or versions are made",
         manager.keyring.id_count(),
         manager.keyring.version_count(),
         path.display(),

@@ -314,7 +314,7 @@ impl KeyManager {
         self.note_compared(only_here.len());
         if !only_here.is_empty() {
             log::warning(&format!(
-                "{} key versions are not in the key store {key_store} and would be lost with this host; put them there with kms-data-keys push: {}",
+                "key versions that are not in the key store {key_store} and would be lost with this host: {}; put them there with kms-data-keys push: {}",
                 only_here.len(),
                 first_of(&only_here)
             ));

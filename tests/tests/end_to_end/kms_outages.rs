@@ -326,7 +326,7 @@ fn a_start_with_a_thousand_keys_ends_in_time_even_if_kms_swallows_every_call() {
     assert_bounded("the start", start);
     assert!(!status.success());
     assert!(
-        log.contains("none of the 1002 data keys could be loaded; the reasons are above"),
+        log.contains("no data key could be loaded (data keys: 1002); the reasons are above"),
         "{log}"
     );
     let errors = log.matches("[ERROR]").count();

@@ -446,7 +446,10 @@ fn a_wrong_key_file_is_named_by_server_and_tool_and_nobody_advises_to_drop_the_t
             assert!(output.contains(&expected), "no {expected:?} in {output}");
         }
     }
-    assert!(log.contains("3 key files hold the wrong key"), "{log}");
+    assert!(
+        log.contains("key files that hold the wrong key: 3"),
+        "{log}"
+    );
 
     for (file, content) in files.iter().zip(good) {
         fs::write(file, content.unwrap()).unwrap();

@@ -320,7 +320,7 @@ fn a_backup_of_rotated_keys_is_restored_on_a_host_without_aws_and_key_files() {
             .collect::<Vec<_>>(),
     );
     let mut server = restored.start();
-    server.wait_for("AWS KMS plugin: serving 3 keys, 6 versions");
+    server.wait_for("AWS KMS plugin: serving keys: 3, versions: 6");
     assert_rows(&restored, 600);
     check_tables(&restored);
     assert_eq!(restored.sql(READ_SEVEN), SEVEN_ROW);
@@ -543,7 +543,7 @@ fn an_export_in_enterprises_form_has_all_versions_and_is_refused_where_algorithm
     let database = Database::new(&scene.sandbox);
     let ours = with_printed_options(&scene, &database, &said, "aws_key_management");
     let mut server = ours.start();
-    server.wait_for("serving 2 keys, 3 versions");
+    server.wait_for("serving keys: 2, versions: 3");
     assert_eq!(
         ours.sql("SELECT @@aws_key_management_encryption_algorithm"),
         "AES_CTR"

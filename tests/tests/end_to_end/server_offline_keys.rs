@@ -113,7 +113,7 @@ fn with_offline_keys_none_are_made_and_the_server_says_so() {
     let mut server = database.start();
     let path = keys.display();
     server.wait_for(&format!(
-        "serving 3 keys, 3 versions, from '{path}', which is not encrypted"
+        "serving keys: 3, versions: 3, from '{path}', which is not encrypted"
     ));
 
     database.sql("CREATE DATABASE d");
@@ -364,7 +364,7 @@ fn versions_of_mariadb_enterprises_form_are_served_beside_lines_without_one() {
         .options(&ENCRYPT_ALL)
         .options(&["--innodb-encryption-threads=1"]);
     let mut server = database.start();
-    server.wait_for("serving 2 keys, 2 versions");
+    server.wait_for("serving keys: 2, versions: 2");
     database.sql(
         "CREATE DATABASE d; CREATE TABLE d.seven (t TEXT) ENCRYPTED=YES ENCRYPTION_KEY_ID=7;
          INSERT INTO d.seven VALUES ('under version 1')",
@@ -373,7 +373,7 @@ fn versions_of_mariadb_enterprises_form_are_served_beside_lines_without_one() {
 
     fs::write(&keys, format!("{KEY_1}7;1;{OLD}\n7;4;{NEW}\n1;2;{NEW}\n")).unwrap();
     let mut server = database.start();
-    server.wait_for("serving 2 keys, 4 versions");
+    server.wait_for("serving keys: 2, versions: 4");
     assert_eq!(database.sql("SELECT t FROM d.seven"), "under version 1");
     wait_until("InnoDB to encrypt the table under version 4", || {
         let version = "SELECT MIN_KEY_VERSION, CURRENT_KEY_VERSION
@@ -422,7 +422,7 @@ fn further_versions_are_comments_to_file_key_management() {
     theirs.stop(&mut server);
 
     let mut server = ours.start();
-    server.wait_for("serving 4 keys, 6 versions");
+    server.wait_for("serving keys: 4, versions: 6");
     server.wait_for("every user of this host can read");
     assert_rows(&ours, 100);
     ours.sql("CREATE TABLE d.new (n INT)");

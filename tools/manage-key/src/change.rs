@@ -9,7 +9,7 @@ use broker_api::{Failure, FailureKind};
 use tracing::{info, warn};
 
 use super::master_key::{AcceptedChange, CallError, Change, Description, MasterKey};
-use aws_session::clock::utc_text;
+use aws_session::clock::{seconds_text, utc_text};
 use code_channel::note::Note;
 
 /// The shortest pause between two calls, doubled each time up to the longest.
@@ -99,8 +99,8 @@ impl Attempt<'_> {
             }
             let Some(pause) = pauses.next() else {
                 return Err(ChangeError::TimedOut(format!(
-                    "{message}; gave up after {} seconds, and it is unknown whether KMS made the change",
-                    self.request_patience.as_secs()
+                    "{message}; gave up after {}, and it is unknown whether KMS made the change",
+                    seconds_text(self.request_patience.as_secs())
                 )));
             };
             warn!("{message}; trying again");
@@ -136,9 +136,9 @@ impl Attempt<'_> {
                 info!("waiting for KMS to show {id} as {}", state.as_str());
             }
             let Some(pause) = pauses.next() else {
-                let seconds = self.timeout.as_secs();
+                let waited = seconds_text(self.timeout.as_secs());
                 return Err(ChangeError::TimedOut(but(format!(
-                    "does not show it after {seconds} seconds (--timeout-seconds): {seen}"
+                    "does not show it after {waited} (--timeout-seconds): {seen}"
                 ))));
             };
             if self.key.pause(pause) {

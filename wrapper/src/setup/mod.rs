@@ -388,8 +388,8 @@ fn not_ours(paths: &[impl AsRef<Path>]) -> SetupError {
         .map(|path| path.as_ref().display().to_string())
         .collect();
     SetupError::NotOurs(format!(
-        "setup did not write {}, or somebody has changed it since, so nothing was changed\n\
-         Move it away if you do not need it, then run this again.",
+        "setup did not write {}, or somebody has changed what it wrote, so nothing was changed\n\
+         Move each of these files away if you do not need it, then run this again.",
         paths.join(" and ")
     ))
 }

@@ -213,13 +213,13 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     }
     if count(State::Nowhere) > 0 {
         text += &format!(
-            "{} were listed once and are nowhere now. If kms-data-keys check calls them not needed, that is right; else restore them from a backup\n",
+            "Not found anywhere, although listed: {}. If kms-data-keys check reports them as not needed, ignore this. Otherwise restore them from a backup\n",
             count(State::Nowhere)
         );
     }
     if count(State::Differs) > 0 {
         text += &format!(
-            "{} are other keys than in the key store: it belongs to another server, or to servers that made keys of their own\n",
+            "Different keys here and in the key store: {}. It belongs to another server, or to servers that made keys independently\n",
             count(State::Differs)
         );
     }
