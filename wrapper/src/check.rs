@@ -216,7 +216,14 @@ fn finding_of(answer: Answer) -> Finding {
 /// Whether the key store is there. What the session may do in it, only the broker can tell, when it has one.
 fn check_key_store(location: &KeyStoreLocation, aws: &Settings) -> io::Result<Finding> {
     let path = match location {
-        KeyStoreLocation::S3 { bucket, .. } => return Ok(finding_of(reach_bucket(aws, bucket)?)),
+        KeyStoreLocation::S3 { bucket, .. } => {
+            let Answer {
+                url,
+                clock_offset_seconds,
+            } = reach_bucket(aws, bucket)?;
+            let answers = |_| format!("{url} answers");
+            return Ok(Finding::of(clock_offset_seconds, answers));
+        }
         KeyStoreLocation::Directory(path) => path,
     };
     let found = match path.metadata() {

@@ -77,11 +77,21 @@ pub(super) fn server_profile(socket: &Path, key_directory: &Path) -> io::Result<
     if missing.is_empty() {
         return Ok(ServerProfile::Allows(profile));
     }
-    Ok(ServerProfile::Denies(format!(
-        "the profile {profile} keeps the server from what the plugin needs; append to /etc/apparmor.d/local/mariadbd: {} \
-         and run apparmor_parser -r /etc/apparmor.d/mariadbd",
-        missing.join(" ")
-    )))
+    Ok(ServerProfile::Denies(advice(profile, &missing.join(" "))))
+}
+
+/// Packages name the file of `mariadbd` alike, and those of the other profiles differently.
+fn advice(profile: &str, rules: &str) -> String {
+    match profile {
+        "mariadbd" => format!(
+            "the profile {profile} keeps the server from what the plugin needs; append to /etc/apparmor.d/local/mariadbd: {rules} \
+             and run apparmor_parser -r /etc/apparmor.d/mariadbd"
+        ),
+        _ => format!(
+            "the profile {profile} keeps the server from what the plugin needs; find its file (grep -rl '{profile}' /etc/apparmor.d), \
+             add to it, or to the one that it includes from local/: {rules} and reload it (apparmor_parser -r FILE)"
+        ),
+    }
 }
 
 /// The profile of a server that the kernel has, asked about any path.

@@ -64,7 +64,8 @@ pub(super) fn reach(aws: &Settings, service: Service) -> io::Result<Answer> {
     })
 }
 
-/// Asks for a bucket of S3 without any credentials, which tells no more than whether it is there.
+/// Asks for a bucket of S3 without any credentials, which tells no more than whether it is there. The error is a
+/// whole message, because the service may have been reached.
 pub(super) fn reach_bucket(aws: &Settings, bucket: &str) -> io::Result<Answer> {
     let place = aws.bucket(bucket);
     let url = place.url.of(bucket);
@@ -72,17 +73,18 @@ pub(super) fn reach_bucket(aws: &Settings, bucket: &str) -> io::Result<Answer> {
     let asking = async {
         request
             .set_uri(format!("{url}?list-type=2&max-keys=0"))
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| format!("cannot reach {url}: {error}"))?;
         let called = place.connector.call(request).await;
-        let answer = called.map_err(|error| root_cause(&error))?;
+        let answer =
+            called.map_err(|error| format!("cannot reach {url}: {}", root_cause(&error)))?;
         let region = answer.headers().get("x-amz-bucket-region");
         match (answer.status().as_u16(), region) {
-            (404, _) => Err("there is no such bucket; check key_store".into()),
+            (404, _) => Err(format!("{url}: there is no such bucket; check key_store")),
             (300..400, Some(region)) => Err(format!(
-                "the bucket is in {region}; KMS and the key store are called in one region (region in the configuration)"
+                "{url}: the bucket is in {region}; KMS and the key store are called in one region (region in the configuration)"
             )),
             (status, _) => clock_offset_seconds(&answer)
-                .ok_or_else(|| format!("the answer (HTTP status {status}) is not S3's")),
+                .ok_or_else(|| format!("{url}: the answer (HTTP status {status}) is not S3's")),
         }
     };
     let clock_offset_seconds = runtime()?.block_on(asking);
