@@ -717,7 +717,7 @@ impl KeyManager {
         drop(refused);
         if let Some(reason) = added.lock_failure {
             log::warning(&format!(
-                "keys in memory may be swapped to disk: {reason}; raise the limit of locked memory (LimitMEMLOCK= of the service, ulimit -l)"
+                "keys in memory may be swapped to disk, dumped or inherited by a forked process: {reason}. If memory cannot be locked, raise its limit (LimitMEMLOCK= of the service, ulimit -l)"
             ));
         }
         Ok(())
