@@ -146,7 +146,7 @@ keys! {
     REPROMPT_WAIT_SECONDS: "reprompt_wait_seconds", Kind::Number(0, MAX_SECONDS), "0",
         "How long `mariadb-backup` waits for a code if it starts while there is no session. It then fails and says why.";
     KEY_CACHE: "key_cache", Kind::Word(&["lifetime", "session"]), "lifetime",
-        "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: until the session ends.";
+        "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: not at all, so that nobody gets a key without a session.";
     KEY_STORE: "key_store", Kind::KeyStore, "",
         "A second home for the wrapped data keys, from which lost key files come back and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
     KEY_STORE_PROFILE: "key_store_profile", Kind::Name, "",

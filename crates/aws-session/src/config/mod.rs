@@ -156,7 +156,7 @@ pub enum Handoff {
 pub enum KeyCache {
     /// Until it exits: backups also work without a session.
     Lifetime,
-    /// Until the session ends.
+    /// Not at all, so that nobody gets a key without a session.
     Session,
 }
 
