@@ -35,19 +35,19 @@ const UNKNOWN: i32 = 3;
 const NOT_AWAITED: i32 = 4;
 const FAILURE: i32 = 125;
 
-/// Enter an MFA code, or a session document, where one is awaited.
+/// Enter an MFA code, or a session document, for a service that waits for one.
 #[derive(Debug, Parser)]
 #[command(
     name = SUBCOMMAND,
     bin_name = "iam-kms-wrapper code",
-    about = "Enter an MFA code where one is awaited, and see what becomes of it",
+    about = "Enter an MFA code for a service that waits for one, and show the result",
     override_usage = "iam-kms-wrapper code [--fifo=PATH | --config=FILE] [--reason=TEXT] [--json]",
     after_help = "\
-In a terminal, the code is asked for without echo, again after a refusal. Else
-one line of standard input is taken, or a session document:
+At a terminal, it prompts for the code without echo, again after a refusal.
+Otherwise it reads one line, or a session document, from standard input:
   iam-kms-wrapper code < session.json
 
-Run it as root, which takes on the rights of the FIFO's owner for it, or as a
+Run it as root, which then acts with the rights of the FIFO's owner, or as a
 user who may write to the FIFO. It never creates or changes a file.
 
 Exit status: 0 accepted, 1 refused, 3 not known (see the log of the service),
@@ -68,7 +68,7 @@ pub struct CodeCommandLine {
     #[arg(long, value_name = "TEXT", value_parser = check_reason)]
     reason: Option<String>,
 
-    /// Print what becomes of it as JSON too, for programs
+    /// Also print the result as JSON, for programs
     #[arg(long)]
     json: bool,
 }

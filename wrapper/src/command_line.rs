@@ -15,19 +15,19 @@ iam-kms-wrapper code|setup|audit [OPTIONS]",
     after_help = "\
 The log says how to enter the code: with `iam-kms-wrapper code`, or at the
 terminal. FILE holds at least `[kms]` and `kms_mfa_id = ARN-OF-THE-MFA-DEVICE`.
-Exit status: COMMAND's own; before that 125 if the session cannot be had, 126
-if COMMAND cannot be executed, 127 if not found. More in iam-kms-wrapper(8)."
+Exit status: COMMAND's own; before that 125 if there is no session, 126 if
+COMMAND cannot be executed, 127 if it is not found. More in iam-kms-wrapper(8)."
 )]
 pub struct CommandLine {
     /// Configuration: INI, or TOML if its name ends in .toml.
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 
-    /// Look whether all is in its place, without a code.
+    /// Run the preflight check; this uses up no code.
     #[arg(long)]
     pub check: bool,
 
-    /// What to become with the session, and its arguments.
+    /// The command to execute with the session, and its arguments.
     #[arg(
         value_name = "COMMAND",
         required_unless_present = "check",

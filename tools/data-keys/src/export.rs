@@ -30,9 +30,9 @@ const SYSTEM_KEY_ID: u32 = 1;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Prints the option lines for aws_key_management_offline_keys and, where the keys
-allow it, for file_key_management. It reads pbkdf2 since MariaDB 12.0.1, versions
-(enterprise) since Enterprise Server 11.8. sha1 needs a long random password.
-Anyone who has the file and its password has the data keys, without KMS.")]
+allow it, for file_key_management, which reads pbkdf2 from MariaDB 12.0.1 on and
+versions (--form=enterprise) from Enterprise Server 11.8 on. sha1 needs a long
+random password. With the file and its password, anyone has the data keys.")]
 pub(crate) struct Arguments {
     /// The file to create; an existing one is not overwritten
     #[arg(long, value_name = "FILE")]

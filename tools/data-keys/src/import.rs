@@ -23,9 +23,9 @@ use crate::{
 /// Wrap the keys of a file_key_management or exported file
 #[derive(Debug, Args)]
 #[command(after_help = "\
-KMS wraps each key and decrypts it again for comparison. Ids and versions stay.
-Nothing is overwritten. Stop the server before; start it with aws_key_management
-after. ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
+KMS wraps each key and decrypts it to compare. Ids and versions stay. Nothing is
+overwritten. Stop the server first, and start it with aws_key_management after.
+ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
 DIGEST and NUMBER: file_key_management_digest and file_key_management_use_pbkdf2
 (before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl enc. Without
 them, import tries common ones up to 1,000,000, which can take a minute.")]
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "KEY")]
     master_key_id: MasterKeyId,
 
-    /// If a line names none
+    /// For keys whose lines name none
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
     algorithm: Unnamed,
 

@@ -29,15 +29,15 @@ use crate::{
 /// List the data keys: id, version, algorithm, file, age
 #[derive(Debug, Args)]
 #[command(after_help = "\
-With --store, the exit status tells what differs: 1 if keys are only here and
-would be lost with this host, 2 if some are only in the key store, 3 if some are
-other keys there than here.")]
+With --store, the exit status says what differs: 1 if keys are only here, and
+would be lost with this host, or in neither place; 2 if keys are only in the key
+store; 3 if some are other keys there than here.")]
 pub(crate) struct Arguments {
     /// Decrypt each key, and list its length and master key too
     #[arg(long)]
     kms: bool,
 
-    /// Compare with the key store, that of the configuration or broker
+    /// Compare with a key store; default: that of the configuration or broker
     #[arg(
         long,
         value_name = "LOCATION",

@@ -32,8 +32,8 @@ Asks the running server through the mariadb client, with its option files; the
 account needs the privilege PROCESS. Arguments after -- go to the client, such
 as -- --defaults-file=FILE or -- --socket=PATH.
 
-Exit status: 0 if nothing is left to re-encrypt or it is under way, 1 if it
-cannot go on with the server's settings, 125 if the server does not answer.")]
+Exit status: 0 if nothing is left to re-encrypt or it is under way, 1 if the
+server's settings prevent it, 125 if the server does not answer.")]
 pub(crate) struct Arguments {
     /// Show a progress bar until nothing is left to re-encrypt
     #[arg(long)]

@@ -46,7 +46,7 @@ const FAILURE: i32 = 125;
 iam-kms-wrapper setup --undo [--dry-run] [--yes]",
     after_help = "\
 At a terminal, it asks for what no option gives. It shows every file before it
-writes any, never overwrites or removes a file that a person has written or
+writes any, never overwrites or removes a file that somebody else wrote or
 changed, and runs the preflight check at the end. Run it again after a failure.
 To see what it would do: iam-kms-wrapper setup --dry-run"
 )]

@@ -20,13 +20,13 @@ use crate::{
 /// Fetch missing key files from the key store
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The server fetches what it needs by itself. This is for hosts that are to have
-all key files, and for a look at a key store. Files that are there are left
-alone, and nothing is decrypted.
+The server fetches what it needs by itself. Use pull for a host that should have
+all key files, or to inspect a key store. Existing files are left unchanged, and
+nothing is decrypted.
 
 Needs s3:ListBucket and s3:GetObject.")]
 pub(crate) struct Arguments {
-    /// Change nothing; tell what would be fetched
+    /// Change nothing; print what would be fetched
     #[arg(long)]
     dry_run: bool,
 

@@ -24,13 +24,13 @@ use crate::{
 /// Put the data keys into the key store
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each key is decrypted at KMS once, to be identified in the key store. What is
-there already is compared and left alone; if any key is another one there,
-nothing is put. It can be interrupted and repeated.
+KMS decrypts each key once, to identify it in the key store. Keys that are there
+already are compared and left unchanged. If any of them differs, nothing is
+added. It can be interrupted and repeated.
 
 Needs kms:Decrypt, s3:ListBucket, s3:GetObject and s3:PutObject.")]
 pub(crate) struct Arguments {
-    /// Change nothing; tell what would be put there
+    /// Change nothing; print what would be added
     #[arg(long)]
     dry_run: bool,
 
