@@ -122,7 +122,7 @@ impl SessionManager {
         })
     }
 
-    /// Returns the open session, or the failure that says where to write a code.
+    /// Returns the open session, or the failure that says where to enter a code.
     pub fn session(&self) -> Result<Arc<Credentials>, Failure> {
         let mut state = self.lock();
         if state
@@ -359,18 +359,18 @@ impl SessionManager {
         };
         let command = writing_command(&self.config.fifo.path, &self.config.session.mfa);
         let next = match (&state.failure, &self.config.session.mfa) {
-            (Some(failure), _) => format!("and no new one can be opened: {failure}"),
+            (Some(failure), _) => format!(", and no new one can be opened: {failure}"),
             (None, Mfa::Here { serial_number }) => {
-                format!("write a new MFA code of {serial_number}: {command}")
+                format!("; enter an MFA code of {serial_number}: {command}")
             }
             (None, Mfa::Elsewhere) => {
-                format!("write a new session document: {command}")
+                format!("; enter a session document: {command}")
             }
-            (None, Mfa::Off) => "a new one is being fetched".into(),
+            (None, Mfa::Off) => "; a new one is being fetched".into(),
         };
         Failure {
             kind: FailureKind::SessionOver,
-            message: format!("{over}; {next}"),
+            message: format!("{over}{next}"),
         }
     }
 

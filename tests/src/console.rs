@@ -56,7 +56,7 @@ impl Console {
         let overview = run.join("overview.sock");
         let scene = scene.line(&format!("overview_socket = {}", overview.display()));
         let broker = Process::start(&mut scene.broker_command());
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         let socket = run.join("console.sock");
         let mut command = Command::new(dist("bin/iam-kms-console"));
         command

@@ -229,14 +229,14 @@ impl KeyServer {
 
     /// Gives it a code.
     pub fn unlock(&self, aws: &LocalAws) {
-        self.process().wait_for("write a new MFA code");
+        self.process().wait_for("enter an MFA code");
         write_fifo(&self.fifo(), aws.code().as_bytes());
         self.process().wait_for("is open until");
     }
 
     /// Gives it a session, so that one code is enough for several.
     pub fn hand(&self, document: &str) {
-        self.process().wait_for("write a new MFA code");
+        self.process().wait_for("enter an MFA code");
         write_fifo(&self.fifo(), document.as_bytes());
         self.process().wait_for("is open until");
     }

@@ -166,7 +166,7 @@ impl Scene {
     /// Starts a broker alone, gives it a good code and waits until it has a session.
     pub fn start_broker(&self) -> Process {
         let broker = Process::start(&mut self.broker_command());
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         write_fifo(self.fifo(), self.aws.code().as_bytes());
         broker.wait_for("is open until");
         broker

@@ -144,7 +144,7 @@ impl Channel {
     pub fn instruction(&self, mfa: &Mfa) -> String {
         match &self.source {
             Source::Terminal(_) => "type it here".into(),
-            Source::Line(_) => "write it to standard input".into(),
+            Source::Line(_) => "on standard input".into(),
             Source::Fifo(fifo) => writing_command(fifo.path(), mfa),
         }
     }

@@ -178,7 +178,7 @@ impl MfaPrompt<'_> {
             }
             Input::Refused(why) => Err(Refusal {
                 event: "input_refused",
-                why: format!("ignored {why}; write {}: {instruction}", self.wanted()),
+                why: format!("ignored {why}; enter {}: {instruction}", self.wanted()),
             }),
             Input::Vanished => Err(Refusal {
                 event: "input_vanished",
@@ -207,7 +207,7 @@ impl MfaPrompt<'_> {
         let fifo = fifo.display();
         format!(
             "something was written to {fifo}, but another process read it. That may be a forgotten \
-             `cat`, or an attacker who now has your MFA code: find the process (fuser {fifo}), then write \
+             `cat`, or an attacker who now has your MFA code: find the process (fuser {fifo}), then enter \
              {}: {instruction}",
             self.wanted()
         )
@@ -288,10 +288,10 @@ impl MfaPrompt<'_> {
                 format!("{why}; waiting for a session document or a new code")
             }
             Outcome::Unanswered(why) => {
-                format!("{why}; the code has expired, write a new one")
+                format!("{why}; the code has expired; enter a new one")
             }
             Outcome::Spent(why) => format!(
-                "{why}; write the next code, which appears in {}",
+                "{why}; enter the next code, which appears in {}",
                 seconds_text(seconds_to_next_code())
             ),
         };

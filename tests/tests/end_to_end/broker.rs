@@ -250,7 +250,7 @@ fn kms_is_believed_when_it_says_that_the_session_has_ended() {
     let over = failure(&scene);
     assert_eq!(over.kind, FailureKind::SessionOver);
     assert!(
-        over.message.contains("write a new MFA code"),
+        over.message.contains("enter an MFA code"),
         "{}",
         over.message
     );
@@ -370,7 +370,7 @@ fn a_broker_alone_asks_for_a_code_serves_and_ends_with_0_on_a_signal() {
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         let mut broker = Process::start(&mut scene.broker_command());
         broker.wait_for("iam-kms-broker: listening on ");
-        broker.wait_for("there is no AWS session yet; write a new MFA code");
+        broker.wait_for("there is no AWS session yet; enter an MFA code");
         let failure = failure(&scene);
         assert_eq!(failure.kind, FailureKind::SessionOver);
         write_fifo(scene.fifo(), scene.aws.code().as_bytes());

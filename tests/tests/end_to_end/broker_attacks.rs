@@ -213,7 +213,7 @@ fn an_answer_of_kms_without_end_costs_little_memory() {
     let mut command = scene.broker_command();
     command.env("AWS_ENDPOINT_URL_KMS", url);
     let broker = Process::start(&mut command);
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     end_to_end_tests::write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
     for _ in 0..5 {

@@ -91,7 +91,7 @@ fn under_a_small_limit_of_descriptors_one_user_gets_half_of_the_connections() {
     let scene = scene_with_group();
     let setup = "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))";
     let broker = Process::start(&mut after_python(setup, &scene.broker_command()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let connect = || Peer::connect(&scene.configuration.broker_socket);
     let is_served = |peer: &mut Peer| {
         write_frame(&mut peer.0, &Request::Session).is_ok()
@@ -273,7 +273,7 @@ fn of_two_brokers_that_start_together_one_listens_and_the_other_says_which() {
         assert_eq!(status.code(), Some(125), "{output}");
         let holder = format!("(process {})", winner.pid());
         assert!(output.contains(&holder), "{output}");
-        winner.wait_for("write a new MFA code");
+        winner.wait_for("enter an MFA code");
         assert_eq!(phase(&scene), SessionPhase::AwaitingCode);
         winner.signal(SIGTERM);
         winner.wait();

@@ -44,7 +44,7 @@ fn a_key_that_was_unwrapped_is_given_after_the_session_and_no_other() {
     assert_eq!(decrypted(&scene, &known), Ok((key, String::new())));
     assert_eq!(scene.aws.calls("Decrypt"), calls);
     let error = decrypted(&scene, &unknown).unwrap_err();
-    assert!(error.contains("write a new MFA code"), "{error}");
+    assert!(error.contains("enter an MFA code"), "{error}");
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn with_key_cache_session_no_key_outlives_it() {
     let scene = short_sessions().line("key_cache = session");
     let (_broker, [known, _], _) = after_the_session(&scene);
     let error = decrypted(&scene, &known).unwrap_err();
-    assert!(error.contains("write a new MFA code"), "{error}");
+    assert!(error.contains("enter an MFA code"), "{error}");
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn kms_is_asked_while_there_is_a_session_and_what_it_refuses_is_forgotten() {
     assert!(error.contains("DisabledException"), "{error}");
     scene.aws.set_clock("800");
     let error = decrypted(&scene, &blob).unwrap_err();
-    assert!(error.contains("write a new MFA code"), "{error}");
+    assert!(error.contains("enter an MFA code"), "{error}");
 }
 
 /// What a process of another user gets of the broker: bytes, or an errno.

@@ -121,7 +121,7 @@ fn a_server_with_the_plugin_of_0_1_0_works_with_this_broker() {
 fn a_server_with_the_plugin_of_0_1_0_starts_beside_this_broker_and_waits_for_its_code() {
     let scene = Scene::new().with_broker();
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let database = database_with_old_plugin(&scene);
     let mut server = Process::start(&mut database.command());
     server.wait_for("waiting: ");
@@ -155,7 +155,7 @@ fn a_server_with_this_plugin_says_that_a_broker_of_0_1_0_must_be_restarted() {
         .env_clear()
         .envs(variables_of(&template));
     let broker = Process::start(&mut command);
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let database =
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
     let server = Process::start(&mut database.command());

@@ -53,7 +53,7 @@ fn a_broker_keeps_a_session_that_aws_honours_when_the_clock_is_an_hour_ahead_for
         let clock = Clock::new(Scene::new().with_broker());
         let scene = &clock.scene;
         let broker = Process::start(&mut clock.of(scene.broker_command()));
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         let written = match mfa {
             "code" => scene.aws.code(),
             _ => scene.aws.session_document(),
@@ -77,7 +77,7 @@ fn a_session_that_has_ended_at_aws_has_ended_here_even_if_the_clock_is_an_hour_b
     let clock = Clock::new(Scene::with_aws(&["--session-lifetime", "2"]).with_broker());
     let scene = &clock.scene;
     let broker = Process::start(&mut clock.of(scene.broker_command()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
     clock.set("-3600");

@@ -77,7 +77,7 @@ fn input_that_is_not_a_code_is_described_by_length_and_kind_and_asked_for_again(
         wrapper.write(bytes);
         let line = wrapper.process.wait_for_nth(kind, before + 1);
         assert!(line.starts_with("iam-kms-wrapper: ignored "), "{line}");
-        assert!(line.contains("write the six digits"), "{line}");
+        assert!(line.contains("enter the six digits"), "{line}");
         assert!(line.contains(&*scene.fifo().to_string_lossy()), "{line}");
     }
     assert_eq!(scene.aws.log(), "", "STS was asked");
@@ -239,7 +239,7 @@ fn refuses_documents(wrapper: &Wrapper, program: &str, document: &serde_json::Va
         let line = wrapper.process.wait_for_nth(&ignored, seen + 1);
         assert!(line.contains(says), "{line}");
         assert!(
-            line.contains("; write a session document: iam-kms-wrapper code --fifo="),
+            line.contains("; enter a session document: iam-kms-wrapper code --fifo="),
             "{line}"
         );
     }
@@ -262,7 +262,9 @@ fn a_document_is_checked_at_the_start_and_at_the_next_prompt() {
     // Over for KMS, so the broker asks.
     scene.aws.set_clock("360");
     failure(&scene);
-    wrapper.process.wait_for("write a new session document");
+    wrapper
+        .process
+        .wait_for("iam-kms-broker: the AWS session ended at ");
     refuses_documents(&wrapper, "iam-kms-broker", &document);
     wrapper.write(session_document(&scene).to_string().as_bytes());
     wrapper.process.wait_for("iam-kms-broker: session ASIA");

@@ -128,7 +128,7 @@ fn without_a_broker_the_page_says_so_and_with_the_next_one_it_works_again() {
     let page = console.page.enter("123456", "");
     assert!(page.contains("nothing waits for a code at"), "{page}");
     console.broker = end_to_end_tests::Process::start(&mut console.scene.broker_command());
-    console.broker.wait_for("write a new MFA code");
+    console.broker.wait_for("enter an MFA code");
     assert!(console.page.get("/").body.contains("A code is awaited."));
 }
 

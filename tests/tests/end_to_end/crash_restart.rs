@@ -475,7 +475,7 @@ fn a_broker_alone_takes_its_session_back() {
     let mut command = scene.broker_command();
     command.env("NOTIFY_SOCKET", manager.address());
     let mut broker = Process::start(&mut command);
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
     assert!(manager.stored().is_some());
@@ -487,5 +487,5 @@ fn a_broker_alone_takes_its_session_back() {
     broker.wait_for("listening on");
     assert_eq!(phase(&scene), SessionPhase::Open);
     let output = broker.output();
-    assert!(!output.contains("write a new MFA code"), "{output}");
+    assert!(!output.contains("enter an MFA code"), "{output}");
 }

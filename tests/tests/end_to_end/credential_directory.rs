@@ -126,7 +126,7 @@ fn a_broker_alone_takes_the_credential_too() {
     let mut command = scene.broker_command();
     with_directory(&mut command, directory(&scene, &file(&scene, "default")));
     let broker = Process::start(&mut command);
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
 }

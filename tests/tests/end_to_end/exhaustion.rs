@@ -58,7 +58,7 @@ fn copied(scene: &Scene, program: &str, template: &Command) -> Command {
 fn lonely_broker(scene: &Scene) -> Process {
     let command = copied(scene, "iam-kms-broker", &scene.broker_command());
     let broker = Process::start(&mut as_lonely(scene, &command));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     broker
 }
 
@@ -158,7 +158,7 @@ fn a_wrapper_without_descriptors_keeps_the_code_and_continues_when_there_are_som
 fn a_broker_without_descriptors_keeps_the_code_and_continues_when_there_are_some() {
     let scene = Scene::new().with_broker();
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let open = fs::read_dir(format!("/proc/{}/fd", broker.pid()))
         .unwrap()
         .count();
@@ -214,7 +214,7 @@ fn recovers_or_ends(process: &mut Process, recovered: &str, left: &[&Path]) {
 fn a_broker_without_memory_continues_later_or_ends_with_125_and_leaves_nothing_behind() {
     let scene = Scene::new().with_broker();
     let mut broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     no_more_memory(broker.pid());
     give_code(&scene);
     wait_until("an outcome", || {
@@ -283,7 +283,7 @@ fn an_abort_of_the_broker_exits_with_125_and_leaves_neither_fifo_nor_sockets() {
         .line(&format!("overview_socket = {}", overview.display()))
         .line(&format!("metrics_listen = {}", metrics.display()));
     let mut broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     assert_eq!(broker_pid(&scene), broker.pid());
     assert!(overview.exists() && metrics.exists());
     broker.signal(nix::sys::signal::Signal::SIGABRT);

@@ -175,7 +175,7 @@ fn nor_where_kms_is_asked_over_tls() {
     scene.aws.trust(&certificate);
     let mut command = scene.broker_command();
     let broker = Process::start(command.env("SSL_CERT_FILE", &certificate));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
     keys_are_wiped(&scene, &broker);

@@ -115,7 +115,7 @@ fn a_database_starts_when_somebody_has_given_the_key_server_a_code_and_keeps_no_
     let host = Host::with_upstream(&[address], &files("db1.example"));
     let mut process = Process::start(&mut host.database.command());
     let waiting = process.wait_for("waiting: key server localhost:");
-    assert!(waiting.contains("write a new MFA code"), "{waiting}");
+    assert!(waiting.contains("enter an MFA code"), "{waiting}");
     server.unlock(&aws);
     host.database.wait_until_ready(&process);
     host.database
@@ -571,7 +571,7 @@ fn a_running_database_outlives_its_key_server_and_uses_the_next_one() {
     );
     site.server.start(&site.aws);
     let refused = host.database.sql_error(&create(12));
-    assert!(refused.contains("write a new MFA code"), "{refused}");
+    assert!(refused.contains("enter an MFA code"), "{refused}");
     site.server.unlock(&site.aws);
     wait_until("the failure to be forgotten", || {
         end_to_end_tests::try_sql(&host.database.socket, &create(13)).is_ok()
@@ -643,7 +643,7 @@ fn a_rotation_that_finds_one_key_server_down_and_the_other_without_a_session_tri
     let down = site.server.address();
     let (kind, message) = refusal(Peer::connect(&host.socket()).ask(&make_key(50, "")));
     assert_eq!(kind, FailureKind::Unavailable, "{message}");
-    assert!(message.contains("write a new MFA code"), "{message}");
+    assert!(message.contains("enter an MFA code"), "{message}");
     let other = format!("; key server {down}: Connection refused");
     assert!(message.contains(&other), "{message}");
     thread::scope(|scope| {

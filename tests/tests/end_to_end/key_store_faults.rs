@@ -39,7 +39,7 @@ impl Host {
     fn with(scene: Scene, change: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let mut command = scene.broker_command();
         let broker = Process::start(change(&mut command));
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         let host = Self { scene, broker };
         host.give_code();
         host
@@ -400,7 +400,7 @@ fn the_key_store_is_called_with_the_session_or_with_the_key_of_a_profile() {
     let mut command = scene.broker_command();
     command.env("AWS_SHARED_CREDENTIALS_FILE", &credentials);
     let broker = Process::start(command.env("AWS_ENDPOINT_URL_S3", storage.endpoint()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let host = Host { scene, broker };
     // It needs no session to be read.
     assert_eq!(stored(host.find(10, None)).0.1, 1);

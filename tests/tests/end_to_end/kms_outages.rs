@@ -180,8 +180,8 @@ fn keys_in_memory_serve_while_there_is_neither_broker_nor_key_file() {
     assert_eq!(server.database.status("session_state"), "no broker");
 
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
-    server.check_tells(&["write a new MFA code", "iam-kms-wrapper code --fifo="]);
+    broker.wait_for("enter an MFA code");
+    server.check_tells(&["enter an MFA code", "iam-kms-wrapper code --fifo="]);
     server.check_serves();
     wait_until("the status", || {
         server.database.status("session_state") == "awaiting code"

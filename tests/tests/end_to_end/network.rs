@@ -162,7 +162,7 @@ fn the_launcher_goes_through_the_proxy_to_awss_own_hosts() {
 fn the_broker_goes_through_the_proxy() {
     let site = Site::new(Scene::new().with_broker());
     let broker = Process::start(&mut site.behind_proxy(site.scene.broker_command()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(site.scene.fifo(), site.scene.aws.code().as_bytes());
     broker.wait_for("is open until");
     broker::generated(&site.scene);
@@ -510,14 +510,14 @@ fn the_key_store_is_reached_through_the_proxy_with_the_private_authority() {
             .env("HTTPS_PROXY", proxy.url());
         command.envs(authority.map(|file| ("AWS_CA_BUNDLE", file)));
         let broker = Process::start(&mut command);
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         write_fifo(scene.fifo(), scene.aws.code().as_bytes());
         broker
     };
     // An endpoint for all services is one for S3 too.
     let mut command = scene.broker_command();
     let broker = Process::start(command.env("HTTPS_PROXY", proxy.url()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     let line = broker.wait_for("until this is corrected, no data key can be made");
     assert!(

@@ -67,7 +67,7 @@ fn a_wrapper_that_waits_cannot_be_looked_into_by_its_own_user_and_the_command_ca
 fn a_refused_code_is_nowhere_in_the_memory_of_launcher_and_broker() {
     let scene = Scene::new().with_broker();
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     refuses_and_wipes(&scene, &broker);
     drop(broker);
 

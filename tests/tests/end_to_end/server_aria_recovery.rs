@@ -125,7 +125,7 @@ fn a_start_that_is_stopped_while_it_waits_for_a_code_loses_no_row_of_aria() {
     killed.broker.signal(SIGKILL);
     killed.broker.wait();
     let broker = Process::start(&mut killed.scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let mut server = Process::start(&mut killed.database.command());
     server.wait_for("waiting: ");
     server.signal(SIGTERM);

@@ -87,7 +87,7 @@ fn a_copy_without_a_session_waits_for_a_code() {
     let (_, copy) = original_and_copy(&scene);
     drop(broker);
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let mut process = Process::start(&mut copy.command());
     process.wait_for("waiting: ");
     end_to_end_tests::write_fifo(scene.fifo(), scene.aws.code().as_bytes());

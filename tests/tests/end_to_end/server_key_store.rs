@@ -280,7 +280,7 @@ fn without_the_key_store_no_key_is_made_and_what_exists_is_served() {
         broker.signal(nix::sys::signal::Signal::SIGTERM);
         assert!(broker.wait().success());
         let broker = Process::start(&mut host.scene.broker_command());
-        broker.wait_for("write a new MFA code");
+        broker.wait_for("enter an MFA code");
         write_fifo(host.scene.fifo(), host.scene.aws.code().as_bytes());
         let line = broker.wait_for("until this is corrected, no data key can be made");
         assert!(line.contains(NOT_MOUNTED), "{line}");

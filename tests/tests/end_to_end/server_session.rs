@@ -22,7 +22,7 @@ fn when_the_session_has_ended_a_new_code_brings_it_back() {
     scene.aws.end_session();
     let error = database.sql_error(NEW_KEY);
     let instruction = format!("iam-kms-wrapper code --fifo={}", scene.fifo().display());
-    assert!(error.contains("write a new MFA code"), "{error}");
+    assert!(error.contains("enter an MFA code"), "{error}");
     assert!(error.contains(&instruction), "{error}");
     assert_eq!(
         database.sql("INSERT INTO d.t1 VALUES (2); SELECT COUNT(*) FROM d.t1"),

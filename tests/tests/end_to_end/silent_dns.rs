@@ -88,7 +88,7 @@ fn the_launcher_keeps_its_time_limit_and_ends_at_a_signal() {
 fn the_broker_keeps_its_time_limit_and_ends_at_a_signal() {
     let host = Host::new(Scene::new().with_broker(), 1);
     let mut broker = Process::start(&mut host.command(host.scene.broker_command()));
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let begun = Instant::now();
     write_fifo(host.scene.fifo(), host.scene.aws.code().as_bytes());
     call_and_process_end_soon(&mut broker, begun);

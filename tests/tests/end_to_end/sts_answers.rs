@@ -36,7 +36,7 @@ fn another_code_is_needed(scene: &Scene, says: &str) {
     wrapper.write(format!("{code}\n").as_bytes());
     let line = wrapper.process.wait_for(says);
     assert!(
-        line.contains("; write the next code, which appears in "),
+        line.contains("; enter the next code, which appears in "),
         "{line}"
     );
     let calls_before = calls(scene);
@@ -67,7 +67,7 @@ fn a_wrong_code_is_named_and_another_one_is_requested() {
     wrapper.write(scene.aws.wrong_code().as_bytes());
     let line = wrapper.process.wait_for("AWS refused the code");
     assert!(
-        line.contains("mistyped, used before, or of another device; write the next code"),
+        line.contains("mistyped, used before, or of another device; enter the next code"),
         "{line}"
     );
     wrapper.give_code(&scene.aws);
@@ -515,7 +515,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         command.env("AWS_ENDPOINT_URL_STS", impostor(fields));
         let mut wrapper = scene.spawn(&mut command);
         wrapper.give_code(&scene.aws);
-        let line = wrapper.process.wait_for("write the next code");
+        let line = wrapper.process.wait_for("enter the next code");
         assert!(line.contains(says), "{field}: {line}");
         assert!(line.len() < 1000, "{field}: {} bytes", line.len());
         wrapper.process.signal(SIGTERM);

@@ -50,10 +50,7 @@ fn a_statement_that_needs_a_code_fails_at_once_with_where_to_enter_it_and_works_
     let (scene, database, wrapper) = server_without_session("reprompt_wait_seconds = 600");
     for statement in NEED_KMS {
         let error = database.sql_error(statement);
-        assert!(
-            error.contains("write a new MFA code"),
-            "{statement}: {error}"
-        );
+        assert!(error.contains("enter an MFA code"), "{statement}: {error}");
         assert!(
             error.contains("iam-kms-wrapper code --fifo="),
             "{statement}: {error}"
@@ -61,7 +58,7 @@ fn a_statement_that_needs_a_code_fails_at_once_with_where_to_enter_it_and_works_
     }
     let warning = database.sql(ROTATE);
     assert!(warning.contains("key 1 was not rotated: "), "{warning}");
-    assert!(warning.contains("write a new MFA code"), "{warning}");
+    assert!(warning.contains("enter an MFA code"), "{warning}");
     assert!(!wrapper.process.output().contains(WAITS));
     scene.aws.set_clock("0");
     give_code(&scene);
@@ -114,7 +111,7 @@ fn a_call_that_may_not_wait_is_answered_at_once_beside_one_that_does() {
         .with_broker()
         .line("reprompt_wait_seconds = 600");
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let mut waiting = UnixStream::connect(&scene.configuration.broker_socket).unwrap();
     write_frame(&mut waiting, &generate_with(WaitPolicy::Limited)).unwrap();
     let first: Reply = read_frame(&mut waiting).unwrap();
@@ -135,7 +132,7 @@ fn however_many_calls_wait_one_more_may_and_those_that_must_not_are_answered_at_
         .with_broker()
         .line("reprompt_wait_seconds = 600");
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let mut waiting: Vec<UnixStream> = (0..500)
         .map(|_| {
             let mut peer = UnixStream::connect(&scene.configuration.broker_socket).unwrap();
@@ -206,7 +203,7 @@ fn reading_a_page_does_not_wait() {
 /// A server as the distribution starts it, beside a broker that runs alone and has no session yet.
 fn beside_a_broker(scene: &Scene) -> (Process, Database) {
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&["--innodb-encrypt-tables=ON", "--innodb-encrypt-log=ON"]);
@@ -234,7 +231,7 @@ fn a_server_beside_a_broker_waits_for_the_code_and_systemd_gives_it_the_time() {
 
     // The same where there are key files.
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let mut server = Process::start(&mut database.command());
     server.wait_for(WAITS);
     give_code(&scene);
@@ -266,7 +263,7 @@ fn a_server_that_waits_keeps_waiting_when_the_broker_is_killed_and_started_again
     // No broker listens for longer than a look at it takes.
     drop(broker);
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     give_code(&scene);
     database.wait_until_ready(&server);
     let output = server.output();

@@ -40,7 +40,7 @@ fn watched() -> Watched {
         .line(&format!("metrics_listen = {}", metrics.display()))
         .line(&format!("overview_socket = {}", overview.display()));
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     Watched {
         scene,
         metrics,
@@ -256,7 +256,7 @@ fn metrics_on_a_port_refuse_the_names_of_other_hosts_and_slow_clients_block_nobo
         .with_broker()
         .line(&format!("metrics_listen = 127.0.0.1:{port}"));
     let broker = Process::start(&mut scene.broker_command());
-    broker.wait_for("write a new MFA code");
+    broker.wait_for("enter an MFA code");
     let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
     let (status, _) = get(connect(), &format!("evil.example:{port}"));
     assert!(status.contains("421"), "{status}");

@@ -13,7 +13,7 @@ use crate::hand_over::traces_for_user_mysql;
 use crate::site::{BROKER, BROKER_DROP_IN, FIFO, Running, SERVICE, Site};
 
 /// What a person is told.
-const TO_DO: &str = "write a new MFA code of ";
+const TO_DO: &str = "enter an MFA code of ";
 
 fn wait_for_status(site: &Running, text: &str) {
     site.machine.wait_until(text, SERVICE, || {
@@ -33,7 +33,7 @@ fn a_boot_waits_says_so_and_goes_on_with_the_code_and_without_the_wrapper() {
         .boot();
     let start = Instant::now();
     let to_do = format!(
-        "write a new MFA code of {}: iam-kms-wrapper code",
+        "enter an MFA code of {}: iam-kms-wrapper code",
         site.aws.serial_number()
     );
     wait_for_status(&site, &to_do);

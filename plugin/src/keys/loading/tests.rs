@@ -255,7 +255,7 @@ fn loading_stops_when_the_session_has_expired() {
     let directory = key_files(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let broker = TestBroker::new(|request| match request {
         Request::Session => honest_answer(request),
-        _ => failure(FailureKind::SessionOver, "write a new code"),
+        _ => failure(FailureKind::SessionOver, "enter a new code"),
     });
     let result = load(&broker, &directory).1;
     assert!(matches!(result, Err(StartError::NoKeyLoaded(500))));
