@@ -29,9 +29,8 @@ fn an_unknown_key_exits_with_125_and_file_line_and_nearest_key() {
     let scene = Scene::new().line("# a comment").line("regoin = us-east-1");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
-        output.ends_with(
-            "/iam-kms-wrapper.config, line 5: there is no key regoin; did you mean region?"
-        ),
+        output
+            .ends_with("/iam-kms-wrapper.config, line 5: unknown key regoin; did you mean region?"),
         "{output}"
     );
 }

@@ -25,7 +25,7 @@ impl ConfigError {
 
     pub(super) fn unknown_section(path: &Path, line: usize, section: &str) -> Self {
         let why = format!(
-            "there is no section [{section}]; every key belongs in [kms], or in a [client \"NAME\"] section"
+            "unknown section [{section}]; every key belongs in [kms], or in a [client \"NAME\"] section"
         );
         Self::of_line(path, line, why)
     }
@@ -43,7 +43,7 @@ impl ConfigError {
                 format!("the keys are {}", names.join(", "))
             }
         };
-        let why = format!("there is no key {}; {hint}", entry.key);
+        let why = format!("unknown key {}; {hint}", entry.key);
         Self::of_line(path, entry.line, why)
     }
 

@@ -84,7 +84,10 @@ impl Kind {
             Self::NameSpace => {
                 "a letter and then at most 62 letters, digits, hyphens, dots and underscores".into()
             }
-            Self::Word(words) => words.join(" or "),
+            Self::Word([first @ .., last]) if !first.is_empty() => {
+                format!("{} or {last}", first.join(", "))
+            }
+            Self::Word(words) => words.concat(),
         }
     }
 }

@@ -122,11 +122,11 @@ fn both_formats_accept_every_key() {
 fn an_error_names_the_line_of_an_unknown_key_and_the_nearest_key() {
     assert_eq!(
         ini("kms_mfa_sockt = /x").unwrap_err(),
-        "DIR/wrapper.config, line 3: there is no key kms_mfa_sockt; did you mean kms_mfa_socket?"
+        "DIR/wrapper.config, line 3: unknown key kms_mfa_sockt; did you mean kms_mfa_socket?"
     );
     assert_eq!(
         toml("\nregoin = \"x\"").unwrap_err(),
-        "DIR/wrapper.toml, line 3: there is no key regoin; did you mean region?"
+        "DIR/wrapper.toml, line 3: unknown key regoin; did you mean region?"
     );
     assert!(
         toml("zzz = 1")
@@ -143,7 +143,7 @@ fn an_error_names_an_unknown_section() {
     ] {
         let error = read(name, text).unwrap_err();
         assert!(
-            error.contains("there is no section [sts]; every key belongs in [kms]"),
+            error.contains("unknown section [sts]; every key belongs in [kms]"),
             "{error}"
         );
     }
@@ -170,7 +170,7 @@ fn an_error_names_an_invalid_value_and_what_is_expected() {
             "the name of a group on this host",
         ),
         ("handoff = pipe", "environment or broker"),
-        ("mfa = maybe", "true or elsewhere or false"),
+        ("mfa = maybe", "true, elsewhere or false"),
         ("region = evil.example.com/", "an AWS region"),
         ("role_arn = admin", "the ARN of a role"),
         ("kms_mfa_id = 123", "the serial number of an MFA device"),
@@ -337,7 +337,7 @@ fn what_is_wrong_with_a_key_server_is_named_with_its_line() {
         ),
         (
             &format!("{SERVER}[client \"db1\"]\nkey_id = 1"),
-            "line 10: there is no key key_id; did you mean key_ids?",
+            "line 10: unknown key key_id; did you mean key_ids?",
         ),
         (
             &format!("{SERVER}[client \"db1\"]\nkey_ids = 0"),
