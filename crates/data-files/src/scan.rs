@@ -52,7 +52,7 @@ pub fn count(needs: &mut Needs, key_id: u32, version: u32) {
 
 /// The same, of a page that may be free.
 pub fn count_page(needs: &mut Needs, key_id: u32, version: u32, is_free: bool) {
-    // One more than there may be, to be told.
+    // One more than allowed, so that `check_versions` notices.
     if version != 0 && needs.len() <= MAX_VERSIONS {
         let pages = needs.entry((key_id, version)).or_default();
         pages.all += 1;

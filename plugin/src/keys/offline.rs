@@ -52,7 +52,7 @@ pub enum OfflineError {
     /// The key file cannot be read.
     #[error("aws_key_management_offline_keys: {0}")]
     File(OfflineFileError),
-    /// No memory.
+    /// A key is not the one that the manifest lists, or there is no memory.
     #[error(transparent)]
     Key(#[from] KeyError),
 }

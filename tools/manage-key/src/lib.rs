@@ -86,7 +86,7 @@ enum ManageError {
 }
 
 impl ManageError {
-    /// As `--help` lists them.
+    /// As kms-manage-key(8) lists them.
     fn exit_code(&self) -> i32 {
         match self {
             Self::LeftEnabled(_) => 121,
