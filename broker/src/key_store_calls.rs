@@ -129,7 +129,7 @@ impl KeyStoreCalls {
             Err(failure) if failure.kind == FailureKind::SessionOver => {}
             Err(failure) => error!(
                 event = "key_store_failed",
-                "{}; until this is corrected, no data key can be made, and none comes back that is missing here",
+                "{}; until this is corrected, no data key can be made, and missing key files cannot be restored from it",
                 failure.message
             ),
         }
@@ -228,7 +228,7 @@ impl KeyStoreCalls {
                 let highest = highest.unwrap_or_default();
                 if known > highest.saturating_add(MAX_JUMP) {
                     return Err(self.failed(format!(
-                        "the highest version of key {id} in the key store {} is {highest}; a new one above {known} is refused, because it would leave the others too few numbers",
+                        "the highest version of key {id} in the key store {} is {highest}; a new version above {known} is refused, because it would use up the version numbers. Put this server's keys into the key store first (kms-data-keys push)",
                         self.location
                     )));
                 }
@@ -266,7 +266,7 @@ impl KeyStoreCalls {
         kms: &KmsCalls,
         request: &MakeKey,
     ) -> Result<(WrappedKey, String), Failure> {
-        let unexpected = || self.failed("KMS has answered another question".into());
+        let unexpected = || self.failed("KMS sent an unexpected reply".into());
         let context = request.generate.context;
         let Reply::Generated {
             ciphertext_blob,

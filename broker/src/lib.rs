@@ -239,7 +239,7 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     let upstream = Box::new(Upstream::new(upstream, config)?);
     let listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
     let admission = Admission::new(config.broker.socket_gid);
-    let status = format!("asks for the keys {}", upstream.location());
+    let status = format!("gets its keys from {}", upstream.names());
     let service = Arc::new(Service {
         backend: Backend::Upstream(upstream),
         record: Arc::new(Record::new()),

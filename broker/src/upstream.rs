@@ -127,14 +127,19 @@ impl Upstream {
         })
     }
 
-    /// Where the keys come from, for people.
-    pub fn location(&self) -> String {
+    /// The key servers that the keys come from, for people.
+    pub fn names(&self) -> String {
         let servers: Vec<_> = self
             .servers
             .iter()
             .map(|it| it.address.to_string())
             .collect();
-        format!("of the key server {}", servers.join(" or "))
+        format!("the key server {}", servers.join(" or "))
+    }
+
+    /// Which key store this is, for people.
+    pub fn location(&self) -> String {
+        format!("of {}", self.names())
     }
 
     /// Reads the certificates again when they change, as long as it is polled.

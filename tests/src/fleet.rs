@@ -173,7 +173,7 @@ impl Fleet {
             Role::Broker | Role::KeyServer(_) | Role::Launcher(_) => {
                 "session document: iam-kms-wrapper code"
             }
-            Role::DatabaseHost(_) => "asks for the keys",
+            Role::DatabaseHost(_) => "gets its keys from",
             _ => "ready for the operator",
         });
         self.machines.push(machine);

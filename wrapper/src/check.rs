@@ -148,9 +148,9 @@ impl List {
         if config.session.mfa != Mfa::Off {
             let can_be_made = |()| format!("{} can be made", fifo.display());
             let finding = match code_channel::check_fifo(fifo) {
-                Err(busy @ FifoError::Busy { .. }) => {
-                    Finding::NotChecked(format!("{busy}; that is right if its server waits"))
-                }
+                Err(busy @ FifoError::Busy { .. }) => Finding::NotChecked(format!(
+                    "{busy}; this is as expected if its server is waiting for a code"
+                )),
                 found => Finding::of(found, can_be_made),
             };
             self.add("FIFO", finding)?;
@@ -166,7 +166,7 @@ impl List {
             };
             let broker = match Broker::find(&config.broker) {
                 Err(BrokerStartError::AlreadyThere { path }) => Finding::NotChecked(format!(
-                    "one listens on {}; that is right if its server runs, and ends it when it stops",
+                    "one listens on {}; this is as expected if its server is running",
                     path.display()
                 )),
                 Err(failure) => Finding::Failure(failure.to_string()),
@@ -228,7 +228,7 @@ fn check_key_store(location: &KeyStoreLocation, aws: &Settings) -> io::Result<Fi
     };
     let found = match path.metadata() {
         Err(error) => Err(format!("cannot examine {}: {error}", path.display())),
-        Ok(metadata) if !metadata.is_dir() => Err(format!("{} is no directory", path.display())),
+        Ok(metadata) if !metadata.is_dir() => Err(format!("{} is not a directory", path.display())),
         Ok(_) => Ok(()),
     };
     Ok(Finding::of(found, |()| format!("{location} is there")))
@@ -280,7 +280,7 @@ fn check_clock<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Finding {
         return Finding::Fine(off);
     }
     Finding::Failure(format!(
-        "{off}, and it refuses requests when it is {MOST_CLOCK_OFFSET_SECONDS} or more; set the clock (timedatectl)"
+        "{off}. AWS refuses requests if the difference is more than 5 minutes: set the clock (timedatectl)"
     ))
 }
 

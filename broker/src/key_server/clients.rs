@@ -175,7 +175,7 @@ impl Clients {
                 let count = sections.clients.len();
                 info!(
                     event = "clients_loaded",
-                    "{} is read again: {count} client section{}",
+                    "{} was read again: {count} client section{}",
                     self.path.display(),
                     if count == 1 { "" } else { "s" }
                 );

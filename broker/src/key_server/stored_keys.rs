@@ -200,9 +200,7 @@ impl StoredKeys {
             };
             let found = space.store.find(&self.aws.sessions, &request).await?;
             let Reply::Stored { key, .. } = found else {
-                return Err(invalid(
-                    "the key store has answered another question".into(),
-                ));
+                return Err(invalid("the key store sent an unexpected reply".into()));
             };
             slot.key = key;
         }

@@ -246,7 +246,7 @@ pub fn check(path: &Path) -> Result<(), FifoError> {
         path.parent().unwrap_or(Path::new("/")),
         AccessFlags::W_OK | AccessFlags::X_OK,
     )
-    .map_err(|error| make_error(path, "make", error))
+    .map_err(|error| make_error(path, "create", error))
 }
 
 fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
@@ -289,9 +289,9 @@ fn warn_of_protection(path: &Path) {
     let protected = std::fs::read_to_string("/proc/sys/fs/protected_fifos");
     if protected.is_ok_and(|level| level.trim() != "0") {
         warn!(
-            "the FIFO {path} lies in a directory that everybody can write, where this kernel \
+            "the FIFO {path} is in a world-writable directory, where this kernel \
              (fs.protected_fifos) refuses `echo … > {path}` to all but user {uid}, root included; \
-             set kms_mfa_socket to a path in a directory of the service's own, such as {default}",
+             set kms_mfa_socket to a path in a directory that belongs to the service, such as {default}",
             path = path.display(),
             uid = geteuid(),
             default = aws_session::config::DEFAULT_FIFO,
@@ -313,7 +313,7 @@ fn make_or_take_over(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
         )
         .map_err(|error| make_error(path, "set the mode of", error)),
         Err(Errno::EEXIST) => check_left_behind(path, directory),
-        Err(error) => Err(make_error(path, "make", error)),
+        Err(error) => Err(make_error(path, "create", error)),
     }
 }
 
@@ -388,7 +388,7 @@ fn check_left_behind(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
         path.file_name().unwrap_or_default(),
         AtFlags::AT_SYMLINK_NOFOLLOW,
     )
-    .map_err(|error| make_error(path, "look at", error))?;
+    .map_err(|error| make_error(path, "examine", error))?;
     check_kind(path, &status)?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -399,7 +399,7 @@ fn check_left_behind(path: &Path, directory: &OwnedFd) -> Result<(), FifoError> 
             path,
             "it is a FIFO, but reached through a symbolic link",
         )),
-        Err(error) => Err(make_error(path, "look at", error)),
+        Err(error) => Err(make_error(path, "examine", error)),
     }
 }
 
@@ -415,7 +415,7 @@ fn open_reader(path: &Path, directory: &OwnedFd) -> Result<OwnedFd, FifoError> {
 }
 
 fn check_ours(path: &Path, reader: &OwnedFd) -> Result<FileStat, FifoError> {
-    let status = fstat(reader).map_err(|error| make_error(path, "look at", error))?;
+    let status = fstat(reader).map_err(|error| make_error(path, "examine", error))?;
     check_kind(path, &status)?;
     Ok(status)
 }

@@ -284,7 +284,7 @@ impl FifoWriter {
             }
             if sleep_until(Instant::now() + LOOK_PAUSE, interrupt) {
                 return Err(WriteError::Interrupted(
-                    "the code is written, and the service goes on",
+                    "the code was written, and the service continues",
                 ));
             }
         }

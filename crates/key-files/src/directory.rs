@@ -151,14 +151,14 @@ impl Directory {
         match openat(&self.descriptor, file.name, flags, Mode::empty()) {
             Ok(_) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
-            Err(error) => Err(self.file_error(file, "look for", error)),
+            Err(error) => Err(self.file_error(file, "look up", error)),
         }
     }
 
     /// When a file was last written.
     pub fn modified(&self, file: FileName<'_>) -> Result<SystemTime, FileError> {
         let status = fstatat(&self.descriptor, file.name, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|error| self.file_error(file, "look at", error))?;
+            .map_err(|error| self.file_error(file, "examine", error))?;
         let seconds = u64::try_from(status.st_mtime).unwrap_or_default();
         Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
     }
@@ -213,7 +213,7 @@ impl Directory {
 
     /// For the owner of the directory alone.
     pub fn access_of_owner(&self) -> Result<Access, FileError> {
-        let directory = fstat(&self.descriptor).map_err(|error| self.error("look at", error))?;
+        let directory = fstat(&self.descriptor).map_err(|error| self.error("examine", error))?;
         Ok(Access {
             owner: Some((directory.st_uid, directory.st_gid)),
             ..Access::OURS
@@ -233,7 +233,7 @@ impl Directory {
         let name = temporary_name(file.name);
         let written = openat(&self.descriptor, name.as_str(), flags, Access::OURS.mode)
             .map(File::from)
-            .map_err(failed("make"))?;
+            .map_err(failed("create"))?;
         let mut temporary = Temporary {
             directory: self,
             name,
@@ -244,7 +244,7 @@ impl Directory {
         // Before there is something to be read.
         if let Some((uid, gid)) = access.owner {
             fchown(&temporary.file, Some(uid), Some(gid)).map_err(|source| FileError::File {
-                action: "give to its owner the new",
+                action: "change the owner of the new",
                 kind: file.kind,
                 path: self.path_of(file),
                 source,
@@ -409,7 +409,7 @@ impl Temporary<'_> {
         match published {
             Ok(()) => self.sync(file).map(|()| true),
             Err(Errno::EEXIST) => Ok(false),
-            Err(error) => Err(self.directory.write_error(file, "name", error.into())),
+            Err(error) => Err(self.directory.write_error(file, "rename", error.into())),
         }
     }
 

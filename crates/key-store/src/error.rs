@@ -39,7 +39,7 @@ pub enum StoreError {
     )]
     NoStore(KeyStoreLocation),
     /// A directory that is to become a store.
-    #[error("{0} is not an empty directory, so it is not made a key store")]
+    #[error("cannot make {0} a key store: it is not an empty directory")]
     NotEmpty(KeyStoreLocation),
     /// An object is not what its name says.
     #[error("{object} in the key store {location} cannot be used: {why}")]

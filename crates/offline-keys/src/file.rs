@@ -224,7 +224,7 @@ pub fn create(
         .create_new(true)
         .mode(OWNER_ONLY)
         .open(path)
-        .map_err(|source| failed("make", source))?;
+        .map_err(|source| failed("create", source))?;
     let written = file
         // A umask such as 0277 may have removed permissions.
         .set_permissions(Permissions::from_mode(OWNER_ONLY))

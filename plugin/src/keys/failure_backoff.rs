@@ -45,7 +45,7 @@ impl Failure {
     fn message(&self, now: Instant) -> String {
         let seconds = (self.until - now).as_secs() + 1;
         format!(
-            "{}; the next attempt is made in {seconds} s at the earliest",
+            "{}; next attempt in {seconds} s at the earliest",
             self.reason
         )
     }
@@ -227,7 +227,7 @@ mod tests {
         });
         assert_eq!(
             second.unwrap_err(),
-            format!("{first}; the next attempt is made in 1 s at the earliest")
+            format!("{first}; next attempt in 1 s at the earliest")
         );
     }
 

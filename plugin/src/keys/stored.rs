@@ -215,15 +215,13 @@ impl KeyManager {
         );
         match stored {
             Ok(Stored::New(_)) => {
-                log::note(&format!(
-                    "put {name} into place, from the key store {key_store}"
-                ));
+                log::note(&format!("restored {name} from the key store {key_store}"));
             }
             // Another thread has.
             Ok(Stored::Exists) => {}
             Err(error) => {
                 log::warning(&format!(
-                    "{name} comes from the key store {key_store} and cannot be kept here: {error}"
+                    "{name} comes from the key store {key_store} and cannot be saved here: {error}"
                 ));
                 return;
             }

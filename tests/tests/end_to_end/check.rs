@@ -141,7 +141,7 @@ fn a_wrong_configuration_exits_with_125_and_the_command_is_checked_all_the_same(
     checked.says(
         "configuration",
         "FAILED",
-        "line 4: there is no key regoin; did you mean region?",
+        "line 4: unknown key regoin; did you mean region?",
     );
     checked.says("command", "ok", "/true");
     checked.says("all else", "not checked", "configuration");

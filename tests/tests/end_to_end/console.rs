@@ -289,7 +289,7 @@ fn new_certificates_of_the_console_are_used_without_a_restart() {
             old.display()
         ),
     );
-    console.process.wait_for("is read again");
+    console.process.wait_for("was read again");
     assert!(of(&new).get("/").contains("A code is awaited."));
     // The directory still has Alice's certificate of the authority that was replaced.
     assert!(!of(&old).send("/", &[]).status.success());

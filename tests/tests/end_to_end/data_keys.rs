@@ -888,7 +888,7 @@ fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
         "{table}"
     );
     assert!(
-        table.contains("lost with this host: kms-data-keys push"),
+        table.contains("lost with this host. Put them into the key store"),
         "{table}"
     );
     keys.run(&["push", &store]);

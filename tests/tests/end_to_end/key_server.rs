@@ -674,7 +674,7 @@ fn a_database_host_holds_no_credential_and_asks_again_when_its_certificate_is_re
         || matches!(peer.ask(&get_key(5, 1)), Reply::Failed(failure) if failure.message.contains("has expired")),
     );
     site.authority.issue("db1", &["db1.example"], DAY);
-    broker.wait_for("is read again; it is valid until");
+    broker.wait_for("was read again; it is valid until");
     let (kind, message) = refusal(peer.ask(&get_key(5, 1)));
     assert_eq!(kind, FailureKind::NotFound, "{message}");
     let environment = fs::read(format!("/proc/{}/environ", broker.pid())).unwrap();

@@ -89,7 +89,7 @@ impl Server {
 
 /// In how many seconds at most the key is tried again, where the answer is remembered.
 fn seconds_left(error: &str) -> Option<u64> {
-    let (_, rest) = error.split_once("the next attempt is made in ")?;
+    let (_, rest) = error.split_once("next attempt in ")?;
     let (seconds, _) = rest.split_once(" s at the earliest")?;
     seconds.parse().ok()
 }

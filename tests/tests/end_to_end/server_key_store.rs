@@ -106,9 +106,7 @@ fn a_lost_key_file_comes_back_at_the_start_and_while_the_server_runs() {
         let mut process = host.database.start();
         assert_eq!(host.database.sql("SELECT * FROM d.t10"), "10");
         for name in lost {
-            let note = process.wait_for(&format!(
-                "put {name} into place, from the key store file://"
-            ));
+            let note = process.wait_for(&format!("restored {name} from the key store file://"));
             assert!(note.contains("[Note]"), "{note}");
         }
         let log = process.output();

@@ -88,7 +88,7 @@ fn refuse_to_stop(received: Received) {
     }
     if !number.is(Signal::SIGTSTP) {
         return warn!(
-            "the command is stopped, because it wants the terminal from the background ({number}), and the key stays enabled until it ends; give it the terminal (fg) and have it go on (kill -CONT), or end it"
+            "the command was stopped ({number}) because it used the terminal from the background. The key stays enabled until the command ends: bring it to the foreground (fg) and continue it (kill -CONT), or end it"
         );
     }
     warn!("the command was continued: the key is enabled until it ends");

@@ -68,7 +68,7 @@ fn ask(tls: &ClientTls, server: &ServerAddress) -> Result<String, String> {
             }
         }),
         Ok(Reply::Failed(failure)) => Err(failure.message),
-        Ok(_) => Err("it has answered another question".into()),
+        Ok(_) => Err("it sent an unexpected reply; install the same release on both hosts".into()),
         Err(FrameError::Io(error)) => Err(mutual_tls::reason(error)),
         Err(error) => Err(error.to_string()),
     }

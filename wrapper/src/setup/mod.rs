@@ -470,7 +470,7 @@ fn undo(record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<()
     host::systemctl(&["daemon-reload"])?;
     record::remove()?;
     print(&format!(
-        "Running services go on as they are. To start the server without encryption:\n    \
+        "Running services are not affected. To start the server without encryption:\n    \
          systemctl stop {BROKER} && systemctl restart mariadb\n"
     ))
 }

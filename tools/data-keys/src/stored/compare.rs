@@ -209,7 +209,7 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
         count(State::OnlyHere)
     );
     if count(State::OnlyHere) > 0 {
-        text += "What is only here is lost with this host: kms-data-keys push\n";
+        text += "Keys that are only here would be lost with this host. Put them into the key store with kms-data-keys push\n";
     }
     if count(State::Nowhere) > 0 {
         text += &format!(
