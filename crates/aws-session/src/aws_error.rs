@@ -131,7 +131,7 @@ impl Meaning {
             ),
             Self::KeyState => (
                 Kind::KeyUnusable,
-                "check the state of the master key (kms-manage-key status): cancel its deletion and enable it (aws kms cancel-key-deletion, aws kms enable-key), or import its key material again",
+                "check the master key (kms-manage-key status): cancel its deletion (aws kms cancel-key-deletion) or import its material",
             ),
             Self::WrongKeyType => (
                 Kind::KeyUnusable,
