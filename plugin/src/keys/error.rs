@@ -54,7 +54,7 @@ pub enum KeyError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The key store, or the broker that is asked for it.
-    #[error("cannot look up {what} in the key store: {source}")]
+    #[error("cannot look up {what}: {source}")]
     KeyStore {
         /// The key.
         what: String,
