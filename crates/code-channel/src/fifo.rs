@@ -187,6 +187,18 @@ impl Fifo {
         fstat(&self.reader).is_ok_and(|status| changed(&status) != self.changed)
     }
 
+    /// Fails if the FIFO is no longer at its path, where nobody could write to it.
+    pub fn check_place(&self) -> Result<(), FifoError> {
+        let status = fstat(&self.reader).map_err(FifoError::wait)?;
+        match is_at(&self.path, &self.directory, &status) {
+            true => Ok(()),
+            false => Err(occupied(
+                &self.path,
+                "it was removed or replaced while this process waited",
+            )),
+        }
+    }
+
     /// Reopens the FIFO after its last writer has closed it; otherwise poll(2) would keep reporting
     /// that. The old descriptor stays open until the new one exists, so a writer always finds a reader
     /// and nothing that was written in between is lost.

@@ -178,8 +178,12 @@ impl Channel {
         }
     }
 
-    /// Waits for the next input.
+    /// Waits for the next input. After the deadline, none is waited for, however many come.
     pub fn next(&mut self, wait: &Wait<'_>) -> Result<Event, FifoError> {
+        let is_late = || wait.deadline.is_some_and(|end| Instant::now() >= end);
+        if is_late() {
+            return Ok(Event::DeadlinePassed);
+        }
         loop {
             if !self.ready.is_empty() {
                 return Ok(Event::Input(self.ready.remove(0)));
@@ -189,9 +193,14 @@ impl Channel {
                 Wake::Interrupted => return Ok(Event::Interrupted),
                 Wake::Readable => self.receive()?,
                 Wake::TimedOut if self.stalled => self.receive()?,
-                Wake::TimedOut => self.settle(),
+                Wake::TimedOut => {
+                    self.settle();
+                    if let Source::Fifo(fifo) = &self.source {
+                        fifo.check_place()?;
+                    }
+                }
             }
-            if self.ready.is_empty() && wait.deadline.is_some_and(|end| Instant::now() >= end) {
+            if self.ready.is_empty() && is_late() {
                 return Ok(Event::DeadlinePassed);
             }
         }

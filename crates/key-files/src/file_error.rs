@@ -28,7 +28,7 @@ impl fmt::Display for FileKind {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The directory itself.
-    #[error("cannot {action} the key file directory '{}': {source}; check aws_key_management_keyfile_dir and the permissions of the server's user", path.display())]
+    #[error("cannot {action} the key file directory '{}': {source}; {}", path.display(), directory_advice(action, source))]
     Directory {
         /// What was tried.
         action: &'static str,
@@ -155,5 +155,24 @@ fn advice(kind: FileKind, error: Errno) -> &'static str {
         (Errno::EROFS, FileKind::Manifest) => "let the server write to its data directory",
         (Errno::ENOENT, FileKind::Key) => "restore it from a backup of the key files",
         _ => "check the disk and the file",
+    }
+}
+
+fn directory_advice(action: &str, error: &io::Error) -> &'static str {
+    use io::ErrorKind;
+    match error.kind() {
+        ErrorKind::WouldBlock => {
+            "another process has kept its lock for ten seconds: wait for it to end, and try again"
+        }
+        ErrorKind::PermissionDenied if action == "lock" => {
+            "let the user of the server write there; where AppArmor or SELinux confines the server, see iam-kms-wrapper --check"
+        }
+        ErrorKind::PermissionDenied => "give this user access to it",
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            "check the path (aws_key_management_keyfile_dir, or the data directory)"
+        }
+        ErrorKind::ReadOnlyFilesystem => "let this user write there",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "check the disk",
     }
 }

@@ -412,3 +412,15 @@ fn what_keeps_the_broker_from_starting_is_said_once() {
         "{output}"
     );
 }
+
+#[test]
+fn a_fifo_that_is_removed_while_the_broker_waits_is_made_again() {
+    let scene = Scene::new().with_broker();
+    let broker = Process::start(&mut scene.broker_command());
+    broker.wait_for("enter an MFA code of");
+    fs::remove_file(scene.fifo()).unwrap();
+    broker.wait_for("it was removed or replaced while this process waited");
+    wait_until("the next FIFO", || scene.fifo().exists());
+    write_fifo(&scene.fifo(), scene.aws.code().as_bytes());
+    broker.wait_for("is open until");
+}

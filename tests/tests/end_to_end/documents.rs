@@ -131,9 +131,11 @@ fn each_exit_code_is_in_the_page_and_the_manual() {
 }
 
 /// The sources whose messages the page on troubleshooting explains.
-const EXPLAINED: [&str; 5] = [
+const EXPLAINED: [&str; 7] = [
+    "crates/broker-api/src/client.rs",
     "crates/aws-session/src/sts.rs",
     "crates/aws-session/src/aws_error.rs",
+    "crates/code-channel/src/writer.rs",
     "crates/code-channel/src/fifo.rs",
     "crates/service/src/socket_path.rs",
     "wrapper/src/broker_process.rs",

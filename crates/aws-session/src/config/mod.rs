@@ -205,6 +205,7 @@ struct Values<'a> {
 impl Values<'_> {
     fn check(&self, clients: &[ClientSection]) -> Result<Config, ConfigError> {
         self.check_names(KEYS)?;
+        self.check_sockets()?;
         let upstream = self.upstream()?;
         let mfa = match upstream {
             // Nothing here calls AWS.
@@ -257,6 +258,24 @@ impl Values<'_> {
                 _ => LogFormat::Text,
             },
         })
+    }
+
+    /// A broker listens once at a path.
+    fn check_sockets(&self) -> Result<(), ConfigError> {
+        let sockets = [
+            &keys::BROKER_SOCKET,
+            &keys::OVERVIEW_SOCKET,
+            &keys::METRICS_LISTEN,
+        ];
+        for (index, key) in sockets.into_iter().enumerate() {
+            let path = self.entry(key).map_or(key.default, |entry| &entry.value);
+            let mut others = sockets.into_iter().skip(index + 1);
+            let same = others.find_map(|other| self.entry(other).filter(|it| it.value == path));
+            if let Some(entry) = same {
+                return Err(self.bad_value(entry, format!("another path than {}", key.name)));
+            }
+        }
+        Ok(())
     }
 
     fn check_names(&self, known: &[Key]) -> Result<(), ConfigError> {

@@ -391,6 +391,28 @@ fn a_host_with_an_upstream_has_nothing_of_aws() {
 }
 
 #[test]
+fn a_broker_has_no_two_sockets_at_one_path() {
+    for (lines, other) in [
+        (
+            "overview_socket = /run/iam-kms-wrapper/broker.sock",
+            "broker_socket",
+        ),
+        ("broker_socket = /a\nmetrics_listen = /a", "broker_socket"),
+        (
+            "overview_socket = /a\nmetrics_listen = /a",
+            "overview_socket",
+        ),
+    ] {
+        let error = ini(lines).unwrap_err();
+        assert!(
+            error.contains(&format!("must be another path than {other}")),
+            "{error}"
+        );
+    }
+    ini("broker_socket = /a\noverview_socket = /b\nmetrics_listen = /c").unwrap();
+}
+
+#[test]
 fn metrics_are_served_on_a_socket_or_to_this_host_alone() {
     for (value, expected) in [
         (

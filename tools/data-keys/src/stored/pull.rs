@@ -96,9 +96,8 @@ async fn fetch(
     let listed = manifest.get(id, version);
     if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {
         return Err(format!(
-            "'{}' lists another key as {} than the key store {} has: they belong to different servers, or to servers that made keys independently",
+            "'{}' lists another key as {id}/{version} than the key store {} has: they belong to different servers, or to servers that made keys independently",
             manifest.path().display(),
-            key.name,
             store.location()
         ));
     }
