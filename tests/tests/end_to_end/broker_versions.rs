@@ -155,7 +155,7 @@ fn a_server_with_this_plugin_says_that_a_broker_of_0_1_0_must_be_restarted() {
         .env_clear()
         .envs(variables_of(&template));
     let broker = Process::start(&mut command);
-    broker.wait_for("enter an MFA code");
+    broker.wait_for("write a new MFA code");
     let database =
         Database::new(&scene.sandbox).with_our_plugin(&scene.configuration.broker_socket);
     let server = Process::start(&mut database.command());
