@@ -23,11 +23,14 @@ const PAGES: [(&str, &str); 1] = [(
 )];
 
 fn main() -> ExitCode {
-    let Some(share) = env::args_os().nth(1) else {
+    let usage = || {
         eprintln!(
             "Usage: packaging DIRECTORY | packaging --configuration-table | packaging --audit-tables"
         );
-        return ExitCode::from(2);
+        ExitCode::from(2)
+    };
+    let Some(share) = env::args_os().nth(1) else {
+        return usage();
     };
     if share == "--configuration-table" {
         print!("{}", configuration::markdown_table());
@@ -36,6 +39,9 @@ fn main() -> ExitCode {
     if share == "--audit-tables" {
         print!("{}\n{}", audit::table_of_events(), audit::table_of_fields());
         return ExitCode::SUCCESS;
+    }
+    if share.as_encoded_bytes().starts_with(b"-") {
+        return usage();
     }
     match write(Path::new(&share)) {
         Ok(()) => ExitCode::SUCCESS,
