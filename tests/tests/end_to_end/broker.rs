@@ -421,6 +421,6 @@ fn a_fifo_that_is_removed_while_the_broker_waits_is_made_again() {
     fs::remove_file(scene.fifo()).unwrap();
     broker.wait_for("it was removed or replaced while this process waited");
     wait_until("the next FIFO", || scene.fifo().exists());
-    write_fifo(&scene.fifo(), scene.aws.code().as_bytes());
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
     broker.wait_for("is open until");
 }
