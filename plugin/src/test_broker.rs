@@ -17,6 +17,25 @@ pub fn honest() -> TestBroker {
     TestBroker::new(honest_answer)
 }
 
+/// The broker of a host that gets its keys from a key server, which has none.
+pub fn with_empty_key_server() -> TestBroker {
+    TestBroker::new(|request| match request {
+        Request::FindKey(_) => Reply::Stored {
+            key: None,
+            is_new: false,
+            request_id: String::new(),
+        },
+        request => match honest_answer(request) {
+            Reply::Session(state) => Reply::Session(SessionState {
+                key_store: Some("of the key server a:1".into()),
+                has_key_server: true,
+                ..state
+            }),
+            other => other,
+        },
+    })
+}
+
 /// A key manager for the key files in `directory`, with `master_key_id` set.
 pub fn manager(
     broker: &TestBroker,

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use data_files::usage::Unclear;
 use key_files::check_value::CheckValue;
@@ -110,6 +110,14 @@ pub enum KeyError {
         id: u32,
         /// The directory.
         path: PathBuf,
+    },
+    /// A key that the key server does not have, and whether data is encrypted with it.
+    #[error("the key server has no {what} for this host{}; check its key store, and the name_space of this host's section", of_data(proof.as_deref()))]
+    NotServed {
+        /// The key or the version.
+        what: String,
+        /// The encrypted file.
+        proof: Option<PathBuf>,
     },
     /// A version that has no file and that the manifest does not list.
     #[error("key {id} has no version {version} in '{}'; restore aws-kms-key.{id}.{version} or aws-kms-key.{id}.{version}.ctr from a backup of the key files", path.display())]
@@ -233,6 +241,12 @@ pub enum KeyError {
     /// A number that is not a key id or version.
     #[error("{0} is not a key id or version")]
     InvalidNumber(u32),
+}
+
+fn of_data(proof: Option<&Path>) -> String {
+    proof.map_or_else(String::new, |proof| {
+        format!(", but '{}' is encrypted with it", proof.display())
+    })
 }
 
 /// Where the keys come from a key server, it chooses the master key, and none is configured here.

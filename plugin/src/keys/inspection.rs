@@ -168,14 +168,12 @@ mod tests {
     use core::sync::atomic::{AtomicBool, Ordering};
     use std::fs;
 
-    use broker_api::test_broker::TestBroker;
-    use broker_api::{Reply, SessionState};
     use tempfile::TempDir;
 
     use super::*;
     use crate::keys::loading::load_all;
     use crate::keys::manager::Program;
-    use crate::test_broker::{dynamic, honest, honest_answer, manager, wrapped};
+    use crate::test_broker::{dynamic, honest, manager, with_empty_key_server, wrapped};
 
     fn file(directory: &TempDir, name: &str) -> std::path::PathBuf {
         directory.path().join(format!("aws-kms-key.{name}"))
@@ -223,14 +221,7 @@ mod tests {
 
     #[test]
     fn with_a_key_server_no_key_file_is_missing() {
-        let broker = TestBroker::new(|request| match honest_answer(request) {
-            Reply::Session(state) => Reply::Session(SessionState {
-                key_store: Some("the key server a:1".into()),
-                has_key_server: true,
-                ..state
-            }),
-            other => other,
-        });
+        let broker = with_empty_key_server();
         let directory = tempfile::tempdir().unwrap();
         let manager = manager(&broker, directory.path(), dynamic());
         manager.key_store().unwrap();

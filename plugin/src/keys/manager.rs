@@ -230,8 +230,7 @@ impl KeyManager {
             known = self.fetch(id, Some(version), &limits)?;
         }
         let Some(name) = known else {
-            let path = self.directory.path().to_owned();
-            return Err(KeyError::NoSuchVersion { id, version, path });
+            return Err(self.no_such_version(id, version));
         };
         self.directory.sync()?;
         self.load(&self.directory, &name, &limits)
@@ -337,8 +336,17 @@ impl KeyManager {
             return Err(KeyError::NotInBackup { id, path });
         }
         if let Some(proof) = self.find_data(id)? {
-            let path = self.directory.path().to_owned();
-            let error = KeyError::AllFilesMissing { id, path, proof };
+            let error = match self.kms.has_key_server() {
+                true => KeyError::NotServed {
+                    what: format!("key {id}"),
+                    proof: Some(proof),
+                },
+                false => KeyError::AllFilesMissing {
+                    id,
+                    path: self.directory.path().to_owned(),
+                    proof,
+                },
+            };
             return self
                 .refuse(id, &error.to_string())
                 .ok_or_else(|| error.for_reading(id));
@@ -348,14 +356,9 @@ impl KeyManager {
         match self.make(id, VersionPolicy::First, &limits)? {
             Some(name) => Ok(name.version),
             // Another process made it after we had looked for it.
-            None => self.latest_for_server(id, &limits)?.ok_or_else(|| {
-                let path = self.directory.path().to_owned();
-                KeyError::NoSuchVersion {
-                    id,
-                    version: 1,
-                    path,
-                }
-            }),
+            None => self
+                .latest_for_server(id, &limits)?
+                .ok_or_else(|| self.no_such_version(id, 1)),
         }
     }
 
@@ -371,6 +374,20 @@ impl KeyManager {
     pub(super) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
         let on_disk = self.known_versions(id)?.last().map(|name| name.version);
         Ok(on_disk.max(self.keyring.latest_version(id)).unwrap_or(0))
+    }
+
+    fn no_such_version(&self, id: u32, version: u32) -> KeyError {
+        match self.kms.has_key_server() {
+            true => KeyError::NotServed {
+                what: format!("version {version} of key {id}"),
+                proof: None,
+            },
+            false => KeyError::NoSuchVersion {
+                id,
+                version,
+                path: self.directory.path().to_owned(),
+            },
+        }
     }
 
     pub(super) fn file_missing(&self, name: &KeyName) -> KeyError {

@@ -8,7 +8,9 @@ use key_files::key_name::Algorithm;
 use tempfile::TempDir;
 
 use super::*;
-use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, settings, wrapped};
+use crate::test_broker::{
+    dynamic, failure, honest, honest_answer, manager, settings, with_empty_key_server, wrapped,
+};
 use broker_api::test_broker::TestBroker;
 
 fn directory() -> TempDir {
@@ -278,6 +280,19 @@ fn the_error_for_an_unknown_version_names_its_possible_files() {
         Ok(()),
         "found as soon as it is there"
     );
+}
+
+#[test]
+fn a_version_that_a_key_server_does_not_have_is_not_looked_for_in_a_backup_of_key_files() {
+    let (broker, directory) = (with_empty_key_server(), directory());
+    let manager = manager(&broker, directory.path(), dynamic());
+    manager.key_store().unwrap();
+    let reason = manager.ensure_loaded(1, 7).unwrap_err();
+    assert!(
+        reason.contains("the key server has no version 7 of key 1 for this host"),
+        "{reason}"
+    );
+    assert!(!reason.contains("backup"), "{reason}");
 }
 
 #[test]
