@@ -238,7 +238,7 @@ fn a_broker_of_another_release_is_named_as_such() {
     let client = BrokerClient::new(&broker.socket());
     let error = client.request(&Request::Session, LONG, never).unwrap_err();
     assert!(
-        error.to_string().contains("are different releases"),
+        error.to_string().contains("are of different releases"),
         "{error}"
     );
     assert!(!error.is_retryable());
