@@ -2,9 +2,10 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use broker_api::{FailureKind, Reply, Request};
-use key_files::PlaintextKey;
-use key_files::key_name::Algorithm;
+use broker_api::{FailureKind, Reply, Request, SessionState};
+use key_files::check_value::CheckValue;
+use key_files::key_name::{Algorithm, KeyName};
+use key_files::{PlaintextKey, WrappedKey};
 use tempfile::TempDir;
 
 use super::*;
@@ -280,6 +281,45 @@ fn the_error_for_an_unknown_version_names_its_possible_files() {
         Ok(()),
         "found as soon as it is there"
     );
+}
+
+#[test]
+fn a_ctr_key_of_another_server_does_not_encrypt_here_if_no_version_of_its_own_can_be_made() {
+    let directory = directory();
+    let shared = [9; 16];
+    let key = WrappedKey {
+        name: KeyName {
+            id: 20,
+            version: 1,
+            algorithm: Algorithm::AesCtr,
+        },
+        bits: 128,
+        check_value: CheckValue::of(&PlaintextKey::new(&shared).unwrap()),
+        master_key_arn: String::new(),
+        ciphertext_blob: wrapped(&shared),
+    };
+    let broker = TestBroker::new(move |request| match request {
+        Request::FindKey(_) => Reply::Stored {
+            key: Some(key.clone()),
+            is_new: false,
+            request_id: String::new(),
+        },
+        Request::MakeKey(_) => failure(FailureKind::AccessDenied, "not allowed"),
+        request => match honest_answer(request) {
+            Reply::Session(state) => Reply::Session(SessionState {
+                key_store: Some("s3://keys".into()),
+                ..state
+            }),
+            other => other,
+        },
+    });
+    let manager = manager(&broker, directory.path(), dynamic());
+    for _ in 0..2 {
+        let reason = manager.latest_version(20).unwrap_err();
+        assert!(reason.contains("not allowed"), "{reason}");
+    }
+    // What the other server has encrypted can be read.
+    assert_eq!(manager.ensure_loaded(20, 1), Ok(()));
 }
 
 #[test]
