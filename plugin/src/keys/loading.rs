@@ -143,9 +143,21 @@ pub fn load_increment(manager: &KeyManager, increment: &Path) -> Result<(), KeyE
     Ok(())
 }
 
-/// Removes temporary key files. A failure does not stop the start.
+/// Removes temporary files of keys and of the manifest, which may have another directory. A failure does not stop the
+/// start.
 fn remove_left_overs(manager: &KeyManager) {
-    match manager.directory.remove_stale_temporaries() {
+    let datadir = manager.manifest.datadir();
+    remove_left_overs_in(&manager.directory);
+    if datadir != manager.directory.path() {
+        match KeyDirectory::open(datadir) {
+            Ok(directory) => remove_left_overs_in(&directory),
+            Err(error) => log::warning(&error.to_string()),
+        }
+    }
+}
+
+fn remove_left_overs_in(directory: &KeyDirectory) {
+    match directory.remove_stale_temporaries() {
         Ok(names) => {
             for name in names {
                 log::note(&format!(

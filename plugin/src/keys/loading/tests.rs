@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::concurrent::WORKERS;
-use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, wrapped};
+use crate::settings::StartupSettings;
+use crate::test_broker::{dynamic, failure, honest, honest_answer, manager, settings, wrapped};
 use broker_api::test_broker::TestBroker;
 
 fn key_files(names: &[&str]) -> TempDir {
@@ -275,6 +276,21 @@ fn a_server_removes_temporary_files_and_a_backup_does_not() {
     let manager = manager(&broker, directory.path(), dynamic());
     load_all(&manager, Program::Backup).unwrap();
     assert!(left.exists());
+    load_all(&manager, Program::Server).unwrap();
+    assert!(!left.exists());
+}
+
+#[test]
+fn temporary_files_of_the_manifest_are_removed_from_a_data_directory_of_its_own() {
+    let (keys, datadir) = (key_files(&["1.1"]), tempfile::tempdir().unwrap());
+    let left = datadir.path().join(".aws-kms-keys.list.4711.new");
+    fs::write(&left, "part").unwrap();
+    let broker = honest();
+    let settings = StartupSettings {
+        datadir: datadir.path().to_owned(),
+        ..settings(&broker, keys.path())
+    };
+    let manager = KeyManager::new(settings, dynamic(), Program::Server).unwrap();
     load_all(&manager, Program::Server).unwrap();
     assert!(!left.exists());
 }
