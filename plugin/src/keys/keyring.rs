@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::array::from_fn;
 use std::io;
 use std::iter::successors;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,7 +60,9 @@ fn number(id: u32, version: u32) -> u64 {
 
 /// Chains of values, found by a number. A value is never removed and stays where it is, so that those who read need no
 /// lock, and nobody has to count them.
-struct Chains<T>([Link<T>; CHAINS]);
+///
+/// On the heap: a statement that installs the plugin runs on a small stack.
+struct Chains<T>(Box<[Link<T>]>);
 
 /// More than most servers have versions, so that most chains have one value.
 const CHAINS: usize = 1024;
@@ -77,7 +78,7 @@ struct Chained<T> {
 
 impl<T> Default for Chains<T> {
     fn default() -> Self {
-        Self(from_fn(|_| Link::new()))
+        Self((0..CHAINS).map(|_| Link::new()).collect())
     }
 }
 
@@ -85,14 +86,14 @@ impl<T> Chains<T> {
     /// The beginning of the chain that a number is in. Ids and versions are counted from 1, so the remainder spreads
     /// them; the factor keeps the next id from the next version.
     #[inline]
-    fn first(&self, number: u64) -> &Link<T> {
+    fn first(&self, number: u64) -> Option<&Link<T>> {
         let (id, version) = (number >> u32::BITS, number & u64::from(u32::MAX));
-        &self.0[(id * 31 + version) as usize % CHAINS]
+        self.0.get((id * 31 + version) as usize % CHAINS)
     }
 
     #[inline]
     fn get(&self, number: u64) -> Option<&T> {
-        let mut link = self.first(number);
+        let mut link = self.first(number)?;
         while let Some(chained) = link.get() {
             if chained.number == number {
                 return Some(&chained.value);
@@ -104,7 +105,9 @@ impl<T> Chains<T> {
 
     /// Adds a value to the end of its chain.
     fn add(&self, number: u64, value: T) {
-        let mut link = self.first(number);
+        let Some(mut link) = self.first(number) else {
+            return;
+        };
         let mut new = Box::new(Chained {
             number,
             value,

@@ -394,8 +394,5 @@ fn a_directory_that_may_not_be_read_is_reported_at_the_start() {
         directory.display()
     );
     assert!(output.contains(&message), "{output}");
-    assert!(
-        output.contains("check aws_key_management_keyfile_dir and the permissions"),
-        "{output}"
-    );
+    assert!(output.contains("give this user access to it"), "{output}");
 }
