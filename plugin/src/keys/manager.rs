@@ -262,10 +262,11 @@ impl KeyManager {
 
     /// Returns the highest version that can be loaded; `None` if no version is known.
     ///
-    /// If versions may exist but none can be loaded, the server must not get the key until it is restarted:
+    /// If versions are known but none can be loaded, the server must not get the key until it is restarted:
     /// InnoDB remembers that a tablespace has no key, and aborts the server when it later writes a page there.
     fn latest_for_server(&self, id: u32, limits: &Limits<'_>) -> Result<Option<u32>, KeyError> {
-        self.load_latest(id, limits).or_else(|error| {
+        let known = self.known_versions(id)?;
+        self.load_highest(&known, limits).or_else(|error| {
             let loaded = match self.program {
                 Program::Server => self.refuse(id, &error.to_string()),
                 Program::Backup => None,
@@ -280,7 +281,15 @@ impl KeyManager {
         id: u32,
         limits: &Limits<'_>,
     ) -> Result<Option<u32>, KeyError> {
-        let known = self.known_versions(id)?;
+        self.load_highest(&self.known_versions(id)?, limits)
+    }
+
+    /// Loads the highest of these versions of one key that can be loaded; `None` if there are none.
+    fn load_highest(
+        &self,
+        known: &[KeyName],
+        limits: &Limits<'_>,
+    ) -> Result<Option<u32>, KeyError> {
         if known.is_empty() {
             return Ok(None);
         }
@@ -289,12 +298,12 @@ impl KeyManager {
         for name in known.iter().rev() {
             let loaded = self
                 .directory
-                .check_conflict(&known, name)
+                .check_conflict(known, name)
                 .map_err(KeyError::from)
                 .and_then(|()| self.load(&self.directory, name, limits));
             match loaded {
                 Ok(()) => {
-                    self.report_unloaded(id);
+                    self.report_unloaded(name.id);
                     return Ok(Some(name.version));
                 }
                 Err(error) => {
