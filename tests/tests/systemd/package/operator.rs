@@ -66,7 +66,7 @@ fn a_backup_is_prepared_and_restored() {
         fence
             .commands
             .replace("DIR", &format!("/var/backups/of/{backup}"))
-            .replace("FILE", AT_TERMINAL)
+            .replace("--config=FILE", &format!("--config={AT_TERMINAL}"))
     };
     for backup in ["here", "elsewhere"] {
         machine.sh(&of(fence("backup-make"), backup));
