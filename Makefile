@@ -20,7 +20,8 @@ ZIG := $(TOOLS)/ziglang-0.17.1
 ZIG_CARGO := PATH=$(TOOLS)/bin:$$PATH CARGO_ZIGBUILD_PYTHON_PATH=$(ZIG)/bin/python \
 	RUSTFLAGS='--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo' \
 	cargo-zigbuild
-ZIGBUILD := $(ZIG_CARGO) zigbuild --locked --target $(TARGET).$(GLIBC)
+# Where SOURCE_DATE_EPOCH changes, which `package` sets, crates with C code would be built again. Nothing built has a date.
+ZIGBUILD := env -u SOURCE_DATE_EPOCH $(ZIG_CARGO) zigbuild --locked --target $(TARGET).$(GLIBC)
 CARGO_DENY := $(TOOLS)/bin/cargo-deny
 CARGO_DENY_VERSION := 0.20.2
 CARGO_MACHETE := $(TOOLS)/bin/cargo-machete
