@@ -9,6 +9,8 @@ use std::{
         net::UnixListener,
     },
     path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
 };
 
 use nix::{fcntl::OFlag, unistd::geteuid};
@@ -16,6 +18,10 @@ use service::{
     on_abort::{self, Leftover},
     socket_path::{self, SocketFile, SocketPathError, has_listener},
 };
+
+/// How often, and at what intervals, the holder of the lock is looked up.
+const HOLDER_ATTEMPTS: u32 = 20;
+const HOLDER_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -192,15 +198,19 @@ fn open_lock(path: &Path) -> io::Result<File> {
     Err(io::Error::other("it is not a file of this user; remove it"))
 }
 
-/// Names the holder of the lock, for messages.
+/// Names the holder of the lock, for messages. It writes its number right after it has locked the file.
 fn holder(file: &mut File) -> String {
-    let mut text = String::new();
-    match file.take(16).read_to_string(&mut text) {
-        Ok(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!(" (process {text})")
+    for _ in 0..HOLDER_ATTEMPTS {
+        let mut text = String::new();
+        match file.take(16).read_to_string(&mut text) {
+            Ok(0) => sleep(HOLDER_PAUSE),
+            Ok(_) if text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                return format!(" (process {text})");
+            }
+            _ => break,
         }
-        _ => String::new(),
     }
+    String::new()
 }
 
 fn identity(metadata: &fs::Metadata) -> (u64, u64) {

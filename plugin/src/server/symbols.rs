@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use nix::libc::{RTLD_DEFAULT, dlsym};
 use nix::unistd::{getpid, gettid};
@@ -112,10 +113,14 @@ pub fn is_main_thread() -> bool {
 
 /// Whether the server is a node of a Galera cluster. False if the program does not say.
 pub fn is_cluster_node() -> bool {
-    let variable: *const *const c_char = find(c"wsrep_provider").cast_const().cast();
-    // SAFETY: in a MariaDB program, this is a `const char *` that is null or NUL-terminated. It is set from the
-    // options before any plugin is loaded.
-    let provider = unsafe { text_of(variable) };
+    static VARIABLE: OnceLock<Option<&'static AtomicPtr<c_char>>> = OnceLock::new();
+    let variable = VARIABLE.get_or_init(|| {
+        // SAFETY: in a MariaDB program, this is a `const char *` that lives as long as the program. Null becomes None.
+        unsafe { find(c"wsrep_provider").cast::<AtomicPtr<c_char>>().as_ref() }
+    });
+    let provider = variable.map(|variable| variable.load(Ordering::Relaxed).cast_const());
+    // SAFETY: it is null or NUL-terminated, and set from the options before any plugin is loaded.
+    let provider = provider.and_then(|provider| unsafe { text_of(&provider) });
     provider.is_some_and(|provider| !provider.is_empty() && provider != c"none")
 }
 
@@ -131,9 +136,14 @@ unsafe fn text_of<'a>(variable: *const *const c_char) -> Option<&'a CStr> {
 
 /// Whether the server is starting and not yet ready for connections. False if the program does not say.
 pub fn server_is_starting() -> bool {
-    let started = find(c"mysqld_server_started").cast::<u8>();
-    // SAFETY: in a MariaDB server, this is a `bool` that lives as long as the program.
-    !started.is_null() && unsafe { started.read_volatile() } == 0
+    static STARTED: OnceLock<Option<&'static AtomicU8>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| {
+        let started = find(c"mysqld_server_started").cast::<AtomicU8>();
+        // SAFETY: in a MariaDB server, this is a `bool` that lives as long as the program, and null becomes None. It
+        // is only read, as one byte, while the server may write it.
+        unsafe { started.as_ref() }
+    });
+    started.is_some_and(|started| started.load(Ordering::Relaxed) == 0)
 }
 
 /// Returns the server's structure for this thread: null outside statements, `None` if the program does not say.
