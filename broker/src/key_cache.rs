@@ -108,18 +108,8 @@ impl KeyCache {
     /// Handles a failure of KMS. A key that KMS refuses to decrypt is removed. If KMS has not looked at
     /// the key, for example because of a wrong clock, nothing is removed.
     pub fn refused(&self, ciphertext_blob: &[u8], kind: FailureKind) {
-        match kind {
-            FailureKind::AccessDenied
-            | FailureKind::KeyUnusable
-            | FailureKind::NotFound
-            | FailureKind::InvalidCiphertext => self.content().forget(wrapping(ciphertext_blob)),
-            FailureKind::SessionOver
-            | FailureKind::NotAuthenticated
-            | FailureKind::Throttled
-            | FailureKind::Unavailable
-            | FailureKind::InvalidRequest
-            | FailureKind::UnsupportedVersion
-            | FailureKind::Other => {}
+        if refuses_key(kind) {
+            self.content().forget(wrapping(ciphertext_blob));
         }
     }
 
@@ -134,6 +124,23 @@ impl KeyCache {
     /// The content is consistent at every unlock, even after a panic.
     fn content(&self) -> MutexGuard<'_, Content> {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether KMS refuses to decrypt this wrapped key, and not only this call.
+pub(crate) fn refuses_key(kind: FailureKind) -> bool {
+    match kind {
+        FailureKind::AccessDenied
+        | FailureKind::KeyUnusable
+        | FailureKind::NotFound
+        | FailureKind::InvalidCiphertext => true,
+        FailureKind::SessionOver
+        | FailureKind::NotAuthenticated
+        | FailureKind::Throttled
+        | FailureKind::Unavailable
+        | FailureKind::InvalidRequest
+        | FailureKind::UnsupportedVersion
+        | FailureKind::Other => false,
     }
 }
 

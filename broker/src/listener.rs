@@ -14,10 +14,7 @@ use std::{
 };
 
 use nix::{fcntl::OFlag, unistd::geteuid};
-use service::{
-    on_abort::{self, Leftover},
-    socket_path::{self, SocketFile, SocketPathError, has_listener},
-};
+use service::socket_path::{self, SocketFile, SocketPathError, has_listener, identity};
 
 /// How often, and at what intervals, the holder of the lock is looked up.
 const HOLDER_ATTEMPTS: u32 = 20;
@@ -50,7 +47,6 @@ pub(crate) enum ListenerError {
 pub(crate) struct Listener {
     socket: UnixListener,
     file: SocketFile,
-    on_abort: Option<&'static Leftover>,
     /// Released after the socket is removed.
     _lock: Lock,
 }
@@ -70,7 +66,6 @@ impl Listener {
         let listener = Self {
             socket,
             file: SocketFile::of_bound(path).map_err(failed)?,
-            on_abort: on_abort::socket_made(path),
             _lock: lock,
         };
         match gid {
@@ -104,14 +99,6 @@ impl Listener {
 
     pub fn path(&self) -> &Path {
         self.file.path()
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(leftover) = self.on_abort {
-            leftover.removed();
-        }
     }
 }
 
@@ -211,10 +198,6 @@ fn holder(file: &mut File) -> String {
         }
     }
     String::new()
-}
-
-fn identity(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 #[cfg(test)]

@@ -328,18 +328,17 @@ impl Upstream {
         self.state_wanted.notify_one();
         // In both cases, the last one is taken.
         let _ = timeout(STATE_PATIENCE, answers.changed()).await;
-        let last = answers.borrow().clone();
-        let fresh = last.filter(|(_, at)| at.elapsed() < STATE_LIFETIME);
-        let state = fresh
-            .map(|(state, _)| state)
-            .unwrap_or_else(|| SessionState {
+        let state = match answers.borrow().clone() {
+            Some((state, at)) if at.elapsed() < STATE_LIFETIME => state,
+            _ => SessionState {
                 phase: SessionPhase::Failed,
                 expiration_unix_seconds: None,
                 fifo: None,
                 kms: KmsSettings::default(),
                 key_store: None,
                 has_key_server: true,
-            });
+            },
+        };
         let request_timeout = self.request_timeout.as_millis();
         SessionState {
             // A path on another host would mislead.

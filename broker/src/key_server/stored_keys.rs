@@ -13,7 +13,10 @@ use broker_api::{
 use key_files::{WrappedKey, check_value::CheckValue};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
-use crate::{aws_calls::AwsCalls, key_store_calls::KeyStoreCalls, kms_calls::invalid, users::User};
+use crate::{
+    aws_calls::AwsCalls, key_cache::refuses_key, key_store_calls::KeyStoreCalls,
+    kms_calls::invalid, users::User,
+};
 
 /// Calls of KMS at the same time, for all clients. Each has a connection.
 const MAX_KMS_CALLS: usize = 64;
@@ -87,17 +90,19 @@ impl StoredKeys {
     ) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
         self.with_slot(&space, context, async |slot| {
-            let missing = || Failure {
+            let key = self.find_in(&space, slot, context).await?;
+            let key = key.ok_or_else(|| Failure {
                 kind: FailureKind::NotFound,
                 message: format!(
                     "the key store has no version {} of key {} for this host (name space {name_space})",
                     context.key_version, context.key_id
                 ),
-            };
-            let key = self.find_in(&space, slot, context).await?;
-            let key = key.ok_or_else(missing)?;
+            })?;
             let refused = match self.unwrap(&key, user, context).await {
-                Err(failure) if is_of_the_key(failure.kind) => failure,
+                // Other: it is another key than its description says.
+                Err(failure) if refuses_key(failure.kind) || failure.kind == FailureKind::Other => {
+                    failure
+                }
                 answered => return answered,
             };
             // It may have been rewrapped since, and its first master key disabled.
@@ -248,18 +253,6 @@ impl StoredKeys {
         aws.remember(user, &key.ciphertext_blob, &decrypted);
         decrypted
     }
-}
-
-/// Whether KMS refuses this wrapped key, or it is another one than its description says.
-fn is_of_the_key(kind: FailureKind) -> bool {
-    matches!(
-        kind,
-        FailureKind::AccessDenied
-            | FailureKind::KeyUnusable
-            | FailureKind::NotFound
-            | FailureKind::InvalidCiphertext
-            | FailureKind::Other
-    )
 }
 
 fn without_blob(reply: Reply) -> Reply {

@@ -42,7 +42,7 @@ pub static STATE_FILE: Leftover = Leftover::none();
 static SOCKETS: [Leftover; 3] = [const { Leftover::none() }; 3];
 
 /// Records that a socket exists at `path`. `None` if there are too many, or the path is none for the system.
-pub fn socket_made(path: &Path) -> Option<&'static Leftover> {
+pub(crate) fn socket_made(path: &Path) -> Option<&'static Leftover> {
     SOCKETS.iter().find(|socket| socket.made(path))
 }
 

@@ -17,6 +17,8 @@ use nix::{
 use tracing::warn;
 use trusted_directory::DirectoryError;
 
+use crate::on_abort::{self, Leftover};
+
 /// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketPathError {
@@ -105,15 +107,17 @@ pub fn has_listener(path: &Path) -> bool {
 pub struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
+    on_abort: Option<&'static Leftover>,
 }
 
 impl SocketFile {
     /// The file at `path`, of a socket that has just been bound there.
     pub fn of_bound(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
+        let on_abort = on_abort::socket_made(path);
         Ok(Self {
             path: path.into(),
-            identity: (metadata.dev(), metadata.ino()),
+            identity: identity(&fs::symlink_metadata(path)?),
+            on_abort,
         })
     }
 
@@ -125,11 +129,19 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if let Some(leftover) = self.on_abort {
+            leftover.removed();
+        }
         let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|it| (it.dev(), it.ino()) == self.identity)
+        if there.is_ok_and(|there| identity(&there) == self.identity)
             && let Err(error) = fs::remove_file(&self.path)
         {
             warn!("cannot remove {}: {error}", self.path.display());
         }
     }
+}
+
+/// What tells a file from another one that has taken its name: device and inode.
+pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
