@@ -41,7 +41,7 @@ pub static STATE_FILE: Leftover = Leftover::none();
 /// The sockets: of the keys, the overview and the metrics.
 static SOCKETS: [Leftover; 3] = [const { Leftover::none() }; 3];
 
-/// Records that a socket exists at `path`. `None` if there are too many, or the path is none for the system.
+/// Records that a socket exists at `path`. `None` if there are already three, or the path contains a NUL byte.
 pub(crate) fn socket_made(path: &Path) -> Option<&'static Leftover> {
     SOCKETS.iter().find(|socket| socket.made(path))
 }
