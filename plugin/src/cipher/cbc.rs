@@ -3,8 +3,8 @@
 use aes::cipher::{BlockCipherEncrypt, consts::U16, inout::InOutBuf};
 use block_padding::{Padding as _, Pkcs7};
 
-use super::aes_block::{Aes, AesEncrypt, encrypt_block};
-use super::chaining::{AesBlock, decrypt, encrypt};
+use super::aes_block::{Aes, AesBlock, AesEncrypt, encrypt_block};
+use super::chaining::{decrypt, encrypt};
 use super::{BLOCK_BYTES, Block, Buffers, CipherError, FinalBlock, Padding};
 
 /// A CBC encryption or decryption in progress.

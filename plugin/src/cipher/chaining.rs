@@ -10,13 +10,9 @@ use aes::cipher::{
     array::ArraySize,
     consts::{U1, U8, U16},
     inout::InOutBuf,
-    typenum::Unsigned,
 };
 
-use super::aes_block::{Aes, AesEncrypt};
-
-/// One block, as the crate `aes` takes it.
-pub type AesBlock = Array<u8, U16>;
+use super::aes_block::{Aes, AesBlock, AesEncrypt, in_batches};
 
 /// Encrypts `blocks`. `previous` is the ciphertext block before them, and becomes the last of them.
 pub fn encrypt(aes: &AesEncrypt, previous: &mut AesBlock, blocks: InOutBuf<'_, '_, AesBlock>) {
@@ -59,7 +55,12 @@ impl BlockCipherDecClosure for Chain<'_, '_> {
         let rest = unchain(previous, blocks, |from, to: &mut ParBlocks<B>| {
             backend.decrypt_par_blocks((from, to).into());
         });
-        let rest = unchain(previous, rest, |from, to| decrypt_eight(backend, from, to));
+        // By itself `aes` would take what is left one by one.
+        let rest = unchain::<U8>(previous, rest, |from, to| {
+            in_batches((from, to).into(), |batch: &mut ParBlocks<B>| {
+                backend.decrypt_par_blocks_inplace(batch);
+            });
+        });
         unchain::<U1>(previous, rest, |Array([from]), Array([to])| {
             backend.decrypt_block((from, to).into());
         });
@@ -98,30 +99,9 @@ fn unchain<'data, N: ArraySize>(
     rest
 }
 
-/// Decrypts eight blocks where the processor takes more or fewer at once. By itself it would take them one by one;
-/// what it would do for blocks that are not there, the compiler leaves out.
-#[inline(always)]
-fn decrypt_eight<B: BlockCipherDecBackend<BlockSize = U16>>(
-    backend: &B,
-    from: &Array<AesBlock, U8>,
-    to: &mut Array<AesBlock, U8>,
-) {
-    let at_once = B::ParBlocksSize::USIZE;
-    for (from, to) in from.chunks(at_once).zip(to.chunks_mut(at_once)) {
-        let mut blocks = ParBlocks::<B>::default();
-        for (block, from) in blocks.iter_mut().zip(from) {
-            *block = *from;
-        }
-        backend.decrypt_par_blocks_inplace(&mut blocks);
-        for (to, block) in to.iter_mut().zip(&blocks) {
-            *to = *block;
-        }
-    }
-}
-
 /// XORs `bytes` with as many others.
 #[inline(always)]
-pub fn xor(bytes: &mut [u8], others: &[u8]) {
+fn xor(bytes: &mut [u8], others: &[u8]) {
     for (byte, other) in bytes.iter_mut().zip(others) {
         *byte ^= other;
     }

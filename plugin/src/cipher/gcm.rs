@@ -4,13 +4,12 @@
 //! `aes-gcm` takes a whole message at once, and the server encrypts one in several updates. So this puts
 //! `ctr` and `ghash` together. Source: NIST SP 800-38D, sections 7.1 and 7.2.
 
-use aes::cipher::{Array, InnerIvInit, StreamCipherCoreWrapper, consts::U16};
+use aes::cipher::{Array, InnerIvInit, StreamCipher, StreamCipherCoreWrapper, consts::U16};
 use block_buffer::EagerBuffer;
 use ctr::{Ctr32BE, CtrCore};
 use ghash::{GHash, universal_hash::UniversalHash};
 
 use super::aes_block::{AesEncrypt, encrypt_block};
-use super::ctr::apply_keystream;
 use super::{BLOCK_BYTES, Block, Buffers, CipherError, Direction, FinalBlock};
 
 const NONCE_BYTES: usize = 12;
@@ -94,8 +93,11 @@ impl Gcm {
     }
 
     fn encrypt(&mut self, buffers: Buffers<'_>) -> Result<(), CipherError> {
-        let ciphertext = apply_keystream(&mut self.keystream, buffers)?;
-        self.hash.update(ciphertext);
+        let mut data = buffers.into_in_out()?;
+        self.keystream
+            .try_apply_keystream_inout(data.reborrow())
+            .map_err(|_| CipherError::Misuse)?;
+        self.hash.update(data.get_out());
         Ok(())
     }
 
@@ -112,7 +114,9 @@ impl Gcm {
             .digest()
             .verify(&xor(tag, &self.tag_mask).into())
             .map_err(|_| CipherError::BadData)?;
-        apply_keystream(&mut self.keystream, buffers)?;
+        self.keystream
+            .try_apply_keystream_inout(buffers.into_in_out()?)
+            .map_err(|_| CipherError::Misuse)?;
         self.stage = Stage::Verified;
         Ok(())
     }

@@ -127,6 +127,7 @@ impl KeyManager {
     ///
     /// Never fails for an id that has been served before, whose versions stay in memory. The error is the
     /// reason, and has been logged.
+    #[inline]
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
             Some(version) => Ok(version),
@@ -175,6 +176,7 @@ impl KeyManager {
 
     /// Whether the server uses another key where this one is missing, so that its absence is no error:
     /// `file_key_management` may lack it too.
+    #[inline]
     pub fn is_dispensable(&self, id: u32) -> bool {
         id == *SYSTEM_IDS.end()
             && self.offline_keys().is_some()
@@ -196,6 +198,7 @@ impl KeyManager {
         })
     }
 
+    #[cold]
     fn run<T>(
         &self,
         request: KeyRequest,

@@ -2,13 +2,13 @@
 
 /// How many times as fast as OpenSSL the plugin must be, by the beginning of the row's name.
 const TARGETS: &[(&str, f64)] = &[
-    ("AES-128 CTR, 512 bytes", 2.5),
-    ("AES-128 CTR, 16384 bytes", 1.5),
+    ("AES-128 CTR, 512 bytes", 3.0),
+    ("AES-128 CTR, 16384 bytes", 2.0),
     ("AES-128 CBC decryption, 512 bytes", 2.5),
     ("AES-128 CBC decryption, 16384 bytes", 2.0),
     ("AES-128 CBC encryption, 512 bytes", 1.6),
     ("AES-128 CBC encryption, 16384 bytes", 0.95),
-    ("AES-128 CTR, 64 events", 2.0),
+    ("AES-128 CTR, 64 events", 2.5),
     ("AES-128 CBC, 64 events", 1.6),
 ];
 
