@@ -98,13 +98,22 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// The certificate authorities that are trusted.
+/// The certificate authorities that are trusted. They are checked at the start and read again when they are needed:
+/// a quarter of a megabyte is too much to keep for hours.
 #[derive(Debug, Clone)]
 struct Trust {
-    /// `None`: those of the system, of `SSL_CERT_FILE` or of `SSL_CERT_DIR`; read when needed.
-    store: Option<TrustStore>,
+    /// `None`: those of the system, of `SSL_CERT_FILE` or of `SSL_CERT_DIR`, which the SDK reads.
+    bundle: Option<Bundle>,
     /// Where they are, for messages.
     text: String,
+}
+
+/// A file of CA certificates.
+#[derive(Debug, Clone)]
+struct Bundle {
+    path: PathBuf,
+    /// The variable or setting that names it.
+    by: &'static str,
 }
 
 impl Network {
@@ -143,9 +152,8 @@ impl Network {
     /// Creates a client. Unless it `needs_tls`, it reads no certificates.
     pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
         let (resolver, network) = (Resolver::default(), self.clone());
-        let trust = self.tls_context(needs_tls);
         let connector = move |settings: Option<&HttpConnectorSettings>| {
-            network.connect(&trust, resolver.clone(), settings)
+            network.connect(needs_tls, resolver.clone(), settings)
         };
         SharedHttpClient::new(Client {
             inner: Builder::new().build_with_connector_fn(move |settings, _| connector(settings)),
@@ -162,7 +170,7 @@ impl Network {
             .build();
         SharedHttpConnector::new(NamingConnector {
             inner: SharedHttpConnector::new(self.connect(
-                &self.tls_context(needs_tls),
+                needs_tls,
                 Resolver::default(),
                 Some(&settings),
             )),
@@ -174,7 +182,7 @@ impl Network {
 
     fn tls_context(&self, needs_tls: bool) -> TlsContext {
         let trust_store = match needs_tls {
-            true => self.trust.store.clone().unwrap_or_default(),
+            true => self.trust.store(),
             false => TrustStore::empty(),
         };
         // This cannot fail: the certificates have been parsed before.
@@ -186,14 +194,14 @@ impl Network {
 
     fn connect(
         &self,
-        trust: &TlsContext,
+        needs_tls: bool,
         resolver: Resolver,
         settings: Option<&HttpConnectorSettings>,
     ) -> Connector {
         let mut builder = Connector::builder()
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tls_provider(Provider::rustls(CryptoMode::Ring))
-            .tls_context(trust.clone());
+            .tls_context(self.tls_context(needs_tls));
         builder.set_connector_settings(settings.cloned());
         builder.set_proxy_config(self.proxy.as_ref().map(|proxy| proxy.config.clone()));
         builder.build_with_resolver(resolver)
@@ -214,11 +222,17 @@ impl Network {
             );
         }
         if cause.contains("UnknownIssuer") {
-            let Trust { store, text } = &self.trust;
-            if store.is_none() && has_no_certificates() {
-                return format!(
-                    "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
-                );
+            let Trust { bundle, text } = &self.trust;
+            match bundle.as_ref().map(Bundle::check) {
+                Some(Err(error)) => {
+                    return format!("cannot check the certificate of {host}: {error}");
+                }
+                None if has_no_certificates() => {
+                    return format!(
+                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
+                    );
+                }
+                _ => {}
             }
             return format!(
                 "the certificate of {host} is not signed by any of {text}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file"
@@ -313,13 +327,11 @@ impl Trust {
         let bundle = variables::first(&["AWS_CA_BUNDLE"]);
         let of_profile = ca_bundle_of_profile.map(|path| ("ca_bundle in the profile", path.into()));
         if let Some((by, path)) = bundle.or(of_profile) {
-            let mut store = TrustStore::empty();
-            let text = Self::bundle(by, path, |pem| {
-                store.add_pem_certificate(pem);
-            })?;
+            let bundle = Bundle::new(by, path);
+            bundle.check()?;
             return Ok(Self {
-                store: Some(store),
-                text,
+                text: bundle.to_string(),
+                bundle: Some(bundle),
             });
         }
         for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
@@ -329,8 +341,11 @@ impl Trust {
         }
         let directory = variables::text("SSL_CERT_DIR");
         let text = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
-            // Only checked: they are read again when they are needed.
-            (Some((by, path)), _) => Some(Self::bundle(by, path, |_| {})?),
+            (Some((by, path)), _) => {
+                let bundle = Bundle::new(by, path);
+                bundle.check()?;
+                Some(bundle.to_string())
+            }
             (None, Some(path)) if !Path::new(path).is_dir() => {
                 return Err(NetworkError::Bundle {
                     path: path.into(),
@@ -342,28 +357,56 @@ impl Trust {
         };
         let of_host = || "the CA certificates of this host".into();
         Ok(Self {
-            store: None,
+            bundle: None,
             text: text.filter(|_| directory.is_none()).unwrap_or_else(of_host),
         })
     }
 
-    /// Passes the certificates of a file to `usable`, and describes the file.
-    fn bundle(
-        by: &'static str,
-        path: String,
-        usable: impl FnMut(&str),
-    ) -> Result<String, NetworkError> {
-        let read = input_file::read_text(Path::new(&path), MAX_BUNDLE_BYTES)
-            .map_err(|error| error.to_string())
-            .and_then(|pem| for_each_usable(&pem, usable));
-        match read {
-            Ok(()) => Ok(format!("those in {path} ({by})")),
-            Err(why) => Err(NetworkError::Bundle {
-                path: path.into(),
-                by,
-                why,
-            }),
+    fn store(&self) -> TrustStore {
+        let Some(bundle) = &self.bundle else {
+            return TrustStore::default();
+        };
+        let mut store = TrustStore::empty();
+        let read = bundle.read(|pem| {
+            store.add_pem_certificate(pem);
+        });
+        // A file that has become unusable since the start: no certificate is trusted, and `explain` says why.
+        if read.is_err() {
+            return TrustStore::empty();
         }
+        store
+    }
+}
+
+impl Bundle {
+    fn new(by: &'static str, path: String) -> Self {
+        Self {
+            path: path.into(),
+            by,
+        }
+    }
+
+    /// Fails if the file has no usable certificate.
+    fn check(&self) -> Result<(), NetworkError> {
+        self.read(|_| {})
+    }
+
+    /// Passes the certificates to `usable`.
+    fn read(&self, usable: impl FnMut(&str)) -> Result<(), NetworkError> {
+        input_file::read_text(&self.path, MAX_BUNDLE_BYTES)
+            .map_err(|error| error.to_string())
+            .and_then(|pem| for_each_usable(&pem, usable))
+            .map_err(|why| NetworkError::Bundle {
+                path: self.path.clone(),
+                by: self.by,
+                why,
+            })
+    }
+}
+
+impl fmt::Display for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "those in {} ({})", self.path.display(), self.by)
     }
 }
 

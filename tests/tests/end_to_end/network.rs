@@ -2,6 +2,7 @@
 //! in every program.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::TcpListener,
     path::Path,
@@ -361,6 +362,32 @@ fn every_program_names_a_file_without_certificates_and_asks_for_no_code() {
             }
         }
     }
+}
+
+#[test]
+fn a_ca_bundle_that_is_changed_while_a_code_is_awaited_counts_as_it_is_then() {
+    let site = Site::new(Scene::new());
+    let bundle = site.scene.sandbox.path("bundle.pem");
+    fs::copy(&site.another_authority, &bundle).unwrap();
+    let start = || {
+        let mut command = site.behind_proxy(site.scene.command(&["true"]));
+        let wrapper = site.scene.spawn(command.env("AWS_CA_BUNDLE", &bundle));
+        wrapper.wait_for_fifo();
+        wrapper
+    };
+    let mut wrapper = start();
+    fs::copy(&site.authority, &bundle).unwrap();
+    wrapper.give_code(&site.scene.aws);
+    wrapper.ends_with(0);
+
+    let wrapper = start();
+    fs::remove_file(&bundle).unwrap();
+    wrapper.give_code(&site.scene.aws);
+    let expected = format!(
+        "cannot check the certificate of sts.us-east-1.amazonaws.com: cannot use the CA certificates in {} (AWS_CA_BUNDLE): No such file",
+        bundle.display()
+    );
+    wrapper.process.wait_for(&expected);
 }
 
 #[test]
