@@ -1,13 +1,13 @@
 //! Data keys: made, rotated, refused, and exchanged with MariaDB's own plugin.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use end_to_end_tests::{
-    Database, ENCRYPT_ALL, SLEEP, Sandbox, Scene, Wrapper,
+    Database, ENCRYPT_ALL, Process, SLEEP, Sandbox, Scene, Wrapper,
     broker::unwrap,
     tables::{assert_rows, check_tables, insert, make_tables},
 };
-use nix::sys::signal::SIGKILL;
+use nix::sys::signal::Signal::{SIGINT, SIGKILL};
 
 fn start(scene: &Scene) -> (Database, Wrapper) {
     let database = Database::new(&scene.sandbox)
@@ -59,6 +59,47 @@ fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
         "2000\t2001000"
     );
     database.stop(&mut wrapper.process);
+}
+
+/// A loss of power must not leave a page without its key, nor a key without its line in the manifest.
+#[test]
+fn a_new_key_is_on_the_disk_before_anything_is_encrypted_with_it() {
+    let scene = Scene::new().with_broker();
+    let (database, wrapper) = start(&scene);
+    database.sql("CREATE DATABASE d");
+    let trace = scene.sandbox.path("trace");
+    let mut tracer = Process::start(
+        Command::new("strace")
+            .args([
+                "-f",
+                "-y",
+                "-z",
+                "-e",
+                "trace=openat,/rename,fsync,fdatasync",
+            ])
+            .arg("-o")
+            .arg(&trace)
+            .args(["-p", &wrapper.process.pid().to_string()]),
+    );
+    tracer.wait_for("attached");
+    database.sql("CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=5");
+    tracer.signal(SIGINT);
+    tracer.wait();
+    let trace = fs::read_to_string(trace).unwrap();
+    let directory = format!("<{}>", database.datadir.display());
+    let mut lines = trace.lines();
+    for (call, of) in [
+        ("fsync", "/.aws-kms-key.5.1."),
+        ("rename", "\"aws-kms-key.5.1\""),
+        ("fsync", &directory),
+        ("fsync", "/.aws-kms-keys.list."),
+        ("rename", "\"aws-kms-keys.list\""),
+        ("fsync", &directory),
+        ("openat", "d/t.ibd"),
+    ] {
+        let is_it = |line: &str| line.contains(call) && line.contains(of);
+        assert!(lines.any(is_it), "no {call} of {of} in its place:\n{trace}");
+    }
 }
 
 #[test]
