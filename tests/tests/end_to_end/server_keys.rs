@@ -86,7 +86,8 @@ fn a_new_key_is_on_the_disk_before_anything_is_encrypted_with_it() {
     tracer.signal(SIGINT);
     tracer.wait();
     let trace = fs::read_to_string(trace).unwrap();
-    let directory = format!("<{}>", database.datadir.display());
+    // A server in another root directory has a longer path.
+    let directory = format!("{}>", database.datadir.display());
     let mut lines = trace.lines();
     for (call, of) in [
         ("fsync", "/.aws-kms-key.5.1."),
