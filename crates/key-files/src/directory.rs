@@ -442,3 +442,85 @@ impl Drop for Temporary<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::thread;
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    fn file(name: &str) -> FileName<'_> {
+        FileName {
+            kind: FileKind::Key,
+            name,
+        }
+    }
+
+    fn open() -> (tempfile::TempDir, Directory) {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::open(temporary.path()).unwrap();
+        (temporary, directory)
+    }
+
+    #[test]
+    fn a_lock_for_life_is_waited_for() {
+        let (_temporary, directory) = open();
+        let lock = directory.lock_for_life("lock").unwrap();
+        assert!(lock.is_some());
+        thread::scope(|scope| {
+            let second = scope.spawn(|| directory.lock_for_life("lock"));
+            thread::sleep(10 * LOCK_PAUSE);
+            drop(lock);
+            assert!(second.join().unwrap().unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_symbolic_link_exists_and_is_never_followed() {
+        let (temporary, directory) = open();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let target = elsewhere.path().join("target");
+        symlink(&target, temporary.path().join("link")).unwrap();
+        assert!(directory.exists(file("link")).unwrap());
+        assert!(directory.lock_for_life("link").is_err());
+        assert!(!target.exists());
+        std::fs::write(&target, "").unwrap();
+        assert!(directory.open_file(file("link")).is_err());
+        assert!(directory.lock_for_life("link").is_err());
+    }
+
+    #[test]
+    fn no_file_is_inherited_by_programs() {
+        let (_temporary, directory) = open();
+        let written = directory
+            .write_temporary(file("key"), b"wrapped", Access::OURS)
+            .unwrap();
+        let lock = directory.lock_for_life("lock").unwrap().unwrap();
+        let (read, _) = directory.open_file(file("lock")).unwrap();
+        for descriptor in [
+            written.file.as_fd(),
+            lock.as_fd(),
+            read.as_fd(),
+            directory.descriptor.as_fd(),
+        ] {
+            let flags = fcntl(descriptor, FcntlArg::F_GETFD).unwrap();
+            assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
+        }
+    }
+
+    #[test]
+    fn a_file_was_modified_when_it_was_written() {
+        let (_temporary, directory) = open();
+        let before = SystemTime::now() - Duration::from_secs(2);
+        directory
+            .write_temporary(file("key"), b"wrapped", Access::OURS)
+            .unwrap()
+            .replace(file("key"))
+            .unwrap();
+        let modified = directory.modified(file("key")).unwrap();
+        assert!(before < modified && modified <= SystemTime::now());
+    }
+}
