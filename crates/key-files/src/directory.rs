@@ -512,6 +512,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_disk_returns_is_compared_with_what_was_written() {
+        let (_temporary, directory) = open();
+        let file = file("key");
+        let written = directory
+            .write_temporary(file, b"wrapped", Access::OURS)
+            .unwrap();
+        written.check_disk(file, b"wrapped").unwrap();
+        let changed = written.check_disk(file, b"wrapper").unwrap_err();
+        assert!(changed.to_string().contains("something other"), "{changed}");
+        written.check_disk(file, b"wrapped key").unwrap_err();
+    }
+
+    #[test]
     fn a_file_was_modified_when_it_was_written() {
         let (_temporary, directory) = open();
         let before = SystemTime::now() - Duration::from_secs(2);

@@ -8,6 +8,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, SystemTime},
 };
 
 use end_to_end_tests::{
@@ -63,6 +64,23 @@ impl Keys {
     /// Runs it; exit status, standard output and standard error.
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         run(&mut self.command(arguments))
+    }
+
+    /// Runs it under strace, with `options`. What strace prints is on standard error.
+    fn run_traced(&self, options: &[&str], arguments: &[&str]) -> (i32, String, String) {
+        let command = self.command(arguments);
+        let mut traced = Command::new("strace");
+        traced
+            .args(["-f", "-y", "-qq"])
+            .args(options)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(
+                command
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
+        run(&mut traced)
     }
 
     /// The master key and the plaintext of a file, by AWS's own CLI in `region`.
@@ -772,17 +790,8 @@ fn record(keys: &Keys) {
 fn a_key_in_a_directory_is_on_the_disk_before_push_says_so() {
     let keys = Keys::new();
     let (path, store) = empty_store(&keys);
-    let push = keys.command(&["push", "--init", &store]);
-    let mut traced = Command::new("strace");
-    traced
-        .args(["-f", "-y", "-z", "-qq", "-e", "trace=fsync,fdatasync,write"])
-        .arg(push.get_program())
-        .args(push.get_args())
-        .envs(
-            push.get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-    let (code, text, trace) = run(&mut traced);
+    let calls = ["-z", "-e", "trace=fsync,fdatasync,write"];
+    let (code, text, trace) = keys.run_traced(&calls, &["push", "--init", &store]);
     assert_eq!(code, 0, "{text}{trace}");
     let said = trace.find("2 data keys put").expect("the summary");
     let path = path.display();
@@ -795,6 +804,49 @@ fn a_key_in_a_directory_is_on_the_disk_before_push_says_so() {
         let is_it = |line: &str| line.contains(before) && line.contains(file);
         assert!(trace[..said].lines().any(is_it), "{synced}: {trace}");
     }
+}
+
+/// Such as some network file systems.
+#[test]
+fn a_file_system_without_locks_and_without_exclusive_renames_keeps_keys_too() {
+    const WITHOUT: [&str; 6] = [
+        "-e",
+        "trace=flock,renameat2",
+        "-e",
+        "inject=flock:error=ENOLCK",
+        "-e",
+        "inject=renameat2:error=EINVAL",
+    ];
+    let keys = Keys::new();
+    let (_, store) = empty_store(&keys);
+    let (code, _, errors) = keys.run(&["push", "--init", &store]);
+    assert_eq!(code, 0, "{errors}");
+    let before = keys.contents();
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    let (code, text, trace) = keys.run_traced(&WITHOUT, &["pull", &store]);
+    assert_eq!(code, 0, "{text}{trace}");
+    for injected in ["ENOLCK", "EINVAL"] {
+        assert!(trace.contains(injected), "{trace}");
+    }
+    assert!(text.starts_with("1 data key fetched"), "{text}");
+    assert_eq!(keys.contents(), before);
+    let metadata = fs::metadata(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    assert_eq!(metadata.nlink(), 1);
+
+    // Somebody may be writing a left-over that is not old, and nobody can say.
+    let old = keys.file(".aws-kms-key.8.1.0123456789abcdef.new");
+    let new = keys.file(".aws-kms-key.8.2.0123456789abcdef.new");
+    for file in [&old, &new] {
+        fs::write(file, "part").unwrap();
+    }
+    let two_days_ago = SystemTime::now() - Duration::from_secs(2 * 24 * 3600);
+    let file = fs::File::options().write(true).open(&old).unwrap();
+    file.set_modified(two_days_ago).unwrap();
+    let rewrap = ["rewrap", "--to=alias/mariadb"];
+    let (code, text, trace) = keys.run_traced(&WITHOUT, &rewrap);
+    assert_eq!(code, 0, "{text}{trace}");
+    assert!(!old.exists());
+    assert!(new.exists());
 }
 
 #[test]
