@@ -479,6 +479,29 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_that_does_not_come_is_an_error() {
+        let (_temporary, directory) = open();
+        let _turn = directory.turn().unwrap();
+        assert!(directory.try_turn().unwrap().is_none());
+        assert!(directory.turn().is_err());
+    }
+
+    #[test]
+    fn what_is_not_published_is_removed() {
+        let (_temporary, directory) = open();
+        let write = || directory.write_temporary(file("key"), b"wrapped", Access::OURS);
+        let names = || directory.names().unwrap().len();
+        let before = names();
+        let written = write().unwrap();
+        assert_eq!(names(), before + 1);
+        drop(written);
+        assert_eq!(names(), before);
+        assert!(write().unwrap().publish_as_new(file("key")).unwrap());
+        assert!(!write().unwrap().publish_as_new(file("key")).unwrap());
+        assert_eq!(names(), before + 1);
+    }
+
+    #[test]
     fn a_symbolic_link_exists_and_is_never_followed() {
         let (temporary, directory) = open();
         let elsewhere = tempfile::tempdir().unwrap();

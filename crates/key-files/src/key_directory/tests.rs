@@ -42,6 +42,19 @@ fn a_stored_key_is_read_back_and_nothing_else_is_left() {
     assert_eq!(names, ["aws-kms-key.3.1"]);
 }
 
+/// So that MariaDB's own plugin, which does not know AES_CTR, refuses the data.
+#[test]
+fn an_aes_ctr_key_begins_with_version_2() {
+    let (_directory, keys) = open();
+    let stored = keys.store(3, Algorithm::AesCtr, VersionPolicy::First, b"wrapped");
+    let name = KeyName {
+        id: 3,
+        version: 2,
+        algorithm: Algorithm::AesCtr,
+    };
+    assert_eq!(stored.unwrap(), Stored::New(name));
+}
+
 #[test]
 fn the_mode_is_0600_whatever_the_umask() {
     let (directory, keys) = open();
