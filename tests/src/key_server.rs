@@ -221,8 +221,18 @@ impl KeyServer {
 
     /// Starts it, without a session.
     pub fn start(&mut self, aws: &LocalAws) {
+        self.start_by(self.command(aws));
+    }
+
+    /// Its command line.
+    pub fn command(&self, aws: &LocalAws) -> Command {
         let option = format!("--config={}", self.write().display());
-        let broker = Process::start(&mut aws.program("iam-kms-broker", &[&option]));
+        aws.program("iam-kms-broker", &[&option])
+    }
+
+    /// Starts it by this command line, without a session.
+    pub fn start_by(&mut self, mut command: Command) {
+        let broker = Process::start(&mut command);
         broker.wait_for("listening for database hosts");
         self.process = Some(broker);
     }

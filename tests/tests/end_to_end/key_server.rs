@@ -16,7 +16,7 @@ use broker_api::{
     Request, SessionPhase, WaitPolicy,
 };
 use end_to_end_tests::{
-    Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, backup,
+    Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after, backup,
     broker::Peer,
     dist, fence,
     key_server::{
@@ -324,6 +324,37 @@ fn a_connection_ends_with_its_certificate_its_section_and_its_authority() {
     site.server
         .process()
         .wait_for("the connection is closed, because its certificate is of an authority");
+}
+
+/// The reason may lie elsewhere than in the file, such as in a name service: a group that cannot be looked up now.
+#[test]
+fn a_changed_configuration_that_cannot_be_read_is_read_again_until_it_can() {
+    let mut site = Site::new(ALL_OF_DB1);
+    let groups = site.sandbox.path("group");
+    fs::copy("/etc/group", &groups).unwrap();
+    let mount = format!(
+        "mount --bind {} /etc/group && exec \"$@\"",
+        groups.display()
+    );
+    let command = after(
+        &["/usr/bin/unshare", "--mount", "/bin/sh", "-c", &mount, "sh"],
+        &site.server.command(&site.aws),
+    );
+    site.server.start_by(command);
+    site.server.unlock(&site.aws);
+    let mut open = site.peer("db1", &["db1.example"]);
+    site.server
+        .set_sections("overview_group = made-later\n[client \"db2.example\"]\nkey_ids = 1");
+    site.server
+        .process()
+        .wait_for("the changed configuration is not used, and clients are served as before");
+    assert!(matches!(open.ask(&Request::Session), Reply::Session(_)));
+    let mut file = fs::File::options().append(true).open(&groups).unwrap();
+    file.write_all(b"made-later:x:64321:\n").unwrap();
+    assert!(open.answer().is_err());
+    site.server
+        .process()
+        .wait_for("the connection is closed, because the configuration has no [client] section");
 }
 
 #[test]
