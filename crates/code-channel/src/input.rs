@@ -399,6 +399,8 @@ mod tests {
     fn a_document_ends_with_its_closing_brace() {
         for bytes in [
             &br#"{"a":"}"}111676"#[..],
+            br#"{"a":"{"}111676"#,
+            br#"{\"a}"}111676"#,
             br#"{"a\"}":{}}{"b":"\\"}111676"#,
             br#"{"a":[}111676"#,
             b"{}{}{}111676",
@@ -407,6 +409,19 @@ mod tests {
             assert_eq!(inputs.len(), 2, "{inputs:?}");
             assert_eq!(inputs[1], "code 111676");
         }
+    }
+
+    #[test]
+    fn a_long_session_is_read_and_no_input_makes_the_buffer_grow() {
+        let token = "t".repeat(LIMIT_BYTES - 200);
+        let document = format!(
+            r#"{{"AccessKeyId":"ASIAX","SecretAccessKey":"s","SessionToken":"{token}","Expiration":"2096-10-02T07:06:40Z"}}"#
+        );
+        assert_eq!(written(document.as_bytes()), ["session ASIAX"]);
+        let mut assembler = Assembler::new();
+        let capacity = assembler.buffer.capacity();
+        assembler.push(&[b'1'; LIMIT_BYTES + 10]);
+        assert_eq!(assembler.buffer.capacity(), capacity);
     }
 
     /// This once took minutes, because each brace made it parse everything again.

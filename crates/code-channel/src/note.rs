@@ -206,8 +206,20 @@ mod tests {
     }
 
     #[test]
+    fn a_message_says_who_from_where_and_why() {
+        let mut note = example();
+        assert_eq!(note.to_string(), ", entered by alice: ticket \"4711\"");
+        note.from = Some("192.0.2.7".into());
+        note.reason = None;
+        assert_eq!(note.to_string(), ", entered by alice from 192.0.2.7");
+        assert_eq!(Note::default().to_string(), "");
+    }
+
+    #[test]
     fn the_reason_of_a_command_line_is_a_text() {
         assert_eq!(check_reason("ticket 4711"), Ok("ticket 4711".into()));
+        let longest = "x".repeat(MAX_REASON_BYTES);
+        assert_eq!(check_reason(&longest), Ok(longest));
         assert!(check_reason("").is_err());
         assert!(check_reason("a\u{7}").is_err());
     }

@@ -174,7 +174,15 @@ fn readable_by_writers(fifo_mode: u32) -> Mode {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use nix::{
+        fcntl::{FcntlArg, FdFlag, fcntl},
+        unistd::mkfifo,
+    };
 
     use super::*;
 
@@ -222,6 +230,30 @@ mod tests {
         for text in ["", "1 refused no end", "x refused a\n", "1 gone a\n", "\n"] {
             assert_eq!(parse(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn programs_do_not_inherit_it_and_it_is_removed() {
+        let (directory, path, file) = made(0o600);
+        let flags = fcntl(&file.file, FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
+        let descriptor = File::open(directory.path()).unwrap().into();
+        remove(&path, &descriptor);
+        assert!(!file_beside(&path).exists());
+        remove(&path, &descriptor);
+    }
+
+    #[test]
+    fn a_writer_follows_no_link_and_waits_for_no_fifo() {
+        let (_directory, path, _file) = made(0o600);
+        let name = file_beside(&path);
+        let elsewhere = path.with_file_name("elsewhere");
+        fs::rename(&name, &elsewhere).unwrap();
+        symlink(&elsewhere, &name).unwrap();
+        assert!(StateReader::open(&path).is_err());
+        fs::remove_file(&name).unwrap();
+        mkfifo(&name, Mode::S_IRWXU).unwrap();
+        assert!(StateReader::open(&path).is_err());
     }
 
     #[test]
