@@ -50,6 +50,17 @@ fn a_code_may_come_in_pieces_within_one_open() {
 }
 
 #[test]
+fn a_code_that_is_written_before_its_fifo_is_removed_is_not_lost() {
+    let scene = Scene::new();
+    let mut wrapper = scene.start(&ECHO);
+    let mut writer = FifoWriter::open(scene.fifo());
+    fs::remove_file(scene.fifo()).unwrap();
+    writer.write(scene.aws.code().as_bytes());
+    drop(writer);
+    wrapper.runs_echo();
+}
+
+#[test]
 fn input_that_is_not_a_code_is_described_by_length_and_kind_and_asked_for_again() {
     let scene = Scene::new();
     let mut wrapper = scene.start(&ECHO);
