@@ -224,7 +224,7 @@ impl KeyServer {
         self.start_by(self.command(aws));
     }
 
-    /// Its command line.
+    /// Writes its configuration, and returns its command line.
     pub fn command(&self, aws: &LocalAws) -> Command {
         let option = format!("--config={}", self.write().display());
         aws.program("iam-kms-broker", &[&option])

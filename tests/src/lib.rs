@@ -51,7 +51,7 @@ pub use object_storage::{Fault, ObjectStorage, StoreDirectory, TlsStorage, What}
 pub use process::{Process, run_with_input, wait_until};
 pub use proxy::Proxy;
 pub use sandbox::{Sandbox, dist, number_from_environment};
-pub use scene::{NOBODY, Scene, after, after_python, mode, set_user, variables_of};
+pub use scene::{NOBODY, Scene, after, after_mounting, after_python, mode, set_user, variables_of};
 pub use server::{command, mariadb_program};
 pub(crate) use server::{owner_of, server_options};
 pub use terminal::Terminal;

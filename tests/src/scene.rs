@@ -282,6 +282,25 @@ pub fn after_python(setup: &str, command: &Command) -> Command {
     after(&["/usr/bin/python3", "-c", &script], command)
 }
 
+/// `command` in a mount namespace of its own, in which `file` is at `place`.
+pub fn after_mounting(file: &Path, place: &str, command: &Command) -> Command {
+    let script = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+    let file = file.to_str().unwrap();
+    after(
+        &[
+            "/usr/bin/unshare",
+            "--mount",
+            "/bin/sh",
+            "-c",
+            script,
+            "sh",
+            file,
+            place,
+        ],
+        command,
+    )
+}
+
 /// The variables that `command` sets, for another one.
 pub fn variables_of(command: &Command) -> impl Iterator<Item = (&OsStr, &OsStr)> {
     let variables = command.get_envs();

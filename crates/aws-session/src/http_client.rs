@@ -327,8 +327,7 @@ impl Trust {
         let bundle = variables::first(&["AWS_CA_BUNDLE"]);
         let of_profile = ca_bundle_of_profile.map(|path| ("ca_bundle in the profile", path.into()));
         if let Some((by, path)) = bundle.or(of_profile) {
-            let bundle = Bundle::new(by, path);
-            bundle.check()?;
+            let bundle = Bundle::checked(by, path)?;
             return Ok(Self {
                 text: bundle.to_string(),
                 bundle: Some(bundle),
@@ -341,11 +340,7 @@ impl Trust {
         }
         let directory = variables::text("SSL_CERT_DIR");
         let text = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
-            (Some((by, path)), _) => {
-                let bundle = Bundle::new(by, path);
-                bundle.check()?;
-                Some(bundle.to_string())
-            }
+            (Some((by, path)), _) => Some(Bundle::checked(by, path)?.to_string()),
             (None, Some(path)) if !Path::new(path).is_dir() => {
                 return Err(NetworkError::Bundle {
                     path: path.into(),
@@ -370,20 +365,23 @@ impl Trust {
         let read = bundle.read(|pem| {
             store.add_pem_certificate(pem);
         });
-        // A file that has become unusable since the start: no certificate is trusted, and `explain` says why.
-        if read.is_err() {
-            return TrustStore::empty();
+        match read {
+            Ok(()) => store,
+            // It has become unusable since the start: no certificate is trusted, and `explain` says why.
+            Err(_) => TrustStore::empty(),
         }
-        store
     }
 }
 
 impl Bundle {
-    fn new(by: &'static str, path: String) -> Self {
-        Self {
+    /// Fails as [`Self::check`] does.
+    fn checked(by: &'static str, path: String) -> Result<Self, NetworkError> {
+        let bundle = Self {
             path: path.into(),
             by,
-        }
+        };
+        bundle.check()?;
+        Ok(bundle)
     }
 
     /// Fails if the file has no usable certificate.

@@ -13,7 +13,7 @@ use std::{
 
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, LocalAws, NOBODY, ONLY_WITH_MFA, Process, Sandbox, Scene, Terminal,
-    contains_bytes, dist, key_files,
+    after, contains_bytes, dist, key_files,
 };
 use key_files::{
     MAX_CIPHERTEXT_BYTES, PlaintextKey,
@@ -68,19 +68,8 @@ impl Keys {
 
     /// Runs it under strace, with `options`. What strace prints is on standard error.
     fn run_traced(&self, options: &[&str], arguments: &[&str]) -> (i32, String, String) {
-        let command = self.command(arguments);
-        let mut traced = Command::new("strace");
-        traced
-            .args(["-f", "-y", "-qq"])
-            .args(options)
-            .arg(command.get_program())
-            .args(command.get_args())
-            .envs(
-                command
-                    .get_envs()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            );
-        run(&mut traced)
+        let strace = [&["strace", "-f", "-y", "-qq"], options].concat();
+        run(&mut after(&strace, &self.command(arguments)))
     }
 
     /// The master key and the plaintext of a file, by AWS's own CLI in `region`.

@@ -412,18 +412,18 @@ fn the_session_is_in_no_argument_and_no_environment() {
     let trace = scene.sandbox.path("trace");
     let device = format!("--mfa-serial={}", scene.aws.serial_number());
     let unlock = unlock_this_host(&scene, &programs, &[&device]);
-    let mut command = Command::new("strace");
-    command
-        .args(["-f", "-v", "-s", "100000", "-e", "trace=execve", "-o"])
-        .arg(&trace)
-        .arg(unlock.get_program())
-        .args(unlock.get_args())
-        .env_clear()
-        .envs(
-            unlock
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
+    let strace = [
+        "strace",
+        "-f",
+        "-v",
+        "-s",
+        "100000",
+        "-e",
+        "trace=execve",
+        "-o",
+    ];
+    let strace = [&strace[..], &[trace.to_str().unwrap()]].concat();
+    let mut command = after(&strace, &unlock);
     let output = run_with_input(&mut command, &scene.aws.code());
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let log = wrapper.ends_with(0);

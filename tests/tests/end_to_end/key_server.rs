@@ -16,7 +16,7 @@ use broker_api::{
     Request, SessionPhase, WaitPolicy,
 };
 use end_to_end_tests::{
-    Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after, backup,
+    Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
     broker::Peer,
     dist, fence,
     key_server::{
@@ -332,15 +332,9 @@ fn a_changed_configuration_that_cannot_be_read_is_read_again_until_it_can() {
     let mut site = Site::new(ALL_OF_DB1);
     let groups = site.sandbox.path("group");
     fs::copy("/etc/group", &groups).unwrap();
-    let mount = format!(
-        "mount --bind {} /etc/group && exec \"$@\"",
-        groups.display()
-    );
-    let command = after(
-        &["/usr/bin/unshare", "--mount", "/bin/sh", "-c", &mount, "sh"],
-        &site.server.command(&site.aws),
-    );
-    site.server.start_by(command);
+    let command = site.server.command(&site.aws);
+    site.server
+        .start_by(after_mounting(&groups, "/etc/group", &command));
     site.server.unlock(&site.aws);
     let mut open = site.peer("db1", &["db1.example"]);
     site.server

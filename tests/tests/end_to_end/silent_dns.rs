@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     net::UdpSocket,
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
-use end_to_end_tests::{PATIENCE_SECONDS, Process, Scene, after, write_fifo};
+use end_to_end_tests::{PATIENCE_SECONDS, Process, Scene, after_mounting, write_fifo};
 use nix::sys::signal::SIGTERM;
 
 /// The resolver of the C library waits for five seconds and asks twice, so a process that waits for
@@ -17,7 +18,7 @@ const SOON: Duration = Duration::from_secs(4);
 /// A host whose name server is silent.
 struct Host {
     scene: Scene,
-    resolv_conf: String,
+    resolv_conf: PathBuf,
     name_server: UdpSocket,
 }
 
@@ -31,7 +32,7 @@ impl Host {
         let resolv_conf = scene.sandbox.write("resolv.conf", &text);
         Self {
             scene: scene.line(&format!("request_timeout_seconds = {seconds}")),
-            resolv_conf: resolv_conf.to_str().unwrap().into(),
+            resolv_conf,
             name_server,
         }
     }
@@ -39,14 +40,7 @@ impl Host {
     /// `command` where AWS's own hosts are to be looked up at the silent server.
     fn command(&self, mut command: Command) -> Command {
         command.env_remove("AWS_ENDPOINT_URL");
-        let mount = format!(
-            "mount --bind {} /etc/resolv.conf && exec \"$@\"",
-            self.resolv_conf
-        );
-        after(
-            &["/usr/bin/unshare", "--mount", "/bin/sh", "-c", &mount, "sh"],
-            &command,
-        )
+        after_mounting(&self.resolv_conf, "/etc/resolv.conf", &command)
     }
 
     /// Waits until the name server is asked.

@@ -1,8 +1,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::time::Instant;
 
 use crate::MAX_CIPHERTEXT_BYTES;
+use crate::directory::LOCK_PATIENCE;
 use nix::errno::Errno;
 use nix::unistd::mkfifo;
 use tempfile::TempDir;
@@ -386,7 +388,9 @@ fn a_second_server_is_kept_out_of_the_directory_and_one_that_may_not_write_is_no
     let (directory, keys) = open();
     let lock = keys.lock_for_server().unwrap();
     let other = KeyDirectory::open(directory.path()).unwrap();
+    let start = Instant::now();
     let refused = other.lock_for_server().unwrap_err().to_string();
+    assert!(start.elapsed() >= LOCK_PATIENCE);
     assert!(
         refused.contains("another server uses the key file directory"),
         "{refused}"
