@@ -156,8 +156,7 @@ fn check_scope(
 fn check_time(now: Timestamp, authorization: &Authorization) -> Result<(), ApiError> {
     let amz_date = &authorization.amz_date;
     let signed = DateTime::strptime(AMZ_DATE_FORMAT, amz_date)
-        .and_then(|date| date.to_zoned(TimeZone::UTC))
-        .map(|zoned| zoned.timestamp())
+        .and_then(|date| TimeZone::UTC.to_timestamp(date))
         .map_err(|_| {
             let what = "Date must be in ISO-8601 'basic format'. Got";
             mismatch(&format!(
