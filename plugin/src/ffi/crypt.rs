@@ -53,7 +53,7 @@ fn code(error: CipherError) -> c_int {
 /// Returns how a key version encrypts, after loading the version if it is not in memory.
 fn algorithm(key_id: c_uint, key_version: c_uint) -> Option<Algorithm> {
     let key = plugin::manager()?.key(key_id, key_version).ok()?;
-    Some(key.algorithm())
+    Some(key.algorithm)
 }
 
 /// `crypt_ctx_init`.

@@ -58,7 +58,7 @@ pub unsafe extern "C" fn get_key(
 /// # Safety
 /// As for [`get_key`].
 unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -> c_uint {
-    let length_bytes = data_key.length_bytes();
+    let length_bytes = data_key.key.length_bytes();
     if key_length.is_null() {
         return KEY_BUFFER_TOO_SMALL;
     }
@@ -75,7 +75,7 @@ unsafe fn give(data_key: &DataKey, key: *mut c_uchar, key_length: *mut c_uint) -
             // SAFETY: not null, long enough for the key, and used by nobody else during the call. The memory
             // may be uninitialised, but it is only written to, and any byte is a valid u8.
             let buffer = unsafe { core::slice::from_raw_parts_mut(key, length_bytes) };
-            if data_key.copy_to(buffer) {
+            if data_key.key.copy_to(buffer) {
                 0
             } else {
                 KEY_VERSION_INVALID

@@ -15,29 +15,10 @@ use crate::lock::lock;
 
 /// A data key and how it encrypts.
 pub struct DataKey {
-    algorithm: Algorithm,
-    key: LockedKey,
-}
-
-impl DataKey {
     /// How this version encrypts.
-    #[inline]
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-
-    /// Length of the key: 16, 24 or 32 bytes.
-    #[inline]
-    pub fn length_bytes(&self) -> usize {
-        self.key.length_bytes()
-    }
-
-    /// Copies the key into `destination`, which is as long as the key. Returns false if the plugin is being
-    /// unloaded and has wiped the key in the meantime.
-    #[inline]
-    pub fn copy_to(&self, destination: &mut [u8]) -> bool {
-        self.key.copy_to(destination)
-    }
+    pub algorithm: Algorithm,
+    /// 16, 24 or 32 bytes, which are wiped when the plugin is unloaded.
+    pub key: LockedKey,
 }
 
 /// All data keys in memory. Keys are only ever added.
@@ -127,12 +108,6 @@ impl<T> Chains<T> {
     }
 }
 
-/// The result of adding a key.
-pub struct Added {
-    /// Why the memory of the key could not be locked; reported once for each new piece of memory.
-    pub lock_failure: Option<io::Error>,
-}
-
 impl Keyring {
     /// Returns a key version; `None` if it is not in memory.
     #[inline]
@@ -180,13 +155,14 @@ impl Keyring {
         self.keys.iter().count() as u64
     }
 
-    /// Adds a key version. One that is there already stays as it is.
+    /// Adds a key version. One that is there already stays as it is. Returns why the memory of the key could not be
+    /// locked, once for each new piece of memory.
     ///
     /// Errors: no memory.
-    pub fn add(&self, name: KeyName, key: &[u8]) -> io::Result<Added> {
+    pub fn add(&self, name: KeyName, key: &[u8]) -> io::Result<Option<io::Error>> {
         let _adding = lock(&self.adding);
         if self.contains(name.id, name.version) {
-            return Ok(Added { lock_failure: None });
+            return Ok(None);
         }
         let stored = self.arena.store(key)?;
         let key = DataKey {
@@ -199,12 +175,10 @@ impl Keyring {
             Some(latest) => _ = latest.fetch_max(name.version, Ordering::Release),
             None => self.latest.add(id, AtomicU32::new(name.version)),
         }
-        Ok(Added {
-            lock_failure: stored.lock_failure,
-        })
+        Ok(stored.lock_failure)
     }
 
-    /// Overwrites all keys. From then on, [`DataKey::copy_to`] returns none of them.
+    /// Overwrites all keys. From then on, [`LockedKey::copy_to`] returns none of them.
     pub fn wipe(&self) {
         self.arena.wipe();
     }
@@ -213,15 +187,15 @@ impl Keyring {
     #[cfg(test)]
     pub fn copy(&self, id: u32, version: u32) -> Option<Vec<u8>> {
         let key = self.get(id, version)?;
-        let mut bytes = vec![0; key.length_bytes()];
-        assert!(key.copy_to(&mut bytes));
+        let mut bytes = vec![0; key.key.length_bytes()];
+        assert!(key.key.copy_to(&mut bytes));
         Some(bytes)
     }
 
     /// Returns how a key version encrypts.
     #[inline]
     pub fn algorithm(&self, id: u32, version: u32) -> Option<Algorithm> {
-        self.get(id, version).map(DataKey::algorithm)
+        self.get(id, version).map(|key| key.algorithm)
     }
 }
 

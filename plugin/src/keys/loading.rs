@@ -173,23 +173,16 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
     let keep = |name: &&KeyName| match manager.directory.check_conflict(&listing.keys, name) {
         Ok(()) => true,
         Err(error) => {
-            manager.note_loaded(name, &Err::<(), _>(error.into()));
-            // The error names both files, so it is reported for one of them.
+            let error = KeyError::from(error);
+            // It names both files, so it is reported for one of them.
             if name.algorithm == Algorithm::AesCbc {
-                report_failure(manager, name);
+                log::error(&error.to_string());
             }
+            manager.note_loaded(name, &Err::<(), _>(error));
             false
         }
     };
     listing.keys.iter().filter(keep).copied().collect()
-}
-
-fn report_failure(manager: &KeyManager, name: &KeyName) {
-    for (unloaded, reason) in manager.unloaded() {
-        if unloaded == *name {
-            log::error(&reason);
-        }
-    }
 }
 
 /// Reports the versions that the manifest lists and that have no key file: as an error if the version is the

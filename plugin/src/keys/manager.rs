@@ -56,8 +56,8 @@ pub struct KeyManager {
     pub(super) manifest: ManifestFile,
     pub(super) kms: KmsClient,
     pub(super) settings: StartupSettings,
-    dynamic: &'static GlobalSettings,
-    program: Program,
+    pub(super) dynamic: &'static GlobalSettings,
+    pub(super) program: Program,
     backoff: FailureBackoff,
     /// Key ids that the server must not get until it is restarted, and why.
     refused: Mutex<BTreeMap<u32, String>>,
@@ -684,19 +684,6 @@ impl KeyManager {
         Ok(())
     }
 
-    /// Length of new keys in bytes.
-    pub(super) fn key_bytes(&self) -> u8 {
-        self.dynamic.key_bytes()
-    }
-
-    pub(super) fn program(&self) -> Program {
-        self.program
-    }
-
-    pub(super) fn algorithm_of_new_keys(&self) -> Algorithm {
-        self.dynamic.algorithm()
-    }
-
     /// Takes note of a piece of data that AES_CTR is about to encrypt without padding.
     pub fn notice_ctr(&self, id: u32, encrypted_bytes: usize) {
         if !SYSTEM_IDS.contains(&id)
@@ -739,12 +726,12 @@ impl KeyManager {
     pub(super) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
         let refused = lock(&self.refused);
         check_in(&refused, name.id)?;
-        let added = self
+        let lock_failure = self
             .keyring
             .add(*name, key.expose())
             .map_err(KeyError::Memory)?;
         drop(refused);
-        if let Some(reason) = added.lock_failure {
+        if let Some(reason) = lock_failure {
             log::warning(&format!(
                 "keys in memory may be swapped to disk, dumped or inherited by a forked process: {reason}. If memory cannot be locked, raise its limit (LimitMEMLOCK= of the service, ulimit -l)"
             ));

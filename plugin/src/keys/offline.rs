@@ -64,7 +64,7 @@ pub enum OfflineError {
 /// and iterations that are set, because a search would delay the server's start.
 pub fn load(manager: &KeyManager, path: &Path) -> Result<(), OfflineError> {
     let password = password(&manager.settings.offline_filekey)?;
-    let unnamed = manager.algorithm_of_new_keys();
+    let unnamed = manager.dynamic.algorithm();
     let derivation = manager.settings.offline_derivation;
     let failed = |error| match error {
         OfflineFileError::NoPassword { path } => OfflineError::NoPassword(path),

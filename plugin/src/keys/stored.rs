@@ -108,7 +108,7 @@ impl KeyManager {
             .kms
             .make_key(
                 master_key_id.into(),
-                self.key_bytes(),
+                self.dynamic.key_bytes(),
                 (id, numbering),
                 limits,
             )
@@ -149,7 +149,7 @@ impl KeyManager {
                 &made.ciphertext_blob,
             )?;
         }
-        let why = match self.algorithm_of_new_keys() {
+        let why = match self.dynamic.algorithm() {
             Algorithm::AesCtr => {
                 " (AES_CTR is not for keys of a key store, which servers may share)"
             }
@@ -197,7 +197,7 @@ impl KeyManager {
     /// Writes the key file of a key that was fetched and has proved right. In mariadb-backup, which writes none, where it
     /// cannot be written, and where a key server keeps it, it stays in memory.
     pub(super) fn put_into_place(&self, name: &KeyName) {
-        if self.program() == Program::Backup {
+        if self.program == Program::Backup {
             return;
         }
         let Some((key, key_store)) = lock(&self.fetched).get(name).cloned() else {
