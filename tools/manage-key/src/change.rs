@@ -8,7 +8,10 @@ use std::{
 use broker_api::{Failure, FailureKind};
 use tracing::{info, warn};
 
-use super::master_key::{AcceptedChange, CallError, Change, Description, MasterKey};
+use super::{
+    ManageError,
+    master_key::{AcceptedChange, CallError, Change, Description, MasterKey},
+};
 use aws_session::clock::{seconds_text, utc_text};
 use code_channel::note::Note;
 
@@ -18,29 +21,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A wait that an operator notices.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// Why a change is not known to be in effect. The texts say what KMS has accepted so far.
-#[derive(Debug, thiserror::Error)]
-pub enum ChangeError {
-    /// The interrupt descriptor became readable.
-    #[error("{0}")]
-    Interrupted(String),
-    /// KMS refuses the change: the key is unchanged.
-    #[error("{0}")]
-    Refused(String),
-    /// The session ended before KMS accepted the change.
-    #[error("{0}")]
-    SessionOver(String),
-    /// KMS accepted the change, but its effect cannot be confirmed.
-    #[error("{0}")]
-    Unconfirmable(String),
-    /// A resource of this process has run out.
-    #[error("cannot call KMS: {0}")]
-    Runtime(#[from] io::Error),
-    /// It was not in effect in time.
-    #[error("{0}")]
-    TimedOut(String),
-}
 
 /// A change to make.
 pub struct Attempt<'a> {
@@ -61,8 +41,8 @@ pub struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Makes the change, and returns when KMS shows it.
-    pub fn make(&self) -> Result<(), ChangeError> {
+    /// Makes the change, and returns when KMS shows it. The text of an error says what KMS has accepted so far.
+    pub fn make(&self) -> Result<(), ManageError> {
         let taken = self.request()?;
         let arn = self.confirm(&taken)?.arn;
         info!(
@@ -82,7 +62,7 @@ impl Attempt<'_> {
     }
 
     /// Both operations may be repeated: they do nothing if the key already has the state.
-    fn request(&self) -> Result<AcceptedChange, ChangeError> {
+    fn request(&self) -> Result<AcceptedChange, ManageError> {
         let mut pauses = Pauses::within(self.request_patience);
         loop {
             let failure = match self.key.change(self.id, self.change) {
@@ -92,13 +72,13 @@ impl Attempt<'_> {
             };
             let Failure { kind, message } = failure;
             if kind == FailureKind::SessionOver {
-                return Err(ChangeError::SessionOver(message));
+                return Err(ManageError::SessionOver(message));
             }
             if !kind.is_retryable() {
-                return Err(ChangeError::Refused(message));
+                return Err(ManageError::Refused(message));
             }
             let Some(pause) = pauses.next() else {
-                return Err(ChangeError::TimedOut(format!(
+                return Err(ManageError::TimedOut(format!(
                     "{message}; gave up after {}, and it is unknown whether KMS made the change",
                     seconds_text(self.request_patience.as_secs())
                 )));
@@ -110,7 +90,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn confirm(&self, taken: &AcceptedChange) -> Result<Description, ChangeError> {
+    fn confirm(&self, taken: &AcceptedChange) -> Result<Description, ManageError> {
         let mut pauses = Pauses::within(self.timeout);
         let mut is_told = !io::stderr().is_terminal();
         let state = self.change.state();
@@ -123,11 +103,11 @@ impl Attempt<'_> {
                     None => format!("it is still {}", key.state.as_str()),
                 },
                 Err(CallError::Interrupted) => {
-                    return Err(ChangeError::Interrupted(but(NOT_AWAITED.into())));
+                    return Err(ManageError::Interrupted(but(NOT_AWAITED.into())));
                 }
                 Err(CallError::Failed(failure)) if failure.kind.is_retryable() => failure.message,
                 Err(CallError::Failed(failure)) => {
-                    return Err(ChangeError::Unconfirmable(but(cannot_confirm(&failure))));
+                    return Err(ManageError::Unconfirmable(but(cannot_confirm(&failure))));
                 }
             };
             if !is_told && pauses.began.elapsed() >= SILENCE {
@@ -137,19 +117,19 @@ impl Attempt<'_> {
             }
             let Some(pause) = pauses.next() else {
                 let waited = seconds_text(self.timeout.as_secs());
-                return Err(ChangeError::TimedOut(but(format!(
+                return Err(ManageError::TimedOut(but(format!(
                     "does not show it after {waited} (--timeout-seconds): {seen}"
                 ))));
             };
             if self.key.pause(pause) {
-                return Err(ChangeError::Interrupted(but(NOT_AWAITED.into())));
+                return Err(ManageError::Interrupted(but(NOT_AWAITED.into())));
             }
         }
     }
 
-    fn interrupted(&self) -> ChangeError {
+    fn interrupted(&self) -> ManageError {
         let operation = self.change.operation();
-        ChangeError::Interrupted(format!(
+        ManageError::Interrupted(format!(
             "KMS did not answer {operation}, but may have done it"
         ))
     }

@@ -30,7 +30,7 @@ use aws_session::{
     master_key_id::MasterKeyId,
     settings::{Reader, Settings, SettingsError},
 };
-use change::{Attempt, ChangeError};
+use change::Attempt;
 use code_channel::{
     interactive_session::{self, InteractiveSessionError},
     mfa_prompt::PromptError,
@@ -75,10 +75,15 @@ enum ManageError {
     Interrupted(String),
     #[error("{0}")]
     LeftEnabled(String),
+    /// KMS accepted a change, but its effect cannot be confirmed.
     #[error("{0}")]
     Unconfirmable(String),
+    /// The key is unchanged.
     #[error("{0}")]
     Refused(String),
+    /// The session ended before KMS accepted a change.
+    #[error("{0}")]
+    SessionOver(String),
     #[error("{0}")]
     TimedOut(String),
     #[error("internal error (panic); please report it with the preceding log lines")]
@@ -91,7 +96,7 @@ impl ManageError {
         match self {
             Self::LeftEnabled(_) => 121,
             Self::Unconfirmable(_) => 122,
-            Self::Refused(_) => 123,
+            Self::Refused(_) | Self::SessionOver(_) => 123,
             Self::TimedOut(_) => 124,
             Self::Command(CommandError::NotExecutable { .. }) => 126,
             Self::Command(CommandError::NotFound(_)) => 127,
@@ -107,18 +112,6 @@ impl From<InteractiveSessionError> for ManageError {
                 Self::Interrupted("no session was opened".into())
             }
             error => Self::Session(error),
-        }
-    }
-}
-
-impl From<ChangeError> for ManageError {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::Interrupted(text) => Self::Interrupted(text),
-            ChangeError::Refused(text) | ChangeError::SessionOver(text) => Self::Refused(text),
-            ChangeError::Unconfirmable(text) => Self::Unconfirmable(text),
-            ChangeError::Runtime(error) => Self::System("call KMS", error),
-            ChangeError::TimedOut(text) => Self::TimedOut(text),
         }
     }
 }
@@ -223,8 +216,9 @@ impl Tool<'_> {
         &'a self,
         session: &'a Credentials,
         interrupt: Option<BorrowedFd<'a>>,
-    ) -> Result<MasterKey<'a>, ChangeError> {
-        Ok(MasterKey::open(&self.aws, session, &self.key, interrupt)?)
+    ) -> Result<MasterKey<'a>, ManageError> {
+        MasterKey::open(&self.aws, session, &self.key, interrupt)
+            .map_err(|error| ManageError::System("call KMS", error))
     }
 
     fn change(&self, change: Change, code: Option<&str>) -> Result<End, ManageError> {

@@ -2,18 +2,13 @@
 
 use std::{
     io::{self, IsTerminal},
-    panic::{AssertUnwindSafe, catch_unwind},
-    thread,
     time::Duration,
 };
 
 use aws_sdk_kms::types::KeyState;
 use tracing::{error, info, warn};
 
-use super::{
-    Attempt, Change, ChangeError, End, ManageError, PROGRAM, Tool, catch_panic, child,
-    not_described,
-};
+use super::{Attempt, Change, End, ManageError, PROGRAM, Tool, catch_panic, child, not_described};
 use aws_session::{config::Mfa, credentials::Credentials};
 use service::command::Command;
 
@@ -47,7 +42,7 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
         let enabled = enable.make();
         is_refused = matches!(
             enabled,
-            Err(ChangeError::Refused(_) | ChangeError::SessionOver(_))
+            Err(ManageError::Refused(_) | ManageError::SessionOver(_))
         );
         enabled?;
         fault_point("enabled");
@@ -105,22 +100,22 @@ fn disable(
         attempt.make()
     };
     // The second attempt creates everything again.
-    let with = |session: &Credentials| {
-        let attempt = || catch_unwind(AssertUnwindSafe(|| once(session)));
-        attempt().or_else(|_| {
+    let with = |session: &Credentials| match catch_panic(|| once(session)) {
+        Err(ManageError::Defect) => {
             warn!("trying again after an internal error (panic)");
-            attempt()
-        })
+            catch_panic(|| once(session))
+        }
+        result => result,
     };
-    let left_enabled = |why: String| {
+    let left_enabled = |why: ManageError| {
         ManageError::LeftEnabled(format!(
             "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} --config={} --key={arn} disable",
             tool.config_path.display()
         ))
     };
     let why = match with(&session) {
-        Ok(Err(ChangeError::SessionOver(why))) => why,
-        result => return finished(result).map_err(left_enabled),
+        Err(why @ ManageError::SessionOver(_)) => why,
+        result => return result.map_err(left_enabled),
     };
     if tool.config.session.mfa != Mfa::Off && !io::stdin().is_terminal() {
         return Err(left_enabled(why));
@@ -128,18 +123,8 @@ fn disable(
     warn!("{why}; a new one is needed to disable the key");
     // They were not meant for the prompt that follows.
     while tool.signals.received().is_some() {}
-    let session = tool
-        .open_session(None)
-        .map_err(|error| left_enabled(error.to_string()))?;
-    finished(with(&session)).map_err(left_enabled)
-}
-
-/// Converts the error to text.
-fn finished(result: thread::Result<Result<(), ChangeError>>) -> Result<(), String> {
-    match result {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(ManageError::Defect.to_string()),
-    }
+    let session = tool.open_session(None).map_err(left_enabled)?;
+    with(&session).map_err(left_enabled)
 }
 
 /// For tests: panics if `KMS_MANAGE_KEY_PANIC` names this point.
