@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-/// What has become of a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What has become of a host. The output for programs has it as `result`, and the reason as `message`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "result", content = "message", rename_all = "snake_case")]
 pub enum Outcome {
     /// It has the session.
     Unlocked,
@@ -18,26 +19,6 @@ pub enum Outcome {
     /// The session was sent, but there was no answer.
     Unknown(String),
     /// A signal came first, and nothing was sent.
-    Interrupted,
-}
-
-/// The word for an outcome in the output for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Word {
-    /// See [`Outcome`].
-    Unlocked,
-    /// See [`Outcome`].
-    Waiting,
-    /// See [`Outcome`].
-    NotWaiting,
-    /// See [`Outcome`].
-    Unreachable,
-    /// See [`Outcome`].
-    Refused,
-    /// See [`Outcome`].
-    Unknown,
-    /// See [`Outcome`].
     Interrupted,
 }
 
@@ -60,24 +41,16 @@ impl Outcome {
         }
     }
 
-    /// Returns its word.
-    pub fn word(&self) -> Word {
+    /// Returns the word for it in the summary.
+    fn word(&self) -> &'static str {
         match self {
-            Self::Unlocked => Word::Unlocked,
-            Self::Waiting => Word::Waiting,
-            Self::NotWaiting => Word::NotWaiting,
-            Self::Unreachable(_) => Word::Unreachable,
-            Self::Refused(_) => Word::Refused,
-            Self::Unknown(_) => Word::Unknown,
-            Self::Interrupted => Word::Interrupted,
-        }
-    }
-
-    /// Returns why, if there is a reason.
-    pub fn why(&self) -> Option<&str> {
-        match self {
-            Self::Unreachable(why) | Self::Refused(why) | Self::Unknown(why) => Some(why),
-            _ => None,
+            Self::Unlocked => "unlocked",
+            Self::Waiting => "waiting",
+            Self::NotWaiting => "not waiting",
+            Self::Unreachable(_) => "unreachable",
+            Self::Refused(_) => "refused",
+            Self::Unknown(_) => "unknown",
+            Self::Interrupted => "not called",
         }
     }
 
@@ -98,22 +71,19 @@ impl Outcome {
 /// Counts the outcomes of a run, for people: "2 of 5 hosts unlocked, 1 refused, …".
 pub fn summary(outcomes: &[Outcome], is_dry_run: bool) -> String {
     let count = |word| outcomes.iter().filter(|it| it.word() == word).count();
-    let (done, verb) = match is_dry_run {
-        true => (count(Word::Waiting), "waiting"),
-        false => (count(Word::Unlocked), "unlocked"),
-    };
+    let wanted = if is_dry_run { "waiting" } else { "unlocked" };
     let hosts = if outcomes.len() == 1 { "host" } else { "hosts" };
-    let mut text = format!("{done} of {} {hosts} {verb}", outcomes.len());
-    for (word, name) in [
-        (Word::NotWaiting, "not waiting"),
-        (Word::Unreachable, "unreachable"),
-        (Word::Refused, "refused"),
-        (Word::Unknown, "unknown"),
-        (Word::Interrupted, "not called"),
+    let mut text = format!("{} of {} {hosts} {wanted}", count(wanted), outcomes.len());
+    for word in [
+        "not waiting",
+        "unreachable",
+        "refused",
+        "unknown",
+        "not called",
     ] {
         match count(word) {
             0 => {}
-            number => text.push_str(&format!(", {number} {name}")),
+            number => text.push_str(&format!(", {number} {word}")),
         }
     }
     text
@@ -121,15 +91,17 @@ pub fn summary(outcomes: &[Outcome], is_dry_run: bool) -> String {
 
 /// The exit code of a run: that of the outcome that most needs somebody to look.
 pub fn exit_code<'a>(outcomes: impl Iterator<Item = &'a Outcome> + Clone) -> i32 {
-    [
-        (Word::Refused, 1),
-        (Word::Unknown, 3),
-        (Word::Unreachable, 2),
-        (Word::NotWaiting, 4),
-    ]
-    .into_iter()
-    .find(|(word, _)| outcomes.clone().any(|outcome| outcome.word() == *word))
-    .map_or(0, |(_, code)| code)
+    let codes = outcomes.map(|outcome| match outcome {
+        Outcome::Refused(_) => 1,
+        Outcome::Unreachable(_) => 2,
+        Outcome::Unknown(_) => 3,
+        Outcome::NotWaiting => 4,
+        _ => 0,
+    });
+    [1, 3, 2, 4]
+        .into_iter()
+        .find(|worst| codes.clone().any(|code| code == *worst))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -143,6 +115,14 @@ mod tests {
         assert_eq!(
             summary(&outcomes, false),
             "1 of 4 hosts unlocked, 1 not waiting, 2 refused"
+        );
+        let outcomes = [
+            Outcome::Unknown("a".into()),
+            Outcome::Unreachable("a".into()),
+        ];
+        assert_eq!(
+            summary(&outcomes, false),
+            "0 of 2 hosts unlocked, 1 unreachable, 1 unknown"
         );
         assert_eq!(summary(&[Outcome::Waiting], true), "1 of 1 host waiting");
         assert_eq!(

@@ -6,10 +6,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
-use crate::{
-    hosts::Host,
-    outcome::{Outcome, Word},
-};
+use crate::{hosts::Host, outcome::Outcome};
 
 /// Widest column of names, in characters.
 const MAX_NAME_CHARACTERS: usize = 40;
@@ -39,11 +36,10 @@ enum Form {
 #[derive(Serialize)]
 struct Line<'a> {
     host: &'a str,
-    result: Word,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     expiration: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
 }
 
 impl<'a> Report<'a> {
@@ -91,9 +87,8 @@ impl<'a> Report<'a> {
                 let expiration = self.expiration.as_deref();
                 let line = Line {
                     host: &host.name,
-                    result: outcome.word(),
+                    outcome,
                     expiration: expiration.filter(|_| *outcome == Outcome::Unlocked),
-                    message: outcome.why(),
                 };
                 format!("{}\n", serde_json::to_string(&line)?)
             }
