@@ -1,6 +1,6 @@
 //! The command line of `kms-manage-key`.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -43,9 +43,9 @@ pub struct CommandLine {
         value_name = "N",
         default_value = "300",
         hide_default_value = true,
-        value_parser = seconds
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
     )]
-    pub timeout_seconds: Duration,
+    pub timeout_seconds: u64,
 
     /// Why, for the audit; not a secret
     #[arg(long, global = true, value_name = "TEXT", value_parser = check_reason)]
@@ -91,13 +91,6 @@ disabled at the end even if it was enabled before.")]
         )]
         command: Vec<OsString>,
     },
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse() {
-        Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err("must be a number from 1 to 86400".into()),
-    }
 }
 
 #[cfg(test)]

@@ -177,7 +177,7 @@ fn manage(command_line: CommandLine, signals: &Signals) -> Result<End, ManageErr
         aws,
         config_path: command_line.config,
         key,
-        timeout: command_line.timeout_seconds,
+        timeout: Duration::from_secs(command_line.timeout_seconds),
         note: Note::of_login(command_line.reason.as_deref()),
         signals,
     };

@@ -1,6 +1,6 @@
 //! The command line of `iam-kms-unlock`.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
 
@@ -80,12 +80,12 @@ pub struct CommandLine {
     pub fifo: Option<PathBuf>,
 
     /// Connections at once; default 16
-    #[arg(long, value_name = "N", default_value = "16", hide_default_value = true, value_parser = jobs)]
-    pub jobs: usize,
+    #[arg(long, value_name = "N", default_value = "16", hide_default_value = true, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
 
     /// Time for one host; default 30
-    #[arg(long, value_name = "N", default_value = "30", hide_default_value = true, value_parser = seconds)]
-    pub timeout_seconds: Duration,
+    #[arg(long, value_name = "N", default_value = "30", hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout_seconds: u64,
 
     /// Only look which hosts wait; opens no session
     #[arg(long, conflicts_with_all = ["profile", "mfa_serial", "session"])]
@@ -116,20 +116,6 @@ fn fifo(text: &str) -> Result<PathBuf, &'static str> {
     match text.starts_with('/') && text.chars().all(allowed) {
         true => Ok(text.into()),
         false => Err("must be an absolute path of letters, digits and /._-@+"),
-    }
-}
-
-fn jobs(text: &str) -> Result<usize, &'static str> {
-    match text.parse() {
-        Ok(jobs @ 1..=256) => Ok(jobs),
-        _ => Err("must be a number from 1 to 256"),
-    }
-}
-
-fn seconds(text: &str) -> Result<Duration, &'static str> {
-    match text.parse() {
-        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
-        _ => Err("must be a number from 1 to 3600"),
     }
 }
 

@@ -13,7 +13,7 @@ mod outcome;
 mod report;
 mod session;
 
-use std::io;
+use std::{io, time::Duration};
 
 use clap::Parser;
 use tracing::{error, info};
@@ -92,14 +92,14 @@ fn run(command_line: &CommandLine, signals: &Signals) -> Result<i32, UnlockError
         document: document.as_ref().map(|document| document.as_slice()),
         fifo: command_line.fifo.as_deref().and_then(|path| path.to_str()),
         sudo: command_line.sudo,
-        timeout: command_line.timeout_seconds,
+        timeout: Duration::from_secs(command_line.timeout_seconds),
         signals,
     };
     let report = Report::new(&hosts, expiration, command_line.json);
     let fleet = Fleet::new(&hosts, &report);
     let cannot_report = |error| UnlockError::System("write what became of the hosts", error);
     let runtime = settings::runtime().map_err(|error| UnlockError::System("start", error))?;
-    let delivered = fleet.deliver(&runtime, &delivery, command_line.jobs);
+    let delivered = fleet.deliver(&runtime, &delivery, usize::from(command_line.jobs));
     let outcomes = fleet.finish().map_err(cannot_report)?;
     info!("{}", summary(&outcomes, command_line.dry_run));
     match delivered.map_err(cannot_report)? {
