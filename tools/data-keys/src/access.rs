@@ -39,26 +39,12 @@ impl AccessArguments {
         })
     }
 
-    /// How AWS is called.
-    pub fn settings(&self, config: &Config) -> Result<Settings, DataKeysError> {
-        Ok(Settings::read(&config.session, Reader::Operator)?)
-    }
-
-    /// Credentials that only the key store needs, if it has any.
-    pub fn of_key_store(
-        &self,
-        config: &Config,
-        aws: &Settings,
-    ) -> Result<Option<Credentials>, DataKeysError> {
-        Ok(source_credentials::of_key_store(config, aws, None)?)
-    }
-
     /// Gets the credentials: those that the AWS CLI would find, or a session in exchange for a code.
     pub fn open(&self) -> Result<Access, DataKeysError> {
         let config = self.config()?;
-        let aws = self.settings(&config)?;
-        let of_key_store = self.of_key_store(&config, &aws)?;
-        match &self.config {
+        let aws = Settings::read(&config.session, Reader::Operator)?;
+        let of_key_store = source_credentials::of_key_store(&config, &aws, None)?;
+        let session = match &self.config {
             None => {
                 let finder = Finder {
                     config: &config.session,
@@ -66,23 +52,18 @@ impl AccessArguments {
                     // A signal simply ends the program.
                     interrupt: None,
                 };
-                let session = finder.find()?;
-                Ok(Access {
-                    aws,
-                    session,
-                    of_key_store,
-                })
+                finder.find()?
             }
             Some(_) => {
                 logging::use_format(config.log_format);
-                let session = ask(&config, &aws)?;
-                Ok(Access {
-                    aws,
-                    session,
-                    of_key_store,
-                })
+                ask(&config, &aws)?
             }
-        }
+        };
+        Ok(Access {
+            aws,
+            session,
+            of_key_store,
+        })
     }
 }
 

@@ -5,7 +5,11 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rewrapped;
 
-use aws_session::key_store_location::KeyStoreLocation;
+use aws_session::{
+    key_store_location::KeyStoreLocation,
+    settings::{Reader, Settings},
+    source_credentials,
+};
 use clap::Args;
 use key_files::{key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile};
 use key_store::{KeyStore, StoreError};
@@ -40,8 +44,8 @@ pub(crate) fn open(
     access: &AccessArguments,
 ) -> Result<KeyStore, DataKeysError> {
     let config = access.config()?;
-    let aws = access.settings(&config)?;
-    let own = access.of_key_store(&config, &aws)?;
+    let aws = Settings::read(&config.session, Reader::Operator)?;
+    let own = source_credentials::of_key_store(&config, &aws, None)?;
     Ok(match (location, &own) {
         (KeyStoreLocation::S3 { .. }, None) => open_with(location, &access.open()?)?,
         _ => KeyStore::open(location, &aws, own.as_ref())?,
