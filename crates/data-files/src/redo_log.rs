@@ -25,9 +25,6 @@ const FORMAT_10_8_ENCRYPTED: [u8; 4] = *b"\xd0hys";
 /// As 10.11.19 and 11.8.6 write it.
 const FORMAT_10_8_ENCRYPTED_2: [u8; 4] = *b"\xf0\x9f\x97\x9d";
 
-const UNKNOWN_HEADER: ScanError =
-    ScanError::Malformed("has no header of a redo log that this program knows");
-
 const FIRST_LSN: usize = 8;
 const CREATOR: Range<usize> = 16..48;
 const KEY_ID: usize = 48;
@@ -55,21 +52,6 @@ pub enum LogEnd {
     Unclean,
 }
 
-/// Whether the log is encrypted, which it always is with key 1. The cost is one small read, whatever
-/// the size of the log and whether or not the server must recover from it.
-///
-/// Errors: `file` cannot be read, or has no header that this crate knows.
-pub fn is_encrypted(file: &mut (impl Read + Seek)) -> Result<bool, ScanError> {
-    if file.seek(SeekFrom::End(0))? == 0 {
-        return Ok(false);
-    }
-    match bytes_at(&read_at(file, 0, 4)?, 0) {
-        Some(FORMAT_10_5 | FORMAT_10_8) => Ok(false),
-        Some(FORMAT_10_5_ENCRYPTED | FORMAT_10_8_ENCRYPTED | FORMAT_10_8_ENCRYPTED_2) => Ok(true),
-        _ => Err(UNKNOWN_HEADER),
-    }
-}
-
 /// Reads the log from the last checkpoint on.
 ///
 /// Errors: `file` cannot be read, or has no header that this crate knows.
@@ -93,7 +75,9 @@ pub fn scan(file: &mut (impl Read + Seek)) -> Result<RedoLog, ScanError> {
         }
         _ => None,
     };
-    log.ok_or(UNKNOWN_HEADER)
+    log.ok_or(ScanError::Malformed(
+        "has no header of a redo log that this program knows",
+    ))
 }
 
 fn creator(header: &[u8]) -> Option<ServerVersion> {

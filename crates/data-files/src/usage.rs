@@ -189,7 +189,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::tests::{aria_index, binary_log_file, redo_log_10_8, tablespace};
+    use crate::tests::{aria_index, binary_log_file, redo_log_10_5, redo_log_10_8, tablespace};
 
     const PAGE_BYTES: usize = 16 << 10;
     const CRYPT: usize = 188 + 40 * 256;
@@ -261,6 +261,8 @@ mod tests {
     fn logs_and_aria_prove_key_1_alone() {
         for (name, content) in [
             ("ib_logfile0", redo_log_10_8(b"\xd0hys", b"\xfa")),
+            ("ib_logfile0", redo_log_10_8(b"\xf0\x9f\x97\x9d", b"\xfa")),
+            ("ib_logfile0", redo_log_10_5(1)),
             ("ib_logfile0", b"\x80 a later format".to_vec()),
             ("ib_0000000000012288.log", b"\x80 a later format".to_vec()),
             ("d/t.MAI", aria_index()),
@@ -271,6 +273,7 @@ mod tests {
         }
         for (name, content) in [
             ("ib_logfile0", redo_log_10_8(b"Phys", b"\xfa")),
+            ("ib_logfile0", b"PHYS".to_vec()),
             ("ib_logfile0", Vec::new()),
             ("ib_0000000000012288.log", b"a later format".to_vec()),
             ("binlog-000001.ibb", b"never encrypted".to_vec()),
