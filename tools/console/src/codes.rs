@@ -29,17 +29,6 @@ pub(crate) struct Codes {
     never: EventFd,
 }
 
-/// What became of a code.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Entered {
-    /// It opened a session.
-    Accepted(String),
-    /// It did not, for this reason.
-    Refused(String),
-    /// It was written, and nobody knows what became of it.
-    Unknown(String),
-}
-
 impl Codes {
     pub fn new(fifo: &Path) -> io::Result<Self> {
         Ok(Self {
@@ -50,8 +39,8 @@ impl Codes {
     }
 
     /// Writes a code to the FIFO with a note, and waits until the reader says what became of it.
-    pub fn enter(&self, code: &str, note: &Note) -> Entered {
-        let refused = |why: &str| Entered::Refused(why.into());
+    pub fn enter(&self, code: &str, note: &Note) -> Outcome {
+        let refused = |why: &str| Outcome::Refused(why.into());
         let Some(code) = TokenCode::new(code.trim().as_bytes()) else {
             return refused("a code has six digits; nothing was entered");
         };
@@ -65,12 +54,8 @@ impl Codes {
         if !rate.may(Instant::now()) {
             return refused("too many codes in a minute; wait a little, and enter the next one");
         }
-        match self.give(&code, note) {
-            Ok(Outcome::Accepted(text)) => Entered::Accepted(text),
-            Ok(Outcome::Refused(why)) => Entered::Refused(why),
-            Ok(Outcome::Unknown(why)) => Entered::Unknown(why),
-            Err(error) => Entered::Refused(error.to_string()),
-        }
+        self.give(&code, note)
+            .unwrap_or_else(|error| Outcome::Refused(error.to_string()))
     }
 
     fn give(&self, code: &TokenCode, note: &Note) -> Result<Outcome, WriteError> {

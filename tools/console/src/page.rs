@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_session::clock::utc_text;
 use broker_api::{Overview, SessionPhase};
+use code_channel::writer::Outcome;
 use maud::{DOCTYPE, Markup, html};
 
-use crate::{codes::Entered, view::View};
+use crate::view::View;
 
 /// Renders the page at the time `now`.
 pub(crate) fn render(
     view: &Result<View, String>,
-    last_code: Option<&(i64, Entered)>,
+    last_code: Option<&(i64, Outcome)>,
     token: &str,
     now: i64,
 ) -> String {
@@ -92,7 +93,7 @@ fn session(overview: &Overview, now: i64) -> Markup {
     }
 }
 
-fn code(last_code: Option<&(i64, Entered)>, token: &str) -> Markup {
+fn code(last_code: Option<&(i64, Outcome)>, token: &str) -> Markup {
     html! {
         section aria-labelledby="enter" {
             h2 id="enter" { "Enter a code" }
@@ -100,9 +101,9 @@ fn code(last_code: Option<&(i64, Entered)>, token: &str) -> Markup {
                 p role="status" {
                     "The last code, entered here at " (utc_text(*time)) ", "
                     @match entered {
-                        Entered::Accepted(text) => { "was " strong.good { "accepted" } ": " (text) },
-                        Entered::Refused(why) => { "was " strong.bad { "not accepted" } ": " (why) },
-                        Entered::Unknown(why) => { "has " strong.bad { "no known result" } ": " (why) },
+                        Outcome::Accepted(text) => { "was " strong.good { "accepted" } ": " (text) },
+                        Outcome::Refused(why) => { "was " strong.bad { "not accepted" } ": " (why) },
+                        Outcome::Unknown(why) => { "has " strong.bad { "no known result" } ": " (why) },
                     }
                     "."
                 }
@@ -283,7 +284,7 @@ mod tests {
     #[test]
     fn what_others_say_is_escaped() {
         let why = "<script>alert(1)</script>".to_owned();
-        let last = (0, Entered::Refused("<b>".into()));
+        let last = (0, Outcome::Refused("<b>".into()));
         let page = render(&Err(why), Some(&last), "token", 0);
         assert!(page.contains("&lt;script&gt;"), "{page}");
         assert!(

@@ -19,7 +19,10 @@ use axum::{
     response::{Html, Redirect, Response},
     routing::{get, post},
 };
-use code_channel::note::{Note, check_reason};
+use code_channel::{
+    note::{Note, check_reason},
+    writer::Outcome,
+};
 use local_http::{Incoming, Request};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
@@ -27,11 +30,7 @@ use tokio::task::spawn_blocking;
 use tower::ServiceExt;
 use zeroize::Zeroizing;
 
-use crate::{
-    codes::{Codes, Entered},
-    page,
-    view::Broker,
-};
+use crate::{codes::Codes, page, view::Broker};
 
 /// Longest body of a request: a code, a reason and the token.
 const MAX_BODY_BYTES: usize = 2048;
@@ -59,7 +58,7 @@ const HEADERS: [(HeaderName, &str); 6] = [
 ];
 
 /// What became of the last code, and when.
-pub(crate) type LastCode = Option<(i64, Entered)>;
+pub(crate) type LastCode = Option<(i64, Outcome)>;
 
 /// Who uses the page.
 #[derive(Debug, Clone)]
@@ -161,7 +160,7 @@ async fn enter(
             "" => None,
             text => match check_reason(text) {
                 Ok(reason) => Some(reason),
-                Err(why) => return Entered::Refused(format!("{why}; nothing was entered")),
+                Err(why) => return Outcome::Refused(format!("{why}; nothing was entered")),
             },
         };
         let note = Note {
