@@ -277,11 +277,7 @@ impl KeyManager {
                 return comparison;
             }
         };
-        let limits = Limits {
-            deadline: Some(Instant::now() + LIST_PATIENCE),
-            ..self.brief_limits(WaitPolicy::Never)
-        };
-        let listed = match self.kms.list_keys(&limits) {
+        let listed = match self.kms.list_keys(&list_limits(&is_interrupted)) {
             Ok(listed) => listed,
             Err(error) => {
                 not_compared(&error);
@@ -340,13 +336,7 @@ impl KeyManager {
         {
             return;
         }
-        let limits = Limits {
-            wait: WaitPolicy::Never,
-            deadline: Some(Instant::now() + LIST_PATIENCE),
-            may_retry: &never,
-            is_interrupted,
-        };
-        if let Ok(listed) = self.kms.list_keys(&limits) {
+        if let Ok(listed) = self.kms.list_keys(&list_limits(is_interrupted)) {
             let stored: BTreeSet<_> = listed
                 .iter()
                 .map(|(name, _)| (name.id, name.version))
@@ -389,19 +379,16 @@ impl KeyManager {
             goes_on
         });
     }
-
-    fn brief_limits(&self, wait: WaitPolicy) -> Limits<'static> {
-        Limits {
-            wait,
-            deadline: None,
-            may_retry: &never,
-            is_interrupted: &is_interrupted,
-        }
-    }
 }
 
-fn never(_: &KmsError) -> bool {
-    false
+/// A list is asked for once, and waits for no session.
+fn list_limits(is_interrupted: &dyn Fn() -> bool) -> Limits<'_> {
+    Limits {
+        wait: WaitPolicy::Never,
+        deadline: Some(Instant::now() + LIST_PATIENCE),
+        may_retry: &|_| false,
+        is_interrupted,
+    }
 }
 
 /// The first names of a list, and how many there are more.
