@@ -10,12 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_session::config::BrokerConfig;
+use aws_session::{config::BrokerConfig, interrupt::sleep_until};
 use broker_api::FrameError;
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
+use nix::errno::Errno;
 use service::{
     command::{CommandError, find_program},
     environment::{Variables, without_secrets},
@@ -26,7 +23,7 @@ use service::{
 const PROGRAM: &str = "iam-kms-broker";
 
 /// The broker only binds a socket before it answers.
-const START_TIMEOUT_MILLISECONDS: u16 = 10_000;
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a broker of an earlier server may take to notice that its server has gone.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,10 +115,10 @@ impl Broker {
         };
         handover.write(&mut stdin).map_err(silent)?;
         drop(stdin);
-        let started = wait_readable(&stdout)
-            .map_err(FrameError::Io)
-            .and_then(|()| handover::read_answer(&mut stdout))
-            .map_err(silent)?;
+        if !sleep_until(Instant::now() + START_TIMEOUT, stdout.as_fd()) {
+            return Err(silent(FrameError::Io(io::ErrorKind::TimedOut.into())));
+        }
+        let started = handover::read_answer(&mut stdout).map_err(silent)?;
         // What we started ended when the broker left us for init; the server is not to inherit it.
         match child.wait() {
             // Where our parent has us ignore SIGCHLD, the kernel has taken it away already.
@@ -160,15 +157,4 @@ fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerStartError> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-fn wait_readable(stdout: &impl AsFd) -> io::Result<()> {
-    let mut descriptors = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
-    match poll(
-        &mut descriptors,
-        PollTimeout::from(START_TIMEOUT_MILLISECONDS),
-    )? {
-        0 => Err(io::ErrorKind::TimedOut.into()),
-        _ => Ok(()),
-    }
 }
