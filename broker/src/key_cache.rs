@@ -6,10 +6,7 @@
 //!
 //! A key is identified by its check value, and found by each wrapped form that KMS has decrypted to it.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
 use aws_session::config::KeyCache as Lifetime;
 use broker_api::FailureKind;
@@ -18,6 +15,7 @@ use key_files::{
     check_value::{CHECK_VALUE_BYTES, CheckValue},
 };
 use locked_memory::{Arena, LockedKey, MAX_KEY_BYTES};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -77,7 +75,7 @@ impl KeyCache {
             return Ok(());
         }
         let (check_value, wrapping) = (CheckValue::of(key), wrapping(ciphertext_blob));
-        let mut content = self.content();
+        let mut content = self.content.lock();
         let warning = if content.keys.contains_key(&check_value) {
             None
         } else {
@@ -95,7 +93,7 @@ impl KeyCache {
         check_value: Option<[u8; CHECK_VALUE_BYTES]>,
     ) -> Option<(PlaintextKey, String)> {
         let wrapping = wrapping(ciphertext_blob);
-        let content = self.content();
+        let content = self.content.lock();
         let known = content.by_wrapping.get(&wrapping).copied();
         let check_value = known.or(check_value.map(CheckValue::from_bytes))?;
         let kept = content.keys.get(&check_value)?;
@@ -109,21 +107,16 @@ impl KeyCache {
     /// the key, for example because of a wrong clock, nothing is removed.
     pub fn refused(&self, ciphertext_blob: &[u8], kind: FailureKind) {
         if refuses_key(kind) {
-            self.content().forget(wrapping(ciphertext_blob));
+            self.content.lock().forget(wrapping(ciphertext_blob));
         }
     }
 
     /// Wipes all keys.
     pub fn wipe(&self) {
-        let mut content = self.content();
+        let mut content = self.content.lock();
         content.arena.wipe();
         content.keys.clear();
         content.by_wrapping.clear();
-    }
-
-    /// The content is consistent at every unlock, even after a panic.
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -320,7 +313,7 @@ mod tests {
             let blob = number.to_le_bytes();
             cache.keep(&SERVER, &blob, &key(1), "arn").unwrap();
         }
-        assert_eq!(cache.content().by_wrapping.len(), MAX_WRAPPINGS);
+        assert_eq!(cache.content.lock().by_wrapping.len(), MAX_WRAPPINGS);
         assert!(cache.find(&999_u32.to_le_bytes(), None).is_some());
         assert!(cache.find(&0_u32.to_le_bytes(), None).is_none());
     }

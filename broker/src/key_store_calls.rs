@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::Bound,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -23,6 +23,7 @@ use key_files::{
     key_name::{Algorithm, KeyName, is_valid_number},
 };
 use key_store::{KeyStore, MAX_JUMP, Put, StoreError, Versions};
+use parking_lot::Mutex;
 use tracing::{error, info};
 
 use crate::{kms_calls::KmsCalls, session_manager::SessionManager};
@@ -159,10 +160,10 @@ impl KeyStoreCalls {
         let store = self.store(sessions)?;
         if request.after.is_none() {
             let versions = self.read(store.list().await)?;
-            self.listing().versions = versions;
+            self.listing.lock().versions = versions;
         }
         let (page, next) = {
-            let listing = self.listing();
+            let listing = self.listing.lock();
             let after = request.after.map_or(Bound::Unbounded, Bound::Excluded);
             let mut rest = listing.versions.range((after, Bound::Unbounded));
             let page: Vec<_> = rest
@@ -192,7 +193,7 @@ impl KeyStoreCalls {
         });
         let keys: Result<Vec<_>, _> = keys.buffered(READS).try_collect().await;
         let keys: Vec<_> = self.read(keys)?.into_iter().flatten().collect();
-        let mut listing = self.listing();
+        let mut listing = self.listing.lock();
         for (name, check_value) in &keys {
             if listing.known.len() < MAX_REMEMBERED {
                 let number = (name.id, name.version);
@@ -317,7 +318,7 @@ impl KeyStoreCalls {
                 None => sessions.session()?,
             }),
         };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if let Some((of, store)) = &*open
             && of.as_ref().map(Arc::as_ptr) == session.as_ref().map(Arc::as_ptr)
         {
@@ -354,10 +355,5 @@ impl KeyStoreCalls {
             kind: FailureKind::Other,
             message,
         }
-    }
-
-    /// Consistent at every unlock.
-    fn listing(&self) -> MutexGuard<'_, Listing> {
-        self.listing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_Operations.html>.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use aws_sdk_kms::{Client, config::Builder, operation::RequestId, primitives::Blob};
 use aws_session::{
@@ -14,6 +14,7 @@ use broker_api::{
     Decrypt, Failure, FailureKind, GenerateDataKey, KmsSettings, Reply, Request, version1,
 };
 use key_files::{MAX_CIPHERTEXT_BYTES, PlaintextKey};
+use parking_lot::Mutex;
 
 use crate::session_manager::SessionManager;
 
@@ -74,7 +75,7 @@ impl KmsCalls {
     }
 
     fn client(&self, session: &Arc<Credentials>) -> Client {
-        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.client.lock();
         if let Some((of, client)) = &*kept
             && Arc::ptr_eq(of, session)
         {

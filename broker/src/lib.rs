@@ -11,6 +11,8 @@
 //!
 //! As a `key_server`, it gives data keys over TLS to the brokers of other hosts. A broker that has an `upstream` is the
 //! client of one, and calls nothing of AWS.
+//!
+//! No panic poisons a lock of `parking_lot`. What each protects is consistent at every unlock, even after one.
 
 mod audit;
 mod aws_calls;

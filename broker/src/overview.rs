@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,6 +11,7 @@ use broker_api::{
     MAX_EVENT_MESSAGE_BYTES, MAX_OVERVIEW_CLIENTS, MAX_OVERVIEW_KEYS, MAX_PAGE_EVENTS, Overview,
     Reply, Request, ServedKey, SessionState,
 };
+use parking_lot::Mutex;
 use service::logging;
 
 use crate::users::UserId;
@@ -90,7 +90,7 @@ impl Record {
             return;
         };
         let now = unix_seconds_now();
-        let mut content = self.content();
+        let mut content = self.content.lock();
         *content
             .calls
             .entry((operation, result(answered)))
@@ -121,7 +121,7 @@ impl Record {
 
     /// Returns the numbers of now.
     pub fn numbers(&self) -> Numbers {
-        let content = self.content();
+        let content = self.content.lock();
         Numbers {
             start_unix_seconds: self.start_unix_seconds,
             calls: content.calls.clone(),
@@ -139,7 +139,7 @@ impl Record {
         certificates: Vec<CertificateEnd>,
         connections: &HashMap<UserId, usize>,
     ) -> Overview {
-        let content = self.content();
+        let content = self.content.lock();
         let mut clients: Vec<_> = content
             .clients
             .iter()
@@ -187,11 +187,6 @@ impl Record {
             keys_served: u64::try_from(content.keys.len()).unwrap_or(u64::MAX),
             keys,
         }
-    }
-
-    /// The content is consistent at every unlock, even after a panic.
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -378,7 +373,7 @@ mod tests {
         assert_eq!(overview.clients.len(), MAX_OVERVIEW_CLIENTS);
         assert_eq!(overview.keys.len(), MAX_OVERVIEW_KEYS);
         encode(2, &Reply::Overview(Box::new(overview))).unwrap();
-        assert!(record.content().clients.len() <= MAX_CLIENTS);
+        assert!(record.content.lock().clients.len() <= MAX_CLIENTS);
         let longest = AuditEvent {
             number: u64::MAX,
             unix_seconds: i64::MAX,

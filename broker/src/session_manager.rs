@@ -7,7 +7,7 @@ use std::{
     io,
     os::fd::AsFd,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -27,6 +27,7 @@ use code_channel::{
     writing_command,
 };
 use nix::sys::eventfd::EventFd;
+use parking_lot::{Condvar, Mutex};
 use service::{logging::AUDIT, stored_session, systemd};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info};
@@ -124,7 +125,7 @@ impl SessionManager {
 
     /// Returns the open session, or the failure that says where to enter a code.
     pub fn session(&self) -> Result<Arc<Credentials>, Failure> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state
             .session
             .as_ref()
@@ -141,7 +142,7 @@ impl SessionManager {
 
     /// Ends `session` because KMS says that it has expired, whatever the clock says.
     pub fn ended(&self, session: &Arc<Credentials>) -> Failure {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state
             .session
             .as_ref()
@@ -171,7 +172,7 @@ impl SessionManager {
     pub fn state(&self, kms: KmsSettings, key_store: Option<String>) -> SessionState {
         // Called because it notices the end.
         let open = self.session().is_ok();
-        let state = self.lock();
+        let state = self.state.lock();
         SessionState {
             phase: match (&state.failure, open) {
                 (_, true) => SessionPhase::Open,
@@ -198,7 +199,7 @@ impl SessionManager {
     pub fn stop(&self) -> io::Result<()> {
         self.stop.write(1)?;
         // With the lock, so that the thread is not between its check and its wait.
-        let _state = self.lock();
+        let _state = self.state.lock();
         self.changed.notify_all();
         Ok(())
     }
@@ -220,7 +221,7 @@ impl SessionManager {
                         "cannot get a new AWS session: {failure}; trying again in {} s",
                         pause.as_secs()
                     );
-                    self.lock().failure = Some(failure.to_string());
+                    self.state.lock().failure = Some(failure.to_string());
                     if sleep_until(Instant::now() + pause, self.stop.as_fd()) {
                         return;
                     }
@@ -232,7 +233,7 @@ impl SessionManager {
 
     /// Returns true when a new session is needed, false when it is time to stop.
     fn wait_for_end(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if sleep_until(Instant::now(), self.stop.as_fd()) {
                 return false;
@@ -249,8 +250,7 @@ impl SessionManager {
             let pause = remaining.map_or(CLOCK_CHECK, |seconds| {
                 Duration::from_secs(seconds.unsigned_abs()).min(CLOCK_CHECK)
             });
-            let waited = self.changed.wait_timeout(state, pause);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, pause);
         }
     }
 
@@ -295,7 +295,7 @@ impl SessionManager {
 
     fn announce(&self, channel: &Channel) {
         let message = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.close();
             state.fifo = channel.fifo_path();
             state.failure = None;
@@ -308,7 +308,7 @@ impl SessionManager {
 
     /// Logs the end of a session, if one has ended, and returns it.
     fn report_closed(&self) -> Option<Arc<Credentials>> {
-        let session = self.lock().closed.take()?;
+        let session = self.state.lock().closed.take()?;
         if self.config.session.mfa != Mfa::Off {
             stored_session::forget();
         }
@@ -335,7 +335,7 @@ impl SessionManager {
         let opened = format!("session {access_key_id} is open until {expiration}");
         self.report_closed();
         stored_session::keep(&self.config.session, self.source.as_ref(), &session);
-        *self.lock() = State {
+        *self.state.lock() = State {
             expiration_unix_seconds: session.expiration_unix_seconds,
             renewal_unix_seconds: renewal(&self.config.session.mfa, &session),
             session: Some(Arc::new(session)),
@@ -372,11 +372,6 @@ impl SessionManager {
             kind: FailureKind::SessionOver,
             message: format!("{over}{next}"),
         }
-    }
-
-    /// The state is consistent at every unlock, even after a panic.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -17,6 +17,7 @@ use broker_api::{
     decode, encode,
 };
 use mutual_tls::{ClientTls, RELOAD_INTERVAL, TlsFilesError, WatchedFiles, reason};
+use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -148,7 +149,7 @@ impl Upstream {
             sleep(RELOAD_INTERVAL).await;
             if self.tls.refresh() {
                 for server in &self.servers {
-                    lock(&server.idle).clear();
+                    server.idle.lock().clear();
                 }
             }
         }
@@ -252,7 +253,7 @@ impl Upstream {
                 failures.join("; ")
             ),
         };
-        let mut trouble = lock(&self.trouble);
+        let mut trouble = self.trouble.lock();
         if trouble.as_ref() != Some(&message) {
             warn!(event = "upstream_failed", "{message}");
             *trouble = Some(message.clone());
@@ -268,7 +269,7 @@ impl Upstream {
         let Some(server) = self.servers.get(index) else {
             return;
         };
-        if lock(&self.trouble).take().is_some() {
+        if self.trouble.lock().take().is_some() {
             info!(event = "upstream", "key server {} answers", server.address);
         }
         if self.preferred.swap(index, Ordering::Relaxed) != index {
@@ -378,7 +379,9 @@ impl Upstream {
 
 impl Server {
     fn is_down(&self) -> bool {
-        lock(&self.down_since).is_some_and(|since| since.elapsed() < DOWN_TIME)
+        self.down_since
+            .lock()
+            .is_some_and(|since| since.elapsed() < DOWN_TIME)
     }
 
     /// Sends a request and waits for its answer, however often the server says that it is still at it.
@@ -389,7 +392,7 @@ impl Server {
         patience: Duration,
     ) -> Result<Reply, String> {
         let kept = {
-            let mut idle = lock(&self.idle);
+            let mut idle = self.idle.lock();
             idle.retain(|(_, since)| since.elapsed() < IDLE_TIMEOUT);
             idle.pop()
         };
@@ -409,7 +412,7 @@ impl Server {
                 })
         };
         let asked = asked.await;
-        *lock(&self.down_since) = asked.is_err().then(Instant::now);
+        *self.down_since.lock() = asked.is_err().then(Instant::now);
         asked
     }
 
@@ -454,7 +457,7 @@ impl Server {
                 Reply::Waiting(_) if Instant::now() < until => {}
                 Reply::Waiting(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
                 reply => {
-                    let mut idle = lock(&self.idle);
+                    let mut idle = self.idle.lock();
                     if idle.len() < MAX_REQUESTS {
                         idle.push((stream, Instant::now()));
                     }
@@ -519,11 +522,6 @@ fn shown(message: &str) -> String {
 /// Whether a start can wait for it to pass: somebody enters a code, or a server is back.
 fn may_pass(kind: FailureKind) -> bool {
     matches!(kind, FailureKind::SessionOver | FailureKind::Unavailable)
-}
-
-/// Consistent at every unlock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

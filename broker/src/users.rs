@@ -5,12 +5,13 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 /// The limits of one user.
@@ -136,7 +137,7 @@ impl Users {
 
     /// Returns the user.
     pub fn get(&self, id: &UserId) -> Arc<User> {
-        let mut users = self.by_id();
+        let mut users = self.by_id.lock();
         if users.len() >= MAX_IDLE_USERS && !users.contains_key(id) {
             users.retain(|_, user| user.connections.load(Ordering::Relaxed) > 0);
         }
@@ -151,7 +152,8 @@ impl Users {
     /// A user may have as many connections as are left for all others, so that some are always left.
     pub fn admit(&self, user: &Arc<User>) -> Result<Admitted, usize> {
         let taken: usize = self
-            .by_id()
+            .by_id
+            .lock()
             .values()
             .map(|user| user.connections.load(Ordering::Relaxed))
             .sum();
@@ -166,15 +168,11 @@ impl Users {
 
     /// Returns the number of connections of each user that has some.
     pub fn connections(&self) -> HashMap<UserId, usize> {
-        let users = self.by_id();
+        let users = self.by_id.lock();
         let counts = users
             .iter()
             .map(|(id, user)| (id.clone(), user.connections.load(Ordering::Relaxed)));
         counts.filter(|(_, count)| *count > 0).collect()
-    }
-
-    fn by_id(&self) -> MutexGuard<'_, HashMap<UserId, Arc<User>>> {
-        lock(&self.by_id)
     }
 }
 
@@ -208,24 +206,24 @@ impl User {
 
     /// Counts a KMS call, and returns how long it must wait.
     pub fn pause_before_call(&self) -> Duration {
-        lock(&self.call_rate).take(Instant::now())
+        self.call_rate.lock().take(Instant::now())
     }
 
     /// Counts a call if it need not wait.
     pub fn may_call_now(&self) -> bool {
-        lock(&self.call_rate).try_take(Instant::now())
+        self.call_rate.lock().try_take(Instant::now())
     }
 
     /// Counts the event of a call, and returns whether this user has so many that the call should wait
     /// for a log that is behind.
     pub fn fills_log(&self) -> bool {
-        !lock(&self.events).try_take(Instant::now())
+        !self.events.lock().try_take(Instant::now())
     }
 
     /// Returns whether to log an error of this user: `None` if enough has been logged for now, else the
     /// number of errors that were not logged since the last one.
     pub fn may_log(&self) -> Option<u64> {
-        let mut notices = lock(&self.notices);
+        let mut notices = self.notices.lock();
         if notices.bucket.try_take(Instant::now()) {
             return Some(std::mem::take(&mut notices.suppressed));
         }
@@ -235,7 +233,7 @@ impl User {
 
     /// Returns whether this user uses this protocol version for the first time.
     pub fn is_new_version(&self, version: u8) -> bool {
-        lock(&self.versions).insert(version)
+        self.versions.lock().insert(version)
     }
 }
 
@@ -274,11 +272,6 @@ impl Bucket {
         self.full_at = full_at;
         false
     }
-}
-
-/// The locked data is consistent at every unlock, even after a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -329,7 +322,7 @@ mod tests {
         let user = User::new(UserId::Uid(1));
         let logged = (0..100).filter(|_| user.may_log().is_some()).count();
         assert_eq!(logged, 20);
-        assert_eq!(lock(&user.notices).suppressed, 80);
+        assert_eq!(user.notices.lock().suppressed, 80);
     }
 
     #[test]
@@ -339,7 +332,7 @@ mod tests {
         for uid in 1..10_000 {
             users.get(&UserId::Uid(uid));
         }
-        assert!(users.by_id().len() <= MAX_IDLE_USERS);
-        assert!(users.by_id().contains_key(&UserId::Uid(0)));
+        assert!(users.by_id.lock().len() <= MAX_IDLE_USERS);
+        assert!(users.by_id.lock().contains_key(&UserId::Uid(0)));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use aws_session::{
@@ -13,6 +13,7 @@ use aws_session::{
 };
 use broker_api::CertificateEnd;
 use mutual_tls::{RELOAD_INTERVAL, ServerTls, TlsFilesError, WatchedFiles};
+use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::{sync::watch, time::sleep};
 use tracing::{error, info};
@@ -75,7 +76,7 @@ impl Clients {
     /// Decides whether the host with these certificates is served. The error is the reason.
     pub fn admit(&self, chain: &[CertificateDer<'_>]) -> Result<Admitted, String> {
         let certificate = self.tls.current().verify(chain)?;
-        let clients = Arc::clone(&self.sections().clients);
+        let clients = Arc::clone(&self.sections.lock().clients);
         let mut matching = clients
             .iter()
             .filter(|client| certificate.names.contains(&client.name));
@@ -148,7 +149,7 @@ impl Clients {
         let content = input_file::read(&self.path, MAX_CONFIG_BYTES).ok();
         if content
             .as_ref()
-            .is_some_and(|it| *self.sections().content == **it)
+            .is_some_and(|it| *self.sections.lock().content == **it)
         {
             return false;
         }
@@ -162,7 +163,7 @@ impl Clients {
                     )
                 })
             });
-        let mut sections = self.sections();
+        let mut sections = self.sections.lock();
         match read {
             Ok(config) => {
                 sections.failure = None;
@@ -192,10 +193,5 @@ impl Clients {
                 false
             }
         }
-    }
-
-    /// Consistent at every unlock.
-    fn sections(&self) -> MutexGuard<'_, Sections> {
-        self.sections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

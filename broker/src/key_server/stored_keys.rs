@@ -1,16 +1,13 @@
 //! The keys that the key server gives, each name space by itself: read from the key store, unwrapped by KMS once for all
 //! that ask, and then served from the key cache.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use broker_api::{
     Decrypt, Failure, FailureKind, FindKey, KeyContext, ListKeys, MakeKey, Reply, WaitPolicy,
 };
 use key_files::{WrappedKey, check_value::CheckValue};
+use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use crate::{
@@ -56,14 +53,14 @@ struct Visit<'a> {
 
 impl<'a> Visit<'a> {
     fn begin(keys: &'a Keys, number: (u32, u32)) -> Self {
-        let slot = Arc::clone(lock(keys).entry(number).or_default());
+        let slot = Arc::clone(keys.lock().entry(number).or_default());
         Self { keys, number, slot }
     }
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        let mut keys = lock(self.keys);
+        let mut keys = self.keys.lock();
         // One is ours, and one the map's.
         let is_last = Arc::strong_count(&self.slot) <= 2;
         if is_last && self.slot.try_lock().is_ok_and(|slot| slot.key.is_none()) {
@@ -158,7 +155,7 @@ impl StoredKeys {
     fn space(&self, name: &str) -> Result<Arc<Space>, Failure> {
         let store = self.aws.key_store.as_ref();
         let store = store.ok_or_else(|| invalid("this key server has no key store".into()))?;
-        let mut spaces = lock(&self.spaces);
+        let mut spaces = self.spaces.lock();
         let space = spaces.entry(name.into()).or_insert_with(|| {
             Arc::new(Space {
                 store: store.name_space(name),
@@ -270,11 +267,6 @@ fn without_blob(reply: Reply) -> Reply {
     }
 }
 
-/// Consistent at every unlock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,8 +277,8 @@ mod tests {
         let first = Visit::begin(&keys, (1, 1));
         let second = Visit::begin(&keys, (1, 1));
         drop(first);
-        assert_eq!(lock(&keys).len(), 1);
+        assert_eq!(keys.lock().len(), 1);
         drop(second);
-        assert_eq!(lock(&keys).len(), 0);
+        assert_eq!(keys.lock().len(), 0);
     }
 }
