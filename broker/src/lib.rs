@@ -37,7 +37,6 @@ mod upstream;
 mod users;
 
 use std::{
-    future::pending,
     io,
     os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -56,6 +55,7 @@ use aws_session::{
 };
 use broker_api::FrameError;
 use clap::Parser;
+use futures_util::future::OptionFuture;
 use service::{
     handover::{self, Handover, Started},
     listen_fds, logging,
@@ -417,17 +417,30 @@ impl Prepared {
             .start()
             .map_err(|error| RunError::System("start the thread that gets sessions", error))?;
         let serving = async {
-            let socket = UnixListener::from_std(socket)
-                .map_err(|error| RunError::System("accept connections", error))?;
+            let failed = |error| RunError::System("accept connections", error);
+            let socket = UnixListener::from_std(socket).map_err(failed)?;
+            let overview_socket = overview_listener
+                .as_ref()
+                .map(|listener| listener.acceptor().and_then(UnixListener::from_std))
+                .transpose()
+                .map_err(failed)?;
+            let overview = overview_socket
+                .as_ref()
+                .map(|socket| service.accept(socket, &overview_admission, Scope::Overview));
+            let metrics = metrics.as_ref().map(|it| it.serve(&service, &aws));
+            let hosts = key_server.map(|it| it.serve(Arc::clone(&aws), record, users));
+            // What is not configured ends at once as None, which matches no pattern and is not polled again.
             tokio::select! {
                 ended = lifetime.wait() => {
                     ended.map_err(|error| RunError::System("wait for the end", error))
                 }
                 _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
                 () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
-                ended = serve_overview(&service, overview_listener.as_ref(), &overview_admission) => ended,
-                ended = serve_metrics(&service, &aws, metrics.as_ref()) => ended,
-                served = serve_hosts(key_server, &aws, record, users) => {
+                Some(()) = OptionFuture::from(overview) => Ok(()),
+                Some(Err(error)) = OptionFuture::from(metrics) => {
+                    Err(RunError::System("serve metrics", error))
+                }
+                Some(served) = OptionFuture::from(hosts) => {
                     served.map_err(|error| RunError::System("serve database hosts", error))
                 }
                 () = aws.check_key_store() => Err(RunError::Defect("the check of the key store")),
@@ -447,50 +460,5 @@ impl Prepared {
         runtime.shutdown_timeout(LOG_PATIENCE);
         aws.cache.wipe();
         ended
-    }
-}
-
-async fn serve_hosts(
-    key_server: Option<key_server::Prepared>,
-    aws: &Arc<AwsCalls>,
-    record: Arc<Record>,
-    users: Arc<Users>,
-) -> io::Result<()> {
-    match key_server {
-        Some(key_server) => key_server.serve(Arc::clone(aws), record, users).await,
-        None => pending().await,
-    }
-}
-
-/// Serves the state of the broker on its second socket, if there is one.
-async fn serve_overview(
-    service: &Arc<Service>,
-    listener: Option<&Listener>,
-    admission: &Admission,
-) -> Result<(), RunError> {
-    let failed = |error| RunError::System("accept connections", error);
-    match listener {
-        None => pending().await,
-        Some(listener) => {
-            let socket = listener.acceptor().and_then(UnixListener::from_std);
-            let socket = socket.map_err(failed)?;
-            service.accept(&socket, admission, Scope::Overview).await;
-            Ok(())
-        }
-    }
-}
-
-/// Serves metrics, if they are configured.
-async fn serve_metrics(
-    service: &Arc<Service>,
-    aws: &Arc<AwsCalls>,
-    metrics: Option<&MetricsListener>,
-) -> Result<(), RunError> {
-    match metrics {
-        None => pending().await,
-        Some(metrics) => match metrics.serve(service, aws).await {
-            Ok(never) => match never {},
-            Err(error) => Err(RunError::System("serve metrics", error)),
-        },
     }
 }
