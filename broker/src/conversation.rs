@@ -23,7 +23,7 @@ use crate::{
     aws_calls::{AwsCalls, turn},
     connection::{Connection, Frame},
     overview::{self, Record},
-    peer::{Admission, Peer, Scope},
+    peer::{Peer, Scope},
     upstream::Upstream,
     users::{User, UserId, Users},
 };
@@ -67,19 +67,14 @@ impl Backend {
 }
 
 impl Service {
-    /// Accepts peers as long as it is polled.
-    pub async fn accept(
-        self: &Arc<Self>,
-        socket: &UnixListener,
-        admission: &Admission,
-        scope: Scope,
-    ) {
+    /// Accepts peers as long as it is polled. `gid` is the group that may use the socket, if there is one.
+    pub async fn accept(self: &Arc<Self>, socket: &UnixListener, gid: Option<u32>, scope: Scope) {
         let mut has_failed = false;
         loop {
             match socket.accept().await {
                 Ok((stream, _)) => {
                     has_failed = false;
-                    self.admit(stream, admission, scope);
+                    self.admit(stream, gid, scope);
                 }
                 Err(error) => {
                     if !has_failed {
@@ -92,13 +87,13 @@ impl Service {
         }
     }
 
-    fn admit(self: &Arc<Self>, stream: UnixStream, admission: &Admission, scope: Scope) {
+    fn admit(self: &Arc<Self>, stream: UnixStream, gid: Option<u32>, scope: Scope) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
             Err(error) => return warn!("cannot identify a peer: {error}"),
         };
         let user = self.users.get(&UserId::Uid(peer.uid));
-        if let Err(why) = admission.check(&peer) {
+        if let Err(why) = peer.check(gid) {
             return audit::peer_refused(&user, &peer, &why);
         }
         let admitted = match self.users.admit(&user) {

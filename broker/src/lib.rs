@@ -81,7 +81,7 @@ use lifetime::Lifetime;
 use listener::{Listener, ListenerError};
 use metrics::MetricsListener;
 use overview::{KEPT_EVENTS, Record};
-use peer::{Admission, Scope};
+use peer::Scope;
 use session_manager::{Role, SessionManager};
 use upstream::{Upstream, UpstreamError};
 use users::Users;
@@ -240,7 +240,6 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     let runtime = runtime(false)?;
     let upstream = Box::new(Upstream::new(upstream, config)?);
     let listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
-    let admission = Admission::new(config.broker.socket_gid);
     let status = format!("gets its keys from {}", upstream.names());
     let service = Arc::new(Service {
         backend: Backend::Upstream(upstream),
@@ -265,7 +264,7 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
             ended = lifetime.wait() => {
                 ended.map_err(|error| RunError::System("wait for the end", error))
             }
-            () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
+            () = service.accept(&socket, config.broker.socket_gid, Scope::Keys) => Ok(()),
             () = upstream.watch_files() => Ok(()),
             () = upstream.watch_state() => Ok(()),
         }
@@ -391,8 +390,7 @@ impl Prepared {
             metrics,
         } = self;
         let cache = KeyCache::new(config.broker.key_cache);
-        let admission = Admission::new(config.broker.socket_gid);
-        let overview_admission = Admission::new(config.broker.overview_gid);
+        let (socket_gid, overview_gid) = (config.broker.socket_gid, config.broker.overview_gid);
         let record = Arc::new(Record::new());
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
@@ -426,7 +424,7 @@ impl Prepared {
                 .map_err(failed)?;
             let overview = overview_socket
                 .as_ref()
-                .map(|socket| service.accept(socket, &overview_admission, Scope::Overview));
+                .map(|socket| service.accept(socket, overview_gid, Scope::Overview));
             let metrics = metrics.as_ref().map(|it| it.serve(&service, &aws));
             let hosts = key_server.map(|it| it.serve(Arc::clone(&aws), record, users));
             // What is not configured ends at once as None, which matches no pattern and is not polled again.
@@ -435,7 +433,7 @@ impl Prepared {
                     ended.map_err(|error| RunError::System("wait for the end", error))
                 }
                 _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
-                () = service.accept(&socket, &admission, Scope::Keys) => Ok(()),
+                () = service.accept(&socket, socket_gid, Scope::Keys) => Ok(()),
                 Some(()) = OptionFuture::from(overview) => Ok(()),
                 Some(Err(error)) = OptionFuture::from(metrics) => {
                     Err(RunError::System("serve metrics", error))

@@ -31,17 +31,28 @@ impl Peer {
             groups: peer_groups::of(stream)?,
         })
     }
+
+    /// Checks that it is served: as this user, as root, or as a process of the group `gid`, if there is one. The error
+    /// says who is served.
+    pub fn check(&self, gid: Option<u32>) -> Result<(), String> {
+        let own = geteuid();
+        if self.uid == own.as_raw() || self.uid == 0 {
+            return Ok(());
+        }
+        match gid {
+            Some(gid) if self.gid == gid || self.groups.contains(&gid) => Ok(()),
+            Some(gid) => Err(format!(
+                "only uid {own}, root and processes of group {gid} are served"
+            )),
+            None => Err(format!("only uid {own} and root are served")),
+        }
+    }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "uid {}, pid {}", self.uid, self.pid)
     }
-}
-
-/// Who is served: this user, root, and the processes of a group if one is configured.
-pub(crate) struct Admission {
-    gid: Option<u32>,
 }
 
 /// What a socket serves.
@@ -73,27 +84,6 @@ impl Scope {
     }
 }
 
-impl Admission {
-    pub fn new(gid: Option<u32>) -> Self {
-        Self { gid }
-    }
-
-    /// The error says who is served.
-    pub fn check(&self, peer: &Peer) -> Result<(), String> {
-        let own = geteuid();
-        if peer.uid == own.as_raw() || peer.uid == 0 {
-            return Ok(());
-        }
-        match self.gid {
-            Some(gid) if peer.gid == gid || peer.groups.contains(&gid) => Ok(()),
-            Some(gid) => Err(format!(
-                "only uid {own}, root and processes of group {gid} are served"
-            )),
-            None => Err(format!("only uid {own} and root are served")),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +98,7 @@ mod tests {
         let (one, _other) = UnixStream::pair().unwrap();
         let peer = Peer::of(&one).unwrap();
         assert_eq!(peer.uid, geteuid().as_raw());
-        assert_eq!(Admission::new(None).check(&peer), Ok(()));
+        assert_eq!(peer.check(None), Ok(()));
     }
 
     #[test]
@@ -120,10 +110,10 @@ mod tests {
             pid: 1,
             groups: groups.to_vec(),
         };
-        assert!(Admission::new(None).check(&peer(0, &[])).is_err());
-        let of_group = Admission::new(Some(3000));
-        assert!(of_group.check(&peer(3001, &[3002])).is_err());
-        assert_eq!(of_group.check(&peer(3000, &[])), Ok(()));
-        assert_eq!(of_group.check(&peer(3001, &[3002, 3000])), Ok(()));
+        assert!(peer(0, &[]).check(None).is_err());
+        let group = Some(3000);
+        assert!(peer(3001, &[3002]).check(group).is_err());
+        assert_eq!(peer(3000, &[]).check(group), Ok(()));
+        assert_eq!(peer(3001, &[3002, 3000]).check(group), Ok(()));
     }
 }
