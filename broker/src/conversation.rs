@@ -7,8 +7,8 @@ use std::{
 };
 
 use broker_api::{
-    CertificateEnd, Failure, FailureKind, FrameError, MAX_FRAME_BYTES, PROTOCOL_VERSION, Reply,
-    Request, decode, version1,
+    CertificateEnd, Failure, FailureKind, FrameError, MAX_FRAME_BYTES, MAX_PAGE_EVENTS,
+    PROTOCOL_VERSION, Reply, Request, decode, version1,
 };
 use service::logging;
 use tokio::{
@@ -22,7 +22,7 @@ use crate::{
     audit::{self, Caller},
     aws_calls::{AwsCalls, turn},
     connection::{Connection, Frame},
-    overview::{self, Record},
+    overview::Record,
     peer::{Peer, Scope},
     upstream::Upstream,
     users::{User, UserId, Users},
@@ -180,7 +180,7 @@ impl Service {
     /// Answers a request for what the broker has done.
     fn report(&self, aws: &AwsCalls, request: &Request) -> Reply {
         match request {
-            Request::Events { before } => Reply::Events(overview::events(*before)),
+            Request::Events { before } => Reply::Events(logging::recent(*before, MAX_PAGE_EVENTS)),
             _ => {
                 let connections = self.users.connections();
                 let overview =

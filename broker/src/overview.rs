@@ -7,12 +7,10 @@ use std::{
 
 use aws_session::clock::unix_seconds_now;
 use broker_api::{
-    AuditEvent, CallCount, CertificateEnd, ClientState, Failure, FailureKind, KeyContext,
-    MAX_EVENT_MESSAGE_BYTES, MAX_OVERVIEW_CLIENTS, MAX_OVERVIEW_KEYS, MAX_PAGE_EVENTS, Overview,
-    Reply, Request, ServedKey, SessionState,
+    CallCount, CertificateEnd, ClientState, Failure, FailureKind, KeyContext, MAX_OVERVIEW_CLIENTS,
+    MAX_OVERVIEW_KEYS, Overview, Reply, Request, ServedKey, SessionState,
 };
 use parking_lot::Mutex;
-use service::logging;
 
 use crate::users::UserId;
 
@@ -201,18 +199,6 @@ impl Durations {
     }
 }
 
-/// A page of the kept events of the audit.
-pub(crate) fn events(before: Option<u64>) -> Vec<AuditEvent> {
-    let recent = logging::recent(before, MAX_PAGE_EVENTS);
-    let page = recent.into_iter().map(|event| AuditEvent {
-        number: event.number,
-        unix_seconds: event.unix_seconds,
-        name: event.name,
-        message: beginning(&event.message, MAX_EVENT_MESSAGE_BYTES),
-    });
-    page.collect()
-}
-
 fn operation(request: &Request) -> Option<&'static str> {
     Some(match request {
         Request::Decrypt(_) => "Decrypt",
@@ -276,7 +262,10 @@ fn beginning(text: &str, most_bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use broker_api::{Decrypt, KmsSettings, SessionPhase, encode};
+    use broker_api::{
+        AuditEvent, Decrypt, KmsSettings, MAX_EVENT_MESSAGE_BYTES, MAX_PAGE_EVENTS, SessionPhase,
+        encode,
+    };
     use key_files::PlaintextKey;
 
     use super::*;

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use broker_api::MAX_EVENT_MESSAGE_BYTES;
 use nix::sys::stat::fstat;
 use serde_json::{Map, Value};
 use tracing::{
@@ -67,21 +68,8 @@ static QUEUE: OnceLock<Queue> = OnceLock::new();
 /// The last events of the audit, once [`keep_recent`] was called.
 static RECENT: OnceLock<Mutex<Recent>> = OnceLock::new();
 
-/// An event of the audit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecentEvent {
-    /// Grows with each event.
-    pub number: u64,
-    /// When it was, in seconds since 1970-01-01 UTC.
-    pub unix_seconds: i64,
-    /// Its name.
-    pub name: String,
-    /// Its message: printable and on one line.
-    pub message: String,
-}
-
 struct Recent {
-    events: VecDeque<RecentEvent>,
+    events: VecDeque<broker_api::AuditEvent>,
     most: usize,
     next_number: u64,
 }
@@ -91,17 +79,18 @@ impl Recent {
         if self.events.len() >= self.most {
             self.events.pop_front();
         }
-        self.events.push_back(RecentEvent {
+        let end = message.floor_char_boundary(MAX_EVENT_MESSAGE_BYTES);
+        self.events.push_back(broker_api::AuditEvent {
             number: self.next_number,
             unix_seconds: unix_seconds_now(),
             name: name.into(),
-            message: message.into(),
+            message: message.get(..end).unwrap_or_default().into(),
         });
         self.next_number += 1;
     }
 }
 
-/// Keeps the last `most` events of the audit in memory, from now on.
+/// Keeps the last `most` events of the audit in memory, from now on. Long messages are cut.
 pub fn keep_recent(most: usize) {
     // Fails only if events are kept already.
     let _ = RECENT.set(Mutex::new(Recent {
@@ -112,13 +101,13 @@ pub fn keep_recent(most: usize) {
 }
 
 /// Returns at most `most` of the kept events with a number below `before`, the latest first.
-pub fn recent(before: Option<u64>, most: usize) -> Vec<RecentEvent> {
+pub fn recent(before: Option<u64>, most: usize) -> Vec<broker_api::AuditEvent> {
     let Some(recent) = RECENT.get() else {
         return Vec::new();
     };
     let recent = recent.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_wanted = |event: &&RecentEvent| before.is_none_or(|before| event.number < before);
-    let wanted = recent.events.iter().rev().filter(is_wanted);
+    let events = recent.events.iter().rev();
+    let wanted = events.filter(|event| before.is_none_or(|before| event.number < before));
     wanted.take(most).cloned().collect()
 }
 
@@ -480,6 +469,9 @@ mod tests {
         }
         let numbers: Vec<_> = recent.events.iter().map(|event| event.number).collect();
         assert_eq!(numbers, [2, 3, 4]);
+        recent.add("prompt", &"ü".repeat(1000));
+        let cut = recent.events.back().unwrap().message.len();
+        assert_eq!(cut, MAX_EVENT_MESSAGE_BYTES);
     }
 
     #[test]
