@@ -57,7 +57,7 @@ impl AwsCalls {
         user: &User,
         request: &Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
-        let Some(context) = request.context() else {
+        let Some((_, context)) = request.call() else {
             return Ok(Ok(Reply::Session(self.session_state())));
         };
         if let Err(failure) = check(request) {

@@ -146,7 +146,7 @@ impl Service {
                 _ => continue,
             };
             drop(frame);
-            if request.context().is_some() {
+            if request.call().is_some() {
                 wait_for_room_in_log(&mut connection, user).await?;
             }
             let refusal = refusal.or_else(|| scope.check(&request).err());

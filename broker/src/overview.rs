@@ -84,7 +84,7 @@ impl Record {
         answered: &Result<Reply, Failure>,
         duration: Duration,
     ) {
-        let (Some(operation), Some(context)) = (operation(request), request.context()) else {
+        let Some((operation, context)) = request.call() else {
             return;
         };
         let now = unix_seconds_now();
@@ -197,18 +197,6 @@ impl Durations {
             *count += 1;
         }
     }
-}
-
-fn operation(request: &Request) -> Option<&'static str> {
-    Some(match request {
-        Request::Decrypt(_) => "Decrypt",
-        Request::GenerateDataKey(_) => "GenerateDataKeyWithoutPlaintext",
-        Request::MakeKey(_) => "MakeKey",
-        Request::FindKey(_) => "FindKey",
-        Request::GetKey(_) => "GetKey",
-        Request::ListKeys(_) => "ListKeys",
-        Request::Session | Request::Overview | Request::Events { .. } => return None,
-    })
 }
 
 fn result(answered: &Result<Reply, Failure>) -> &'static str {

@@ -163,7 +163,7 @@ impl Upstream {
         user: &User,
         request: Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
-        let Some(context) = request.context() else {
+        let Some((_, context)) = request.call() else {
             return Ok(Ok(Reply::Session(self.state().await)));
         };
         let until = match context.wait {

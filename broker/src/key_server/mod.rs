@@ -232,7 +232,7 @@ impl KeyServer {
             let answered = match refusal(&admitted.client, self.master_key_id(), &request) {
                 Some(refusal) => {
                     // The audit of calls has only those for a key.
-                    if request.context().is_none() {
+                    if request.call().is_none() {
                         refuse(user, caller, &refusal.message);
                     }
                     Err(refusal)

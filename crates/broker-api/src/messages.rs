@@ -46,17 +46,18 @@ pub enum Request {
 }
 
 impl Request {
-    /// What a call of KMS or of the key store is for; `None` where there is none.
-    pub fn context(&self) -> Option<&KeyContext> {
-        match self {
-            Self::Decrypt(request) => Some(&request.context),
-            Self::GenerateDataKey(request) => Some(&request.context),
-            Self::MakeKey(request) => Some(&request.generate.context),
-            Self::FindKey(request) => Some(&request.context),
-            Self::ListKeys(request) => Some(&request.context),
-            Self::GetKey(request) => Some(&request.context),
-            Self::Session | Self::Overview | Self::Events { .. } => None,
-        }
+    /// The call of KMS or of the key store that this asks for, by its name in logs and metrics, and what it is for;
+    /// `None` where there is none.
+    pub fn call(&self) -> Option<(&'static str, &KeyContext)> {
+        Some(match self {
+            Self::Decrypt(request) => ("Decrypt", &request.context),
+            Self::GenerateDataKey(request) => ("GenerateDataKeyWithoutPlaintext", &request.context),
+            Self::MakeKey(request) => ("MakeKey", &request.generate.context),
+            Self::FindKey(request) => ("FindKey", &request.context),
+            Self::ListKeys(request) => ("ListKeys", &request.context),
+            Self::GetKey(request) => ("GetKey", &request.context),
+            Self::Session | Self::Overview | Self::Events { .. } => return None,
+        })
     }
 }
 
@@ -435,9 +436,12 @@ mod tests {
             key_bytes: 16,
             context,
         });
-        for request in [decrypt, generate] {
-            assert_eq!(request.context(), Some(&context), "{request:?}");
+        for (request, name) in [
+            (decrypt, "Decrypt"),
+            (generate, "GenerateDataKeyWithoutPlaintext"),
+        ] {
+            assert_eq!(request.call(), Some((name, &context)), "{request:?}");
         }
-        assert_eq!(Request::Session.context(), None);
+        assert_eq!(Request::Session.call(), None);
     }
 }

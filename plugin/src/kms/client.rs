@@ -171,18 +171,15 @@ impl KmsClient {
             key_version,
             wait: limits.wait,
         };
-        let (name, request) = match ciphertext_blob.is_empty() {
-            true => ("GetKey", Request::GetKey(GetKey { context })),
-            false => (
-                "Decrypt",
-                Request::Decrypt(Decrypt {
-                    ciphertext_blob,
-                    check_value: check_value.map(CheckValue::to_bytes),
-                    context,
-                }),
-            ),
+        let request = match ciphertext_blob.is_empty() {
+            true => Request::GetKey(GetKey { context }),
+            false => Request::Decrypt(Decrypt {
+                ciphertext_blob,
+                check_value: check_value.map(CheckValue::to_bytes),
+                context,
+            }),
         };
-        match self.call(name, &request, limits)? {
+        match self.call(&request, limits)? {
             Reply::Decrypted {
                 key,
                 master_key_arn,
@@ -212,7 +209,7 @@ impl KmsClient {
                 wait: limits.wait,
             },
         });
-        match self.call("GenerateDataKeyWithoutPlaintext", &request, limits)? {
+        match self.call(&request, limits)? {
             Reply::Generated {
                 ciphertext_blob,
                 master_key_arn,
@@ -253,7 +250,7 @@ impl KmsClient {
                 wait: limits.wait,
             },
         });
-        match self.call("FindKey", &request, limits)? {
+        match self.call(&request, limits)? {
             Reply::Stored { key: None, .. } => Ok(None),
             Reply::Stored { key: Some(key), .. }
                 if is_answer(&key, key_id) && version.is_none_or(|it| it == key.name.version) =>
@@ -285,7 +282,7 @@ impl KmsClient {
             },
             numbering,
         });
-        match self.call("MakeKey", &request, limits)? {
+        match self.call(&request, limits)? {
             Reply::Stored {
                 key: Some(key),
                 is_new,
@@ -305,7 +302,7 @@ impl KmsClient {
                 ..KeyContext::default()
             };
             let request = Request::ListKeys(ListKeys { after, context });
-            let Reply::KeyList { keys, next } = self.call("ListKeys", &request, limits)? else {
+            let Reply::KeyList { keys, next } = self.call(&request, limits)? else {
                 return Err(KmsError::WrongReply);
             };
             listed.extend(keys);
@@ -369,7 +366,8 @@ impl KmsClient {
         }
     }
 
-    fn call(&self, name: &str, request: &Request, limits: &Limits<'_>) -> Result<Reply, KmsError> {
+    fn call(&self, request: &Request, limits: &Limits<'_>) -> Result<Reply, KmsError> {
+        let name = request.call().map_or("", |(name, _)| name);
         let mut pause = FIRST_PAUSE;
         loop {
             match self.call_once(name, request, limits) {
