@@ -113,12 +113,12 @@ impl KeyFile {
         };
         let file = regular_file::open(path).map_err(failed)?;
         let mode = file.metadata().map_err(failed)?.permissions().mode();
-        let content =
-            read_bounded(file)
-                .map_err(failed)?
-                .ok_or_else(|| OfflineFileError::TooLong {
-                    path: path.to_owned(),
-                })?;
+        let content = regular_file::read(file, MAX_FILE_BYTES + 1).map_err(failed)?;
+        if content.len() > MAX_FILE_BYTES {
+            return Err(OfflineFileError::TooLong {
+                path: path.to_owned(),
+            });
+        }
         Ok(Self {
             path: path.to_owned(),
             content,
@@ -180,14 +180,6 @@ impl KeyFile {
         }
         Ok(keys)
     }
-}
-
-fn read_bounded(file: File) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    // Allocated at its maximum length: growing would leave a copy of the secret behind.
-    let mut content = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES + 1));
-    let limit = content.capacity() as u64;
-    file.take(limit).read_to_end(&mut content)?;
-    Ok((content.len() <= MAX_FILE_BYTES).then_some(content))
 }
 
 /// Creates an encrypted key file with mode 0600, and returns once it would survive a power failure. Does not

@@ -1,7 +1,6 @@
 //! The password of an encrypted key file.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -66,38 +65,22 @@ impl Password {
 
     /// Reads a password file. Line breaks at its end are ignored, as in file_key_management.
     pub fn read(path: &Path) -> Result<Self, PasswordError> {
+        const LINE_ENDS: usize = 2;
         let failed = |source| PasswordError::File {
             path: path.to_owned(),
             source,
         };
         let file = regular_file::open(path).map_err(failed)?;
-        let bytes = Self::read_from(file).map_err(failed)?;
+        // One more, which tells that it is too long.
+        let most_bytes = MAX_PASSWORD_BYTES + LINE_ENDS + 1;
+        let mut bytes = regular_file::read(file, most_bytes).map_err(failed)?;
+        while matches!(bytes.last(), Some(b'\r' | b'\n')) {
+            bytes.pop();
+        }
         Self::new(bytes).map_err(|source| PasswordError::InFile {
             path: path.to_owned(),
             source: source.into(),
         })
-    }
-
-    fn read_from(file: File) -> io::Result<Zeroizing<Vec<u8>>> {
-        const LINE_ENDS: usize = 2;
-        let room = MAX_PASSWORD_BYTES + LINE_ENDS + 1;
-        // Allocated at its maximum length: growing would leave a copy of the secret behind.
-        let mut bytes = Zeroizing::new(vec![0; room]);
-        let mut length = 0;
-        let mut file = file;
-        while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
-            match file.read(rest) {
-                Ok(0) => break,
-                Ok(count) => length += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        bytes.truncate(length);
-        while matches!(bytes.last(), Some(b'\r' | b'\n')) {
-            bytes.pop();
-        }
-        Ok(bytes)
     }
 
     /// Returns whether the password spans several lines. Of such a file, openssl uses the first line and
