@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::sys::{
-    signal::{SigSet, Signal, raise},
+    signal::{SigSet, SigmaskHow, Signal, raise},
     signalfd::{SfdFlags, SignalFd},
 };
 
@@ -89,6 +89,17 @@ impl Signals {
         self.release()?;
         Ok(raise(signal)?)
     }
+}
+
+/// Calls `ask`, which prompts for a secret. Ctrl-C ends the program only afterwards: rpassword raises SIGINT while the
+/// echo is off, and the terminal would stay like that.
+pub fn hold_interrupt<T>(ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    let before = interrupt.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let answer = ask();
+    before.thread_set_mask()?;
+    answer
 }
 
 fn is_in(mask: u64, signal: Signal) -> bool {

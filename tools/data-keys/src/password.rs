@@ -6,8 +6,8 @@ use std::{
 };
 
 use clap::Args;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use offline_keys::password::Password;
+use service::signals::hold_interrupt;
 use zeroize::Zeroizing;
 
 use crate::DataKeysError;
@@ -46,24 +46,13 @@ impl PasswordArguments {
     }
 }
 
-/// Prompts. Ctrl-C ends the program only afterwards: rpassword raises SIGINT while the echo is off, and
-/// the terminal would stay like that.
-fn interruptible(ask: impl FnOnce() -> io::Result<String>) -> io::Result<String> {
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    let before = interrupt.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-    let answer = ask();
-    before.thread_set_mask()?;
-    answer
-}
-
 fn ask(prompt: &str) -> Result<Password, DataKeysError> {
     let failed = |error: io::Error| match error.raw_os_error() {
         // The error of opening /dev/tty without a terminal.
         Some(_) => DataKeysError::NoTerminal,
         None => DataKeysError::System("read the password", error),
     };
-    let text = interruptible(|| rpassword::prompt_password(prompt)).map_err(failed)?;
+    let text = hold_interrupt(|| rpassword::prompt_password(prompt)).map_err(failed)?;
     let bytes = Zeroizing::new(text.into_bytes());
     Ok(Password::new(bytes)?)
 }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use zeroize::Zeroizing;
 
 use crate::setup::error::SetupError;
@@ -16,6 +15,7 @@ use aws_session::{
     master_key_id::MasterKeyId,
     region::is_region,
 };
+use service::signals::hold_interrupt;
 
 /// A secret access key has 40 characters.
 const SECRET_LIMIT_BYTES: usize = 1024;
@@ -248,19 +248,11 @@ fn read_standard_input() -> Result<Zeroizing<String>, SetupError> {
     Ok(text)
 }
 
-/// rpassword raises SIGINT for Ctrl-C while the terminal does not echo. The signal is held until the echo is back.
 fn ask_secret() -> Result<Zeroizing<String>, SetupError> {
-    let failed = |error| SetupError::System("read the secret access key", error);
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    let before = interrupt
-        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-        .map_err(|error| failed(error.into()))?;
-    let secret = rpassword::prompt_password("Secret access key (not shown): ");
-    before
-        .thread_set_mask()
-        .map_err(|error| failed(error.into()))?;
-    Ok(Zeroizing::new(secret.map_err(failed)?))
+    let prompt = "Secret access key (not shown): ";
+    let secret = hold_interrupt(|| rpassword::prompt_password(prompt))
+        .map_err(|error| SetupError::System("read the secret access key", error))?;
+    Ok(Zeroizing::new(secret))
 }
 
 fn mfa_device(text: &str) -> Result<String, String> {
