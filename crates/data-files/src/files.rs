@@ -64,6 +64,17 @@ impl Files {
         })
     }
 
+    /// Adds the binary logs that further lists name. A list that does not exist names none.
+    pub fn with_listed(mut self, lists: &[PathBuf], datadir: &Path) -> Self {
+        for list in lists {
+            let list = datadir.join(list);
+            if list.exists() {
+                self.add_listed(list, datadir);
+            }
+        }
+        self
+    }
+
     fn find_with(
         datadir: &Path,
         further: &[PathBuf],
@@ -76,7 +87,8 @@ impl Files {
         }
         for directory in directories.clone() {
             for path in files.entries(&directory) {
-                if path.is_dir() {
+                // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
+                if path.is_dir() && !path.ends_with("lost+found") {
                     files.add_directory(&path, &mut directories);
                 }
             }

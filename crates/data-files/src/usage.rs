@@ -16,24 +16,42 @@ use crate::{
 /// A file that does not tell which key it is encrypted with.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot tell which keys '{}' needs: it {source}", path.display())]
-pub struct Unclear {
+pub struct UnclearFile {
     /// The file.
     pub path: PathBuf,
     /// Why.
     pub source: ScanError,
 }
 
+/// Why it is not known whether a key is in use, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Unclear {
+    /// A file does not tell.
+    #[error("{0}; repair that file or move it out of the data directory")]
+    File(#[from] UnclearFile),
+    /// InnoDB's redo log is somewhere else.
+    #[error("the data directory has tablespaces, but no redo log, which may be encrypted: if innodb_log_group_home_dir is another directory, make a symbolic link '{}' to the ib_logfile0 there until the key is made", .0.display())]
+    NoRedoLog(PathBuf),
+}
+
 /// Looks for a file of the data directory that is encrypted with key `key_id`, while the server runs or
 /// not. `None` if there is none.
+///
+/// `log_lists` are lists of binary logs (`.index`) outside the data directory, or relative to it. Those that do not exist
+/// do not count.
 ///
 /// The cost is one read of 64 KiB at most for each tablespace, and for key 1, which also encrypts redo
 /// log, binary logs and Aria, a small one for every other file and one of each encrypted Aria table up to
 /// its first encrypted page, or its end.
 ///
-/// Errors: a file that may be encrypted with the key, and cannot be read.
-pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
+/// Errors: a file that may be encrypted with the key, and cannot be read or found.
+pub fn find(
+    datadir: &Path,
+    log_lists: &[PathBuf],
+    key_id: u32,
+) -> Result<Option<PathBuf>, Unclear> {
     let files = match key_id {
-        SYSTEM_KEY_ID => Files::find(datadir, &[]),
+        SYSTEM_KEY_ID => Files::find(datadir, &[]).with_listed(log_lists, datadir),
         _ => Files::find_tablespaces(datadir),
     };
     let is_read_below = |path: &PathBuf| {
@@ -45,9 +63,13 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
         .unreadable
         .into_iter()
         .filter(|(path, _)| !is_read_below(path))
-        .map(|(path, source)| Unclear { path, source })
-        .collect::<Vec<_>>();
+        .map(|(path, source)| UnclearFile { path, source }.into())
+        .collect::<Vec<Unclear>>();
     let redo_logs = [files.redo_logs, files.archived_redo_logs].concat();
+    let has_tablespaces = !(files.system_tablespace.is_empty() && files.tablespaces.is_empty());
+    if key_id == SYSTEM_KEY_ID && has_tablespaces && redo_logs.is_empty() {
+        unclear.push(Unclear::NoRedoLog(datadir.join("ib_logfile0")));
+    }
     let mut find = |paths: Vec<PathBuf>, uses: &dyn Fn(&Path) -> Result<bool, ScanError>| {
         paths.into_iter().find(|path| match uses(path) {
             Ok(uses) => uses,
@@ -55,7 +77,7 @@ pub fn find(datadir: &Path, key_id: u32) -> Result<Option<PathBuf>, Unclear> {
             Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => false,
             Err(source) => {
                 let path = path.clone();
-                unclear.push(Unclear { path, source });
+                unclear.push(UnclearFile { path, source }.into());
                 false
             }
         })
@@ -99,9 +121,9 @@ pub struct UnreadableAria {
 pub fn find_unreadable_aria(
     datadir: &Path,
     has_version: Option<&dyn Fn(u32) -> bool>,
-) -> Result<Option<UnreadableAria>, Unclear> {
+) -> Result<Option<UnreadableAria>, UnclearFile> {
     for index in Files::find(datadir, &[]).aria_indexes {
-        let missing = missing_version(&index, has_version).map_err(|source| Unclear {
+        let missing = missing_version(&index, has_version).map_err(|source| UnclearFile {
             path: index.clone(),
             source,
         })?;
@@ -214,7 +236,7 @@ mod tests {
 
     fn found(files: &[(&str, &[u8])], key_id: u32) -> Option<String> {
         let directory = datadir(files);
-        let path = find(directory.path(), key_id).unwrap()?;
+        let path = find(directory.path(), &[], key_id).unwrap()?;
         Some(
             path.strip_prefix(directory.path())
                 .unwrap()
@@ -225,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_tablespace_proves_the_key_that_it_is_encrypted_with_and_no_other() {
-        let encrypted = [("d/t.ibd", table(1, 1))];
+        let encrypted = [("d/t.ibd", table(1, 1)), ("ib_logfile0", Vec::new())];
         let files: Vec<_> = encrypted
             .iter()
             .map(|(name, content)| (*name, content.as_slice()))
@@ -287,6 +309,33 @@ mod tests {
     }
 
     #[test]
+    fn a_redo_log_that_is_not_there_may_need_key_1_and_a_list_elsewhere_names_binary_logs() {
+        let directory = datadir(&[("d/t.ibd", &table(0, 0))]);
+        let error = find(directory.path(), &[], 1).unwrap_err().to_string();
+        assert!(error.contains("innodb_log_group_home_dir"), "{error}");
+        assert!(find(directory.path(), &[], 2).unwrap().is_none());
+
+        let logs = datadir(&[("ib_logfile0", &redo_log_10_8(b"Phys", b"\xfa"))]);
+        let link = directory.path().join("ib_logfile0");
+        std::os::unix::fs::symlink(logs.path().join("ib_logfile0"), link).unwrap();
+        assert!(find(directory.path(), &[], 1).unwrap().is_none());
+
+        let log = logs.path().join("binlog.000001");
+        fs::write(&log, binary_log_file(1)).unwrap();
+        let list = logs.path().join("binlog.index");
+        let find = || find(directory.path(), &[list.clone(), "gone.index".into()], 1).unwrap();
+        assert_eq!(find(), None);
+        fs::write(&list, log.to_str().unwrap()).unwrap();
+        assert_eq!(find().unwrap(), log.canonicalize().unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_fsck_has_made_is_not_looked_into() {
+        let directory = datadir(&[("lost+found/t.ibd", &table(1, 1)), ("d/lost+found", b"")]);
+        assert!(find(directory.path(), &[], 77).unwrap().is_none());
+    }
+
+    #[test]
     fn what_innodb_has_not_written_yet_proves_nothing_and_what_is_damaged_is_named() {
         assert_eq!(found(&[("d/t.ibd", &[0; PAGE_BYTES])], 77), None);
         assert_eq!(found(&[("d/t.ibd", b"")], 77), None);
@@ -299,12 +348,12 @@ mod tests {
         let mut damaged = table(1, 1);
         damaged[24] = 0xff;
         let directory = datadir(&[("d/a.ibd", &damaged), ("d/b.ibd", &table(1, 1))]);
-        let error = find(directory.path(), 78).unwrap_err().to_string();
+        let error = find(directory.path(), &[], 78).unwrap_err().to_string();
         assert!(
             error.contains("a.ibd") && error.contains("first page"),
             "{error}"
         );
-        assert!(find(directory.path(), 77).unwrap().is_some());
+        assert!(find(directory.path(), &[], 77).unwrap().is_some());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A directory in which data keys are kept, and writing small files there so that a crash at any moment
 //! leaves either the whole file or none.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{File, Metadata};
 use std::hash::{BuildHasher, RandomState};
@@ -8,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::dir::Dir;
@@ -34,7 +36,15 @@ const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Directory {
     descriptor: OwnedFd,
     path: PathBuf,
+    /// The turn between the threads of this process. They would not come in order to the lock of the file system, which
+    /// is asked for again and again.
+    threads: Threads,
 }
+
+type Threads = Arc<Mutex<()>>;
+
+/// One for each directory, by device and inode, however often it is opened.
+static THREADS: Mutex<BTreeMap<(u64, u64), Threads>> = Mutex::new(BTreeMap::new());
 
 /// A file of the directory.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +54,10 @@ pub(crate) struct FileName<'a> {
 }
 
 /// The turn at writing, until it is dropped or the process dies.
-pub(crate) struct Turn {
+pub(crate) struct Turn<'a> {
+    /// Released first.
     lock: Option<Flock<OwnedFd>>,
+    _among_threads: MutexGuard<'a, ()>,
 }
 
 /// Who may use a file.
@@ -85,10 +97,16 @@ impl Directory {
                 std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             )
         };
-        match open(to_open, DIRECTORY_FLAGS, Mode::empty()) {
-            Ok(descriptor) => Ok(Self { descriptor, path }),
-            Err(error) => Err(FileError::directory("open", &path, error)),
-        }
+        let failed = |error| FileError::directory("open", &path, error);
+        let descriptor = open(to_open, DIRECTORY_FLAGS, Mode::empty()).map_err(failed)?;
+        let status = fstat(&descriptor).map_err(failed)?;
+        let mut all = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = all.entry((status.st_dev, status.st_ino)).or_default();
+        Ok(Self {
+            threads: Arc::clone(threads),
+            descriptor,
+            path,
+        })
     }
 
     /// The absolute path, for messages.
@@ -164,29 +182,53 @@ impl Directory {
     }
 
     /// Waits for the turn at writing, between threads and between processes.
-    pub fn turn(&self) -> Result<Turn, FileError> {
-        let until = Instant::now() + LOCK_PATIENCE;
+    ///
+    /// Errors: another process does not end its turn.
+    pub fn turn(&self) -> Result<Turn<'_>, FileError> {
+        self.turn_within(LOCK_PATIENCE)
+    }
+
+    fn turn_within(&self, patience: Duration) -> Result<Turn<'_>, FileError> {
+        let mut among_threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = Instant::now() + patience;
         loop {
-            match self.try_turn()? {
-                Some(turn) => return Ok(turn),
-                None if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
-                None => return Err(self.error("lock", Errno::EWOULDBLOCK)),
-            }
+            among_threads = match self.turn_of(among_threads)? {
+                Ok(turn) => return Ok(turn),
+                Err(still) if Instant::now() < until => still,
+                Err(_) => return Err(self.error("lock", Errno::EWOULDBLOCK)),
+            };
+            std::thread::sleep(LOCK_PAUSE);
         }
     }
 
-    /// Takes the turn unless somebody else has it. The directory is opened again for that: threads
-    /// would share a lock on the same open file.
-    pub fn try_turn(&self) -> Result<Option<Turn>, FileError> {
+    /// Takes the turn unless somebody else has it.
+    pub fn try_turn(&self) -> Result<Option<Turn<'_>>, FileError> {
+        match self.threads.try_lock() {
+            Ok(among_threads) => Ok(self.turn_of(among_threads)?.ok()),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(self.turn_of(poisoned.into_inner())?.ok()),
+            Err(TryLockError::WouldBlock) => Ok(None),
+        }
+    }
+
+    /// Takes the turn between processes for the thread that has it in this one. Gives that back if another process has it.
+    fn turn_of<'a>(
+        &self,
+        among_threads: MutexGuard<'a, ()>,
+    ) -> Result<Result<Turn<'a>, MutexGuard<'a, ()>>, FileError> {
+        // Opened again: a lock belongs to the open file.
         let descriptor = self.reopen().map_err(|error| self.error("open", error))?;
-        match Flock::lock(descriptor, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Turn { lock: Some(lock) })),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        let lock = match Flock::lock(descriptor, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Some(lock),
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(Err(among_threads)),
             // Network file systems that cannot lock a directory: temporary names that nobody else has, and
             // a rename that never replaces a file, still keep two processes apart.
-            Err((_, error)) if cannot_lock(error) => Ok(Some(Turn { lock: None })),
-            Err((_, error)) => Err(self.error("lock", error)),
-        }
+            Err((_, error)) if cannot_lock(error) => None,
+            Err((_, error)) => return Err(self.error("lock", error)),
+        };
+        Ok(Ok(Turn {
+            lock,
+            _among_threads: among_threads,
+        }))
     }
 
     /// Locks a file of that name for as long as the process lives, or the lock is kept. `None` where
@@ -465,13 +507,39 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_does_not_come_is_an_error() {
+    fn a_turn_that_another_process_does_not_end_is_an_error() {
+        const PATIENCE: Duration = Duration::from_millis(200);
         let (_temporary, directory) = open();
-        let _turn = directory.turn().unwrap();
+        let flag = FlockArg::LockExclusiveNonblock;
+        let other = Flock::lock(directory.reopen().unwrap(), flag).unwrap();
         assert!(directory.try_turn().unwrap().is_none());
         let start = Instant::now();
-        assert!(directory.turn().is_err());
-        assert!(start.elapsed() >= LOCK_PATIENCE);
+        assert!(directory.turn_within(PATIENCE).is_err());
+        assert!(start.elapsed() >= PATIENCE);
+        drop(other);
+        assert!(directory.try_turn().unwrap().is_some());
+    }
+
+    #[test]
+    fn threads_wait_for_each_other_however_long_it_takes() {
+        const TURN: Duration = Duration::from_millis(20);
+        const PATIENCE: Duration = Duration::from_millis(100);
+        const THREADS: u32 = 32;
+        assert!(TURN * THREADS > 5 * PATIENCE);
+        let (temporary, directory) = open();
+        // As the manifest is in the directory of the key files.
+        let again = Directory::open(temporary.path()).unwrap();
+        let take = |directory: &Directory| {
+            let turn = directory.turn_within(PATIENCE).unwrap();
+            std::thread::sleep(TURN);
+            assert!(turn.lock.is_some());
+        };
+        std::thread::scope(|threads| {
+            for _ in 0..THREADS / 2 {
+                threads.spawn(|| take(&directory));
+                threads.spawn(|| take(&again));
+            }
+        });
     }
 
     #[test]

@@ -132,15 +132,12 @@ impl FileError {
         matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Whether the file or directory could not be written because nothing can be written there.
+    /// Whether the file or directory could not be written because its file system is read-only.
     pub fn is_read_only(&self) -> bool {
         let (Self::File { source, .. } | Self::Directory { source, .. }) = self else {
             return false;
         };
-        matches!(
-            source.kind(),
-            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
-        )
+        source.kind() == io::ErrorKind::ReadOnlyFilesystem
     }
 }
 

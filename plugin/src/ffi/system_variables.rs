@@ -171,11 +171,13 @@ pub unsafe extern "C" fn check_rotate_key(
     guard(1, || {
         let mut number: c_longlong = 0;
         // SAFETY: the server passes its own structure, whose functions plugin.h declares so.
-        let refused = unsafe {
-            ((*value).value_type)(value) != VALUE_TYPE_INT
-                || ((*value).val_int)(value, &mut number) != 0
+        let (refused, is_unsigned) = unsafe {
+            let refused = ((*value).value_type)(value) != VALUE_TYPE_INT
+                || ((*value).val_int)(value, &mut number) != 0;
+            (refused, ((*value).is_unsigned)(value) != 0)
         };
-        if refused {
+        // ~0 is a large number that fills all bits, as -1 does.
+        if refused || (is_unsigned && number < 0) {
             return 1;
         }
         let target = match number {

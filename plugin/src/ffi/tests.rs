@@ -366,6 +366,10 @@ unsafe extern "C" fn number_kind(value: *mut Value) -> c_int {
     unsafe { (*value.cast::<Number>()).kind }
 }
 
+unsafe extern "C" fn number_is_signed(_: *mut Value) -> c_int {
+    0
+}
+
 unsafe extern "C" fn number_of(value: *mut Value, number: *mut c_longlong) -> c_int {
     // SAFETY: the tests pass a Number, whose first field is the Value, and room for the number.
     unsafe { number.write((*value.cast::<Number>()).number) };
@@ -391,7 +395,7 @@ fn set_rotate_key(kind: c_int, number: c_longlong) -> (c_int, c_int) {
             val_str: no_text,
             val_real: no_real,
             val_int: number_of,
-            is_unsigned: number_kind,
+            is_unsigned: number_is_signed,
         },
         kind,
         number,

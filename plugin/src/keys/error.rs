@@ -53,6 +53,16 @@ pub enum KeyError {
     /// The key file, its directory or the manifest.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A key that the manifest does not list, and that would be lost unnoticed.
+    #[error(
+        "{name} encrypts nothing new, because it cannot be added to the list of all keys: {source}"
+    )]
+    NotListed {
+        /// The key version.
+        name: KeyName,
+        /// Why not.
+        source: FileError,
+    },
     /// The key store, or the broker that is asked for it.
     #[error("cannot look up {what}: {source}")]
     KeyStore {
@@ -150,14 +160,14 @@ pub enum KeyError {
         /// The encrypted file.
         proof: PathBuf,
     },
-    /// A file of the server does not show whether the key is new.
+    /// The files of the server do not show whether the key is new.
     #[error(
-        "cannot make the first version of key {id} because the key may have existed before: {source}; repair that file or move it out of the data directory"
+        "cannot make the first version of key {id} because the key may have existed before: {source}"
     )]
     Unclear {
         /// Key id.
         id: u32,
-        /// The file and what is wrong with it.
+        /// Why not, and what to do.
         source: Unclear,
     },
     /// The server's files cannot be searched.

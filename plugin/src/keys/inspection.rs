@@ -224,7 +224,9 @@ mod tests {
         let broker = with_empty_key_server();
         let directory = tempfile::tempdir().unwrap();
         let manager = manager(&broker, directory.path(), dynamic());
-        manager.key_store().unwrap();
+        manager
+            .key_store(&manager.limits_at_start(&|_| false))
+            .unwrap();
         let name = KeyName {
             id: 1,
             version: 1,

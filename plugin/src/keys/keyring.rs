@@ -128,6 +128,17 @@ impl Keyring {
         Some(version.load(Ordering::Acquire))
     }
 
+    /// The latest version of a key, and how it encrypts.
+    pub fn latest_name(&self, id: u32) -> Option<KeyName> {
+        let version = self.latest_version(id)?;
+        let algorithm = self.algorithm(id, version)?;
+        Some(KeyName {
+            id,
+            version,
+            algorithm,
+        })
+    }
+
     /// The ids that have a version in memory.
     pub fn ids(&self) -> Vec<u32> {
         self.latest.iter().map(|(id, _)| id as u32).collect()

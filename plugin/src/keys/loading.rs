@@ -15,11 +15,13 @@ use key_files::manifest::Entry;
 
 use crate::concurrent;
 use crate::keys::error::KeyError;
-use crate::keys::manager::{KeyManager, Program, SYSTEM_IDS, retry_for};
+use crate::keys::manager::{KeyManager, Program, entry_of, retry_for};
 use crate::keys::offline::OfflineError;
 use crate::kms::client::{KmsError, Limits};
+use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
 use crate::server::log;
+use crate::server::symbols::statement_is_killed;
 
 /// Failed calls are retried until no key at all has been decrypted for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,11 +104,14 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
     if known > 0 && manager.keyring.version_count() == 0 && forked.is_empty() {
         return Err(StartError::NoKeyLoaded(known));
     }
+    let may_retry = retry_for(PATIENCE);
     for id in manager.keyring.ids() {
         manager.report_unloaded(id);
-    }
-    if program == Program::Server {
-        replace_ctr(manager);
+        if program == Program::Server
+            && let Some(latest) = manager.keyring.latest_name(id)
+        {
+            manager.replace_ctr(&latest, &manager.limits_at_start(&may_retry));
+        }
     }
     Ok(())
 }
@@ -261,44 +266,6 @@ fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
     Ok(refused)
 }
 
-/// Makes AES_CBC versions of keys that use AES_CTR where that is not safe: of the system keys, as they may be after a
-/// migration from file_key_management, because MariaDB reuses IVs in the redo log, temporary tables and Aria; of keys of
-/// page-compressed tables; and of all keys if there is a key store, because servers that share it encrypt different
-/// pages with the same key.
-fn replace_ctr(manager: &KeyManager) {
-    let is_shared = matches!(manager.key_store(), Ok(Some(_)));
-    let ids = manager.keyring.ids();
-    for id in ids
-        .into_iter()
-        .filter(|&id| is_shared || SYSTEM_IDS.contains(&id) || manager.is_page_compressed(id))
-    {
-        let Some(version) = manager.keyring.latest_version(id) else {
-            continue;
-        };
-        if manager.keyring.algorithm(id, version) != Some(Algorithm::AesCtr) {
-            continue;
-        }
-        let may_retry = retry_for(PATIENCE);
-        match manager.make_next(id, &manager.limits_at_start(&may_retry)) {
-            Ok(name) if SYSTEM_IDS.contains(&id) => log::warning(&format!(
-                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes",
-                name.version
-            )),
-            Ok(name) if manager.is_page_compressed(id) => log::warning(&format!(
-                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for page-compressed tables, which it encrypts",
-                name.version
-            )),
-            Ok(name) => log::warning(&format!(
-                "key {id} now has version {}, which uses AES_CBC, because AES_CTR is not safe for keys of a key store, which servers may share",
-                name.version
-            )),
-            Err(error) => log::error(&format!(
-                "key {id} uses AES_CTR, which is not safe for the system keys, for page-compressed tables and for keys of a key store, and no AES_CBC version could be made: {error}"
-            )),
-        }
-    }
-}
-
 /// The result of loading keys.
 #[derive(Default)]
 struct Loaded {
@@ -316,6 +283,7 @@ fn load_concurrently(
 ) -> Loaded {
     let mut progress = Progress::new(names.len());
     let (last_success, trouble) = (Mutex::new(Instant::now()), Mutex::new(None));
+    let is_killed = AtomicBool::new(false);
     let work = |name: KeyName, is_stopped: &AtomicBool| {
         let may_retry = |error: &KmsError| {
             *lock(&trouble) = Some(error.to_string());
@@ -325,6 +293,7 @@ fn load_concurrently(
         };
         let limits = Limits {
             wait,
+            is_interrupted: &|| is_killed.load(Ordering::Relaxed) || is_interrupted(),
             ..manager.limits_at_start(&may_retry)
         };
         let loaded = load(manager, directory, &name, &limits);
@@ -338,7 +307,10 @@ fn load_concurrently(
     let mut all = Loaded::default();
     let left = concurrent::for_each(names, work, |result| {
         let Some(loaded) = result else {
-            progress.report(lock(&trouble).take());
+            progress.report(|| lock(&trouble).take());
+            // INSTALL SONAME is a statement, but the workers do not belong to it.
+            is_killed.fetch_or(statement_is_killed(), Ordering::Relaxed);
+            progress.should_continue &= !is_killed.load(Ordering::Relaxed);
             return progress.should_continue;
         };
         progress.done += 1;
@@ -377,7 +349,7 @@ fn load(
         .decrypt(directory, name, limits)
         .and_then(|decrypted| {
             manager.publish(name, &decrypted.key)?;
-            Ok(Entry::new(*name, &decrypted.key, &decrypted.master_key_arn))
+            Ok(entry_of(name, &decrypted))
         });
     manager.note_loaded(name, &loaded);
     loaded
@@ -407,12 +379,12 @@ impl Progress {
         }
     }
 
-    /// Reports the progress, and what delays it.
-    fn report(&mut self, trouble: Option<String>) {
+    /// Reports the progress, and what has delayed it since the last report.
+    fn report(&mut self, trouble: impl FnOnce() -> Option<String>) {
         if Instant::now() < self.next_report {
             return;
         }
-        let reason = match trouble {
+        let reason = match trouble() {
             Some(trouble) => format!("; retrying: {trouble}"),
             None if self.done == self.reported => "; waiting for the broker".into(),
             None => String::new(),
@@ -465,7 +437,11 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
                 may_retry: &|_| false,
                 is_interrupted: &|| !wait(Duration::ZERO),
             };
-            match manager.load(&manager.directory, &name, &limits) {
+            // Before the server gets it as the latest version.
+            if manager.keyring.latest_version(name.id) < Some(name.version) {
+                manager.replace_ctr(&name, &limits);
+            }
+            match manager.load(&name, &limits) {
                 Ok(()) => log::note(&format!(
                     "loaded key {}, version {}, which was missing before",
                     name.id, name.version

@@ -5,7 +5,7 @@
 use core::ops::RangeInclusive;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionState, WaitPolicy};
@@ -27,7 +27,7 @@ use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
 use crate::server::log;
 use crate::server::symbols::{
-    is_cluster_node, is_main_thread, server_is_starting, statement_is_killed,
+    is_cluster_node, is_main_thread, log_lists, server_is_starting, statement_is_killed,
 };
 use crate::settings::{GlobalSettings, StartupSettings};
 
@@ -59,8 +59,7 @@ pub struct KeyManager {
     pub(super) dynamic: &'static GlobalSettings,
     pub(super) program: Program,
     backoff: FailureBackoff,
-    /// Key ids that the server must not get until it is restarted, and why.
-    refused: Mutex<BTreeMap<u32, String>>,
+    denied: Mutex<Denied>,
     /// Versions that exist but are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
     server_lock: Mutex<Option<ServerLock>>,
@@ -69,6 +68,17 @@ pub struct KeyManager {
     page_compression: PageCompression,
     /// What the last inspection found.
     pub(super) inspected: Mutex<Inspected>,
+}
+
+/// Keys that the server has asked for in vain. InnoDB remembers that a tablespace has no key, and aborts the server when
+/// it later writes a page there, so a key must not appear afterwards.
+#[derive(Default)]
+struct Denied {
+    /// Key ids that the server does not get until it is restarted, and why.
+    refused: BTreeMap<u32, String>,
+    /// How often the server asked for other key ids. It may have been for a table that was to be made, which then was not.
+    /// Whether a tablespace is encrypted with one, [`KeyManager::publish`] finds out.
+    asked: BTreeMap<u32, u64>,
 }
 
 /// What an inspection of the key files and the key store found, for the status variables.
@@ -108,7 +118,7 @@ impl KeyManager {
             dynamic,
             program,
             backoff: FailureBackoff::default(),
-            refused: Mutex::default(),
+            denied: Mutex::default(),
             unloaded: Mutex::default(),
             server_lock: Mutex::new(server_lock),
             fetched: Mutex::default(),
@@ -131,8 +141,20 @@ impl KeyManager {
     pub fn latest_version(&self, id: u32) -> Result<u32, String> {
         match self.keyring.latest_version(id) {
             Some(version) => Ok(version),
-            None => self.run(KeyRequest { id, version: None }, || self.find_or_make(id)),
+            None => self
+                .run(KeyRequest { id, version: None }, || self.find_or_make(id))
+                .or_else(|reason| self.deny(id).ok_or(reason)),
         }
+    }
+
+    /// Notes that the server does not get a key now. Returns its latest version if it has come into memory in the meantime.
+    fn deny(&self, id: u32) -> Option<u32> {
+        let mut denied = lock(&self.denied);
+        let loaded = self.keyring.latest_version(id);
+        if loaded.is_none() && self.program == Program::Server {
+            *denied.asked.entry(id).or_default() += 1;
+        }
+        loaded
     }
 
     /// Returns a key version. Loads it if it is not in memory. The error is the reason, and has been logged.
@@ -236,7 +258,14 @@ impl KeyManager {
             return Err(self.no_such_version(id, version));
         };
         self.directory.sync()?;
-        self.load(&self.directory, &name, &limits)
+        let loaded = self
+            .decrypt(&self.directory, &name, &limits)
+            .and_then(|decrypted| {
+                self.record_loaded(&[entry_of(&name, &decrypted)]);
+                self.publish(&name, &decrypted.key)
+            });
+        self.note_loaded(&name, &loaded);
+        loaded
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -250,13 +279,12 @@ impl KeyManager {
         if let Some(version) = self.latest_for_server(id, &limits)? {
             return Ok(version);
         }
-        // Not refused until a restart if it cannot be loaded: the server has not been told that it exists.
         if let Some(name) = self.fetch(id, None, &limits)? {
             if name.algorithm == Algorithm::AesCtr && self.program == Program::Server {
                 // Another server encrypts its pages with this one, so this server gets it for reading only.
                 return Ok(self.make_next(id, &limits)?.version);
             }
-            self.load(&self.directory, &name, &limits)
+            self.load(&name, &limits)
                 .map_err(|error| error.for_reading(id))?;
             return Ok(name.version);
         }
@@ -265,17 +293,26 @@ impl KeyManager {
 
     /// Returns the highest version that can be loaded; `None` if no version is known.
     ///
-    /// If versions are known but none can be loaded, the server must not get the key until it is restarted:
-    /// InnoDB remembers that a tablespace has no key, and aborts the server when it later writes a page there.
+    /// If versions are known but none can be loaded, the server does not get the key until it is restarted.
     fn latest_for_server(&self, id: u32, limits: &Limits<'_>) -> Result<Option<u32>, KeyError> {
         let known = self.known_versions(id)?;
-        self.load_highest(&known, limits).or_else(|error| {
-            let loaded = match self.program {
-                Program::Server => self.refuse(id, &error.to_string()),
-                Program::Backup => None,
+        let loaded = self.load_highest(&known, limits).or_else(|error| {
+            let loaded = match (self.program, &error) {
+                // Perhaps made a moment ago, and nothing is encrypted with it.
+                (Program::Server, KeyError::NotListed { .. }) => return Err(error),
+                (Program::Server, _) => self.refuse(id, &error.to_string()),
+                (Program::Backup, _) => None,
             };
             loaded.map(Some).ok_or_else(|| error.for_reading(id))
-        })
+        })?;
+        if self.program == Program::Backup {
+            return Ok(loaded);
+        }
+        let replaced = self
+            .keyring
+            .latest_name(id)
+            .and_then(|latest| self.replace_ctr(&latest, limits));
+        Ok(replaced.or(loaded))
     }
 
     /// Loads the highest version that can be loaded. Returns `None` if no version is known.
@@ -303,7 +340,7 @@ impl KeyManager {
                 .directory
                 .check_conflict(known, name)
                 .map_err(KeyError::from)
-                .and_then(|()| self.load(&self.directory, name, limits));
+                .and_then(|()| self.load(name, limits));
             match loaded {
                 Ok(()) => {
                     self.report_unloaded(name.id);
@@ -377,7 +414,7 @@ impl KeyManager {
     /// Returns a file of the server that is encrypted with a key, if there is one.
     fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
         let datadir = self.manifest.datadir();
-        private_descriptors::run(|| usage::find(datadir, id))
+        private_descriptors::run(|| usage::find(datadir, &log_lists(), id))
             .map_err(|source| KeyError::CannotLook { id, source })?
             .map_err(|source| KeyError::Unclear { id, source })
     }
@@ -430,21 +467,22 @@ impl KeyManager {
     /// Refuses a key to the server until it is restarted. Returns its latest version if it has come into memory in the
     /// meantime, and is not refused.
     pub(super) fn refuse(&self, id: u32, reason: &str) -> Option<u32> {
-        let mut refused = lock(&self.refused);
+        let mut denied = lock(&self.denied);
         let loaded = self.keyring.latest_version(id);
         if loaded.is_none() {
-            refused.entry(id).or_insert_with(|| reason.to_owned());
+            let reason = || reason.to_owned();
+            denied.refused.entry(id).or_insert_with(reason);
         }
         loaded
     }
 
     /// The key ids that the server does not get until it is restarted.
     pub(super) fn refused_ids(&self) -> BTreeSet<u32> {
-        lock(&self.refused).keys().copied().collect()
+        lock(&self.denied).refused.keys().copied().collect()
     }
 
     pub(super) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
-        check_in(&lock(&self.refused), id)
+        check_in(&lock(&self.denied).refused, id)
     }
 
     /// Returns the limits of a KMS call for the running statement or for the start of the server.
@@ -487,19 +525,28 @@ impl KeyManager {
         }
     }
 
-    /// Reads, decrypts, checks and publishes one key file, and adds it to the manifest.
-    pub(super) fn load(
-        &self,
-        directory: &KeyDirectory,
-        name: &KeyName,
-        limits: &Limits<'_>,
-    ) -> Result<(), KeyError> {
-        let loaded = self.decrypt(directory, name, limits).and_then(|decrypted| {
-            self.record_loaded(&[Entry::new(*name, &decrypted.key, &decrypted.master_key_arn)]);
-            self.publish(name, &decrypted.key)
-        });
+    /// Reads, decrypts, checks and publishes a key version that may become the latest, once the manifest lists it.
+    pub(super) fn load(&self, name: &KeyName, limits: &Limits<'_>) -> Result<(), KeyError> {
+        let loaded = self
+            .decrypt(&self.directory, name, limits)
+            .and_then(|decrypted| {
+                self.list(entry_of(name, &decrypted))?;
+                self.publish(name, &decrypted.key)
+            });
         self.note_loaded(name, &loaded);
         loaded
+    }
+
+    /// Adds a key to the manifest, if anything can be written there.
+    fn list(&self, entry: Entry) -> Result<(), KeyError> {
+        let name = entry.name;
+        match self.program {
+            Program::Backup => Ok(()),
+            Program::Server => match self.manifest.record(&[entry]) {
+                Err(source) if !source.is_read_only() => Err(KeyError::NotListed { name, source }),
+                _ => Ok(()),
+            },
+        }
     }
 
     /// Records whether a version that exists is in memory.
@@ -622,7 +669,7 @@ impl KeyManager {
             let path = path.to_owned();
             return Err(KeyError::OnlyRead { path });
         }
-        let key_store = self.key_store()?;
+        let key_store = self.key_store(limits)?;
         let master_key_id = self.dynamic.master_key_id();
         // A key server chooses the master key.
         if master_key_id.is_empty() && !self.kms.has_key_server() {
@@ -724,19 +771,46 @@ impl KeyManager {
 
     /// Puts a key into memory, unless it is refused to the server.
     pub(super) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
-        let refused = lock(&self.refused);
-        check_in(&refused, name.id)?;
+        let denied = self.settle(name.id);
+        check_in(&denied.refused, name.id)?;
         let lock_failure = self
             .keyring
             .add(*name, key.expose())
             .map_err(KeyError::Memory)?;
-        drop(refused);
+        drop(denied);
         if let Some(reason) = lock_failure {
             log::warning(&format!(
                 "keys in memory may be swapped to disk, dumped or inherited by a forked process: {reason}. If memory cannot be locked, raise its limit (LimitMEMLOCK= of the service, ulimit -l)"
             ));
         }
         Ok(())
+    }
+
+    /// Refuses a key that the server has asked for in vain if a file is encrypted with it, since it may have been for that
+    /// file.
+    fn settle(&self, id: u32) -> MutexGuard<'_, Denied> {
+        let mut looked_after = None;
+        loop {
+            let mut denied = lock(&self.denied);
+            let asked = denied.asked.get(&id).copied();
+            if asked == looked_after {
+                denied.asked.remove(&id);
+                return denied;
+            }
+            drop(denied);
+            let reason = match self.find_data(id) {
+                Ok(None) => None,
+                Ok(Some(proof)) => Some(format!(
+                    "there was no such key when the server asked for it, and '{}' is encrypted with it",
+                    proof.display()
+                )),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(reason) = reason {
+                self.refuse(id, &reason);
+            }
+            looked_after = asked;
+        }
     }
 
     /// Returns the versions that exist but are not in memory, in order, with the reasons.
@@ -773,6 +847,10 @@ fn check_in(refused: &BTreeMap<u32, String>, id: u32) -> Result<(), KeyError> {
             reason: reason.clone(),
         }),
     }
+}
+
+pub(super) fn entry_of(name: &KeyName, key: &Unwrapped) -> Entry {
+    Entry::new(*name, &key.key, &key.master_key_arn)
 }
 
 fn check_number(number: u32) -> Result<(), KeyError> {

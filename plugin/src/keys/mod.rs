@@ -12,3 +12,4 @@ pub mod page_compression;
 mod private_descriptors;
 pub mod rotation;
 mod stored;
+mod unsafe_ctr;

@@ -83,7 +83,7 @@ fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
         if statement_is_killed() {
             why_stopped = Some("the statement was killed");
         } else if Instant::now() >= end {
-            why_stopped = Some("KMS takes too long; repeat the statement");
+            why_stopped = Some("KMS or the disk takes too long; repeat the statement");
         }
         why_stopped.is_none()
     });

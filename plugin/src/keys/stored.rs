@@ -39,14 +39,16 @@ pub struct Comparison {
 
 impl KeyManager {
     /// Where the key store is, if there is one.
-    pub(super) fn key_store(&self) -> Result<Option<String>, KeyError> {
+    pub(super) fn key_store(&self, limits: &Limits<'_>) -> Result<Option<String>, KeyError> {
         if self.offline_keys().is_some() {
             return Ok(None);
         }
-        self.kms.key_store().map_err(|source| KeyError::KeyStore {
-            what: "keys".into(),
-            source,
-        })
+        self.kms
+            .key_store(limits)
+            .map_err(|source| KeyError::KeyStore {
+                what: "keys".into(),
+                source,
+            })
     }
 
     /// Fetches a version of a key, or its highest version, from the key store, into memory.
@@ -58,7 +60,7 @@ impl KeyManager {
         version: Option<u32>,
         limits: &Limits<'_>,
     ) -> Result<Option<KeyName>, KeyError> {
-        match self.key_store()? {
+        match self.key_store(limits)? {
             Some(key_store) => self.fetch_from(&key_store, id, version, limits),
             None => Ok(None),
         }
@@ -124,7 +126,7 @@ impl KeyManager {
                 };
                 return self.make_in_key_store(key_store, master_key_id, id, next, limits);
             }
-            self.load(&self.directory, &name, limits)?;
+            self.load(&name, limits)?;
             return Ok(name);
         }
         let decrypted = self
@@ -249,7 +251,8 @@ impl KeyManager {
         if missing.is_empty() {
             return Ok(());
         }
-        let Some(key_store) = self.key_store()? else {
+        let limits = self.limits_at_start(&|_| false);
+        let Some(key_store) = self.key_store(&limits)? else {
             return Ok(());
         };
         let (old, new): (Vec<_>, Vec<_>) = missing
@@ -269,7 +272,8 @@ impl KeyManager {
                 "the keys here were not compared with the key store: {error}"
             ));
         };
-        let key_store = match self.key_store() {
+        let limits = list_limits(&is_interrupted);
+        let key_store = match self.key_store(&limits) {
             Ok(Some(key_store)) => key_store,
             Ok(None) => return comparison,
             Err(error) => {
@@ -277,7 +281,7 @@ impl KeyManager {
                 return comparison;
             }
         };
-        let listed = match self.kms.list_keys(&list_limits(&is_interrupted)) {
+        let listed = match self.kms.list_keys(&limits) {
             Ok(listed) => listed,
             Err(error) => {
                 not_compared(&error);

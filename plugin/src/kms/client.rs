@@ -224,8 +224,8 @@ impl KmsClient {
 
     /// Where the broker's key store is; `None` if it has none. Asks each time: the broker may have been
     /// restarted with another configuration.
-    pub fn key_store(&self) -> Result<Option<String>, KmsError> {
-        let state = self.session_within(self.call_patience())?;
+    pub fn key_store(&self, limits: &Limits<'_>) -> Result<Option<String>, KmsError> {
+        let state = self.session_within(self.patience(limits))?;
         Ok(state.key_store)
     }
 
@@ -330,13 +330,13 @@ impl KmsClient {
     /// Asks the broker for the state of its session, without a call to KMS. Times out soon, because SHOW
     /// STATUS must not hang.
     pub fn session(&self) -> Result<SessionState, KmsError> {
-        self.session_within(STATUS_PATIENCE)
+        self.session_within(STATUS_PATIENCE.into())
     }
 
     /// Checks that a broker answers and understands this plugin. Warns about variables that differ from the
     /// broker's configuration.
     pub fn check_broker(&self) -> Result<(), KmsError> {
-        let state = self.session_within(self.call_patience())?;
+        let state = self.session_within(self.call_patience().into())?;
         for warning in without_effect(&self.settings, &state.kms) {
             log::warning(&warning);
         }
@@ -349,8 +349,19 @@ impl KmsClient {
         Duration::from_millis(milliseconds).saturating_add(BROKER_MARGIN)
     }
 
-    fn session_within(&self, patience: Duration) -> Result<SessionState, KmsError> {
-        match self.ask(&Request::Session, patience.into())? {
+    fn patience<'a>(&self, limits: &Limits<'a>) -> Patience<'a> {
+        Patience {
+            silence: self.call_patience(),
+            deadline: limits.deadline,
+            is_interrupted: limits.is_interrupted,
+        }
+    }
+
+    fn session_within(&self, patience: Patience<'_>) -> Result<SessionState, KmsError> {
+        match self
+            .ask(&Request::Session, patience)
+            .map_err(no_answer("Session"))?
+        {
             Reply::Session(state) => {
                 self.has_key_server
                     .store(state.has_key_server, Ordering::Relaxed);
@@ -399,10 +410,7 @@ impl KmsClient {
             Ok(Reply::Failed(failure)) => Err(KmsError::Failed(failure)),
             Ok(Reply::Waiting(waiting)) => Err(KmsError::Interrupted(waiting.message)),
             Ok(reply) => Ok(reply),
-            Err(ClientError::Interrupted) => Err(KmsError::Interrupted(format!(
-                "no answer from KMS to {name} so far"
-            ))),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(no_answer(name)(error)),
         };
         if let Err(KmsError::Broker(ClientError::TimedOut { .. })) = &result {
             // The broker may have been restarted with a different time limit. If it does not answer, the
@@ -432,12 +440,7 @@ impl KmsClient {
     ) -> Result<Reply, ClientError> {
         let mut gone_since: Option<Instant> = None;
         loop {
-            let patience = Patience {
-                silence: self.call_patience(),
-                deadline: limits.deadline,
-                is_interrupted: limits.is_interrupted,
-            };
-            let error = match self.ask(request, patience) {
+            let error = match self.ask(request, self.patience(limits)) {
                 Err(error) if error.is_absence() && self.waits.is_start_waiting() => error,
                 answered => return answered,
             };
@@ -471,6 +474,13 @@ impl KmsClient {
                 _ => log::note(&text()),
             }
         }
+    }
+}
+
+fn no_answer(name: &str) -> impl Fn(ClientError) -> KmsError {
+    move |error| match error {
+        ClientError::Interrupted => KmsError::Interrupted(format!("no answer to {name} so far")),
+        error => error.into(),
     }
 }
 

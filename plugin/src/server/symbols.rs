@@ -33,7 +33,7 @@ fn find(name: &CStr) -> *mut c_void {
 }
 
 /// What the plugin looks up in every server, and what it does without.
-const LOOKED_UP: [(&CStr, &str); 5] = [
+const LOOKED_UP: [(&CStr, &str); 7] = [
     (c"my_printf_error", "messages go to standard error only"),
     (c"_current_thd", "errors go to the error log only"),
     (
@@ -43,6 +43,14 @@ const LOOKED_UP: [(&CStr, &str); 5] = [
     (
         c"mysqld_server_started",
         "the plugin does not wait for a session while the server starts",
+    ),
+    (
+        c"opt_bin_logname",
+        "binary logs outside the data directory do not prove that key 1 is lost",
+    ),
+    (
+        c"opt_relay_logname",
+        "relay logs outside the data directory do not prove that key 1 is lost",
     ),
     (
         c"wsrep_provider",
@@ -122,6 +130,27 @@ pub fn is_cluster_node() -> bool {
     // SAFETY: it is null or NUL-terminated, and set from the options before any plugin is loaded.
     let provider = provider.and_then(|provider| unsafe { text_of(&provider) });
     provider.is_some_and(|provider| !provider.is_empty() && provider != c"none")
+}
+
+/// The lists of binary logs and relay logs that the options place somewhere, which may be relative to the data directory.
+/// Empty if the program does not say.
+pub fn log_lists() -> Vec<PathBuf> {
+    let path = |name| {
+        let variable: *const *const c_char = find(name).cast_const().cast();
+        // SAFETY: in a MariaDB program, this is a `char *` that is null or NUL-terminated. It is set from the options
+        // before plugins are loaded, and what it points to lives as long as the program.
+        let path = unsafe { text_of(variable) };
+        path.filter(|path| !path.is_empty())
+            .map(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())))
+    };
+    let list = |(index, logs)| path(index).or_else(|| Some(path(logs)?.with_extension("index")));
+    [
+        (c"opt_binlog_index_name", c"opt_bin_logname"),
+        (c"opt_relaylog_index_name", c"opt_relay_logname"),
+    ]
+    .into_iter()
+    .filter_map(list)
+    .collect()
 }
 
 /// # Safety

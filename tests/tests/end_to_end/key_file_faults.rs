@@ -221,6 +221,51 @@ fn without_the_servers_own_key_the_start_fails_with_the_files_name() {
     database.stop(&mut wrapper.process);
 }
 
+#[test]
+fn keys_are_made_beside_a_directory_of_fsck_that_the_server_cannot_read() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene).options(&["--innodb-encrypt-log=ON"]);
+    let of_fsck = database.datadir.join("lost+found");
+    fs::create_dir(&of_fsck).unwrap();
+    fs::set_permissions(&of_fsck, PermissionsExt::from_mode(0o700)).unwrap();
+    let mut wrapper = start(&scene, &database);
+    database.sql(&format!("CREATE DATABASE d; {}", create(10)));
+    database.stop(&mut wrapper.process);
+    // The control: another directory may be a database.
+    let of_root = database.datadir.join("other");
+    fs::rename(&of_fsck, &of_root).unwrap();
+    let mut wrapper = start(&scene, &database);
+    let error = database.sql_error(&create(11));
+    assert!(error.contains(of_root.to_str().unwrap()), "{error}");
+    database.stop(&mut wrapper.process);
+}
+
+#[test]
+fn a_key_that_cannot_be_listed_encrypts_nothing_however_often_it_is_asked_for() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let mut wrapper = start(&scene, &database);
+    database.sql("CREATE DATABASE d");
+    // A sticky directory of somebody else keeps the server from replacing what is not its own.
+    let manifest = database.datadir.join("aws-kms-keys.list");
+    let give = |owner| {
+        chown(&manifest, Some(owner), None).unwrap();
+        chown(&database.datadir, Some(owner), None).unwrap();
+    };
+    fs::set_permissions(&manifest, PermissionsExt::from_mode(0o644)).unwrap();
+    fs::set_permissions(&database.datadir, PermissionsExt::from_mode(0o1777)).unwrap();
+    give(0);
+    for _ in 0..2 {
+        let error = database.sql_error(&create(20));
+        assert!(error.contains(manifest.to_str().unwrap()), "{error}");
+    }
+    give(NOBODY);
+    database.sql(&create(20));
+    let listed = fs::read_to_string(&manifest).unwrap();
+    assert!(listed.contains("20 1 "), "{listed}");
+    database.stop(&mut wrapper.process);
+}
+
 /// A small file system of its own, until dropped.
 struct Disk(PathBuf);
 

@@ -12,7 +12,10 @@ use end_to_end_tests::{
     Database, LocalAws, Process, Scene, Wrapper, inspection::listener, try_sql, wait_until,
     write_fifo,
 };
-use nix::sys::signal::{Signal::SIGKILL, kill};
+use nix::sys::signal::{
+    Signal::{SIGCONT, SIGKILL, SIGSTOP},
+    kill,
+};
 
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=10";
 /// How long a failed key is not tried again at first, as the plugin has it.
@@ -159,10 +162,14 @@ fn a_start_outlasts_a_kms_that_throttles() {
     server.database.stop(&mut server.wrapper.process);
     scene
         .aws
-        .fault("--operation Decrypt --kind throttle --count 10");
+        .fault("--operation Decrypt --kind throttle --count 16");
     let wrapper = scene.start_database(&server.database);
-    assert!(!wrapper.process.output().contains("[ERROR]"));
-    assert_eq!(server.database.status("kms_retries"), "10");
+    let log = wrapper.process.output();
+    assert!(!log.contains("[ERROR]"), "{log}");
+    // Longer than the interval of the progress, which says what it waits for.
+    assert!(log.contains("data keys; retrying: "), "{log}");
+    assert!(log.contains("ThrottlingException"), "{log}");
+    assert_eq!(server.database.status("kms_retries"), "16");
     server.check_serves();
 }
 
@@ -282,7 +289,7 @@ fn a_rotation_of_a_thousand_keys_ends_in_time_even_if_kms_swallows_every_call() 
         rotation.join().unwrap()
     });
     assert_bounded("the rotation", start);
-    let reason = " were not rotated: KMS takes too long; repeat the statement";
+    let reason = " were not rotated: KMS or the disk takes too long; repeat the statement";
     assert!(warning.contains(reason), "{warning}");
     // The broker asks KMS for 64 at a time, in rounds of ten seconds.
     let entries = server.wrapper.process.output().matches("rotated:").count();
@@ -331,6 +338,32 @@ fn a_start_with_a_thousand_keys_ends_in_time_even_if_kms_swallows_every_call() {
     );
     let errors = log.matches("[ERROR]").count();
     assert!(errors < 100, "{errors} errors in\n{log}");
+}
+
+#[test]
+fn kill_ends_a_statement_that_waits_for_a_silent_broker() {
+    const TIME_LIMIT: Duration = Duration::from_secs(60);
+    let scene = Scene::new().with_broker().line(&format!(
+        "request_timeout_seconds = {}",
+        TIME_LIMIT.as_secs()
+    ));
+    let server = Server::start(&scene);
+    let database = &server.database;
+    let broker = listener(&scene.configuration.broker_socket);
+    kill(broker, SIGSTOP).unwrap();
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let statement = scope.spawn(|| database.sql_error(&create(20)));
+        let query = "SELECT id FROM information_schema.processlist
+            WHERE info LIKE 'CREATE TABLE d.t20%' AND time_ms > 500";
+        wait_until("the statement", || !database.sql(query).is_empty());
+        database.sql(&format!("KILL QUERY {}", database.sql(query)));
+        let error = statement.join().unwrap();
+        assert!(error.contains("the statement was killed or"), "{error}");
+    });
+    assert!(start.elapsed() < TIME_LIMIT, "{:?}", start.elapsed());
+    kill(broker, SIGCONT).unwrap();
+    server.check_serves();
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use end_to_end_tests::{Database, Process, Sandbox, Scene, dist, run_client, wait_until};
+use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 const MANIFEST: &str = "aws-kms-keys.list";
 /// Pages reach the disk as soon as they have changed.
@@ -19,7 +20,7 @@ const FLUSH: &str =
 /// A server beside a broker, whose tables are opened by nothing but the statements of the test.
 struct Server {
     scene: Scene,
-    _broker: Process,
+    broker: Process,
     database: Database,
 }
 
@@ -29,12 +30,15 @@ impl Server {
     }
 
     fn with(options: &[&str]) -> Self {
-        let scene = Scene::new().with_broker();
+        Self::beside(Scene::new().with_broker(), options)
+    }
+
+    fn beside(scene: Scene, options: &[&str]) -> Self {
         let broker = scene.start_broker();
         let database = Self::database(&scene, &scene.sandbox, options);
         Self {
             scene,
-            _broker: broker,
+            broker,
             database,
         }
     }
@@ -50,6 +54,11 @@ impl Server {
                 "--innodb-stats-persistent=OFF",
             ])
             .options(options)
+    }
+
+    fn without_encrypted_tables(mut self) -> Self {
+        self.database = self.database.options(&["--innodb-encrypt-tables=OFF"]);
+        self
     }
 
     /// Another server that uses the same broker.
@@ -355,6 +364,100 @@ fn a_key_that_comes_back_while_the_server_runs_ends_no_server() {
     database.sql("INSERT INTO d.t10 VALUES (11)");
     assert_eq!(database.sql("SELECT SUM(i) FROM d.t10"), "21");
     database.stop(&mut process);
+}
+
+/// Nothing is known of the key when InnoDB asks for it, and it comes back before InnoDB reads the table.
+#[test]
+fn nor_does_one_of_which_nothing_was_known_when_its_table_was_opened() {
+    let scene = Scene::new()
+        .with_broker()
+        .line("request_timeout_seconds = 5");
+    let server = Server::beside(scene, &[]);
+    let database = &server.database;
+    server.run(&format!("CREATE DATABASE d; {}", create(10)));
+    let (file, away) = (server.key_file(10, 1), server.scene.sandbox.path("away"));
+    fs::rename(&file, &away).unwrap();
+    fs::remove_file(database.datadir.join(MANIFEST)).unwrap();
+    let mut process = database.start();
+    let select = "SELECT * FROM d.t10";
+    std::thread::scope(|scope| {
+        // It is asked whether there is a key store.
+        server.broker.signal(SIGSTOP);
+        let first = scope.spawn(|| database.sql_error(select));
+        let waits = "SELECT id FROM information_schema.processlist
+            WHERE info LIKE 'SELECT * FROM d.%' AND time_ms > 1000";
+        wait_until("the statement", || !database.sql(waits).is_empty());
+        fs::rename(&away, &file).unwrap();
+        process.wait_for("cannot look up keys: ");
+        server.broker.signal(SIGCONT);
+        first.join().unwrap();
+    });
+    process.wait_for("only after a restart");
+    database.sql_error("INSERT INTO d.t10 VALUES (1)");
+    let error = database.sql_error("CREATE TABLE d.new (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10");
+    assert!(error.contains("only after a restart"), "{error}");
+    database.sql(&format!(
+        "{FLUSH}; {}; FLUSH TABLES d.t11 FOR EXPORT; UNLOCK TABLES",
+        create(11)
+    ));
+    database.stop(&mut process);
+    let mut process = database.start();
+    assert_eq!(database.sql(select), "10");
+    database.stop(&mut process);
+}
+
+#[test]
+fn a_redo_log_or_binary_logs_elsewhere_keep_the_servers_own_key_from_being_made_again() {
+    for (directory_of, options) in [
+        (
+            "--innodb-log-group-home-dir=",
+            &["--innodb-encrypt-log=ON"][..],
+        ),
+        ("--log-bin=", &["--encrypt-binlog=ON"]),
+    ] {
+        let scene = Scene::new().with_broker();
+        let logs = scene.sandbox.directory("logs");
+        let is_redo_log = directory_of.contains("innodb");
+        let place = match is_redo_log {
+            true => logs.clone(),
+            false => logs.join("bin"),
+        };
+        let place = format!("{directory_of}{}", place.display());
+        let server = Server::beside(scene, &[&[place.as_str()], options].concat())
+            .without_encrypted_tables();
+        let datadir = &server.database.datadir;
+        if is_redo_log {
+            // A new server whose log is elsewhere: it tells once where.
+            fs::rename(datadir.join("ib_logfile0"), logs.join("ib_logfile0")).unwrap();
+            let mut process = Process::start(&mut server.database.command());
+            let (status, log) = process.finish();
+            assert!(!status.success(), "{log}");
+            assert!(log.contains("make a symbolic link"), "{log}");
+            std::os::unix::fs::symlink(logs.join("ib_logfile0"), datadir.join("ib_logfile0"))
+                .unwrap();
+        }
+        let process = server.database.start();
+        server
+            .database
+            .sql("CREATE DATABASE d; CREATE TABLE d.clear (i INT); INSERT INTO d.clear VALUES (1)");
+        process.signal(SIGKILL);
+        drop(process);
+        if is_redo_log {
+            fs::remove_file(datadir.join("ib_logfile0")).unwrap();
+        }
+        let file = server.key_file(1, 1);
+        let away = server.scene.sandbox.path("away");
+        fs::rename(&file, &away).unwrap();
+        fs::remove_file(datadir.join(MANIFEST)).unwrap();
+        let mut process = Process::start(&mut server.database.command());
+        let (_, log) = process.finish();
+        assert!(!file.exists(), "{log}");
+        assert!(log.contains("key 1"), "{log}");
+        fs::rename(&away, &file).unwrap();
+        let mut process = server.database.start();
+        assert_eq!(server.database.sql("SELECT * FROM d.clear"), "1");
+        server.database.stop(&mut process);
+    }
 }
 
 #[test]

@@ -138,6 +138,46 @@ fn keys_that_a_stopped_start_has_not_tried_are_known_and_loaded_later() {
     assert_eq!(manager.keyring.version_count() as usize, names.len());
 }
 
+/// KMS refuses the wrapped key of `unavailable` until the counter is no longer 0.
+fn without(unavailable: &'static [u8], counter: &Arc<AtomicUsize>) -> TestBroker {
+    let counter = Arc::clone(counter);
+    TestBroker::new(move |request| match &request {
+        Request::Decrypt(decrypt)
+            if decrypt.ciphertext_blob == wrapped(unavailable)
+                && counter.load(Ordering::SeqCst) == 0 =>
+        {
+            failure(FailureKind::AccessDenied, "not yet")
+        }
+        _ => honest_answer(request),
+    })
+}
+
+#[test]
+fn a_key_with_ctr_that_is_not_safe_and_is_loaded_late_gets_a_cbc_version_all_the_same() {
+    // Nothing else of key 2 is there, so the server asks for it again.
+    let counter = Arc::default();
+    let directory = key_files(&["1.1", "2.2.ctr"]);
+    let (manager, result) = load(&without(&[1; 16], &counter), &directory);
+    result.unwrap();
+    assert_eq!(manager.keyring.latest_version(2), None);
+    counter.store(1, Ordering::SeqCst);
+    assert_eq!(manager.latest_version(2), Ok(3));
+    assert_eq!(manager.keyring.algorithm(2, 3), Some(Algorithm::AesCbc));
+    assert!(manager.keyring.contains(2, 2));
+
+    // An older version is, so it comes in the background.
+    let counter = Arc::default();
+    let directory = key_files(&["1.1", "1.2.ctr"]);
+    let (manager, result) = load(&without(&[1; 16], &counter), &directory);
+    result.unwrap();
+    assert_eq!(manager.latest_version(1), Ok(1));
+    counter.store(1, Ordering::SeqCst);
+    load_the_rest(&manager, |_| true);
+    assert_eq!(manager.latest_version(1), Ok(3));
+    assert_eq!(manager.keyring.algorithm(1, 3), Some(Algorithm::AesCbc));
+    assert!(manager.keyring.contains(1, 2));
+}
+
 #[test]
 fn every_loaded_key_is_in_the_manifest() {
     let directory = key_files(&["1.1", "3.2.ctr"]);

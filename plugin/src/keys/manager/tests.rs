@@ -326,7 +326,9 @@ fn a_ctr_key_of_another_server_does_not_encrypt_here_if_no_version_of_its_own_ca
 fn a_version_that_a_key_server_does_not_have_is_not_looked_for_in_a_backup_of_key_files() {
     let (broker, directory) = (with_empty_key_server(), directory());
     let manager = manager(&broker, directory.path(), dynamic());
-    manager.key_store().unwrap();
+    manager
+        .key_store(&manager.limits_at_start(&|_| false))
+        .unwrap();
     let reason = manager.ensure_loaded(1, 7).unwrap_err();
     assert!(
         reason.contains("the key server has no version 7 of key 1 for this host"),
