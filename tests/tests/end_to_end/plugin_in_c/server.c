@@ -108,6 +108,7 @@ static void set_choice(const char *name, unsigned long index) {
 struct right_side {
   struct st_mysql_value value;
   long long number;
+  int is_unsigned;
 };
 
 static int value_type(struct st_mysql_value *value) { return MYSQL_VALUE_TYPE_INT; }
@@ -117,12 +118,24 @@ static int value_integer(struct st_mysql_value *value, long long *number) {
   return 0;
 }
 
+static int value_is_unsigned(struct st_mysql_value *value) {
+  return ((struct right_side *)value)->is_unsigned;
+}
+
+/* Returns whether the number is refused. */
+static int rotate_checks(double *save, long long number, int is_unsigned) {
+  struct right_side right = {
+      {.value_type = value_type, .val_int = value_integer, .is_unsigned = value_is_unsigned}, number, is_unsigned};
+  integer_variable *target = variable("rotate_key");
+  return target->check(NULL, (struct st_mysql_sys_var *)target, save, &right.value);
+}
+
 static void rotate(long long number) {
-  struct right_side right = {{.value_type = value_type, .val_int = value_integer}, number};
   integer_variable *target = variable("rotate_key");
   struct st_mysql_sys_var *opaque = (struct st_mysql_sys_var *)target;
   double *save = malloc(sizeof *save);
-  CHECK(target->check(NULL, opaque, save, &right.value) == 0);
+  CHECK(rotate_checks(save, ~0ULL, 1) != 0); /* has the bits of -1 */
+  CHECK(rotate_checks(save, number, 0) == 0);
   target->update(NULL, opaque, target->value, save);
   free(save);
   CHECK(*target->value == 0);
