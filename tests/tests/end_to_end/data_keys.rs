@@ -1037,3 +1037,80 @@ fn rewrap_adds_the_new_form_to_the_key_store_also_after_an_interrupted_run() {
     assert_eq!(code, 0, "{text}");
     assert_eq!(keys.contents(), wrapped, "the latest form");
 }
+
+/// Such as keys of another server, or files that were moved away because nothing needs them at present.
+#[test]
+fn rewrap_reaches_keys_that_only_the_key_store_has() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    keys.run(&["push", "--init", &store]);
+    let before = keys.contents();
+    let plaintext = keys.decrypted("aws-kms-key.1.1", "us-east-1").1;
+    let first_form = fs::read(path.join("1/1")).unwrap();
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let new = keys.aws.key(&[]);
+
+    let (code, text, errors) = keys.run(&["rewrap", "--dry-run", "--to", &new, &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(
+        text.starts_with("2 data keys would be wrapped under"),
+        "{text}"
+    );
+    assert!(!path.join("1/1.1").exists() && !path.join("7/12.1").exists());
+
+    for (moved, left) in [(2, 0), (0, 2)] {
+        let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+        let summary =
+            format!("{moved} data keys wrapped under {new}, {left} under it already, 0 failed\n");
+        assert!(text.starts_with(&summary), "{text}");
+        let is_named = text.contains("without a file here: 1 data key\n");
+        assert_eq!(is_named, moved == 2, "{text}");
+        assert_eq!(key_files(&keys.directory), ["aws-kms-key.7.12.ctr"]);
+        assert!(!path.join("1/1.2").exists() && !path.join("7/12.2").exists());
+    }
+    assert_eq!(fs::read(path.join("1/1")).unwrap(), first_form);
+
+    let (code, text, _) = keys.run(&["pull", &store]);
+    assert_eq!(code, 0, "{text}");
+    assert_ne!(keys.contents(), before);
+    assert_eq!(
+        keys.decrypted("aws-kms-key.1.1", "us-east-1"),
+        (new, plaintext)
+    );
+
+    // What cannot be rewrapped there is named and counted.
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let object = fs::read_to_string(path.join("7/12")).unwrap();
+    fs::create_dir(path.join("8")).unwrap();
+    fs::write(
+        path.join("8/1"),
+        object.replace("\"id\":7,\"version\":12", "\"id\":8,\"version\":1"),
+    )
+    .unwrap();
+    let claimed = fs::read_to_string(path.join("1/1")).unwrap();
+    let check_value =
+        |object: &str| object.split_once("check_value\":\"").unwrap().1[..32].to_owned();
+    let another = object
+        .replace("\"id\":7,\"version\":12", "\"id\":9,\"version\":1")
+        .replace(&check_value(&object), &check_value(&claimed));
+    fs::create_dir(path.join("9")).unwrap();
+    fs::write(path.join("9/1"), another).unwrap();
+    fs::create_dir(path.join("10")).unwrap();
+    fs::write(path.join("10/1.1"), "").unwrap();
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &keys.aws.key(&[]), &store]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.starts_with("3 data keys wrapped") && text.contains("2 failed"),
+        "{text}"
+    );
+    for said in [
+        "9/1 in the key store file://",
+        "holds another key than its check value says",
+        "10/1 in the key store file://",
+        "has only later forms",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+}
