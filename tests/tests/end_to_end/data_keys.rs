@@ -1114,3 +1114,70 @@ fn rewrap_reaches_keys_that_only_the_key_store_has() {
         assert!(errors.contains(said), "{said}: {errors}");
     }
 }
+
+/// The file is for the day without AWS: what is wrong with it must be found out before.
+#[test]
+fn export_and_import_compare_with_the_manifest() {
+    let keys = Keys::new();
+    record(&keys);
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let output = |name: &str| keys.sandbox.path(name).display().to_string();
+    let export = |name: &str, more: &[&str]| {
+        let output = format!("--output={}", output(name));
+        keys.run(&[&["export", &output, &password], more].concat())
+    };
+    let refused = |more: &[&str], why: &str| {
+        let (code, text, errors) = export("refused", more);
+        assert_eq!((code, text.as_str()), (125, ""), "{errors}");
+        assert!(!keys.sandbox.path("refused").exists());
+        assert!(errors.contains(why), "{why}: {errors}");
+    };
+    let (code, text, errors) = export("whole", &[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(!text.contains("Not compared"), "{text}");
+
+    let whole = keys.contents();
+    keys.wrap("aws-kms-key.1.1", KEY_2);
+    let wrong = "aws-kms-key.1.1' holds the key of aws-kms-key.7.12.ctr, not the one that";
+    refused(&[], wrong);
+    // The manifest is elsewhere, as with aws_key_management_keyfile_dir.
+    let datadir = keys.sandbox.directory("data");
+    let (here, there) = (
+        keys.file("aws-kms-keys.list"),
+        datadir.join("aws-kms-keys.list"),
+    );
+    fs::rename(&here, &there).unwrap();
+    refused(&["--datadir", datadir.to_str().unwrap()], wrong);
+    // Without it, nobody can know.
+    let (code, text, _) = export("swapped", &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("Not compared with a key manifest"), "{text}");
+
+    let import = || {
+        let (swapped, master_key) = (output("swapped"), "--master-key-id=alias/mariadb");
+        let arguments = ["import", master_key, &password, &swapped];
+        run(&mut keys.aws.data_keys_command("bin", &arguments, &datadir))
+    };
+    let (code, text, errors) = import();
+    assert_eq!((code, text.as_str()), (125, ""), "{errors}");
+    assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
+    assert_eq!(key_files(&datadir), [""; 0]);
+    fs::rename(&there, &here).unwrap();
+    assert_eq!(import().0, 0);
+
+    for (name, content) in whole {
+        fs::write(keys.file(&name), content).unwrap();
+    }
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    refused(&[], "aws-kms-key.7.12.ctr is missing in '");
+    refused(&[], "nothing was exported: 1 data key missing");
+    // A key that is lost for good must not keep the others from being exported.
+    let (code, text, errors) = export("partly", &["--leave-out=aws-kms-key.7.12.ctr"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let said = "Not included: aws-kms-key.7.12.ctr";
+    assert!(text.contains(said), "{text}");
+
+    fs::write(here, "aws-kms-keys 1\n").unwrap();
+    refused(&[], "is damaged");
+}

@@ -9,6 +9,7 @@ use key_files::PlaintextKey;
 use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
     key_name::{Algorithm, KeyName},
+    manifest::ManifestFile,
 };
 use offline_keys::{derivation::Derivation, file::KeyFile, text::OfflineKey};
 use subtle::ConstantTimeEq;
@@ -70,6 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = names::check(&directory, &directory.list()?);
     let keys = read(arguments)?;
+    compare_with_manifest(arguments, &keys)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
@@ -130,6 +132,26 @@ fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
         info!("the file was decrypted with --digest={digest} --iterations={pbkdf2_iterations}");
     }
     Ok(keys)
+}
+
+/// Fails if the manifest of this directory lists another key under the name of one of these: the server would not
+/// start with it.
+fn compare_with_manifest(arguments: &Arguments, keys: &[OfflineKey]) -> Result<(), DataKeysError> {
+    let manifest = ManifestFile::open(&arguments.directory)?;
+    let wrong: Vec<_> = keys
+        .iter()
+        .filter(|key| manifest.check(&key.name, &key.key).is_err())
+        .map(|key| key.name.to_string())
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(DataKeysError::NotImported(format!(
+            "'{}' lists other keys than '{}' holds as {}; import the keys of this server, or into the directory of the server that had them",
+            manifest.path().display(),
+            arguments.file.display(),
+            wrong.join(", ")
+        ))),
+    }
 }
 
 /// Returns the keys that have a key file already. Fails if there is a version of a key that the file

@@ -14,6 +14,7 @@ mod export;
 mod fork;
 mod import;
 mod list;
+mod manifest;
 mod names;
 mod password;
 mod progress;

@@ -1,9 +1,6 @@
 //! `verify`: decrypts every data key, and compares it with the manifest.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cell::RefCell, collections::BTreeMap};
 
 use broker_api::FailureKind;
 use clap::Args;
@@ -20,7 +17,7 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    names, print, runtime,
+    manifest, names, print, runtime,
     textfile::{Metrics, TextfileArguments, unix_seconds},
     unwrapping::UnwrapperArguments,
 };
@@ -92,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
     let mut findings = Findings::new();
-    for (name, reason) in missing(&manifest, &directory, &listing) {
+    for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
         warn!("{reason}");
         findings.insert(name, (Finding::Missing, Some(reason)));
     }
@@ -134,13 +131,9 @@ fn decrypt(
             };
             fail(name, finding, failure.message)
         })?;
-        let path = directory.path_of(name);
-        match manifest.check(name, &unwrapped.key) {
+        match manifest::check(manifest, directory, name, &unwrapped.key) {
             Ok(()) => Ok(unwrapped),
-            Err(wrong) => {
-                let reason = format!("key file '{}' {wrong}", path.display());
-                Err(fail(name, Finding::WrongKey, reason))
-            }
+            Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
     runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
@@ -182,7 +175,7 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     format!(
         "{} verified at KMS, {failed} failed{missing}{not_verified}\n{}",
         data_keys(count(findings, Finding::Verified)),
-        not_compared(manifest)
+        manifest::not_compared(manifest)
     )
 }
 
@@ -222,38 +215,4 @@ fn metrics(findings: &Findings, manifest: &ManifestFile) -> Metrics {
         newest.into_iter().map(|(id, time)| (id.to_string(), time)),
     );
     metrics
-}
-
-fn not_compared(manifest: &ManifestFile) -> String {
-    match manifest.is_empty() {
-        false => String::new(),
-        true => format!(
-            "Not compared with a key manifest, because there is none at '{}'; name the data directory with --datadir\n",
-            manifest.path().display()
-        ),
-    }
-}
-
-/// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
-/// do. Older ones may have been moved away because nothing needs them.
-fn missing(
-    manifest: &ManifestFile,
-    directory: &KeyDirectory,
-    listing: &Listing,
-) -> BTreeSet<(KeyName, String)> {
-    let entries = manifest.entries();
-    let is_missing = |name: &KeyName| {
-        let mut versions = listing.keys.iter().filter(|key| key.id == name.id);
-        !versions.any(|key| key.version >= name.version)
-    };
-    let names = entries.iter().map(|entry| entry.name).filter(is_missing);
-    let reason = |name: KeyName| {
-        let reason = format!(
-            "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
-            directory.path().display(),
-            manifest.path().display()
-        );
-        (name, reason)
-    };
-    names.map(reason).collect()
 }

@@ -14,7 +14,7 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    names, print,
+    manifest, names, print,
     regional_kms::RegionalKms,
     runtime,
     stored::{StoreArguments, differs, open_with, text},
@@ -141,12 +141,9 @@ async fn identify(
     unwrapper: &Unwrapper,
     name: &KeyName,
 ) -> Result<WrappedKey, String> {
-    let path = directory.path_of(name);
     let ciphertext_blob = directory.read(name).map_err(|error| error.to_string())?;
     let unwrapped = unwrapper.unwrap(directory, name).await?;
-    manifest
-        .check(name, &unwrapped.key)
-        .map_err(|wrong| format!("key file '{}' {wrong}", path.display()))?;
+    manifest::check(manifest, directory, name, &unwrapped.key)?;
     Ok(WrappedKey {
         name: *name,
         bits: u16::try_from(unwrapped.key.expose().len() * 8).unwrap_or_default(),
