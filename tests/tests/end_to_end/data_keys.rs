@@ -1181,3 +1181,44 @@ fn export_and_import_compare_with_the_manifest() {
     fs::write(here, "aws-kms-keys 1\n").unwrap();
     refused(&[], "is damaged");
 }
+
+/// Such as aws_key_management_keyfile_dir on a file system that is not mounted.
+#[test]
+fn a_directory_without_key_files_is_not_called_well() {
+    let keys = Keys::new();
+    let empty = keys.sandbox.directory("empty");
+    let on_empty =
+        |arguments: &[&str]| run(&mut keys.aws.data_keys_command("bin", arguments, &empty));
+    let textfile = keys.sandbox.path("verify.prom");
+    fs::write(&textfile, "of the last run\n").unwrap();
+    let option = format!("--textfile={}", textfile.display());
+    let (path, store) = empty_store(&keys);
+    fs::write(path.join("conditional-put-check"), "").unwrap();
+    let refused = |arguments: &[&str]| {
+        let (code, text, errors) = on_empty(arguments);
+        assert_eq!((code, text.as_str()), (125, ""), "{arguments:?} {errors}");
+        let said = format!("there is no key file in '{}'; name the", empty.display());
+        assert!(errors.contains(&said), "{arguments:?} {errors}");
+    };
+    refused(&["verify", "--json", &option]);
+    assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
+    refused(&["rewrap", "--to=alias/mariadb"]);
+    refused(&["rewrap", "--to=alias/mariadb", &store]);
+    refused(&["push", &store]);
+    // A copy whose manifest says nothing but that it is one.
+    let manifest = ManifestFile::open(&empty).unwrap();
+    manifest.set_forked(true).unwrap();
+    refused(&["verify", &option]);
+    assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
+
+    // Not so a new host, whose key store is made before its first key, and a manifest that lists keys.
+    assert_eq!(on_empty(&["push", "--init", &store]).0, 0);
+    record(&keys);
+    let list = empty.join("aws-kms-keys.list");
+    fs::rename(keys.file("aws-kms-keys.list"), list).unwrap();
+    let (code, text, errors) = on_empty(&["verify", &option]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(text.contains("0 failed, 2 missing"), "{text}");
+    let metrics = fs::read_to_string(&textfile).unwrap();
+    assert!(metrics.contains("{result=\"missing\"} 2\n"), "{metrics}");
+}

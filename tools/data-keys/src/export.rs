@@ -177,22 +177,17 @@ fn names(
             "there are conflicting or malformed key file names, see above".into(),
         ));
     }
-    if listing.keys.is_empty() {
-        let path = directory.path().display();
-        return Err(DataKeysError::NotExported(format!(
-            "there is no key file in '{path}'; name the data directory, or aws_key_management_keyfile_dir"
-        )));
-    }
     for reason in missing.values() {
         error!("{reason}");
     }
-    match missing.len() {
-        0 => Ok(listing.keys),
-        count => Err(DataKeysError::NotExported(format!(
+    if !missing.is_empty() {
+        return Err(DataKeysError::NotExported(format!(
             "{} missing; restore the key files named above, or exclude them with --leave-out",
-            data_keys(count)
-        ))),
+            data_keys(missing.len())
+        )));
     }
+    names::expect_any(directory, &listing.keys)?;
+    Ok(listing.keys)
 }
 
 /// Describes what to set on the other host.

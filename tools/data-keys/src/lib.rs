@@ -122,6 +122,10 @@ enum DataKeysError {
     Server(String),
     #[error("cannot compare: {0}")]
     Broker(String),
+    #[error(
+        "there is no key file in '{}'; name the data directory, or aws_key_management_keyfile_dir, and see that it is mounted", .0.display()
+    )]
+    NoKeyFiles(PathBuf),
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]

@@ -63,13 +63,19 @@ pub(crate) struct Arguments {
 /// Wraps all keys, reports failures, and prints a summary.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
-    let names = names::check(&directory, &directory.list()?);
-    let access = arguments.access.open()?;
-    let store = match arguments.store.location(&arguments.access) {
-        Ok(location) => Some(open_with(&location, &access)?),
-        Err(DataKeysError::NoStore) => None,
+    let listing = directory.list()?;
+    let names = names::check(&directory, &listing);
+    let location = match arguments.store.location(&arguments.access) {
+        Ok(location) => Some(location),
+        Err(DataKeysError::NoStore) => {
+            names::expect_any(&directory, &listing.keys)?;
+            None
+        }
         Err(error) => return Err(error),
     };
+    let access = arguments.access.open()?;
+    let store = location.map(|location| open_with(&location, &access));
+    let store = store.transpose()?;
     let summary = runtime()?.block_on(async {
         let mut rewrapping = Rewrapping::new(arguments, &directory, &access).await?;
         rewrapping.stored = store.map(Rewrapped::new);
@@ -156,6 +162,9 @@ impl<'a> Rewrapping<'a> {
                 .chain(stored.into_iter().map(|key| Place::StoreOnly(key.0, key.1)))
                 .collect();
             if keys.is_empty() {
+                if seen.is_empty() && seen_in_store.is_empty() {
+                    names::expect_any(self.directory, &[])?;
+                }
                 return Ok(summary);
             }
             let work = async |place: &Place| match place {

@@ -88,6 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
+    if manifest.is_empty() {
+        names::expect_any(&directory, &listing.keys)?;
+    }
     let mut findings = Findings::new();
     for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
         warn!("{reason}");

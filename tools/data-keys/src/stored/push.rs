@@ -54,6 +54,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
+    // A new host has no keys yet when its key store is made.
+    if !arguments.init {
+        names::expect_any(&directory, &listing.keys)?;
+    }
     let location = arguments.store.location(&arguments.access)?;
     let access = arguments.access.open()?;
     let store = open_with(&location, &access)?;
