@@ -132,6 +132,11 @@ impl FileError {
         matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether this user may not use the file.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the file or directory could not be written because nothing can be written there.
     pub fn is_read_only(&self) -> bool {
         let (Self::File { source, .. } | Self::Directory { source, .. }) = self else {

@@ -309,6 +309,7 @@ fn verify_tells_machines_the_same_as_people() {
     for (result, count) in [
         ("verified", 2),
         ("cached", 0),
+        ("not_checked", 0),
         ("wrong_key", 0),
         ("master_key_unusable", 1),
         ("failed", 1),
@@ -649,9 +650,13 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
             .data_keys_command("bin", &["verify", &socket], &keys))
     };
 
-    let (code, _, errors) = verify();
-    assert_eq!(code, 1);
+    let (code, summary, errors) = verify();
+    assert_eq!(code, 125);
     assert!(errors.contains("no broker at"), "{errors}");
+    assert!(
+        summary.starts_with("0 data keys verified at KMS, 0 failed, 1 not checked\n"),
+        "{summary}"
+    );
 
     let _broker = scene.start_broker();
     let (code, summary, errors) = verify();
@@ -674,7 +679,7 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
 
     fs::write(&file, "damaged").unwrap();
     let (code, summary, errors) = verify();
-    assert_eq!(code, 1, "{summary}");
+    assert_eq!(code, 125, "{summary}");
     assert!(
         errors.contains("aws-kms-key.1.1") && errors.contains("session ended"),
         "{errors}"
@@ -1221,4 +1226,50 @@ fn a_directory_without_key_files_is_not_called_well() {
     assert!(text.contains("0 failed, 2 missing"), "{text}");
     let metrics = fs::read_to_string(&textfile).unwrap();
     assert!(metrics.contains("{result=\"missing\"} 2\n"), "{metrics}");
+}
+
+/// One unread broker socket is not four damaged key files.
+#[test]
+fn verify_tells_what_it_could_not_check_from_what_is_wrong() {
+    let mut keys = Keys::new();
+    let textfile = keys.sandbox.path("verify.prom");
+    let option = format!("--textfile={}", textfile.display());
+    let uncertain = |command: &mut Command, why: &str| {
+        let (code, json, errors) = run(command);
+        assert_eq!(code, 125, "{json}{errors}");
+        assert_eq!(errors.matches(why).count(), 2, "{why}: {errors}");
+        assert!(errors.contains("it is uncertain whether"), "{errors}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for key in json["keys"].as_array().unwrap() {
+            assert_eq!(key["result"], "not_checked");
+        }
+        let metrics = fs::read_to_string(&textfile).unwrap();
+        for (result, count) in [("not_checked", 2), ("failed", 0)] {
+            let line = format!("{{result=\"{result}\"}} {count}\n");
+            assert!(metrics.contains(&line), "{line}{metrics}");
+        }
+        fs::remove_file(&textfile).unwrap();
+    };
+    let verify = ["verify", "--json", &option];
+    let no_broker = ["verify", "--json", &option, "--broker-socket=/none"];
+    uncertain(&mut keys.command(&no_broker), "no broker at '/none'");
+    let mut unknown = keys.command(&verify);
+    unknown
+        .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        .env(
+            "AWS_SECRET_ACCESS_KEY",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        );
+    uncertain(&mut unknown, "AWS does not accept the access key");
+
+    // Something wrong is worse than something unknown.
+    fs::write(keys.file("aws-kms-key.3.1"), "").unwrap();
+    let (code, _, errors) = keys.run(&no_broker);
+    assert_eq!(code, 1, "{errors}");
+    assert!(!errors.contains("it is uncertain whether"), "{errors}");
+    fs::remove_file(keys.file("aws-kms-key.3.1")).unwrap();
+
+    let mut without_network = keys.command(&verify);
+    keys.aws.stop();
+    uncertain(&mut without_network, "cannot reach it");
 }

@@ -184,7 +184,7 @@ impl Import<'_> {
     /// contain the same key.
     async fn wrap(&self, offline_key: &OfflineKey) -> Result<bool, String> {
         let OfflineKey { name, key } = offline_key;
-        let failed = |failure: Failure| failed(self.directory, name, &failure);
+        let failed = |failure: Failure| failed(self.directory, name, &failure.message);
         let encrypted = self.kms.encrypt(key, &self.master_key_arn).await;
         let blob = encrypted.map_err(failed)?;
         let decrypted = self.kms.decrypt(&blob, Some(&self.master_key_arn)).await;
@@ -214,7 +214,7 @@ impl Import<'_> {
             .read(name)
             .map_err(|error| error.to_string())?;
         let decrypted = self.kms.decrypt(&blob, None).await;
-        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure))?;
+        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure.message))?;
         match is_same(&there, key) {
             true => Ok(()),
             false => Err(format!(

@@ -126,6 +126,8 @@ enum DataKeysError {
         "there is no key file in '{}'; name the data directory, or aws_key_management_keyfile_dir, and see that it is mounted", .0.display()
     )]
     NoKeyFiles(PathBuf),
+    #[error("it is uncertain whether all is well: fix what is said above, and run this again")]
+    NotVerified,
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]

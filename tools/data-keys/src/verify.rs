@@ -2,7 +2,6 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use broker_api::FailureKind;
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
@@ -19,7 +18,7 @@ use crate::{
     directories::Directories,
     manifest, names, print, runtime,
     textfile::{Metrics, TextfileArguments, unix_seconds},
-    unwrapping::UnwrapperArguments,
+    unwrapping::{Problem, UnwrapperArguments},
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -46,6 +45,8 @@ enum Finding {
     Verified,
     /// The broker has it in memory and did not ask KMS.
     Cached,
+    /// Nobody could be asked, or the file may not be read: nothing is known of it.
+    NotChecked,
     /// It is another key than the manifest lists.
     WrongKey,
     /// The master key is disabled, pending deletion or of the wrong kind.
@@ -57,9 +58,10 @@ enum Finding {
 }
 
 impl Finding {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Verified,
         Self::Cached,
+        Self::NotChecked,
         Self::WrongKey,
         Self::MasterKeyUnusable,
         Self::Failed,
@@ -71,6 +73,7 @@ impl Finding {
         match self {
             Self::Verified => "verified",
             Self::Cached => "cached",
+            Self::NotChecked => "not_checked",
             Self::WrongKey => "wrong_key",
             Self::MasterKeyUnusable => "master_key_unusable",
             Self::Failed => "failed",
@@ -104,9 +107,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let bad = findings
         .values()
-        .filter(|(finding, _)| *finding > Finding::Cached)
+        .filter(|(finding, _)| *finding > Finding::NotChecked)
         .count();
-    Ok(names.unless_failed(bad))
+    match (
+        names.unless_failed(bad),
+        count(&findings, Finding::NotChecked),
+    ) {
+        (Outcome::Good, 1..) => Err(DataKeysError::NotVerified),
+        (outcome, _) => Ok(outcome),
+    }
 }
 
 /// Decrypts all keys that have a file, and compares them with the manifest.
@@ -128,9 +137,10 @@ fn decrypt(
     let work = async |name: &KeyName| {
         let unwrapped = unwrapper.try_unwrap(directory, name).await;
         let unwrapped = unwrapped.map_err(|failure| {
-            let finding = match failure.kind {
-                FailureKind::KeyUnusable => Finding::MasterKeyUnusable,
-                _ => Finding::Failed,
+            let finding = match failure.problem {
+                Problem::MasterKeyUnusable => Finding::MasterKeyUnusable,
+                Problem::Failed => Finding::Failed,
+                Problem::NotChecked => Finding::NotChecked,
             };
             fail(name, finding, failure.message)
         })?;
@@ -163,10 +173,12 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
             data_keys(kept)
         ),
     };
-    let missing = match count(findings, Finding::Missing) {
+    let some = |wanted, word| match count(findings, wanted) {
         0 => String::new(),
-        count => format!(", {count} missing"),
+        count => format!(", {count} {word}"),
     };
+    let missing = some(Finding::Missing, "missing");
+    let not_checked = some(Finding::NotChecked, "not checked");
     let failed: usize = [
         Finding::WrongKey,
         Finding::MasterKeyUnusable,
@@ -176,7 +188,7 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     .iter()
     .sum();
     format!(
-        "{} verified at KMS, {failed} failed{missing}{not_verified}\n{}",
+        "{} verified at KMS, {failed} failed{missing}{not_checked}{not_verified}\n{}",
         data_keys(count(findings, Finding::Verified)),
         manifest::not_compared(manifest)
     )
