@@ -366,23 +366,34 @@ fn the_query_gives_for_the_sample_what_the_example_shows() {
 #[test]
 fn the_reason_of_a_change_of_the_master_key_is_in_the_audit() {
     let scene = end_to_end_tests::manage_key::scene(&[]).line("log_format = json");
-    let arguments = ["--reason=ticket 4712", "disable"];
-    let mut process = Process::start(scene.manage_key_command(&arguments).stdin({
-        let file = scene
-            .sandbox
-            .write("code", &format!("{}\n", scene.aws.code()));
-        fs::File::open(file).unwrap()
-    }));
-    let (status, output) = process.finish();
-    assert_eq!(status.code(), Some(0), "{output}");
-    let events = audit(&["--json"], &output);
-    for name in ["code_taken", "master_key_changed"] {
-        let event = events
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .find(|event| event["event"] == name)
-            .unwrap_or_else(|| panic!("{name}: {events}"));
-        assert_eq!(event["reason"], "ticket 4712", "{event}");
-        assert!(event["operator"].is_string(), "{event}");
-    }
+    let arn = end_to_end_tests::manage_key::describe(&scene, "Arn");
+    let by_arn = format!("--key={arn}");
+    let change = |change: &str, code| {
+        let arguments = ["--reason=ticket 4712", &by_arn, change];
+        let mut process = Process::start(scene.manage_key_command(&arguments).stdin({
+            let file = scene
+                .sandbox
+                .write("code", &format!("{}\n", scene.aws.code()));
+            fs::File::open(file).unwrap()
+        }));
+        let (status, output) = process.finish();
+        assert_eq!(status.code(), Some(code), "{output}");
+        let events = audit(&["--json"], &output);
+        for name in ["code_taken", "master_key_changed"] {
+            let events: Vec<Value> = events
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .filter(|event: &Value| event["event"] == name)
+                .collect();
+            assert_eq!(events.len(), 1, "{name}: {output}");
+            assert_eq!(events[0]["reason"], "ticket 4712", "{events:?}");
+            assert!(events[0]["operator"].is_string(), "{events:?}");
+        }
+        assert!(events.contains(&format!("\"master_key\":\"{arn}\"")));
+    };
+    change("disable", 0);
+    // The change is made, although its effect cannot be seen.
+    let mfa = end_to_end_tests::manage_key::MFA;
+    end_to_end_tests::manage_key::deny(&scene, r#""kms:DescribeKey""#, mfa);
+    change("enable", 122);
 }
