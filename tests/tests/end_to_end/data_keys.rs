@@ -1273,3 +1273,62 @@ fn verify_tells_what_it_could_not_check_from_what_is_wrong() {
     keys.aws.stop();
     uncertain(&mut without_network, "cannot reach it");
 }
+
+#[test]
+fn list_with_store_looks_into_the_key_files() {
+    let keys = Keys::new();
+    record(&keys);
+    let (_, store) = empty_store(&keys);
+    keys.run(&["push", "--init", &store]);
+    let compare = || keys.run(&["list", &store]);
+    assert_eq!(compare().0, 0);
+
+    let good = fs::read(keys.file("aws-kms-key.1.1")).unwrap();
+    fs::write(keys.file("aws-kms-key.1.1"), "").unwrap();
+    fs::write(keys.file("aws-kms-key.bad"), "").unwrap();
+    fs::copy(
+        keys.file("aws-kms-key.7.12.ctr"),
+        keys.file("aws-kms-key.7.12"),
+    )
+    .unwrap();
+    let (code, table, errors) = compare();
+    assert_eq!(code, 1, "{table}");
+    fs::remove_file(keys.file("aws-kms-key.7.12")).unwrap();
+    for said in [
+        "aws-kms-key.1.1' is empty",
+        "aws-kms-key.bad' has a name like",
+        "same version of the same key",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+    let (code, table, errors) = compare();
+    assert_eq!(code, 1, "{table}{errors}");
+    let row = "1   1        AES_CBC    not compared\n7   12       AES_CTR    same\n";
+    assert!(table.contains(row), "{table}");
+    fs::remove_file(keys.file("aws-kms-key.bad")).unwrap();
+
+    // Another key, which nobody can know without KMS.
+    fs::copy(
+        keys.file("aws-kms-key.7.12.ctr"),
+        keys.file("aws-kms-key.1.1"),
+    )
+    .unwrap();
+    let (code, table, errors) = compare();
+    assert_eq!((code, errors.as_str()), (0, ""), "{table}");
+    assert!(table.contains(row), "{table}");
+    assert!(
+        table.contains("Not compared: 1: these files are not")
+            && table.contains("kms-data-keys verify"),
+        "{table}"
+    );
+
+    // Without a manifest, the bytes say it; and the new form counts as well.
+    fs::write(keys.file("aws-kms-key.1.1"), good).unwrap();
+    fs::remove_file(keys.file("aws-kms-keys.list")).unwrap();
+    for _ in 0..2 {
+        let (code, table, _) = compare();
+        assert_eq!((code, table.matches("same").count()), (0, 2), "{table}");
+        let new = keys.aws.key(&[]);
+        assert_eq!(keys.run(&["rewrap", "--to", &new, &store]).0, 0);
+    }
+}
