@@ -27,11 +27,7 @@ mod textfile;
 mod unwrapping;
 mod verify;
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use aws_session::{
     config::ConfigError,
@@ -43,7 +39,7 @@ use code_channel::interactive_session::InteractiveSessionError;
 use key_files::key_directory::FileError;
 use key_store::StoreError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
-use service::{logging, process, usage::show_usage};
+use service::{logging, process, standard_output, usage::show_usage};
 use tokio::runtime::Runtime;
 use tracing::error;
 use visible_text::escape;
@@ -198,17 +194,9 @@ fn data_keys(count: usize) -> String {
     }
 }
 
-/// Writes `text` to standard output, each line escaped. It is not a failure if the reader stops early.
+/// Writes `text` to standard output, each line escaped.
 fn print(text: &str) -> Result<(), DataKeysError> {
-    let mut output = io::stdout().lock();
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
-    match output
-        .write_all(lines.as_bytes())
-        .and_then(|()| output.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(DataKeysError::System("write to the standard output", error))
-        }
-        _ => Ok(()),
-    }
+    standard_output::print(&lines)
+        .map_err(|error| DataKeysError::System("write to the standard output", error))
 }
