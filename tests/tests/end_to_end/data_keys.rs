@@ -1332,3 +1332,38 @@ fn list_with_store_looks_into_the_key_files() {
         assert_eq!(keys.run(&["rewrap", "--to", &new, &store]).0, 0);
     }
 }
+
+#[test]
+fn a_key_store_that_cannot_be_written_is_reported_for_each_key() {
+    let keys = Keys::new();
+    let full = end_to_end_tests::StoreDirectory::full(&keys.sandbox);
+    let option = format!("--store={}", full.location());
+    let (code, text, errors) = keys.run(&["push", &option]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(text.contains("0 there already, 2 failed"), "{text}");
+    for name in ["aws-kms-key.1.1", "aws-kms-key.7.12.ctr"] {
+        let said = format!("{name}: the key store file://");
+        assert!(errors.contains(&said), "{said}: {errors}");
+    }
+    assert_eq!(errors.matches("run this again").count(), 2, "{errors}");
+
+    let (path, store) = empty_store(&keys);
+    assert_eq!(keys.run(&["push", "--init", &store]).0, 0);
+    // Where the new form would be.
+    fs::create_dir(path.join("1/1.1")).unwrap();
+    let new = keys.aws.key(&[]);
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+    assert_eq!(code, 1, "{text}{errors}");
+    assert!(
+        text.contains("1 data key wrapped") && text.contains("1 failed"),
+        "{text}"
+    );
+    let said =
+        "aws-kms-key.1.1' is under the new master key, but its key in the key store is not: ";
+    assert!(errors.contains(said), "{errors}");
+    assert_eq!(keys.decrypted("aws-kms-key.1.1", "us-east-1").0, new);
+    fs::remove_dir(path.join("1/1.1")).unwrap();
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(path.join("1/1.1").is_file());
+}

@@ -267,12 +267,19 @@ impl<'a> Rewrapping<'a> {
         unwrapped: &Unwrapped,
         new: &[u8],
     ) -> Result<(), String> {
-        match &self.stored {
+        let put = match &self.stored {
             Some(stored) if !self.dry_run => {
                 stored.put(name, unwrapped, new, &self.master_key_arn).await
             }
             _ => Ok(()),
-        }
+        };
+        put.map_err(|why| {
+            let path = self.directory.path_of(name);
+            format!(
+                "key file '{}' is under the new master key, but its key in the key store is not: {why}",
+                path.display()
+            )
+        })
     }
 
     fn is_one_region(&self) -> bool {

@@ -5,6 +5,8 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rewrapped;
 
+use std::fmt::Display;
+
 use aws_session::{
     key_store_location::KeyStoreLocation,
     settings::{Reader, Settings},
@@ -61,9 +63,9 @@ pub(crate) fn open_with(
     KeyStore::open(location, &access.aws, Some(credentials))
 }
 
-/// The message of an error, for the report on one key.
-fn text(error: StoreError) -> String {
-    error.to_string()
+/// Turns an error of the store into the report on one key.
+fn failed(key: impl Display) -> impl Fn(StoreError) -> String {
+    move |error| format!("{key}: {error}; correct that, and run this again")
 }
 
 /// Says that a key has one check value here and another one in the store.

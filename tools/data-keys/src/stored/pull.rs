@@ -14,7 +14,7 @@ use crate::{
     data_keys,
     directories::Directories,
     print, runtime,
-    stored::{StoreArguments, open, text, without_manifest},
+    stored::{StoreArguments, failed, open, without_manifest},
 };
 
 /// Fetch missing key files from the key store
@@ -91,7 +91,7 @@ async fn fetch(
 ) -> Result<bool, String> {
     let found = store.find(id, Some(version)).await;
     let key = found
-        .map_err(text)?
+        .map_err(failed(format_args!("{id}/{version}")))?
         .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;
     let listed = manifest.get(id, version);
     if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {

@@ -17,7 +17,7 @@ use crate::{
     manifest, names, print,
     regional_kms::RegionalKms,
     runtime,
-    stored::{StoreArguments, differs, open_with, text},
+    stored::{StoreArguments, differs, failed, open_with},
     unwrapping::Unwrapper,
 };
 
@@ -75,7 +75,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         let compare = async |name: &KeyName| {
             let key = identify(&directory, &manifest, &unwrapper, name).await?;
             let there = match versions.contains_key(&(name.id, name.version)) {
-                true => store.get(name.id, name.version, 0).await.map_err(text)?,
+                true => {
+                    let there = store.get(name.id, name.version, 0).await;
+                    there.map_err(failed(name))?
+                }
                 false => None,
             };
             same(&key, there.as_ref(), &directory, &location)?;
@@ -95,9 +98,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             pushed.put = new.len() * usize::from(arguments.dry_run);
             return Ok::<_, DataKeysError>(pushed);
         }
-        let put = async |key: &WrappedKey| match store.put(key).await.map_err(text)? {
-            Put::New => Ok(()),
-            Put::Exists(other) => same(key, Some(&other), &directory, &location),
+        let put = async |key: &WrappedKey| {
+            let put = store.put(key).await;
+            match put.map_err(failed(key.name))? {
+                Put::New => Ok(()),
+                Put::Exists(other) => same(key, Some(&other), &directory, &location),
+            }
         };
         pushed.failed = each(&new, put, |_, ()| pushed.put += 1).await;
         Ok(pushed)

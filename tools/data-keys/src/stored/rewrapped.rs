@@ -4,7 +4,7 @@ use aws_session::key_store_location::KeyStoreLocation;
 use key_files::{WrappedKey, check_value::CheckValue, key_name::KeyName};
 use key_store::{Form, KeyStore, Put, Versions};
 
-use crate::{DataKeysError, regional_kms::Unwrapped, stored::text};
+use crate::{DataKeysError, regional_kms::Unwrapped, stored::failed};
 
 /// The key store, and what was found in it.
 pub(crate) struct Rewrapped {
@@ -38,7 +38,7 @@ impl Rewrapped {
             return Ok(None);
         };
         let found = self.store.latest_form(id, version, latest).await;
-        found.map_err(text)
+        found.map_err(failed(format_args!("{id}/{version}")))
     }
 
     /// Puts the new form of a key there, unless its latest form is under the new master key already. A key that
@@ -78,7 +78,8 @@ impl Rewrapped {
         let latest = self.versions.get(&number).copied().unwrap_or_default();
         // Another run may have added a form since.
         for form in latest.saturating_add(1)..=Form::MAX {
-            match self.store.put_form(key, form).await.map_err(text)? {
+            let put = self.store.put_form(key, form).await;
+            match put.map_err(failed(key.name))? {
                 Put::New => break,
                 Put::Exists(other)
                     if (other.check_value, &other.master_key_arn)
