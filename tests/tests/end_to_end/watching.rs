@@ -357,6 +357,58 @@ fn the_audit_and_cloudtrail_together_show_a_use_of_the_key_that_no_host_has_reco
     }
 }
 
+/// The line says who used the keys. So it must not accuse somebody else.
+#[test]
+fn calls_are_counted_under_the_session_of_the_service_that_made_them() {
+    let event = |name: &str, service: &str, minute: u32, more: &str| {
+        format!(
+            r#"{{"event":"{name}","host":"db1",{service},"time":"2026-11-26T10:{minute:02}:00Z"{more}}}"#
+        ) + "\n"
+    };
+    let opened = |service: &str, id: &str, who: &str, minute: u32| {
+        let more = format!(
+            r#","access_key_id":"{id}","operator":"{who}","expiration":"2026-11-26T10:30:00Z""#
+        );
+        event("code_taken", service, minute, &more)
+    };
+    let call = |service: &str, minute: u32| {
+        let more = r#","operation":"Decrypt","request_id":"r-1""#;
+        event("kms_call", service, minute, more)
+    };
+    let lines = |log: &str, expected: [&str; 2]| {
+        let sessions = audit(&[], log);
+        let lines: Vec<_> = sessions.lines().collect();
+        assert_eq!(lines.len(), 2, "{sessions}");
+        for (line, end) in lines.iter().zip(expected) {
+            assert!(line.ends_with(end), "{end}: {sessions}");
+        }
+    };
+    // Two instances of the broker on one host.
+    let [a, b] = ["a", "b"].map(|name| format!(r#""unit":"iam-kms-broker@{name}.service""#));
+    let log = opened(&a, "ASIAA", "alice", 0) + &opened(&b, "ASIAB", "bob", 1) + &call(&a, 2);
+    lines(
+        &log,
+        [
+            "ASIAA  opened by alice, for 1800 seconds, 1 Decrypt",
+            "ASIAB  opened by bob, for 1740 seconds",
+        ],
+    );
+    // A tool that was used meanwhile, and a failure after the end of the session. No units, as without a journal.
+    let [launcher, broker, tool] = ["iam-kms-wrapper", "iam-kms-broker", "kms-data-keys"]
+        .map(|name| format!(r#""program":"{name}""#));
+    let log = opened(&launcher, "ASIAA", "alice", 0)
+        + &opened(&tool, "ASIAB", "bob", 1)
+        + &call(&broker, 2)
+        + &event("kms_call_failed", &broker, 31, "");
+    lines(
+        &log,
+        [
+            "ASIAA  opened by alice, for 1800 seconds, 1 Decrypt",
+            "ASIAB  opened by bob, for 1740 seconds",
+        ],
+    );
+}
+
 #[test]
 fn the_query_gives_for_the_sample_what_the_example_shows() {
     let sample = Path::new(REPOSITORY).join("examples/audit/sample");
