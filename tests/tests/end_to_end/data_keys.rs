@@ -179,7 +179,7 @@ fn verify_says_that_all_is_well() {
     let lines: Vec<_> = summary.lines().collect();
     assert_eq!(lines[0], "2 data keys verified at KMS, 0 failed");
     assert!(
-        lines[1].starts_with("Not compared with a key manifest"),
+        lines[1].starts_with("Not compared: there is no key manifest at "),
         "{summary}"
     );
     assert_eq!(keys.aws.calls("Decrypt"), 2);
@@ -1157,7 +1157,10 @@ fn export_and_import_compare_with_the_manifest() {
     // Without it, nobody can know.
     let (code, text, _) = export("swapped", &[]);
     assert_eq!(code, 0, "{text}");
-    assert!(text.contains("Not compared with a key manifest"), "{text}");
+    assert!(
+        text.contains("Not compared: there is no key manifest"),
+        "{text}"
+    );
 
     let import = || {
         let (swapped, master_key) = (output("swapped"), "--master-key-id=alias/mariadb");
@@ -1215,6 +1218,17 @@ fn a_directory_without_key_files_is_not_called_well() {
     manifest.set_forked(true).unwrap();
     refused(&["verify", &option]);
     assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
+
+    // It is there, and a file beside it too.
+    keys.aws
+        .wrap_key(&keys.sandbox, KEY_1, &empty.join("aws-kms-key.1.1"));
+    let (code, text, errors) = on_empty(&["verify"]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(
+        text.contains("Not compared: the key manifest '") && text.contains("' lists no key;"),
+        "{text}"
+    );
+    fs::remove_file(empty.join("aws-kms-key.1.1")).unwrap();
 
     // Not so a new host, whose key store is made before its first key, and a manifest that lists keys.
     assert_eq!(on_empty(&["push", "--init", &store]).0, 0);

@@ -50,9 +50,17 @@ pub(crate) fn missing(
 pub(crate) fn not_compared(manifest: &ManifestFile) -> String {
     match manifest.is_empty() {
         false => String::new(),
-        true => format!(
-            "Not compared with a key manifest, because there is none at '{}'; name the data directory with --datadir\n",
-            manifest.path().display()
-        ),
+        true => format!("Not compared: {}\n", without_entries(manifest)),
     }
+}
+
+/// Says why nothing could be compared with a manifest that is empty, and what to do.
+pub(crate) fn without_entries(manifest: &ManifestFile) -> String {
+    let path = manifest.path();
+    let why = match path.exists() {
+        // Such as a copy of which nothing is known but that it is one.
+        true => format!("the key manifest '{}' lists no key", path.display()),
+        false => format!("there is no key manifest at '{}'", path.display()),
+    };
+    format!("{why}; name the data directory with --datadir")
 }

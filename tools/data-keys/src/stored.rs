@@ -13,7 +13,7 @@ use aws_session::{
     source_credentials,
 };
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile};
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 use key_store::{KeyStore, StoreError};
 
 use crate::{
@@ -75,13 +75,5 @@ fn differs(name: &KeyName, directory: &KeyDirectory, store: &KeyStoreLocation) -
         directory.path_of(name).display(),
         name.id,
         name.version
-    )
-}
-
-/// Says that nothing could be compared with the manifest.
-fn without_manifest(manifest: &ManifestFile) -> String {
-    format!(
-        "there is no key manifest at '{}'; name the data directory with --datadir",
-        manifest.path().display()
     )
 }

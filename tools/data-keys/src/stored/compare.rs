@@ -22,10 +22,10 @@ use tracing::warn;
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
-    names, print,
+    manifest, names, print,
     progress::Progress,
     runtime,
-    stored::{StoreArguments, open, without_manifest},
+    stored::{StoreArguments, open},
     table,
     textfile::Metrics,
     unwrapping::BROKER_MARGIN,
@@ -261,7 +261,7 @@ fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFi
             "these files are not, byte for byte, what the key store has: they were rewrapped without it, or are wrong"
                 .into()
         }
-        Some(_) if manifest.is_empty() => without_manifest(manifest),
+        Some(_) if manifest.is_empty() => manifest::without_entries(manifest),
         Some(_) => format!(
             "'{}' does not list them, or the files cannot be used",
             manifest.path().display()

@@ -13,8 +13,8 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    print, runtime,
-    stored::{StoreArguments, failed, open, without_manifest},
+    manifest, print, runtime,
+    stored::{StoreArguments, failed, open},
 };
 
 /// Fetch missing key files from the key store
@@ -71,10 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         true => "would be fetched",
         false => "fetched",
     };
-    let not_compared = match manifest.is_empty() {
-        true => format!("Not compared: {}\n", without_manifest(&manifest)),
-        false => String::new(),
-    };
+    let not_compared = manifest::not_compared(&manifest);
     print(&format!(
         "{} {done} from the key store {location}, {there} here already, {failed} failed\n{not_compared}",
         data_keys(fetched)
