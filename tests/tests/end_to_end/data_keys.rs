@@ -1381,3 +1381,20 @@ fn a_key_store_that_cannot_be_written_is_reported_for_each_key() {
     assert_eq!((code, errors.as_str()), (0, ""), "{text}");
     assert!(path.join("1/1.1").is_file());
 }
+
+#[test]
+fn an_export_whose_summary_is_lost_says_that_the_file_is_there() {
+    let keys = Keys::new();
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let path = keys.sandbox.path("exported");
+    let output = format!("--output={}", path.display());
+    let mut export = keys.command(&["export", &password, &output]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ended = export.stdout(full).output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(125), "{errors}");
+    let said = format!("the keys were exported to '{}', but", path.display());
+    assert!(errors.contains(&said), "{errors}");
+    assert!(path.exists());
+}

@@ -145,7 +145,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         &password,
         arguments.format.derivation(),
     )?;
-    print(&(summary(arguments, &names) + &manifest::not_compared(&manifest)))?;
+    let summary = summary(arguments, &names) + &manifest::not_compared(&manifest);
+    print(&summary).map_err(|why| DataKeysError::Exported {
+        path: arguments.output.clone(),
+        why: Box::new(why),
+    })?;
     Ok(Outcome::Good)
 }
 

@@ -124,6 +124,8 @@ enum DataKeysError {
     NoKeyFiles(PathBuf),
     #[error("it is uncertain whether all is well: fix what is said above, and run this again")]
     NotVerified,
+    #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
+    Exported { path: PathBuf, why: Box<Self> },
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]
