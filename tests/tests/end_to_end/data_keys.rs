@@ -372,7 +372,12 @@ fn an_impossible_request_exits_with_125() {
         .command(&["verify"])
         .env_remove("AWS_SHARED_CREDENTIALS_FILE"));
     assert_eq!(code, 125);
-    assert!(errors.contains("found no AWS credentials"), "{errors}");
+    assert!(errors.contains("found no AWS credentials: "), "{errors}");
+    // Nobody has set it, and there are two other ways.
+    assert!(!errors.contains("mfa = false"), "{errors}");
+    for way in ["--config=FILE", "--broker-socket=PATH"] {
+        assert!(errors.contains(way), "{errors}");
+    }
     let (code, _, errors) = keys.run(&["rewrap", "--to", "alias/none"]);
     assert_eq!(code, 125);
     assert!(

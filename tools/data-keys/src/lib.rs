@@ -96,6 +96,10 @@ enum DataKeysError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(
+        "found no AWS credentials: {0}; name a configuration with --config=FILE to enter an MFA code, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. list, verify and export can also ask a broker (--broker-socket=PATH)"
+    )]
+    NoCredentials(String),
     #[error(transparent)]
     Session(#[from] InteractiveSessionError),
     #[error(transparent)]
