@@ -151,11 +151,13 @@ impl FileError {
 
 fn advice(kind: FileKind, error: Errno) -> &'static str {
     match (error, kind) {
-        (Errno::EACCES | Errno::EPERM, _) => "give the file to the user of the server, mode 0600",
+        (Errno::EACCES | Errno::EPERM, _) => {
+            "give the file to the user of the server, mode 0600; a tool must run as that user, or as root"
+        }
         (Errno::ELOOP, _) => "replace the symbolic link by the file itself",
         (Errno::ENOSPC | Errno::EDQUOT, _) => "make room on the disk",
         (Errno::EROFS, FileKind::Key) => {
-            "let the server write there, or set aws_key_management_keyfile_dir"
+            "let the server write there, or move all key files to where it can, and set aws_key_management_keyfile_dir"
         }
         (Errno::EROFS, FileKind::Manifest) => "let the server write to its data directory",
         (Errno::ENOENT, FileKind::Key) => "restore it from a backup of the key files",

@@ -1403,3 +1403,26 @@ fn an_export_whose_summary_is_lost_says_that_the_file_is_there() {
     assert!(errors.contains(&said), "{errors}");
     assert!(path.exists());
 }
+
+#[test]
+fn a_user_who_may_not_read_the_files_learns_who_may() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("keys");
+    fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+    let file = directory.join("aws-kms-key.1.1");
+    fs::write(&file, "wrapped").unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let program = scene.copy_programs(&["kms-data-keys"]);
+    let user = format!("--reuid={NOBODY}");
+    let mut command = Command::new("setpriv");
+    command.args([&user, "--clear-groups"]).arg(program);
+    command.args(["verify", "--broker-socket=/none"]);
+    let (code, summary, errors) = run(command.arg(&directory));
+    assert_eq!(code, 125, "{summary}{errors}");
+    assert!(summary.contains("0 failed, 1 not checked"), "{summary}");
+    assert!(
+        errors.contains("give the file to the user of the server")
+            && errors.contains("a tool must run as that user, or as root"),
+        "{errors}"
+    );
+}
