@@ -256,8 +256,20 @@ fn typed(text: &str, is_number: bool) -> Value {
 struct Sessions {
     /// In the order in which they were opened.
     all: Vec<Session>,
-    /// The index of the last session of each host and process that opens one.
-    last: BTreeMap<(String, String), usize>,
+    /// The index of each session, by host and id.
+    by_id: BTreeMap<(String, String), usize>,
+    /// The index of the last session of each service, by host and service.
+    present: BTreeMap<(String, String), usize>,
+}
+
+/// What shares a session: a unit, or else a program. A launcher opens the session of the broker that it starts.
+fn service_of(event: &Map<String, Value>) -> String {
+    let text = |name: &str| event.get(name).and_then(Value::as_str);
+    match (text("unit"), text("program")) {
+        (Some(unit), _) => unit.into(),
+        (None, Some("iam-kms-broker")) => "iam-kms-wrapper".into(),
+        (None, program) => program.unwrap_or_default().into(),
+    }
 }
 
 /// What is known of a session.
@@ -280,10 +292,14 @@ impl Sessions {
     fn add(&mut self, event: &Map<String, Value>) {
         let text = |name: &str| event.get(name).and_then(Value::as_str).map(str::to_owned);
         let host = text("host").unwrap_or_default();
+        let time = text("time").unwrap_or_default();
+        let service = (host.clone(), service_of(event));
         match text("event").as_deref() {
             Some("code_taken" | "session_document_taken" | "session_open") => {
-                let session = self.session(&host, &text("access_key_id").unwrap_or_default());
-                let time = text("time").unwrap_or_default();
+                let id = text("access_key_id").unwrap_or_default();
+                let index = self.index(&host, &id);
+                self.present.insert(service, index);
+                let session = &mut self.all[index];
                 session.opened = Some(std::mem::take(&mut session.opened))
                     .filter(|opened| !opened.is_empty())
                     .unwrap_or(time);
@@ -298,16 +314,17 @@ impl Sessions {
             }
             Some("session_end") => {
                 let id = text("access_key_id").unwrap_or_default();
-                self.session(&host, &id).ended = text("time");
+                let index = self.index(&host, &id);
+                self.all[index].ended = Some(time);
             }
             Some("kms_call" | "key_store_call") if event.contains_key("request_id") => {
-                if let Some(session) = self.present(&host) {
+                if let Some(session) = self.present(&service, &time) {
                     let operation = text("operation").unwrap_or_default();
                     *session.calls.entry(operation).or_default() += 1;
                 }
             }
             Some("kms_call_failed") => {
-                if let Some(session) = self.present(&host) {
+                if let Some(session) = self.present(&service, &time) {
                     session.failures += 1;
                 }
             }
@@ -315,11 +332,11 @@ impl Sessions {
         }
     }
 
-    /// The session with this id, which becomes the host's present one.
-    fn session(&mut self, host: &str, access_key_id: &str) -> &mut Session {
+    /// The index of the session with this id.
+    fn index(&mut self, host: &str, access_key_id: &str) -> usize {
         let key = (host.to_owned(), access_key_id.to_owned());
         let next = self.all.len();
-        let index = *self.last.entry(key).or_insert(next);
+        let index = *self.by_id.entry(key).or_insert(next);
         if index == next {
             self.all.push(Session {
                 host: host.into(),
@@ -327,13 +344,13 @@ impl Sessions {
                 ..Session::default()
             });
         }
-        &mut self.all[index]
+        index
     }
 
-    /// The last session of this host that has not ended.
-    fn present(&mut self, host: &str) -> Option<&mut Session> {
-        let mut sessions = self.all.iter_mut().rev();
-        sessions.find(|session| session.host == host && session.ended.is_none())
+    /// The session that a service has at `time`, if it has one.
+    fn present(&mut self, service: &(String, String), time: &str) -> Option<&mut Session> {
+        let session = self.all.get_mut(*self.present.get(service)?)?;
+        session.is_open_at(time).then_some(session)
     }
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
@@ -370,6 +387,15 @@ impl Session {
             line += &format!(": {reason}");
         }
         escape(&line)
+    }
+
+    fn is_open_at(&self, time: &str) -> bool {
+        let expiration = self.expiration.as_deref().and_then(parse_utc);
+        let is_expired = match (expiration, parse_utc(time)) {
+            (Some(expiration), Some(time)) => time > expiration,
+            _ => false,
+        };
+        self.ended.is_none() && !is_expired
     }
 
     /// How long it was open, or may be.

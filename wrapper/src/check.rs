@@ -226,10 +226,18 @@ fn check_key_store(location: &KeyStoreLocation, aws: &Settings) -> io::Result<Fi
         }
         KeyStoreLocation::Directory(path) => path,
     };
-    let found = match path.metadata() {
-        Err(error) => Err(format!("cannot examine {}: {error}", path.display())),
-        Ok(metadata) if !metadata.is_dir() => Err(format!("{} is not a directory", path.display())),
-        Ok(_) => Ok(()),
+    let cannot_examine = |path: &Path, error| format!("cannot examine {}: {error}", path.display());
+    let probe = path.join(KeyStoreLocation::PROBE);
+    let found = match (path.metadata(), probe.metadata()) {
+        (Err(error), _) => Err(cannot_examine(path, error)),
+        (Ok(metadata), _) if !metadata.is_dir() => {
+            Err(format!("{} is not a directory", path.display()))
+        }
+        (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err(location.without_probe())
+        }
+        (Ok(_), Err(error)) => Err(cannot_examine(&probe, error)),
+        (Ok(_), Ok(_)) => Ok(()),
     };
     Ok(Finding::of(found, |()| format!("{location} is there")))
 }

@@ -29,6 +29,17 @@ impl KeyStoreLocation {
     /// What [`Self::from_str`] accepts.
     pub const EXPECTED: &str = "s3://BUCKET/PREFIX or file:///PATH";
 
+    /// The file that shows that a directory is a key store. It is no key: ids are numbers.
+    pub const PROBE: &str = "conditional-put-check";
+
+    /// Says that this is a directory without [`Self::PROBE`], and what to do.
+    pub fn without_probe(&self) -> String {
+        format!(
+            "the key store {self} is not mounted, or was never made one: it has no file {}; if it is new and empty, kms-data-keys push --init makes it one",
+            Self::PROBE
+        )
+    }
+
     /// The place of a part of this store.
     #[must_use]
     pub fn name_space(&self, name: &str) -> Self {

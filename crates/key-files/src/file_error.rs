@@ -132,6 +132,11 @@ impl FileError {
         matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether this user may not use the file.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the file or directory could not be written because its file system is read-only.
     pub fn is_read_only(&self) -> bool {
         let (Self::File { source, .. } | Self::Directory { source, .. }) = self else {
@@ -143,11 +148,13 @@ impl FileError {
 
 fn advice(kind: FileKind, error: Errno) -> &'static str {
     match (error, kind) {
-        (Errno::EACCES | Errno::EPERM, _) => "give the file to the user of the server, mode 0600",
+        (Errno::EACCES | Errno::EPERM, _) => {
+            "give the file to the user of the server, mode 0600; a tool must run as that user, or as root"
+        }
         (Errno::ELOOP, _) => "replace the symbolic link by the file itself",
         (Errno::ENOSPC | Errno::EDQUOT, _) => "make room on the disk",
         (Errno::EROFS, FileKind::Key) => {
-            "let the server write there, or set aws_key_management_keyfile_dir"
+            "let the server write there, or move all key files to where it can, and set aws_key_management_keyfile_dir"
         }
         (Errno::EROFS, FileKind::Manifest) => "let the server write to its data directory",
         (Errno::ENOENT, FileKind::Key) => "restore it from a backup of the key files",

@@ -34,9 +34,7 @@ pub enum StoreError {
     )]
     Unconditional(KeyStoreLocation),
     /// A directory that was never made a store, or whose file server is not mounted.
-    #[error(
-        "the key store {0} is not mounted, or was never made one: it has no file conditional-put-check; if it is new and empty, kms-data-keys push --init makes it one"
-    )]
+    #[error("{}", .0.without_probe())]
     NoStore(KeyStoreLocation),
     /// A directory that is to become a store.
     #[error("cannot make {0} a key store: it is not an empty directory")]

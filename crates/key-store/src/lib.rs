@@ -50,8 +50,8 @@ const GRACE: Duration = Duration::from_millis(500);
 const PUT_ATTEMPTS: u32 = 3;
 const PUT_PAUSE: Duration = Duration::from_millis(200);
 
-/// The object that [`KeyStore::check`] puts. It is no key: ids are numbers.
-const PROBE: &str = "conditional-put-check";
+/// The object that [`KeyStore::check`] puts.
+const PROBE: &str = KeyStoreLocation::PROBE;
 const PROBE_CONTENT: &str = "iam-kms-broker puts this object again and again, and the store must refuse all but the first.\n";
 
 /// A key store, with the credentials of one session.

@@ -113,7 +113,7 @@ pub const EVENTS: &[AuditEvent] = &[
     ),
     event(
         "master_key_changed",
-        "`kms-manage-key` has enabled or disabled the master key",
+        "`kms-manage-key` enables or disables the master key, and KMS has accepted that",
         &[
             "operation",
             "request_id",

@@ -14,6 +14,7 @@ pub mod process;
 pub mod process_status;
 pub mod signals;
 pub mod socket_path;
+pub mod standard_output;
 pub mod stored_session;
 pub mod systemd;
 pub mod usage;

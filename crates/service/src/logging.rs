@@ -1,5 +1,6 @@
 //! The log. If standard error is connected to the journal, each event goes there with all its fields;
-//! otherwise to standard error, as the message or as a JSON object (`log_format = json`).
+//! otherwise to standard error, as the message or as a JSON object (`log_format = json`). From a terminal, which
+//! keeps nothing, the events of the audit go to the journal too.
 //!
 //! Nothing is ever written to standard output: it belongs to the command, and `galera_recovery` parses
 //! it. The crates tracing-subscriber and tracing-journald are not used: they keep a socket open, which
@@ -9,7 +10,7 @@ use std::{
     collections::VecDeque,
     env,
     fmt::{self, Write as _},
-    io::{self, Write as _},
+    io::{self, IsTerminal, Write as _},
     os::unix::net::UnixDatagram,
     sync::{
         Mutex, OnceLock, PoisonError,
@@ -113,12 +114,12 @@ pub fn recent(before: Option<u64>, most: usize) -> Vec<broker_api::AuditEvent> {
 
 /// Sends all events of this process to the journal or to standard error, under the name `program`.
 pub fn init(program: &'static str) {
-    let is_journal = is_journal();
+    let stream = Stream::of_standard_error();
     let log = Log {
         program,
         write: move |record| match QUEUE.get() {
             Some(queue) => queue.add(record),
-            None => write(record, is_journal),
+            None => write(record, stream),
         },
     };
     // Fails only if a log is set already; then that one stays.
@@ -130,7 +131,7 @@ pub fn init(program: &'static str) {
 ///
 /// Must not be called before a fork, which does not copy the thread. Errors: no thread can be started.
 pub fn write_in_background(program: &'static str) -> io::Result<()> {
-    let is_journal = is_journal();
+    let stream = Stream::of_standard_error();
     let (queue, receiver) = Queue::new(QUEUE_LENGTH);
     // Fails only if there is a queue already; then the new thread ends.
     let _ = QUEUE.set(queue);
@@ -139,7 +140,7 @@ pub fn write_in_background(program: &'static str) -> io::Result<()> {
         .stack_size(256 * 1024)
         .spawn(move || {
             if let Some(queue) = QUEUE.get() {
-                queue.write_all(program, &receiver, |record| write(record, is_journal));
+                queue.write_all(program, &receiver, |record| write(record, stream));
             }
         })
         .map(drop)
@@ -221,8 +222,13 @@ pub fn use_format(format: LogFormat) {
     IS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
 }
 
-fn write(record: Record, is_journal: bool) {
-    if is_journal && send_to_journal(&record.journal_entry()).is_ok() {
+fn write(record: Record, stream: Stream) {
+    let is_journal = stream == Stream::Journal;
+    let is_for_journal =
+        is_journal || stream == Stream::Terminal && record.fields.contains_key("event");
+    let is_in_journal =
+        is_for_journal && send_to_journal(&record.journal_entry(), is_journal).is_ok();
+    if is_journal && is_in_journal {
         return;
     }
     let line = if IS_JSON.load(Ordering::Relaxed) {
@@ -379,21 +385,36 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-fn send_to_journal(entry: &str) -> io::Result<()> {
+/// Sends an entry; `may_wait` if the journal is busy, or else fails then.
+fn send_to_journal(entry: &str, may_wait: bool) -> io::Result<()> {
     // No socket is kept open, because this process closes and passes on descriptors.
-    UnixDatagram::unbound()?
-        .send_to(entry.as_bytes(), JOURNAL_SOCKET)
-        .map(drop)
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(!may_wait)?;
+    socket.send_to(entry.as_bytes(), JOURNAL_SOCKET).map(drop)
 }
 
-/// Whether standard error is connected to systemd's journal, which reads levels as prefixes.
-///
-/// Source: `$JOURNAL_STREAM` in systemd.exec(5).
-fn is_journal() -> bool {
-    let Ok(stream) = env::var("JOURNAL_STREAM") else {
-        return false;
-    };
-    fstat(io::stderr()).is_ok_and(|status| stream == format!("{}:{}", status.st_dev, status.st_ino))
+/// What standard error is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// systemd's journal, which reads levels as prefixes.
+    Journal,
+    Terminal,
+    Other,
+}
+
+impl Stream {
+    /// Source: `$JOURNAL_STREAM` in systemd.exec(5).
+    fn of_standard_error() -> Self {
+        let is_journal = |stream: &str| {
+            fstat(io::stderr())
+                .is_ok_and(|status| stream == format!("{}:{}", status.st_dev, status.st_ino))
+        };
+        match env::var("JOURNAL_STREAM") {
+            Ok(stream) if is_journal(&stream) => Self::Journal,
+            _ if io::stderr().is_terminal() => Self::Terminal,
+            _ => Self::Other,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -387,7 +387,16 @@ fn the_key_store_is_looked_for_where_the_broker_will_use_it() {
     let scene = scene.line(&format!("key_store = file://{}", directory.display()));
     let checked = Checked::of(&mut check(&scene, &SLEEP));
     checked.says("key store", "FAILED", "No such file or directory");
+    // The mount point of a file server that is not mounted.
     fs::create_dir(&directory).unwrap();
+    let checked = Checked::of(&mut check(&scene, &SLEEP));
+    checked.says(
+        "key store",
+        "FAILED",
+        "is not mounted, or was never made one",
+    );
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    fs::write(directory.join("conditional-put-check"), "").unwrap();
     let checked = Checked::of(&mut check(&scene, &SLEEP));
     checked.says("key store", "ok", "is there");
 }

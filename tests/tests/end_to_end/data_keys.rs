@@ -179,7 +179,7 @@ fn verify_says_that_all_is_well() {
     let lines: Vec<_> = summary.lines().collect();
     assert_eq!(lines[0], "2 data keys verified at KMS, 0 failed");
     assert!(
-        lines[1].starts_with("Not compared with a key manifest"),
+        lines[1].starts_with("Not compared: there is no key manifest at "),
         "{summary}"
     );
     assert_eq!(keys.aws.calls("Decrypt"), 2);
@@ -309,6 +309,7 @@ fn verify_tells_machines_the_same_as_people() {
     for (result, count) in [
         ("verified", 2),
         ("cached", 0),
+        ("not_checked", 0),
         ("wrong_key", 0),
         ("master_key_unusable", 1),
         ("failed", 1),
@@ -371,7 +372,12 @@ fn an_impossible_request_exits_with_125() {
         .command(&["verify"])
         .env_remove("AWS_SHARED_CREDENTIALS_FILE"));
     assert_eq!(code, 125);
-    assert!(errors.contains("found no AWS credentials"), "{errors}");
+    assert!(errors.contains("found no AWS credentials: "), "{errors}");
+    // Nobody has set it, and there are two other ways.
+    assert!(!errors.contains("mfa = false"), "{errors}");
+    for way in ["--config=FILE", "--broker-socket=PATH"] {
+        assert!(errors.contains(way), "{errors}");
+    }
     let (code, _, errors) = keys.run(&["rewrap", "--to", "alias/none"]);
     assert_eq!(code, 125);
     assert!(
@@ -649,9 +655,13 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
             .data_keys_command("bin", &["verify", &socket], &keys))
     };
 
-    let (code, _, errors) = verify();
-    assert_eq!(code, 1);
+    let (code, summary, errors) = verify();
+    assert_eq!(code, 125);
     assert!(errors.contains("no broker at"), "{errors}");
+    assert!(
+        summary.starts_with("0 data keys verified at KMS, 0 failed, 1 not checked\n"),
+        "{summary}"
+    );
 
     let _broker = scene.start_broker();
     let (code, summary, errors) = verify();
@@ -674,7 +684,7 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
 
     fs::write(&file, "damaged").unwrap();
     let (code, summary, errors) = verify();
-    assert_eq!(code, 1, "{summary}");
+    assert_eq!(code, 125, "{summary}");
     assert!(
         errors.contains("aws-kms-key.1.1") && errors.contains("session ended"),
         "{errors}"
@@ -1036,4 +1046,383 @@ fn rewrap_adds_the_new_form_to_the_key_store_also_after_an_interrupted_run() {
     let (code, text, _) = keys.run(&["pull", &store]);
     assert_eq!(code, 0, "{text}");
     assert_eq!(keys.contents(), wrapped, "the latest form");
+}
+
+/// Such as keys of another server, or files that were moved away because nothing needs them at present.
+#[test]
+fn rewrap_reaches_keys_that_only_the_key_store_has() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    keys.run(&["push", "--init", &store]);
+    let before = keys.contents();
+    let plaintext = keys.decrypted("aws-kms-key.1.1", "us-east-1").1;
+    let first_form = fs::read(path.join("1/1")).unwrap();
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let new = keys.aws.key(&[]);
+
+    let (code, text, errors) = keys.run(&["rewrap", "--dry-run", "--to", &new, &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(
+        text.starts_with("2 data keys would be wrapped under"),
+        "{text}"
+    );
+    assert!(!path.join("1/1.1").exists() && !path.join("7/12.1").exists());
+
+    for (moved, left) in [(2, 0), (0, 2)] {
+        let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+        let summary =
+            format!("{moved} data keys wrapped under {new}, {left} under it already, 0 failed\n");
+        assert!(text.starts_with(&summary), "{text}");
+        let is_named = text.contains("without a file here: 1 data key\n");
+        assert_eq!(is_named, moved == 2, "{text}");
+        assert_eq!(key_files(&keys.directory), ["aws-kms-key.7.12.ctr"]);
+        assert!(!path.join("1/1.2").exists() && !path.join("7/12.2").exists());
+    }
+    assert_eq!(fs::read(path.join("1/1")).unwrap(), first_form);
+
+    let (code, text, _) = keys.run(&["pull", &store]);
+    assert_eq!(code, 0, "{text}");
+    assert_ne!(keys.contents(), before);
+    assert_eq!(
+        keys.decrypted("aws-kms-key.1.1", "us-east-1"),
+        (new, plaintext)
+    );
+
+    // What cannot be rewrapped there is named and counted.
+    fs::remove_file(keys.file("aws-kms-key.1.1")).unwrap();
+    let object = fs::read_to_string(path.join("7/12")).unwrap();
+    fs::create_dir(path.join("8")).unwrap();
+    fs::write(
+        path.join("8/1"),
+        object.replace("\"id\":7,\"version\":12", "\"id\":8,\"version\":1"),
+    )
+    .unwrap();
+    let claimed = fs::read_to_string(path.join("1/1")).unwrap();
+    let check_value =
+        |object: &str| object.split_once("check_value\":\"").unwrap().1[..32].to_owned();
+    let another = object
+        .replace("\"id\":7,\"version\":12", "\"id\":9,\"version\":1")
+        .replace(&check_value(&object), &check_value(&claimed));
+    fs::create_dir(path.join("9")).unwrap();
+    fs::write(path.join("9/1"), another).unwrap();
+    fs::create_dir(path.join("10")).unwrap();
+    fs::write(path.join("10/1.1"), "").unwrap();
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &keys.aws.key(&[]), &store]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.starts_with("3 data keys wrapped") && text.contains("2 failed"),
+        "{text}"
+    );
+    for said in [
+        "9/1 in the key store file://",
+        "holds another key than its check value says",
+        "10/1 in the key store file://",
+        "has only later forms",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+}
+
+/// The file is for the day without AWS: what is wrong with it must be found out before.
+#[test]
+fn export_and_import_compare_with_the_manifest() {
+    let keys = Keys::new();
+    record(&keys);
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let output = |name: &str| keys.sandbox.path(name).display().to_string();
+    let export = |name: &str, more: &[&str]| {
+        let output = format!("--output={}", output(name));
+        keys.run(&[&["export", &output, &password], more].concat())
+    };
+    let refused = |more: &[&str], why: &str| {
+        let (code, text, errors) = export("refused", more);
+        assert_eq!((code, text.as_str()), (125, ""), "{errors}");
+        assert!(!keys.sandbox.path("refused").exists());
+        assert!(errors.contains(why), "{why}: {errors}");
+    };
+    let (code, text, errors) = export("whole", &[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(!text.contains("Not compared"), "{text}");
+
+    let whole = keys.contents();
+    keys.wrap("aws-kms-key.1.1", KEY_2);
+    let wrong = "aws-kms-key.1.1' holds the key of aws-kms-key.7.12.ctr, not the one that";
+    refused(&[], wrong);
+    // The manifest is elsewhere, as with aws_key_management_keyfile_dir.
+    let datadir = keys.sandbox.directory("data");
+    let (here, there) = (
+        keys.file("aws-kms-keys.list"),
+        datadir.join("aws-kms-keys.list"),
+    );
+    fs::rename(&here, &there).unwrap();
+    refused(&["--datadir", datadir.to_str().unwrap()], wrong);
+    // Without it, nobody can know.
+    let (code, text, _) = export("swapped", &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("Not compared: there is no key manifest"),
+        "{text}"
+    );
+
+    let import = || {
+        let (swapped, master_key) = (output("swapped"), "--master-key-id=alias/mariadb");
+        let arguments = ["import", master_key, &password, &swapped];
+        run(&mut keys.aws.data_keys_command("bin", &arguments, &datadir))
+    };
+    let (code, text, errors) = import();
+    assert_eq!((code, text.as_str()), (125, ""), "{errors}");
+    assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
+    assert_eq!(key_files(&datadir), [""; 0]);
+    fs::rename(&there, &here).unwrap();
+    assert_eq!(import().0, 0);
+
+    for (name, content) in whole {
+        fs::write(keys.file(&name), content).unwrap();
+    }
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    refused(&[], "aws-kms-key.7.12.ctr is missing in '");
+    refused(&[], "nothing was exported: 1 data key missing");
+    // A key that is lost for good must not keep the others from being exported.
+    let (code, text, errors) = export("partly", &["--leave-out=aws-kms-key.7.12.ctr"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let said = "Not included: aws-kms-key.7.12.ctr";
+    assert!(text.contains(said), "{text}");
+
+    fs::write(here, "aws-kms-keys 1\n").unwrap();
+    refused(&[], "is damaged");
+}
+
+/// Such as aws_key_management_keyfile_dir on a file system that is not mounted.
+#[test]
+fn a_directory_without_key_files_is_not_called_well() {
+    let keys = Keys::new();
+    let empty = keys.sandbox.directory("empty");
+    let on_empty =
+        |arguments: &[&str]| run(&mut keys.aws.data_keys_command("bin", arguments, &empty));
+    let textfile = keys.sandbox.path("verify.prom");
+    fs::write(&textfile, "of the last run\n").unwrap();
+    let option = format!("--textfile={}", textfile.display());
+    let (path, store) = empty_store(&keys);
+    fs::write(path.join("conditional-put-check"), "").unwrap();
+    let refused = |arguments: &[&str]| {
+        let (code, text, errors) = on_empty(arguments);
+        assert_eq!((code, text.as_str()), (125, ""), "{arguments:?} {errors}");
+        let said = format!("there is no key file in '{}'; name the", empty.display());
+        assert!(errors.contains(&said), "{arguments:?} {errors}");
+    };
+    refused(&["verify", "--json", &option]);
+    assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
+    refused(&["rewrap", "--to=alias/mariadb"]);
+    refused(&["rewrap", "--to=alias/mariadb", &store]);
+    refused(&["push", &store]);
+    // A copy whose manifest says nothing but that it is one.
+    let manifest = ManifestFile::open(&empty).unwrap();
+    manifest.set_forked(true).unwrap();
+    refused(&["verify", &option]);
+    assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
+
+    // It is there, and a file beside it too.
+    keys.aws
+        .wrap_key(&keys.sandbox, KEY_1, &empty.join("aws-kms-key.1.1"));
+    let (code, text, errors) = on_empty(&["verify"]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(
+        text.contains("Not compared: the key manifest '") && text.contains("' lists no key;"),
+        "{text}"
+    );
+    fs::remove_file(empty.join("aws-kms-key.1.1")).unwrap();
+
+    // Not so a new host, whose key store is made before its first key, and a manifest that lists keys.
+    assert_eq!(on_empty(&["push", "--init", &store]).0, 0);
+    record(&keys);
+    let list = empty.join("aws-kms-keys.list");
+    fs::rename(keys.file("aws-kms-keys.list"), list).unwrap();
+    let (code, text, errors) = on_empty(&["verify", &option]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(text.contains("0 failed, 2 missing"), "{text}");
+    let metrics = fs::read_to_string(&textfile).unwrap();
+    assert!(metrics.contains("{result=\"missing\"} 2\n"), "{metrics}");
+}
+
+/// One unread broker socket is not four damaged key files.
+#[test]
+fn verify_tells_what_it_could_not_check_from_what_is_wrong() {
+    let mut keys = Keys::new();
+    let textfile = keys.sandbox.path("verify.prom");
+    let option = format!("--textfile={}", textfile.display());
+    let uncertain = |command: &mut Command, why: &str| {
+        let (code, json, errors) = run(command);
+        assert_eq!(code, 125, "{json}{errors}");
+        assert_eq!(errors.matches(why).count(), 2, "{why}: {errors}");
+        assert!(errors.contains("it is uncertain whether"), "{errors}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        for key in json["keys"].as_array().unwrap() {
+            assert_eq!(key["result"], "not_checked");
+        }
+        let metrics = fs::read_to_string(&textfile).unwrap();
+        for (result, count) in [("not_checked", 2), ("failed", 0)] {
+            let line = format!("{{result=\"{result}\"}} {count}\n");
+            assert!(metrics.contains(&line), "{line}{metrics}");
+        }
+        fs::remove_file(&textfile).unwrap();
+    };
+    let verify = ["verify", "--json", &option];
+    let no_broker = ["verify", "--json", &option, "--broker-socket=/none"];
+    uncertain(&mut keys.command(&no_broker), "no broker at '/none'");
+    let mut unknown = keys.command(&verify);
+    unknown
+        .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        .env(
+            "AWS_SECRET_ACCESS_KEY",
+            "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        );
+    uncertain(&mut unknown, "AWS does not accept the access key");
+
+    // Something wrong is worse than something unknown.
+    fs::write(keys.file("aws-kms-key.3.1"), "").unwrap();
+    let (code, _, errors) = keys.run(&no_broker);
+    assert_eq!(code, 1, "{errors}");
+    assert!(!errors.contains("it is uncertain whether"), "{errors}");
+    fs::remove_file(keys.file("aws-kms-key.3.1")).unwrap();
+
+    let mut without_network = keys.command(&verify);
+    keys.aws.stop();
+    uncertain(&mut without_network, "cannot reach it");
+}
+
+#[test]
+fn list_with_store_looks_into_the_key_files() {
+    let keys = Keys::new();
+    record(&keys);
+    let (_, store) = empty_store(&keys);
+    keys.run(&["push", "--init", &store]);
+    let compare = || keys.run(&["list", &store]);
+    assert_eq!(compare().0, 0);
+
+    let good = fs::read(keys.file("aws-kms-key.1.1")).unwrap();
+    fs::write(keys.file("aws-kms-key.1.1"), "").unwrap();
+    fs::write(keys.file("aws-kms-key.bad"), "").unwrap();
+    fs::copy(
+        keys.file("aws-kms-key.7.12.ctr"),
+        keys.file("aws-kms-key.7.12"),
+    )
+    .unwrap();
+    let (code, table, errors) = compare();
+    assert_eq!(code, 1, "{table}");
+    fs::remove_file(keys.file("aws-kms-key.7.12")).unwrap();
+    for said in [
+        "aws-kms-key.1.1' is empty",
+        "aws-kms-key.bad' has a name like",
+        "same version of the same key",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+    let (code, table, errors) = compare();
+    assert_eq!(code, 1, "{table}{errors}");
+    let row = "1   1        AES_CBC    not compared\n7   12       AES_CTR    same\n";
+    assert!(table.contains(row), "{table}");
+    fs::remove_file(keys.file("aws-kms-key.bad")).unwrap();
+
+    // Another key, which nobody can know without KMS.
+    fs::copy(
+        keys.file("aws-kms-key.7.12.ctr"),
+        keys.file("aws-kms-key.1.1"),
+    )
+    .unwrap();
+    let (code, table, errors) = compare();
+    assert_eq!((code, errors.as_str()), (0, ""), "{table}");
+    assert!(table.contains(row), "{table}");
+    assert!(
+        table.contains("Not compared: 1: these files are not")
+            && table.contains("kms-data-keys verify"),
+        "{table}"
+    );
+
+    // Without a manifest, the bytes say it; and the new form counts as well.
+    fs::write(keys.file("aws-kms-key.1.1"), good).unwrap();
+    fs::remove_file(keys.file("aws-kms-keys.list")).unwrap();
+    for _ in 0..2 {
+        let (code, table, _) = compare();
+        assert_eq!((code, table.matches("same").count()), (0, 2), "{table}");
+        let new = keys.aws.key(&[]);
+        assert_eq!(keys.run(&["rewrap", "--to", &new, &store]).0, 0);
+    }
+}
+
+#[test]
+fn a_key_store_that_cannot_be_written_is_reported_for_each_key() {
+    let keys = Keys::new();
+    let full = end_to_end_tests::StoreDirectory::full(&keys.sandbox);
+    let option = format!("--store={}", full.location());
+    let (code, text, errors) = keys.run(&["push", &option]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(text.contains("0 there already, 2 failed"), "{text}");
+    for name in ["aws-kms-key.1.1", "aws-kms-key.7.12.ctr"] {
+        let said = format!("{name}: the key store file://");
+        assert!(errors.contains(&said), "{said}: {errors}");
+    }
+    assert_eq!(errors.matches("run this again").count(), 2, "{errors}");
+
+    let (path, store) = empty_store(&keys);
+    assert_eq!(keys.run(&["push", "--init", &store]).0, 0);
+    // Where the new form would be.
+    fs::create_dir(path.join("1/1.1")).unwrap();
+    let new = keys.aws.key(&[]);
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+    assert_eq!(code, 1, "{text}{errors}");
+    assert!(
+        text.contains("1 data key wrapped") && text.contains("1 failed"),
+        "{text}"
+    );
+    let said =
+        "aws-kms-key.1.1' is under the new master key, but its key in the key store is not: ";
+    assert!(errors.contains(said), "{errors}");
+    assert_eq!(keys.decrypted("aws-kms-key.1.1", "us-east-1").0, new);
+    fs::remove_dir(path.join("1/1.1")).unwrap();
+    let (code, text, errors) = keys.run(&["rewrap", "--to", &new, &store]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(path.join("1/1.1").is_file());
+}
+
+#[test]
+fn an_export_whose_summary_is_lost_says_that_the_file_is_there() {
+    let keys = Keys::new();
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let path = keys.sandbox.path("exported");
+    let output = format!("--output={}", path.display());
+    let mut export = keys.command(&["export", &password, &output]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let ended = export.stdout(full).output().unwrap();
+    let errors = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(125), "{errors}");
+    let said = format!("the keys were exported to '{}', but", path.display());
+    assert!(errors.contains(&said), "{errors}");
+    assert!(path.exists());
+}
+
+#[test]
+fn a_user_who_may_not_read_the_files_learns_who_may() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("keys");
+    fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).unwrap();
+    let file = directory.join("aws-kms-key.1.1");
+    fs::write(&file, "wrapped").unwrap();
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+    let program = scene.copy_programs(&["kms-data-keys"]);
+    let user = format!("--reuid={NOBODY}");
+    let mut command = Command::new("setpriv");
+    command.args([&user, "--clear-groups"]).arg(program);
+    command.args(["verify", "--broker-socket=/none"]);
+    let (code, summary, errors) = run(command.arg(&directory));
+    assert_eq!(code, 125, "{summary}{errors}");
+    assert!(summary.contains("0 failed, 1 not checked"), "{summary}");
+    assert!(
+        errors.contains("give the file to the user of the server")
+            && errors.contains("a tool must run as that user, or as root"),
+        "{errors}"
+    );
 }

@@ -69,7 +69,7 @@ fn readers_of(configuration: &Path) -> Vec<Command> {
         ("iam-kms-wrapper", &["code"]),
         ("iam-kms-broker", &[]),
         ("kms-manage-key", &["status"]),
-        ("kms-data-keys", &["verify", "/tmp"]),
+        ("kms-data-keys", &["push", "--init", "/tmp"]),
     ]
     .map(|(program, arguments)| {
         let mut command = Command::new(dist("bin").join(program));

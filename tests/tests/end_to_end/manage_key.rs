@@ -173,6 +173,25 @@ fn the_status_is_for_people_and_scripts() {
 }
 
 #[test]
+fn the_status_is_the_same_if_its_reader_stops_early() {
+    let scene = scene(&[]);
+    let status = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = scene.manage_key_command(&["status"]);
+        let code = format!("{}\n", scene.aws.code());
+        let code = std::fs::File::open(scene.sandbox.write("code", &code)).unwrap();
+        let output = command.stdin(code).stdout(writer).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!errors.contains("standard output"), "{errors}");
+        output.status.code()
+    };
+    assert_eq!(status(), Some(0));
+    key_cli(&scene, "disable-key", &[]);
+    assert_eq!(status(), Some(3));
+}
+
+#[test]
 fn without_permission_to_look_the_change_is_made_and_the_exit_status_is_122() {
     let scene = scene(&[]);
     let arn = describe(&scene, "Arn");

@@ -125,6 +125,17 @@ fn a_dry_run_shows_all_but_the_secret() {
 }
 
 #[test]
+fn nothing_to_undo_is_not_a_failure() {
+    let output = Command::new(dist("bin/iam-kms-wrapper"))
+        .args(["setup", "--undo", "--dry-run"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.starts_with("There is nothing to undo: "), "{said}");
+}
+
+#[test]
 fn nothing_is_changed_without_root_or_without_systemd() {
     let sandbox = Sandbox::new();
     let program = sandbox.path("iam-kms-wrapper");

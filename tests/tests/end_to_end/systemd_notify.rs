@@ -3,10 +3,13 @@
 use std::{
     fs,
     os::unix::{fs::MetadataExt, net::UnixDatagram},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-use end_to_end_tests::{Manager, SLEEP, Scene, after, inspection::variable, wait_until};
+use end_to_end_tests::{
+    Manager, Process, SLEEP, Scene, Terminal, after, inspection::variable, wait_until,
+};
 
 fn assert_never_ready(manager: &mut Manager) {
     for heard in manager.heard() {
@@ -93,6 +96,23 @@ fn a_notify_socket_that_nobody_reads_is_a_warning_and_no_failure() {
 const WITH_JOURNAL: &str = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
      mount --bind \"$1\" /run/systemd/journal && shift && exec \"$@\"";
 
+fn with_journal(directory: &Path, command: &Command) -> Command {
+    let namespace = ["unshare", "--mount", "sh", "-c", WITH_JOURNAL, "sh"];
+    let prefix = [&namespace[..], &[directory.to_str().unwrap()]].concat();
+    after(&prefix, command)
+}
+
+/// The entries that have arrived.
+fn entries_of(journald: &UnixDatagram) -> Vec<String> {
+    journald.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 4096];
+    std::iter::from_fn(|| {
+        let length = journald.recv(&mut buffer).ok()?;
+        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+    })
+    .collect()
+}
+
 /// A file for standard error, and the lines in it when the program has ended.
 fn journal_of(scene: &Scene, journal_stream: impl Fn(&fs::Metadata) -> String) -> String {
     let journal: PathBuf = scene.sandbox.write("journal", "");
@@ -101,10 +121,7 @@ fn journal_of(scene: &Scene, journal_stream: impl Fn(&fs::Metadata) -> String) -
     command.env("JOURNAL_STREAM", stream);
     let script = "exec \"$@\" 2>> \"$0\"";
     let command = after(&["sh", "-c", script, journal.to_str().unwrap()], &command);
-    let directory = scene.sandbox.directory("journald");
-    let namespace = ["unshare", "--mount", "sh", "-c", WITH_JOURNAL, "sh"];
-    let prefix = [&namespace[..], &[directory.to_str().unwrap()]].concat();
-    let mut command = after(&prefix, &command);
+    let mut command = with_journal(&scene.sandbox.directory("journald"), &command);
     let mut wrapper = scene.spawn(&mut command);
     wait_until("the FIFO", || scene.fifo().exists());
     wrapper.write(b"11167\n");
@@ -120,13 +137,7 @@ fn the_journal_gets_the_fields_of_each_event() {
     let journald = UnixDatagram::bind(path).unwrap();
     let rest = journal_of(&scene, |file| format!("{}:{}", file.dev(), file.ino()));
     assert_eq!(rest, "");
-    journald.set_nonblocking(true).unwrap();
-    let mut buffer = [0; 4096];
-    let entries: Vec<String> = std::iter::from_fn(|| {
-        let length = journald.recv(&mut buffer).ok()?;
-        Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
-    })
-    .collect();
+    let entries = entries_of(&journald);
     let entry_of = |event: &str| {
         let field = format!("\nIAM_KMS_EVENT={event}\n");
         let entry = entries.iter().find(|entry| entry.contains(&field));
@@ -148,6 +159,41 @@ fn the_journal_gets_the_fields_of_each_event() {
             assert!(entry_of(event).contains(field), "{}", entry_of(event));
         }
     }
+}
+
+/// As the documentation shows it: an operator at a terminal, which keeps nothing.
+#[test]
+fn what_kms_manage_key_does_at_a_terminal_is_in_the_journal_with_its_reason() {
+    let scene = end_to_end_tests::manage_key::scene(&[]);
+    let directory = scene.sandbox.directory("journald");
+    let journald = UnixDatagram::bind(directory.join("socket")).unwrap();
+    let mut terminal = Terminal::new();
+    let disable = scene.manage_key_command(&["--reason=ticket 4713", "disable"]);
+    // Standard error to the terminal too.
+    let on_terminal = after(&["sh", "-c", "exec \"$@\" 2>&0", "sh"], &disable);
+    let mut command = with_journal(&directory, &on_terminal);
+    let mut process = Process::start(command.stdin(terminal.programs()));
+    terminal.wait_for_nth("MFA code: ", 1);
+    terminal.type_in(&format!("{}\n", scene.aws.code()));
+    let (status, output) = process.finish();
+    assert!(status.success(), "{output}{}", terminal.shown());
+    assert!(terminal.shown().contains("is Disabled: DisableKey by "));
+    let entries = entries_of(&journald);
+    for event in ["code_taken", "master_key_changed"] {
+        let field = format!("\nIAM_KMS_EVENT={event}\n");
+        let entry = entries.iter().find(|entry| entry.contains(&field));
+        let entry = entry.unwrap_or_else(|| panic!("no {event} in {entries:?}"));
+        assert!(entry.contains("\nIAM_KMS_REASON=ticket 4713\n"), "{entry}");
+        assert!(
+            entry.contains("\nSYSLOG_IDENTIFIER=kms-manage-key\n"),
+            "{entry}"
+        );
+    }
+    // What is no event of the audit is for the person only.
+    assert!(
+        entries.iter().all(|entry| entry.contains("IAM_KMS_EVENT=")),
+        "{entries:?}"
+    );
 }
 
 #[test]

@@ -392,6 +392,33 @@ fn a_key_that_stays_enabled_is_121_with_the_command_that_disables_it() {
     );
     assert!(line.ends_with(&repair), "{output}");
     assert_eq!(state(&scene), "Enabled");
+
+    // It can be pasted into a shell, wherever the configuration is.
+    let path = scene.sandbox.directory("it's my").join("mk.config");
+    std::fs::copy(scene.sandbox.path("iam-kms-wrapper.config"), &path).unwrap();
+    let usual = scene.manage_key_command(&["unlock", "true"]);
+    let mut command = Command::new(usual.get_program());
+    for argument in usual.get_args().filter_map(|it| it.to_str()) {
+        match argument.starts_with("--config=") {
+            true => command.arg(format!("--config={}", path.display())),
+            false => command.arg(argument),
+        };
+    }
+    command.env_clear();
+    for (name, value) in usual.get_envs() {
+        command.envs(value.map(|value| (name, value)));
+    }
+    let input = format!("{}\n", scene.aws.code());
+    let output = ends_with(start_with_input(&mut command, &input), 121);
+    let (_, pasted) = output
+        .rsplit_once("disable it now: kms-manage-key ")
+        .unwrap();
+    let script = format!("set -- {pasted}; echo \"$#|$1|$3\"");
+    let shell = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(
+        String::from_utf8(shell.stdout).unwrap(),
+        format!("3|--config={}|disable\n", path.display())
+    );
 }
 
 /// Has the session end while the command runs.

@@ -357,6 +357,58 @@ fn the_audit_and_cloudtrail_together_show_a_use_of_the_key_that_no_host_has_reco
     }
 }
 
+/// The line says who used the keys. So it must not accuse somebody else.
+#[test]
+fn calls_are_counted_under_the_session_of_the_service_that_made_them() {
+    let event = |name: &str, service: &str, minute: u32, more: &str| {
+        format!(
+            r#"{{"event":"{name}","host":"db1",{service},"time":"2026-11-26T10:{minute:02}:00Z"{more}}}"#
+        ) + "\n"
+    };
+    let opened = |service: &str, id: &str, who: &str, minute: u32| {
+        let more = format!(
+            r#","access_key_id":"{id}","operator":"{who}","expiration":"2026-11-26T10:30:00Z""#
+        );
+        event("code_taken", service, minute, &more)
+    };
+    let call = |service: &str, minute: u32| {
+        let more = r#","operation":"Decrypt","request_id":"r-1""#;
+        event("kms_call", service, minute, more)
+    };
+    let lines = |log: &str, expected: [&str; 2]| {
+        let sessions = audit(&[], log);
+        let lines: Vec<_> = sessions.lines().collect();
+        assert_eq!(lines.len(), 2, "{sessions}");
+        for (line, end) in lines.iter().zip(expected) {
+            assert!(line.ends_with(end), "{end}: {sessions}");
+        }
+    };
+    // Two instances of the broker on one host.
+    let [a, b] = ["a", "b"].map(|name| format!(r#""unit":"iam-kms-broker@{name}.service""#));
+    let log = opened(&a, "ASIAA", "alice", 0) + &opened(&b, "ASIAB", "bob", 1) + &call(&a, 2);
+    lines(
+        &log,
+        [
+            "ASIAA  opened by alice, for 1800 seconds, 1 Decrypt",
+            "ASIAB  opened by bob, for 1740 seconds",
+        ],
+    );
+    // A tool that was used meanwhile, and a failure after the end of the session. No units, as without a journal.
+    let [launcher, broker, tool] = ["iam-kms-wrapper", "iam-kms-broker", "kms-data-keys"]
+        .map(|name| format!(r#""program":"{name}""#));
+    let log = opened(&launcher, "ASIAA", "alice", 0)
+        + &opened(&tool, "ASIAB", "bob", 1)
+        + &call(&broker, 2)
+        + &event("kms_call_failed", &broker, 31, "");
+    lines(
+        &log,
+        [
+            "ASIAA  opened by alice, for 1800 seconds, 1 Decrypt",
+            "ASIAB  opened by bob, for 1740 seconds",
+        ],
+    );
+}
+
 #[test]
 fn the_query_gives_for_the_sample_what_the_example_shows() {
     let sample = Path::new(REPOSITORY).join("examples/audit/sample");
@@ -366,23 +418,34 @@ fn the_query_gives_for_the_sample_what_the_example_shows() {
 #[test]
 fn the_reason_of_a_change_of_the_master_key_is_in_the_audit() {
     let scene = end_to_end_tests::manage_key::scene(&[]).line("log_format = json");
-    let arguments = ["--reason=ticket 4712", "disable"];
-    let mut process = Process::start(scene.manage_key_command(&arguments).stdin({
-        let file = scene
-            .sandbox
-            .write("code", &format!("{}\n", scene.aws.code()));
-        fs::File::open(file).unwrap()
-    }));
-    let (status, output) = process.finish();
-    assert_eq!(status.code(), Some(0), "{output}");
-    let events = audit(&["--json"], &output);
-    for name in ["code_taken", "master_key_changed"] {
-        let event = events
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .find(|event| event["event"] == name)
-            .unwrap_or_else(|| panic!("{name}: {events}"));
-        assert_eq!(event["reason"], "ticket 4712", "{event}");
-        assert!(event["operator"].is_string(), "{event}");
-    }
+    let arn = end_to_end_tests::manage_key::describe(&scene, "Arn");
+    let by_arn = format!("--key={arn}");
+    let change = |change: &str, code| {
+        let arguments = ["--reason=ticket 4712", &by_arn, change];
+        let mut process = Process::start(scene.manage_key_command(&arguments).stdin({
+            let file = scene
+                .sandbox
+                .write("code", &format!("{}\n", scene.aws.code()));
+            fs::File::open(file).unwrap()
+        }));
+        let (status, output) = process.finish();
+        assert_eq!(status.code(), Some(code), "{output}");
+        let events = audit(&["--json"], &output);
+        for name in ["code_taken", "master_key_changed"] {
+            let events: Vec<Value> = events
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .filter(|event: &Value| event["event"] == name)
+                .collect();
+            assert_eq!(events.len(), 1, "{name}: {output}");
+            assert_eq!(events[0]["reason"], "ticket 4712", "{events:?}");
+            assert!(events[0]["operator"].is_string(), "{events:?}");
+        }
+        assert!(events.contains(&format!("\"master_key\":\"{arn}\"")));
+    };
+    change("disable", 0);
+    // The change is made, although its effect cannot be seen.
+    let mfa = end_to_end_tests::manage_key::MFA;
+    end_to_end_tests::manage_key::deny(&scene, r#""kms:DescribeKey""#, mfa);
+    change("enable", 122);
 }

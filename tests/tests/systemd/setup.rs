@@ -271,7 +271,7 @@ fn a_dry_run_changes_nothing_and_undo_leaves_the_machine_as_it_was() {
         machine.sh("iam-kms-wrapper setup --undo --yes");
         assert_eq!(state(&running), before);
     }
-    let nothing = fails(&running, "iam-kms-wrapper setup --undo --yes");
+    let nothing = machine.sh("iam-kms-wrapper setup --undo --yes");
     assert!(nothing.contains("nothing to undo"), "{nothing}");
 }
 
@@ -350,7 +350,7 @@ fn an_interrupted_setup_or_undo_is_completed_by_the_next_run() {
         assert_eq!(machine.property(SERVICE, "NeedDaemonReload"), "no");
         kill(undo, milliseconds);
         // There is nothing to undo if it was killed at its end.
-        machine.sh(&format!("{undo} || test $? = 125"));
+        machine.sh(undo);
         assert_eq!(state(&running), untouched, "after {milliseconds} ms");
     }
     assert!(interrupted > 10, "{interrupted}");

@@ -6,7 +6,7 @@ use aws_session::{
     config::Config,
     credentials::Credentials,
     settings::{Reader, Settings},
-    source_credentials::{self, Finder},
+    source_credentials::{self, CredentialsError, Finder},
 };
 use clap::Args;
 use code_channel::interactive_session;
@@ -52,7 +52,11 @@ impl AccessArguments {
                     // A signal simply ends the program.
                     interrupt: None,
                 };
-                finder.find()?
+                finder.find().map_err(|error| match error {
+                    // There is no configuration whose mfa could be false.
+                    CredentialsError::NoneToUse(why) => DataKeysError::NoCredentials(why),
+                    error => error.into(),
+                })?
             }
             Some(_) => {
                 logging::use_format(config.log_format);

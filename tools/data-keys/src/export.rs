@@ -1,26 +1,32 @@
 //! `export`: writes all data keys into one encrypted file, with which a server can be restored without
 //! AWS.
+//!
+//! On the day without AWS, nobody can look for a key that is not in it. So it is written only if the key manifest
+//! has nothing against it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{self, Path, PathBuf},
 };
 
 use clap::{Args, ValueEnum};
 use key_files::{
-    key_directory::KeyDirectory,
+    key_directory::{KeyDirectory, Listing},
     key_name::{Algorithm, KeyName},
+    manifest::ManifestFile,
 };
 use offline_keys::{
     derivation::{Derivation, Digest},
     file,
     text::{self, OfflineKey, PLAIN_VERSION},
 };
+use tracing::error;
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT, names,
-    password::PasswordArguments, print, regional_kms::Unwrapped, runtime,
-    unwrapping::UnwrapperArguments,
+    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT,
+    directories::Directories, manifest, names, password::PasswordArguments, print,
+    regional_kms::Unwrapped, runtime, unwrapping::UnwrapperArguments,
 };
 
 /// The key of InnoDB's redo log; file_key_management does not load without it.
@@ -49,16 +55,15 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, hide_possible_values = true, default_value_t = Form::Community)]
     form: Form,
 
-    /// Leave out this key file; may be repeated
+    /// Leave out this file, even if missing; repeatable
     #[arg(long, value_name = "NAME")]
     leave_out: Vec<String>,
 
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
-    /// The data directory, or aws_key_management_keyfile_dir if that is set
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -94,10 +99,12 @@ impl From<Form> for text::Form {
     }
 }
 
-/// Decrypts all keys and writes them. If one fails, writes nothing.
+/// Decrypts all keys and writes them. If one fails, is another key than the manifest lists, or is missing, writes
+/// nothing.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let directory = KeyDirectory::open(&arguments.directory)?;
-    let names = names(&directory, &arguments.leave_out)?;
+    let directory = arguments.directories.key_files()?;
+    let manifest = arguments.directories.manifest()?;
+    let names = names(&directory, &manifest, &arguments.leave_out)?;
     if let (Form::Enterprise, Some(why)) = (arguments.form, obstacle(&names, arguments.form)) {
         return Err(DataKeysError::NotExported(format!(
             "file_key_management cannot use these keys: {why}; leave out --form"
@@ -113,7 +120,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let runtime = runtime()?;
     let unwrapper = arguments.unwrapper.open()?;
     let mut keys = Vec::with_capacity(names.len());
-    let work = async |name: &KeyName| unwrapper.unwrap(&directory, name).await;
+    let work = async |name: &KeyName| {
+        let unwrapped = unwrapper.unwrap(&directory, name).await?;
+        manifest::check(&manifest, &directory, name, &unwrapped.key)?;
+        Ok(unwrapped)
+    };
     let keep = |name: &KeyName, unwrapped: Unwrapped| {
         keys.push(OfflineKey {
             name: *name,
@@ -123,7 +134,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let failed = runtime.block_on(each(&names, work, keep));
     if failed > 0 {
         return Err(DataKeysError::NotExported(format!(
-            "{} could not be decrypted; fix the errors above, or exclude those files with --leave-out",
+            "{} could not be decrypted, or not the right key; fix the errors above, or exclude those files with --leave-out",
             data_keys(failed)
         )));
     }
@@ -134,18 +145,31 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         &password,
         arguments.format.derivation(),
     )?;
-    print(&summary(arguments, &names))?;
+    let summary = summary(arguments, &names) + &manifest::not_compared(&manifest);
+    print(&summary).map_err(|why| DataKeysError::Exported {
+        path: arguments.output.clone(),
+        why: Box::new(why),
+    })?;
     Ok(Outcome::Good)
 }
 
 /// Returns the keys to export: all except those that are left out.
-fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>, DataKeysError> {
+fn names(
+    directory: &KeyDirectory,
+    manifest: &ManifestFile,
+    leave_out: &[String],
+) -> Result<Vec<KeyName>, DataKeysError> {
     let mut listing = directory.list()?;
+    let mut missing = manifest::missing(manifest, directory, &listing);
     for name in leave_out {
-        let before = listing.keys.len();
+        let count = |listing: &Listing, missing: &BTreeMap<_, _>| {
+            listing.keys.len() + listing.malformed.len() + missing.len()
+        };
+        let before = count(&listing, &missing);
         listing.keys.retain(|key| key.to_string() != *name);
         listing.malformed.retain(|malformed| malformed != name);
-        if listing.keys.len() == before {
+        missing.retain(|key, _| key.to_string() != *name);
+        if count(&listing, &missing) == before {
             let path = directory.path().display();
             return Err(DataKeysError::NotExported(format!(
                 "there is no key file '{name}' in '{path}' to leave out"
@@ -157,12 +181,16 @@ fn names(directory: &KeyDirectory, leave_out: &[String]) -> Result<Vec<KeyName>,
             "there are conflicting or malformed key file names, see above".into(),
         ));
     }
-    if listing.keys.is_empty() {
-        let path = directory.path().display();
+    for reason in missing.values() {
+        error!("{reason}");
+    }
+    if !missing.is_empty() {
         return Err(DataKeysError::NotExported(format!(
-            "there is no key file in '{path}'; name the data directory, or aws_key_management_keyfile_dir"
+            "{} missing; restore the key files named above, or exclude them with --leave-out",
+            data_keys(missing.len())
         )));
     }
+    names::expect_any(directory, &listing.keys)?;
     Ok(listing.keys)
 }
 

@@ -9,6 +9,7 @@ use key_files::PlaintextKey;
 use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
     key_name::{Algorithm, KeyName},
+    manifest::ManifestFile,
 };
 use offline_keys::{derivation::Derivation, file::KeyFile, text::OfflineKey};
 use subtle::ConstantTimeEq;
@@ -70,6 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     let names = names::check(&directory, &directory.list()?);
     let keys = read(arguments)?;
+    compare_with_manifest(arguments, &keys)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
@@ -132,6 +134,26 @@ fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
     Ok(keys)
 }
 
+/// Fails if the manifest of this directory lists another key under the name of one of these: the server would not
+/// start with it.
+fn compare_with_manifest(arguments: &Arguments, keys: &[OfflineKey]) -> Result<(), DataKeysError> {
+    let manifest = ManifestFile::open(&arguments.directory)?;
+    let wrong: Vec<_> = keys
+        .iter()
+        .filter(|key| manifest.check(&key.name, &key.key).is_err())
+        .map(|key| key.name.to_string())
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(DataKeysError::NotImported(format!(
+            "'{}' lists other keys than '{}' holds as {}; import the keys of this server, or into the directory of the server that had them",
+            manifest.path().display(),
+            arguments.file.display(),
+            wrong.join(", ")
+        ))),
+    }
+}
+
 /// Returns the keys that have a key file already. Fails if there is a version of a key that the file
 /// does not contain, or another algorithm: their data would be mixed up.
 fn those_there(
@@ -162,7 +184,7 @@ impl Import<'_> {
     /// contain the same key.
     async fn wrap(&self, offline_key: &OfflineKey) -> Result<bool, String> {
         let OfflineKey { name, key } = offline_key;
-        let failed = |failure: Failure| failed(self.directory, name, &failure);
+        let failed = |failure: Failure| failed(self.directory, name, &failure.message);
         let encrypted = self.kms.encrypt(key, &self.master_key_arn).await;
         let blob = encrypted.map_err(failed)?;
         let decrypted = self.kms.decrypt(&blob, Some(&self.master_key_arn)).await;
@@ -192,7 +214,7 @@ impl Import<'_> {
             .read(name)
             .map_err(|error| error.to_string())?;
         let decrypted = self.kms.decrypt(&blob, None).await;
-        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure))?;
+        let there = decrypted.map_err(|failure| failed(self.directory, name, &failure.message))?;
         match is_same(&there, key) {
             true => Ok(()),
             false => Err(format!(

@@ -14,6 +14,7 @@ mod export;
 mod fork;
 mod import;
 mod list;
+mod manifest;
 mod names;
 mod password;
 mod progress;
@@ -26,11 +27,7 @@ mod textfile;
 mod unwrapping;
 mod verify;
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use aws_session::{
     config::ConfigError,
@@ -42,7 +39,7 @@ use code_channel::interactive_session::InteractiveSessionError;
 use key_files::key_directory::FileError;
 use key_store::StoreError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
-use service::{logging, process, usage::show_usage};
+use service::{logging, process, standard_output, usage::show_usage};
 use tokio::runtime::Runtime;
 use tracing::error;
 use visible_text::escape;
@@ -99,6 +96,10 @@ enum DataKeysError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(
+        "found no AWS credentials: {0}; name a configuration with --config=FILE to enter an MFA code, or set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. list, verify and export can also ask a broker (--broker-socket=PATH)"
+    )]
+    NoCredentials(String),
     #[error(transparent)]
     Session(#[from] InteractiveSessionError),
     #[error(transparent)]
@@ -121,6 +122,14 @@ enum DataKeysError {
     Server(String),
     #[error("cannot compare: {0}")]
     Broker(String),
+    #[error(
+        "there is no key file in '{}'; name the data directory, or aws_key_management_keyfile_dir, and see that it is mounted", .0.display()
+    )]
+    NoKeyFiles(PathBuf),
+    #[error("it is uncertain whether all is well: fix what is said above, and run this again")]
+    NotVerified,
+    #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
+    Exported { path: PathBuf, why: Box<Self> },
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]
@@ -191,17 +200,9 @@ fn data_keys(count: usize) -> String {
     }
 }
 
-/// Writes `text` to standard output, each line escaped. It is not a failure if the reader stops early.
+/// Writes `text` to standard output, each line escaped.
 fn print(text: &str) -> Result<(), DataKeysError> {
-    let mut output = io::stdout().lock();
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
-    match output
-        .write_all(lines.as_bytes())
-        .and_then(|()| output.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(DataKeysError::System("write to the standard output", error))
-        }
-        _ => Ok(()),
-    }
+    standard_output::print(&lines)
+        .map_err(|error| DataKeysError::System("write to the standard output", error))
 }

@@ -1,12 +1,12 @@
-//! Names of key files that are wrong.
+//! Names of key files that are wrong, and directories without any.
 
 use key_files::{
     key_directory::{KeyDirectory, Listing},
-    key_name::Algorithm,
+    key_name::{Algorithm, KeyName},
 };
 use tracing::warn;
 
-use crate::Outcome;
+use crate::{DataKeysError, Outcome};
 
 /// Reports malformed names, and versions that exist twice.
 pub(crate) fn check(directory: &KeyDirectory, listing: &Listing) -> Outcome {
@@ -28,4 +28,12 @@ pub(crate) fn check(directory: &KeyDirectory, listing: &Listing) -> Outcome {
         );
     }
     outcome
+}
+
+/// Fails if there is no key file: it is probably not the directory that is meant, and "0 failed" would hide that.
+pub(crate) fn expect_any(directory: &KeyDirectory, keys: &[KeyName]) -> Result<(), DataKeysError> {
+    match keys.is_empty() {
+        false => Ok(()),
+        true => Err(DataKeysError::NoKeyFiles(directory.path().to_owned())),
+    }
 }

@@ -5,13 +5,15 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rewrapped;
 
+use std::fmt::Display;
+
 use aws_session::{
     key_store_location::KeyStoreLocation,
     settings::{Reader, Settings},
     source_credentials,
 };
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile};
+use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 use key_store::{KeyStore, StoreError};
 
 use crate::{
@@ -61,9 +63,9 @@ pub(crate) fn open_with(
     KeyStore::open(location, &access.aws, Some(credentials))
 }
 
-/// The message of an error, for the report on one key.
-fn text(error: StoreError) -> String {
-    error.to_string()
+/// Turns an error of the store into the report on one key.
+fn failed(key: impl Display) -> impl Fn(StoreError) -> String {
+    move |error| format!("{key}: {error}; correct that, and run this again")
 }
 
 /// Says that a key has one check value here and another one in the store.
@@ -73,13 +75,5 @@ fn differs(name: &KeyName, directory: &KeyDirectory, store: &KeyStoreLocation) -
         directory.path_of(name).display(),
         name.id,
         name.version
-    )
-}
-
-/// Says that nothing could be compared with the manifest.
-fn without_manifest(manifest: &ManifestFile) -> String {
-    format!(
-        "there is no key manifest at '{}'; name the data directory with --datadir",
-        manifest.path().display()
     )
 }

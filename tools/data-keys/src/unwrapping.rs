@@ -32,6 +32,52 @@ pub(crate) struct UnwrapperArguments {
     pub broker_socket: Option<PathBuf>,
 }
 
+/// Why a key was not decrypted.
+pub(crate) struct NotUnwrapped {
+    pub problem: Problem,
+    /// Names the file, and says why and what to do.
+    pub message: String,
+}
+
+/// What that says about the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// The master key is disabled, pending deletion or of the wrong kind.
+    MasterKeyUnusable,
+    /// The file cannot be used, or KMS does not decrypt it.
+    Failed,
+    /// Nothing: nobody has looked at it, because the file may not be read, or nobody answered, or wants another code
+    /// or access key first.
+    NotChecked,
+}
+
+impl Problem {
+    fn of(kind: FailureKind) -> Self {
+        match kind {
+            FailureKind::KeyUnusable => Self::MasterKeyUnusable,
+            FailureKind::SessionOver
+            | FailureKind::NotAuthenticated
+            | FailureKind::Throttled
+            | FailureKind::Unavailable
+            | FailureKind::UnsupportedVersion => Self::NotChecked,
+            FailureKind::AccessDenied
+            | FailureKind::NotFound
+            | FailureKind::InvalidCiphertext
+            | FailureKind::InvalidRequest
+            | FailureKind::Other => Self::Failed,
+        }
+    }
+}
+
+impl From<Failure> for NotUnwrapped {
+    fn from(failure: Failure) -> Self {
+        Self {
+            problem: Problem::of(failure.kind),
+            message: failure.message,
+        }
+    }
+}
+
 /// Who decrypts the keys.
 pub(crate) enum Unwrapper {
     /// KMS itself.
@@ -65,26 +111,29 @@ impl Unwrapper {
         name: &KeyName,
     ) -> Result<Unwrapped, String> {
         let unwrapped = self.try_unwrap(directory, name).await;
-        unwrapped.map_err(|failure| failure.message)
+        unwrapped.map_err(|not| not.message)
     }
 
-    /// The same, and the kind of the failure.
+    /// The same, and what a failure says about the key.
     pub async fn try_unwrap(
         &self,
         directory: &KeyDirectory,
         name: &KeyName,
-    ) -> Result<Unwrapped, Failure> {
-        let blob = directory.read(name).map_err(|error| Failure {
-            kind: FailureKind::Other,
+    ) -> Result<Unwrapped, NotUnwrapped> {
+        let blob = directory.read(name).map_err(|error| NotUnwrapped {
+            problem: match error.is_denied() {
+                true => Problem::NotChecked,
+                false => Problem::Failed,
+            },
             message: error.to_string(),
         })?;
         let unwrapped = match self {
-            Self::RegionalKms(kms) => kms.decrypt(&blob, None).await,
+            Self::RegionalKms(kms) => kms.decrypt(&blob, None).await.map_err(Into::into),
             Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
         };
-        unwrapped.map_err(|failure| Failure {
-            message: failed(directory, name, &failure),
-            ..failure
+        unwrapped.map_err(|not: NotUnwrapped| NotUnwrapped {
+            message: failed(directory, name, &not.message),
+            ..not
         })
     }
 }
@@ -107,7 +156,7 @@ async fn ask_broker(
     patience: Duration,
     name: &KeyName,
     ciphertext_blob: Vec<u8>,
-) -> Result<Unwrapped, Failure> {
+) -> Result<Unwrapped, NotUnwrapped> {
     let request = Request::Decrypt(Decrypt {
         ciphertext_blob,
         check_value: None,
@@ -120,11 +169,11 @@ async fn ask_broker(
     let client = Arc::clone(client);
     let is_in_line = |waiting: &Waiting| waiting.reason == WaitReason::Turn;
     let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, is_in_line));
-    let other = |message: String| Failure {
-        kind: FailureKind::Other,
+    let no_answer = |message: String| NotUnwrapped {
+        problem: Problem::NotChecked,
         message,
     };
-    match asked.await.map_err(|error| other(error.to_string()))? {
+    match asked.await.map_err(|error| no_answer(error.to_string()))? {
         Ok(Reply::Decrypted {
             key,
             master_key_arn,
@@ -134,16 +183,16 @@ async fn ask_broker(
             master_key_arn,
             is_from_kms: !request_id.is_empty(),
         }),
-        Ok(Reply::Failed(failure)) => Err(failure),
-        Ok(_) => Err(other(
+        Ok(Reply::Failed(failure)) => Err(failure.into()),
+        Ok(_) => Err(no_answer(
             "the broker gave an unexpected answer; see its log".into(),
         )),
-        Err(error) => Err(other(error.to_string())),
+        Err(error) => Err(no_answer(error.to_string())),
     }
 }
 
-/// Formats a failure of KMS with the name of the file.
-pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, failure: &Failure) -> String {
+/// Formats a failure with the name of the file.
+pub(crate) fn failed(directory: &KeyDirectory, name: &KeyName, message: &str) -> String {
     let path = directory.path_of(name);
-    format!("key file '{}': {}", path.display(), failure.message)
+    format!("key file '{}': {message}", path.display())
 }

@@ -1,11 +1,7 @@
 //! `verify`: decrypts every data key, and compares it with the manifest.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cell::RefCell, collections::BTreeMap};
 
-use broker_api::FailureKind;
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
@@ -20,9 +16,9 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    names, print, runtime,
+    manifest, names, print, runtime,
     textfile::{Metrics, TextfileArguments, unix_seconds},
-    unwrapping::UnwrapperArguments,
+    unwrapping::{Problem, UnwrapperArguments},
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -49,6 +45,8 @@ enum Finding {
     Verified,
     /// The broker has it in memory and did not ask KMS.
     Cached,
+    /// Nobody could be asked, or the file may not be read: nothing is known of it.
+    NotChecked,
     /// It is another key than the manifest lists.
     WrongKey,
     /// The master key is disabled, pending deletion or of the wrong kind.
@@ -60,9 +58,10 @@ enum Finding {
 }
 
 impl Finding {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Verified,
         Self::Cached,
+        Self::NotChecked,
         Self::WrongKey,
         Self::MasterKeyUnusable,
         Self::Failed,
@@ -74,6 +73,7 @@ impl Finding {
         match self {
             Self::Verified => "verified",
             Self::Cached => "cached",
+            Self::NotChecked => "not_checked",
             Self::WrongKey => "wrong_key",
             Self::MasterKeyUnusable => "master_key_unusable",
             Self::Failed => "failed",
@@ -91,8 +91,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
+    if manifest.is_empty() {
+        names::expect_any(&directory, &listing.keys)?;
+    }
     let mut findings = Findings::new();
-    for (name, reason) in missing(&manifest, &directory, &listing) {
+    for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
         warn!("{reason}");
         findings.insert(name, (Finding::Missing, Some(reason)));
     }
@@ -104,9 +107,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let bad = findings
         .values()
-        .filter(|(finding, _)| *finding > Finding::Cached)
+        .filter(|(finding, _)| *finding > Finding::NotChecked)
         .count();
-    Ok(names.unless_failed(bad))
+    match (
+        names.unless_failed(bad),
+        count(&findings, Finding::NotChecked),
+    ) {
+        (Outcome::Good, 1..) => Err(DataKeysError::NotVerified),
+        (outcome, _) => Ok(outcome),
+    }
 }
 
 /// Decrypts all keys that have a file, and compares them with the manifest.
@@ -128,19 +137,16 @@ fn decrypt(
     let work = async |name: &KeyName| {
         let unwrapped = unwrapper.try_unwrap(directory, name).await;
         let unwrapped = unwrapped.map_err(|failure| {
-            let finding = match failure.kind {
-                FailureKind::KeyUnusable => Finding::MasterKeyUnusable,
-                _ => Finding::Failed,
+            let finding = match failure.problem {
+                Problem::MasterKeyUnusable => Finding::MasterKeyUnusable,
+                Problem::Failed => Finding::Failed,
+                Problem::NotChecked => Finding::NotChecked,
             };
             fail(name, finding, failure.message)
         })?;
-        let path = directory.path_of(name);
-        match manifest.check(name, &unwrapped.key) {
+        match manifest::check(manifest, directory, name, &unwrapped.key) {
             Ok(()) => Ok(unwrapped),
-            Err(wrong) => {
-                let reason = format!("key file '{}' {wrong}", path.display());
-                Err(fail(name, Finding::WrongKey, reason))
-            }
+            Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
     runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
@@ -167,10 +173,12 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
             data_keys(kept)
         ),
     };
-    let missing = match count(findings, Finding::Missing) {
+    let some = |wanted, word| match count(findings, wanted) {
         0 => String::new(),
-        count => format!(", {count} missing"),
+        count => format!(", {count} {word}"),
     };
+    let missing = some(Finding::Missing, "missing");
+    let not_checked = some(Finding::NotChecked, "not checked");
     let failed: usize = [
         Finding::WrongKey,
         Finding::MasterKeyUnusable,
@@ -180,9 +188,9 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     .iter()
     .sum();
     format!(
-        "{} verified at KMS, {failed} failed{missing}{not_verified}\n{}",
+        "{} verified at KMS, {failed} failed{missing}{not_checked}{not_verified}\n{}",
         data_keys(count(findings, Finding::Verified)),
-        not_compared(manifest)
+        manifest::not_compared(manifest)
     )
 }
 
@@ -222,38 +230,4 @@ fn metrics(findings: &Findings, manifest: &ManifestFile) -> Metrics {
         newest.into_iter().map(|(id, time)| (id.to_string(), time)),
     );
     metrics
-}
-
-fn not_compared(manifest: &ManifestFile) -> String {
-    match manifest.is_empty() {
-        false => String::new(),
-        true => format!(
-            "Not compared with a key manifest, because there is none at '{}'; name the data directory with --datadir\n",
-            manifest.path().display()
-        ),
-    }
-}
-
-/// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
-/// do. Older ones may have been moved away because nothing needs them.
-fn missing(
-    manifest: &ManifestFile,
-    directory: &KeyDirectory,
-    listing: &Listing,
-) -> BTreeSet<(KeyName, String)> {
-    let entries = manifest.entries();
-    let is_missing = |name: &KeyName| {
-        let mut versions = listing.keys.iter().filter(|key| key.id == name.id);
-        !versions.any(|key| key.version >= name.version)
-    };
-    let names = entries.iter().map(|entry| entry.name).filter(is_missing);
-    let reason = |name: KeyName| {
-        let reason = format!(
-            "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
-            directory.path().display(),
-            manifest.path().display()
-        );
-        (name, reason)
-    };
-    names.map(reason).collect()
 }

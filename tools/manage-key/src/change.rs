@@ -44,20 +44,21 @@ impl Attempt<'_> {
     /// Makes the change, and returns when KMS shows it. The text of an error says what KMS has accepted so far.
     pub fn make(&self) -> Result<(), ManageError> {
         let taken = self.request()?;
-        let arn = self.confirm(&taken)?.arn;
+        let request = self.describe_request(&taken);
+        // For the audit, it is done, even if its effect cannot be confirmed.
         info!(
             event = "master_key_changed",
             operation = self.change.operation(),
             request_id = taken.request_id,
-            master_key = arn,
+            master_key = self.id,
             caller = self.caller,
             operator = self.note.operator,
             from = self.note.from,
             reason = self.note.reason,
-            "{arn} is {}: {}",
-            self.change.state().as_str(),
-            self.describe_request(&taken)
+            "KMS accepted {request}"
         );
+        let arn = self.confirm(&taken)?.arn;
+        info!("{arn} is {}: {request}", self.change.state().as_str());
         Ok(())
     }
 

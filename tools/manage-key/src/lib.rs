@@ -11,7 +11,7 @@ mod signals;
 mod unlock;
 
 use std::{
-    io::{self, Write},
+    io,
     os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
@@ -40,7 +40,7 @@ use command_line::{Action, CommandLine};
 use master_key::{CallError, Change, Description, MasterKey};
 use service::{
     command::{Command, CommandError},
-    logging, process,
+    logging, process, standard_output,
     usage::show_usage,
 };
 use signals::{Number, Signals};
@@ -296,14 +296,13 @@ fn not_described(error: CallError) -> ManageError {
 
 /// Prints one line each, with the name first, so that scripts can parse it.
 fn print_status(key: &Description, caller: &str) -> io::Result<()> {
-    let mut out = io::stdout();
-    writeln!(out, "state: {}", key.state.as_str())?;
-    writeln!(out, "key: {}", escape(&key.arn))?;
+    let mut text = format!("state: {}\nkey: {}\n", key.state.as_str(), escape(&key.arn));
     if let Some(date) = key.deletion_text() {
-        writeln!(out, "deletion: {date}")?;
+        text += &format!("deletion: {date}\n");
     }
     if let Some(advice) = key.advice() {
-        writeln!(out, "advice: {advice}")?;
+        text += &format!("advice: {advice}\n");
     }
-    writeln!(out, "asked by: {}", escape(caller))
+    text += &format!("asked by: {}\n", escape(caller));
+    standard_output::print(&text)
 }

@@ -1,6 +1,7 @@
 //! `unlock`: enables the key only while a command runs.
 
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal},
     time::Duration,
 };
@@ -109,8 +110,9 @@ fn disable(
     };
     let left_enabled = |why: ManageError| {
         ManageError::LeftEnabled(format!(
-            "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} --config={} --key={arn} disable",
-            tool.config_path.display()
+            "THE KEY MAY STILL BE ENABLED: {why}; disable it now: {PROGRAM} {} {} disable",
+            quoted(&format!("--config={}", tool.config_path.display())),
+            quoted(&format!("--key={arn}"))
         ))
     };
     let why = match with(&session) {
@@ -125,6 +127,15 @@ fn disable(
     while tool.signals.received().is_some() {}
     let session = tool.open_session(None).map_err(left_enabled)?;
     with(&session).map_err(left_enabled)
+}
+
+/// Quotes a word for the shell that the command is pasted into.
+fn quoted(word: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=+:,./@%".contains(&byte);
+    match word.bytes().all(is_plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")).into(),
+    }
 }
 
 /// For tests: panics if `KMS_MANAGE_KEY_PANIC` names this point.

@@ -57,9 +57,6 @@ pub enum SetupError {
         .0.display()
     )]
     Encrypted(PathBuf),
-    /// Nothing is known of an earlier setup.
-    #[error("there is nothing to undo: {0} does not exist")]
-    NothingToUndo(&'static str),
     /// Two at once would get in each other's way.
     #[error("another iam-kms-wrapper setup is running")]
     Busy,

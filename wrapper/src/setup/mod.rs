@@ -114,8 +114,12 @@ fn run(command_line: SetupCommandLine) -> Result<(), SetupError> {
     if command_line.undo {
         let Some(record) = record else {
             // An undo that was interrupted at its very end has left the directory.
-            record::remove()?;
-            return Err(SetupError::NothingToUndo(RECORD));
+            if !is_dry {
+                record::remove()?;
+            }
+            return print(&format!(
+                "There is nothing to undo: {RECORD} does not exist.\n"
+            ));
         };
         return undo(record, &consent, command_line.even_if_encrypted);
     }

@@ -1,4 +1,8 @@
 //! `list --store`: compares the key files of a host with the key store.
+//!
+//! Nothing is decrypted. A file that is the same, byte for byte, as a form of the key in the store is that key. What
+//! another file holds, only `verify` can find out. A broker tells no wrapped keys; then the manifest says which keys
+//! the files should hold.
 
 use std::{
     collections::BTreeMap,
@@ -11,15 +15,17 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use key_files::{
     check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile,
 };
+use key_store::{Form, KeyStore, StoreError};
 use serde_json::json;
+use tracing::warn;
 
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
-    print,
+    manifest, names, print,
     progress::Progress,
     runtime,
-    stored::{StoreArguments, open, without_manifest},
+    stored::{StoreArguments, open},
     table,
     textfile::Metrics,
     unwrapping::BROKER_MARGIN,
@@ -28,14 +34,22 @@ use crate::{
 /// How many objects are read at the same time.
 const READS: usize = 16;
 
-/// The keys of a store, with their check values.
-type Stored = BTreeMap<(u32, u32), (KeyName, CheckValue)>;
+/// The keys of a store.
+type Stored = BTreeMap<(u32, u32), There>;
+
+/// What is known of a key version in the store.
+struct There {
+    name: KeyName,
+    check_value: CheckValue,
+    /// Its first form and its latest one, wrapped; `None`: a broker does not tell.
+    forms: Option<Vec<Vec<u8>>>,
+}
 
 /// Where a key version is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Same,
-    /// No check value is known here.
+    /// It is not known which key the file holds.
     NotCompared,
     OnlyStored,
     OnlyHere,
@@ -110,11 +124,11 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                 let versions = store.list().await?;
                 let progress = Progress::of_keys(versions.len());
                 stream::iter(versions)
-                    .map(|((id, version), _)| store.get(id, version, 0))
+                    .map(|(number, latest)| read(&store, number, latest))
                     .buffered(READS)
                     .inspect(|_| progress.add(1))
-                    .try_filter_map(async |key| Ok(key))
-                    .map_ok(|key| (number(&key.name), (key.name, key.check_value)))
+                    .try_filter_map(async |there| Ok(there))
+                    .map_ok(|there| (number(&there.name), there))
                     .try_collect::<Stored>()
                     .await
             })?;
@@ -131,21 +145,30 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                 Here {
                     name: entry.name,
                     check_value: Some(entry.check_value),
-                    has_file: false,
+                    file: File::Absent,
                 },
             )
         })
         .collect();
-    for name in comparison.directory.list()?.keys {
+    let listing = comparison.directory.list()?;
+    let mut files = names::check(comparison.directory, &listing);
+    for name in listing.keys {
         let listed = here.get(&number(&name)).filter(|it| it.name == name);
         let check_value = listed.and_then(|it| it.check_value);
-        let has_file = true;
+        let file = match comparison.directory.read(&name) {
+            Ok(content) => File::Content(content),
+            Err(error) => {
+                files = Outcome::Bad;
+                warn!("{error}");
+                File::Unusable
+            }
+        };
         here.insert(
             number(&name),
             Here {
                 name,
                 check_value,
-                has_file,
+                file,
             },
         );
     }
@@ -189,13 +212,18 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             &rows,
         ))?;
         print(&summary(&location, &count))?;
-        if count(State::NotCompared) > 0 && manifest.is_empty() {
-            print(&format!("Not compared: {}", without_manifest(&manifest)))?;
+        if count(State::NotCompared) > 0 {
+            print(&not_compared(
+                count(State::NotCompared),
+                comparison,
+                &manifest,
+            ))?;
         }
     }
     Ok(match () {
         () if count(State::Differs) > 0 => Outcome::Differs,
         () if count(State::OnlyHere) + count(State::Nowhere) > 0 => Outcome::Bad,
+        () if files == Outcome::Bad => Outcome::Bad,
         () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
         () => Outcome::Good,
     })
@@ -226,11 +254,58 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     text
 }
 
+/// Says why files were not compared, and what to do.
+fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFile) -> String {
+    let why = match comparison.broker_socket {
+        None => {
+            "these files are not, byte for byte, what the key store has: they were rewrapped without it, or are wrong"
+                .into()
+        }
+        Some(_) if manifest.is_empty() => manifest::without_entries(manifest),
+        Some(_) => format!(
+            "'{}' does not list them, or the files cannot be used",
+            manifest.path().display()
+        ),
+    };
+    format!("Not compared: {count}: {why}. kms-data-keys verify decrypts them\n")
+}
+
+/// Reads what the store has of a key version; `None`: its first form is not there.
+async fn read(
+    store: &KeyStore,
+    (id, version): (u32, u32),
+    latest: Form,
+) -> Result<Option<There>, StoreError> {
+    let Some(first) = store.get(id, version, 0).await? else {
+        return Ok(None);
+    };
+    let mut forms = vec![first.ciphertext_blob];
+    if latest > 0
+        && let Some(latest) = store.latest_form(id, version, latest).await?
+    {
+        forms.push(latest.ciphertext_blob);
+    }
+    Ok(Some(There {
+        name: first.name,
+        check_value: first.check_value,
+        forms: Some(forms),
+    }))
+}
+
 /// What is known of a key version here.
 struct Here {
     name: KeyName,
+    /// That of the manifest.
     check_value: Option<CheckValue>,
-    has_file: bool,
+    file: File,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum File {
+    Absent,
+    /// It is there, and can hold no key or not be read.
+    Unusable,
+    Content(Vec<u8>),
 }
 
 fn number(name: &KeyName) -> (u32, u32) {
@@ -240,21 +315,32 @@ fn number(name: &KeyName) -> (u32, u32) {
 fn states(here: &BTreeMap<(u32, u32), Here>, stored: &Stored) -> Vec<(KeyName, State)> {
     let mut states: BTreeMap<(u32, u32), (KeyName, State)> = stored
         .iter()
-        .map(|(&number, &(name, _))| (number, (name, State::OnlyStored)))
+        .map(|(&number, there)| (number, (there.name, State::OnlyStored)))
         .collect();
     for (&number, here) in here {
-        let state = match (stored.get(&number), here.check_value) {
-            (None, _) if here.has_file => State::OnlyHere,
-            (None, _) => State::Nowhere,
-            (Some((other, _)), _) if *other != here.name => State::Differs,
-            (Some((_, other)), Some(check_value)) if *other != check_value => State::Differs,
-            (Some(_), _) if !here.has_file => State::OnlyStored,
-            (Some(_), None) => State::NotCompared,
-            (Some(_), Some(_)) => State::Same,
+        let state = match stored.get(&number) {
+            None if here.file == File::Absent => State::Nowhere,
+            None => State::OnlyHere,
+            Some(there) => state(here, there),
         };
         states.insert(number, (here.name, state));
     }
     states.into_values().collect()
+}
+
+/// The state of a key version that is in the store.
+fn state(here: &Here, there: &There) -> State {
+    let is_listed = here.check_value.is_some();
+    if there.name != here.name || is_listed && here.check_value != Some(there.check_value) {
+        return State::Differs;
+    }
+    match (&here.file, &there.forms) {
+        (File::Absent, _) => State::OnlyStored,
+        (File::Unusable, _) => State::NotCompared,
+        (File::Content(content), Some(forms)) if forms.contains(content) => State::Same,
+        (File::Content(_), None) if is_listed => State::Same,
+        (File::Content(_), _) => State::NotCompared,
+    }
 }
 
 /// Has a running broker list its key store.
@@ -285,10 +371,15 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
         let Reply::KeyList { keys, next } = ask(&request)? else {
             return Err(unexpected());
         };
-        stored.extend(
-            keys.into_iter()
-                .map(|(name, check)| (number(&name), (name, check))),
-        );
+        stored.extend(keys.into_iter().map(|(name, check_value)| {
+            let forms = None;
+            let there = There {
+                name,
+                check_value,
+                forms,
+            };
+            (number(&name), there)
+        }));
         if next.is_none() {
             return Ok((location, stored));
         }
@@ -305,34 +396,66 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_key_is_compared_by_algorithm_and_check_value() {
-        let check = |byte| CheckValue::of(&PlaintextKey::new(&[byte; 16]).unwrap());
-        let name = |version, algorithm| KeyName {
+    fn check(byte: u8) -> CheckValue {
+        CheckValue::of(&PlaintextKey::new(&[byte; 16]).unwrap())
+    }
+
+    fn name(version: u32, algorithm: Algorithm) -> KeyName {
+        KeyName {
             id: 1,
             version,
             algorithm,
+        }
+    }
+
+    /// The states of the versions, where the store has some keys in these forms.
+    fn states_of(
+        here: &[(KeyName, Option<CheckValue>, File)],
+        stored: &[(KeyName, CheckValue)],
+        forms: Option<&[&[u8]]>,
+    ) -> Vec<State> {
+        let copy = |file: &File| match file {
+            File::Absent => File::Absent,
+            File::Unusable => File::Unusable,
+            File::Content(content) => File::Content(content.clone()),
         };
-        let cbc = |version| name(version, Algorithm::AesCbc);
-        let here = [
-            (cbc(1), Some(check(1)), true),
-            (cbc(2), Some(check(2)), true),
-            (cbc(3), None, true),
-            (cbc(4), Some(check(4)), true),
-            (name(5, Algorithm::AesCtr), Some(check(5)), true),
-            (cbc(7), Some(check(7)), false),
-            (cbc(8), Some(check(8)), false),
-            (cbc(9), Some(check(9)), false),
-        ];
-        let here = here.map(|(name, check_value, has_file)| {
+        let here = here.iter().map(|(name, check_value, file)| {
             let here = Here {
+                name: *name,
+                check_value: *check_value,
+                file: copy(file),
+            };
+            (number(name), here)
+        });
+        let stored = stored.iter().map(|&(name, check_value)| {
+            let there = There {
                 name,
                 check_value,
-                has_file,
+                forms: forms.map(|forms| forms.iter().map(|form| form.to_vec()).collect()),
             };
-            (number(&name), here)
+            (number(&name), there)
         });
-        let here = here.into_iter().collect();
+        states(&here.collect(), &stored.collect())
+            .into_iter()
+            .map(|it| it.1)
+            .collect()
+    }
+
+    #[test]
+    fn a_key_is_compared_by_algorithm_and_check_value() {
+        let cbc = |version| name(version, Algorithm::AesCbc);
+        let file = || File::Content(vec![1]);
+        let here = [
+            (cbc(1), Some(check(1)), file()),
+            (cbc(2), Some(check(2)), file()),
+            (cbc(3), None, file()),
+            (cbc(4), Some(check(4)), file()),
+            (name(5, Algorithm::AesCtr), Some(check(5)), file()),
+            (cbc(7), Some(check(7)), File::Absent),
+            (cbc(8), Some(check(8)), File::Absent),
+            (cbc(9), Some(check(9)), File::Absent),
+            (cbc(10), Some(check(1)), File::Unusable),
+        ];
         let stored = [
             (cbc(1), check(1)),
             (cbc(2), check(9)),
@@ -341,14 +464,10 @@ mod tests {
             (cbc(6), check(6)),
             (cbc(8), check(8)),
             (cbc(9), check(1)),
+            (cbc(10), check(1)),
         ];
-        let stored = stored
-            .into_iter()
-            .map(|it| ((1, it.0.version), it))
-            .collect();
-        let states: Vec<_> = states(&here, &stored).into_iter().map(|it| it.1).collect();
         assert_eq!(
-            states,
+            states_of(&here, &stored, None),
             [
                 State::Same,
                 State::Differs,
@@ -358,8 +477,26 @@ mod tests {
                 State::OnlyStored,
                 State::Nowhere,
                 State::OnlyStored,
-                State::Differs
+                State::Differs,
+                State::NotCompared,
             ]
+        );
+    }
+
+    #[test]
+    fn a_file_is_the_key_whose_form_it_is() {
+        let cbc = |version| name(version, Algorithm::AesCbc);
+        let file = |byte| File::Content(vec![byte]);
+        let here = [
+            (cbc(1), None, file(1)),
+            (cbc(2), Some(check(1)), file(2)),
+            (cbc(3), Some(check(1)), file(3)),
+            (cbc(4), Some(check(4)), file(1)),
+        ];
+        let stored = [1, 2, 3, 4].map(|version| (cbc(version), check(1)));
+        assert_eq!(
+            states_of(&here, &stored, Some(&[&[1], &[2]])),
+            [State::Same, State::Same, State::NotCompared, State::Differs]
         );
     }
 }

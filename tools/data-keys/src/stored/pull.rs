@@ -13,8 +13,8 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    print, runtime,
-    stored::{StoreArguments, open, text, without_manifest},
+    manifest, print, runtime,
+    stored::{StoreArguments, failed, open},
 };
 
 /// Fetch missing key files from the key store
@@ -71,10 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         true => "would be fetched",
         false => "fetched",
     };
-    let not_compared = match manifest.is_empty() {
-        true => format!("Not compared: {}\n", without_manifest(&manifest)),
-        false => String::new(),
-    };
+    let not_compared = manifest::not_compared(&manifest);
     print(&format!(
         "{} {done} from the key store {location}, {there} here already, {failed} failed\n{not_compared}",
         data_keys(fetched)
@@ -91,7 +88,7 @@ async fn fetch(
 ) -> Result<bool, String> {
     let found = store.find(id, Some(version)).await;
     let key = found
-        .map_err(text)?
+        .map_err(failed(format_args!("{id}/{version}")))?
         .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;
     let listed = manifest.get(id, version);
     if listed.is_some_and(|it| (it.name, it.check_value) != (key.name, key.check_value)) {

@@ -14,10 +14,10 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    names, print,
+    manifest, names, print,
     regional_kms::RegionalKms,
     runtime,
-    stored::{StoreArguments, differs, open_with, text},
+    stored::{StoreArguments, differs, failed, open_with},
     unwrapping::Unwrapper,
 };
 
@@ -54,6 +54,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &listing);
+    // A new host has no keys yet when its key store is made.
+    if !arguments.init {
+        names::expect_any(&directory, &listing.keys)?;
+    }
     let location = arguments.store.location(&arguments.access)?;
     let access = arguments.access.open()?;
     let store = open_with(&location, &access)?;
@@ -71,7 +75,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         let compare = async |name: &KeyName| {
             let key = identify(&directory, &manifest, &unwrapper, name).await?;
             let there = match versions.contains_key(&(name.id, name.version)) {
-                true => store.get(name.id, name.version, 0).await.map_err(text)?,
+                true => {
+                    let there = store.get(name.id, name.version, 0).await;
+                    there.map_err(failed(name))?
+                }
                 false => None,
             };
             same(&key, there.as_ref(), &directory, &location)?;
@@ -91,9 +98,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             pushed.put = new.len() * usize::from(arguments.dry_run);
             return Ok::<_, DataKeysError>(pushed);
         }
-        let put = async |key: &WrappedKey| match store.put(key).await.map_err(text)? {
-            Put::New => Ok(()),
-            Put::Exists(other) => same(key, Some(&other), &directory, &location),
+        let put = async |key: &WrappedKey| {
+            let put = store.put(key).await;
+            match put.map_err(failed(key.name))? {
+                Put::New => Ok(()),
+                Put::Exists(other) => same(key, Some(&other), &directory, &location),
+            }
         };
         pushed.failed = each(&new, put, |_, ()| pushed.put += 1).await;
         Ok(pushed)
@@ -141,12 +151,9 @@ async fn identify(
     unwrapper: &Unwrapper,
     name: &KeyName,
 ) -> Result<WrappedKey, String> {
-    let path = directory.path_of(name);
     let ciphertext_blob = directory.read(name).map_err(|error| error.to_string())?;
     let unwrapped = unwrapper.unwrap(directory, name).await?;
-    manifest
-        .check(name, &unwrapped.key)
-        .map_err(|wrong| format!("key file '{}' {wrong}", path.display()))?;
+    manifest::check(manifest, directory, name, &unwrapped.key)?;
     Ok(WrappedKey {
         name: *name,
         bits: u16::try_from(unwrapped.key.expose().len() * 8).unwrap_or_default(),

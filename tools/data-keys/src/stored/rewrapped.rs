@@ -1,17 +1,46 @@
 //! What `rewrap` adds to the key store: the new form of each key, beside the old one, which stays.
 
+use aws_session::key_store_location::KeyStoreLocation;
 use key_files::{WrappedKey, check_value::CheckValue, key_name::KeyName};
 use key_store::{Form, KeyStore, Put, Versions};
 
-use crate::{regional_kms::Unwrapped, stored::text};
+use crate::{DataKeysError, regional_kms::Unwrapped, stored::failed};
 
-/// The key store, as it was found.
+/// The key store, and what was found in it.
 pub(crate) struct Rewrapped {
-    pub store: KeyStore,
-    pub versions: Versions,
+    store: KeyStore,
+    versions: Versions,
 }
 
 impl Rewrapped {
+    /// Nothing is known of the store before [`Self::list`].
+    pub fn new(store: KeyStore) -> Self {
+        Self {
+            store,
+            versions: Versions::new(),
+        }
+    }
+
+    /// Where it is.
+    pub fn location(&self) -> &KeyStoreLocation {
+        self.store.location()
+    }
+
+    /// Looks what is there now: id and version of each key.
+    pub async fn list(&mut self) -> Result<Vec<(u32, u32)>, DataKeysError> {
+        self.versions = self.store.list().await?;
+        Ok(self.versions.keys().copied().collect())
+    }
+
+    /// Reads the latest form of a key; `None`: it is not there.
+    pub async fn find(&self, id: u32, version: u32) -> Result<Option<WrappedKey>, String> {
+        let Some(&latest) = self.versions.get(&(id, version)) else {
+            return Ok(None);
+        };
+        let found = self.store.latest_form(id, version, latest).await;
+        found.map_err(failed(format_args!("{id}/{version}")))
+    }
+
     /// Puts the new form of a key there, unless its latest form is under the new master key already. A key that
     /// is not in the store is left to `push`.
     pub async fn put(
@@ -21,11 +50,7 @@ impl Rewrapped {
         new: &[u8],
         master_key_arn: &str,
     ) -> Result<(), String> {
-        let Some(&latest) = self.versions.get(&(name.id, name.version)) else {
-            return Ok(());
-        };
-        let found = self.store.latest_form(name.id, name.version, latest).await;
-        let Some(there) = found.map_err(text)? else {
+        let Some(there) = self.find(name.id, name.version).await? else {
             return Ok(());
         };
         if there.check_value != CheckValue::of(&unwrapped.key) {
@@ -33,11 +58,10 @@ impl Rewrapped {
                 "{}/{} in the key store {} is another key than {name}",
                 name.id,
                 name.version,
-                self.store.location()
+                self.location()
             ));
         }
-        let is_done = |there: &WrappedKey| there.master_key_arn == master_key_arn;
-        if is_done(&there) {
+        if there.master_key_arn == master_key_arn {
             return Ok(());
         }
         let key = WrappedKey {
@@ -45,11 +69,22 @@ impl Rewrapped {
             ciphertext_blob: new.into(),
             ..there
         };
+        self.add(&key).await
+    }
+
+    /// Adds a form of a key after the latest one.
+    pub async fn add(&self, key: &WrappedKey) -> Result<(), String> {
+        let number = (key.name.id, key.name.version);
+        let latest = self.versions.get(&number).copied().unwrap_or_default();
         // Another run may have added a form since.
         for form in latest.saturating_add(1)..=Form::MAX {
-            match self.store.put_form(&key, form).await.map_err(text)? {
+            let put = self.store.put_form(key, form).await;
+            match put.map_err(failed(key.name))? {
                 Put::New => break,
-                Put::Exists(other) if other.check_value == key.check_value && is_done(&other) => {
+                Put::Exists(other)
+                    if (other.check_value, &other.master_key_arn)
+                        == (key.check_value, &key.master_key_arn) =>
+                {
                     break;
                 }
                 Put::Exists(_) => {}
@@ -63,7 +98,6 @@ impl Rewrapped {
 mod tests {
     use aws_session::{
         config::Config,
-        key_store_location::KeyStoreLocation,
         settings::{Reader, Settings},
     };
     use key_files::{PlaintextKey, key_name::Algorithm};
@@ -88,13 +122,14 @@ mod tests {
     }
 
     async fn put(store: KeyStore, byte: u8) -> Result<(), String> {
-        let versions = store.list().await.unwrap();
+        let mut stored = Rewrapped::new(store);
+        stored.list().await.unwrap();
         let unwrapped = Unwrapped {
             key: PlaintextKey::new(&[byte; 16]).unwrap(),
             master_key_arn: OLD.into(),
             is_from_kms: true,
         };
-        Rewrapped { store, versions }
+        stored
             .put(&wrapped(byte).name, &unwrapped, &[byte; 90], NEW)
             .await
     }

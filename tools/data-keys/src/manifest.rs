@@ -1,0 +1,66 @@
+//! What the key manifest says of key files, for the subcommands that compare them with it.
+
+use std::collections::BTreeMap;
+
+use key_files::{
+    PlaintextKey,
+    key_directory::{KeyDirectory, Listing},
+    key_name::KeyName,
+    manifest::ManifestFile,
+};
+
+/// Fails if the manifest lists another key under the name of this file.
+pub(crate) fn check(
+    manifest: &ManifestFile,
+    directory: &KeyDirectory,
+    name: &KeyName,
+    key: &PlaintextKey,
+) -> Result<(), String> {
+    let path = directory.path_of(name);
+    manifest
+        .check(name, key)
+        .map_err(|wrong| format!("key file '{}' {wrong}", path.display()))
+}
+
+/// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
+/// do. Older ones may have been moved away because nothing needs them.
+pub(crate) fn missing(
+    manifest: &ManifestFile,
+    directory: &KeyDirectory,
+    listing: &Listing,
+) -> BTreeMap<KeyName, String> {
+    let entries = manifest.entries();
+    let is_missing = |name: &KeyName| {
+        let mut versions = listing.keys.iter().filter(|key| key.id == name.id);
+        !versions.any(|key| key.version >= name.version)
+    };
+    let names = entries.iter().map(|entry| entry.name).filter(is_missing);
+    let reason = |name: KeyName| {
+        let reason = format!(
+            "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
+            directory.path().display(),
+            manifest.path().display()
+        );
+        (name, reason)
+    };
+    names.map(reason).collect()
+}
+
+/// Says, in a line, that nothing could be compared, if so.
+pub(crate) fn not_compared(manifest: &ManifestFile) -> String {
+    match manifest.is_empty() {
+        false => String::new(),
+        true => format!("Not compared: {}\n", without_entries(manifest)),
+    }
+}
+
+/// Says why nothing could be compared with a manifest that is empty, and what to do.
+pub(crate) fn without_entries(manifest: &ManifestFile) -> String {
+    let path = manifest.path();
+    let why = match path.exists() {
+        // Such as a copy of which nothing is known but that it is one.
+        true => format!("the key manifest '{}' lists no key", path.display()),
+        false => format!("there is no key manifest at '{}'", path.display()),
+    };
+    format!("{why}; name the data directory with --datadir")
+}
