@@ -14,8 +14,9 @@ use std::{
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use tokio::sync::oneshot;
 
-/// Enough for the modules of the name service, and small where address space is limited.
-const STACK_BYTES: usize = 512 * 1024;
+/// Stack of a thread that may wait for a server of the network, in bytes. Enough for the modules of the name service, and
+/// small where address space is limited.
+pub(crate) const STACK_BYTES: usize = 512 * 1024;
 
 type Answer = Result<Vec<IpAddr>, String>;
 
