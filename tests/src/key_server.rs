@@ -53,7 +53,8 @@ impl Authority {
         self.directory.join("authority.pem")
     }
 
-    /// Makes a certificate that is valid for this long, for DNS names, URIs and addresses. The files are named `file`.
+    /// Makes a certificate that is valid for this long, for DNS names, URIs and addresses. What begins with `URI=` or
+    /// `DNS=` is of that kind, whatever it looks like. The files are named `file`.
     pub fn issue(&self, file: &str, names: &[&str], valid: Duration) -> TlsFiles {
         self.issue_until(file, names, SystemTime::now() + valid)
     }
@@ -64,10 +65,12 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "nobody");
         params.subject_alt_names = names
             .iter()
-            .map(|name| match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) if name.contains(':') => SanType::URI((*name).try_into().unwrap()),
-                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
+            .map(|name| match (name.split_once('='), name.parse()) {
+                (Some(("URI", uri)), _) => SanType::URI(uri.try_into().unwrap()),
+                (Some(("DNS", name)), _) => SanType::DnsName(name.try_into().unwrap()),
+                (_, Ok(address)) => SanType::IpAddress(address),
+                _ if name.contains(':') => SanType::URI((*name).try_into().unwrap()),
+                _ => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
         let end = not_after.duration_since(UNIX_EPOCH).unwrap();

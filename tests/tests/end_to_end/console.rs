@@ -11,7 +11,7 @@ use end_to_end_tests::{
     broker::{ask, decrypt, generated},
     console::{Console, token_of},
     dist, fence,
-    key_server::{certificates_of_the_book, free_port, tls_files},
+    key_server::{Authority, DAY, certificates_of_the_book, free_port, tls_files},
     mode, shell_in,
 };
 
@@ -259,6 +259,28 @@ fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody
     let entered = "entered by alice@example.com from 127.0.0.1: ticket";
     assert!(page.contains(entered), "{page}");
     assert!(!console.process.output().contains(&code));
+}
+
+#[test]
+fn a_name_of_another_kind_that_looks_like_an_operators_address_is_refused() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    let port = free_port();
+    let _console = over_tls(&certificates, port);
+    for name in ["URI=alice@example.com", "DNS=alice@example.com"] {
+        authority.issue("mallory", &[name], DAY);
+        let browser = Browser {
+            certificates: &certificates,
+            name: Some("mallory"),
+            url: format!("https://localhost:{port}"),
+        };
+        let refused = browser.get("/");
+        assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+        let why = "the certificate has no name among its subject alternative names";
+        assert!(refused.contains(why), "{refused}");
+    }
 }
 
 #[test]

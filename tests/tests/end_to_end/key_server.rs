@@ -257,6 +257,12 @@ fn a_certificate_counts_by_exactly_one_section_and_never_by_its_subject() {
             "match more than one section",
         ),
         ("address", &["127.0.0.1"][..], "has no DNS name and no URI"),
+        // Its authority may be allowed to issue any URI, and only some DNS names.
+        (
+            "uri",
+            &["URI=db1.example"][..],
+            "has no DNS name and no URI",
+        ),
     ] {
         let (kind, message) = refusal(site.peer(file, names).ask(&Request::Session));
         assert_eq!(kind, FailureKind::AccessDenied, "{message}");
@@ -264,6 +270,14 @@ fn a_certificate_counts_by_exactly_one_section_and_never_by_its_subject() {
         let in_json = expected.replace('"', "\\\"");
         site.server.process().wait_for(&in_json);
     }
+    let uri_as_dns_name =
+        format!("{sections}\n[client \"spiffe://example/db3\"]\nkey_ids = 1\nname_space = db3");
+    let mut site = site;
+    site.server.set_sections(&uri_as_dns_name);
+    site.server.process().wait_for("4 client sections");
+    let mut peer = site.peer("dns", &["DNS=spiffe://example/db3"]);
+    let (_, message) = refusal(peer.ask(&Request::Session));
+    assert!(message.contains("has no DNS name and no URI"), "{message}");
 }
 
 #[test]
