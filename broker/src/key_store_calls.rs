@@ -227,7 +227,8 @@ impl KeyStoreCalls {
             }
             (Numbering::Next { known }, highest) => {
                 let highest = highest.unwrap_or_default();
-                if known > highest.saturating_add(MAX_JUMP) {
+                // The new version is at least one above `known`, and nobody accepts one that is further up.
+                if known >= highest.saturating_add(MAX_JUMP) {
                     return Err(self.failed(format!(
                         "the highest version of key {id} in the key store {} is {highest}; a new version above {known} is refused, because it would use up the version numbers. Put this server's keys into the key store first (kms-data-keys push)",
                         self.location

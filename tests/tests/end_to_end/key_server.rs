@@ -12,8 +12,8 @@ use std::{
 };
 
 use broker_api::{
-    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, PROTOCOL_VERSION, Reply,
-    Request, SessionPhase, WaitPolicy,
+    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy,
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
@@ -200,6 +200,41 @@ fn a_client_gets_only_the_keys_of_its_name_space_and_of_its_key_ids() {
     let ids: Vec<_> = keys.iter().map(|(name, _)| name.id).collect();
     assert_eq!(ids, [5]);
     assert!(matches!(db2.ask(&list), Reply::KeyList { keys, .. } if keys.is_empty()));
+}
+
+#[test]
+fn no_version_is_made_that_the_key_store_would_refuse_from_then_on() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    let mut db1 = site.peer("db1", &["db1.example"]);
+    let next = |known| {
+        let Request::MakeKey(first) = make_key(5, "") else {
+            panic!("no request for a key");
+        };
+        Request::MakeKey(MakeKey {
+            numbering: Numbering::Next { known },
+            ..first
+        })
+    };
+    let version = |reply: Reply| match reply {
+        Reply::Stored { key: Some(key), .. } => key.name.version,
+        reply => panic!("{reply:?}"),
+    };
+    assert_eq!(version(db1.ask(&make_key(5, ""))), 1);
+    let (_, message) = refusal(db1.ask(&next(1_000_001)));
+    assert!(
+        message.contains("it would use up the version numbers"),
+        "{message}"
+    );
+    assert_eq!(version(db1.ask(&next(1_000_000))), 1_000_001);
+    let latest = Request::FindKey(FindKey {
+        version: None,
+        context: KeyContext {
+            key_id: 5,
+            ..KeyContext::default()
+        },
+    });
+    assert_eq!(version(db1.ask(&latest)), 1_000_001);
+    assert_eq!(version(db1.ask(&next(0))), 1_000_002);
 }
 
 #[test]
