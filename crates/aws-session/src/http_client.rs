@@ -12,7 +12,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -40,11 +39,7 @@ use tokio::{
 };
 
 use crate::{
-    clock::seconds_text,
-    dns::{Resolver, STACK_BYTES},
-    input_file,
-    root_cause::root_cause,
-    variables,
+    clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, thread, variables,
 };
 
 /// Longest answer that is read, in bytes. Those of STS, KMS and the instance metadata have some
@@ -494,25 +489,15 @@ impl Connectors {
     async fn trusted(&self, made: &mut Made) -> Result<TrustStore, NetworkError> {
         let reading = match &mut made.reading {
             Some(reading) => reading,
-            none => none.insert(self.read()?),
+            none => {
+                let trust = self.network.trust.clone();
+                let reading = thread::apart("ca-bundle", move || trust.store());
+                none.insert(reading.map_err(|error| NetworkError::Thread(error.to_string()))?)
+            }
         };
         let read = reading.await;
         made.reading = None;
         read.unwrap_or_else(|lost| Err(NetworkError::Thread(lost.to_string())))
-    }
-
-    fn read(&self) -> Result<oneshot::Receiver<Result<TrustStore, NetworkError>>, NetworkError> {
-        let (sender, receiver) = oneshot::channel();
-        let trust = self.network.trust.clone();
-        thread::Builder::new()
-            .name("ca-bundle".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                // Without a receiver, the client is gone.
-                let _ = sender.send(trust.store());
-            })
-            .map_err(|error| NetworkError::Thread(error.to_string()))?;
-        Ok(receiver)
     }
 
     /// Has the next call read the CA certificates again.

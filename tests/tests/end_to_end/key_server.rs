@@ -26,6 +26,10 @@ use end_to_end_tests::{
     wait_until,
 };
 use fastrand::Rng;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 const MANIFEST: &str = "aws-kms-keys.list";
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=-1";
@@ -375,29 +379,46 @@ fn a_connection_ends_with_its_certificate_its_section_and_its_authority() {
         .wait_for("the connection is closed, because its certificate is of an authority");
 }
 
-/// The reason may lie elsewhere than in the file, such as in a name service: a group that cannot be looked up now.
 #[test]
 fn a_changed_configuration_that_cannot_be_read_is_read_again_until_it_can() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    let mut open = site.peer("db1", &["db1.example"]);
+    let unused = "the changed configuration is not used, and clients are served as before";
+    site.server.set_sections("overview_grupo = operators");
+    site.server.process().wait_for(unused);
+    fs::remove_file(site.server.sandbox.path("broker.config")).unwrap();
+    site.server.process().wait_for_nth(unused, 2);
+    assert!(matches!(open.ask(&Request::Session), Reply::Session(_)));
+    site.server
+        .set_sections("[client \"db2.example\"]\nkey_ids = 1");
+    assert!(open.answer().is_err());
+    site.server
+        .process()
+        .wait_for("the connection is closed, because the configuration has no [client] section");
+}
+
+#[test]
+fn a_name_service_that_hangs_keeps_no_host_waiting_when_the_configuration_changes() {
     let mut site = Site::new(ALL_OF_DB1);
+    // Whoever looks for a group waits for somebody who writes there.
     let groups = site.sandbox.path("group");
-    fs::copy("/etc/group", &groups).unwrap();
+    mkfifo(&groups, Mode::S_IRWXU).unwrap();
     let command = site.server.command(&site.aws);
     site.server
         .start_by(after_mounting(&groups, "/etc/group", &command));
     site.server.unlock(&site.aws);
     let mut open = site.peer("db1", &["db1.example"]);
     site.server
-        .set_sections("overview_group = made-later\n[client \"db2.example\"]\nkey_ids = 1");
-    site.server
-        .process()
-        .wait_for("the changed configuration is not used, and clients are served as before");
-    assert!(matches!(open.ask(&Request::Session), Reply::Session(_)));
-    let mut file = fs::File::options().append(true).open(&groups).unwrap();
-    file.write_all(b"made-later:x:64321:\n").unwrap();
+        .set_sections("overview_group = operators\n[client \"db2.example\"]\nkey_ids = 1");
     assert!(open.answer().is_err());
     site.server
         .process()
         .wait_for("the connection is closed, because the configuration has no [client] section");
+    let mut db2 = site.peer("db2", &["db2.example"]);
+    assert!(matches!(db2.ask(&Request::Session), Reply::Session(_)));
+    let mut process = site.server.process.take().unwrap();
+    process.signal(Signal::SIGTERM);
+    assert!(process.wait().success());
 }
 
 #[test]

@@ -10,9 +10,9 @@ use std::{
 use aws_session::config::TlsFiles;
 use axum::{Router, http::StatusCode, response::IntoResponse};
 use local_http::serve_stream;
-use mutual_tls::{Guest, Host, RELOAD_INTERVAL, ServerTls, TlsFilesError, WatchedFiles, accept};
+use mutual_tls::{Guest, Host, ServerTls, TlsFilesError, WatchedFiles, accept, watch};
 use rustls_pki_types::CertificateDer;
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::warn;
 
 use crate::{
@@ -52,15 +52,10 @@ impl Operators {
     /// Errors: the socket cannot be used.
     pub async fn serve(self: Arc<Self>, socket: StdListener) -> io::Result<()> {
         let socket = TcpListener::from_std(socket)?;
-        let watch_files = async {
-            loop {
-                sleep(RELOAD_INTERVAL).await;
-                self.tls.refresh();
-            }
-        };
+        let watched = Arc::clone(&self);
         tokio::select! {
             () = accept(&socket, &self) => {}
-            () = watch_files => {}
+            () = watch(move || watched.tls.refresh(), || ()) => {}
         }
         Ok(())
     }
