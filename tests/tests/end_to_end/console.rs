@@ -2,12 +2,15 @@
 
 use std::{
     fs,
+    io::Write,
+    os::unix::net::UnixStream,
     path::Path,
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use end_to_end_tests::{
-    Sandbox, Scene,
+    Process, Sandbox, Scene,
     broker::{ask, decrypt, generated},
     console::{Console, token_of},
     dist, fence,
@@ -172,6 +175,7 @@ fn over_tls(certificates: &Path, port: u16) -> Console {
         format!("--tls-client-ca={}", files.authorities.display()),
         "--operator=bob@example.com".into(),
         "--operator=alice@example.com".into(),
+        "--operator=alice.example".into(),
     ];
     Console::listening_on(&format!("127.0.0.1:{port}"), Scene::new(), &arguments)
 }
@@ -280,6 +284,60 @@ fn a_name_of_another_kind_that_looks_like_an_operators_address_is_refused() {
         assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
         let why = "the certificate has no name among its subject alternative names";
         assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn connections_that_ask_for_nothing_keep_no_operator_waiting() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    authority.issue("mallory", &["mallory.example"], DAY);
+    authority.issue("alice", &["alice.example"], DAY);
+    let port = free_port();
+    let _console = over_tls(&certificates, port);
+    let alice = Browser {
+        certificates: &certificates,
+        name: Some("alice"),
+        url: format!("https://localhost:{port}"),
+    };
+    // As many as there are places for requests, first of somebody else, then of a browser of hers.
+    for name in ["mallory", "alice"] {
+        let script = format!(
+            "import socket, ssl, time\n\
+             context = ssl.create_default_context(cafile='authority.pem')\n\
+             context.load_cert_chain('{name}.pem', '{name}.key')\n\
+             context.set_alpn_protocols(['http/1.1'])\n\
+             kept = [context.wrap_socket(socket.create_connection(('127.0.0.1', {port})), \
+             server_hostname='localhost') for _ in range(16)]\n\
+             print('connected', flush=True); time.sleep(1000)"
+        );
+        let mut python = Command::new("/usr/bin/python3");
+        let idle = Process::start(python.args(["-c", &script]).current_dir(&certificates));
+        idle.wait_for("connected");
+        let answer = alice.send("/", &["--max-time", "5"]);
+        assert!(answer.status.success(), "{name}: {answer:?}");
+        let answer = String::from_utf8(answer.stdout).unwrap();
+        assert!(answer.contains("A code is awaited."), "{answer}");
+    }
+}
+
+#[test]
+fn a_visitor_who_is_slow_to_send_a_request_loses_the_connection_soon() {
+    let console = Console::new();
+    let head = "POST /code HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n";
+    for begun in ["", head] {
+        let start = Instant::now();
+        let mut slow: Vec<_> = (0..16)
+            .map(|_| UnixStream::connect(&console.page.socket).unwrap())
+            .collect();
+        for stream in &mut slow {
+            stream.write_all(begun.as_bytes()).unwrap();
+        }
+        assert_eq!(console.page.get("/").status, 200);
+        let waited = start.elapsed();
+        assert!(waited < Duration::from_secs(60), "{begun:?}: {waited:?}");
     }
 }
 

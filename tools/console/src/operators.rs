@@ -24,6 +24,10 @@ use crate::{
 /// Refusals that are logged: so many in a minute.
 const MAX_LOGGED: usize = 20;
 
+/// Visitors who are told at the same time that they are no operators. Less than the handshakes of one network, so that
+/// they leave some to operators.
+const MAX_REFUSED: usize = 8;
+
 /// How many names of a certificate a message shows.
 const MAX_SHOWN_NAMES: usize = 5;
 
@@ -32,7 +36,10 @@ pub(crate) struct Operators {
     tls: WatchedFiles<ServerTls>,
     names: Vec<String>,
     routes: Router,
+    /// For requests of operators.
     room: Semaphore,
+    /// For visitors who are told that they are none.
+    refused: Semaphore,
     refusals: Mutex<Rate>,
 }
 
@@ -43,6 +50,7 @@ impl Operators {
             names,
             routes,
             room: Semaphore::new(LIMITS.connections),
+            refused: Semaphore::new(MAX_REFUSED),
             refusals: Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60))),
         })
     }
@@ -97,30 +105,31 @@ impl Host for Operators {
     }
 
     async fn serve(self: Arc<Self>, guest: Guest) {
-        // It is never closed.
-        let Ok(_permit) = self.room.acquire().await else {
-            return;
-        };
-        drop(guest.handshake);
         let admitted = self.admit(&guest.chain);
+        let mut _refused = None;
         if let Err(why) = &admitted {
             self.refuse(guest.address, why);
+            let Ok(place) = self.refused.try_acquire() else {
+                // The log has the reason.
+                return;
+            };
+            _refused = Some(place);
         }
-        serve_stream(
-            guest.stream,
-            LIMITS.patience,
-            async |request| match &admitted {
-                Ok(operator) => {
-                    let visitor = Visitor {
-                        operator: operator.clone(),
-                        from: Some(guest.address.ip()),
-                        scheme: "https",
-                    };
-                    answer(&self.routes, visitor, request).await
-                }
-                Err(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
-            },
-        )
+        serve_stream(guest.stream, LIMITS, async |request| match &admitted {
+            Ok(operator) => {
+                // Only a request needs a place: browsers keep connections that they do not use. It is never closed.
+                let _place = self.room.acquire().await;
+                let visitor = Visitor {
+                    operator: operator.clone(),
+                    from: Some(guest.address.ip()),
+                    scheme: "https",
+                };
+                answer(&self.routes, visitor, request).await
+            }
+            Err(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
+        })
         .await;
+        // Until here it counts, because handshakes are limited for each network.
+        drop(guest.handshake);
     }
 }
