@@ -199,7 +199,7 @@ impl User {
         }
     }
 
-    /// All hosts that are no clients of the key server.
+    /// All hosts of a kind that are no clients of the key server.
     pub fn stranger() -> Self {
         Self::new(UserId::Client("".into()))
     }

@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -332,6 +332,16 @@ pub fn start_with_upstream(sandbox: &Sandbox) -> Process {
     let broker = Process::start(&mut command);
     broker.wait_for("listening on");
     broker
+}
+
+/// Connects to a TLS listener `times` times, without a certificate and without TLS.
+pub fn flood_without_tls(port: u16, times: usize) {
+    for _ in 0..times {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(&[b'x'; 100]).unwrap();
+        // Until it is refused.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
 }
 
 /// A client of a key server that need not behave like ours.

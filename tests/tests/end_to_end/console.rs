@@ -14,7 +14,9 @@ use end_to_end_tests::{
     broker::{ask, decrypt, generated},
     console::{Console, token_of},
     dist, fence,
-    key_server::{Authority, DAY, certificates_of_the_book, free_port, tls_files},
+    key_server::{
+        Authority, DAY, certificates_of_the_book, flood_without_tls, free_port, tls_files,
+    },
     mode, shell_in,
 };
 
@@ -321,6 +323,27 @@ fn connections_that_ask_for_nothing_keep_no_operator_waiting() {
         let answer = String::from_utf8(answer.stdout).unwrap();
         assert!(answer.contains("A code is awaited."), "{answer}");
     }
+}
+
+#[test]
+fn a_flood_without_certificates_hides_no_refused_visitor_from_the_audit() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    authority.issue("stolen", &["stolen.example"], DAY);
+    let port = free_port();
+    let console = over_tls(&certificates, port);
+    flood_without_tls(port, 100);
+    let browser = Browser {
+        certificates: &certificates,
+        name: Some("stolen"),
+        url: format!("https://localhost:{port}"),
+    };
+    assert!(browser.get("/").starts_with("HTTP/1.1 403"));
+    console.process.wait_for("stolen.example");
+    let lines = console.process.output();
+    assert_eq!(lines.matches("is not TLS").count(), 20, "{lines}");
 }
 
 #[test]

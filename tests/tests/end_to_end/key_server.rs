@@ -20,8 +20,8 @@ use end_to_end_tests::{
     broker::Peer,
     dist, fence,
     key_server::{
-        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, get_key, given,
-        make_key, tls_files,
+        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, flood_without_tls,
+        get_key, given, make_key, tls_files,
     },
     wait_until,
 };
@@ -317,6 +317,21 @@ fn a_certificate_counts_by_exactly_one_section_and_never_by_its_subject() {
     let mut peer = site.peer("dns", &["DNS=spiffe://example/db3"]);
     let (_, message) = refusal(peer.ask(&Request::Session));
     assert!(message.contains("has no DNS name and no URI"), "{message}");
+}
+
+#[test]
+fn a_flood_without_certificates_hides_no_refused_certificate_from_the_audit() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    flood_without_tls(site.server.port, 100);
+    let mut stolen = site.peer("stolen", &["stolen.example"]);
+    assert_eq!(
+        refusal(stolen.ask(&Request::Session)).0,
+        FailureKind::AccessDenied
+    );
+    let line = site.server.process().wait_for("stolen.example");
+    assert!(line.contains("\"event\":\"client_refused\""), "{line}");
+    let lines = site.server.process().output();
+    assert!(lines.matches("is not TLS").count() < 50, "{lines}");
 }
 
 #[test]

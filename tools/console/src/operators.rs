@@ -12,6 +12,7 @@ use axum::{Router, http::StatusCode, response::IntoResponse};
 use local_http::serve_stream;
 use mutual_tls::{Guest, Host, ServerTls, TlsFilesError, WatchedFiles, accept, watch};
 use rustls_pki_types::CertificateDer;
+use service::logging::not_logged;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::warn;
 
@@ -21,7 +22,7 @@ use crate::{
     site::{Visitor, answer},
 };
 
-/// Refusals that are logged: so many in a minute.
+/// Refusals of a kind that are logged: so many in a minute.
 const MAX_LOGGED: usize = 20;
 
 /// Visitors who are told at the same time that they are no operators. Less than the handshakes of one network, so that
@@ -40,7 +41,10 @@ pub(crate) struct Operators {
     room: Semaphore,
     /// For visitors who are told that they are none.
     refused: Semaphore,
-    refusals: Mutex<Rate>,
+    /// For the log lines about those without a certificate of the authority, which cost nothing.
+    strangers: Mutex<Rate>,
+    /// For those about visitors who have one: strangers must not hide a certificate that was stolen.
+    visitors: Mutex<Rate>,
 }
 
 impl Operators {
@@ -51,7 +55,8 @@ impl Operators {
             routes,
             room: Semaphore::new(LIMITS.connections),
             refused: Semaphore::new(MAX_REFUSED),
-            refusals: Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60))),
+            strangers: refusals(),
+            visitors: refusals(),
         })
     }
 
@@ -98,17 +103,14 @@ impl Host for Operators {
     }
 
     fn refuse(&self, address: SocketAddr, why: &str) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.may(Instant::now()) {
-            warn!(event = "operator_refused", %address, "refused {address}: {why}");
-        }
+        log_refusal(&self.strangers, address, why);
     }
 
     async fn serve(self: Arc<Self>, guest: Guest) {
         let admitted = self.admit(&guest.chain);
         let mut _refused = None;
         if let Err(why) = &admitted {
-            self.refuse(guest.address, why);
+            log_refusal(&self.visitors, guest.address, why);
             let Ok(place) = self.refused.try_acquire() else {
                 // The log has the reason.
                 return;
@@ -131,5 +133,18 @@ impl Host for Operators {
         .await;
         // Until here it counts, because handshakes are limited for each network.
         drop(guest.handshake);
+    }
+}
+
+fn refusals() -> Mutex<Rate> {
+    Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60)))
+}
+
+/// Logs a refusal, unless there were too many.
+fn log_refusal(refusals: &Mutex<Rate>, address: SocketAddr, why: &str) {
+    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(suppressed) = refusals.take(Instant::now()) {
+        let suppressed = not_logged(suppressed);
+        warn!(event = "operator_refused", %address, "refused {address}: {why}{suppressed}");
     }
 }
