@@ -269,7 +269,7 @@ impl KeyServer {
             kind: FailureKind::Throttled,
             message,
         };
-        if !user.may_call_now() {
+        if !user.may_ask_now() {
             return Err(throttled("this client makes too many requests".into()));
         }
         user.calls.try_acquire().map_err(|_| {
