@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr};
 
 use broker_api::{Failure, FrameError, Reply, Request};
-use service::logging::AUDIT;
+use service::logging::{AUDIT, not_logged};
 use tracing::{info, warn};
 
 use crate::{peer::Peer, users::User};
@@ -185,12 +185,5 @@ pub(crate) fn peer_dropped(user: &User, peer: &Peer, why: &FrameError) {
 pub(crate) fn not_kept(user: &User, why: &str) {
     if let Some(suppressed) = user.may_log() {
         warn!("{why}{}", not_logged(suppressed));
-    }
-}
-
-fn not_logged(suppressed: u64) -> String {
-    match suppressed {
-        0 => String::new(),
-        count => format!("; such events not logged: {count}"),
     }
 }

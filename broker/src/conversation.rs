@@ -129,7 +129,10 @@ impl Service {
             let reading = user.frames.acquire().await;
             let frame = connection.finish(version).await?;
             drop(reading);
+            // Whatever it asks for: each request takes time of a thread that serves others too.
+            let pause = user.pause_before_request();
             if !matches!(frame.version, version1::PROTOCOL_VERSION | PROTOCOL_VERSION) {
+                sleep(pause).await;
                 connection.reply(unsupported(user, peer, &frame)).await?;
             }
             if frame.body_bytes > MAX_FRAME_BYTES {
@@ -146,8 +149,13 @@ impl Service {
                 _ => continue,
             };
             drop(frame);
-            if request.call().is_some() {
-                wait_for_room_in_log(&mut connection, user).await?;
+            match request.call() {
+                Some(_) => {
+                    connection.wait(|| turn(user), pause).await?;
+                    // The audit has each call, including refused ones.
+                    wait_for_log(&mut connection, user).await?;
+                }
+                None => sleep(pause).await,
             }
             let refusal = refusal.or_else(|| scope.check(&request).err());
             let start = Instant::now();
@@ -194,16 +202,6 @@ impl Service {
 
 fn is_report(request: &Request) -> bool {
     matches!(request, Request::Overview | Request::Events { .. })
-}
-
-/// Logs each call for the audit, including refused ones.
-async fn wait_for_room_in_log(
-    connection: &mut Connection<UnixStream>,
-    user: &User,
-) -> Result<(), FrameError> {
-    let pause = user.pause_before_call();
-    connection.wait(|| turn(user), pause).await?;
-    wait_for_log(connection, user).await
 }
 
 /// Lets a user who makes many calls wait until the log of all calls has been written.

@@ -59,6 +59,18 @@ struct Listing {
     known: BTreeMap<(u32, u32), (KeyName, CheckValue)>,
 }
 
+/// Logs what cannot be used, in one line for each list: a user's calls are limited, and so must be what they log.
+fn log_invalid(invalid: &[StoreError]) {
+    let Some((first, others)) = invalid.split_first() else {
+        return;
+    };
+    let others = match others.len() {
+        0 => String::new(),
+        count => format!("; the same list has {count} more objects that cannot be used"),
+    };
+    error!(event = "key_store_failed", "{first}{others}");
+}
+
 impl KeyStoreCalls {
     /// Calls the store at `location` with credentials of its `own`, or else with the session.
     pub fn new(location: KeyStoreLocation, aws: Settings, own: Option<Credentials>) -> Self {
@@ -178,21 +190,25 @@ impl KeyStoreCalls {
             let store = &store;
             async move {
                 match known {
-                    Some(known) => Ok(Some(known)),
+                    Some(known) => Ok(Some(Ok(known))),
                     None => match store.get(id, version, 0).await {
-                        Ok(key) => Ok(key.map(|key| (key.name, key.check_value))),
+                        Ok(key) => Ok(key.map(|key| Ok((key.name, key.check_value)))),
                         // One bad object does not hide the others.
-                        Err(invalid @ StoreError::Invalid { .. }) => {
-                            error!(event = "key_store_failed", "{invalid}");
-                            Ok(None)
-                        }
+                        Err(invalid @ StoreError::Invalid { .. }) => Ok(Some(Err(invalid))),
                         Err(error) => Err(error),
                     },
                 }
             }
         });
-        let keys: Result<Vec<_>, _> = keys.buffered(READS).try_collect().await;
-        let keys: Vec<_> = self.read(keys)?.into_iter().flatten().collect();
+        let found: Result<Vec<_>, _> = keys.buffered(READS).try_collect().await;
+        let (mut keys, mut invalid) = (Vec::new(), Vec::new());
+        for key in self.read(found)?.into_iter().flatten() {
+            match key {
+                Ok(key) => keys.push(key),
+                Err(error) => invalid.push(error),
+            }
+        }
+        log_invalid(&invalid);
         let mut listing = self.listing.lock();
         for (name, check_value) in &keys {
             if listing.known.len() < MAX_REMEMBERED {
@@ -227,7 +243,8 @@ impl KeyStoreCalls {
             }
             (Numbering::Next { known }, highest) => {
                 let highest = highest.unwrap_or_default();
-                if known > highest.saturating_add(MAX_JUMP) {
+                // The new version is at least one above `known`, and nobody accepts one that is further up.
+                if known >= highest.saturating_add(MAX_JUMP) {
                     return Err(self.failed(format!(
                         "the highest version of key {id} in the key store {} is {highest}; a new version above {known} is refused, because it would use up the version numbers. Put this server's keys into the key store first (kms-data-keys push)",
                         self.location

@@ -36,6 +36,7 @@ const PATH: &str = "/metrics";
 
 const LIMITS: Limits = Limits {
     connections: 8,
+    transfer: Duration::from_secs(5),
     patience: Duration::from_secs(5),
 };
 

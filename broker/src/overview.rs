@@ -1,7 +1,8 @@
 //! What the broker has done since it started: for `/metrics`, and for programs that ask for an overview.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -37,16 +38,63 @@ pub(crate) struct Record {
     content: Mutex<Content>,
 }
 
-#[derive(Default)]
 struct Content {
     calls: BTreeMap<(&'static str, &'static str), u64>,
     durations: BTreeMap<&'static str, Durations>,
     last_success_unix_seconds: Option<i64>,
     last_failure: Option<(i64, String)>,
-    /// Calls and the time of the last one, by user.
-    clients: HashMap<UserId, (u64, i64)>,
-    /// When a version was last served, by key id and version.
-    keys: HashMap<(u32, u32), i64>,
+    /// The calls of each user.
+    clients: LastSeen<UserId, u64>,
+    /// The versions that were served, by key id and version.
+    keys: LastSeen<(u32, u32), ()>,
+}
+
+/// The latest of what was seen, in order: a user of the socket decides how many there are and how often they are
+/// asked for, and neither must cost the others time.
+struct LastSeen<K, V> {
+    /// The time of the last time, in Unix seconds, and what is kept.
+    by_key: BTreeMap<K, (i64, V)>,
+    by_time: BTreeSet<(i64, Reverse<K>)>,
+    most: usize,
+}
+
+impl<K: Clone + Ord, V: Default> LastSeen<K, V> {
+    fn new(most: usize) -> Self {
+        Self {
+            by_key: BTreeMap::new(),
+            by_time: BTreeSet::new(),
+            most,
+        }
+    }
+
+    /// Counts `key` as seen at this time, and returns what is kept of it. Of too many, the one that was not seen for
+    /// longest is forgotten.
+    fn see(&mut self, key: &K, unix_seconds: i64) -> &mut V {
+        if let Some((last, _)) = self.by_key.get(key) {
+            self.by_time.remove(&(*last, Reverse(key.clone())));
+        } else if self.by_key.len() >= self.most
+            && let Some((_, Reverse(oldest))) = self.by_time.pop_first()
+        {
+            self.by_key.remove(&oldest);
+        }
+        self.by_time.insert((unix_seconds, Reverse(key.clone())));
+        let (last, kept) = self.by_key.entry(key.clone()).or_default();
+        *last = unix_seconds;
+        kept
+    }
+
+    /// The latest first; of the same second, in the order of the keys.
+    fn latest(&self) -> impl Iterator<Item = (&K, i64, &V)> {
+        let keys = self.by_time.iter().rev().map(|(_, Reverse(key))| key);
+        keys.filter_map(|key| {
+            let (last, kept) = self.by_key.get(key)?;
+            Some((key, *last, kept))
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.by_key.len()
+    }
 }
 
 /// How long the calls of an operation took.
@@ -72,7 +120,14 @@ impl Record {
     pub fn new() -> Self {
         Self {
             start_unix_seconds: unix_seconds_now(),
-            content: Mutex::default(),
+            content: Mutex::new(Content {
+                calls: BTreeMap::new(),
+                durations: BTreeMap::new(),
+                last_success_unix_seconds: None,
+                last_failure: None,
+                clients: LastSeen::new(MAX_CLIENTS),
+                keys: LastSeen::new(MAX_KEYS),
+            }),
         }
     }
 
@@ -98,16 +153,12 @@ impl Record {
             .entry(operation)
             .or_default()
             .add(duration);
-        let (calls, last) = content.clients.entry(id.clone()).or_default();
-        *calls += 1;
-        *last = now;
-        forget_oldest(&mut content.clients, MAX_CLIENTS, |(_, last)| *last);
+        *content.clients.see(id, now) += 1;
         match answered {
             Ok(reply) => {
                 content.last_success_unix_seconds = Some(now);
                 if let Some(key) = served(reply, context) {
-                    content.keys.insert(key, now);
-                    forget_oldest(&mut content.keys, MAX_KEYS, |last| *last);
+                    content.keys.see(&key, now);
                 }
             }
             Err(failure) => {
@@ -138,34 +189,25 @@ impl Record {
         connections: &HashMap<UserId, usize>,
     ) -> Overview {
         let content = self.content.lock();
-        let mut clients: Vec<_> = content
-            .clients
-            .iter()
-            .map(|(id, (calls, last))| ClientState {
+        let clients = content.clients.latest().take(MAX_OVERVIEW_CLIENTS);
+        let clients = clients
+            .map(|(id, last, calls)| ClientState {
                 name: beginning(&id.to_string(), MAX_NAME_BYTES),
                 connections: connections
                     .get(id)
                     .map_or(0, |count| u32::try_from(*count).unwrap_or(u32::MAX)),
                 calls: *calls,
-                last_call_unix_seconds: *last,
+                last_call_unix_seconds: last,
             })
             .collect();
-        clients.sort_by_key(|client| std::cmp::Reverse(client.last_call_unix_seconds));
-        clients.truncate(MAX_OVERVIEW_CLIENTS);
-        let mut keys: Vec<_> = content
-            .keys
-            .iter()
-            .map(|((key_id, key_version), last)| ServedKey {
-                key_id: *key_id,
-                key_version: *key_version,
-                last_served_unix_seconds: *last,
+        let keys = content.keys.latest().take(MAX_OVERVIEW_KEYS);
+        let keys = keys
+            .map(|(&(key_id, key_version), last, ())| ServedKey {
+                key_id,
+                key_version,
+                last_served_unix_seconds: last,
             })
             .collect();
-        keys.sort_by_key(|key| {
-            let last = std::cmp::Reverse(key.last_served_unix_seconds);
-            (last, key.key_id, key.key_version)
-        });
-        keys.truncate(MAX_OVERVIEW_KEYS);
         Overview {
             session,
             start_unix_seconds: self.start_unix_seconds,
@@ -227,19 +269,6 @@ fn served(reply: &Reply, context: &KeyContext) -> Option<(u32, u32)> {
         _ => None,
     }
     .filter(|(id, version)| *id != 0 && *version != 0)
-}
-
-fn forget_oldest<K: Clone + Eq + std::hash::Hash, V>(
-    map: &mut HashMap<K, V>,
-    most: usize,
-    last_seen: impl Fn(&V) -> i64,
-) {
-    if map.len() > most {
-        let oldest = map.iter().min_by_key(|(_, value)| last_seen(value));
-        if let Some(key) = oldest.map(|(key, _)| key.clone()) {
-            map.remove(&key);
-        }
-    }
 }
 
 fn beginning(text: &str, most_bytes: usize) -> String {
@@ -328,6 +357,18 @@ mod tests {
         assert_eq!(durations.counts, [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert!((60.03..60.05).contains(&durations.sum_seconds));
         assert_eq!(numbers.keys_served, 1);
+    }
+
+    #[test]
+    fn what_was_not_seen_for_longest_is_forgotten_and_the_latest_comes_first() {
+        let mut seen = LastSeen::<u32, u32>::new(3);
+        // The clock may be set back.
+        for (key, time) in [(1, 10), (2, 11), (3, 12), (1, 13), (3, 9), (4, 13)] {
+            *seen.see(&key, time) += 1;
+        }
+        let latest: Vec<_> = seen.latest().collect();
+        assert_eq!(latest, [(&1, 13, &2), (&4, 13, &1), (&2, 11, &1)]);
+        assert_eq!((seen.len(), seen.by_time.len()), (3, 3));
     }
 
     #[test]

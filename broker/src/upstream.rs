@@ -16,7 +16,7 @@ use broker_api::{
     Reply, Request, SessionPhase, SessionState, WAITING_INTERVAL, WaitPolicy, WaitReason, Waiting,
     decode, encode,
 };
-use mutual_tls::{ClientTls, RELOAD_INTERVAL, TlsFilesError, WatchedFiles, reason};
+use mutual_tls::{ClientTls, TlsFilesError, WatchedFiles, reason};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::{
@@ -67,7 +67,7 @@ const STATE_LIFETIME: Duration = Duration::from_secs(90);
 /// The key servers of the configuration.
 pub(crate) struct Upstream {
     servers: Vec<Server>,
-    tls: WatchedFiles<ClientTls>,
+    tls: Arc<WatchedFiles<ClientTls>>,
     /// The server that answered last.
     preferred: AtomicUsize,
     requests: Semaphore,
@@ -116,7 +116,7 @@ impl Upstream {
         });
         Ok(Self {
             servers: servers.collect::<Result<_, UpstreamError>>()?,
-            tls: WatchedFiles::read(upstream.tls, ClientTls::new)?,
+            tls: Arc::new(WatchedFiles::read(upstream.tls, ClientTls::new)?),
             preferred: AtomicUsize::new(0),
             requests: Semaphore::new(MAX_REQUESTS),
             request_timeout: config.session.request_timeout,
@@ -145,14 +145,16 @@ impl Upstream {
 
     /// Reads the certificates again when they change, as long as it is polled.
     pub async fn watch_files(&self) {
-        loop {
-            sleep(RELOAD_INTERVAL).await;
-            if self.tls.refresh() {
+        let tls = Arc::clone(&self.tls);
+        mutual_tls::watch(
+            move || tls.refresh(),
+            || {
                 for server in &self.servers {
                     server.idle.lock().clear();
                 }
-            }
-        }
+            },
+        )
+        .await;
     }
 
     /// Answers a request of this host. If no key server has a session or answers, and the peer may wait, waits for one.

@@ -23,8 +23,8 @@ pub(crate) struct Limits {
     /// Frames that are read concurrently. The bytes of others stay in the kernel, so that slow senders on many
     /// connections cost no memory.
     frames: usize,
-    /// Calls: the log must be able to record each of them for audits.
-    call_rate: Rate,
+    /// Requests of any kind: the log must be able to record each call for audits.
+    request_rate: Rate,
 }
 
 /// A user of this host. A server opens a connection for each statement that waits for KMS. When it loads its keys, it
@@ -33,7 +33,7 @@ const OF_HOST: Limits = Limits {
     connections: 1024,
     calls: 64,
     frames: 64,
-    call_rate: Rate {
+    request_rate: Rate {
         burst: 10_000,
         interval: Duration::from_millis(1),
     },
@@ -45,7 +45,7 @@ const OF_CLIENT: Limits = Limits {
     connections: 32,
     calls: 16,
     frames: 8,
-    call_rate: Rate {
+    request_rate: Rate {
         burst: 5_000,
         interval: Duration::from_millis(10),
     },
@@ -100,7 +100,7 @@ pub(crate) struct User {
     /// Permits to call KMS.
     pub calls: Semaphore,
     connections: AtomicUsize,
-    call_rate: Mutex<Bucket>,
+    request_rate: Mutex<Bucket>,
     events: Mutex<Bucket>,
     notices: Mutex<Notices>,
     /// Protocol versions that have been logged.
@@ -189,7 +189,7 @@ impl User {
             frames: Semaphore::new(limits.frames),
             calls: Semaphore::new(limits.calls),
             connections: AtomicUsize::new(0),
-            call_rate: Mutex::new(Bucket::full(limits.call_rate, now)),
+            request_rate: Mutex::new(Bucket::full(limits.request_rate, now)),
             events: Mutex::new(Bucket::full(EVENTS, now)),
             notices: Mutex::new(Notices {
                 bucket: Bucket::full(NOTICES, now),
@@ -199,19 +199,19 @@ impl User {
         }
     }
 
-    /// All hosts that are no clients of the key server.
+    /// All hosts of a kind that are no clients of the key server.
     pub fn stranger() -> Self {
         Self::new(UserId::Client("".into()))
     }
 
-    /// Counts a KMS call, and returns how long it must wait.
-    pub fn pause_before_call(&self) -> Duration {
-        self.call_rate.lock().take(Instant::now())
+    /// Counts a request, and returns how long it must wait.
+    pub fn pause_before_request(&self) -> Duration {
+        self.request_rate.lock().take(Instant::now())
     }
 
-    /// Counts a call if it need not wait.
-    pub fn may_call_now(&self) -> bool {
-        self.call_rate.lock().try_take(Instant::now())
+    /// Counts a request if it need not wait.
+    pub fn may_ask_now(&self) -> bool {
+        self.request_rate.lock().try_take(Instant::now())
     }
 
     /// Counts the event of a call, and returns whether this user has so many that the call should wait

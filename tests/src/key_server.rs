@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::Write,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -53,7 +53,8 @@ impl Authority {
         self.directory.join("authority.pem")
     }
 
-    /// Makes a certificate that is valid for this long, for DNS names, URIs and addresses. The files are named `file`.
+    /// Makes a certificate that is valid for this long, for DNS names, URIs and addresses. What begins with `URI=` or
+    /// `DNS=` is of that kind, whatever it looks like. The files are named `file`.
     pub fn issue(&self, file: &str, names: &[&str], valid: Duration) -> TlsFiles {
         self.issue_until(file, names, SystemTime::now() + valid)
     }
@@ -64,10 +65,12 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "nobody");
         params.subject_alt_names = names
             .iter()
-            .map(|name| match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) if name.contains(':') => SanType::URI((*name).try_into().unwrap()),
-                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
+            .map(|name| match (name.split_once('='), name.parse()) {
+                (Some(("URI", uri)), _) => SanType::URI(uri.try_into().unwrap()),
+                (Some(("DNS", name)), _) => SanType::DnsName(name.try_into().unwrap()),
+                (_, Ok(address)) => SanType::IpAddress(address),
+                _ if name.contains(':') => SanType::URI((*name).try_into().unwrap()),
+                _ => SanType::DnsName((*name).try_into().unwrap()),
             })
             .collect();
         let end = not_after.duration_since(UNIX_EPOCH).unwrap();
@@ -329,6 +332,16 @@ pub fn start_with_upstream(sandbox: &Sandbox) -> Process {
     let broker = Process::start(&mut command);
     broker.wait_for("listening on");
     broker
+}
+
+/// Connects to a TLS listener `times` times, without a certificate and without TLS.
+pub fn flood_without_tls(port: u16, times: usize) {
+    for _ in 0..times {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(&[b'x'; 100]).unwrap();
+        // Until it is refused.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
 }
 
 /// A client of a key server that need not behave like ours.

@@ -8,18 +8,14 @@ use std::{
 
 use aws_session::{
     clock::unix_seconds_now,
-    config::{ClientConfig, Config, KeyServerConfig},
-    input_file,
+    config::{ClientConfig, KeyServerConfig},
 };
 use broker_api::CertificateEnd;
-use mutual_tls::{RELOAD_INTERVAL, ServerTls, TlsFilesError, WatchedFiles};
+use mutual_tls::{ServerTls, TlsFilesError, WatchedFiles};
 use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::{sync::watch, time::sleep};
 use tracing::{error, info};
-
-/// Longest configuration file that is compared, in bytes. A longer one is refused when it is read.
-const MAX_CONFIG_BYTES: usize = 1024 * 1024;
 
 /// How many names of a certificate a message shows.
 const MAX_SHOWN_NAMES: usize = 5;
@@ -34,8 +30,6 @@ pub(crate) struct Clients {
 
 struct Sections {
     clients: Arc<Vec<ClientConfig>>,
-    /// The configuration file when it was last read. Empty: not yet.
-    content: Vec<u8>,
     /// What was wrong with the file when it was last read.
     failure: Option<String>,
 }
@@ -56,7 +50,6 @@ impl Clients {
             tls: WatchedFiles::read(config.tls, ServerTls::for_brokers)?,
             sections: Mutex::new(Sections {
                 clients: Arc::new(config.clients),
-                content: Vec::new(),
                 failure: None,
             }),
             changed: watch::Sender::new(()),
@@ -134,29 +127,23 @@ impl Clients {
     }
 
     /// Reads certificates and configuration again when they change, as long as it is polled.
-    pub async fn watch_files(&self) {
-        loop {
-            sleep(RELOAD_INTERVAL).await;
-            let has_certificates = self.tls.refresh();
-            if self.refresh_sections() || has_certificates {
-                self.changed.send_replace(());
-            }
-        }
+    pub async fn watch_files(self: &Arc<Self>) {
+        let watched = Arc::clone(self);
+        let refresh = move || {
+            let has_certificates = watched.tls.refresh();
+            watched.refresh_sections() || has_certificates
+        };
+        let changed = || {
+            self.changed.send_replace(());
+        };
+        mutual_tls::watch(refresh, changed).await;
     }
 
     fn refresh_sections(&self) -> bool {
-        // Only what has changed is read as a configuration, which asks for groups by name, and a name service may hang.
-        let content = input_file::read(&self.path, MAX_CONFIG_BYTES).ok();
-        if content
-            .as_ref()
-            .is_some_and(|it| *self.sections.lock().content == **it)
-        {
-            return false;
-        }
-        let read = Config::read(&self.path)
+        let read = KeyServerConfig::read(&self.path)
             .map_err(|error| error.to_string())
             .and_then(|config| {
-                config.broker.key_server.ok_or_else(|| {
+                config.ok_or_else(|| {
                     format!(
                         "{} has no tls_listen any more; restart the broker",
                         self.path.display()
@@ -167,8 +154,6 @@ impl Clients {
         match read {
             Ok(config) => {
                 sections.failure = None;
-                // Until it has been read well, it is read again: the reason may lie elsewhere, such as a name service.
-                sections.content = content.map(|it| it.to_vec()).unwrap_or_default();
                 if *sections.clients == config.clients {
                     return false;
                 }

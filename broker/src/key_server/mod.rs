@@ -58,8 +58,10 @@ pub(crate) struct KeyServer {
     aws: Arc<AwsCalls>,
     record: Arc<Record>,
     users: Arc<Users>,
-    /// For the log lines about hosts that are no clients.
+    /// For the log lines about hosts without a certificate of the authority, which cost nothing.
     strangers: Arc<User>,
+    /// For those about hosts that have one and are no clients: strangers must not hide a certificate that was stolen.
+    refused: Arc<User>,
     attempts: Semaphore,
     /// The master key for new keys.
     master_key_id: Option<String>,
@@ -139,6 +141,7 @@ impl Prepared {
             record,
             users,
             strangers: Arc::new(User::stranger()),
+            refused: Arc::new(User::stranger()),
             attempts: Semaphore::new(MAX_ATTEMPTS),
             master_key_id: self.master_key_id,
         });
@@ -174,7 +177,7 @@ impl Host for KeyServer {
         let admitted = match self.clients.admit(&chain) {
             Ok(admitted) => admitted,
             Err(why) => {
-                self.refuse(address, &why);
+                refuse(&self.refused, &Caller::host(None, address), &why);
                 return Box::pin(tell(&mut connection, FailureKind::AccessDenied, why)).await;
             }
         };
@@ -266,7 +269,7 @@ impl KeyServer {
             kind: FailureKind::Throttled,
             message,
         };
-        if !user.may_call_now() {
+        if !user.may_ask_now() {
             return Err(throttled("this client makes too many requests".into()));
         }
         user.calls.try_acquire().map_err(|_| {

@@ -14,8 +14,7 @@ use std::{
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use tokio::sync::oneshot;
 
-/// Enough for the modules of the name service, and small where address space is limited.
-const STACK_BYTES: usize = 512 * 1024;
+use crate::thread::STACK_BYTES;
 
 type Answer = Result<Vec<IpAddr>, String>;
 

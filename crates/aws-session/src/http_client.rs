@@ -11,11 +11,12 @@ use std::{
     error::Error,
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use aws_smithy_http_client::{
-    Builder, Connector,
+    Connector,
     proxy::ProxyConfig,
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
@@ -28,12 +29,18 @@ use aws_smithy_runtime_api::client::{
     result::ConnectorError,
     runtime_components::RuntimeComponents,
 };
-use aws_smithy_types::body::SdkBody;
+use aws_smithy_types::{base64, body::SdkBody};
 use http::Uri;
 use http_body_util::Limited;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::{
+    sync::{Mutex, oneshot},
+    time::timeout,
+};
 
-use crate::{clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, variables};
+use crate::{
+    clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, thread, variables,
+};
 
 /// Longest answer that is read, in bytes. Those of STS, KMS and the instance metadata have some
 /// thousand.
@@ -75,6 +82,14 @@ pub enum NetworkError {
         "the environment variable {0} is set but empty; unset it, or set it to the path of CA certificates"
     )]
     Empty(&'static str),
+    /// The system has none.
+    #[error(
+        "this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
+    )]
+    NoCertificates,
+    /// They cannot be read now.
+    #[error("cannot start a thread that reads the CA certificates: {0}")]
+    Thread(String),
 }
 
 /// How this host reaches AWS.
@@ -98,11 +113,11 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// The certificate authorities that are trusted. They are checked at the start and read again when they are needed:
-/// a quarter of a megabyte is too much to keep for hours.
+/// The certificate authorities that are trusted. They are checked at the start and read when a connection is made: a
+/// quarter of a megabyte is too much to keep for hours.
 #[derive(Debug, Clone)]
 struct Trust {
-    /// `None`: those of the system, of `SSL_CERT_FILE` or of `SSL_CERT_DIR`, which the SDK reads.
+    /// `None`: those of the system or of `SSL_CERT_DIR`.
     bundle: Option<Bundle>,
     /// Where they are, for messages.
     text: String,
@@ -151,14 +166,7 @@ impl Network {
 
     /// Creates a client. Unless it `needs_tls`, it reads no certificates.
     pub fn client(&self, needs_tls: bool) -> SharedHttpClient {
-        let (resolver, network) = (Resolver::default(), self.clone());
-        let connector = move |settings: Option<&HttpConnectorSettings>| {
-            network.connect(needs_tls, resolver.clone(), settings)
-        };
-        SharedHttpClient::new(Client {
-            inner: Builder::new().build_with_connector_fn(move |settings, _| connector(settings)),
-            network: self.clone(),
-        })
+        SharedHttpClient::new(Client(Connectors::new(self, needs_tls)))
     }
 
     /// Creates a connection for calls that are not made by the SDK. Unless it `needs_tls`, it reads no
@@ -169,42 +177,30 @@ impl Network {
             .read_timeout(self.request_timeout)
             .build();
         SharedHttpConnector::new(NamingConnector {
-            inner: SharedHttpConnector::new(self.connect(
-                needs_tls,
-                Resolver::default(),
-                Some(&settings),
-            )),
+            connectors: Connectors::new(self, needs_tls),
             settings,
-            network: self.clone(),
             max_answer_bytes: MAX_LIST_BYTES,
         })
     }
 
-    fn tls_context(&self, needs_tls: bool) -> TlsContext {
-        let trust_store = match needs_tls {
-            true => self.trust.store(),
-            false => TrustStore::empty(),
-        };
-        // This cannot fail: the certificates have been parsed before.
-        TlsContext::builder()
-            .with_trust_store(trust_store)
-            .build()
-            .unwrap_or_default()
-    }
-
     fn connect(
         &self,
-        needs_tls: bool,
+        trusted: TrustStore,
         resolver: Resolver,
-        settings: Option<&HttpConnectorSettings>,
-    ) -> Connector {
+        settings: &HttpConnectorSettings,
+    ) -> SharedHttpConnector {
+        // This cannot fail: the certificates have been parsed before.
+        let tls = TlsContext::builder()
+            .with_trust_store(trusted)
+            .build()
+            .unwrap_or_default();
         let mut builder = Connector::builder()
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tls_provider(Provider::rustls(CryptoMode::Ring))
-            .tls_context(self.tls_context(needs_tls));
-        builder.set_connector_settings(settings.cloned());
+            .tls_context(tls)
+            .connector_settings(settings.clone());
         builder.set_proxy_config(self.proxy.as_ref().map(|proxy| proxy.config.clone()));
-        builder.build_with_resolver(resolver)
+        SharedHttpConnector::new(builder.build_with_resolver(resolver))
     }
 
     /// Explains a failed request to `url` in one line that names the host.
@@ -221,21 +217,10 @@ impl Network {
                 "{host} answers, but does not speak TLS; if that is intended, use http:// in its URL, not https://"
             );
         }
-        if cause.contains("UnknownIssuer") {
-            let Trust { bundle, text } = &self.trust;
-            match bundle.as_ref().map(Bundle::check) {
-                Some(Err(error)) => {
-                    return format!("cannot check the certificate of {host}: {error}");
-                }
-                None if has_no_certificates() => {
-                    return format!(
-                        "cannot check the certificate of {host}: this host has no CA certificates; install them (package ca-certificates), or set AWS_CA_BUNDLE to a file that contains them"
-                    );
-                }
-                _ => {}
-            }
+        if is_unknown_issuer(&cause) {
             return format!(
-                "the certificate of {host} is not signed by any of {text}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file"
+                "the certificate of {host} is not signed by any of {}; add the right CA certificate there, or set AWS_CA_BUNDLE to its file",
+                self.trust.text
             );
         }
         // An error of the resolver names the host already.
@@ -283,9 +268,8 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// Called only after a certificate was rejected.
-fn has_no_certificates() -> bool {
-    rustls_native_certs::load_native_certs().certs.is_empty()
+fn is_unknown_issuer(cause: &str) -> bool {
+    cause.contains("UnknownIssuer")
 }
 
 impl Proxy {
@@ -339,8 +323,8 @@ impl Trust {
             }
         }
         let directory = variables::text("SSL_CERT_DIR");
-        let text = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
-            (Some((by, path)), _) => Some(Bundle::checked(by, path)?.to_string()),
+        let bundle = match (variables::first(&["SSL_CERT_FILE"]), &directory) {
+            (Some((by, path)), _) => Some(Bundle::checked(by, path)?),
             (None, Some(path)) if !Path::new(path).is_dir() => {
                 return Err(NetworkError::Bundle {
                     path: path.into(),
@@ -350,26 +334,36 @@ impl Trust {
             }
             (None, _) => None,
         };
+        let bundle = bundle.filter(|_| directory.is_none());
         let of_host = || "the CA certificates of this host".into();
         Ok(Self {
-            bundle: None,
-            text: text.filter(|_| directory.is_none()).unwrap_or_else(of_host),
+            text: bundle.as_ref().map_or_else(of_host, Bundle::to_string),
+            bundle,
         })
     }
 
-    fn store(&self) -> TrustStore {
-        let Some(bundle) = &self.bundle else {
-            return TrustStore::default();
-        };
+    /// Reads them. It may take as long as the file system does.
+    ///
+    /// Errors: there is none now.
+    fn store(&self) -> Result<TrustStore, NetworkError> {
         let mut store = TrustStore::empty();
-        let read = bundle.read(|pem| {
+        let Some(bundle) = &self.bundle else {
+            // The SDK's own way to the system's certificates keeps for ever what it finds the first time.
+            let found = rustls_native_certs::load_native_certs().certs;
+            let usable: Vec<_> = found.into_iter().filter(is_usable).collect();
+            for certificate in &usable {
+                let text = base64::encode(certificate);
+                store.add_pem_certificate(format!("{BEGIN}\n{text}\n{END}\n"));
+            }
+            return match usable.is_empty() {
+                true => Err(NetworkError::NoCertificates),
+                false => Ok(store),
+            };
+        };
+        bundle.read(|pem| {
             store.add_pem_certificate(pem);
-        });
-        match read {
-            Ok(()) => store,
-            // It has become unusable since the start: no certificate is trusted, and `explain` says why.
-            Err(_) => TrustStore::empty(),
-        }
+        })?;
+        Ok(store)
     }
 }
 
@@ -420,7 +414,7 @@ fn for_each_usable(pem: &str, mut usable: impl FnMut(&str)) -> Result<(), String
         };
         let (certificate, after) = section.split_at(end);
         let der = CertificateDer::from_pem_slice(certificate.as_bytes());
-        if der.is_ok_and(|der| rustls::RootCertStore::empty().add(der).is_ok()) {
+        if der.is_ok_and(|der| is_usable(&der)) {
             has_any = true;
             usable(certificate);
         }
@@ -433,23 +427,98 @@ fn for_each_usable(pem: &str, mut usable: impl FnMut(&str)) -> Result<(), String
     }
 }
 
+/// Whether rustls can use this certificate of an authority.
+fn is_usable(certificate: &CertificateDer<'_>) -> bool {
+    rustls::RootCertStore::empty()
+        .add(certificate.clone())
+        .is_ok()
+}
+
+/// The connectors of a client, which keep its connections. One is made only of CA certificates that could be read: what
+/// is in their files for a moment must not decide about the calls of hours.
+#[derive(Debug)]
+struct Connectors {
+    network: Network,
+    needs_tls: bool,
+    resolver: Resolver,
+    made: Mutex<Made>,
+}
+
+#[derive(Debug, Default)]
+struct Made {
+    connectors: Vec<(HttpConnectorSettings, SharedHttpConnector)>,
+    /// The thread that reads the certificates. It outlives a call that has given up, so that a file server that hangs
+    /// blocks only one.
+    reading: Option<oneshot::Receiver<Result<TrustStore, NetworkError>>>,
+}
+
+impl Connectors {
+    fn new(network: &Network, needs_tls: bool) -> Arc<Self> {
+        Arc::new(Self {
+            network: network.clone(),
+            needs_tls,
+            resolver: Resolver::default(),
+            made: Mutex::default(),
+        })
+    }
+
+    /// Returns the connector for these settings, and makes it if there is none.
+    ///
+    /// Errors: the CA certificates cannot be read.
+    async fn get(
+        &self,
+        settings: &HttpConnectorSettings,
+    ) -> Result<SharedHttpConnector, NetworkError> {
+        let limits = |of: &HttpConnectorSettings| (of.connect_timeout(), of.read_timeout());
+        let mut made = self.made.lock().await;
+        let mut connectors = made.connectors.iter();
+        if let Some((_, connector)) = connectors.find(|(of, _)| limits(of) == limits(settings)) {
+            return Ok(connector.clone());
+        }
+        let trusted = match self.needs_tls {
+            true => self.trusted(&mut made).await?,
+            false => TrustStore::empty(),
+        };
+        let connector = self
+            .network
+            .connect(trusted, self.resolver.clone(), settings);
+        made.connectors.push((settings.clone(), connector.clone()));
+        Ok(connector)
+    }
+
+    async fn trusted(&self, made: &mut Made) -> Result<TrustStore, NetworkError> {
+        let reading = match &mut made.reading {
+            Some(reading) => reading,
+            none => {
+                let trust = self.network.trust.clone();
+                let reading = thread::apart("ca-bundle", move || trust.store());
+                none.insert(reading.map_err(|error| NetworkError::Thread(error.to_string()))?)
+            }
+        };
+        let read = reading.await;
+        made.reading = None;
+        read.unwrap_or_else(|lost| Err(NetworkError::Thread(lost.to_string())))
+    }
+
+    /// Has the next call read the CA certificates again.
+    async fn forget(&self) {
+        self.made.lock().await.connectors.clear();
+    }
+}
+
 /// The SDK's client, with limited answers, and errors that name the host.
 #[derive(Clone, Debug)]
-struct Client {
-    inner: SharedHttpClient,
-    network: Network,
-}
+struct Client(Arc<Connectors>);
 
 impl HttpClient for Client {
     fn http_connector(
         &self,
         settings: &HttpConnectorSettings,
-        components: &RuntimeComponents,
+        _: &RuntimeComponents,
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(NamingConnector {
-            inner: self.inner.http_connector(settings, components),
+            connectors: Arc::clone(&self.0),
             settings: settings.clone(),
-            network: self.network.clone(),
             max_answer_bytes: MAX_ANSWER_BYTES,
         })
     }
@@ -457,28 +526,45 @@ impl HttpClient for Client {
 
 #[derive(Debug)]
 struct NamingConnector {
-    inner: SharedHttpConnector,
+    connectors: Arc<Connectors>,
     settings: HttpConnectorSettings,
-    network: Network,
     max_answer_bytes: usize,
 }
 
 impl HttpConnector for NamingConnector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let url: Uri = request.uri().parse().unwrap_or_default();
-        let (answer, network) = (self.inner.call(request), self.network.clone());
-        let settings = self.settings.clone();
+        let (connectors, settings) = (Arc::clone(&self.connectors), self.settings.clone());
         let max_bytes = self.max_answer_bytes;
         HttpConnectorFuture::new(async move {
+            let network = &connectors.network;
             let limit = network.request_timeout;
-            match tokio::time::timeout(limit, answer).await {
+            let (host, seconds) = (
+                url.authority().map_or("", |it| it.as_str()),
+                seconds_text(limit.as_secs()),
+            );
+            let unchecked =
+                |why: String| format!("cannot check the certificate of {host}: {why}").into();
+            let connector = match timeout(limit, connectors.get(&settings)).await {
+                Ok(Ok(connector)) => connector,
+                Ok(Err(error)) => return Err(ConnectorError::io(unchecked(error.to_string()))),
+                Err(_) => {
+                    let why = format!("the CA certificates could not be read within {seconds}");
+                    return Err(ConnectorError::timeout(unchecked(why)));
+                }
+            };
+            match timeout(limit, connector.call(request)).await {
                 Ok(Ok(answer)) => Ok(answer.map(|body| limited(body, max_bytes))),
-                Ok(Err(error)) => Err(renamed(&error, network.explain(&error, &url, &settings))),
+                Ok(Err(error)) => {
+                    if is_unknown_issuer(&root_cause(&error)) {
+                        // Perhaps the file was cut off when it was read, and perhaps somebody adds the right one.
+                        connectors.forget().await;
+                    }
+                    Err(renamed(&error, network.explain(&error, &url, &settings)))
+                }
                 Err(_) => Err(ConnectorError::timeout(
                     format!(
-                        "{} gave no answer within {} (request_timeout_seconds){}",
-                        url.authority().map_or("", |it| it.as_str()),
-                        seconds_text(limit.as_secs()),
+                        "{host} gave no answer within {seconds} (request_timeout_seconds){}",
                         network.proxy_text()
                     )
                     .into(),

@@ -22,6 +22,7 @@ pub mod service_credential;
 pub mod settings;
 pub mod source_credentials;
 pub mod sts;
+pub mod thread;
 pub mod token_code;
 pub mod variables;
 

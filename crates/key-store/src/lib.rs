@@ -33,7 +33,7 @@ use tokio::time::{sleep, timeout};
 
 pub use error::StoreError;
 
-/// How far above the version before it a new one may be: whoever puts the highest number of all leaves none to the
+/// How far above the version before it a new one may be at most: whoever puts the highest number of all leaves none to the
 /// others.
 pub const MAX_JUMP: u32 = 1_000_000;
 

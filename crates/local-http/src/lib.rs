@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::{sleep, timeout},
 };
 use tracing::warn;
@@ -44,7 +44,9 @@ pub enum LocalListener {
 pub struct Limits {
     /// Concurrent connections. Further ones wait.
     pub connections: usize,
-    /// How long a connection may take.
+    /// How long a client may take to send the head of its request, and again to take the answer.
+    pub transfer: Duration,
+    /// How long the answer may take.
     pub patience: Duration,
 }
 
@@ -66,14 +68,14 @@ where
             let socket = UnixListener::from_std(socket.try_clone()?)?;
             loop {
                 let accepted = socket.accept().await.map(|(stream, _)| stream);
-                admit(accepted, &room, limits.patience, &answer).await;
+                admit(accepted, &room, limits, &answer).await;
             }
         }
         LocalListener::Loopback(socket) => {
             let socket = TcpListener::from_std(socket.try_clone()?)?;
             loop {
                 let accepted = socket.accept().await.map(|(stream, _)| stream);
-                admit(accepted, &room, limits.patience, &answer).await;
+                admit(accepted, &room, limits, &answer).await;
             }
         }
     }
@@ -82,7 +84,7 @@ where
 async fn admit<F, B>(
     accepted: io::Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
     room: &Arc<Semaphore>,
-    patience: Duration,
+    limits: Limits,
     answer: &(impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static),
 ) where
     F: Future<Output = Response<B>> + Send + 'static,
@@ -110,28 +112,44 @@ async fn admit<F, B>(
                     "the host must be localhost, 127.0.0.1 or [::1]\n",
                 ),
             };
-        serve_stream(stream, patience, of_this_host).await;
+        serve_stream(stream, limits, of_this_host).await;
     });
 }
 
-/// Answers one request of a connection, which may take as long as `patience`.
+/// Answers one request of a connection, within the times of `limits`. A client that leaves, or is too slow, loses only its
+/// own answer.
 pub async fn serve_stream<F, B>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    patience: Duration,
+    limits: Limits,
     answer: impl Fn(Request<Incoming>) -> F,
 ) where
     F: Future<Output = Response<B>>,
     B: Body<Data = Bytes, Error: Error + Send + Sync> + 'static,
 {
+    let (asked, answered) = (Notify::new(), Notify::new());
     let connection = http1::Builder::new()
         .keep_alive(false)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(
             TokioIo::new(stream),
-            service_fn(async |request| Ok::<_, Infallible>(answer(request).await)),
+            service_fn(async |request| {
+                asked.notify_one();
+                let response = answer(request).await;
+                answered.notify_one();
+                Ok::<_, Infallible>(response)
+            }),
         );
-    // A client that leaves, or is too slow, loses only its own answer.
-    let _ = timeout(patience, connection).await;
+    let too_slow = async {
+        if timeout(limits.transfer, asked.notified()).await.is_ok()
+            && timeout(limits.patience, answered.notified()).await.is_ok()
+        {
+            sleep(limits.transfer).await;
+        }
+    };
+    tokio::select! {
+        _ = connection => {}
+        () = too_slow => {}
+    }
 }
 
 /// Whether the Host header names this host, with any port: `ssh -L` may use another one.

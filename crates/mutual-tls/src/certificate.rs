@@ -10,9 +10,9 @@ const MAX_NAMES: usize = 100;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The DNS names, in lower case, and the URIs among its subject alternative names. Nothing else in it is a name of a
-    /// host, above all not its subject.
+    /// host, above all not its subject. A name here has a colon exactly if it is a URI.
     pub names: Vec<String>,
-    /// The e-mail addresses among its subject alternative names, which name persons.
+    /// The e-mail addresses among its subject alternative names, which name persons. Each has an `@`, and no colon.
     pub email_addresses: Vec<String>,
     /// Its end, in seconds since 1970-01-01 UTC.
     pub not_after_unix_seconds: i64,
@@ -36,10 +36,18 @@ impl Certificate {
             .iter()
             .flat_map(|extension| &extension.value.general_names);
         for name in general_names.take(MAX_NAMES) {
+            // What looks like a name of another kind is none: an authority may be allowed to issue names of some kinds
+            // only, and the names are compared without their kinds.
             match name {
-                GeneralName::DNSName(name) => names.push(name.to_ascii_lowercase()),
-                GeneralName::URI(uri) => names.push((*uri).to_owned()),
-                GeneralName::RFC822Name(address) => email_addresses.push((*address).to_owned()),
+                GeneralName::DNSName(name) if !name.contains([':', '@']) => {
+                    names.push(name.to_ascii_lowercase());
+                }
+                GeneralName::URI(uri) if uri.contains(':') => names.push((*uri).to_owned()),
+                GeneralName::RFC822Name(address)
+                    if address.contains('@') && !address.contains(':') =>
+                {
+                    email_addresses.push((*address).to_owned());
+                }
                 _ => {}
             }
         }

@@ -32,7 +32,7 @@ pub use certificate::{Certificate, CertificateFormatError};
 pub use files::{Content, TlsFilesError};
 pub use handshakes::Handshake;
 pub use listener::{Guest, HANDSHAKE_TIMEOUT, Host, accept};
-pub use watched::{RELOAD_INTERVAL, Side, WatchedFiles};
+pub use watched::{Side, WatchedFiles, watch};
 
 /// The protocol of brokers inside TLS, so that neither side talks to something else by mistake.
 const BROKER_ALPN: &[u8] = b"iam-kms-broker/2";

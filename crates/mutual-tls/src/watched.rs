@@ -8,14 +8,16 @@ use std::{
 use aws_session::{
     clock::{unix_seconds_now, utc_text},
     config::TlsFiles,
+    thread,
 };
 use broker_api::CertificateEnd;
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::{Certificate, ClientTls, Content, ServerTls, TlsFilesError, WARNING_SECONDS};
 
 /// How often the files are read.
-pub const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often the end of the certificate is warned of.
 const WARNING_INTERVAL: Duration = Duration::from_secs(86_400);
@@ -35,6 +37,22 @@ impl Side for ServerTls {
 impl Side for ClientTls {
     fn certificate(&self) -> &Certificate {
         &self.certificate
+    }
+}
+
+/// Calls `refresh` again and again, as long as it is polled, and `changed` each time that it returns true. `refresh` has a
+/// thread of its own: it reads files, a file server may hang, and whoever polls this accepts connections too.
+pub async fn watch(refresh: impl Fn() -> bool + Send + Sync + 'static, changed: impl Fn()) {
+    let refresh = Arc::new(refresh);
+    loop {
+        sleep(RELOAD_INTERVAL).await;
+        let refresh = Arc::clone(&refresh);
+        // Where no thread can be started now, the next round may have one.
+        if let Ok(refreshed) = thread::apart("reload", move || refresh())
+            && refreshed.await.unwrap_or(false)
+        {
+            changed();
+        }
     }
 }
 
@@ -90,9 +108,11 @@ impl<T: Side> WatchedFiles<T> {
 
     /// Reads the files again, and returns whether they have changed. What was valid before stays until they are valid.
     pub fn refresh(&self) -> bool {
+        // Without the lock, which each handshake needs: a file server may hang.
+        let read = Content::read(&self.files);
         let mut state = self.state();
         self.warn_of_end(&mut state);
-        let made = Content::read(&self.files).and_then(|content| match content == state.content {
+        let made = read.and_then(|content| match content == state.content {
             true => Ok(None),
             false => (self.make)(&self.files, &content).map(|made| Some((content, made))),
         });

@@ -112,6 +112,14 @@ pub fn recent(before: Option<u64>, most: usize) -> Vec<broker_api::AuditEvent> {
     wanted.take(most).cloned().collect()
 }
 
+/// Completes the message of an event before which `suppressed` others were not logged.
+pub fn not_logged(suppressed: u64) -> String {
+    match suppressed {
+        0 => String::new(),
+        count => format!("; such events not logged: {count}"),
+    }
+}
+
 /// Sends all events of this process to the journal or to standard error, under the name `program`.
 pub fn init(program: &'static str) {
     let stream = Stream::of_standard_error();

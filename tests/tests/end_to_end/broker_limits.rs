@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use broker_api::{Reply, Request, SessionPhase, WaitPolicy, WaitReason, read_frame, write_frame};
+use broker_api::{
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy, WaitReason, encode, read_frame,
+    write_frame,
+};
 use end_to_end_tests::{
     Database, NOBODY, Process, Scene, after_python,
     broker::{Peer, ask, decrypt, generate_with, generated, phase},
@@ -205,6 +208,38 @@ fn a_user_who_makes_too_many_calls_waits_and_others_do_not() {
     let seconds: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
     // The first 10,000 as fast as they can, the others 1,000 a second.
     assert!(seconds >= 19.0, "{line}");
+}
+
+#[test]
+fn every_request_counts_not_only_the_use_of_a_key() {
+    let scene = scene_with_group();
+    let _broker = scene.start_broker();
+    let mut requests = [
+        Request::Session,
+        Request::Overview,
+        Request::Events { before: None },
+    ]
+    .map(|request| encode(PROTOCOL_VERSION, &request).unwrap().to_vec())
+    .to_vec();
+    // A version that this broker does not have.
+    requests.push(vec![9, 1, 0, 0, 0, 0]);
+    let caller = of_member(
+        &scene,
+        &format!(
+            "requests = [bytes(it) for it in {requests:?}]\n\
+             c = socket.socket(socket.AF_UNIX); c.connect(path)\n\
+             start = time.monotonic()\n\
+             for number in range(20000):\n \
+               c.send(requests[number % len(requests)])\n \
+               header = c.recv(5, socket.MSG_WAITALL)\n \
+               c.recv(int.from_bytes(header[1:], 'little'), socket.MSG_WAITALL)\n\
+             print('done', time.monotonic() - start)"
+        ),
+    );
+    let line = caller.wait_for("done");
+    let seconds: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    // The first 10,000 as fast as they can, the others 1,000 a second.
+    assert!(seconds >= 9.5, "{line}");
 }
 
 #[test]

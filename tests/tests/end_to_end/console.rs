@@ -2,16 +2,21 @@
 
 use std::{
     fs,
+    io::Write,
+    os::unix::net::UnixStream,
     path::Path,
     process::{Command, Output},
+    time::{Duration, Instant},
 };
 
 use end_to_end_tests::{
-    Sandbox, Scene,
+    Process, Sandbox, Scene,
     broker::{ask, decrypt, generated},
     console::{Console, token_of},
     dist, fence,
-    key_server::{certificates_of_the_book, free_port, tls_files},
+    key_server::{
+        Authority, DAY, certificates_of_the_book, flood_without_tls, free_port, tls_files,
+    },
     mode, shell_in,
 };
 
@@ -172,6 +177,7 @@ fn over_tls(certificates: &Path, port: u16) -> Console {
         format!("--tls-client-ca={}", files.authorities.display()),
         "--operator=bob@example.com".into(),
         "--operator=alice@example.com".into(),
+        "--operator=alice.example".into(),
     ];
     Console::listening_on(&format!("127.0.0.1:{port}"), Scene::new(), &arguments)
 }
@@ -259,6 +265,103 @@ fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody
     let entered = "entered by alice@example.com from 127.0.0.1: ticket";
     assert!(page.contains(entered), "{page}");
     assert!(!console.process.output().contains(&code));
+}
+
+#[test]
+fn a_name_of_another_kind_that_looks_like_an_operators_address_is_refused() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    let port = free_port();
+    let _console = over_tls(&certificates, port);
+    for name in ["URI=alice@example.com", "DNS=alice@example.com"] {
+        authority.issue("mallory", &[name], DAY);
+        let browser = Browser {
+            certificates: &certificates,
+            name: Some("mallory"),
+            url: format!("https://localhost:{port}"),
+        };
+        let refused = browser.get("/");
+        assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+        let why = "the certificate has no name among its subject alternative names";
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
+fn connections_that_ask_for_nothing_keep_no_operator_waiting() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    authority.issue("mallory", &["mallory.example"], DAY);
+    authority.issue("alice", &["alice.example"], DAY);
+    let port = free_port();
+    let _console = over_tls(&certificates, port);
+    let alice = Browser {
+        certificates: &certificates,
+        name: Some("alice"),
+        url: format!("https://localhost:{port}"),
+    };
+    // As many as there are places for requests, first of somebody else, then of a browser of hers.
+    for name in ["mallory", "alice"] {
+        let script = format!(
+            "import socket, ssl, time\n\
+             context = ssl.create_default_context(cafile='authority.pem')\n\
+             context.load_cert_chain('{name}.pem', '{name}.key')\n\
+             context.set_alpn_protocols(['http/1.1'])\n\
+             kept = [context.wrap_socket(socket.create_connection(('127.0.0.1', {port})), \
+             server_hostname='localhost') for _ in range(16)]\n\
+             print('connected', flush=True); time.sleep(1000)"
+        );
+        let mut python = Command::new("/usr/bin/python3");
+        let idle = Process::start(python.args(["-c", &script]).current_dir(&certificates));
+        idle.wait_for("connected");
+        let answer = alice.send("/", &["--max-time", "5"]);
+        assert!(answer.status.success(), "{name}: {answer:?}");
+        let answer = String::from_utf8(answer.stdout).unwrap();
+        assert!(answer.contains("A code is awaited."), "{answer}");
+    }
+}
+
+#[test]
+fn a_flood_without_certificates_hides_no_refused_visitor_from_the_audit() {
+    let sandbox = Sandbox::new();
+    let certificates = sandbox.directory("certificates");
+    let authority = Authority::new(certificates.clone());
+    authority.issue("localhost", &["localhost"], DAY);
+    authority.issue("stolen", &["stolen.example"], DAY);
+    let port = free_port();
+    let console = over_tls(&certificates, port);
+    flood_without_tls(port, 100);
+    let browser = Browser {
+        certificates: &certificates,
+        name: Some("stolen"),
+        url: format!("https://localhost:{port}"),
+    };
+    assert!(browser.get("/").starts_with("HTTP/1.1 403"));
+    console.process.wait_for("stolen.example");
+    let lines = console.process.output();
+    assert_eq!(lines.matches("is not TLS").count(), 20, "{lines}");
+}
+
+#[test]
+fn a_visitor_who_is_slow_to_send_a_request_loses_the_connection_soon() {
+    let console = Console::new();
+    let head = "POST /code HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\n";
+    for begun in ["", head] {
+        let start = Instant::now();
+        let mut slow: Vec<_> = (0..16)
+            .map(|_| UnixStream::connect(&console.page.socket).unwrap())
+            .collect();
+        for stream in &mut slow {
+            stream.write_all(begun.as_bytes()).unwrap();
+        }
+        assert_eq!(console.page.get("/").status, 200);
+        let waited = start.elapsed();
+        assert!(waited < Duration::from_secs(60), "{begun:?}: {waited:?}");
+    }
 }
 
 #[test]

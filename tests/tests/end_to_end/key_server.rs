@@ -12,20 +12,24 @@ use std::{
 };
 
 use broker_api::{
-    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, PROTOCOL_VERSION, Reply,
-    Request, SessionPhase, WaitPolicy,
+    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy,
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
     broker::Peer,
     dist, fence,
     key_server::{
-        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, get_key, given,
-        make_key, tls_files,
+        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, flood_without_tls,
+        get_key, given, make_key, tls_files,
     },
     wait_until,
 };
 use fastrand::Rng;
+use nix::{
+    sys::{signal::Signal, stat::Mode},
+    unistd::mkfifo,
+};
 
 const MANIFEST: &str = "aws-kms-keys.list";
 const ROTATE: &str = "SET GLOBAL aws_key_management_rotate_key=-1";
@@ -203,6 +207,41 @@ fn a_client_gets_only_the_keys_of_its_name_space_and_of_its_key_ids() {
 }
 
 #[test]
+fn no_version_is_made_that_the_key_store_would_refuse_from_then_on() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    let mut db1 = site.peer("db1", &["db1.example"]);
+    let next = |known| {
+        let Request::MakeKey(first) = make_key(5, "") else {
+            panic!("no request for a key");
+        };
+        Request::MakeKey(MakeKey {
+            numbering: Numbering::Next { known },
+            ..first
+        })
+    };
+    let version = |reply: Reply| match reply {
+        Reply::Stored { key: Some(key), .. } => key.name.version,
+        reply => panic!("{reply:?}"),
+    };
+    assert_eq!(version(db1.ask(&make_key(5, ""))), 1);
+    let (_, message) = refusal(db1.ask(&next(1_000_001)));
+    assert!(
+        message.contains("it would use up the version numbers"),
+        "{message}"
+    );
+    assert_eq!(version(db1.ask(&next(1_000_000))), 1_000_001);
+    let latest = Request::FindKey(FindKey {
+        version: None,
+        context: KeyContext {
+            key_id: 5,
+            ..KeyContext::default()
+        },
+    });
+    assert_eq!(version(db1.ask(&latest)), 1_000_001);
+    assert_eq!(version(db1.ask(&next(0))), 1_000_002);
+}
+
+#[test]
 fn a_wrapped_key_is_worth_nothing_to_a_client() {
     let site = Site::unlocked(ALL_OF_DB1);
     let mut db1 = site.peer("db1", &["db1.example"]);
@@ -257,6 +296,12 @@ fn a_certificate_counts_by_exactly_one_section_and_never_by_its_subject() {
             "match more than one section",
         ),
         ("address", &["127.0.0.1"][..], "has no DNS name and no URI"),
+        // Its authority may be allowed to issue any URI, and only some DNS names.
+        (
+            "uri",
+            &["URI=db1.example"][..],
+            "has no DNS name and no URI",
+        ),
     ] {
         let (kind, message) = refusal(site.peer(file, names).ask(&Request::Session));
         assert_eq!(kind, FailureKind::AccessDenied, "{message}");
@@ -264,6 +309,29 @@ fn a_certificate_counts_by_exactly_one_section_and_never_by_its_subject() {
         let in_json = expected.replace('"', "\\\"");
         site.server.process().wait_for(&in_json);
     }
+    let uri_as_dns_name =
+        format!("{sections}\n[client \"spiffe://example/db3\"]\nkey_ids = 1\nname_space = db3");
+    let mut site = site;
+    site.server.set_sections(&uri_as_dns_name);
+    site.server.process().wait_for("4 client sections");
+    let mut peer = site.peer("dns", &["DNS=spiffe://example/db3"]);
+    let (_, message) = refusal(peer.ask(&Request::Session));
+    assert!(message.contains("has no DNS name and no URI"), "{message}");
+}
+
+#[test]
+fn a_flood_without_certificates_hides_no_refused_certificate_from_the_audit() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    flood_without_tls(site.server.port, 100);
+    let mut stolen = site.peer("stolen", &["stolen.example"]);
+    assert_eq!(
+        refusal(stolen.ask(&Request::Session)).0,
+        FailureKind::AccessDenied
+    );
+    let line = site.server.process().wait_for("stolen.example");
+    assert!(line.contains("\"event\":\"client_refused\""), "{line}");
+    let lines = site.server.process().output();
+    assert!(lines.matches("is not TLS").count() < 50, "{lines}");
 }
 
 #[test]
@@ -326,29 +394,46 @@ fn a_connection_ends_with_its_certificate_its_section_and_its_authority() {
         .wait_for("the connection is closed, because its certificate is of an authority");
 }
 
-/// The reason may lie elsewhere than in the file, such as in a name service: a group that cannot be looked up now.
 #[test]
 fn a_changed_configuration_that_cannot_be_read_is_read_again_until_it_can() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    let mut open = site.peer("db1", &["db1.example"]);
+    let unused = "the changed configuration is not used, and clients are served as before";
+    site.server.set_sections("overview_grupo = operators");
+    site.server.process().wait_for(unused);
+    fs::remove_file(site.server.sandbox.path("broker.config")).unwrap();
+    site.server.process().wait_for_nth(unused, 2);
+    assert!(matches!(open.ask(&Request::Session), Reply::Session(_)));
+    site.server
+        .set_sections("[client \"db2.example\"]\nkey_ids = 1");
+    assert!(open.answer().is_err());
+    site.server
+        .process()
+        .wait_for("the connection is closed, because the configuration has no [client] section");
+}
+
+#[test]
+fn a_name_service_that_hangs_keeps_no_host_waiting_when_the_configuration_changes() {
     let mut site = Site::new(ALL_OF_DB1);
+    // Whoever looks for a group waits for somebody who writes there.
     let groups = site.sandbox.path("group");
-    fs::copy("/etc/group", &groups).unwrap();
+    mkfifo(&groups, Mode::S_IRWXU).unwrap();
     let command = site.server.command(&site.aws);
     site.server
         .start_by(after_mounting(&groups, "/etc/group", &command));
     site.server.unlock(&site.aws);
     let mut open = site.peer("db1", &["db1.example"]);
     site.server
-        .set_sections("overview_group = made-later\n[client \"db2.example\"]\nkey_ids = 1");
-    site.server
-        .process()
-        .wait_for("the changed configuration is not used, and clients are served as before");
-    assert!(matches!(open.ask(&Request::Session), Reply::Session(_)));
-    let mut file = fs::File::options().append(true).open(&groups).unwrap();
-    file.write_all(b"made-later:x:64321:\n").unwrap();
+        .set_sections("overview_group = operators\n[client \"db2.example\"]\nkey_ids = 1");
     assert!(open.answer().is_err());
     site.server
         .process()
         .wait_for("the connection is closed, because the configuration has no [client] section");
+    let mut db2 = site.peer("db2", &["db2.example"]);
+    assert!(matches!(db2.ask(&Request::Session), Reply::Session(_)));
+    let mut process = site.server.process.take().unwrap();
+    process.signal(Signal::SIGTERM);
+    assert!(process.wait().success());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::{
     thread,
 };
 
+use broker_api::{KeyContext, ListKeys, Reply, Request};
 use end_to_end_tests::{
     NOBODY, Process, Proxy, SLEEP, Scene, TlsStorage, after,
     broker::{self},
@@ -391,6 +392,38 @@ fn a_ca_bundle_that_is_changed_while_a_code_is_awaited_counts_as_it_is_then() {
 }
 
 #[test]
+fn a_ca_bundle_that_was_unusable_once_is_read_again() {
+    let site = Site::new(Scene::new().with_broker());
+    let bundle = site.scene.sandbox.path("bundle.pem");
+    fs::copy(&site.authority, &bundle).unwrap();
+    let mut command = site.behind_proxy(site.scene.broker_command());
+    let broker = Process::start(command.env("AWS_CA_BUNDLE", &bundle));
+    broker.wait_for("enter an MFA code");
+    write_fifo(site.scene.fifo(), site.scene.aws.code().as_bytes());
+    broker.wait_for("is open until");
+
+    let fails = |expected: &str| {
+        let message = broker::failure(&site.scene).message;
+        assert!(message.contains(expected), "{message}");
+    };
+    fs::remove_file(&bundle).unwrap();
+    fails(&format!(
+        "cannot check the certificate of kms.us-east-1.amazonaws.com: cannot use the CA certificates in {} (AWS_CA_BUNDLE): No such file",
+        bundle.display()
+    ));
+    fs::write(&bundle, &fs::read(&site.authority).unwrap()[..100]).unwrap();
+    fails("(AWS_CA_BUNDLE): it ends inside a certificate");
+    // What is usable may still be only a part of it.
+    fs::copy(&site.another_authority, &bundle).unwrap();
+    fails("is not signed by any of those in");
+    fs::copy(&site.authority, &bundle).unwrap();
+    broker::generated(&site.scene);
+    // What can be read is kept.
+    fs::remove_file(&bundle).unwrap();
+    broker::generated(&site.scene);
+}
+
+#[test]
 fn an_https_endpoint_that_speaks_http_is_named_as_such() {
     let scene = Scene::new();
     let endpoint = scene.aws.endpoint().replace("http://", "https://");
@@ -527,7 +560,7 @@ fn the_key_store_is_reached_through_the_proxy_with_the_private_authority() {
     );
     let authority = write("authority.pem", &authority);
     let proxy = Proxy::start(&storage.address);
-    let start = |authority: Option<&str>| {
+    let through_proxy = || {
         let mut command = scene.broker_command();
         // STS and KMS are at a URL without TLS here, which needs no proxy.
         command
@@ -535,6 +568,10 @@ fn the_key_store_is_reached_through_the_proxy_with_the_private_authority() {
             .env("AWS_ENDPOINT_URL_STS", scene.aws.endpoint())
             .env("AWS_ENDPOINT_URL_KMS", scene.aws.endpoint())
             .env("HTTPS_PROXY", proxy.url());
+        command
+    };
+    let start = |authority: Option<&str>| {
+        let mut command = through_proxy();
         command.envs(authority.map(|file| ("AWS_CA_BUNDLE", file)));
         let broker = Process::start(&mut command);
         broker.wait_for("enter an MFA code");
@@ -559,6 +596,28 @@ fn the_key_store_is_reached_through_the_proxy_with_the_private_authority() {
     );
     let broker = start(Some(&authority));
     broker.wait_for("the key store s3://keys/db1 can be used; it has 0 key versions");
+    drop(broker);
+
+    // A CA bundle that is unusable for a moment is read again, within the session.
+    let bundle = scene.sandbox.path("bundle.pem");
+    fs::copy(&authority, &bundle).unwrap();
+    let mut command = through_proxy();
+    let broker = Process::start(command.env("AWS_CA_BUNDLE", &bundle));
+    broker.wait_for("enter an MFA code");
+    fs::remove_file(&bundle).unwrap();
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    let line = broker.wait_for("until this is corrected, no data key can be made");
+    assert!(
+        line.contains("cannot check the certificate of keys.s3.us-east-1.amazonaws.com: cannot use the CA certificates in"),
+        "{line}"
+    );
+    fs::copy(&authority, &bundle).unwrap();
+    let list = Request::ListKeys(ListKeys {
+        after: None,
+        context: KeyContext::default(),
+    });
+    let reply = broker::ask(&scene, &list);
+    assert!(matches!(reply, Reply::KeyList { .. }), "{reply:?}");
     for host in proxy.hosts() {
         assert_eq!(host, "keys.s3.us-east-1.amazonaws.com:443");
     }

@@ -2,8 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
+use broker_api::{KeyContext, ListKeys, Reply, Request};
 use end_to_end_tests::{
-    Database, ENCRYPT_ALL, Process, Sandbox, Scene, StoreDirectory, backup, key_files, write_fifo,
+    Database, ENCRYPT_ALL, Process, Sandbox, Scene, StoreDirectory, backup, broker::ask, key_files,
+    write_fifo,
 };
 
 const MANIFEST: &str = "aws-kms-keys.list";
@@ -250,6 +252,31 @@ fn what_somebody_has_put_into_the_key_store_is_not_used_unless_it_is_what_it_say
         assert!(host.keyfile("aws-kms-key.10.1").exists());
         assert!(!host.keyfile("aws-kms-key.10.2").exists());
     }
+}
+
+#[test]
+fn a_list_of_many_objects_that_cannot_be_used_is_one_line_of_the_log() {
+    let host = Host::new();
+    fs::create_dir(host.store.path().join("9")).unwrap();
+    for version in 1..=300 {
+        fs::write(host.store.path().join(format!("9/{version}")), "garbage").unwrap();
+    }
+    for _ in 0..3 {
+        let list = Request::ListKeys(ListKeys {
+            after: None,
+            context: KeyContext::default(),
+        });
+        let reply = ask(&host.scene, &list);
+        assert!(
+            matches!(&reply, Reply::KeyList { keys, .. } if keys.is_empty()),
+            "{reply:?}"
+        );
+    }
+    let broker = host.broker.as_ref().unwrap();
+    let line = broker.wait_for_nth("the same list has 299 more objects that cannot be used", 3);
+    assert!(line.contains("9/1 in the key store"), "{line}");
+    let lines = broker.output();
+    assert_eq!(lines.matches(" in the key store ").count(), 3, "{lines}");
 }
 
 #[test]

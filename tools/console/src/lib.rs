@@ -48,6 +48,7 @@ const FAILURE: u8 = 125;
 /// A connection waits for AWS while a code is being judged.
 const LIMITS: Limits = Limits {
     connections: 16,
+    transfer: Duration::from_secs(10),
     patience: Duration::from_secs(120),
 };
 

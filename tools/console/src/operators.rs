@@ -10,9 +10,10 @@ use std::{
 use aws_session::config::TlsFiles;
 use axum::{Router, http::StatusCode, response::IntoResponse};
 use local_http::serve_stream;
-use mutual_tls::{Guest, Host, RELOAD_INTERVAL, ServerTls, TlsFilesError, WatchedFiles, accept};
+use mutual_tls::{Guest, Host, ServerTls, TlsFilesError, WatchedFiles, accept, watch};
 use rustls_pki_types::CertificateDer;
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use service::logging::not_logged;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tracing::warn;
 
 use crate::{
@@ -21,8 +22,12 @@ use crate::{
     site::{Visitor, answer},
 };
 
-/// Refusals that are logged: so many in a minute.
+/// Refusals of a kind that are logged: so many in a minute.
 const MAX_LOGGED: usize = 20;
+
+/// Visitors who are told at the same time that they are no operators. Less than the handshakes of one network, so that
+/// they leave some to operators.
+const MAX_REFUSED: usize = 8;
 
 /// How many names of a certificate a message shows.
 const MAX_SHOWN_NAMES: usize = 5;
@@ -32,8 +37,14 @@ pub(crate) struct Operators {
     tls: WatchedFiles<ServerTls>,
     names: Vec<String>,
     routes: Router,
+    /// For requests of operators.
     room: Semaphore,
-    refusals: Mutex<Rate>,
+    /// For visitors who are told that they are none.
+    refused: Semaphore,
+    /// For the log lines about those without a certificate of the authority, which cost nothing.
+    strangers: Mutex<Rate>,
+    /// For those about visitors who have one: strangers must not hide a certificate that was stolen.
+    visitors: Mutex<Rate>,
 }
 
 impl Operators {
@@ -43,7 +54,9 @@ impl Operators {
             names,
             routes,
             room: Semaphore::new(LIMITS.connections),
-            refusals: Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60))),
+            refused: Semaphore::new(MAX_REFUSED),
+            strangers: refusals(),
+            visitors: refusals(),
         })
     }
 
@@ -52,15 +65,10 @@ impl Operators {
     /// Errors: the socket cannot be used.
     pub async fn serve(self: Arc<Self>, socket: StdListener) -> io::Result<()> {
         let socket = TcpListener::from_std(socket)?;
-        let watch_files = async {
-            loop {
-                sleep(RELOAD_INTERVAL).await;
-                self.tls.refresh();
-            }
-        };
+        let watched = Arc::clone(&self);
         tokio::select! {
             () = accept(&socket, &self) => {}
-            () = watch_files => {}
+            () = watch(move || watched.tls.refresh(), || ()) => {}
         }
         Ok(())
     }
@@ -95,37 +103,48 @@ impl Host for Operators {
     }
 
     fn refuse(&self, address: SocketAddr, why: &str) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.may(Instant::now()) {
-            warn!(event = "operator_refused", %address, "refused {address}: {why}");
-        }
+        log_refusal(&self.strangers, address, why);
     }
 
     async fn serve(self: Arc<Self>, guest: Guest) {
-        // It is never closed.
-        let Ok(_permit) = self.room.acquire().await else {
-            return;
-        };
-        drop(guest.handshake);
         let admitted = self.admit(&guest.chain);
+        let mut _refused = None;
         if let Err(why) = &admitted {
-            self.refuse(guest.address, why);
+            log_refusal(&self.visitors, guest.address, why);
+            let Ok(place) = self.refused.try_acquire() else {
+                // The log has the reason.
+                return;
+            };
+            _refused = Some(place);
         }
-        serve_stream(
-            guest.stream,
-            LIMITS.patience,
-            async |request| match &admitted {
-                Ok(operator) => {
-                    let visitor = Visitor {
-                        operator: operator.clone(),
-                        from: Some(guest.address.ip()),
-                        scheme: "https",
-                    };
-                    answer(&self.routes, visitor, request).await
-                }
-                Err(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
-            },
-        )
+        serve_stream(guest.stream, LIMITS, async |request| match &admitted {
+            Ok(operator) => {
+                // Only a request needs a place: browsers keep connections that they do not use. It is never closed.
+                let _place = self.room.acquire().await;
+                let visitor = Visitor {
+                    operator: operator.clone(),
+                    from: Some(guest.address.ip()),
+                    scheme: "https",
+                };
+                answer(&self.routes, visitor, request).await
+            }
+            Err(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
+        })
         .await;
+        // Until here it counts, because handshakes are limited for each network.
+        drop(guest.handshake);
+    }
+}
+
+fn refusals() -> Mutex<Rate> {
+    Mutex::new(Rate::new(MAX_LOGGED, Duration::from_secs(60)))
+}
+
+/// Logs a refusal, unless there were too many.
+fn log_refusal(refusals: &Mutex<Rate>, address: SocketAddr, why: &str) {
+    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(suppressed) = refusals.take(Instant::now()) {
+        let suppressed = not_logged(suppressed);
+        warn!(event = "operator_refused", %address, "refused {address}: {why}{suppressed}");
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Rate {
     window: Duration,
     /// The last ones.
     last: VecDeque<Instant>,
+    /// How often it has been refused since it last happened.
+    refused: u64,
 }
 
 impl Rate {
@@ -19,6 +21,7 @@ impl Rate {
             times,
             window,
             last: VecDeque::new(),
+            refused: 0,
         }
     }
 
@@ -31,6 +34,15 @@ impl Rate {
             self.last.push_back(now);
         }
         may
+    }
+
+    /// Returns how often it was refused since it last happened, and counts it; `None`: it may not happen now.
+    pub fn take(&mut self, now: Instant) -> Option<u64> {
+        if self.may(now) {
+            return Some(std::mem::take(&mut self.refused));
+        }
+        self.refused += 1;
+        None
     }
 }
 
@@ -46,5 +58,16 @@ mod tests {
         let may: Vec<_> = (0..7).map(|_| rate.may(start)).collect();
         assert_eq!(may, [true, true, true, true, true, false, false]);
         assert!(rate.may(start + window));
+    }
+
+    #[test]
+    fn what_was_refused_meanwhile_is_counted() {
+        let window = Duration::from_secs(60);
+        let mut rate = Rate::new(2, window);
+        let start = Instant::now();
+        let taken: Vec<_> = (0..5).map(|_| rate.take(start)).collect();
+        assert_eq!(taken, [Some(0), Some(0), None, None, None]);
+        assert_eq!(rate.take(start + window), Some(3));
+        assert_eq!(rate.take(start + window), Some(0));
     }
 }

@@ -10,13 +10,13 @@ use std::{
 use aws_session::clock::unix_seconds_now;
 use axum::{
     Extension, Form, Router,
-    extract::{DefaultBodyLimit, State},
+    body::{Body, to_bytes},
+    extract::State,
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{self, HeaderName},
     },
-    middleware::map_response,
-    response::{Html, Redirect, Response},
+    response::{Html, IntoResponse, Redirect, Response},
     routing::{get, post},
 };
 use code_channel::{
@@ -26,11 +26,11 @@ use code_channel::{
 use local_http::{Incoming, Request};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 use tower::ServiceExt;
 use zeroize::Zeroizing;
 
-use crate::{codes::Codes, page, view::Broker};
+use crate::{LIMITS, codes::Codes, page, view::Broker};
 
 /// Longest body of a request: a code, a reason and the token.
 const MAX_BODY_BYTES: usize = 2048;
@@ -110,8 +110,6 @@ impl Site {
             .route("/", get(show))
             .route("/style.css", get(style))
             .route("/code", post(enter))
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-            .layer(map_response(with_headers))
             .with_state(Arc::new(self))
     }
 
@@ -176,7 +174,7 @@ async fn enter(
     Ok(Redirect::to("/"))
 }
 
-async fn with_headers(mut response: Response) -> Response {
+fn with_headers(mut response: Response) -> Response {
     for (name, value) in HEADERS {
         let value = HeaderValue::from_static(value);
         response.headers_mut().insert(name, value);
@@ -188,13 +186,24 @@ async fn with_headers(mut response: Response) -> Response {
 pub(crate) async fn answer(
     routes: &Router,
     visitor: Visitor,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Response {
-    request.extensions_mut().insert(visitor);
-    match routes.clone().oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    }
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(visitor);
+    // All of it before anything else, so that a slow visitor does not keep a place for as long as an answer may take.
+    let body = timeout(LIMITS.transfer, to_bytes(Body::new(body), MAX_BODY_BYTES));
+    let response = match body.await {
+        Ok(Ok(body)) => {
+            let request = Request::from_parts(parts, Body::from(body));
+            match routes.clone().oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+        Ok(Err(_)) => (StatusCode::PAYLOAD_TOO_LARGE, "too long\n").into_response(),
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "too slow\n").into_response(),
+    };
+    with_headers(response)
 }
 
 /// Browsers say where a form comes from. Source: <https://www.w3.org/TR/fetch-metadata/>.

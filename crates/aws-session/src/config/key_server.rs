@@ -5,14 +5,14 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use key_files::key_name::is_valid_number;
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 
-use super::{CLIENT_KEYS, ClientSection, ConfigError, Key, Values, keys};
+use super::{CLIENT_KEYS, ClientSection, ConfigError, KEYS, Key, Values, file, keys};
 
 /// Most servers in `upstream`. Each of them may be asked before a request fails.
 const MAX_SERVERS: usize = 8;
@@ -105,6 +105,20 @@ impl KeyIds {
     /// Whether `id` is one of them.
     pub fn contains(&self, id: u32) -> bool {
         self.0.iter().any(|range| range.contains(&id))
+    }
+}
+
+impl KeyServerConfig {
+    /// Reads this part of the file at `path` and nothing else; `None`: it makes no key server. Unlike
+    /// [`Config::read`](super::Config::read), it asks no name service, which may hang.
+    pub fn read(path: &Path) -> Result<Option<Self>, ConfigError> {
+        let content = file::read(path)?;
+        let values = Values {
+            path,
+            entries: content.entries,
+        };
+        values.check_names(KEYS)?;
+        values.key_server(&content.clients)
     }
 }
 
