@@ -92,16 +92,15 @@ impl Client {
     /// As `keys::loading` does it: loads all keys that it knows, and what else the key store has.
     fn start(&mut self, world: &World, kms: &KmsClient) {
         kms.check_broker().unwrap();
-        assert!(kms.key_store().unwrap().is_some());
+        let limits = || Limits {
+            wait: WaitPolicy::Never,
+            deadline: Some(Instant::now() + LIST_PATIENCE),
+            may_retry: &|_| true,
+            is_interrupted: &|| false,
+        };
+        assert!(kms.key_store(&limits()).unwrap().is_some());
         fetch(kms, &self.known, WaitPolicy::UntilOpen);
-        let listed = kms
-            .list_keys(&Limits {
-                wait: WaitPolicy::Never,
-                deadline: Some(Instant::now() + LIST_PATIENCE),
-                may_retry: &|_| true,
-                is_interrupted: &|| false,
-            })
-            .unwrap();
+        let listed = kms.list_keys(&limits()).unwrap();
         let listed: BTreeMap<_, _> = listed
             .into_iter()
             .map(|(name, check)| ((name.id, name.version), check))
