@@ -27,7 +27,7 @@ impl KeyManager {
             )
         } else if self.is_page_compressed(id) {
             "for page-compressed tables, which it encrypts".into()
-        } else if matches!(self.key_store(limits), Ok(Some(_))) {
+        } else if self.kms.has_key_store() {
             "for keys of a key store, which servers may share".into()
         } else {
             return None;

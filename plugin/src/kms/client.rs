@@ -103,6 +103,8 @@ pub struct KmsClient {
     request_timeout_milliseconds: AtomicU64,
     /// Whether the broker gets the keys from a key server, as it reports.
     has_key_server: AtomicBool,
+    /// Whether the broker has a key store, as it reports.
+    has_key_store: AtomicBool,
     dynamic: &'static GlobalSettings,
     #[cfg(feature = "mock")]
     mock: bool,
@@ -147,6 +149,7 @@ impl KmsClient {
             settings: settings.clone(),
             request_timeout_milliseconds: AtomicU64::new(DEFAULT_REQUEST_TIMEOUT_MILLISECONDS),
             has_key_server: AtomicBool::new(false),
+            has_key_store: AtomicBool::new(false),
             dynamic,
             #[cfg(feature = "mock")]
             mock: settings.mock,
@@ -233,6 +236,11 @@ impl KmsClient {
     /// for its key store.
     pub fn has_key_server(&self) -> bool {
         self.has_key_server.load(Ordering::Relaxed)
+    }
+
+    /// Whether the broker has a key store, as of the last time that it was asked.
+    pub fn has_key_store(&self) -> bool {
+        self.has_key_store.load(Ordering::Relaxed)
     }
 
     /// Finds a version of a key in the key store, or its highest version.
@@ -365,6 +373,8 @@ impl KmsClient {
             Reply::Session(state) => {
                 self.has_key_server
                     .store(state.has_key_server, Ordering::Relaxed);
+                self.has_key_store
+                    .store(state.key_store.is_some(), Ordering::Relaxed);
                 let milliseconds = state.kms.request_timeout_milliseconds;
                 if milliseconds > 0 {
                     self.request_timeout_milliseconds
