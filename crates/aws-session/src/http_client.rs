@@ -37,6 +37,7 @@ use tokio::{
     sync::{Mutex, oneshot},
     time::timeout,
 };
+use zeroize::Zeroizing;
 
 use crate::{
     clock::seconds_text, dns::Resolver, input_file, root_cause::root_cause, thread, variables,
@@ -343,26 +344,43 @@ impl Trust {
     }
 
     /// Reads them. It may take as long as the file system does.
-    ///
-    /// Errors: there is none now.
-    fn store(&self) -> Result<TrustStore, NetworkError> {
-        let mut store = TrustStore::empty();
-        let Some(bundle) = &self.bundle else {
+    fn read_files(&self) -> Result<Certificates, NetworkError> {
+        Ok(match &self.bundle {
+            Some(bundle) => Certificates::OfBundle(bundle.clone(), bundle.text()?),
             // The SDK's own way to the system's certificates keeps for ever what it finds the first time.
-            let found = rustls_native_certs::load_native_certs().certs;
-            let usable: Vec<_> = found.into_iter().filter(is_usable).collect();
-            for certificate in &usable {
-                let text = base64::encode(certificate);
-                store.add_pem_certificate(format!("{BEGIN}\n{text}\n{END}\n"));
+            None => Certificates::OfSystem(rustls_native_certs::load_native_certs().certs),
+        })
+    }
+}
+
+/// What was in the files.
+#[derive(Debug)]
+enum Certificates {
+    OfBundle(Bundle, Zeroizing<String>),
+    OfSystem(Vec<CertificateDer<'static>>),
+}
+
+impl Certificates {
+    /// Takes those that can be used.
+    ///
+    /// Errors: there is none.
+    fn store(self) -> Result<TrustStore, NetworkError> {
+        let mut store = TrustStore::empty();
+        match self {
+            Self::OfBundle(bundle, text) => bundle.read(&text, |pem| {
+                store.add_pem_certificate(pem);
+            })?,
+            Self::OfSystem(found) => {
+                let mut usable = found.into_iter().filter(is_usable).peekable();
+                if usable.peek().is_none() {
+                    return Err(NetworkError::NoCertificates);
+                }
+                for certificate in usable {
+                    let text = base64::encode(&certificate);
+                    store.add_pem_certificate(format!("{BEGIN}\n{text}\n{END}\n"));
+                }
             }
-            return match usable.is_empty() {
-                true => Err(NetworkError::NoCertificates),
-                false => Ok(store),
-            };
-        };
-        bundle.read(|pem| {
-            store.add_pem_certificate(pem);
-        })?;
+        }
         Ok(store)
     }
 }
@@ -380,19 +398,25 @@ impl Bundle {
 
     /// Fails if the file has no usable certificate.
     fn check(&self) -> Result<(), NetworkError> {
-        self.read(|_| {})
+        self.read(&self.text()?, |_| {})
     }
 
-    /// Passes the certificates to `usable`.
-    fn read(&self, usable: impl FnMut(&str)) -> Result<(), NetworkError> {
+    fn text(&self) -> Result<Zeroizing<String>, NetworkError> {
         input_file::read_text(&self.path, MAX_BUNDLE_BYTES)
-            .map_err(|error| error.to_string())
-            .and_then(|pem| for_each_usable(&pem, usable))
-            .map_err(|why| NetworkError::Bundle {
-                path: self.path.clone(),
-                by: self.by,
-                why,
-            })
+            .map_err(|error| self.error(error.to_string()))
+    }
+
+    /// Passes the certificates in its text to `usable`.
+    fn read(&self, text: &str, usable: impl FnMut(&str)) -> Result<(), NetworkError> {
+        for_each_usable(text, usable).map_err(|why| self.error(why))
+    }
+
+    fn error(&self, why: String) -> NetworkError {
+        NetworkError::Bundle {
+            path: self.path.clone(),
+            by: self.by,
+            why,
+        }
     }
 }
 
@@ -447,9 +471,9 @@ struct Connectors {
 #[derive(Debug, Default)]
 struct Made {
     connectors: Vec<(HttpConnectorSettings, SharedHttpConnector)>,
-    /// The thread that reads the certificates. It outlives a call that has given up, so that a file server that hangs
+    /// The thread that reads the files of certificates. It outlives a call that has given up, so that a file server that hangs
     /// blocks only one.
-    reading: Option<oneshot::Receiver<Result<TrustStore, NetworkError>>>,
+    reading: Option<oneshot::Receiver<Result<Certificates, NetworkError>>>,
 }
 
 impl Connectors {
@@ -491,13 +515,15 @@ impl Connectors {
             Some(reading) => reading,
             none => {
                 let trust = self.network.trust.clone();
-                let reading = thread::apart("ca-bundle", move || trust.store());
+                let reading = thread::apart("ca-bundle", move || trust.read_files());
                 none.insert(reading.map_err(|error| NetworkError::Thread(error.to_string()))?)
             }
         };
         let read = reading.await;
         made.reading = None;
-        read.unwrap_or_else(|lost| Err(NetworkError::Thread(lost.to_string())))
+        // The allocator keeps what a thread has used apart, so the many small pieces are made here.
+        read.unwrap_or_else(|lost| Err(NetworkError::Thread(lost.to_string())))?
+            .store()
     }
 
     /// Has the next call read the CA certificates again.
