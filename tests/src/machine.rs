@@ -13,7 +13,7 @@ use nix::{
     unistd::{Pid, Uid},
 };
 
-use crate::{Process, Sandbox, Terminal, after, inspection, process::wait_until_with, wait_until};
+use crate::{Process, Sandbox, Terminal, after, inspection, wait_until, wait_until_with};
 
 /// The directory with MariaDB's packages, as `scripts/server-root` makes it.
 const ROOT: &str = "IAM_KMS_SYSTEMD_ROOT";

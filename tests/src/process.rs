@@ -239,7 +239,7 @@ pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
 }
 
 /// The same; a failure shows what `context` says then.
-pub(crate) fn wait_until_with(
+pub fn wait_until_with(
     what: &str,
     context: impl FnOnce() -> String,
     mut condition: impl FnMut() -> bool,

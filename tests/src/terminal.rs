@@ -14,7 +14,7 @@ use nix::{
     sys::termios::{LocalFlags, tcgetattr},
 };
 
-use crate::process::wait_until_with;
+use crate::wait_until_with;
 
 /// A terminal: what is typed and shown is on one side, the programs are on the other.
 pub struct Terminal {

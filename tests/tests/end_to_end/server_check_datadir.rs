@@ -10,7 +10,8 @@ use std::{
 
 use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{
-    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, dist, run_client, wait_until,
+    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, dist, run_client,
+    wait_until, wait_until_with,
 };
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
@@ -156,12 +157,14 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
     );
     for id in [1, 2, 3, 4, 5, 6, 7, 9] {
         if compressed || id != 5 {
-            database.sql(&format!(
+            let notes = database.sql(&format!(
                 "SET GLOBAL aws_key_management_rotate_key={id}; SET GLOBAL aws_key_management_rotate_key={id}"
             ));
+            assert!(!notes.contains("was not rotated"), "{notes}");
         }
     }
-    wait_until("InnoDB to re-encrypt its tables", || {
+    let so_far = || format!("{:?}\n{}", lowest_versions(&database), server.output());
+    wait_until_with("InnoDB to re-encrypt its tables", so_far, || {
         let lowest = lowest_versions(&database);
         lowest
             .iter()
