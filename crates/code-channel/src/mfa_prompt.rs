@@ -382,3 +382,41 @@ impl SpentCodes {
 fn seconds_to_next_code() -> u64 {
     TIME_STEP_SECONDS - unix_seconds_now().unsigned_abs() % TIME_STEP_SECONDS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_spent_for_as_long_as_somebody_might_enter_it_again() {
+        let code = |digits: &[u8]| TokenCode::new(digits).unwrap();
+        let (one, other) = (code(b"111676"), code(b"111677"));
+        let mut spent = SpentCodes::default();
+        assert!(!spent.contains(&one) && spent.next_call().is_none());
+        let before = Instant::now();
+        spent.add(&one);
+        assert!(spent.contains(&one) && !spent.contains(&other));
+        assert!(spent.next_call().unwrap() >= before + SHORTEST_PAUSE);
+        spent.add(&other);
+        assert!(spent.contains(&one) && spent.contains(&other));
+        for (_, when) in &mut spent.hashes {
+            *when = when.checked_sub(2 * CODE_LIFE).unwrap();
+        }
+        assert!(!spent.contains(&one) && !spent.contains(&other));
+        spent.add(&one);
+        assert_eq!(spent.hashes.len(), 1);
+    }
+
+    #[test]
+    fn the_next_code_appears_at_the_next_time_step() {
+        loop {
+            let now = unix_seconds_now();
+            let seconds = seconds_to_next_code();
+            if unix_seconds_now() == now {
+                assert!((1..=30).contains(&seconds), "{seconds}");
+                assert_eq!((now.unsigned_abs() + seconds) % 30, 0);
+                return;
+            }
+        }
+    }
+}

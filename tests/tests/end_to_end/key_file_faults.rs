@@ -222,7 +222,7 @@ fn without_the_servers_own_key_the_start_fails_with_the_files_name() {
 }
 
 #[test]
-fn keys_are_made_beside_a_directory_of_fsck_that_the_server_cannot_read() {
+fn keys_are_made_beside_a_directory_of_fsck_that_root_alone_can_read() {
     let scene = Scene::new().with_broker();
     let database = database(&scene).options(&["--innodb-encrypt-log=ON"]);
     let of_fsck = database.datadir.join("lost+found");
