@@ -8,13 +8,12 @@ use std::{
     io,
     net::{IpAddr, ToSocketAddrs},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
 };
 
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
 use tokio::sync::oneshot;
 
-use crate::thread::STACK_BYTES;
+use crate::thread;
 
 type Answer = Result<Vec<IpAddr>, String>;
 
@@ -50,10 +49,7 @@ impl Resolver {
             return Ok(receiver);
         }
         let (resolver, asked) = (self.clone(), name.to_owned());
-        thread::Builder::new()
-            .name("dns".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || resolver.answer(&asked))?;
+        thread::apart("dns", move || resolver.answer(&asked))?;
         waiting.insert(name.into(), vec![sender]);
         Ok(receiver)
     }

@@ -363,7 +363,7 @@ enum Certificates {
 impl Certificates {
     /// Takes those that can be used.
     ///
-    /// Errors: there is none.
+    /// Errors: none can be used.
     fn store(self) -> Result<TrustStore, NetworkError> {
         let mut store = TrustStore::empty();
         match self {

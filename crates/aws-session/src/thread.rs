@@ -1,11 +1,12 @@
-//! Work that may hang, such as reading a file of a file server: in a thread of its own, so that nobody has to wait for it.
+//! Work that may hang, such as a DNS look-up or reading from a file server, in its own thread, so that nobody else
+//! has to wait for it.
 
 use std::{io, thread};
 
 use tokio::sync::oneshot;
 
 /// Stack of such a thread, in bytes. Enough for the modules of the name service, and small where address space is limited.
-pub(crate) const STACK_BYTES: usize = 512 * 1024;
+const STACK_BYTES: usize = 512 * 1024;
 
 /// Does `work` in a thread of this name. The receiver gets what it returns, or an error after a panic.
 ///

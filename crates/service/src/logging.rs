@@ -232,12 +232,12 @@ pub fn use_format(format: LogFormat) {
 
 fn write(record: Record, stream: Stream) {
     let is_journal = stream == Stream::Journal;
-    let is_for_journal =
-        is_journal || stream == Stream::Terminal && record.fields.contains_key("event");
-    let is_in_journal =
-        is_for_journal && send_to_journal(&record.journal_entry(), is_journal).is_ok();
-    if is_journal && is_in_journal {
+    if is_journal && send_to_journal(&record.journal_entry(), true).is_ok() {
         return;
+    }
+    if stream == Stream::Terminal && record.fields.contains_key("event") {
+        // Where there is no journal, the person at the terminal sees it all the same.
+        let _ = send_to_journal(&record.journal_entry(), false);
     }
     let line = if IS_JSON.load(Ordering::Relaxed) {
         record.json()

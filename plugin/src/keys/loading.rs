@@ -15,7 +15,7 @@ use key_files::manifest::Entry;
 
 use crate::concurrent;
 use crate::keys::error::KeyError;
-use crate::keys::manager::{KeyManager, Program, entry_of, retry_for};
+use crate::keys::manager::{KeyManager, Program, retry_for};
 use crate::keys::offline::OfflineError;
 use crate::kms::client::{KmsError, Limits};
 use crate::kms::waiting::is_interrupted;
@@ -349,7 +349,7 @@ fn load(
         .decrypt(directory, name, limits)
         .and_then(|decrypted| {
             manager.publish(name, &decrypted.key)?;
-            Ok(entry_of(name, &decrypted))
+            Ok(Entry::new(*name, &decrypted.key, &decrypted.master_key_arn))
         });
     manager.note_loaded(name, &loaded);
     loaded

@@ -258,14 +258,10 @@ impl KeyManager {
             return Err(self.no_such_version(id, version));
         };
         self.directory.sync()?;
-        let loaded = self
-            .decrypt(&self.directory, &name, &limits)
-            .and_then(|decrypted| {
-                self.record_loaded(&[entry_of(&name, &decrypted)]);
-                self.publish(&name, &decrypted.key)
-            });
-        self.note_loaded(&name, &loaded);
-        loaded
+        self.load_with(&name, &limits, |entry| {
+            self.record_loaded(&[entry]);
+            Ok(())
+        })
     }
 
     fn find_or_make(&self, id: u32) -> Result<u32, KeyError> {
@@ -527,10 +523,19 @@ impl KeyManager {
 
     /// Reads, decrypts, checks and publishes a key version that may become the latest, once the manifest lists it.
     pub(super) fn load(&self, name: &KeyName, limits: &Limits<'_>) -> Result<(), KeyError> {
+        self.load_with(name, limits, |entry| self.list(entry))
+    }
+
+    fn load_with(
+        &self,
+        name: &KeyName,
+        limits: &Limits<'_>,
+        list: impl FnOnce(Entry) -> Result<(), KeyError>,
+    ) -> Result<(), KeyError> {
         let loaded = self
             .decrypt(&self.directory, name, limits)
             .and_then(|decrypted| {
-                self.list(entry_of(name, &decrypted))?;
+                list(Entry::new(*name, &decrypted.key, &decrypted.master_key_arn))?;
                 self.publish(name, &decrypted.key)
             });
         self.note_loaded(name, &loaded);
@@ -847,10 +852,6 @@ fn check_in(refused: &BTreeMap<u32, String>, id: u32) -> Result<(), KeyError> {
             reason: reason.clone(),
         }),
     }
-}
-
-pub(super) fn entry_of(name: &KeyName, key: &Unwrapped) -> Entry {
-    Entry::new(*name, &key.key, &key.master_key_arn)
 }
 
 fn check_number(number: u32) -> Result<(), KeyError> {

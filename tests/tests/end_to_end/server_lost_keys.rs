@@ -61,6 +61,19 @@ impl Server {
         self
     }
 
+    /// Key 10 is refused until a restart, and writing all pages to the disk does not end the server.
+    fn check_refuses_key_10(&self) {
+        let database = &self.database;
+        database.sql_error("INSERT INTO d.t10 VALUES (1)");
+        let error =
+            database.sql_error("CREATE TABLE d.new (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10");
+        assert!(error.contains("only after a restart"), "{error}");
+        database.sql(&format!(
+            "{FLUSH}; {}; FLUSH TABLES d.t11 FOR EXPORT; UNLOCK TABLES",
+            create(11)
+        ));
+    }
+
     /// Another server that uses the same broker.
     fn another(&self, sandbox: &Sandbox) -> Database {
         Self::database(&self.scene, sandbox, &[])
@@ -352,13 +365,7 @@ fn a_key_that_comes_back_while_the_server_runs_ends_no_server() {
     database.sql_error("SELECT * FROM d.t10");
     fs::rename(&away, &file).unwrap();
     database.sql_error("SELECT * FROM d.t10");
-    database.sql_error("INSERT INTO d.t10 VALUES (1)");
-    let error = database.sql_error("CREATE TABLE d.new (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10");
-    assert!(error.contains("only after a restart"), "{error}");
-    database.sql(&format!(
-        "{FLUSH}; {}; FLUSH TABLES d.t11 FOR EXPORT; UNLOCK TABLES",
-        create(11)
-    ));
+    server.check_refuses_key_10();
     database.stop(&mut process);
     let mut process = database.start();
     database.sql("INSERT INTO d.t10 VALUES (11)");
@@ -393,13 +400,7 @@ fn nor_does_one_of_which_nothing_was_known_when_its_table_was_opened() {
         first.join().unwrap();
     });
     process.wait_for("only after a restart");
-    database.sql_error("INSERT INTO d.t10 VALUES (1)");
-    let error = database.sql_error("CREATE TABLE d.new (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10");
-    assert!(error.contains("only after a restart"), "{error}");
-    database.sql(&format!(
-        "{FLUSH}; {}; FLUSH TABLES d.t11 FOR EXPORT; UNLOCK TABLES",
-        create(11)
-    ));
+    server.check_refuses_key_10();
     database.stop(&mut process);
     let mut process = database.start();
     assert_eq!(database.sql(select), "10");

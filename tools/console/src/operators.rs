@@ -108,15 +108,17 @@ impl Host for Operators {
 
     async fn serve(self: Arc<Self>, guest: Guest) {
         let admitted = self.admit(&guest.chain);
-        let mut _refused = None;
-        if let Err(why) = &admitted {
-            log_refusal(&self.visitors, guest.address, why);
-            let Ok(place) = self.refused.try_acquire() else {
-                // The log has the reason.
-                return;
-            };
-            _refused = Some(place);
-        }
+        let _refused = match &admitted {
+            Ok(_) => None,
+            Err(why) => {
+                log_refusal(&self.visitors, guest.address, why);
+                let Ok(place) = self.refused.try_acquire() else {
+                    // The log has the reason.
+                    return;
+                };
+                Some(place)
+            }
+        };
         serve_stream(guest.stream, LIMITS, async |request| match &admitted {
             Ok(operator) => {
                 // Only a request needs a place: browsers keep connections that they do not use. It is never closed.
