@@ -222,7 +222,7 @@ fn report_missing(manager: &KeyManager, listing: &Listing) {
         manager.note_loaded(&name, &Err::<(), _>(error));
     }
     if !old.is_empty() {
-        log::note(&format!(
+        log::warning(&format!(
             "'{}' lists older key versions that have no key file here: {}. Data encrypted with them cannot be decrypted. Ignore this if kms-data-keys check has reported them as not needed",
             manager.manifest.path().display(),
             old.join(", ")

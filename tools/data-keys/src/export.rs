@@ -104,7 +104,9 @@ impl From<Form> for text::Form {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = arguments.directories.key_files()?;
     let manifest = arguments.directories.manifest()?;
-    let names = names(&directory, &manifest, &arguments.leave_out)?;
+    let listing = directory.list()?;
+    let older = manifest::older_without_file(&manifest, &listing);
+    let names = names(&directory, &manifest, listing, &arguments.leave_out)?;
     if let (Form::Enterprise, Some(why)) = (arguments.form, obstacle(&names, arguments.form)) {
         return Err(DataKeysError::NotExported(format!(
             "file_key_management cannot use these keys: {why}; leave out --form"
@@ -134,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let failed = runtime.block_on(each(&names, work, keep));
     if failed > 0 {
         return Err(DataKeysError::NotExported(format!(
-            "{} could not be decrypted, or not the right key; fix the errors above, or exclude those files with --leave-out",
+            "{} could not be decrypted, or are not what the manifest lists; fix the errors above, or exclude those files with --leave-out",
             data_keys(failed)
         )));
     }
@@ -145,7 +147,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         &password,
         arguments.format.derivation(),
     )?;
-    let summary = summary(arguments, &names) + &manifest::not_compared(&manifest);
+    let summary = summary(arguments, &names)
+        + &manifest::not_compared(&manifest)
+        + &manifest::without_file(&older);
     print(&summary).map_err(|why| DataKeysError::Exported {
         path: arguments.output.clone(),
         why: Box::new(why),
@@ -157,9 +161,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
 fn names(
     directory: &KeyDirectory,
     manifest: &ManifestFile,
+    mut listing: Listing,
     leave_out: &[String],
 ) -> Result<Vec<KeyName>, DataKeysError> {
-    let mut listing = directory.list()?;
     let mut missing = manifest::missing(manifest, directory, &listing);
     for name in leave_out {
         let count = |listing: &Listing, missing: &BTreeMap<_, _>| {

@@ -126,7 +126,7 @@ enum DataKeysError {
         "there is no key file in '{}'; name the data directory, or aws_key_management_keyfile_dir, and see that it is mounted", .0.display()
     )]
     NoKeyFiles(PathBuf),
-    #[error("it is uncertain whether all is well: fix what is said above, and run this again")]
+    #[error("not all keys could be checked: fix the errors above, and run this again")]
     NotVerified,
     #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
     Exported { path: PathBuf, why: Box<Self> },

@@ -23,7 +23,7 @@ pub(crate) fn check(
 }
 
 /// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
-/// do. Older ones may have been moved away because nothing needs them.
+/// do. For older ones, see [`older_without_file`].
 pub(crate) fn missing(
     manifest: &ManifestFile,
     directory: &KeyDirectory,
@@ -44,6 +44,30 @@ pub(crate) fn missing(
         (name, reason)
     };
     names.map(reason).collect()
+}
+
+/// Returns the key versions that the manifest lists, that have no file, and of whose key a newer version has one: lost,
+/// or moved away because nothing needs them.
+pub(crate) fn older_without_file(manifest: &ManifestFile, listing: &Listing) -> Vec<KeyName> {
+    let is_older = |name: &KeyName| {
+        let versions = || listing.keys.iter().filter(|key| key.id == name.id);
+        versions().any(|key| key.version > name.version)
+            && versions().all(|key| key.version != name.version)
+    };
+    let names = manifest.entries().into_iter().map(|entry| entry.name);
+    names.filter(is_older).collect()
+}
+
+/// Says, in a line, which older versions have no file, if any.
+pub(crate) fn without_file(older: &[KeyName]) -> String {
+    let names: Vec<String> = older.iter().map(ToString::to_string).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(
+            "Listed in the key manifest, without a file here: {}. Restore them, unless kms-data-keys check reported them as not needed\n",
+            names.join(", ")
+        ),
+    }
 }
 
 /// Says, in a line, that nothing could be compared, if so.

@@ -45,6 +45,8 @@ enum Finding {
     Verified,
     /// The broker has it in memory and did not ask KMS.
     Cached,
+    /// The manifest lists it, and only newer versions of its key have a file. It may have been moved away.
+    Absent,
     /// Nobody could be asked, or the file may not be read: nothing is known of it.
     NotChecked,
     /// It is another key than the manifest lists.
@@ -58,9 +60,10 @@ enum Finding {
 }
 
 impl Finding {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Verified,
         Self::Cached,
+        Self::Absent,
         Self::NotChecked,
         Self::WrongKey,
         Self::MasterKeyUnusable,
@@ -73,6 +76,7 @@ impl Finding {
         match self {
             Self::Verified => "verified",
             Self::Cached => "cached",
+            Self::Absent => "absent",
             Self::NotChecked => "not_checked",
             Self::WrongKey => "wrong_key",
             Self::MasterKeyUnusable => "master_key_unusable",
@@ -99,11 +103,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         warn!("{reason}");
         findings.insert(name, (Finding::Missing, Some(reason)));
     }
+    let older = manifest::older_without_file(&manifest, &listing);
+    findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
     decrypt(arguments, &directory, &listing, &manifest, &mut findings)?;
     metrics(&findings, &manifest).write(arguments.textfile.path())?;
     match arguments.json {
         true => print(&as_json(&findings, &manifest).to_string())?,
-        false => print(&summary(&findings, &manifest))?,
+        false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older)))?,
     }
     let bad = findings
         .values()
