@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
+    net::{TcpStream, UnixStream, lookup_host},
     sync::{Mutex as AsyncMutex, Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
@@ -420,8 +420,7 @@ impl Server {
 
     async fn connect(&self, tls: &ClientTls) -> Result<Stream, String> {
         let connected = in_time(CONNECT_TIMEOUT, async {
-            let (host, port) = (self.address.host.as_str(), self.address.port);
-            let stream = TcpStream::connect((host, port)).await?;
+            let stream = self.connect_to_any().await?;
             // A request is one small packet, and so is its answer.
             stream.set_nodelay(true)?;
             let connector = TlsConnector::from(Arc::clone(&tls.config));
@@ -431,6 +430,22 @@ impl Server {
             io::ErrorKind::TimedOut => "no answer in time".into(),
             _ => reason(error),
         })
+    }
+
+    /// Connects to the first address of the server's name that takes the connection. One that is silent, such as that of
+    /// an IPv6 that is filtered, takes its share of the time only.
+    async fn connect_to_any(&self) -> io::Result<TcpStream> {
+        let (host, port) = (self.address.host.as_str(), self.address.port);
+        let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+        let share = CONNECT_TIMEOUT / addresses.len().max(1) as u32;
+        let mut failure = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        for address in addresses {
+            match in_time(share, TcpStream::connect(address)).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn exchange(

@@ -17,7 +17,8 @@ use crate::{ClientTls, in_words};
 pub type BlockingStream = StreamOwned<ClientConnection, TcpStream>;
 
 impl ClientTls {
-    /// Connects to a key server, and shows it the certificate. Connecting, and each read and write, may take `patience`.
+    /// Connects to a key server, and shows it the certificate. Connecting, and each read and write, may take `patience`:
+    /// the addresses of its name share that.
     ///
     /// The error says in people's words why that failed.
     pub fn connect_blocking(
@@ -26,12 +27,18 @@ impl ClientTls {
         patience: Duration,
     ) -> Result<BlockingStream, String> {
         let text = |error: io::Error| error.to_string();
-        let mut addresses = (server.host.as_str(), server.port)
+        let addresses = (server.host.as_str(), server.port)
             .to_socket_addrs()
             .map_err(text)?;
-        let address = addresses.next().ok_or("it has no address")?;
-        let socket = TcpStream::connect_timeout(&address, patience).map_err(text)?;
-        self.greet_blocking(socket, server, patience)
+        let share = patience / addresses.len().max(1) as u32;
+        let mut failure = "it has no address".into();
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, share) {
+                Ok(socket) => return self.greet_blocking(socket, server, patience),
+                Err(error) => failure = text(error),
+            }
+        }
+        Err(failure)
     }
 
     /// Makes the TLS handshake over a connected socket.

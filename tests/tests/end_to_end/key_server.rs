@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io::Write,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
@@ -20,14 +20,18 @@ use end_to_end_tests::{
     broker::Peer,
     dist, fence,
     key_server::{
-        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, flood_without_tls,
-        get_key, given, make_key, tls_files,
+        Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, configure_upstream,
+        flood_without_tls, get_key, given, make_key, tls_files,
     },
     wait_until,
 };
 use fastrand::Rng;
 use nix::{
-    sys::{signal::Signal, stat::Mode},
+    sys::{
+        signal::Signal,
+        socket::{Backlog, listen},
+        stat::Mode,
+    },
     unistd::mkfifo,
 };
 
@@ -1011,4 +1015,56 @@ fn a_key_server_that_never_answers_does_not_hide_the_session_of_the_next_one() {
         let answer = Peer::connect(&host.socket()).ask(&Request::Session);
         matches!(answer, Reply::Session(state) if state.phase == SessionPhase::Open)
     });
+}
+
+/// Such as an IPv6 address where a firewall drops IPv6.
+#[test]
+fn an_address_that_does_not_answer_does_not_hide_the_next_one_of_the_name() {
+    let mut site = Site::new(ALL_OF_DB1);
+    site.server.listen = "127.0.0.9";
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let port = site.server.port;
+    let silent = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    listen(&silent, Backlog::new(0).unwrap()).unwrap();
+    let address = silent.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        queue.push(stream);
+    }
+    let hosts = site.sandbox.write(
+        "hosts",
+        "127.0.0.1 keys1.example localhost\n127.0.0.9 keys1.example\n",
+    );
+    let in_hosts = |command: &Command| after_mounting(&hosts, "/etc/hosts", command);
+    let sandbox = Sandbox::new();
+    let tls = site.authority.issue("db1", &["db1.example"], 100 * DAY);
+    let socket = configure_upstream(&sandbox, &[format!("keys1.example:{port}")], &tls);
+    let config = format!("--config={}", sandbox.path("broker.config").display());
+
+    let mut check = Command::new(dist("bin").join("iam-kms-wrapper"));
+    check.args(["--check", &config, "true"]);
+    let checked = in_hosts(&check).output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(
+        said.contains("it serves this host, and has a session"),
+        "{said}"
+    );
+
+    let mut broker = Command::new(dist("bin").join("iam-kms-broker"));
+    let broker = Process::start(&mut in_hosts(broker.arg(&config)));
+    broker.wait_for("listening on");
+    // Not an answer that nobody understands, because it takes more than a second.
+    let directory = sandbox.directory("keys");
+    fs::write(directory.join("aws-kms-key.10.1"), "wrapped").unwrap();
+    let mut verify = Command::new(dist("bin").join("kms-data-keys"));
+    verify
+        .args(["verify", "--broker-socket"])
+        .args([&socket, &directory]);
+    let verified = verify.output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(
+        said.contains("the key store has no version 1 of key 10"),
+        "{said}"
+    );
 }

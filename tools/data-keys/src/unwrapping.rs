@@ -167,8 +167,9 @@ async fn ask_broker(
         },
     });
     let client = Arc::clone(client);
-    let is_in_line = |waiting: &Waiting| waiting.reason == WaitReason::Turn;
-    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, is_in_line));
+    // Nobody waits for a code here, but for a turn, and for a key server.
+    let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
+    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
     let no_answer = |message: String| NotUnwrapped {
         problem: Problem::NotChecked,
         message,
