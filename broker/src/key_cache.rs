@@ -150,11 +150,13 @@ impl Content {
         let of_user = self.by_user.entry(user.clone()).or_default();
         if *of_user >= room {
             return Err(format!(
-                "a data key is not cached for the time after the session: {of_user} of {user} are cached already"
+                "a data key of {user} is not cached, because its {of_user} keys fill its share of the cache; after the session, it is served only with a new code"
             ));
         }
         let stored = self.arena.store(key.expose()).map_err(|error| {
-            format!("a data key is not cached for the time after the session: {error}")
+            format!(
+                "a data key of {user} is not cached: {error}; after the session, it is served only with a new code"
+            )
         })?;
         *of_user += 1;
         let kept = Kept {

@@ -46,7 +46,7 @@ pub fn for_each<T: Send, R: Send>(
             };
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
                 log::warning(&format!(
-                    "no more threads can be started than {started}: {error}"
+                    "only {started} of {workers} threads could be started to call KMS, which is slower: {error}; raise the limit (TasksMax= in the server's unit, ulimit -u)"
                 ));
                 break;
             }

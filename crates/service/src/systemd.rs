@@ -47,6 +47,8 @@ pub fn drop_descriptor(name: &str) {
 /// Does nothing without `$NOTIFY_SOCKET`.
 fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = notify(state) {
-        warn!("cannot notify systemd: {error}");
+        warn!(
+            "cannot notify systemd: {error}; it may end this service at TimeoutStartSec=; check NotifyAccess= in the unit"
+        );
     }
 }

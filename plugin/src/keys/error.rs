@@ -55,7 +55,7 @@ pub enum KeyError {
     File(#[from] FileError),
     /// A key that the manifest does not list, and that would be lost unnoticed.
     #[error(
-        "{name} encrypts nothing new, because it cannot be added to the list of all keys: {source}"
+        "{name} is not used for new data, because it cannot be added to the key manifest: {source}"
     )]
     NotListed {
         /// The key version.

@@ -223,7 +223,7 @@ impl KeyManager {
             Ok(Stored::Exists) => {}
             Err(error) => {
                 log::warning(&format!(
-                    "{name} comes from the key store {key_store} and cannot be saved here: {error}"
+                    "fetched {name} from the key store {key_store}, but cannot write its key file here: {error}"
                 ));
                 return;
             }

@@ -125,7 +125,7 @@ fn options_alone_lead_to_an_encrypted_server_with_the_broker_as_a_service() {
     machine.sh(&setup(&running, "--dry-run"));
     let printed = machine.sh(&setup(&running, "--yes 2>&1"));
     assert!(
-        printed.starts_with("Every file is as it is to be."),
+        printed.starts_with("All files are up to date."),
         "{printed}"
     );
     assert!(printed.contains("check was skipped"), "{printed}");

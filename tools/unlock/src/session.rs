@@ -132,7 +132,7 @@ fn of_sign_in(profile: &str, signals: &Signals) -> Result<Credentials, SessionEr
             return Err(failed("it is not installed".into(), "; install version 2"));
         }
         Err(error) => {
-            let hint = "; sign in first (aws sso login, or aws login), with the same --profile";
+            let hint = "; sign in first (aws sso login, or aws login), with the same --profile. This needs the AWS CLI, version 2 (aws --version)";
             return Err(failed(error.to_string(), hint));
         }
     };

@@ -200,7 +200,7 @@ fn set_up(
     let mut plan = Plan::make(answers, layout, &record, host::has_encryption())?;
     let changes = plan.changes(&record, answers)?;
     if changes.is_empty() {
-        print("Every file is as it is to be.\n")?;
+        print("All files are up to date.\n")?;
         if consent.is_dry {
             return Ok(());
         }

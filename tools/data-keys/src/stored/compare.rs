@@ -247,7 +247,7 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     }
     if count(State::Differs) > 0 {
         text += &format!(
-            "Different keys here and in the key store: {}. It belongs to another server, or to servers that made keys independently\n",
+            "Different keys here and in the key store: {}. The key store belongs to another server, or to servers that made keys independently: correct key_store\n",
             count(State::Differs)
         );
     }
