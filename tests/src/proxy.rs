@@ -80,7 +80,8 @@ fn serve(mut client: TcpStream, heads: &Mutex<Vec<String>>, target: &str) {
     relay(server, client);
 }
 
-fn relay(mut from: TcpStream, mut to: TcpStream) {
+/// Copies what comes from one side to the other, until it ends.
+pub fn relay(mut from: TcpStream, mut to: TcpStream) {
     let _ = std::io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
 }

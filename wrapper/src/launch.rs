@@ -160,8 +160,7 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     if let Some(names) = passed_on {
         environment::set_passed_descriptors(&mut variables, &names);
     }
-    if !finds_its_own
-        && !environment::has_region(&variables)
+    if !environment::has_region(&variables)
         && let Some(region) = aws.configured_region()
     {
         environment::add_region(&mut variables, region.into());
@@ -194,6 +193,7 @@ fn finds_its_own(config: &Config, session: &Credentials) -> bool {
     config.session.mfa == Mfa::Off
         && config.handoff == Handoff::Environment
         && session.expiration_unix_seconds.is_some()
+        && config.session.profile.is_none()
         && service_credential::file().is_none()
 }
 

@@ -118,7 +118,7 @@ impl Meaning {
             ),
             Self::BadAccessKey => (
                 Kind::NotAuthenticated,
-                "check that it exists and is active, and that the secret key belongs to it",
+                "check that it exists and is active, that the secret key belongs to it, and that the region is enabled for its account",
             ),
             Self::Expired => (Kind::SessionOver, ""),
             Self::AccessDenied => (
@@ -163,6 +163,8 @@ enum CallError {
     NoAnswer(String),
     /// An answer that does not come from AWS.
     NotAws { status: u16 },
+    /// An answer that ended too early, or did not end.
+    Unread { status: u16, why: String },
     /// An error that AWS has answered.
     Refused(Refusal),
 }
@@ -198,6 +200,10 @@ impl CallError {
             });
         }
         match error {
+            SdkError::ResponseError(answer) if answer.raw().body().bytes().is_none() => {
+                let why = root_cause(error);
+                Self::Unread { status, why }
+            }
             SdkError::ResponseError(_) | SdkError::ServiceError(_) => Self::NotAws { status },
             other => Self::NoAnswer(no_answer(other)),
         }
@@ -259,6 +265,7 @@ impl Outcome {
                 return Self::Unanswered(format!("STS failed with HTTP status {status}; {hint}"));
             }
             CallError::NotAws { status } => return Self::Spent(not_aws("STS's", status, &hint)),
+            CallError::Unread { status, why } => return Self::Spent(unread("STS", status, &why)),
             CallError::Refused(refusal) => refusal,
         };
         let Refusal {
@@ -340,6 +347,7 @@ where
                 "check the endpoint URL, if one is set, and what is between this host and AWS";
             return unavailable(not_aws("KMS's", status, hint));
         }
+        CallError::Unread { status, why } => return unavailable(unread("KMS", status, &why)),
         CallError::Refused(refusal) => refusal,
     };
     let (_, advice) = refusal.meaning.kind_and_advice();
@@ -511,6 +519,10 @@ pub fn offset_text(ahead_seconds: i64) -> String {
     };
     let seconds = seconds_text(ahead_seconds.unsigned_abs());
     format!("this host's clock is {seconds} {direction} AWS's")
+}
+
+fn unread(of: &str, status: u16, why: &str) -> String {
+    format!("the answer of {of} (HTTP status {status}) could not be read to its end: {why}")
 }
 
 fn not_aws(whose: &str, status: u16, hint: &str) -> String {

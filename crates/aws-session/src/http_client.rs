@@ -65,7 +65,7 @@ const END: &str = "-----END CERTIFICATE-----";
 pub enum NetworkError {
     /// The URL of the proxy. It may contain a password, so it is not shown.
     #[error(
-        "the environment variable {0} is not the URL of an HTTP proxy, such as http://proxy.example:3128; correct it or unset it"
+        "the environment variable {0} is not the URL of an HTTP proxy, such as http://proxy.example:3128; correct it (an @ in a password is written %40) or unset it"
     )]
     Proxy(&'static str),
     /// A file of CA certificates.
@@ -104,6 +104,8 @@ pub struct Network {
 #[derive(Clone)]
 struct Proxy {
     config: ProxyConfig,
+    /// Whether the URL names a user.
+    has_user: bool,
     /// The variable and the URL without the password, for messages.
     text: String,
 }
@@ -212,7 +214,8 @@ impl Network {
         settings: &HttpConnectorSettings,
     ) -> String {
         let host = url.authority().map_or("", |it| it.as_str());
-        let cause = cause(error, settings);
+        let has_user = self.proxy.as_ref().is_some_and(|proxy| proxy.has_user);
+        let cause = cause(error, settings, has_user);
         if cause.contains("InvalidContentType") {
             return format!(
                 "{host} answers, but does not speak TLS; if that is intended, use http:// in its URL, not https://"
@@ -244,7 +247,7 @@ fn cause_is_certificate(text: &str) -> bool {
 }
 
 /// Returns the innermost reason, with clearer texts for time-outs and for errors of the proxy.
-fn cause(error: &ConnectorError, settings: &HttpConnectorSettings) -> String {
+fn cause(error: &ConnectorError, settings: &HttpConnectorSettings, has_user: bool) -> String {
     if error.is_timeout() {
         let connecting = chain(error).any(|error| error.to_string().starts_with("HTTP connect"));
         let (what, limit) = match connecting {
@@ -256,6 +259,9 @@ fn cause(error: &ConnectorError, settings: &HttpConnectorSettings) -> String {
     }
     let cause = root_cause(error);
     match cause.strip_prefix("tunnel error: ") {
+        Some("proxy authorization required") if has_user => {
+            "the proxy does not accept the user and password of its URL".into()
+        }
         Some("proxy authorization required") => {
             "the proxy requires a user and a password (http://USER:PASSWORD@HOST:PORT)".into()
         }
@@ -296,14 +302,24 @@ impl Proxy {
             false => format!("http://{value}"),
         };
         let uri: Uri = url.parse().ok()?;
-        let host = uri.authority()?.as_str().rsplit('@').next()?.to_owned();
+        let authority = uri.authority()?.as_str();
+        // Of two `@`, one is of the password, and who reads the URL may not agree which.
+        if authority.matches('@').count() > 1 {
+            return None;
+        }
+        let host = authority.rsplit('@').next()?.to_owned();
         let mut config = ProxyConfig::https(uri.clone()).ok()?;
         let mut text = format!("{variable} is {}://{host}", uri.scheme_str()?);
         if let Some((variable, hosts)) = no_proxy {
             text += &format!(", {variable} {hosts}");
             config = config.no_proxy(hosts);
         }
-        Some(Self { config, text })
+        let has_user = host != authority;
+        Some(Self {
+            config,
+            has_user,
+            text,
+        })
     }
 }
 
@@ -636,7 +652,13 @@ mod tests {
             let expected = format!("{text}, NO_PROXY localhost,.example");
             assert_eq!(format!("{proxy:?}"), expected);
         }
-        for value in ["socks5://proxy:1080", "http://", "a b", "http://[::1"] {
+        for value in [
+            "socks5://proxy:1080",
+            "http://",
+            "a b",
+            "http://[::1",
+            "http://user:s3@cret@proxy:3128",
+        ] {
             assert!(
                 Proxy::parse("HTTPS_PROXY", value, None).is_none(),
                 "{value}"

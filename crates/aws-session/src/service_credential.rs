@@ -13,7 +13,8 @@ const FILE_NAME: &str = "aws-credentials";
 
 /// Returns the path of our credential, if it exists.
 pub fn file() -> Option<PathBuf> {
-    let path = Path::new(&env::var_os(DIRECTORY_VARIABLE)?).join(FILE_NAME);
+    let directory = env::var_os(DIRECTORY_VARIABLE).filter(|it| Path::new(it).is_absolute())?;
+    let path = Path::new(&directory).join(FILE_NAME);
     // If that cannot be determined, assume that it exists: reading it gives a clear error.
     (!matches!(path.try_exists(), Ok(false))).then_some(path)
 }

@@ -58,6 +58,19 @@ pub enum SettingsError {
         /// Why not.
         why: String,
     },
+    /// The credentials of the service cannot be used.
+    #[error(
+        "cannot use the AWS credentials in {path}: {why}; it must be an AWS credentials file with aws_access_key_id and aws_secret_access_key in [{section}]",
+        path = path.display()
+    )]
+    FileOfService {
+        /// The file.
+        path: PathBuf,
+        /// The section that the configuration selects.
+        section: String,
+        /// Why.
+        why: String,
+    },
     /// The requested profile is not in any file.
     #[error("there is no profile {profile} ({by}); looked for it in {files}")]
     NoProfile {
@@ -462,15 +475,14 @@ fn endpoint(
         .transpose()
 }
 
-/// A URL as it is shown: without user and password.
+/// A URL as it is shown: without user and password, even if it is malformed.
 pub fn without_user(url: &str) -> Cow<'_, str> {
-    let Some((scheme, rest)) = url.split_once("://") else {
+    let Some((before, rest)) = url.rsplit_once('@') else {
         return url.into();
     };
-    let authority_bytes = rest.find('/').unwrap_or(rest.len());
-    match rest.get(..authority_bytes).and_then(|it| it.rfind('@')) {
-        Some(at) => format!("{scheme}://…{}", rest.get(at..).unwrap_or_default()).into(),
-        None => url.into(),
+    match before.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://…@{rest}").into(),
+        None => format!("…@{rest}").into(),
     }
 }
 
@@ -502,6 +514,20 @@ pub fn runtime() -> io::Result<Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_its_user() {
+        for (url, shown) in [
+            ("https://kms.example/p", "https://kms.example/p"),
+            ("https://user:s3cret@kms.example", "https://…@kms.example"),
+            ("https://user:s3/cret@kms.example", "https://…@kms.example"),
+            ("https://user:s3@cret@kms.example", "https://…@kms.example"),
+            ("user:s3cret@kms.example", "…@kms.example"),
+            ("https:/user:s3cret@kms.example", "…@kms.example"),
+        ] {
+            assert_eq!(without_user(url), shown);
+        }
+    }
 
     #[test]
     fn invalid_endpoint_urls_are_refused() {

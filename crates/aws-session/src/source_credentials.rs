@@ -40,19 +40,6 @@ pub enum CredentialsError {
         /// Who needs them.
         reader: Reader,
     },
-    /// The credentials of the service cannot be used.
-    #[error(
-        "cannot use the AWS credentials in {path}: {why}; it must be an AWS credentials file with aws_access_key_id and aws_secret_access_key in [{section}]",
-        path = path.display()
-    )]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The section that the configuration selects.
-        section: String,
-        /// Why.
-        why: String,
-    },
     /// A source was found, but it failed.
     #[error("cannot get AWS credentials from {from}: {why}")]
     Source {
@@ -192,8 +179,9 @@ impl Finder<'_> {
         if let Some(path) = service_credential::file() {
             return self.search_file_of_service(path);
         }
-        let environment = from_environment()?;
-        if let (None, Some(session)) = (&self.config.profile, environment) {
+        if self.config.profile.is_none()
+            && let Some(session) = from_environment()?
+        {
             return Ok(session);
         }
         let profiles = Profiles::read(self.config, self.aws.reader())?;
@@ -225,28 +213,18 @@ impl Finder<'_> {
     }
 
     fn search_file_of_service(&self, path: PathBuf) -> Result<Credentials, CredentialsError> {
-        let failed = |section: &str, why| CredentialsError::File {
-            path: path.clone(),
-            section: section.into(),
-            why,
-        };
+        let profiles = Profiles::read_only(self.config, path.clone())?;
         let (section, _) = settings::selected_profile(self.config);
-        let profiles = match Profiles::read_only(self.config, path.clone()) {
-            Err(SettingsError::File { why, .. }) => return Err(failed(&section, why)),
-            profiles => profiles?,
-        };
-        match profile::credentials(self, &profiles) {
-            Ok(Some(session)) => Ok(session),
-            Ok(None) => Err(failed(
-                &section,
-                format!("it has no aws_access_key_id in [{section}]"),
-            )),
+        let why = match profile::credentials(self, &profiles) {
+            Ok(Some(session)) => return Ok(session),
+            Ok(None) => format!("it has no aws_access_key_id in [{section}]"),
             Err(CredentialsError::Settings(SettingsError::NoProfile { .. })) => {
-                Err(failed(&section, format!("it has no section [{section}]")))
+                format!("it has no section [{section}]")
             }
-            Err(CredentialsError::Source { why, .. }) => Err(failed(&section, why)),
-            Err(error) => Err(error),
-        }
+            Err(CredentialsError::Source { why, .. }) => why,
+            Err(error) => return Err(error),
+        };
+        Err(SettingsError::FileOfService { path, section, why }.into())
     }
 
     /// Runs a call of AWS until it ends or the search is interrupted.

@@ -75,6 +75,8 @@ pub struct Role {
     pub session_name: Option<String>,
     /// External id that the role's trust policy may require.
     pub external_id: Option<String>,
+    /// How long the session lasts; `None`: as long as STS says, one hour.
+    pub duration_seconds: Option<i32>,
 }
 
 /// Assumes `role` with `source`.
@@ -90,7 +92,8 @@ pub async fn assume_role(
         .assume_role()
         .role_arn(&role.arn)
         .role_session_name(role.session_name.clone().unwrap_or_else(role_session_name))
-        .set_external_id(role.external_id.clone());
+        .set_external_id(role.external_id.clone())
+        .set_duration_seconds(role.duration_seconds);
     match request.send().await {
         Ok(answer) => session_of_answer(aws, answer.credentials.as_ref()),
         Err(error) => {

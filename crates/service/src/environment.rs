@@ -112,13 +112,16 @@ pub fn set_passed_descriptors(variables: &mut Variables, names: &[String]) {
     variables.push(("LISTEN_FDNAMES".into(), names.join(":").into()));
 }
 
-/// Whether the environment names a region.
+/// Whether the environment names a region. An empty variable counts as unset.
 pub fn has_region(variables: &Variables) -> bool {
-    variables.iter().any(|(name, _)| is_in(&REGION, name))
+    let is_region =
+        |(name, value): &(OsString, OsString)| is_in(&REGION, name) && !value.is_empty();
+    variables.iter().any(is_region)
 }
 
 /// Adds the region from the configuration, which the command does not read.
 pub fn add_region(variables: &mut Variables, region: String) {
+    variables.retain(|(name, _)| name != "AWS_REGION");
     variables.push(("AWS_REGION".into(), region.into()));
 }
 

@@ -236,7 +236,7 @@ fn an_answer_of_sts_without_end_costs_little_memory_and_no_second_code() {
     command.env("AWS_ENDPOINT_URL_STS", url);
     let wrapper = scene.spawn(&mut command);
     wrapper.give_code(&scene.aws);
-    wrapper.process.wait_for("is not STS's");
+    wrapper.process.wait_for("could not be read to its end");
     let peak = status(wrapper.process.pid(), "VmHWM");
     let kilobytes: u64 = peak.trim_end_matches(" kB").parse().unwrap();
     assert!(kilobytes < 64 * 1024, "{peak}");

@@ -7,11 +7,12 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::Path,
     process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use broker_api::Reply;
+use broker_api::{Reply, Request};
 use end_to_end_tests::{
-    NOBODY, Process, SLEEP, Scene,
+    NOBODY, Process, SLEEP, Scene, after,
     broker::{ask, generate, generated},
     inspection::environment,
     wait_until,
@@ -114,6 +115,39 @@ fn a_credentials_file_has_the_rules_of_the_aws_sdk_wherever_it_lies() {
     }
 }
 
+/// Not only the keys.
+#[test]
+fn settings_in_a_credentials_file_count_wherever_it_lies() {
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("credentials");
+    let text = format!(
+        "[default]\n{}region = eu-central-1\nuse_fips_endpoint = true\n",
+        key(&scene)
+    );
+    let file = scene.sandbox.write("credentials/aws-credentials", &text);
+    for (variable, value) in [
+        ("CREDENTIALS_DIRECTORY", &directory),
+        ("AWS_SHARED_CREDENTIALS_FILE", &file),
+    ] {
+        let mut command = without_key(scene.command(&["--check", "true"]));
+        command.env_remove("AWS_ENDPOINT_URL").env(variable, value);
+        let (code, said) = output(&mut after(&["unshare", "--net"], &command));
+        assert_eq!(code, Some(125), "{said}");
+        for service in ["sts", "kms"] {
+            let host = format!("cannot resolve {service}-fips.eu-central-1.amazonaws.com");
+            assert!(said.contains(&host), "{variable}: {said}");
+        }
+    }
+    // An empty variable counts as unset: the current directory is not that of the service's credentials.
+    let mut command = without_key(scene.command(&["--check", "true"]));
+    command
+        .current_dir(&directory)
+        .env("CREDENTIALS_DIRECTORY", "");
+    let (code, said) = output(&mut command);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.contains("found no AWS credentials"), "{said}");
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_named_with_its_variable_before_the_prompt() {
     let scene = Scene::new();
@@ -123,7 +157,16 @@ fn a_file_that_cannot_be_read_is_named_with_its_variable_before_the_prompt() {
     let syntax = scene.sandbox.write("syntax", "[default]\nno equals sign\n");
     let binary = scene.sandbox.path("binary");
     fs::write(&binary, b"\xff\xfe[\0d\0").unwrap();
+    // What systemd-creds encrypts.
+    let line = "k6iUCUh0RJCQyvL8k8q1UyAAAAABAAAADAAAABAAAAC1lFmbWAqZ8dCCQkAAAAAAgAAAAAAAAA";
+    let encrypted = scene
+        .sandbox
+        .write("encrypted", &format!("{line}\n{line}==\n"));
     for (file, why) in [
+        (
+            encrypted.as_path(),
+            "it looks encrypted by systemd-creds: have systemd decrypt it, with LoadCredentialEncrypted= in",
+        ),
         (Path::new("/dev/zero"), "it is a device, not a regular file"),
         (&fifo, "it is a FIFO, not a regular file"),
         (&directory, "it is a directory, not a regular file"),
@@ -250,6 +293,68 @@ fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
         said.contains("assumed-role/database/iam-kms-wrapper-"),
         "{said}"
     );
+}
+
+#[test]
+fn a_profile_has_the_credentials_that_the_aws_cli_would_find_in_it() {
+    let scene = scene_with_role();
+    let (key, scene) = (key(&scene), scene.line("profile = p"));
+    let lines = format!("{ROLE}source_profile = base\n");
+    // Keys come before a role only where another role is assumed with them.
+    works(
+        &scene,
+        &format!(
+            "[profile p]\n{lines}[profile base]\n{key}role_arn = arn:aws:iam::1:role/none\nsource_profile = p\n"
+        ),
+    );
+    // As `aws configure set` writes a name with a space.
+    works(
+        &scene,
+        &format!("[profile p]\n{ROLE}source_profile = my base\n[profile 'my base']\n{key}"),
+    );
+    for text in [
+        "sso_session = company",
+        "login_session = arn:aws:iam::111122223333:user/db",
+    ] {
+        says(
+            &scene,
+            &format!("[profile p]\n{text}\n{key}"),
+            "which only the AWS CLI does",
+        );
+    }
+    says(
+        &scene,
+        &format!("[profile p]\nrole_arn = r\nweb_identity_token_file = /none\n{key}"),
+        "cannot use the token file /none (web_identity_token_file)",
+    );
+    let short = |seconds| {
+        format!("[profile p]\n{lines}duration_seconds = {seconds}\n[profile base]\n{key}")
+    };
+    says(
+        &scene,
+        &short(60),
+        "its duration_seconds is \"60\", which is not a number from 900 to 43200",
+    );
+    let scene = scene.with_broker();
+    let mut command = with_config(&scene, scene.broker_command(), &short(900));
+    let broker = Process::start(&mut command);
+    broker.wait_for("is open until");
+    broker.wait_for("listening on");
+    let Reply::Session(state) = ask(&scene, &Request::Session) else {
+        panic!("no state");
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let left = state.expiration_unix_seconds.unwrap() - now.as_secs().cast_signed();
+    assert!((1..=900).contains(&left), "{left}");
+}
+
+#[test]
+fn half_a_key_in_the_environment_disturbs_no_profile() {
+    let scene = Scene::new().line("profile = p");
+    let config = format!("[profile p]\n{}", key(&scene));
+    let mut command = with_config(&scene, scene.command(&["--check", "true"]), &config);
+    let (code, said) = output(command.env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE"));
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[test]
@@ -498,11 +603,35 @@ fn a_token_file_is_named_with_its_variable() {
     }
 }
 
+/// The command knows nothing of the profile that the configuration names.
+#[test]
+fn the_session_of_the_configured_profile_is_handed_to_the_command() {
+    let scene = Scene::new()
+        .without("kms_mfa_id")
+        .line("mfa = false")
+        .line("profile = p")
+        .line("region = us-east-1");
+    let document: Value = serde_json::from_str(&scene.aws.session_document_without_code()).unwrap();
+    let mut printed = document["Credentials"].clone();
+    printed["Version"] = 1.into();
+    let file = scene.sandbox.write("printed", &printed.to_string());
+    let config = format!("[profile p]\ncredential_process = cat {}\n", file.display());
+    let wrapper = scene.spawn(&mut with_config(&scene, scene.command(&SLEEP), &config));
+    wrapper.wait_for_command("sleep");
+    let passed = environment(wrapper.process.pid());
+    let has = |name: &str, value: &str| passed.contains(&(name.into(), value.into()));
+    let id = printed["AccessKeyId"].as_str().unwrap();
+    assert!(has("AWS_ACCESS_KEY_ID", id), "{passed:?}");
+    assert!(has("AWS_REGION", "us-east-1"), "{passed:?}");
+}
+
 #[test]
 fn a_roles_credentials_are_not_frozen_in_the_environment() {
-    let scene = Scene::with_machine_role("900");
-    let scene = scene.without("handoff");
+    let scene = Scene::with_machine_role("900")
+        .without("handoff")
+        .line("region = us-east-1");
     let mut command = without_key(scene.command(&SLEEP));
+    command.env_remove("AWS_REGION");
     let uri = format!("{}/container-credentials", scene.aws.endpoint());
     let token = scene.aws.read("container-token");
     command
@@ -514,6 +643,7 @@ fn a_roles_credentials_are_not_frozen_in_the_environment() {
     for (name, value) in [
         ("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri),
         ("AWS_CONTAINER_AUTHORIZATION_TOKEN", token),
+        ("AWS_REGION", "us-east-1".into()),
     ] {
         assert!(passed.contains(&(name.to_owned(), value)), "{passed:?}");
     }

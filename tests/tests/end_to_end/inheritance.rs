@@ -380,6 +380,13 @@ fn the_configured_region_reaches_the_command_unless_it_has_one() {
     wrapper.wait_for_command("sleep");
     let environment = inspection::environment(wrapper.process.pid());
     assert!(!environment.iter().any(|(name, _)| name == "AWS_REGION"));
+    drop(wrapper);
+    // An empty variable counts as unset.
+    let mut command = scene.command(&SLEEP);
+    let wrapper = scene.spawn(command.env("AWS_REGION", ""));
+    wrapper.give_code(&scene.aws);
+    wrapper.wait_for_command("sleep");
+    assert_eq!(variable(wrapper.process.pid(), "AWS_REGION"), "us-east-1");
 }
 
 #[test]

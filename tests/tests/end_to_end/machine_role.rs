@@ -1,12 +1,17 @@
 //! `mfa = false`: sessions of the machine's role, renewed by the broker with no prompt.
 
-use std::process::Command;
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    thread,
+};
 
 use broker_api::SessionPhase;
 use end_to_end_tests::{
     SLEEP, Scene, Wrapper,
     broker::{failure, generated, phase},
-    wait_until,
+    relay, wait_until,
 };
 
 fn without_key(scene: &Scene) -> Command {
@@ -101,6 +106,44 @@ fn instance_credentials_are_renewed_before_they_end() {
 #[test]
 fn web_identity_credentials_are_renewed_before_they_end() {
     sessions_follow_each_other(with_web_identity);
+}
+
+/// An endpoint like that of `scene`, whose second answer breaks off without an end; returns its address.
+fn stalling_endpoint(scene: &Scene) -> String {
+    let server = scene.aws.endpoint().replace("http://", "");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        let mut stalled = Vec::new();
+        for (number, mut client) in listener.incoming().flatten().enumerate() {
+            if number == 1 {
+                let _ = client.read(&mut [0; 4096]);
+                let head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{";
+                client.write_all(head).unwrap();
+                stalled.push(client);
+                continue;
+            }
+            let server = TcpStream::connect(&server).unwrap();
+            let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || relay(client, server));
+            thread::spawn(move || relay(back.0, back.1));
+        }
+    });
+    address
+}
+
+#[test]
+fn an_answer_that_stalls_does_not_keep_the_next_one_away() {
+    let scene = Scene::with_machine_role("20").line("request_timeout_seconds = 2");
+    let mut command = with_container(&scene);
+    let uri = format!("http://{}/container-credentials", stalling_endpoint(&scene));
+    let wrapper = scene.spawn(command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri));
+    wrapper.wait_for_command("sleep");
+    let line = wrapper.process.wait_for("cannot get a new AWS session");
+    let expected = format!("{uri} gave no credentials in 2 seconds (request_timeout_seconds)");
+    assert!(line.contains(&expected), "{line}");
+    wait_until("the next session", || renewals(&wrapper) > 0);
+    generated(&scene);
 }
 
 #[test]

@@ -529,15 +529,22 @@ fn unwilling_proxy(status: &'static str) -> String {
 #[test]
 fn a_proxy_that_refuses_or_wants_a_password_is_named_with_what_it_wants() {
     let site = Site::new(Scene::new());
-    for (status, says) in [
+    for (status, user, says) in [
         (
             "407 Proxy Authentication Required",
+            "",
             "the proxy requires a user and a password",
         ),
-        ("403 Forbidden", "the proxy refuses the connection"),
+        (
+            "407 Proxy Authentication Required",
+            "user:s3cret@",
+            "the proxy does not accept the user and password of its URL",
+        ),
+        ("403 Forbidden", "", "the proxy refuses the connection"),
     ] {
         let proxy = unwilling_proxy(status);
-        let said = run(site.check().env("HTTPS_PROXY", &proxy), 125);
+        let with_user = proxy.replace("://", &format!("://{user}"));
+        let said = run(site.check().env("HTTPS_PROXY", &with_user), 125);
         let expected = format!(
             "cannot reach https://sts.us-east-1.amazonaws.com: sts.us-east-1.amazonaws.com: {says}"
         );

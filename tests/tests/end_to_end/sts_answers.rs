@@ -193,7 +193,7 @@ fn an_unknown_access_key_ends_with_125() {
     no_code_will_do(
         &scene,
         &mut scene.spawn(&mut command),
-        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, and that the secret key belongs to it",
+        "AWS does not accept the access key AKIAIOSFODNN7EXAMPLE (InvalidClientTokenId); check that it exists and is active, that the secret key belongs to it, and that the region is enabled for its account",
     );
 }
 
@@ -206,7 +206,7 @@ fn a_wrong_secret_access_key_ends_with_125() {
         &scene,
         &mut scene.spawn(&mut command),
         &format!(
-            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, and that the secret key belongs to it",
+            "AWS does not accept the access key {} (SignatureDoesNotMatch); check that it exists and is active, that the secret key belongs to it, and that the region is enabled for its account",
             scene.aws.long_term_key().0
         ),
     );
@@ -507,7 +507,7 @@ fn a_session_that_is_incomplete_over_unprintable_or_too_long_is_not_used() {
         (
             "SessionToken",
             &endless,
-            "the answer (HTTP status 200) is not STS's",
+            "the answer of STS (HTTP status 200) could not be read to its end: ",
         ),
     ] {
         let fields = good.map(|(name, good)| (name, if name == field { value } else { good }));

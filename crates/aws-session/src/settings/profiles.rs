@@ -138,13 +138,17 @@ impl Profiles {
             };
             read.push(read_file(kind, path, variable)?);
         }
+        // A credentials file too, with the settings that one may have.
+        if let Some(path) = service_credential::file() {
+            read.push(read_file_of_service(config, path)?);
+        }
         let not_read = home.filter(|it| !may_read && it.exists());
         Ok(Self::of(config, read, not_read.as_deref()))
     }
 
-    /// Reads one credentials file and no other.
+    /// Reads the credentials file of the service and no other.
     pub fn read_only(config: &SessionConfig, path: PathBuf) -> Result<Self, SettingsError> {
-        let file = read_file(FileKind::Credentials, path, None)?;
+        let file = read_file_of_service(config, path)?;
         Ok(Self::of(config, vec![file], None))
     }
 
@@ -174,6 +178,9 @@ impl Profiles {
                 (FileKind::Config, (None, DEFAULT)) if has_profile_default => continue,
                 (FileKind::Config, (Some("profile"), name) | (None, name @ DEFAULT))
                 | (FileKind::Credentials, (None, name)) => (&mut self.profiles, name),
+                (FileKind::Credentials, (Some(kind), _)) if kind != "profile" => {
+                    (&mut self.profiles, section.name.as_str())
+                }
                 (FileKind::Config, (Some("services"), name)) => (&mut self.services, name),
                 _ => continue,
             };
@@ -236,12 +243,15 @@ impl Profiles {
     }
 }
 
-/// Splits `[profile NAME]` into its kind and its name.
+/// Splits `[profile NAME]` into its kind and its name. The AWS CLI writes a name with spaces in quotes.
 fn split_name(section: &str) -> (Option<&str>, &str) {
-    match section.split_once([' ', '\t']) {
-        Some((kind, name)) => (Some(kind), name.trim_start()),
-        None => (None, section),
-    }
+    let Some((kind, name)) = section.split_once([' ', '\t']) else {
+        return (None, section);
+    };
+    let name = name.trim_start();
+    let in_quotes = |quote| name.strip_prefix(quote)?.strip_suffix(quote);
+    let unquoted = in_quotes('\'').or_else(|| in_quotes('"'));
+    (Some(kind), unquoted.unwrap_or(name))
 }
 
 fn looked_at(files: &[SourceFile], not_read: Option<&Path>) -> String {
@@ -313,18 +323,37 @@ fn expand_home(path: String) -> PathBuf {
     }
 }
 
+fn read_file_of_service(
+    config: &SessionConfig,
+    path: PathBuf,
+) -> Result<SourceFile, SettingsError> {
+    read_file(FileKind::Credentials, path, None).map_err(|error| match error {
+        SettingsError::File { path, why, .. } => {
+            let (section, _) = selected_profile(config);
+            SettingsError::FileOfService { path, section, why }
+        }
+        error => error,
+    })
+}
+
 fn read_file(
     kind: FileKind,
     path: PathBuf,
     variable: Option<&'static str>,
 ) -> Result<SourceFile, SettingsError> {
-    let sections = match input_file::read_text(&path, MAX_FILE_BYTES) {
-        Ok(text) => ini::parse(&text, Dialect::Aws)
-            .map(Some)
-            .map_err(|error| format!("line {}: {}", error.line, error.reason)),
-        Err(error) if error.is_absent() => Ok(None),
-        Err(error) => Err(error.to_string()),
-    };
+    let sections =
+        match input_file::read_text(&path, MAX_FILE_BYTES) {
+            Ok(text) => ini::parse(&text, Dialect::Aws).map(Some).map_err(|error| {
+                match looks_encrypted(&text) {
+                    true => "it looks encrypted by systemd-creds: have systemd decrypt it, with \
+                    LoadCredentialEncrypted= in the unit or as an option of systemd-run"
+                        .into(),
+                    false => format!("line {}: {}", error.line, error.reason),
+                }
+            }),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
     match sections {
         Ok(sections) => Ok(SourceFile {
             path,
@@ -338,6 +367,12 @@ fn read_file(
             why,
         }),
     }
+}
+
+/// Whether this is a credential as systemd-creds(1) encrypts it: Base64, in long lines.
+fn looks_encrypted(text: &str) -> bool {
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=\n".contains(&byte);
+    text.lines().next().is_some_and(|line| line.len() > 60) && text.bytes().all(is_base64)
 }
 
 #[cfg(test)]

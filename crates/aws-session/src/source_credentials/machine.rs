@@ -12,6 +12,7 @@ use aws_config::{
     provider_config::ProviderConfig,
 };
 use aws_credential_types::provider::{ProvideCredentials, error::CredentialsError as SdkError};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::{CredentialsError, Finder};
@@ -119,12 +120,17 @@ pub(super) fn container(
     let config =
         ProviderConfig::without_region().with_http_client(finder.aws.metadata_client(&url));
     let provider = EcsCredentialsProvider::builder().configure(&config).build();
-    let found = finder.run(provider.provide_credentials())?;
-    Ok(Some(
-        found
-            .map_err(|error| failure(&error))
-            .and_then(|found| usable(Credentials::from(&found))),
-    ))
+    // The SDK does not limit the time for the body of the answer.
+    let patience = finder.aws.request_timeout();
+    let call = async { timeout(patience, provider.provide_credentials()).await };
+    Ok(Some(match finder.run(call)? {
+        Ok(Ok(found)) => usable(Credentials::from(&found)),
+        Ok(Err(error)) => Err(failure(&error)),
+        Err(_) => Err(format!(
+            "{url} gave no credentials in {} seconds (request_timeout_seconds)",
+            patience.as_secs()
+        )),
+    }))
 }
 
 /// Checks what the SDK does not: it treats an empty variable as set, and reads a token file without

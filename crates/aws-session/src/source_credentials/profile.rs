@@ -35,6 +35,12 @@ pub(super) fn credentials(
             profiles,
             profile,
         };
+        // As in the AWS CLI: where a role is assumed with another profile, that one's keys come before its role.
+        if !roles.is_empty()
+            && let Some(keys) = source.keys()?
+        {
+            break Some(keys);
+        }
         let Some(role) = source.role()? else {
             break source.own()?;
         };
@@ -115,7 +121,20 @@ impl<'a> Source<'a> {
             arn: arn.into(),
             session_name: self.get("role_session_name").map(str::to_owned),
             external_id: self.get("external_id").map(str::to_owned),
+            duration_seconds: self.duration_seconds()?,
         }))
+    }
+
+    fn duration_seconds(&self) -> Result<Option<i32>, CredentialsError> {
+        let Some(text) = self.get("duration_seconds") else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(seconds @ 900..=43_200) => Ok(Some(seconds)),
+            _ => Err(self.failed(format!(
+                "its duration_seconds is {text:?}, which is not a number from 900 to 43200"
+            ))),
+        }
     }
 
     fn role_source(&self) -> Result<RoleSource<'a>, CredentialsError> {
@@ -153,11 +172,8 @@ impl<'a> Source<'a> {
         found.map_err(|why: String| self.failed(format!("credential_source {source}: {why}")))
     }
 
-    /// Returns the profile's own credentials, without a role; `None`: it has none.
+    /// Returns the profile's own credentials, without a role, in the order of the AWS CLI; `None`: it has none.
     fn own(&self) -> Result<Option<Credentials>, CredentialsError> {
-        if let Some(keys) = self.keys()? {
-            return Ok(Some(keys));
-        }
         if let Some(file) = self.get("web_identity_token_file") {
             let by = "web_identity_token_file";
             let session = machine::web_identity(
@@ -167,9 +183,6 @@ impl<'a> Source<'a> {
                 self.get("role_session_name"),
             )?;
             return session.map(Some).map_err(|why| self.failed(why));
-        }
-        if let Some(command) = self.get("credential_process") {
-            return self.process(command).map(Some);
         }
         for (key, what) in [
             ("sso_session", "IAM Identity Center"),
@@ -183,7 +196,11 @@ impl<'a> Source<'a> {
                 )));
             }
         }
-        Ok(None)
+        if let Some(keys) = self.keys()? {
+            return Ok(Some(keys));
+        }
+        let process = self.get("credential_process");
+        process.map(|command| self.process(command)).transpose()
     }
 
     /// Returns the keys in the profile; `None`: it has none.
