@@ -111,6 +111,19 @@ fn the_long_term_key_may_be_encrypted_on_the_disk() {
     site.wait_until_active();
     let left = format!("ls -A /run/credentials/{SERVICE}");
     assert_eq!(site.machine.sh(&left), "");
+
+    // What a thief of the file can do with it on another host, and a thief of the whole disk without a TPM.
+    let decrypt = |secret: &str| {
+        site.machine.sh(&format!(
+            "export SYSTEMD_CREDENTIAL_SECRET={secret}; systemd-creds setup
+             systemd-creds decrypt --name=aws-credentials /etc/iam-kms-wrapper/aws-credentials - || echo refused"
+        ))
+    };
+    assert_eq!(decrypt("/root/of-another-host"), "refused");
+    site.machine
+        .sh("mv /var/lib/systemd/credential.secret /root/stolen");
+    let (_, secret_access_key) = site.aws.long_term_key();
+    assert!(decrypt("/root/stolen").contains(&secret_access_key));
 }
 
 /// From within the unit, as its user, which is what an attacker who has taken over the server can do.
