@@ -105,6 +105,23 @@ fn done_with_code(site: &Running, fence: &Fence) {
     succeeds(steps, site);
 }
 
+/// The preflight check of a page finds broker, plugin and everything else as it should be.
+fn finds_nothing_wrong(site: &Running, check: &Fence) {
+    let endpoint = site.aws.endpoint();
+    let aws = format!(
+        "-p DynamicUser=yes -p 'Environment=AWS_ENDPOINT_URL={endpoint} \
+         AWS_EC2_METADATA_SERVICE_ENDPOINT={endpoint}'"
+    );
+    let commands = check.commands.replace("-p DynamicUser=yes", &aws);
+    assert_ne!(commands, check.commands);
+    let found = site.machine.sh(&commands);
+    let is_right = |line: &str| line.starts_with("ok ") || line.starts_with("not needed ");
+    assert!(found.lines().all(is_right), "{found}");
+    for what in [" broker: ", " plugin: "] {
+        assert!(found.contains(what), "{found}");
+    }
+}
+
 /// Tables and redo log are encrypted, and AWS has made the keys.
 fn encrypts(site: &Running) {
     encrypts_a_table(site);
@@ -129,7 +146,9 @@ fn the_launcher_in_the_servers_place() {
 #[test]
 fn a_host_without_a_key_takes_the_session_of_the_operator() {
     let site = bare().boot_as_it_is();
-    let steps = follow(&site, &fence("many-hosts"));
+    done(&site, &fence("many-hosts"));
+    finds_nothing_wrong(&site, &fence("many-hosts-check"));
+    let steps = follow(&site, &fence("many-hosts-start"));
     site.wait_for_fifo();
     let document = site.aws.session_document();
     write_fifo(&site.machine.path(FIFO), document.as_bytes());
@@ -199,6 +218,8 @@ fn the_pages_on_the_key_store_lose_nothing() {
 fn an_instance_with_a_role_asks_nobody() {
     let site = instance().boot_as_it_is();
     done(&site, &fence("ec2-role"));
+    finds_nothing_wrong(&site, &fence("ec2-role-check"));
+    done(&site, &fence("ec2-role-start"));
     encrypts(&site);
     assert_eq!(site.aws.calls("GetSessionToken"), 0);
     let denied = site.machine.property(SERVICE, "IPAddressDeny");
@@ -301,8 +322,9 @@ fn a_node_on_premises_joins_a_cluster_in_ec2() {
     let page = Path::new("examples/on-premises-and-ec2");
     let cloud = node(instance(), first, &all, "#!/bin/sh\nexec sed -i \"$@\"");
     let cloud = cloud.boot_as_it_is();
-    let steps = follow_in(&cloud, &page.join("ec2"), &fence("ec2-role"));
-    succeeds(steps, &cloud);
+    for step in [fence("ec2-role"), fence("ec2-role-start")] {
+        succeeds(follow_in(&cloud, &page.join("ec2"), &step), &cloud);
+    }
     done(&cloud, &fence("cluster-first-node"));
     encrypts(&cloud);
 
