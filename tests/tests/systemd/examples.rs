@@ -215,6 +215,37 @@ fn the_pages_on_the_key_store_lose_nothing() {
 }
 
 #[test]
+fn the_check_of_a_database_host_reads_its_private_key_as_the_brokers_user() {
+    let site = bare().boot_as_it_is();
+    site.machine.sh(&format!(
+        "install -D -m 644 {SOURCE}/examples/key-server/database-host.config \
+             /etc/iam-kms-wrapper/iam-kms-wrapper.config"
+    ));
+    for step in [
+        fence("key-server-authority"),
+        fence("key-server-certificate"),
+        fence("key-server-group"),
+    ] {
+        let commands = &step.commands;
+        site.machine
+            .sh(&format!("cd /etc/iam-kms-wrapper\n{commands}"));
+    }
+    let check = fence("key-server-check").commands;
+    let found = || site.machine.sh(&format!("{{ {check} }} || [ $? = 125 ]"));
+    let ready = found();
+    for what in ["certificate", "broker", "plugin"] {
+        let line = format!("ok           {what}: ");
+        assert!(ready.contains(&line), "{ready}");
+    }
+    // There are no key servers, and nothing else is wrong.
+    assert_eq!(ready.matches("FAILED").count(), 2, "{ready}");
+    site.machine
+        .sh("chgrp root /etc/iam-kms-wrapper/db1.example.key");
+    let locked = found();
+    assert!(locked.contains("FAILED       certificate: "), "{locked}");
+}
+
+#[test]
 fn an_instance_with_a_role_asks_nobody() {
     let site = instance().boot_as_it_is();
     done(&site, &fence("ec2-role"));
