@@ -24,6 +24,19 @@ fn typed(running: &Running, command: &str) -> String {
     format!("export HOME=/root AWS_ENDPOINT_URL={endpoint} AWS_REGION=us-east-1\n{command}")
 }
 
+/// The same, if it is `systemd-run` that is typed.
+fn passed_on(command: &str) -> String {
+    let passed = command.replace("--pty ", "--pty -E AWS_ENDPOINT_URL -E AWS_REGION ");
+    assert_ne!(passed, command);
+    passed
+}
+
+fn encrypt_access_key(running: &Running) {
+    running.machine.sh("cd /etc/iam-kms-wrapper
+         systemd-creds encrypt --with-key=host --name=aws-credentials aws-credentials encrypted
+         mv encrypted aws-credentials");
+}
+
 #[test]
 fn the_master_key_is_enabled_for_the_start_and_disabled_again() {
     let running = host_of_operator();
@@ -68,7 +81,7 @@ fn a_backup_is_prepared_and_restored() {
             .replace("DIR", &format!("/var/backups/of/{backup}"))
             .replace("--config=FILE", &format!("--config={AT_TERMINAL}"))
     };
-    for backup in ["here", "elsewhere"] {
+    for backup in ["here", "elsewhere", "again"] {
         machine.sh(&of(fence("backup-make"), backup));
     }
     running.sql("DROP TABLE mysql.marked");
@@ -79,6 +92,11 @@ fn a_backup_is_prepared_and_restored() {
     machine.sh("systemctl stop 'mariadb.s*' iam-kms-broker");
     let prepare = of(fence("backup-prepare-launcher"), "elsewhere");
     let told = running.in_terminal_with_code(&typed(&running, &prepare));
+    assert!(told.contains("completed OK!"), "{told}");
+
+    encrypt_access_key(&running);
+    let prepare = of(fence("backup-prepare-encrypted"), "again");
+    let told = running.in_terminal_with_code(&passed_on(&typed(&running, &prepare)));
     assert!(told.contains("completed OK!"), "{told}");
 }
 
@@ -121,12 +139,9 @@ fn the_data_keys_are_listed_verified_rewrapped_and_checked() {
     );
     assert!(printed(fence("data-keys-verify")).contains(verified));
 
-    running.machine.sh("cd /etc/iam-kms-wrapper
-         systemd-creds encrypt --with-key=host --name=aws-credentials aws-credentials encrypted
-         mv encrypted aws-credentials");
-    let encrypted = typed(fence("data-keys-verify-encrypted"), CONFIG)
-        .replace("--pty ", "--pty -E AWS_ENDPOINT_URL -E AWS_REGION ");
-    let told = running.in_terminal_with_code(&encrypted);
+    encrypt_access_key(&running);
+    let encrypted = typed(fence("data-keys-verify-encrypted"), CONFIG);
+    let told = running.in_terminal_with_code(&passed_on(&encrypted));
     assert!(told.contains(verified), "{told}");
 
     running.stop_server();
