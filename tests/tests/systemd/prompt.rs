@@ -2,7 +2,7 @@
 
 use std::{process::Child, time::Instant};
 
-use end_to_end_tests::Terminal;
+use end_to_end_tests::{Terminal, fence};
 
 use crate::site::{FIFO, Running, SERVICE, Site};
 
@@ -112,6 +112,26 @@ fn an_empty_answer_and_a_cancelled_question_are_asked_again_after_a_pause() {
     assert_eq!(site.aws.calls("GetSessionToken"), 0);
     terminal.type_in(&format!("{}\n", site.aws.code()));
     terminal.wait_for_success(systemctl);
+}
+
+#[test]
+fn the_question_is_also_asked_for_a_fifo_at_another_path() {
+    let site = Site::new().boot_and_stop();
+    let directory = "/run/elsewhere";
+    let prompt = fence("prompt-elsewhere")
+        .commands
+        .replace("DIRECTORY", directory)
+        .replace("/usr/libexec/", "/usr/local/libexec/");
+    site.machine.sh(&format!(
+        "install -d -o mysql {directory}
+         sed -i 's|^kms_mfa_socket = .*|kms_mfa_socket = {directory}/mfa|' \
+             /etc/iam-kms-wrapper/iam-kms-wrapper.config
+         {prompt}
+         systemctl start --no-block {SERVICE}"
+    ));
+    wait_for_question(&site);
+    site.machine.sh(&reply(&site.aws.code()));
+    site.wait_until_active();
 }
 
 #[test]
