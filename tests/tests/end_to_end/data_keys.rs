@@ -1231,6 +1231,8 @@ fn a_directory_without_key_files_is_not_called_well() {
         let said = format!("there is no key file in '{}'; name the", empty.display());
         assert!(errors.contains(&said), "{arguments:?} {errors}");
     };
+    refused(&["list"]);
+    refused(&["list", "--kms"]);
     refused(&["verify", "--json", &option]);
     assert_eq!(fs::read_to_string(&textfile).unwrap(), "of the last run\n");
     refused(&["rewrap", "--to=alias/mariadb"]);

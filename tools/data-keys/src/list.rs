@@ -31,7 +31,7 @@ use crate::{
 #[command(after_help = "\
 With --store, the exit status says what differs: 1 if keys are only here, and
 would be lost with this host, or in neither place, or a file cannot be used; 2
-if keys are only in the key store; 3 if some are other keys there than here.")]
+if keys are only in the key store; 3 if some keys differ.")]
 pub(crate) struct Arguments {
     /// Decrypt each key, and list its length and master key too
     #[arg(long)]
@@ -86,6 +86,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         });
     }
     let listing = directory.list()?;
+    let names = names::check(&directory, &listing);
+    names::expect_any(&directory, &listing.keys)?;
     let now = SystemTime::now();
     let mut rows = Vec::new();
     for key in &listing.keys {
@@ -101,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
     if !arguments.kms {
         print(&table::layout(titles, &rows))?;
-        return Ok(names::check(&directory, &listing));
+        return Ok(names);
     }
     let known = ask_kms(arguments, &directory, &listing)?;
     let rows: Vec<_> = listing
@@ -120,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
     print(&table::layout(titles, &rows))?;
     let failed = listing.keys.len() - known.len();
-    Ok(names::check(&directory, &listing).unless_failed(failed))
+    Ok(names.unless_failed(failed))
 }
 
 /// Details of a decrypted data key.
