@@ -223,6 +223,15 @@ impl Browser<'_> {
     }
 }
 
+/// What the page has an operator type, with the password that openssl prompts for.
+fn certificate_of_alice(directory: &Path) {
+    let typed = fence("console-certificate").commands;
+    let exported = "-out alice.p12";
+    assert!(typed.contains(exported), "{typed}");
+    let answered = typed.replace(exported, "-out alice.p12 -passout pass:of-the-test");
+    shell_in(directory, &answered);
+}
+
 #[test]
 fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody_else() {
     let sandbox = Sandbox::new();
@@ -233,7 +242,7 @@ fn a_person_whose_certificate_names_an_operator_enters_codes_over_tls_and_nobody
         &fence("key-server-certificate"),
         &["localhost", "mallory.example"],
     );
-    shell_in(&certificates, &fence("console-certificate").commands);
+    certificate_of_alice(&certificates);
     let port = free_port();
     let console = over_tls(&certificates, port);
     let browser = |name| Browser {
@@ -375,7 +384,7 @@ fn new_certificates_of_the_console_are_used_without_a_restart() {
             &fence("key-server-certificate"),
             &["localhost"],
         );
-        shell_in(certificates, &fence("console-certificate").commands);
+        certificate_of_alice(certificates);
     }
     let port = free_port();
     let console = over_tls(&old, port);
