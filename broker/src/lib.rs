@@ -10,7 +10,7 @@
 //! is started with `--config`, it prompts for a code itself.
 //!
 //! As a `key_server`, it gives data keys over TLS to the brokers of other hosts. A broker that has an `upstream` is the
-//! client of one, and calls nothing of AWS.
+//! client of one, and makes no calls to AWS.
 //!
 //! No panic poisons a lock of `parking_lot`. What each protects is consistent at every unlock, even after one.
 

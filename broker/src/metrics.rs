@@ -124,7 +124,7 @@ const METRICS: [(&str, &str); 11] = [
     ),
     (
         "calls",
-        "Calls of KMS and of the key store by operation and result",
+        "Calls to KMS and to the key store, by operation and result",
     ),
     (
         "call_duration_seconds",

@@ -51,13 +51,13 @@ const TRUSTED: [(&str, &str, bool); 5] = [
     override_usage = "iam-kms-wrapper audit [--json] [--since=TIME] [--until=TIME]\n       \
 iam-kms-wrapper audit [--json] --input=FILE",
     after_help = "\
-Shows a line for each session: when it was opened and for how long, by whom, from
-where, why, and what KMS was asked. With --json: each event as a JSON object.
+Shows a line for each session: when it was opened and for how long, by whom,
+from where, why, and which KMS calls were made. With --json: each event as JSON.
 TIME is as for journalctl(1), such as yesterday. The journal of all hosts:
   ssh db1 journalctl --output=json > db1.json
 
-Any process can write such events to the journal. Of the members, only host,
-unit, exe, uid and pid are the journal's own: check that unit and exe are right.
+Any process can write such events to the journal. Only host, unit, exe, uid and
+pid are added by the journal itself: check that unit and exe are right.
 Exit status: 0, or 125 after a failure."
 )]
 pub struct AuditCommandLine {

@@ -56,7 +56,7 @@ Exit status: 0 accepted, 1 refused, 3 not known (see the log of the service),
 `iam-kms-wrapper --config=FILE code` runs a program called code instead."
 )]
 pub struct CodeCommandLine {
-    /// The FIFO; else that of --config, or /run/iam-kms-wrapper/mfa
+    /// The FIFO [default: that of --config, or /run/iam-kms-wrapper/mfa]
     #[arg(long, value_name = "PATH", conflicts_with = "config")]
     fifo: Option<PathBuf>,
 

@@ -1,5 +1,5 @@
-//! The key store that `key_store` names: a second home for the wrapped data keys, in a bucket of S3 or
-//! in a directory. A lost key file comes back from it, and the nodes of a cluster share it.
+//! The key store that `key_store` names: a second copy of the wrapped data keys, in an S3 bucket or in a
+//! directory. A lost key file is restored from it, and the nodes of a cluster share it.
 //!
 //! One object for each key version ([`WrappedKey`], in JSON), `<id>/<version>`; what `rewrap` adds for a key that
 //! is there, `<id>/<version>.<n>`. Nothing is ever overwritten or deleted: an object is put only if

@@ -1,4 +1,4 @@
-# Records every call of AWS in the account, and tells by e-mail who uses the master key of MariaDB's
+# Records every AWS call in the account, and reports by e-mail who uses the master key of MariaDB's
 # encryption, who was refused, and who changed the key. In the region of the key.
 # The same as ../cloudformation.yaml.
 

@@ -29,7 +29,7 @@ pub struct CommandLine {
     #[arg(long, value_name = "ARN", value_parser = config::serial_number)]
     pub mfa_serial: Option<String>,
 
-    /// Profile of the access key; alone, of a sign-in
+    /// Profile of the access key; alone: a signed-in one
     #[arg(long, value_name = "NAME")]
     pub profile: Option<String>,
 
@@ -49,11 +49,11 @@ pub struct CommandLine {
     #[arg(long, value_name = "N", requires = "mfa_serial", value_parser = clap::value_parser!(i32).range(900..=129_600))]
     pub duration_seconds: Option<i32>,
 
-    /// File with one host a line
+    /// File with one host per line
     #[arg(long = "hosts", value_name = "FILE")]
     pub hosts_file: Option<PathBuf>,
 
-    /// Hosts of this inventory of Ansible
+    /// Hosts from this Ansible inventory
     #[arg(long, value_name = "PATH")]
     pub inventory: Option<PathBuf>,
 
@@ -87,7 +87,7 @@ pub struct CommandLine {
     #[arg(long, value_name = "N", default_value = "30", hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout_seconds: u64,
 
-    /// Only look which hosts wait; opens no session
+    /// Only show which hosts wait; opens no session
     #[arg(long, conflicts_with_all = ["profile", "mfa_serial", "session"])]
     pub dry_run: bool,
 

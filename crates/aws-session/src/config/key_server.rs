@@ -150,7 +150,7 @@ impl Values<'_> {
             if let Some(entry) = self.entry(key) {
                 return Err(self.bad_value(
                     entry,
-                    "left out with upstream: this host gets its keys from key servers and calls nothing of AWS",
+                    "left out with upstream: this host gets its keys from key servers and makes no calls to AWS",
                 ));
             }
         }

@@ -151,7 +151,7 @@ keys! {
     KEY_CACHE: "key_cache", Kind::Word(&["lifetime", "session"]), "lifetime",
         "How long the broker keeps the data keys that it has decrypted. `lifetime`: until it exits, so that backups work without a session. `session`: not at all, so that nobody gets a key without a session.";
     KEY_STORE: "key_store", Kind::KeyStore, "",
-        "A second home for the wrapped data keys, from which lost key files come back and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
+        "Where a second copy of the wrapped data keys is kept, from which lost key files are restored and which the nodes of a cluster share: `s3://BUCKET/PREFIX` or `file:///PATH`.";
     KEY_STORE_PROFILE: "key_store_profile", Kind::Name, "",
         "The AWS profile whose credentials are used for the key store, for a store of the S3 protocol that does not know AWS's sessions. Without this key: the session.";
     METRICS_LISTEN: "metrics_listen", Kind::LocalListen, "",
@@ -167,15 +167,15 @@ keys! {
     TLS_LISTEN: "tls_listen", Kind::Listen, "",
         "Makes the broker a key server: it also listens here, for the brokers of database hosts. Needs `key_store`, `tls_certificate`, `tls_key`, `tls_client_ca` and a `[client \"NAME\"]` section for each host.";
     TLS_CERTIFICATE: "tls_certificate", Kind::Path, "",
-        "PEM file with this broker's certificate and the intermediate ones, for `tls_listen` or `upstream`. Read again when it changes.";
+        "PEM file with this broker's certificate and the intermediate ones, for `tls_listen` or `upstream`. Reread when it changes.";
     TLS_KEY: "tls_key", Kind::Path, "",
         "PEM file with the private key of `tls_certificate`. Only its owner and the broker's group may read it.";
     TLS_CLIENT_CA: "tls_client_ca", Kind::Path, "",
-        "PEM file with the authorities whose certificates a key server accepts from database hosts. Read again when it changes.";
+        "PEM file with the CA certificates that a key server accepts for database hosts. Reread when it changes.";
     UPSTREAM: "upstream", Kind::Servers, "",
         "The key servers from which this host gets its data keys, in place of KMS. The next one is tried when one does not answer or has no session. Needs `tls_certificate`, `tls_key` and `tls_server_ca`. Not together with the keys about AWS, codes, metrics and the overview.";
     TLS_SERVER_CA: "tls_server_ca", Kind::Path, "",
-        "PEM file with the authorities whose certificates this host accepts from the servers in `upstream`. Read again when it changes.";
+        "PEM file with the CA certificates that this host accepts for the servers in `upstream`. Reread when it changes.";
 }
 
 keys! {

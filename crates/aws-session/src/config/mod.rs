@@ -94,7 +94,7 @@ pub struct BrokerConfig {
     pub reprompt_wait: Duration,
     /// How long it keeps data keys.
     pub key_cache: KeyCache,
-    /// The second home of the wrapped keys.
+    /// Where the second copy of the wrapped keys is.
     pub key_store: Option<KeyStoreLocation>,
     /// The profile of its credentials; `None`: the session.
     pub key_store_profile: Option<String>,
