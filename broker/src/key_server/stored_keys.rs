@@ -15,7 +15,7 @@ use crate::{
     kms_calls::invalid, users::User,
 };
 
-/// Calls of KMS at the same time, for all clients. Each has a connection.
+/// KMS calls at the same time, for all clients. Each has a connection.
 const MAX_KMS_CALLS: usize = 64;
 
 /// The keys of all name spaces.

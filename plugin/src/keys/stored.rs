@@ -1,4 +1,4 @@
-//! The broker's key store, where there is one: a second home for the wrapped keys. A key file that is missing
+//! The broker's key store, where there is one: a second copy of the wrapped keys. A key file that is missing
 //! comes back from it, and a new key is in it before it is used.
 
 #![forbid(unsafe_code)]

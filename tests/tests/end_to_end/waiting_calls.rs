@@ -1,4 +1,4 @@
-//! Calls of KMS that wait for a person to open a session, and those that must not.
+//! KMS calls that wait for a person to open a session, and those that must not.
 
 use std::{
     fs,
