@@ -212,8 +212,8 @@ impl KeyStoreCalls {
         let mut listing = self.listing.lock();
         for (name, check_value) in &keys {
             if listing.known.len() < MAX_REMEMBERED {
-                let number = (name.id, name.version);
-                listing.known.insert(number, (*name, *check_value));
+                let known = (*name, *check_value);
+                listing.known.insert(name.number(), known);
             }
         }
         Ok(Reply::KeyList { keys, next })

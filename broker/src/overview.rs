@@ -265,7 +265,7 @@ fn result(answered: &Result<Reply, Failure>) -> &'static str {
 fn served(reply: &Reply, context: &KeyContext) -> Option<(u32, u32)> {
     match reply {
         Reply::Decrypted { .. } => Some((context.key_id, context.key_version)),
-        Reply::Stored { key: Some(key), .. } => Some((key.name.id, key.name.version)),
+        Reply::Stored { key: Some(key), .. } => Some(key.name.number()),
         _ => None,
     }
     .filter(|(id, version)| *id != 0 && *version != 0)

@@ -71,6 +71,12 @@ pub fn is_valid_number(number: u32) -> bool {
 }
 
 impl KeyName {
+    /// Id and version, by which the server knows it. No two keys of a server share both, whatever their algorithms.
+    #[must_use]
+    pub const fn number(&self) -> (u32, u32) {
+        (self.id, self.version)
+    }
+
     /// The same version with the other algorithm.
     #[must_use]
     pub const fn other(self) -> Self {

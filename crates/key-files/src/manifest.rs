@@ -175,9 +175,9 @@ impl Manifest {
     /// Adds a key version, or records the master key that wraps it now. Returns false if nothing has
     /// changed.
     pub fn add(&mut self, entry: &Entry) -> Result<bool, DifferentKey> {
-        let Some(recorded) = self.entries.get_mut(&(entry.name.id, entry.name.version)) else {
-            let key = (entry.name.id, entry.name.version);
-            self.entries.insert(key, entry.clone());
+        let number = entry.name.number();
+        let Some(recorded) = self.entries.get_mut(&number) else {
+            self.entries.insert(number, entry.clone());
             return Ok(true);
         };
         if !recorded.is_same_key(entry) {

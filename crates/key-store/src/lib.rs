@@ -291,7 +291,7 @@ impl KeyStore {
             why,
         };
         let key = object::parse(&content).map_err(invalid)?;
-        if (key.name.id, key.name.version) != (id, version) {
+        if key.name.number() != (id, version) {
             return Err(invalid(format!("it is {}", key.name)));
         }
         Ok(Some(key))
@@ -369,7 +369,7 @@ impl KeyStore {
     /// Puts another form of a key that is there.
     pub async fn put_form(&self, key: &WrappedKey, form: Form) -> Result<Put, StoreError> {
         self.expect_store().await?;
-        let (id, version) = (key.name.id, key.name.version);
+        let (id, version) = key.name.number();
         let path = self.path(id, version, form);
         let mut attempt = 1;
         loop {

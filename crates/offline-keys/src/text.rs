@@ -93,7 +93,7 @@ pub fn parse(text: &[u8], unnamed: Algorithm) -> Result<Vec<OfflineKey>, SyntaxE
         let Some(key) = parse_line(content, unnamed).map_err(failed)? else {
             continue;
         };
-        if let Some(other) = lines.insert((key.name.id, key.name.version), line) {
+        if let Some(other) = lines.insert(key.name.number(), line) {
             return Err(failed(Problem::Duplicate(other)));
         }
         keys.insert(key.name, key);
@@ -143,7 +143,7 @@ fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     };
     match parse_name(rest.trim_ascii_start())? {
         None => Ok(OfflineKey { name, key }),
-        Some((named, b"")) if (named.id, named.version) == (id, version) => {
+        Some((named, b"")) if named.number() == (id, version) => {
             Ok(OfflineKey { name: named, key })
         }
         Some(_) => Err(Problem::Name),

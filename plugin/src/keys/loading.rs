@@ -199,10 +199,8 @@ fn report_missing(manager: &KeyManager, listing: &Listing) {
         .map(|key| (key.id, key.version))
         .collect();
     let has_file = |name: &KeyName| {
-        listing
-            .keys
-            .iter()
-            .any(|key| (key.id, key.version) == (name.id, name.version))
+        let mut here = listing.keys.iter();
+        here.any(|key| key.number() == name.number())
     };
     let mut old = Vec::new();
     for entry in manager.manifest.entries() {

@@ -578,7 +578,7 @@ impl KeyManager {
             .decrypt(
                 blob,
                 listed.map(|entry| entry.check_value),
-                (name.id, name.version),
+                name.number(),
                 limits,
             )
             .map_err(|source| match is_on_key_server {

@@ -134,7 +134,7 @@ impl KeyManager {
             .decrypt(
                 made.ciphertext_blob.clone(),
                 Some(made.check_value),
-                (id, name.version),
+                name.number(),
                 limits,
             )
             .map_err(failed)?;
@@ -290,12 +290,12 @@ impl KeyManager {
         };
         let stored: BTreeMap<_, _> = listed
             .iter()
-            .map(|(name, check)| ((name.id, name.version), (name, check)))
+            .map(|(name, check)| (name.number(), (name, check)))
             .collect();
         let mut only_here = Vec::new();
         for entry in self.manifest.entries() {
             let name = entry.name;
-            match stored.get(&(name.id, name.version)) {
+            match stored.get(&name.number()) {
                 None => only_here.push(format!("{}.{}", name.id, name.version)),
                 Some(&(stored, check)) if (*stored, *check) != (name, entry.check_value) => {
                     let error = KeyError::OtherInKeyStore {
@@ -341,14 +341,10 @@ impl KeyManager {
             return;
         }
         if let Ok(listed) = self.kms.list_keys(&list_limits(is_interrupted)) {
-            let stored: BTreeSet<_> = listed
-                .iter()
-                .map(|(name, _)| (name.id, name.version))
-                .collect();
+            let stored: BTreeSet<_> = listed.iter().map(|(name, _)| name.number()).collect();
             let entries = self.manifest.entries();
-            let is_only_here = |name: KeyName| !stored.contains(&(name.id, name.version));
-            let only_here = entries.iter().filter(|entry| is_only_here(entry.name));
-            self.note_compared(only_here.count());
+            let is_only_here = |entry: &&Entry| !stored.contains(&entry.name.number());
+            self.note_compared(entries.iter().filter(is_only_here).count());
         }
     }
 

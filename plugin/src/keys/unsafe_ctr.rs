@@ -20,7 +20,7 @@ impl KeyManager {
         if latest.algorithm != Algorithm::AesCtr {
             return None;
         }
-        let (id, version) = (latest.id, latest.version);
+        let (id, version) = latest.number();
         let because = if SYSTEM_IDS.contains(&id) {
             format!(
                 "for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes"

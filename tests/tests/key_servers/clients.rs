@@ -103,7 +103,7 @@ impl Client {
         let listed = kms.list_keys(&limits()).unwrap();
         let listed: BTreeMap<_, _> = listed
             .into_iter()
-            .map(|(name, check)| ((name.id, name.version), check))
+            .map(|(name, check)| (name.number(), check))
             .collect();
         for (number, check_value) in &self.known {
             assert_eq!(listed.get(number), Some(check_value), "{number:?}");
@@ -129,7 +129,7 @@ impl Client {
         };
         let made = kms.make_key(String::new(), 16, (id, numbering), &limits);
         let (made, is_new): (WrappedKey, bool) = made.unwrap();
-        let number = (made.name.id, made.name.version);
+        let number = made.name.number();
         if is_new {
             world.versions.made(&self.space, number, made.check_value);
         } else {

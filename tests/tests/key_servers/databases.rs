@@ -63,7 +63,7 @@ impl DatabaseHost {
         database.stop(&mut process);
         let manifest = fs::read(database.datadir.join(MANIFEST_NAME)).unwrap();
         for entry in Manifest::parse(&manifest).unwrap().entries() {
-            let number = (entry.name.id, entry.name.version);
+            let number = entry.name.number();
             world.versions.seen(&self.space, number, entry.check_value);
         }
         assert_eq!(database.key_files(), [""; 0]);

@@ -67,7 +67,7 @@ impl Broker {
             });
             match self.ask(&request)? {
                 Reply::KeyList { keys, next } => {
-                    all.extend(keys.iter().map(|(name, _)| (name.id, name.version)));
+                    all.extend(keys.iter().map(|(name, _)| name.number()));
                     match next {
                         Some(_) => after = next,
                         None => return Ok(all),

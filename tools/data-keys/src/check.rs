@@ -204,11 +204,11 @@ fn rows<'a>(
     needs: &'a BTreeMap<(u32, u32), Need>,
     all_read: bool,
 ) -> Vec<Row<'a>> {
-    let latest: BTreeMap<u32, u32> = keys.iter().map(|key| (key.id, key.version)).collect();
+    let latest: BTreeMap<u32, u32> = keys.iter().map(KeyName::number).collect();
     let mut rows: Vec<_> = keys
         .iter()
         .map(|key| {
-            let need = needs.get(&(key.id, key.version));
+            let need = needs.get(&key.number());
             let state = match need {
                 Some(need) if need.pages.free < need.pages.all => State::Needed,
                 _ if latest.get(&key.id) == Some(&key.version) => State::Latest,
@@ -225,12 +225,8 @@ fn rows<'a>(
             }
         })
         .collect();
-    let is_there = |id, version| {
-        keys.iter()
-            .any(|key| (key.id, key.version) == (id, version))
-    };
     for (&(id, version), need) in needs {
-        if !is_there(id, version) {
+        if !keys.iter().any(|key| key.number() == (id, version)) {
             rows.push(Row {
                 id,
                 version,

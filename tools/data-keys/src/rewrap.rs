@@ -153,7 +153,7 @@ impl<'a> Rewrapping<'a> {
                 Some(stored) => stored.list().await?,
                 None => Vec::new(),
             };
-            let here: BTreeSet<_> = files.iter().map(|name| (name.id, name.version)).collect();
+            let here: BTreeSet<_> = files.iter().map(KeyName::number).collect();
             stored.retain(|number| !here.contains(number) && seen_in_store.insert(*number));
             let keys: Vec<_> = files
                 .into_iter()

@@ -19,11 +19,7 @@ fn all_keys_get_a_new_version_that_is_the_latest() {
     }
     let rotated = rotate(&manager, Target::All).unwrap();
     assert!(rotated.failed.is_empty());
-    let made: Vec<_> = rotated
-        .made
-        .iter()
-        .map(|name| (name.id, name.version))
-        .collect();
+    let made: Vec<_> = rotated.made.iter().map(KeyName::number).collect();
     assert_eq!(made, [(1, 2), (2, 2), (20, 2)]);
     assert_eq!(manager.latest_version(20), Ok(2));
     assert_ne!(manager.keyring.copy(1, 1), manager.keyring.copy(1, 2));

@@ -128,7 +128,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                     .buffered(READS)
                     .inspect(|_| progress.add(1))
                     .try_filter_map(async |there| Ok(there))
-                    .map_ok(|there| (number(&there.name), there))
+                    .map_ok(|there| (there.name.number(), there))
                     .try_collect::<Stored>()
                     .await
             })?;
@@ -141,7 +141,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         .into_iter()
         .map(|entry| {
             (
-                number(&entry.name),
+                entry.name.number(),
                 Here {
                     name: entry.name,
                     check_value: Some(entry.check_value),
@@ -153,7 +153,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
     let listing = comparison.directory.list()?;
     let mut files = names::check(comparison.directory, &listing);
     for name in listing.keys {
-        let listed = here.get(&number(&name)).filter(|it| it.name == name);
+        let listed = here.get(&name.number()).filter(|it| it.name == name);
         let check_value = listed.and_then(|it| it.check_value);
         let file = match comparison.directory.read(&name) {
             Ok(content) => File::Content(content),
@@ -164,7 +164,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             }
         };
         here.insert(
-            number(&name),
+            name.number(),
             Here {
                 name,
                 check_value,
@@ -308,10 +308,6 @@ enum File {
     Content(Vec<u8>),
 }
 
-fn number(name: &KeyName) -> (u32, u32) {
-    (name.id, name.version)
-}
-
 fn states(here: &BTreeMap<(u32, u32), Here>, stored: &Stored) -> Vec<(KeyName, State)> {
     let mut states: BTreeMap<(u32, u32), (KeyName, State)> = stored
         .iter()
@@ -378,7 +374,7 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
                 check_value,
                 forms,
             };
-            (number(&name), there)
+            (name.number(), there)
         }));
         if next.is_none() {
             return Ok((location, stored));
@@ -425,7 +421,7 @@ mod tests {
                 check_value: *check_value,
                 file: copy(file),
             };
-            (number(name), here)
+            (name.number(), here)
         });
         let stored = stored.iter().map(|&(name, check_value)| {
             let there = There {
@@ -433,7 +429,7 @@ mod tests {
                 check_value,
                 forms: forms.map(|forms| forms.iter().map(|form| form.to_vec()).collect()),
             };
-            (number(&name), there)
+            (name.number(), there)
         });
         states(&here.collect(), &stored.collect())
             .into_iter()

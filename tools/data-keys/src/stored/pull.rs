@@ -47,16 +47,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let location = arguments.store.location(&arguments.access)?;
     let store = open(&location, &arguments.access)?;
     let here = directory.list()?.keys;
-    let is_here = |&(id, version): &(u32, u32)| {
-        here.iter()
-            .any(|name| (name.id, name.version) == (id, version))
-    };
     let (fetched, failed, there) = runtime()?.block_on(async {
         let versions = store.list().await?;
         let missing: Vec<_> = versions
             .keys()
-            .filter(|number| !is_here(number))
             .copied()
+            .filter(|&number| !here.iter().any(|name| name.number() == number))
             .collect();
         let there = versions.len() - missing.len();
         if arguments.dry_run {

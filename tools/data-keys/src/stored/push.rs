@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         let mut new = Vec::new();
         let compare = async |name: &KeyName| {
             let key = identify(&directory, &manifest, &unwrapper, name).await?;
-            let there = match versions.contains_key(&(name.id, name.version)) {
+            let there = match versions.contains_key(&name.number()) {
                 true => {
                     let there = store.get(name.id, name.version, 0).await;
                     there.map_err(failed(name))?

@@ -74,8 +74,8 @@ impl Rewrapped {
 
     /// Adds a form of a key after the latest one.
     pub async fn add(&self, key: &WrappedKey) -> Result<(), String> {
-        let number = (key.name.id, key.name.version);
-        let latest = self.versions.get(&number).copied().unwrap_or_default();
+        let latest = self.versions.get(&key.name.number());
+        let latest = latest.copied().unwrap_or_default();
         // Another run may have added a form since.
         for form in latest.saturating_add(1)..=Form::MAX {
             let put = self.store.put_form(key, form).await;
