@@ -34,6 +34,15 @@ pub struct Listing {
     temporary: Vec<String>,
 }
 
+impl Listing {
+    /// The newest version of a key that has a file.
+    pub fn newest(&self, id: u32) -> Option<u32> {
+        let end = self.keys.partition_point(|key| key.id <= id);
+        let last = self.keys.get(..end)?.last()?;
+        (last.id == id).then_some(last.version)
+    }
+}
+
 /// Keeps other servers from making keys in the directory, until it is dropped or the process dies.
 #[derive(Debug)]
 pub struct ServerLock(#[expect(dead_code, reason = "held")] Option<Flock<File>>);

@@ -135,13 +135,10 @@ impl KeyManager {
         for entry in self.manifest.entries() {
             newest.insert(entry.name.id, entry.name);
         }
-        let here = self.directory.list().map(|listing| listing.keys);
-        let here: BTreeSet<KeyName> = here.unwrap_or_default().into_iter().collect();
-        let newest_here: BTreeMap<u32, u32> =
-            here.iter().map(|name| (name.id, name.version)).collect();
-        let is_newest = |name: &KeyName| newest_here.get(&name.id) <= Some(&name.version);
+        let here = self.directory.list().unwrap_or_default();
+        let is_newest = |name: &KeyName| here.newest(name.id) <= Some(name.version);
         expected.extend(newest.into_values().filter(is_newest));
-        expected.retain(|name| !here.contains(name));
+        expected.retain(|name| here.keys.binary_search(name).is_err());
         lock(&self.inspected).files_missing = expected;
     }
 }

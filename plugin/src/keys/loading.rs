@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -193,11 +193,6 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
 /// Reports the versions that the manifest lists and that have no key file: as an error if the version is the
 /// newest of its key. Older ones may have been moved away because nothing needs them any more.
 fn report_missing(manager: &KeyManager, listing: &Listing) {
-    let newest_on_disk: BTreeMap<u32, u32> = listing
-        .keys
-        .iter()
-        .map(|key| (key.id, key.version))
-        .collect();
     let has_file = |name: &KeyName| {
         let mut here = listing.keys.iter();
         here.any(|key| key.number() == name.number())
@@ -208,10 +203,7 @@ fn report_missing(manager: &KeyManager, listing: &Listing) {
         if has_file(&name) {
             continue;
         }
-        if newest_on_disk
-            .get(&name.id)
-            .is_some_and(|&newest| newest > name.version)
-        {
+        if listing.newest(name.id) > Some(name.version) {
             old.push(format!("{}.{}", name.id, name.version));
             continue;
         }

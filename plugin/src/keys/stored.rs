@@ -239,15 +239,14 @@ impl KeyManager {
     /// Fetches the keys that the manifest lists and that have no key file here. Only for the newest version of a key
     /// does the start wait for a session: older ones may have been moved away because nothing needs them.
     pub(super) fn fetch_missing(&self) -> Result<(), KeyError> {
-        let here = self.directory.list()?.keys;
-        let newest: BTreeMap<u32, u32> = here.iter().map(|name| (name.id, name.version)).collect();
+        let here = self.directory.list()?;
         let mut missing: Vec<KeyName> = self
             .manifest
             .entries()
             .iter()
             .map(|entry| entry.name)
             .collect();
-        missing.retain(|name| here.binary_search(name).is_err());
+        missing.retain(|name| here.keys.binary_search(name).is_err());
         if missing.is_empty() {
             return Ok(());
         }
@@ -257,7 +256,7 @@ impl KeyManager {
         };
         let (old, new): (Vec<_>, Vec<_>) = missing
             .into_iter()
-            .partition(|name| newest.get(&name.id).is_some_and(|&it| it > name.version));
+            .partition(|name| here.newest(name.id) > Some(name.version));
         self.fetch_all(&key_store, &new, self.policy_at_start());
         self.fetch_all(&key_store, &old, WaitPolicy::Never);
         Ok(())

@@ -70,6 +70,16 @@ fn the_mode_is_0600_whatever_the_umask() {
 }
 
 #[test]
+fn the_newest_version_of_a_key_is_found_among_those_of_other_keys() {
+    let listing = Listing {
+        keys: vec![cbc(2, 1), cbc(2, 9), cbc(2, 10), cbc(4, 3)],
+        ..Listing::default()
+    };
+    let newest: Vec<_> = (1..=5).map(|id| listing.newest(id)).collect();
+    assert_eq!(newest, [None, Some(10), None, Some(3), None]);
+}
+
+#[test]
 fn a_key_that_exists_is_not_made_again() {
     let (directory, keys) = open();
     for existing in ["aws-kms-key.1.1", "aws-kms-key.2.7.ctr"] {
