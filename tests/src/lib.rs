@@ -50,7 +50,7 @@ pub use manager::{Manager, pass};
 pub use object_storage::{Fault, ObjectStorage, StoreDirectory, TlsStorage, What};
 pub use process::{Process, run_with_input, wait_until, wait_until_with};
 pub use proxy::{Proxy, relay};
-pub use sandbox::{Sandbox, dist, number_from_environment};
+pub use sandbox::{Sandbox, copy, dist, number_from_environment};
 pub use scene::{NOBODY, Scene, after, after_mounting, after_python, mode, set_user, variables_of};
 pub use server::{command, mariadb_program};
 pub(crate) use server::{owner_of, server_options};

@@ -4,6 +4,7 @@ use std::{
     env, fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use tempfile::TempDir;
@@ -29,6 +30,13 @@ pub fn number_from_environment(variable: &str) -> Option<u64> {
             .parse()
             .unwrap_or_else(|_| panic!("{variable}={value} is not a number")),
     )
+}
+
+/// Copies a file or a folder, with owners, modes and times.
+pub fn copy(from: &Path, to: &Path) {
+    let mut copy = Command::new("cp");
+    copy.arg("--archive").args([from, to]);
+    assert!(copy.status().unwrap().success(), "{copy:?}");
 }
 
 /// A directory that is removed when the test ends, short enough for socket paths.

@@ -30,7 +30,7 @@ struct Cluster {
 struct Node {
     name: &'static str,
     port: u16,
-    sandbox: Sandbox,
+    _sandbox: Sandbox,
     database: Database,
     options: PathBuf,
     process: Option<Process>,
@@ -85,7 +85,7 @@ impl Cluster {
             name,
             port: free_ports(),
             options: sandbox.path("my.cnf"),
-            sandbox,
+            _sandbox: sandbox,
             database,
             process: None,
         }
@@ -333,7 +333,6 @@ fn a_cluster_lives_with_one_key_store(sst_method: &'static str) {
         node.stop();
         node.assert_encrypted();
     }
-    let _ = &one.sandbox;
     assert!(Path::new(cluster.store.path()).join("10/1").exists());
 }
 

@@ -267,14 +267,7 @@ fn an_arn_names_the_region_by_itself() {
 #[test]
 fn a_session_document_replaces_a_code() {
     let scene = scene(&[]).without("kms_mfa_id").line("mfa = elsewhere");
-    let document = scene.aws.cli(&[
-        "sts",
-        "get-session-token",
-        "--serial-number",
-        &scene.aws.serial_number(),
-        "--token-code",
-        &scene.aws.code(),
-    ]);
+    let document = scene.aws.session_document();
     let mut command = scene.manage_key_command(&["disable"]);
     command
         .env_remove("AWS_ACCESS_KEY_ID")

@@ -49,8 +49,7 @@ fn a_mock_build_with_the_mock_on_needs_neither_broker_nor_aws_and_warns() {
 fn a_mock_build_with_the_mock_off_wants_a_broker() {
     let sandbox = Sandbox::new();
     let database = database(&sandbox).options(&["--aws-key-management=FORCE"]);
-    let line = database.command_line();
-    let mut server = Process::start(std::process::Command::new(&line[0]).args(&line[1..]));
+    let mut server = Process::start(&mut database.command());
     let (status, output) = server.finish();
     assert!(!status.success());
     assert!(output.contains("AWS KMS plugin: no broker at "), "{output}");
@@ -63,8 +62,7 @@ fn the_installed_plugin_has_no_such_variable() {
     let database = Database::new(&sandbox)
         .with_our_plugin(&sandbox.path("no.sock"))
         .options(&["--aws-key-management-mock"]);
-    let line = database.command_line();
-    let mut server = Process::start(std::process::Command::new(&line[0]).args(&line[1..]));
+    let mut server = Process::start(&mut database.command());
     let (status, output) = server.finish();
     assert!(!status.success());
     assert!(

@@ -10,7 +10,7 @@ use std::{
 
 use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{
-    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, dist, run_client,
+    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, copy, dist, run_client,
     wait_until, wait_until_with,
 };
 use nix::{
@@ -453,11 +453,6 @@ fn page_0_names_the_key_of_every_table_that_ever_had_one_and_says_whether_it_is_
         database.stop(&mut server);
         assert_eq!(key_of_page_0(&database, "by_default"), key(1, in_use));
     }
-}
-
-fn copy(from: &Path, to: &Path) {
-    let mut copy = Command::new("cp");
-    assert!(copy.arg("-a").args([from, to]).status().unwrap().success());
 }
 
 #[test]

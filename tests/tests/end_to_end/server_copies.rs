@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use end_to_end_tests::{Database, Process, Sandbox, Scene, dist};
+use end_to_end_tests::{Database, Process, Sandbox, Scene, copy, dist};
 
 const CTR: &str = "--aws-key-management-encryption-algorithm=AES_CTR";
 
@@ -42,9 +42,7 @@ fn original_and_copy(scene: &Scene) -> (Database, Database) {
     );
     original.stop(&mut process);
     let datadir = scene.sandbox.path("copy");
-    let mut copy = Command::new("cp");
-    copy.arg("-a").arg(&original.datadir).arg(&datadir);
-    assert!(copy.status().unwrap().success());
+    copy(&original.datadir, &datadir);
     let copy = original.on_datadir(&datadir);
     let (code, output) = fork(&copy);
     assert_eq!(code, Some(0), "{output}");

@@ -82,20 +82,7 @@ impl Scene {
         let policy = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow",
             "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
             "Action": "kms:*KeyPolicy", "Resource": "*"}]}"#;
-        let policy = self.host.sandbox.write("policy.json", policy);
-        let key_id = self.host.aws.cli(&[
-            "kms",
-            "describe-key",
-            "--key-id=alias/mariadb",
-            "--query=KeyMetadata.KeyId",
-            "--output=text",
-        ]);
-        self.host.aws.cli(&[
-            "kms",
-            "put-key-policy",
-            &format!("--key-id={key_id}"),
-            &format!("--policy=file://{}", policy.display()),
-        ]);
+        self.host.aws.put_key_policy(&self.host.sandbox, policy);
     }
 }
 

@@ -3,12 +3,11 @@
 use std::{
     fs::{self},
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use end_to_end_tests::{
-    Database, ENCRYPT_ALL, Process, Sandbox, key_files,
+    Database, ENCRYPT_ALL, Process, Sandbox, copy, key_files,
     offline_keys::{encrypt, encrypt_file, only_for_owner},
     run_client,
     tables::{assert_rows, check_tables, insert, make_tables},
@@ -532,9 +531,4 @@ fn a_tablespace_moves_to_a_server_with_other_keys_decrypted_and_not_encrypted() 
     to.sql("ALTER TABLE d.t ENCRYPTED=YES");
     assert_eq!(to.sql("SELECT COUNT(*), MAX(n) FROM d.t"), "1000\t1000");
     to.stop(&mut to_server);
-}
-
-fn copy(from: &Path, to: &Path) {
-    let mut copy = Command::new("cp");
-    assert!(copy.arg("-a").args([from, to]).status().unwrap().success());
 }

@@ -55,8 +55,7 @@ fn a_server_without_a_broker_says_what_to_start() {
     let database = Database::new(&sandbox)
         .with_our_plugin(&socket)
         .options(&["--aws-key-management=FORCE"]);
-    let line = database.command_line();
-    let mut server = Process::start(std::process::Command::new(&line[0]).args(&line[1..]));
+    let mut server = Process::start(&mut database.command());
     let (status, output) = server.finish();
     assert!(!status.success());
     let message = output

@@ -11,16 +11,7 @@ const READ_ALL: [&str; 1] = ["--secure-file-priv=/"];
 /// Reads into a table all that a SQL user can name of the server's process; returns which of
 /// the session's and the long-term secrets are there.
 fn secrets_read(scene: &Scene, database: &Database) -> Vec<&'static str> {
-    let serial_number = scene.aws.serial_number();
-    let document = scene.aws.cli(&[
-        "sts",
-        "get-session-token",
-        "--output=json",
-        "--serial-number",
-        &serial_number,
-        "--token-code",
-        &scene.aws.code(),
-    ]);
+    let document = scene.aws.session_document();
     // A descriptor of which it is known that it can be read: so the others would have been, too.
     let marker = scene.sandbox.write("marker", "can be read\0");
     let prefix = [

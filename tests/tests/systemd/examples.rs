@@ -1,9 +1,9 @@
 //! The worked set-ups of `examples/`: each page is followed, as root in its folder, on a machine
 //! that has what `make install` installs.
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
-use end_to_end_tests::{Fence, LocalAws, Process, dist, fence, write_fifo};
+use end_to_end_tests::{Fence, LocalAws, Process, copy, dist, fence, write_fifo};
 
 use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
 
@@ -453,11 +453,7 @@ fn a_backup_is_restored_on_a_host_without_aws() {
         ("/root/keys.password", "/root"),
         ("/root/backup", "/var/backups/restore"),
     ] {
-        let copied = Command::new("cp")
-            .arg("--archive")
-            .args([site.machine.path(from), host.machine.path(to)])
-            .status();
-        assert!(copied.unwrap().success(), "{from}");
+        copy(&site.machine.path(from), &host.machine.path(to));
     }
     done(&host, &fence("offline-prepare"));
     done(&host, &fence("offline-start"));
