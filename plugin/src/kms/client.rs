@@ -125,6 +125,17 @@ pub struct Limits<'a> {
     pub is_interrupted: &'a dyn Fn() -> bool,
 }
 
+impl Limits<'_> {
+    /// What a request says of the key that it is for. Numbers that are not known are 0.
+    fn context(&self, key_id: u32, key_version: u32) -> KeyContext {
+        KeyContext {
+            key_id,
+            key_version,
+            wait: self.wait,
+        }
+    }
+}
+
 /// A data key that KMS has decrypted.
 pub struct Unwrapped {
     /// The plaintext data key.
@@ -169,11 +180,7 @@ impl KmsClient {
         (key_id, key_version): (u32, u32),
         limits: &Limits<'_>,
     ) -> Result<Unwrapped, KmsError> {
-        let context = KeyContext {
-            key_id,
-            key_version,
-            wait: limits.wait,
-        };
+        let context = limits.context(key_id, key_version);
         let request = match ciphertext_blob.is_empty() {
             true => Request::GetKey(GetKey { context }),
             false => Request::Decrypt(Decrypt {
@@ -206,11 +213,7 @@ impl KmsClient {
         let request = Request::GenerateDataKey(GenerateDataKey {
             master_key_id,
             key_bytes,
-            context: KeyContext {
-                key_id,
-                key_version: 0,
-                wait: limits.wait,
-            },
+            context: limits.context(key_id, 0),
         });
         match self.call(&request, limits)? {
             Reply::Generated {
@@ -252,11 +255,7 @@ impl KmsClient {
     ) -> Result<Option<WrappedKey>, KmsError> {
         let request = Request::FindKey(FindKey {
             version,
-            context: KeyContext {
-                key_id,
-                key_version: version.unwrap_or(0),
-                wait: limits.wait,
-            },
+            context: limits.context(key_id, version.unwrap_or(0)),
         });
         match self.call(&request, limits)? {
             Reply::Stored { key: None, .. } => Ok(None),
@@ -282,11 +281,7 @@ impl KmsClient {
             generate: GenerateDataKey {
                 master_key_id,
                 key_bytes,
-                context: KeyContext {
-                    key_id,
-                    key_version: 0,
-                    wait: limits.wait,
-                },
+                context: limits.context(key_id, 0),
             },
             numbering,
         });
@@ -305,10 +300,7 @@ impl KmsClient {
         let mut listed = Vec::new();
         let mut after = None;
         loop {
-            let context = KeyContext {
-                wait: limits.wait,
-                ..KeyContext::default()
-            };
+            let context = limits.context(0, 0);
             let request = Request::ListKeys(ListKeys { after, context });
             let Reply::KeyList { keys, next } = self.call(&request, limits)? else {
                 return Err(KmsError::WrongReply);
