@@ -249,16 +249,8 @@ fn note_version_1(user: &User, peer: &Peer) {
     }
 }
 
+/// Whether the peer has disconnected, or was silent until the connection was closed.
 pub(crate) fn has_left(error: &FrameError) -> bool {
-    match error {
-        FrameError::Closed => true,
-        FrameError::Io(error) => matches!(
-            error.kind(),
-            ErrorKind::TimedOut
-                | ErrorKind::ConnectionReset
-                | ErrorKind::BrokenPipe
-                | ErrorKind::UnexpectedEof
-        ),
-        _ => false,
-    }
+    let is_timeout = matches!(error, FrameError::Io(error) if error.kind() == ErrorKind::TimedOut);
+    is_timeout || error.is_disconnect()
 }

@@ -128,7 +128,7 @@ impl ClientError {
     pub fn is_absence(&self) -> bool {
         match self {
             Self::NoBroker { .. } | Self::NotAllowed { .. } => true,
-            Self::Conversation { source, .. } => is_disconnect(source),
+            Self::Conversation { source, .. } => source.is_disconnect(),
             _ => false,
         }
     }
@@ -233,7 +233,7 @@ impl BrokerClient {
         asked.map_err(|error| match error {
             FrameError::Io(error) if is_timeout(&error) => self.timed_out(start),
             FrameError::Io(error) if is_interruption(&error) => ClientError::Interrupted,
-            source if is_disconnect(&source) && self.is_of_older_release() => {
+            source if source.is_disconnect() && self.is_of_older_release() => {
                 ClientError::OlderRelease {
                     socket: self.socket.clone(),
                 }
@@ -297,7 +297,7 @@ impl BrokerClient {
             write_frame(&mut stream, &Request::Session)
                 .and_then(|()| read_frame::<Reply>(&mut stream))
         };
-        answers_version_1 && understands_version_2().is_err_and(|error| is_disconnect(&error))
+        answers_version_1 && understands_version_2().is_err_and(|error| error.is_disconnect())
     }
 
     fn connect(&self, start: Instant, until: Instant) -> Result<OwnedFd, ClientError> {
@@ -375,20 +375,6 @@ fn open_connection(path: &Path, patience: Duration) -> nix::Result<OwnedFd> {
     setsockopt(&descriptor, SendTimeout, &time_value(patience))?;
     connect(descriptor.as_raw_fd(), &address)?;
     Ok(descriptor)
-}
-
-/// The other side has ended the connection.
-fn is_disconnect(error: &FrameError) -> bool {
-    match error {
-        FrameError::Closed => true,
-        FrameError::Io(error) => matches!(
-            error.kind(),
-            io::ErrorKind::ConnectionReset
-                | io::ErrorKind::BrokenPipe
-                | io::ErrorKind::UnexpectedEof
-        ),
-        _ => false,
-    }
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -36,6 +36,22 @@ pub enum FrameError {
     Malformed(postcard::Error),
 }
 
+impl FrameError {
+    /// Returns whether the other side has ended the connection.
+    pub fn is_disconnect(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Io(error) => matches!(
+                error.kind(),
+                io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// What stands before the body of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {

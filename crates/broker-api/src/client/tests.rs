@@ -392,12 +392,12 @@ fn a_socket_in_a_directory_that_every_user_can_write_is_not_used() {
 fn only_the_end_of_the_connection_is_a_disconnect() {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof};
 
-    assert!(is_disconnect(&FrameError::Closed));
+    assert!(FrameError::Closed.is_disconnect());
     for kind in [ConnectionReset, BrokenPipe, UnexpectedEof] {
-        assert!(is_disconnect(&FrameError::Io(kind.into())), "{kind}");
+        assert!(FrameError::Io(kind.into()).is_disconnect(), "{kind}");
     }
     for kind in [TimedOut, INTERRUPTION] {
-        assert!(!is_disconnect(&FrameError::Io(kind.into())), "{kind}");
+        assert!(!FrameError::Io(kind.into()).is_disconnect(), "{kind}");
     }
 }
 
