@@ -311,17 +311,8 @@ impl KeyManager {
         Ok(replaced.or(loaded))
     }
 
-    /// Loads the highest version that can be loaded. Returns `None` if no version is known.
-    pub(super) fn load_latest(
-        &self,
-        id: u32,
-        limits: &Limits<'_>,
-    ) -> Result<Option<u32>, KeyError> {
-        self.load_highest(&self.known_versions(id)?, limits)
-    }
-
     /// Loads the highest of these versions of one key that can be loaded; `None` if there are none.
-    fn load_highest(
+    pub(super) fn load_highest(
         &self,
         known: &[KeyName],
         limits: &Limits<'_>,

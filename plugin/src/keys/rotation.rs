@@ -107,7 +107,8 @@ fn rotate_id(manager: &KeyManager, id: u32, limits: &Limits<'_>) -> Result<KeyNa
     // The server must be able to decrypt existing data before a new version makes sense.
     if manager.keyring.latest_version(id).is_none() {
         manager.check_refused(id).map_err(text)?;
-        let loaded = manager.load_latest(id, limits);
+        let known = manager.known_versions(id);
+        let loaded = known.and_then(|known| manager.load_highest(&known, limits));
         loaded.map_err(|error| text(error.for_reading(id)))?;
     }
     manager.make_next(id, limits).map_err(text)
