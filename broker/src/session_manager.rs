@@ -83,6 +83,19 @@ struct State {
 }
 
 impl State {
+    /// With this session, or with none yet.
+    fn of(session: Option<Credentials>, mfa: &Mfa) -> Self {
+        let of_session = session.as_ref();
+        Self {
+            expiration_unix_seconds: of_session.and_then(|it| it.expiration_unix_seconds),
+            renewal_unix_seconds: of_session.and_then(|it| renewal(mfa, it)),
+            session: session.map(Arc::new),
+            closed: None,
+            fifo: None,
+            failure: None,
+        }
+    }
+
     fn close(&mut self) {
         if let Some(session) = self.session.take() {
             self.closed = Some(session);
@@ -101,16 +114,7 @@ impl SessionManager {
         session: Option<Credentials>,
         role: Role,
     ) -> io::Result<Self> {
-        let state = State {
-            expiration_unix_seconds: session.as_ref().and_then(|s| s.expiration_unix_seconds),
-            renewal_unix_seconds: session
-                .as_ref()
-                .and_then(|s| renewal(&config.session.mfa, s)),
-            session: session.map(Arc::new),
-            closed: None,
-            fifo: None,
-            failure: None,
-        };
+        let state = State::of(session, &config.session.mfa);
         Ok(Self {
             config,
             aws,
@@ -126,11 +130,8 @@ impl SessionManager {
     /// Returns the open session, or the failure that says where to enter a code.
     pub fn session(&self) -> Result<Arc<Credentials>, Failure> {
         let mut state = self.state.lock();
-        if state
-            .session
-            .as_ref()
-            .is_some_and(|session| is_over(session))
-        {
+        let session = state.session.as_ref();
+        if session.is_some_and(|session| is_over(session)) {
             state.close();
             self.changed.notify_all();
         }
@@ -143,11 +144,8 @@ impl SessionManager {
     /// Ends `session` because KMS says that it has expired, whatever the clock says.
     pub fn ended(&self, session: &Arc<Credentials>) -> Failure {
         let mut state = self.state.lock();
-        if state
-            .session
-            .as_ref()
-            .is_some_and(|present| Arc::ptr_eq(present, session))
-        {
+        let present = state.session.as_ref();
+        if present.is_some_and(|present| Arc::ptr_eq(present, session)) {
             state.close();
             self.changed.notify_all();
         }
@@ -335,14 +333,7 @@ impl SessionManager {
         let opened = format!("session {access_key_id} is open until {expiration}");
         self.report_closed();
         stored_session::keep(&self.config.session, self.source.as_ref(), &session);
-        *self.state.lock() = State {
-            expiration_unix_seconds: session.expiration_unix_seconds,
-            renewal_unix_seconds: renewal(&self.config.session.mfa, &session),
-            session: Some(Arc::new(session)),
-            closed: None,
-            fifo: None,
-            failure: None,
-        };
+        *self.state.lock() = State::of(Some(session), &self.config.session.mfa);
         self.opened.send_replace(());
         // Logged last, so that it is true when somebody reads it.
         info!(
