@@ -103,10 +103,8 @@ impl RegionalKms {
             .decrypt()
             .ciphertext_blob(Blob::new(ciphertext_blob))
             .set_key_id(master_key.map(str::to_owned));
-        let answer = call
-            .send()
-            .await
-            .map_err(|error| failure(OPERATION, &error))?;
+        let called = call.send().await;
+        let answer = called.map_err(|error| failure(OPERATION, &error))?;
         let plaintext = answer.plaintext().map(AsRef::as_ref).unwrap_or_default();
         Ok(Unwrapped {
             key: PlaintextKey::new(plaintext)
@@ -129,10 +127,8 @@ impl RegionalKms {
             .re_encrypt()
             .ciphertext_blob(Blob::new(ciphertext_blob))
             .destination_key_id(master_key_arn);
-        let answer = call
-            .send()
-            .await
-            .map_err(|error| failure(OPERATION, &error))?;
+        let called = call.send().await;
+        let answer = called.map_err(|error| failure(OPERATION, &error))?;
         let blob = answer.ciphertext_blob().map(AsRef::as_ref);
         checked(OPERATION, &answer, blob, answer.key_id(), master_key_arn)
     }
@@ -149,10 +145,8 @@ impl RegionalKms {
             .encrypt()
             .plaintext(Blob::new(key.expose()))
             .key_id(master_key_arn);
-        let answer = call
-            .send()
-            .await
-            .map_err(|error| failure(OPERATION, &error))?;
+        let called = call.send().await;
+        let answer = called.map_err(|error| failure(OPERATION, &error))?;
         let blob = answer.ciphertext_blob().map(AsRef::as_ref);
         checked(OPERATION, &answer, blob, answer.key_id(), master_key_arn)
     }
