@@ -121,8 +121,8 @@ impl KeyName {
     }
 }
 
-/// Reads a decimal number without sign, leading zero or anything else around it.
-fn parse_number(digits: &str) -> Option<u32> {
+/// Reads a number of a name, such as a key id: decimal, without sign, leading zero or anything else around it.
+pub fn parse_number(digits: &str) -> Option<u32> {
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
     digits
         .parse()

@@ -21,7 +21,7 @@ use aws_session::{
     settings::{Bucket, Settings},
 };
 use futures_util::TryStreamExt;
-use key_files::{WrappedKey, key_name::is_valid_number};
+use key_files::{WrappedKey, key_name::parse_number};
 use object_store::{
     Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
     aws::{AmazonS3Builder, AwsCredential, Checksum},
@@ -221,7 +221,8 @@ impl KeyStore {
         let mut versions = Versions::new();
         for folder in folders.common_prefixes {
             let mut parts = folder.prefix_match(&prefix).into_iter().flatten();
-            if parts.next().is_some_and(|id| number(id.as_ref()).is_some()) {
+            let id = parts.next().and_then(|id| parse_number(id.as_ref()));
+            if id.is_some() {
                 versions.extend(self.list_under(&folder).await?);
             }
         }
@@ -474,18 +475,12 @@ impl KeyStore {
         let mut parts = path.prefix_match(&self.prefix)?;
         let (id, name) = (parts.next()?, parts.next()?);
         let (version, form) = match name.as_ref().split_once('.') {
-            None => (number(name.as_ref())?, 0),
-            Some((version, form)) => (number(version)?, number(form)?),
+            None => (parse_number(name.as_ref())?, 0),
+            Some((version, form)) => (parse_number(version)?, parse_number(form)?),
         };
-        let id = number(id.as_ref())?;
+        let id = parse_number(id.as_ref())?;
         parts.next().is_none().then_some((id, version, form))
     }
-}
-
-/// A number as it is written in names, without zeros in front.
-fn number(text: &str) -> Option<u32> {
-    let number = text.parse().ok()?;
-    (is_valid_number(number) && number.to_string() == text).then_some(number)
 }
 
 fn s3(
