@@ -234,16 +234,12 @@ impl Network {
         };
         match (&self.proxy, url.scheme_str()) {
             (Some(proxy), Some("https")) => format!("{text}; {}", proxy.text),
-            (None, Some("https")) if !cause_is_certificate(&text) => {
+            (None, Some("https")) if !text.contains("certificate") => {
                 format!("{text}; check DNS and firewall (HTTPS_PROXY is not set)")
             }
             _ => text,
         }
     }
-}
-
-fn cause_is_certificate(text: &str) -> bool {
-    text.contains("certificate")
 }
 
 /// Returns the innermost reason, with clearer texts for time-outs and for errors of the proxy.
@@ -402,19 +398,14 @@ impl Certificates {
 }
 
 impl Bundle {
-    /// Fails as [`Self::check`] does.
+    /// Fails if the file has no usable certificate.
     fn checked(by: &'static str, path: String) -> Result<Self, NetworkError> {
         let bundle = Self {
             path: path.into(),
             by,
         };
-        bundle.check()?;
+        bundle.read(&bundle.text()?, |_| {})?;
         Ok(bundle)
-    }
-
-    /// Fails if the file has no usable certificate.
-    fn check(&self) -> Result<(), NetworkError> {
-        self.read(&self.text()?, |_| {})
     }
 
     fn text(&self) -> Result<Zeroizing<String>, NetworkError> {
@@ -596,7 +587,10 @@ impl HttpConnector for NamingConnector {
                 }
             };
             match timeout(limit, connector.call(request)).await {
-                Ok(Ok(answer)) => Ok(answer.map(|body| limited(body, max_bytes))),
+                Ok(Ok(answer)) => {
+                    // Reading more fails.
+                    Ok(answer.map(|body| SdkBody::from_body_1_x(Limited::new(body, max_bytes))))
+                }
                 Ok(Err(error)) => {
                     if is_unknown_issuer(&root_cause(&error)) {
                         // Perhaps the file was cut off when it was read, and perhaps somebody adds the right one.
@@ -625,11 +619,6 @@ fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
         error if error.is_user() => ConnectorError::user(text),
         error => ConnectorError::other(text, error.as_other()),
     }
-}
-
-/// Limits an answer; reading more fails.
-fn limited(body: SdkBody, max_bytes: usize) -> SdkBody {
-    SdkBody::from_body_1_x(Limited::new(body, max_bytes))
 }
 
 #[cfg(test)]

@@ -412,7 +412,7 @@ fn region(config: &SessionConfig, profiles: &Profiles) -> Result<Option<String>,
 }
 
 /// Endpoint URLs that replace AWS's endpoints.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Endpoints {
     sts: Option<String>,
     kms: Option<String>,
@@ -422,11 +422,7 @@ struct Endpoints {
 impl Endpoints {
     fn read(profiles: &Profiles) -> Result<Self, SettingsError> {
         if switch(profiles, IGNORE_ENDPOINTS)? {
-            return Ok(Self {
-                sts: None,
-                kms: None,
-                s3: None,
-            });
+            return Ok(Self::default());
         }
         Ok(Self {
             sts: endpoint(profiles, Service::Sts.id(), "AWS_ENDPOINT_URL_STS")?,
