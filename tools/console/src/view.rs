@@ -73,7 +73,6 @@ impl Broker {
                         None => return Ok(all),
                     }
                 }
-                Reply::Failed(failure) => return Err(failure.message),
                 _ => return Err("the broker's answer is not a list of keys".into()),
             }
         }
@@ -100,9 +99,7 @@ impl Broker {
             error => error.to_string(),
         })?;
         match answer {
-            Reply::Failed(failure) if !matches!(request, Request::ListKeys(_)) => {
-                Err(failure.message)
-            }
+            Reply::Failed(failure) => Err(failure.message),
             reply => Ok(reply),
         }
     }
