@@ -189,8 +189,7 @@ impl Fifo {
 
     /// Fails if the FIFO is no longer at its path, where nobody could write to it.
     pub fn check_place(&self) -> Result<(), FifoError> {
-        let status = fstat(&self.reader).map_err(FifoError::wait)?;
-        match is_at(&self.path, &self.directory, &status) {
+        match is_at(&self.path, &self.directory, self.identity) {
             true => Ok(()),
             false => Err(occupied(
                 &self.path,
@@ -223,14 +222,11 @@ impl AsFd for Fifo {
 impl Drop for Fifo {
     fn drop(&mut self) {
         on_abort::FIFO.removed();
-        let Some(name) = self.path.file_name() else {
-            return;
-        };
-        let there = fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        if !there.is_ok_and(|status| identity(&status) == self.identity) {
+        if !is_at(&self.path, &self.directory, self.identity) {
             return;
         }
         state_file::remove(&self.path, &self.directory);
+        let name = self.path.file_name().unwrap_or_default();
         if let Err(error) = unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
             warn!(
                 "cannot remove the FIFO {}: {}",
@@ -344,7 +340,7 @@ fn lock(path: &Path, directory: &OwnedFd) -> Result<Flock<OwnedFd>, FifoError> {
         };
         let status = check_ours(path, &reader)?;
         match Flock::lock(reader, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) if is_at(path, directory, &status) => return Ok(lock),
+            Ok(lock) if is_at(path, directory, identity(&status)) => return Ok(lock),
             Ok(_) => {}
             Err((_, Errno::EWOULDBLOCK)) if Instant::now() < until => {
                 thread::sleep(PREDECESSOR_PAUSE);
@@ -355,10 +351,11 @@ fn lock(path: &Path, directory: &OwnedFd) -> Result<Flock<OwnedFd>, FifoError> {
     }
 }
 
-fn is_at(path: &Path, directory: &OwnedFd, status: &FileStat) -> bool {
+/// Whether the FIFO of this identity is at its path.
+fn is_at(path: &Path, directory: &OwnedFd, wanted: (u64, u64)) -> bool {
     let name = path.file_name().unwrap_or_default();
     fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-        .is_ok_and(|there| identity(&there) == identity(status))
+        .is_ok_and(|there| identity(&there) == wanted)
 }
 
 /// Names the process that holds the lock, if that is visible. Source: proc_locks(5).
