@@ -303,9 +303,7 @@ impl Upstream {
             // Hosts that wait for the same server do not ask it at the same moment.
             let jitter = 0.75 + f64::from(std::process::id() % 1000) / 2000.0;
             sleep(WAITING_INTERVAL.mul_f64(jitter)).await;
-            let asked = self
-                .ask_states(CONNECT_TIMEOUT + self.request_timeout)
-                .await;
+            let asked = self.ask_states().await;
             if asked.is_some_and(|state| state.phase == SessionPhase::Open) {
                 *opened = Instant::now();
             }
@@ -317,9 +315,7 @@ impl Upstream {
     pub async fn watch_state(&self) {
         loop {
             self.state_wanted.notified().await;
-            let asked = self
-                .ask_states(CONNECT_TIMEOUT + self.request_timeout)
-                .await;
+            let asked = self.ask_states().await;
             self.last_state
                 .send_replace(asked.map(|state| (state, Instant::now())));
         }
@@ -357,7 +353,8 @@ impl Upstream {
     }
 
     /// The state of the first server that has a session, or else of the first that answers.
-    async fn ask_states(&self, patience: Duration) -> Option<SessionState> {
+    async fn ask_states(&self) -> Option<SessionState> {
+        let patience = CONNECT_TIMEOUT + self.request_timeout;
         let mut answered = None;
         for index in self.order() {
             let server = self.servers.get(index)?;
