@@ -40,7 +40,7 @@ pub(crate) enum Backend {
     /// KMS and the key store, with the session of this broker.
     Aws(Arc<AwsCalls>),
     /// Key servers.
-    Upstream(Box<Upstream>),
+    Upstream(Arc<Upstream>),
 }
 
 /// Returns the present certificate: it changes with its file.

@@ -238,11 +238,11 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     let signals = prepare_process()?;
     warn_of_readable_program();
     let runtime = runtime(false)?;
-    let upstream = Box::new(Upstream::new(upstream, config)?);
+    let upstream = Arc::new(Upstream::new(upstream, config)?);
     let listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
     let status = format!("gets its keys from {}", upstream.names());
     let service = Arc::new(Service {
-        backend: Backend::Upstream(upstream),
+        backend: Backend::Upstream(Arc::clone(&upstream)),
         record: Arc::new(Record::new()),
         certificate: None,
         users: Arc::new(Users::new(process::max_connections())),
@@ -257,9 +257,6 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     let serving = async {
         let socket = UnixListener::from_std(socket)
             .map_err(|error| RunError::System("accept connections", error))?;
-        let Backend::Upstream(upstream) = &service.backend else {
-            return Err(RunError::Defect("the client of the key servers"));
-        };
         tokio::select! {
             ended = lifetime.wait() => {
                 ended.map_err(|error| RunError::System("wait for the end", error))
