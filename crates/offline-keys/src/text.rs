@@ -128,11 +128,7 @@ fn parse_line(line: &[u8], unnamed: Algorithm) -> Result<Option<OfflineKey>, Pro
 fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (id, rest) = line.split_at(digits);
-    let id = str::from_utf8(id)
-        .ok()
-        .and_then(|id| id.parse().ok())
-        .filter(|&id| is_valid_number(id))
-        .ok_or(Problem::Id)?;
+    let id = parse_number(id).ok_or(Problem::Id)?;
     let rest = rest.strip_prefix(b";").ok_or(Problem::NotAKey)?;
     let (version, rest) = parse_version(rest)?;
     let (key, rest) = parse_key(rest)?;
@@ -150,6 +146,12 @@ fn parse_plain(line: &[u8], unnamed: Algorithm) -> Result<OfflineKey, Problem> {
     }
 }
 
+/// Parses a key id or version. It may have zeros in front, as for file_key_management.
+fn parse_number(digits: &[u8]) -> Option<u32> {
+    let number = str::from_utf8(digits).ok()?.parse().ok()?;
+    is_valid_number(number).then_some(number)
+}
+
 /// Splits a version and the key that follows it. The digits of a key may all be decimal, but a version is shorter
 /// than any key.
 fn parse_version(text: &[u8]) -> Result<(u32, &[u8]), Problem> {
@@ -157,11 +159,7 @@ fn parse_version(text: &[u8]) -> Result<(u32, &[u8]), Problem> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     match text.split_at(digits) {
         (version @ [_, ..], [b';', key @ ..]) if digits <= LONGEST_VERSION_DIGITS => {
-            let version = str::from_utf8(version)
-                .ok()
-                .and_then(|version| version.parse().ok())
-                .filter(|&version| is_valid_number(version))
-                .ok_or(Problem::Version)?;
+            let version = parse_number(version).ok_or(Problem::Version)?;
             Ok((version, key))
         }
         _ => Ok((PLAIN_VERSION, text)),
