@@ -273,11 +273,8 @@ fn checked(text: &str) -> Option<&str> {
 fn checksum(text: &str) -> String {
     Sha256::digest(text)
         .iter()
-        .fold(String::new(), |mut hex, byte| {
-            // Writing to a String does not fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A clock may be set to any year; the text has four digits for it.
