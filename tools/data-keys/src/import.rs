@@ -74,7 +74,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     compare_with_manifest(arguments, &keys)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
-    let names_of_keys: Vec<_> = keys.iter().map(|key| key.name).collect();
     let (mut written, mut left) = (0, 0);
     let failed = runtime()?.block_on(async {
         let (kms, master_key_arn) =
@@ -84,18 +83,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             kms,
             master_key_arn,
         };
-        let work = async |name: &KeyName| match keys.iter().find(|key| key.name == *name) {
-            Some(key) if there.contains(name) => import.prove(key).await.map(|()| false),
-            Some(key) => import.wrap(key).await,
-            None => Ok(false),
+        let work = async |key: &OfflineKey| match there.contains(&key.name) {
+            true => import.prove(key).await.map(|()| false),
+            false => import.wrap(key).await,
         };
-        Ok::<_, DataKeysError>(
-            each(&names_of_keys, work, |_, new| match new {
-                true => written += 1,
-                false => left += 1,
-            })
-            .await,
-        )
+        let count = |_: &OfflineKey, is_new| match is_new {
+            true => written += 1,
+            false => left += 1,
+        };
+        Ok::<_, DataKeysError>(each(&keys, work, count).await)
     })?;
     print(&format!(
         "{} imported into '{}' under {}, {left} existed already, {failed} failed\n",
