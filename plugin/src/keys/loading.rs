@@ -224,16 +224,8 @@ fn report_missing(manager: &KeyManager, listing: &Listing) {
 /// old ones, and both would encrypt different pages with the same key and IV. Returns the ids for which this
 /// failed, which are refused to the server.
 fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
-    let mut ids: BTreeSet<u32> = manager
-        .directory
-        .list()?
-        .keys
-        .iter()
-        .map(|key| key.id)
-        .collect();
-    ids.extend(manager.manifest.entries().iter().map(|entry| entry.name.id));
     let mut refused = BTreeSet::new();
-    for id in ids {
+    for id in manager.known_ids()? {
         let latest = manager.known_versions(id)?.pop();
         if latest.is_none_or(|name| name.algorithm != Algorithm::AesCtr) {
             continue;

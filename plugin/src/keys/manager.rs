@@ -364,6 +364,14 @@ impl KeyManager {
         Ok(known)
     }
 
+    /// The ids of the keys in memory, on disk and in the manifest.
+    pub(super) fn known_ids(&self) -> Result<BTreeSet<u32>, KeyError> {
+        let mut ids: BTreeSet<u32> = self.keyring.ids().into_iter().collect();
+        ids.extend(self.directory.list()?.keys.iter().map(|key| key.id));
+        ids.extend(self.manifest.entries().iter().map(|entry| entry.name.id));
+        Ok(ids)
+    }
+
     /// Makes the first version of a key that neither key files nor manifest nor key store list, unless data is encrypted with
     /// it.
     fn make_first(&self, id: u32) -> Result<u32, KeyError> {

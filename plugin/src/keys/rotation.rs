@@ -43,9 +43,7 @@ pub struct Rotated {
 
 /// Makes a new version of each key of `target`, several at a time, and returns within a bounded time.
 pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError> {
-    let mut known: BTreeSet<u32> = manager.keyring.ids().into_iter().collect();
-    known.extend(manager.directory.list()?.keys.iter().map(|key| key.id));
-    known.extend(manager.manifest.entries().iter().map(|entry| entry.name.id));
+    let mut known = manager.known_ids()?;
     match target {
         Target::All => {}
         Target::Id(id) if known.contains(&id) => known = BTreeSet::from([id]),
