@@ -135,14 +135,9 @@ pub fn is_cluster_node() -> bool {
 /// The lists of binary logs and relay logs that the options place somewhere, which may be relative to the data directory.
 /// Empty if the program does not say.
 pub fn log_lists() -> Vec<PathBuf> {
-    let path = |name| {
-        let variable: *const *const c_char = find(name).cast_const().cast();
-        // SAFETY: in a MariaDB program, this is a `char *` that is null or NUL-terminated. It is set from the options
-        // before plugins are loaded, and what it points to lives as long as the program.
-        let path = unsafe { text_of(variable) };
-        path.filter(|path| !path.is_empty())
-            .map(|path| PathBuf::from(OsStr::from_bytes(path.to_bytes())))
-    };
+    // SAFETY: in a MariaDB program, this is a `char *` that is null or NUL-terminated. It is set from the options before
+    // plugins are loaded, and what it points to lives as long as the program.
+    let path = |name| unsafe { path_in(name) };
     let list = |(index, logs)| path(index).or_else(|| Some(path(logs)?.with_extension("index")));
     [
         (c"opt_binlog_index_name", c"opt_bin_logname"),
@@ -151,6 +146,16 @@ pub fn log_lists() -> Vec<PathBuf> {
     .into_iter()
     .filter_map(list)
     .collect()
+}
+
+/// Returns the path in a variable of the program; `None` if it is empty or there is no such variable.
+///
+/// # Safety
+/// The variable is a string that is null or NUL-terminated and does not change during the call.
+unsafe fn path_in(name: &CStr) -> Option<PathBuf> {
+    // SAFETY: the caller vouches for the variable, and null means that there is none.
+    let path = unsafe { text_of(find(name).cast_const().cast()) }?;
+    (!path.is_empty()).then(|| OsStr::from_bytes(path.to_bytes()).into())
 }
 
 /// # Safety
@@ -194,10 +199,7 @@ pub fn is_backup_program() -> bool {
 
 /// Returns the `--incremental-dir` of mariadb-backup: the increment that it is about to apply to a backup.
 pub fn incremental_directory() -> Option<PathBuf> {
-    let variable: *const *const c_char = find(c"xtrabackup_incremental_dir").cast_const().cast();
     // SAFETY: in mariadb-backup, this is a `char *` that is null or NUL-terminated. It is set before plugins are
     // loaded and does not change.
-    let path = unsafe { text_of(variable) };
-    path.filter(|path| !path.is_empty())
-        .map(|path| OsStr::from_bytes(path.to_bytes()).into())
+    unsafe { path_in(c"xtrabackup_incremental_dir") }
 }
