@@ -12,7 +12,7 @@ use crate::{
     audit,
     connection::Connection,
     key_cache::KeyCache,
-    key_store_calls::KeyStoreCalls,
+    key_store_calls::{KeyStoreCalls, found},
     kms_calls::{KmsCalls, check, invalid},
     session_manager::SessionManager,
     users::User,
@@ -159,7 +159,10 @@ impl AwsCalls {
                 let store = store.ok_or_else(none)?;
                 store.make(sessions, &self.kms, request).await
             }
-            Request::FindKey(request) => store.ok_or_else(none)?.find(sessions, request).await,
+            Request::FindKey(request) => {
+                let key = store.ok_or_else(none)?.find(sessions, request).await?;
+                Ok(found(key))
+            }
             Request::ListKeys(request) => store.ok_or_else(none)?.list(sessions, request).await,
             Request::GetKey(_) => Err(invalid(
                 "only a key server gives keys by their number, and only over TLS".into(),

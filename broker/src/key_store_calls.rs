@@ -59,6 +59,15 @@ struct Listing {
     known: BTreeMap<(u32, u32), (KeyName, CheckValue)>,
 }
 
+/// The reply with a key that was in the key store, or with none.
+pub(crate) fn found(key: Option<WrappedKey>) -> Reply {
+    Reply::Stored {
+        key,
+        is_new: false,
+        request_id: String::new(),
+    }
+}
+
 /// Logs what cannot be used, in one line for each list: a user's calls are limited, and so must be what they log.
 fn log_invalid(invalid: &[StoreError]) {
     let Some((first, others)) = invalid.split_first() else {
@@ -153,14 +162,10 @@ impl KeyStoreCalls {
         &self,
         sessions: &SessionManager,
         request: &FindKey,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Option<WrappedKey>, Failure> {
         let store = self.store(sessions)?;
         let found = store.find(request.context.key_id, request.version).await;
-        Ok(Reply::Stored {
-            key: self.read(found)?,
-            is_new: false,
-            request_id: String::new(),
-        })
+        self.read(found)
     }
 
     /// Lists a page of keys.
@@ -235,11 +240,7 @@ impl KeyStoreCalls {
             (Numbering::First, Some(version)) => {
                 let latest = versions.get(&(id, version)).copied().unwrap_or_default();
                 let key = self.read(store.latest_form(id, version, latest).await)?;
-                return Ok(Reply::Stored {
-                    key,
-                    is_new: false,
-                    request_id: String::new(),
-                });
+                return Ok(found(key));
             }
             (Numbering::Next { known }, highest) => {
                 let highest = highest.unwrap_or_default();

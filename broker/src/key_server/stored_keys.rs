@@ -11,8 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use crate::{
-    aws_calls::AwsCalls, key_cache::refuses_key, key_store_calls::KeyStoreCalls,
-    kms_calls::invalid, users::User,
+    aws_calls::AwsCalls,
+    key_cache::refuses_key,
+    key_store_calls::{KeyStoreCalls, found},
+    kms_calls::invalid,
+    users::User,
 };
 
 /// KMS calls at the same time, for all clients. Each has a connection.
@@ -117,24 +120,18 @@ impl StoredKeys {
     /// Describes a key, without the wrapped key.
     pub async fn find(&self, name_space: &str, request: &FindKey) -> Result<Reply, Failure> {
         let space = self.space(name_space)?;
-        let Some(key_version) = request.version else {
-            let found = space.store.find(&self.aws.sessions, request).await?;
-            return Ok(without_blob(found));
+        let key = match request.version {
+            None => space.store.find(&self.aws.sessions, request).await?,
+            Some(key_version) => {
+                let context = KeyContext {
+                    key_version,
+                    ..request.context
+                };
+                let find = async |slot: &mut Slot| self.find_in(&space, slot, &context).await;
+                self.with_slot(&space, &context, find).await?
+            }
         };
-        let context = KeyContext {
-            key_version,
-            ..request.context
-        };
-        let key = self
-            .with_slot(&space, &context, async |slot| {
-                self.find_in(&space, slot, &context).await
-            })
-            .await?;
-        Ok(Reply::Stored {
-            key: key.map(WrappedKey::without_blob),
-            is_new: false,
-            request_id: String::new(),
-        })
+        Ok(found(key.map(WrappedKey::without_blob)))
     }
 
     /// Lists names and check values.
@@ -200,11 +197,7 @@ impl StoredKeys {
                 version: Some(context.key_version),
                 context: *context,
             };
-            let found = space.store.find(&self.aws.sessions, &request).await?;
-            let Reply::Stored { key, .. } = found else {
-                return Err(invalid("the key store sent an unexpected reply".into()));
-            };
-            slot.key = key;
+            slot.key = space.store.find(&self.aws.sessions, &request).await?;
         }
         Ok(slot.key.clone())
     }
