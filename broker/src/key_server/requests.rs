@@ -43,15 +43,12 @@ pub(crate) fn refusal(
             message,
         })
     };
-    let not_given = |id: u32| {
-        let ids = !client.key_ids.contains(id);
-        ids.then(|| Failure {
-            kind: FailureKind::AccessDenied,
-            message: format!(
-                "client {} may not use key {id} (key_ids of its section in the key server's configuration)",
-                client.name
-            ),
-        })
+    let not_given = |id: u32| match client.key_ids.contains(id) {
+        true => None,
+        false => denied(format!(
+            "client {} may not use key {id} (key_ids of its section in the key server's configuration)",
+            client.name
+        )),
     };
     match request {
         Request::Session | Request::ListKeys(_) => None,
