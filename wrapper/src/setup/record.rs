@@ -128,14 +128,16 @@ pub fn write_file(path: &Path, mode: u32, content: &[u8]) -> Result<(), SetupErr
 /// Removes a file, if it is there, and what is left of one that was not written to its end.
 pub fn remove_file(path: &Path) -> Result<(), SetupError> {
     for path in [path, &temporary(path)] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SetupError::file("remove", path)(error));
-            }
-            _ => {}
-        }
+        remove_if_there(path).map_err(SetupError::file("remove", path))?;
     }
     Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Removes a directory, unless it is not empty or not there.
@@ -156,10 +158,7 @@ pub fn remove_directory(path: &Path) -> Result<(), SetupError> {
 /// Writes the whole file or nothing of it.
 fn write(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let temporary = temporary(path);
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(&temporary)?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
