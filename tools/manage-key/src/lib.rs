@@ -225,17 +225,27 @@ impl Tool<'_> {
         let session = self.open_session(code)?;
         let key = self.open_key(&session, Some(self.signals.descriptor()))?;
         let (caller, description) = key.look(self.key.as_str());
-        let attempt = Attempt {
-            key: &key,
-            id: &self.id_for_change(description)?,
+        let id = self.id_for_change(description)?;
+        self.attempt(&key, &id, change, &caller).make()?;
+        Ok(End::Code(0))
+    }
+
+    fn attempt<'a>(
+        &'a self,
+        key: &'a MasterKey<'a>,
+        id: &'a str,
+        change: Change,
+        caller: &'a str,
+    ) -> Attempt<'a> {
+        Attempt {
+            key,
+            id,
             change,
-            caller: &caller,
+            caller,
             note: &self.note,
             request_patience: self.timeout,
             timeout: self.timeout,
-        };
-        attempt.make()?;
-        Ok(End::Code(0))
+        }
     }
 
     /// Returns the id or ARN of the key. A user may be allowed to change the key, but not to describe

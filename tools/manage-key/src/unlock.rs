@@ -29,15 +29,7 @@ pub(super) fn unlock(tool: &Tool<'_>, command: &Command) -> Result<End, ManageEr
     if was_enabled {
         warn!("{arn} is enabled already; it will be disabled at the end nevertheless");
     }
-    let enable = Attempt {
-        key: &key,
-        id: &arn,
-        change: Change::Enable,
-        caller: &caller,
-        note: &tool.note,
-        request_patience: tool.timeout,
-        timeout: tool.timeout,
-    };
+    let enable = tool.attempt(&key, &arn, Change::Enable, &caller);
     let mut is_refused = false;
     let outcome = catch_panic(|| {
         let enabled = enable.make();
@@ -90,13 +82,8 @@ fn disable(
         fault_point("disabling");
         let key = tool.open_key(session, None)?;
         let attempt = Attempt {
-            key: &key,
-            id: arn,
-            change: Change::Disable,
-            caller,
-            note: &tool.note,
             request_patience: DISABLE_PATIENCE,
-            timeout: tool.timeout,
+            ..tool.attempt(&key, arn, Change::Disable, caller)
         };
         attempt.make()
     };
