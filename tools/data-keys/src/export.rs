@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use data_files::scan::SYSTEM_KEY_ID;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
     key_name::{Algorithm, KeyName},
@@ -28,9 +29,6 @@ use crate::{
     directories::Directories, manifest, names, password::PasswordArguments, print,
     regional_kms::Unwrapped, runtime, unwrapping::UnwrapperArguments,
 };
-
-/// The key of InnoDB's redo log; file_key_management does not load without it.
-const SYSTEM_KEY_ID: u32 = 1;
 
 /// Write all data keys into one encrypted file, for a host without AWS
 #[derive(Debug, Args)]
@@ -281,6 +279,7 @@ fn obstacle(names: &[KeyName], form: Form) -> Option<String> {
             name.id, name.version
         ));
     }
+    // It does not load without that one.
     if !names.iter().any(|name| name.id == SYSTEM_KEY_ID) {
         return Some(format!("it needs a key {SYSTEM_KEY_ID}"));
     }
