@@ -14,13 +14,13 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
 use zeroize::Zeroizing;
 
-use crate::clock::seconds_text;
+use crate::{clock::seconds_text, interrupt::poll_timeout};
 
 /// How long an interactive program may take to restore the terminal.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -166,8 +166,7 @@ fn wait_readable(stdout: BorrowedFd<'_>, patience: &Patience<'_>) -> Result<(), 
             .flatten()
             .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
             .collect();
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut descriptors, timeout) {
+        match poll(&mut descriptors, poll_timeout(left)) {
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) if descriptors.get(1).is_some_and(|it| it.any() == Some(true)) => {
                 return Err(OutputError::Interrupted);
