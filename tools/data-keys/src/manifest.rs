@@ -30,10 +30,7 @@ pub(crate) fn missing(
     listing: &Listing,
 ) -> BTreeMap<KeyName, String> {
     let entries = manifest.entries();
-    let is_missing = |name: &KeyName| {
-        let mut versions = listing.keys.iter().filter(|key| key.id == name.id);
-        !versions.any(|key| key.version >= name.version)
-    };
+    let is_missing = |name: &KeyName| listing.newest(name.id) < Some(name.version);
     let names = entries.iter().map(|entry| entry.name).filter(is_missing);
     let reason = |name: KeyName| {
         let reason = format!(
@@ -50,9 +47,12 @@ pub(crate) fn missing(
 /// or moved away because nothing needs them.
 pub(crate) fn older_without_file(manifest: &ManifestFile, listing: &Listing) -> Vec<KeyName> {
     let is_older = |name: &KeyName| {
-        let versions = || listing.keys.iter().filter(|key| key.id == name.id);
-        versions().any(|key| key.version > name.version)
-            && versions().all(|key| key.version != name.version)
+        let number = name.number();
+        listing.newest(name.id) > Some(name.version)
+            && listing
+                .keys
+                .binary_search_by_key(&number, KeyName::number)
+                .is_err()
     };
     let names = manifest.entries().into_iter().map(|entry| entry.name);
     names.filter(is_older).collect()
