@@ -41,6 +41,14 @@ impl Listing {
         let last = self.keys.get(..end)?.last()?;
         (last.id == id).then_some(last.version)
     }
+
+    /// Whether a key version has a file, whatever algorithm its name says.
+    pub fn has(&self, name: &KeyName) -> bool {
+        let found = self
+            .keys
+            .binary_search_by_key(&name.number(), KeyName::number);
+        found.is_ok()
+    }
 }
 
 /// Keeps other servers from making keys in the directory, until it is dropped or the process dies.

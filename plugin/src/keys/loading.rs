@@ -193,14 +193,10 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
 /// Reports the versions that the manifest lists and that have no key file: as an error if the version is the
 /// newest of its key. Older ones may have been moved away because nothing needs them any more.
 fn report_missing(manager: &KeyManager, listing: &Listing) {
-    let has_file = |name: &KeyName| {
-        let mut here = listing.keys.iter();
-        here.any(|key| key.number() == name.number())
-    };
     let mut old = Vec::new();
     for entry in manager.manifest.entries() {
         let name = entry.name;
-        if has_file(&name) {
+        if listing.has(&name) {
             continue;
         }
         if listing.newest(name.id) > Some(name.version) {

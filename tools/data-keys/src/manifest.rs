@@ -46,14 +46,8 @@ pub(crate) fn missing(
 /// Returns the key versions that the manifest lists, that have no file, and of whose key a newer version has one: lost,
 /// or moved away because nothing needs them.
 pub(crate) fn older_without_file(manifest: &ManifestFile, listing: &Listing) -> Vec<KeyName> {
-    let is_older = |name: &KeyName| {
-        let number = name.number();
-        listing.newest(name.id) > Some(name.version)
-            && listing
-                .keys
-                .binary_search_by_key(&number, KeyName::number)
-                .is_err()
-    };
+    let is_older =
+        |name: &KeyName| listing.newest(name.id) > Some(name.version) && !listing.has(name);
     let names = manifest.entries().into_iter().map(|entry| entry.name);
     names.filter(is_older).collect()
 }

@@ -77,6 +77,8 @@ fn the_newest_version_of_a_key_is_found_among_those_of_other_keys() {
     };
     let newest: Vec<_> = (1..=5).map(|id| listing.newest(id)).collect();
     assert_eq!(newest, [None, Some(10), None, Some(3), None]);
+    assert!(listing.has(&cbc(2, 9)));
+    assert!(!listing.has(&cbc(2, 2)) && !listing.has(&cbc(3, 1)));
 }
 
 #[test]
