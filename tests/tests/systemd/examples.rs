@@ -210,8 +210,55 @@ fn the_pages_on_the_key_store_lose_nothing() {
     let table = done(fence("key-store-list"));
     assert_eq!(table.matches("same").count(), 3, "{table}");
     done(fence("losing-nothing-verify"));
-    let log = done(fence("losing-nothing-try"));
-    assert!(log.contains("d.u") && log.contains("OK"), "{log}");
+    the_drill_touches_nothing_of_the_server(&site, folder);
+}
+
+/// Whatever directories its option files name.
+fn the_drill_touches_nothing_of_the_server(site: &Running, folder: &Path) {
+    site.machine.sh("systemctl stop 'mariadb.s*'
+         install -d -o mysql -g mysql /var/lib/other
+         cd /var/lib/mysql
+         mv aws-kms-key.* aria_log* ib_logfile0 /var/lib/other
+         printf '%s\n' '[mariadb]' aws-key-management-keyfile-dir=/var/lib/other \
+             aria-log-dir-path=/var/lib/other innodb-log-group-home-dir=/var/lib/other \
+             tmpdir=/var/lib/other general-log general-log-file=/var/lib/other/general.log \
+             > /etc/mysql/mariadb.conf.d/90-other.cnf
+         systemctl start mariadb
+         touch '/var/lib/other/#sql-temporary.MAI'");
+    let drill = fence("losing-nothing-try");
+    let (backup, start) = drill.commands.split_once("chown").unwrap();
+    let commands = format!("{backup}mariadb -e 'INSERT INTO d.t VALUES (9)'\nchown{start}");
+    let log = done_in(site, folder, &commands);
+    for table in ["d.t", "d.u"] {
+        let is_right = |line: &str| line.starts_with(table) && line.ends_with("OK");
+        assert!(log.lines().any(is_right), "{table} in {log}");
+    }
+    let left = site
+        .machine
+        .sh("cd /var/lib/other; ls '#sql-temporary.MAI'; grep -c 'started with:' general.log");
+    assert_eq!(left, "#sql-temporary.MAI\n1");
+    done_in(site, folder, &fence("losing-nothing-remove").commands);
+
+    // A copy that does not come up.
+    let (_, start) = drill.commands.split_once("/usr/sbin/mariadbd").unwrap();
+    let script = format!("/usr/sbin/mariadbd{start}");
+    let mut drill = Process::start(&mut site.machine.command(&["sh", "-exc", &script]));
+    let (status, output) = drill.finish();
+    assert!(!status.success(), "{output}");
+    let log = site.machine.sh("cat /var/backups/try.log");
+    assert!(log.contains("backup-my.cnf"), "{log}");
+
+    site.machine
+        .sh("systemctl kill --signal=KILL mariadb; systemctl restart mariadb");
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7\n9");
+}
+
+fn done_in(site: &Running, folder: &Path, commands: &str) -> String {
+    let fence = Fence {
+        folder: folder.into(),
+        commands: commands.into(),
+    };
+    done(site, &fence)
 }
 
 #[test]
