@@ -306,10 +306,15 @@ fn an_instance_with_a_role_asks_nobody() {
 
 #[test]
 fn a_backup_at_night_needs_no_code_and_is_restored() {
-    let mut site = bare();
+    let mut site = bare().file(
+        "/etc/mysql/mariadb.conf.d/90-log.cnf",
+        0o644,
+        "[mariadb]\nlog-bin = /srv/logs/bin\n",
+    );
     let endpoint = site.aws.endpoint();
     site.aws.serve_again(&endpoint, &["--session-lifetime=600"]);
     let site = site.boot_as_it_is();
+    site.machine.sh("install -d -o mysql /srv/logs");
     done_with_code(&site, &fence("mfa-at-boot"));
     encrypts(&site);
     // It is over by AWS's clock; the broker notices when a key is wanted.
@@ -331,11 +336,24 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     assert_eq!(backups.lines().count(), 1, "{backups}");
     assert_eq!(site.aws.calls("GetSessionToken"), 1);
 
+    // After the backup, a binary log on another disk is encrypted with a version that no backup has.
+    site.wait_for_fifo();
+    site.echo_code();
+    site.sql("SET GLOBAL aws_key_management_rotate_key = 1");
+    site.sql("FLUSH BINARY LOGS; CREATE TABLE d.since (a INT)");
+    let log = site.sql("SHOW MASTER STATUS");
+    let log = log.split_whitespace().next().unwrap();
     site.sql("DROP TABLE d.t");
     // Else the broker's FIFO could be taken for that of the start.
     site.stop_server();
     done_with_code(&site, &fence("nightly-backup-restore"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7\n8");
+    let events = format!("SHOW BINLOG EVENTS IN \"{log}\"");
+    assert!(site.sql(&events).contains("CREATE TABLE d.since"));
+    site.sql("SET GLOBAL aws_key_management_rotate_key = 1");
+    let keys = site.machine.sh("cd /var/lib/mysql; ls aws-kms-key.1.*");
+    assert_eq!(keys, "aws-kms-key.1.1\naws-kms-key.1.2\naws-kms-key.1.3");
+    assert!(site.sql(&events).contains("CREATE TABLE d.since"));
 }
 
 #[test]
