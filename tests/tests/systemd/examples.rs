@@ -441,11 +441,13 @@ fn a_node_on_premises_joins_a_cluster_in_ec2() {
 /// A server with file_key_management.
 fn with_key_file() -> Running {
     let site = bare().boot_as_it_is();
-    site.machine
-        .sh("(umask 077; openssl rand -hex 32 > /etc/mysql/keys.password)");
-    done(&site, &fence("migration-new-key-file"));
     site.machine.sh(&format!(
-        "cp {SOURCE}/examples/migration/60-file-key-management.cnf /etc/mysql/mariadb.conf.d
+        "umask 077; cd /etc/mysql
+         openssl rand -hex 32 > keys.password
+         echo \"1;$(openssl rand -hex 32)\" |
+             openssl enc -aes-256-cbc -md sha1 -pass file:keys.password -out keys.enc
+         umask 022
+         cp {SOURCE}/examples/migration/60-file-key-management.cnf /etc/mysql/mariadb.conf.d
          chown mysql: /etc/mysql/keys.*
          systemctl restart mariadb"
     ));
@@ -474,6 +476,10 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
     no_row(&site, &fence("migration-rotation-done"));
     done(&site, &fence("migration-remove-old"));
     assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    site.sql(
+        "CREATE TABLE d.s (a TEXT) ENCRYPTION_KEY_ID=3; INSERT INTO d.s VALUES (\"marker-in-clear\");
+         CREATE TABLE d.aria ENGINE=Aria SELECT * FROM d.s",
+    );
 
     let said = done(&site, &fence("migration-export"));
     assert!(said.contains("Not for file_key_management"), "{said}");
@@ -483,9 +489,21 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
     done(&site, &fence("decrypt-logs"));
     let said = done(&site, &fence("decrypt-check"));
     assert!(!said.contains("  needed  "), "{said}");
+    let in_the_clear = "cd /var/lib/mysql/d; grep -l 'marker-in-clear' * || :";
+    assert_eq!(site.machine.sh(in_the_clear), "aria.MAD\ns.ibd");
     done(&site, &fence("migration-new-key-file"));
     done(&site, &fence("migration-to-file-key-management"));
-    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    done(&site, &fence("encrypt-aria"));
+    no_row(&site, &fence("encrypt-innodb-done"));
+    site.stop_server();
+    assert_eq!(site.machine.sh(in_the_clear), "");
+    site.machine.sh("systemctl start mariadb");
+    for table in ["s", "aria"] {
+        assert_eq!(
+            site.sql(&format!("SELECT a FROM d.{table}")),
+            "marker-in-clear"
+        );
+    }
     assert!(!site.programs().contains("iam-kms-"));
 }
 
