@@ -282,6 +282,31 @@ fn programs_that_hold_credentials_can_be_read_by_root_alone() {
     running.machine.sh(&help.replace('\n', ""));
 }
 
+/// The kernel of these machines has no AppArmor; `make test-confinement` has it.
+#[test]
+fn each_installation_loads_the_rules_for_apparmor_and_adds_them_to_what_a_person_has_written() {
+    let running = clean_machine();
+    let machine = &running.machine;
+    machine.sh("mkdir -p /etc/apparmor.d/local
+         touch /etc/apparmor.d/mariadbd
+         printf '# mine' > /etc/apparmor.d/local/mariadbd
+         ln -s /bin/true /usr/bin/aa-enabled
+         printf '#!/bin/sh\\necho \"$@\" >> /root/loaded' > /usr/sbin/apparmor_parser
+         chmod 755 /usr/sbin/apparmor_parser");
+    install(&running);
+    put(&running, &newer_package(&running.sandbox));
+    install(&running);
+    let local = "cat /etc/apparmor.d/local/mariadbd";
+    assert_eq!(
+        machine.sh(local),
+        "# mine\ninclude if exists \"/usr/share/iam-kms-wrapper/apparmor/mariadbd\""
+    );
+    let load = "--replace /etc/apparmor.d/mariadbd";
+    assert_eq!(machine.sh("cat /root/loaded"), format!("{load}\n{load}"));
+    machine.sh("apt-get remove --yes iam-kms-wrapper 2>&1");
+    assert_eq!(machine.sh(local), "# mine");
+}
+
 #[test]
 fn upgrade_remove_and_purge_leave_data_and_keys_and_the_server_starts_again_afterwards() {
     let running = encrypted_server();
