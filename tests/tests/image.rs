@@ -331,6 +331,11 @@ fn an_empty_volume_is_encrypted_from_its_first_page_after_a_code_and_the_server_
     db.sql(&format!(
         "INSERT INTO shop_1.orders VALUES ('{MARKER}'); INSERT INTO shop_1.plain VALUES ('in the clear')"
     ));
+    // Beside the server, with its broker, and without another code.
+    let password = format!("--password={PASSWORD}");
+    for what in [&["--backup", "--user=root", &password][..], &["--prepare"]] {
+        db.exec(&[&["mariadb-backup", "--target-dir=/tmp/backup"], what].concat());
+    }
     assert_eq!(db.stop(), "0");
     let data = mountpoint(&db.name);
     assert_eq!(files_with(MARKER, &data), Vec::<PathBuf>::new());
