@@ -15,7 +15,7 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, poll},
-    sys::signal::{Signal, kill, killpg},
+    sys::signal::{SigSet, Signal, kill, killpg},
     unistd::Pid,
 };
 use zeroize::Zeroizing;
@@ -54,9 +54,9 @@ pub struct Limits<'a> {
 /// Whether a program may ask something in the terminal of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Terminal {
-    /// No: it gets its own process group, which is killed as a whole.
+    /// No: it gets its own process group, which is killed as a whole, and blocks no signal.
     Kept,
-    /// Yes: it stays in the foreground, and its own children are its own affair.
+    /// Yes: it stays in the foreground, and its own children are its own affair. The caller sets its signal mask.
     Lent,
 }
 
@@ -72,6 +72,7 @@ pub fn output_of(
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     if terminal == Terminal::Kept {
         command.process_group(0);
+        unblock_signals(command);
     }
     let mut child = command.spawn()?;
     let patience = Patience {
@@ -88,6 +89,14 @@ pub fn output_of(
         true => Ok(output),
         false => Err(OutputError::Failed(format!("it failed ({status})"))),
     }
+}
+
+/// Has the child block no signal. It would keep the mask of this process, which may read its signals from a descriptor:
+/// no timeout(1) in a script could end what it starts.
+#[allow(unsafe_code)]
+fn unblock_signals(command: &mut Command) {
+    // SAFETY: between fork and exec, the closure makes calls that are async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
 }
 
 /// Errors are ignored: it has ended already.
@@ -204,6 +213,23 @@ mod tests {
             "it did not end within 1 second (request_timeout_seconds) and was killed"
         );
         assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    /// A shell may keep the mask that it starts with, as bash does, or clear it, as dash does.
+    #[test]
+    fn a_program_blocks_no_signal_where_this_thread_blocks_them() {
+        let ours: SigSet = [Signal::SIGTERM, Signal::SIGPIPE].into_iter().collect();
+        ours.thread_block().unwrap();
+        let limits = Limits {
+            timeout: Duration::from_secs(60),
+            timeout_setting: None,
+            max_bytes: 1000,
+            interrupt: None,
+        };
+        let mut grep = Command::new("grep");
+        let blocked = grep.args(["SigBlk", "/proc/self/status"]);
+        let printed = output_of(blocked, Terminal::Kept, &limits).unwrap();
+        assert_eq!(*printed, b"SigBlk:\t0000000000000000\n");
     }
 
     #[test]
