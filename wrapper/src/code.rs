@@ -170,7 +170,7 @@ fn die_of_signal(failure: &CodeError, signals: Signals) {
 
 fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, CodeError> {
     let note = Note::of_login(command_line.reason.as_deref());
-    let fifo = FifoWriter::find(&path(command_line)?)?;
+    let mut fifo = FifoWriter::find(&path(command_line)?)?;
     take_rights_of_owner(&fifo)?;
     fifo.check_directory()?;
     // One of an older release has none, and takes no note.
@@ -203,7 +203,7 @@ fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, Code
             Event::Interrupted | Event::DeadlinePassed => {
                 return Err(WriteError::Interrupted("nothing was written").into());
             }
-            Event::Input(input) => give(&fifo, input, note.as_ref(), signals),
+            Event::Input(input) => give(&mut fifo, input, note.as_ref(), signals),
         };
         match outcome {
             Err(CodeError::Refused(why)) if !channel.is_line() && fifo.is_there() => {
@@ -225,7 +225,7 @@ fn path(command_line: &CodeCommandLine) -> Result<PathBuf, CodeError> {
 
 /// Writes an input that could be good, and waits for what becomes of it.
 fn give(
-    fifo: &FifoWriter,
+    fifo: &mut FifoWriter,
     input: Input,
     note: Option<&Note>,
     signals: &Signals,

@@ -146,6 +146,8 @@ impl MfaPrompt<'_> {
                     }
                     warn!(event, "{why}");
                 }
+                // AWS may have taken the code, so there is no outcome to tell.
+                Err(PromptError::Interrupted) => return Err(PromptError::Interrupted),
                 Err(failure) => {
                     channel.tell(Stage::Refused, &failure.to_string());
                     return Err(failure);

@@ -180,15 +180,29 @@ impl FifoWriter {
         Ok(descriptor)
     }
 
+    /// Finds the FIFO again if its maker was restarted, or waits for the next code: another one of the same owner.
+    fn follow(&mut self) -> Result<(), WriteError> {
+        if self.is_there() {
+            return Ok(());
+        }
+        let found = Self::find(&self.path)?;
+        if found.owner == self.owner {
+            found.check_directory()?;
+            *self = found;
+        }
+        Ok(())
+    }
+
     /// Writes an input, and waits for its outcome. `progress` is told what the reader says meanwhile.
     ///
     /// Errors: nothing, or not all of it, was written, or the wait was interrupted.
     pub fn give(
-        &self,
+        &mut self,
         bytes: &[u8],
         interrupt: BorrowedFd<'_>,
         progress: impl Fn(&str),
     ) -> Result<Outcome, WriteError> {
+        self.follow()?;
         // One of an older release has none.
         let state = StateReader::open(&self.path).ok();
         let before = state

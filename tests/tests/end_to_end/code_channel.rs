@@ -18,7 +18,7 @@ use end_to_end_tests::{
 };
 use nix::{
     sys::{
-        signal::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM},
+        signal::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM},
         stat::Mode,
     },
     unistd::{Group, mkfifo},
@@ -379,6 +379,26 @@ fn a_fifo_left_behind_is_taken_over_with_the_writers_that_wait_in_it() {
     wrapper.give_code(&scene.aws);
     wrapper.runs_echo();
     drop(early);
+}
+
+/// As below /var/run.
+#[test]
+fn a_fifo_left_behind_below_a_symbolic_link_is_taken_over() {
+    let scene = Scene::new();
+    let link = scene.sandbox.path("link");
+    symlink(scene.fifo().parent().unwrap(), &link).unwrap();
+    let scene = scene
+        .without("kms_mfa_socket")
+        .line(&format!("kms_mfa_socket = {}/mfa", link.display()));
+    let mut wrapper = scene.start(&ECHO);
+    wrapper.wait_for_fifo();
+    wrapper.process.signal(SIGKILL);
+    wrapper.process.wait();
+    assert!(scene.fifo().exists());
+    let mut wrapper = scene.start(&ECHO);
+    wrapper.give_code(&scene.aws);
+    wrapper.runs_echo();
+    assert!(!scene.fifo().exists());
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Codes {
     }
 
     fn give(&self, code: &TokenCode, note: &Note) -> Result<Outcome, WriteError> {
-        let fifo = FifoWriter::find(&self.fifo)?;
+        let mut fifo = FifoWriter::find(&self.fifo)?;
         fifo.check_directory()?;
         fifo.give(&note.document_of_code(code), self.never.as_fd(), |_| {})
     }
