@@ -260,19 +260,28 @@ impl Values<'_> {
         })
     }
 
-    /// A broker listens once at a path.
+    /// A path is one socket, or the FIFO.
     fn check_sockets(&self) -> Result<(), ConfigError> {
         let sockets = [
+            &keys::KMS_MFA_SOCKET,
             &keys::BROKER_SOCKET,
             &keys::OVERVIEW_SOCKET,
             &keys::METRICS_LISTEN,
         ];
+        let path = |key: &'static Key| self.entry(key).map_or(key.default, |entry| &entry.value);
         for (index, key) in sockets.into_iter().enumerate() {
-            let path = self.entry(key).map_or(key.default, |entry| &entry.value);
-            let mut others = sockets.into_iter().skip(index + 1);
-            let same = others.find_map(|other| self.entry(other).filter(|it| it.value == path));
-            if let Some(entry) = same {
-                return Err(self.bad_value(entry, format!("another path than {}", key.name)));
+            for other in sockets.into_iter().skip(index + 1) {
+                if path(key) != path(other) {
+                    continue;
+                }
+                // Defaults differ, unless both keys may be left out.
+                let entries = [(other, key), (key, other)];
+                if let Some((entry, than)) = entries
+                    .into_iter()
+                    .find_map(|(key, than)| Some((self.entry(key)?, than)))
+                {
+                    return Err(self.bad_value(entry, format!("another path than {}", than.name)));
+                }
             }
         }
         Ok(())

@@ -391,7 +391,7 @@ fn a_host_with_an_upstream_has_nothing_of_aws() {
 }
 
 #[test]
-fn a_broker_has_no_two_sockets_at_one_path() {
+fn a_broker_has_no_two_sockets_or_fifos_at_one_path() {
     for (lines, other) in [
         (
             "overview_socket = /run/iam-kms-wrapper/broker.sock",
@@ -401,6 +401,12 @@ fn a_broker_has_no_two_sockets_at_one_path() {
         (
             "overview_socket = /a\nmetrics_listen = /a",
             "overview_socket",
+        ),
+        ("kms_mfa_socket = /a\nbroker_socket = /a", "kms_mfa_socket"),
+        ("broker_socket = /run/iam-kms-wrapper/mfa", "kms_mfa_socket"),
+        (
+            "kms_mfa_socket = /run/iam-kms-wrapper/broker.sock",
+            "broker_socket",
         ),
     ] {
         let error = ini(lines).unwrap_err();
