@@ -38,7 +38,6 @@ mod users;
 
 use std::{
     io,
-    os::fd::BorrowedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::ExitCode,
@@ -163,6 +162,7 @@ fn run_for_wrapper() -> Result<(), RunError> {
         session,
         clock,
         source,
+        key_store_credentials,
         server_pid,
     } = Handover::read(&mut io::stdin().lock()).map_err(RunError::Handover)?;
     clock::restore(clock);
@@ -172,7 +172,8 @@ fn run_for_wrapper() -> Result<(), RunError> {
         .map_err(|error| RunError::System("watch the server", error))
         .and_then(|lifetime| {
             let aws = Settings::read(&config.session, Reader::Service)?;
-            Ok((lifetime, Prepared::new(&config, aws, None, None)?))
+            let prepared = Prepared::new(&config, aws, key_store_credentials, None)?;
+            Ok((lifetime, prepared))
         });
     let started: Started = match &prepared {
         Ok(_) => Ok(()),
@@ -203,6 +204,13 @@ fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
     };
     let source = match finder.find_for_mfa() {
         Err(CredentialsError::Interrupted) => return Ok(()),
+        // At boot, the network or the instance's role may come later, and a server without a broker would give up. The
+        // session manager tries again, and says why it must.
+        Err(CredentialsError::Source { .. } | CredentialsError::NoneToUse(_))
+            if config.session.mfa == Mfa::Off =>
+        {
+            None
+        }
         source => source?,
     };
     let kept =
@@ -222,10 +230,12 @@ fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
             session.expiration_text()
         );
     }
-    let prepared = match Prepared::new(&config, aws, Some(signals.descriptor()), Some(path)) {
-        Err(RunError::Credentials(CredentialsError::Interrupted)) => return Ok(()),
-        prepared => prepared?,
+    let interrupt = Some(signals.descriptor());
+    let of_key_store = match source_credentials::of_key_store(&config, &aws, interrupt) {
+        Err(CredentialsError::Interrupted) => return Ok(()),
+        found => found?,
     };
+    let prepared = Prepared::new(&config, aws, of_key_store, Some(path))?;
     // Without waiting for a session: units that need one wait for it themselves.
     systemd::ready();
     let lifetime = Lifetime::UntilSignal(signals);
@@ -327,7 +337,7 @@ impl Prepared {
     fn new(
         config: &Config,
         aws: Settings,
-        interrupt: Option<BorrowedFd<'_>>,
+        key_store_credentials: Option<Credentials>,
         path: Option<&Path>,
     ) -> Result<Self, RunError> {
         let runtime = runtime(config.broker.key_server.is_some())?;
@@ -336,13 +346,9 @@ impl Prepared {
             None => None,
             Some(key_server) => Some(key_server::Prepared::new(key_server, config, path)?),
         };
-        let key_store = match &config.broker.key_store {
-            None => None,
-            Some(location) => {
-                let own = source_credentials::of_key_store(config, &aws, interrupt)?;
-                Some(KeyStoreCalls::new(location.clone(), aws.clone(), own))
-            }
-        };
+        let key_store = config.broker.key_store.as_ref().map(|location| {
+            KeyStoreCalls::new(location.clone(), aws.clone(), key_store_credentials)
+        });
         let broker = &config.broker;
         let group = broker.overview_gid;
         let overview_listener = match &broker.overview_socket {

@@ -4,13 +4,17 @@ use std::{
     env,
     ffi::OsStr,
     io,
+    net::{SocketAddr, TcpListener},
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use aws_session::{config::BrokerConfig, interrupt::sleep_until};
+use aws_session::{
+    config::{BrokerConfig, Listen},
+    interrupt::sleep_until,
+};
 use broker_api::FrameError;
 use nix::errno::Errno;
 use service::{
@@ -21,6 +25,8 @@ use service::{
 };
 
 const PROGRAM: &str = "iam-kms-broker";
+
+const METRICS: &str = "metrics_listen";
 
 /// The broker only binds a socket before it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +51,24 @@ pub enum BrokerStartError {
     AlreadyThere {
         /// The socket.
         path: PathBuf,
+    },
+    /// Another process has the overview's socket or the address of the metrics.
+    #[error(
+        "{at} ({key}) is in use; stop the process that listens there, or set {key} to another one"
+    )]
+    InUse {
+        /// The path or address.
+        at: String,
+        /// The key of the configuration.
+        key: &'static str,
+    },
+    /// Metrics cannot be served at this address.
+    #[error("cannot serve metrics on {address} (metrics_listen): {source}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
     },
     /// It cannot be started or talked to.
     #[error("cannot start the broker {path}: {source}", path = path.display())]
@@ -73,13 +97,21 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Finds the program (beside our own, or in `PATH`) and checks that its socket can be made.
+    /// Finds the program (beside our own, or in `PATH`) and checks that it can listen wherever the configuration says.
     pub fn find(config: &BrokerConfig) -> Result<Self, BrokerStartError> {
         let program = find_beside_us()
             .map_or_else(|| find_program(OsStr::new(PROGRAM)), Ok)
             .map_err(BrokerStartError::Program)?;
         socket_path::check(&config.socket)?;
         wait_for_predecessor(&config.socket)?;
+        if let Some(path) = &config.overview_socket {
+            check_socket(path, "overview_socket")?;
+        }
+        match &config.metrics_listen {
+            Some(Listen::Socket(path)) => check_socket(path, METRICS)?,
+            Some(Listen::Loopback(address)) => check_address(*address)?,
+            None => {}
+        }
         Ok(Self { program })
     }
 
@@ -146,13 +178,43 @@ fn find_beside_us() -> Option<PathBuf> {
     find_program(beside.as_os_str()).ok()
 }
 
+fn check_socket(path: &Path, key: &'static str) -> Result<(), BrokerStartError> {
+    socket_path::check(path)?;
+    let in_use = || BrokerStartError::InUse {
+        at: path.display().to_string(),
+        key,
+    };
+    wait_until_free(|| Ok(has_listener(path).then(in_use)))
+}
+
+fn check_address(address: SocketAddr) -> Result<(), BrokerStartError> {
+    wait_until_free(|| match TcpListener::bind(address) {
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Ok(Some(BrokerStartError::InUse {
+                at: address.to_string(),
+                key: METRICS,
+            }))
+        }
+        Err(source) => Err(BrokerStartError::Metrics { address, source }),
+    })
+}
+
 fn wait_for_predecessor(socket: &Path) -> Result<(), BrokerStartError> {
+    let already_there = || BrokerStartError::AlreadyThere {
+        path: socket.into(),
+    };
+    wait_until_free(|| Ok(has_listener(socket).then(already_there)))
+}
+
+/// Waits until `occupant` finds nothing, for as long as a predecessor may take to go.
+fn wait_until_free(
+    occupant: impl Fn() -> Result<Option<BrokerStartError>, BrokerStartError>,
+) -> Result<(), BrokerStartError> {
     let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
-    while has_listener(socket) {
+    while let Some(occupied) = occupant()? {
         if Instant::now() > deadline {
-            return Err(BrokerStartError::AlreadyThere {
-                path: socket.into(),
-            });
+            return Err(occupied);
         }
         std::thread::sleep(Duration::from_millis(50));
     }

@@ -19,7 +19,7 @@ use aws_session::{
     credentials::Credentials,
     service_credential,
     settings::{Reader, Settings, SettingsError},
-    source_credentials::{CredentialsError, Finder},
+    source_credentials::{self, CredentialsError, Finder},
 };
 use code_channel::{
     Channel,
@@ -130,9 +130,12 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         interrupt: None,
     };
     let source = finder.find_for_mfa()?;
-    let broker = match config.handoff {
-        Handoff::Broker => Some(Broker::find(&config.broker)?),
-        Handoff::Environment => None,
+    let (broker, of_key_store) = match config.handoff {
+        Handoff::Broker => (
+            Some(Broker::find(&config.broker)?),
+            source_credentials::of_key_store(&config, &aws, None)?,
+        ),
+        Handoff::Environment => (None, None),
     };
     let signals = Signals::hold().map_err(|error| LaunchError::System("hold signals", error))?;
     let kept =
@@ -167,11 +170,27 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     }
     match broker {
         Some(broker) => {
+            let of_key_store = match of_key_store {
+                // It may have expired in the time that an operator took.
+                Some(Credentials {
+                    expiration_unix_seconds: Some(_),
+                    ..
+                }) => match source_credentials::of_key_store(
+                    &config,
+                    &aws,
+                    Some(signals.descriptor()),
+                ) {
+                    Err(CredentialsError::Interrupted) => return Err(end_by_signal(signals)),
+                    found => found?,
+                },
+                found => found,
+            };
             let handover = Handover {
                 config,
                 session,
                 clock: clock::read(),
                 source,
+                key_store_credentials: of_key_store,
                 server_pid: id().cast_signed(),
             };
             broker.start(&handover, env::vars_os().collect())?;

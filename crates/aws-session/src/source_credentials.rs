@@ -110,7 +110,8 @@ pub fn of_key_store(
     aws: &Settings,
     interrupt: Option<BorrowedFd<'_>>,
 ) -> Result<Option<Credentials>, CredentialsError> {
-    let Some(profile) = &config.broker.key_store_profile else {
+    let (Some(_), Some(profile)) = (&config.broker.key_store, &config.broker.key_store_profile)
+    else {
         return Ok(None);
     };
     let config = &SessionConfig {
@@ -126,7 +127,19 @@ pub fn of_key_store(
     match finder.find() {
         Ok(credentials) => Ok(Some(credentials)),
         Err(CredentialsError::Interrupted) => Err(CredentialsError::Interrupted),
-        Err(error) => Err(CredentialsError::KeyStore(error.into())),
+        Err(error) => Err(CredentialsError::KeyStore(Box::new(match error {
+            CredentialsError::Settings(SettingsError::NoProfile {
+                profile: missing,
+                files,
+                ..
+            }) if missing == *profile => SettingsError::NoProfile {
+                profile: missing,
+                by: "key_store_profile in the configuration",
+                files,
+            }
+            .into(),
+            error => error,
+        }))),
     }
 }
 

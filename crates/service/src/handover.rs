@@ -7,7 +7,7 @@ use broker_api::{FrameError, read_frame_of, write_frame_of};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format of [`Handover`] and [`Started`].
-const HANDOVER_FORMAT: u8 = 3;
+const HANDOVER_FORMAT: u8 = 4;
 
 /// The data for the broker, as one frame on its standard input. It answers with a [`Started`] on its
 /// standard output.
@@ -21,6 +21,8 @@ pub struct Handover {
     pub clock: Reading,
     /// The source credentials; `None` if sessions are opened on another machine.
     pub source: Option<Credentials>,
+    /// Those of `key_store_profile`; `None`: the key store is used with the session.
+    pub key_store_credentials: Option<Credentials>,
     /// The process that becomes the server. The broker exits when it ends.
     pub server_pid: i32,
 }

@@ -12,7 +12,7 @@ use std::{
 
 use broker_api::{Reply, Request};
 use end_to_end_tests::{
-    NOBODY, Process, SLEEP, Scene, after,
+    NOBODY, Process, SLEEP, Scene, after, after_mounting,
     broker::{ask, generate, generated},
     inspection::environment,
     wait_until,
@@ -482,6 +482,68 @@ fn a_credential_process_is_waited_for_aloud_and_not_for_ever() {
         said.contains("credential_process: it failed (exit status: 7)"),
         "{said}"
     );
+}
+
+/// On Red Hat, SUSE and Arch, /bin/sh is bash, which keeps the signal mask that it starts with.
+#[test]
+fn a_credential_process_of_the_broker_can_end_what_it_starts_where_the_shell_is_bash() {
+    let scene = Scene::new()
+        .with_broker()
+        .line("request_timeout_seconds = 8");
+    let (id, secret) = scene.aws.long_term_key();
+    let document = format!(r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}"}}"#);
+    let printed = scene.sandbox.write("printed.json", &document);
+    let text = format!(
+        "[default]\ncredential_process = timeout 1 sleep 1000; cat {}\n",
+        printed.display()
+    );
+    let command = with_config(&scene, scene.broker_command(), &text);
+    let bash = Path::new("/bin/bash");
+    let broker = Process::start(&mut after_mounting(bash, "/bin/sh", &command));
+    broker.wait_for("enter an MFA code");
+}
+
+#[test]
+fn the_launcher_waits_for_a_slow_credential_process_of_the_key_store_and_has_fresh_credentials() {
+    let scene = Scene::new().with_broker();
+    let store = scene.sandbox.directory("store");
+    let scene = scene
+        .line("request_timeout_seconds = 60")
+        .line(&format!("key_store = file://{}", store.display()))
+        .line("key_store_profile = store");
+    let runs = scene.sandbox.path("runs");
+    for (end, pause) in [
+        // Longer than a broker may take to come up.
+        ("", "sleep 11;"),
+        (
+            r#","SessionToken":"t","Expiration":"2099-01-01T00:00:00Z""#,
+            "",
+        ),
+    ] {
+        let document =
+            format!(r#"{{"Version":1,"AccessKeyId":"AKIASTORE","SecretAccessKey":"secret"{end}}}"#);
+        let printed = scene.sandbox.write("printed.json", &document);
+        fs::write(&runs, "").unwrap();
+        let config = scene.sandbox.write(
+            "aws-config",
+            &format!(
+                "[profile store]\ncredential_process = echo run >> {}; {pause} cat {}\n",
+                runs.display(),
+                printed.display()
+            ),
+        );
+        let mut command = scene.command(&SLEEP);
+        let wrapper = scene.spawn(command.env("AWS_CONFIG_FILE", config));
+        wrapper.process.wait_for("waiting for the MFA code");
+        wrapper.write(format!("{}\n", scene.aws.code()).as_bytes());
+        wrapper.wait_for_command("sleep");
+        // Those that end are looked for again after the code.
+        let runs = fs::read_to_string(&runs).unwrap().lines().count();
+        assert_eq!(runs, if end.is_empty() { 1 } else { 2 });
+        drop(wrapper);
+        let socket = &scene.configuration.broker_socket;
+        wait_until("the broker to leave", || !socket.exists());
+    }
 }
 
 #[test]

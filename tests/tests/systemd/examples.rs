@@ -304,6 +304,25 @@ fn an_instance_with_a_role_asks_nobody() {
     assert!(denied.contains("169.254.169.254/32"), "{denied}");
 }
 
+/// The network, or the role, may come after network-online.target.
+#[test]
+fn an_instance_whose_metadata_service_answers_late_starts_by_itself() {
+    let mut site = instance().boot_as_it_is();
+    done(&site, &fence("ec2-role"));
+    let endpoint = site.aws.endpoint();
+    site.machine
+        .sh(&format!("systemctl stop 'mariadb.s*' {BROKER}"));
+    site.aws.stop();
+    site.machine.sh("systemctl start --no-block mariadb");
+    site.machine
+        .follow_journal(BROKER)
+        .wait_for("trying again in 4 s");
+    assert_eq!(site.state(), "activating");
+    site.aws.start_again_at(&endpoint);
+    site.wait_until_active();
+    encrypts(&site);
+}
+
 #[test]
 fn a_backup_at_night_needs_no_code_and_is_restored() {
     let mut site = bare().file(
