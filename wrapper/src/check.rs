@@ -30,12 +30,12 @@ use aws_session::{
     config::{BrokerConfig, Config, Handoff, Mfa, SessionConfig},
     key_store_location::KeyStoreLocation,
     settings::{Reader, Service, Settings, runtime},
-    source_credentials::Finder,
+    source_credentials::{self, Finder},
     sts,
 };
 use code_channel::{self, FifoError};
-use plugin::PluginSearch;
-pub(crate) use plugin::{data_directories, keyfile_dir, option_files};
+use plugin::{Loading, PluginSearch};
+pub(crate) use plugin::{data_directories, group_suffixes, keyfile_dir, loads};
 use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 
@@ -114,12 +114,24 @@ impl List {
             Ok(aws) => {
                 self.check_aws(&config.session, &aws)?;
                 match &config.broker.key_store {
-                    Some(location) => self.add("key store", check_key_store(location, &aws)?),
+                    Some(location) => {
+                        self.add("key store", check_key_store(location, &aws)?)?;
+                        self.check_key_store_profile(config, &aws)
+                    }
                     None => Ok(()),
                 }
             }
             Err(why) => self.add("AWS", Finding::Failure(why.to_string())),
         }
+    }
+
+    fn check_key_store_profile(&mut self, config: &Config, aws: &Settings) -> io::Result<()> {
+        let finding = match source_credentials::of_key_store(config, aws, None) {
+            Ok(None) => return Ok(()),
+            Ok(Some(own)) => Finding::Fine(own.access_key_id.clone()),
+            Err(failure) => Finding::Failure(failure.to_string()),
+        };
+        self.add("credentials of the key store", finding)
     }
 
     fn check_aws(&mut self, config: &SessionConfig, aws: &Settings) -> io::Result<()> {
@@ -347,7 +359,14 @@ fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
 
 fn check_plugin(command: &[OsString]) -> Finding {
     match plugin::search(command) {
-        PluginSearch::Found(path) => Finding::Fine(path.display().to_string()),
+        PluginSearch::Found(path) => match plugin::loading(command) {
+            Loading::Certain => Finding::Fine(path.display().to_string()),
+            Loading::Never(next) => Finding::Failure(format!(
+                "nothing in the server's options loads {}, so it would start without encryption: {next}",
+                path.display()
+            )),
+            Loading::Unknown(why) => Finding::NotChecked(format!("{}: {why}", path.display())),
+        },
         PluginSearch::Missing(directories) => Finding::Failure(format!(
             "{directories} holds no readable {}; install it into the server's plugin_dir",
             plugin::FILE

@@ -68,7 +68,8 @@ fn assert_no_trace(scene: &Scene) {
 fn a_host_that_is_ready_exits_with_0_and_a_list_of_what_was_checked() {
     let scene = Scene::new().with_broker();
     let database = Database::new(&scene.sandbox);
-    let line = database.command_line();
+    let mut line = database.command_line();
+    line.push("--plugin-load-add=aws_key_management".into());
     let line: Vec<_> = line.iter().map(String::as_str).collect();
     let checked = Checked::of(&mut check(&scene, &line));
     assert_eq!(checked.code, Some(0), "{}", checked.list);
@@ -239,7 +240,10 @@ fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
     let plugin_dir = scene.sandbox.directory("plugin");
     let options = scene.sandbox.write(
         "my.cnf",
-        &format!("[mariadbd]\nplugin_dir = {}\n", plugin_dir.display()),
+        &format!(
+            "[mariadbd]\nloose_plugin-dir = {}\nplugin-load-add = aws_key_management\n",
+            plugin_dir.display()
+        ),
     );
     let defaults = format!("--defaults-file={}", options.display());
     let command = ["mariadbd", &defaults];
@@ -248,6 +252,111 @@ fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
     let plugin = scene.sandbox.write("plugin/aws_key_management.so", "");
     Checked::of(&mut check(&scene, &command)).says("plugin", "ok", plugin.to_str().unwrap());
     Checked::of(&mut check(&scene, &["true"])).says("plugin", "not checked", "no mariadbd");
+}
+
+#[test]
+fn a_server_whose_options_do_not_load_the_plugin_is_found() {
+    let scene = Scene::new().with_broker();
+    let plugin_dir = scene.sandbox.directory("plugin");
+    scene.sandbox.write("plugin/aws_key_management.so", "");
+    let says = |options: &str, arguments: &[&str], verdict, text| {
+        let options = format!(
+            "[mariadb]\nplugin-dir = {}\n{options}\n",
+            plugin_dir.display()
+        );
+        let options = scene.sandbox.write("my.cnf", &options);
+        let defaults = format!("--defaults-file={}", options.display());
+        let command = [&["mariadbd", &defaults], arguments].concat();
+        Checked::of(&mut check(&scene, &command)).says("plugin", verdict, text);
+    };
+    let advice =
+        "put plugin-load-add = aws_key_management into an option file that the server reads";
+    says("", &[], "FAILED", advice);
+    says(
+        "plugin-load-add = ed25519=auth_ed25519",
+        &[],
+        "FAILED",
+        advice,
+    );
+    for options in [
+        "plugin-load-add = aws_key_management",
+        "loose-plugin_load = ed25519=auth_ed25519;aws_key_management.so",
+    ] {
+        says(options, &[], "ok", "/plugin/aws_key_management.so");
+    }
+    for arguments in [
+        &["--plugin_load_add=aws_key_management"][..],
+        &["--plugin-load-add", "aws_key_management"],
+    ] {
+        says("", arguments, "ok", "/plugin/aws_key_management.so");
+    }
+    let options = "loose-aws-key-management-master-key-id = alias/mariadb";
+    says(
+        options,
+        &[],
+        "not checked",
+        "whether INSTALL SONAME has loaded it",
+    );
+}
+
+#[test]
+fn wherever_the_broker_cannot_listen_is_found_and_the_credentials_of_its_key_store_are_looked_for()
+{
+    let scene = Scene::new().with_broker();
+    let store = scene.sandbox.directory("store");
+    scene.sandbox.write("store/conditional-put-check", "");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let socket = scene.sandbox.path("taken.sock");
+    let _taken = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let socket = socket.display();
+    let store = format!(
+        "key_store = file://{}\nkey_store_profile = nosuch",
+        store.display()
+    );
+    for (lines, what, text) in [
+        (
+            "overview_socket = /nonexistent/overview.sock".to_owned(),
+            "broker",
+            "cannot create the socket /nonexistent/overview.sock".to_owned(),
+        ),
+        (
+            format!("overview_socket = {socket}"),
+            "broker",
+            format!("{socket} (overview_socket) is in use"),
+        ),
+        (
+            format!("metrics_listen = {address}"),
+            "broker",
+            format!("{address} (metrics_listen) is in use; stop the process that listens there"),
+        ),
+        (
+            "metrics_listen = /nonexistent/metrics.sock".to_owned(),
+            "broker",
+            "cannot create the socket /nonexistent/metrics.sock".to_owned(),
+        ),
+        (
+            store,
+            "credentials of the key store",
+            "there is no profile nosuch (key_store_profile in the configuration)".to_owned(),
+        ),
+    ] {
+        let faulty = Scene::new().with_broker().line(&lines);
+        let file = scene
+            .sandbox
+            .write("aws-config", "[profile other]\nregion = us-east-1\n");
+        let mut command = check(&faulty, &SLEEP);
+        let checked = Checked::of(command.env("AWS_CONFIG_FILE", &file));
+        checked.says(what, "FAILED", &text);
+        assert_eq!(checked.code, Some(125), "{}", checked.list);
+        // Before a code is spent.
+        let mut command = faulty.command(&SLEEP);
+        let output = faulty
+            .spawn(command.env("AWS_CONFIG_FILE", &file))
+            .ends_with(125);
+        assert!(output.contains(&text), "{output}");
+        assert!(!output.contains("waiting for"), "{output}");
+    }
 }
 
 #[test]

@@ -441,6 +441,127 @@ fn a_server_with_another_encryption_plugin_is_not_touched() {
 }
 
 #[test]
+fn a_server_that_does_not_read_the_option_file_is_found_before_it_starts_in_the_clear() {
+    let running = host();
+    let machine = &running.machine;
+    // An administrator's own.
+    machine.sh(
+        "cp -P /etc/mysql/my.cnf /root; rm /etc/mysql/my.cnf; printf '[mysqld]\\nuser = mysql\\n!includedir /etc/mysql/conf.d/\\n' > /etc/mysql/my.cnf",
+    );
+    let printed = fails(&running, &setup(&running, "--yes"));
+    let found = format!("the server does not read {OPTIONS}");
+    let line = printed.lines().find(|line| line.contains(&found));
+    assert!(
+        line.is_some_and(|it| it.starts_with("FAILED       plugin: ")),
+        "{printed}"
+    );
+    machine.sh("cp -P --remove-destination /root/my.cnf /etc/mysql/");
+    let printed = machine.sh(&format!("{} --yes 2>&1", setup_without_key(&running)));
+    assert_checked(&printed);
+    // This check's user may not know.
+    machine.sh("chmod 600 /etc/mysql/mariadb.conf.d/60-encryption.cnf; echo > /etc/mysql/mariadb.conf.d/70-mine.cnf; chmod 600 /etc/mysql/mariadb.conf.d/70-mine.cnf");
+    let printed = machine.sh(&format!("{} --yes 2>&1", setup_without_key(&running)));
+    assert!(
+        printed.contains("cannot read the option file /etc/mysql/mariadb.conf.d/"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn a_drop_in_that_starts_the_server_without_the_launcher_is_named() {
+    let running = host();
+    let machine = &running.machine;
+    let drop_in = "/etc/systemd/system/mariadb.service.d/override.conf";
+    machine.sh(&format!(
+        "mkdir -p $(dirname {drop_in}); printf '[Service]\\nExecStart=\\nExecStart=/usr/sbin/mariadbd --nice\\n' > {drop_in}"
+    ));
+    let options = "--hand-over=launcher --yes";
+    let printed = fails(&running, &setup(&running, options));
+    let said = format!("the command (ExecStart=) in {drop_in} replaces that of setup");
+    assert!(printed.contains(&said), "{printed}");
+    machine.sh(&format!("rm {drop_in}"));
+    let printed = machine.sh(&format!("{} {options} 2>&1", setup_without_key(&running)));
+    assert_checked(&printed);
+}
+
+#[test]
+fn undo_finds_the_data_keys_however_the_servers_options_are_written() {
+    let running = host();
+    let machine = &running.machine;
+    machine.sh(&setup(&running, "--yes"));
+    let file = "/etc/mysql/mariadb.conf.d/51-mine.cnf";
+    let drop_in = "/etc/systemd/system/mariadb.service.d/options.conf";
+    let undo = "iam-kms-wrapper setup --undo --dry-run";
+    machine.sh(
+        "mkdir -p '/srv/a b' /srv/keys; touch '/srv/a b/aws-kms-key.1.1' /srv/keys/aws-kms-key.1.1",
+    );
+    for (options, directory) in [
+        ("[mysqld]\ndatadir = \"/srv/a b\"", "/srv/a b"),
+        (
+            "[mariadb]\naws-key-management-keyfile-dir = /srv/keys",
+            "/srv/keys",
+        ),
+        (
+            "[mariadb]\nloose-aws-key-management-keyfile-dir = /srv/keys",
+            "/srv/keys",
+        ),
+        (
+            "[mariadb]\nloose_aws_key_management_keyfile_dir = /srv/keys",
+            "/srv/keys",
+        ),
+        (
+            "[mariadb]\naws-key-management_keyfile-dir = /srv/keys",
+            "/srv/keys",
+        ),
+        ("[server]\nloose-datadir = /srv/keys/", "/srv/keys/"),
+        ("[mariadbd.db1]\ndatadir = /srv/keys", "/srv/keys"),
+        ("[mysqld1]\ndatadir = /srv/keys", "/srv/keys"),
+    ] {
+        fs::write(machine.path(file), format!("{options}\n")).unwrap();
+        let refused = fails(&running, undo);
+        let found = format!("{directory} holds data keys");
+        assert!(refused.contains(&found), "{options}: {refused}");
+    }
+    machine.sh(&format!("rm {file}"));
+    machine.sh(undo);
+    for environment in ["--datadir=/srv/keys", "--tmpdir=/tmp --datadir /srv/keys"] {
+        let text = format!("[Service]\nEnvironment=\"MYSQLD_OPTS={environment}\"\n");
+        fs::write(machine.path(drop_in), text).unwrap();
+        machine.sh("systemctl daemon-reload");
+        let refused = fails(&running, undo);
+        assert!(refused.contains("/srv/keys holds data keys"), "{refused}");
+    }
+}
+
+#[test]
+fn undo_comes_to_its_end_where_somebody_has_put_a_link_in_a_directorys_place() {
+    let running = host();
+    let machine = &running.machine;
+    machine.sh(&setup(&running, "--yes"));
+    machine.sh("mv /etc/iam-kms-wrapper /etc/shared; ln -s shared /etc/iam-kms-wrapper");
+    machine.sh("iam-kms-wrapper setup --undo --yes");
+    assert_eq!(machine.property(SERVICE, "NeedDaemonReload"), "no");
+    assert_eq!(
+        machine.sh("ls /etc/shared /var/lib/iam-kms-wrapper 2> /dev/null || :"),
+        "/etc/shared:"
+    );
+}
+
+#[test]
+fn a_launchers_drop_in_that_is_masked_is_in_nobodys_way() {
+    let running = host();
+    let machine = &running.machine;
+    let drop_in = "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.conf";
+    machine.sh(&format!(
+        "mkdir -p $(dirname {drop_in}); ln -s /dev/null {drop_in}"
+    ));
+    let printed = machine.sh(&setup(&running, "--yes 2>&1"));
+    assert_checked(&printed);
+    machine.sh("iam-kms-wrapper setup --undo --yes");
+    assert_eq!(machine.sh(&format!("readlink {drop_in}")), "/dev/null");
+}
+
+#[test]
 fn the_drop_ins_are_those_that_are_installed() {
     let running = host();
     let machine = &running.machine;

@@ -1,6 +1,6 @@
-//! Where the server will look for the plugin, and as whom.
+//! Where the server will look for the plugin, whether it loads it, and as whom.
 
-use std::{env, ffi::OsString, path::PathBuf, process};
+use std::{collections::BTreeSet, env, ffi::OsString, fs, path::PathBuf, process};
 
 use nix::unistd::{AccessFlags, access};
 
@@ -22,12 +22,24 @@ const USUAL_DIRECTORIES: [&str; 5] = [
 /// Of Debian's packages since 1:11.8.6-5, and of all others.
 const USUAL_DATA_DIRECTORIES: [&str; 2] = ["/var/lib/mariadb", "/var/lib/mysql"];
 
-const DATA_DIRECTORY: [&str; 2] = ["--datadir=", "--data-dir="];
-const KEYFILE_DIR: [&str; 2] = [
-    "--aws-key-management-keyfile-dir=",
-    "--aws_key_management_keyfile_dir=",
+/// The plugin's name.
+const NAME: &str = "aws_key_management";
+
+/// Option files of the packages of Debian and MariaDB, of Red Hat, and of an administrator.
+const OPTION_FILES: [&str; 3] = ["/etc/my.cnf", "/etc/mysql/my.cnf", "/etc/mysql/mariadb.cnf"];
+
+/// Directories that these usually include.
+const OPTION_DIRECTORIES: [&str; 3] = [
+    "/etc/mysql/mariadb.conf.d",
+    "/etc/mysql/conf.d",
+    "/etc/my.cnf.d",
 ];
-const PLUGIN_DIR: [&str; 2] = ["--plugin-dir=", "--plugin_dir="];
+
+/// Groups that each server reads. An instance of `mariadb@.service` or mariadbd-multi also reads those with its suffix.
+const GROUPS: [&str; 4] = ["mariadbd", "mariadb", "mysqld", "server"];
+
+/// The file of options for the plugin, as the documents and setup name it.
+const OUR_OPTION_FILE: &str = "60-encryption.cnf";
 
 /// Where the plugin is.
 pub(super) enum PluginSearch {
@@ -39,6 +51,16 @@ pub(super) enum PluginSearch {
     Unknown(&'static str),
 }
 
+/// Whether the server loads the plugin.
+pub(super) enum Loading {
+    /// Its options say so.
+    Certain,
+    /// It does not, and what to do.
+    Never(String),
+    /// Nobody can know, and why.
+    Unknown(String),
+}
+
 /// Looks for the plugin where `command`, if it is a MariaDB server, would: in the `plugin_dir` of its
 /// arguments or its option files, else in the usual directories.
 pub(super) fn search(command: &[OsString]) -> PluginSearch {
@@ -47,7 +69,7 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
     if !arguments.iter().any(|argument| is_server(argument)) {
         return PluginSearch::Unknown("no mariadbd or mysqld is named in COMMAND");
     }
-    let directories: Vec<PathBuf> = match configured(command, PLUGIN_DIR) {
+    let directories: Vec<PathBuf> = match configured(command, "plugin-dir") {
         Some(directory) => vec![directory],
         None => USUAL_DIRECTORIES.iter().map(PathBuf::from).collect(),
     };
@@ -72,12 +94,13 @@ pub(super) fn search(command: &[OsString]) -> PluginSearch {
 
 /// Where the server has its key files, if not in its data directory, by `command`'s arguments and option files.
 pub(crate) fn keyfile_dir(command: &[OsString]) -> Option<PathBuf> {
-    configured(command, KEYFILE_DIR).filter(|directory| !directory.as_os_str().is_empty())
+    configured(command, "aws-key-management-keyfile-dir")
+        .filter(|directory| !directory.as_os_str().is_empty())
 }
 
 /// Where the server may have its data: the directory of `command`'s arguments and option files, else those of packages.
 pub(crate) fn data_directories(command: &[OsString]) -> Vec<PathBuf> {
-    match configured(command, DATA_DIRECTORY) {
+    match configured(command, "datadir") {
         Some(directory) => vec![directory],
         None => USUAL_DATA_DIRECTORIES.map(PathBuf::from).into(),
     }
@@ -92,18 +115,134 @@ pub(super) fn key_directory(command: &[OsString]) -> PathBuf {
     })
 }
 
-/// What an option says in `command`'s arguments, else in its option files.
-fn configured(command: &[OsString], spellings: [&str; 2]) -> Option<PathBuf> {
-    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
-    last_path(arguments.iter().map(AsRef::as_ref), spellings)
-        .or_else(|| last_path(option_files(command).lines(), spellings))
+/// What an option says in `command`'s arguments, else in its option files. The last one counts, as for the server.
+fn configured(command: &[OsString], name: &str) -> Option<PathBuf> {
+    let value = |lines: &[String]| {
+        let mut options = lines.iter().rev().filter_map(|line| parse(line));
+        options.find_map(|(known, value)| (known == name).then(|| PathBuf::from(value)))
+    };
+    value(&arguments(command)).or_else(|| value(&option_files(command).unwrap_or_default()))
+}
+
+/// Splits an option into its name, as the server's manual spells it, and its value. The server takes `_` for `-`, and
+/// `loose-` only lets it ignore an option that it does not know.
+fn parse(option: &str) -> Option<(String, &str)> {
+    let (name, value) = option.strip_prefix("--")?.split_once('=')?;
+    let name = name.replace('_', "-");
+    Some((name.trim_start_matches("loose-").to_owned(), value))
+}
+
+/// The arguments, each option together with a value that stands behind it.
+fn arguments(command: &[OsString]) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    for argument in command {
+        let argument = argument.to_string_lossy();
+        match arguments.last_mut() {
+            Some(option)
+                if option.starts_with("--")
+                    && !option.contains('=')
+                    && !argument.starts_with('-') =>
+            {
+                *option += &format!("={argument}");
+            }
+            _ => arguments.push(argument.into_owned()),
+        }
+    }
+    arguments
+}
+
+/// Whether `command`'s arguments or option files load a plugin.
+pub(crate) fn loads(command: &[OsString], plugin: &str) -> bool {
+    let files = option_files(command).unwrap_or_default();
+    arguments(command)
+        .iter()
+        .chain(&files)
+        .filter_map(|option| parse(option))
+        .any(|(name, value)| {
+            matches!(&*name, "plugin-load" | "plugin-load-add") && value.contains(plugin)
+        })
+}
+
+/// Whether the server loads our plugin.
+pub(super) fn loading(command: &[OsString]) -> Loading {
+    if loads(command, NAME) {
+        return Loading::Certain;
+    }
+    let Some(files) = option_files(command) else {
+        return Loading::Unknown(
+            "my_print_defaults, which reads the option files, is not installed".into(),
+        );
+    };
+    let unreadable = usual_option_files()
+        .into_iter()
+        .find(|path| path.exists() && access(path, AccessFlags::R_OK).is_err());
+    if let Some(path) = unreadable {
+        return Loading::Unknown(format!(
+            "this user cannot read the option file {}",
+            path.display()
+        ));
+    }
+    let is_ours =
+        |line: &String| parse(line).is_some_and(|(name, _)| name.starts_with("aws-key-management"));
+    if arguments(command).iter().chain(&files).any(is_ours) {
+        return Loading::Unknown(
+            "the server's options have no plugin-load-add = aws_key_management, and whether INSTALL SONAME has loaded it, only the server knows".into(),
+        );
+    }
+    let ours = usual_option_files()
+        .into_iter()
+        .find(|path| path.ends_with(OUR_OPTION_FILE));
+    Loading::Never(match ours {
+        Some(path) => format!(
+            "the server does not read {}; include its directory in the server's option file (!includedir), or move the file",
+            path.display()
+        ),
+        None => {
+            "put plugin-load-add = aws_key_management into an option file that the server reads"
+                .into()
+        }
+    })
+}
+
+/// The option files that are in the usual places, whether the server reads them or not.
+fn usual_option_files() -> Vec<PathBuf> {
+    let entries = OPTION_DIRECTORIES
+        .iter()
+        .filter_map(|directory| fs::read_dir(directory).ok())
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|it| it == "cnf"));
+    OPTION_FILES
+        .iter()
+        .map(PathBuf::from)
+        .chain(entries)
+        .collect()
+}
+
+/// What the instances of the server, if there are any, append to the names of option groups: `.NAME` for
+/// `mariadb@NAME.service`.
+pub(crate) fn group_suffixes() -> BTreeSet<String> {
+    let suffix = |line: &str| {
+        let group = line.trim().strip_prefix('[')?.split(']').next()?.to_owned();
+        let suffix = GROUPS.iter().find_map(|name| group.strip_prefix(name))?;
+        (!suffix.is_empty()).then(|| suffix.to_owned())
+    };
+    let texts = usual_option_files()
+        .into_iter()
+        .filter_map(|path| fs::read(path).ok());
+    texts
+        .flat_map(|text| {
+            let text = String::from_utf8_lossy(&text);
+            text.lines().filter_map(suffix).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// The user that `command`, if root starts it, has the server run as: of its option files or its arguments.
 ///
 /// The first one counts, as for the server, whose option files come before its arguments.
 pub(super) fn server_user(command: &[OsString]) -> Option<String> {
-    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
+    let arguments = arguments(command);
     let names = |name: &str| arguments.iter().any(|argument| argument.contains(name));
     if !names("mariadbd") && !names("mysqld") {
         return None;
@@ -112,37 +251,30 @@ pub(super) fn server_user(command: &[OsString]) -> Option<String> {
         .iter()
         .any(|name| names(name));
     option_files(command)
-        .lines()
-        .chain(arguments.iter().map(AsRef::as_ref))
-        .find_map(|option| option.strip_prefix("--user="))
+        .unwrap_or_default()
+        .iter()
+        .chain(&arguments)
+        .filter_map(|option| parse(option))
+        .find_map(|(name, value)| (name == "user").then_some(value))
         .or(is_safe.then_some("mysql"))
         .map(str::to_owned)
 }
 
-/// The path that `options` set by one of these spellings, each with its `--` and `=`. The last one counts, as for
-/// the server.
-fn last_path<'a>(options: impl Iterator<Item = &'a str>, spellings: [&str; 2]) -> Option<PathBuf> {
-    let value = |option: &'a str| spellings.iter().find_map(|name| option.strip_prefix(name));
-    options.filter_map(value).last().map(PathBuf::from)
-}
-
-/// The server's options of its option files, as MariaDB's own tool reads them, one a line; none
-/// where there is no such tool.
-pub(crate) fn option_files(command: &[OsString]) -> String {
-    let Ok(tool) = find_program("my_print_defaults".as_ref()) else {
-        return String::new();
-    };
+/// The server's options of its option files, as MariaDB's own tool reads them; `None` if there is no such tool.
+fn option_files(command: &[OsString]) -> Option<Vec<String>> {
+    let tool = find_program("my_print_defaults".as_ref()).ok()?;
     let which_files = command.iter().filter(|argument| {
         let text = argument.to_string_lossy();
         text == "--no-defaults" || text.starts_with("--defaults-")
     });
     // Not our environment: it holds the AWS key.
-    process::Command::new(tool)
+    let output = process::Command::new(tool)
         .args(which_files)
         .arg("--mysqld")
         .env_clear()
         .envs(env::var_os("HOME").map(|home| ("HOME", home)))
         .output()
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Some(text.lines().map(str::to_owned).collect())
 }

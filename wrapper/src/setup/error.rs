@@ -57,6 +57,11 @@ pub enum SetupError {
         .0.display()
     )]
     Encrypted(PathBuf),
+    /// An administrator's drop-in comes after that of setup.
+    #[error(
+        "the files are written, but the command (ExecStart=) in {0} replaces that of setup, so the server would start without iam-kms-wrapper\nPut iam-kms-wrapper in front of the command there, as iam-kms-wrapper.conf beside it does, or remove ExecStart= there. Then run this again."
+    )]
+    Overridden(String),
     /// Two at once would get in each other's way.
     #[error("another iam-kms-wrapper setup is running")]
     Busy,

@@ -2,8 +2,10 @@
 
 use std::{
     env,
-    fs::File,
+    ffi::OsString,
+    fs::{self, File},
     io::{self, Seek, Write},
+    iter,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -87,23 +89,43 @@ pub fn check_systemd(hand_over: HandOver) -> Result<(), SetupError> {
     }
 }
 
+/// What stands for the servers of this host where their options are looked for: the words of the unit, and for each
+/// instance the suffix of its option groups.
+fn server_commands() -> Vec<Vec<OsString>> {
+    // A dry run works without systemd, too.
+    let unit = systemctl(&[
+        "show",
+        "--property=ExecStart,Environment",
+        "--value",
+        SERVER,
+    ]);
+    let unit = unit.unwrap_or_default();
+    let words = unit.split([' ', '\n', '"']);
+    // Without the name of the variable in front, such as MYSQLD_OPTS=.
+    let words = words.map(|word| word.find("--").map_or(word, |at| &word[at..]));
+    let instances = check::group_suffixes().into_iter();
+    let instances =
+        instances.map(|suffix| vec![format!("--defaults-group-suffix={suffix}").into()]);
+    iter::once(words.map(OsString::from).collect())
+        .chain(instances)
+        .collect()
+}
+
 /// The encryption plugin other than ours that the server loads.
 pub fn other_plugin() -> Option<&'static str> {
-    let options = check::option_files(&[]).replace('-', "_");
-    let mut loads = options
-        .lines()
-        .filter(|line| line.starts_with("__plugin_load"));
-    loads.find_map(|line| {
-        OTHER_PLUGINS
-            .into_iter()
-            .find(|plugin| line.contains(plugin))
-    })
+    let commands = server_commands();
+    OTHER_PLUGINS
+        .into_iter()
+        .find(|plugin| commands.iter().any(|it| check::loads(it, plugin)))
 }
 
 /// The directory in which the server has data keys, if it has any.
 pub fn directory_with_data_keys() -> Result<Option<PathBuf>, SetupError> {
-    let directories = check::data_directories(&[]).into_iter();
-    for directory in directories.chain(check::keyfile_dir(&[])) {
+    let directories = |command: Vec<OsString>| {
+        let data = check::data_directories(&command);
+        data.into_iter().chain(check::keyfile_dir(&command))
+    };
+    for directory in server_commands().into_iter().flat_map(directories) {
         let entries = match directory.read_dir() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries.map_err(SetupError::file("read", &directory))?,
@@ -143,6 +165,24 @@ pub fn decrypt(encrypted: &[u8]) -> Result<Zeroizing<String>, SetupError> {
 /// Runs systemctl; returns what it prints.
 pub fn systemctl(arguments: &[&str]) -> Result<String, SetupError> {
     pipe("systemctl", arguments, &[]).map(|text| text.trim().to_owned())
+}
+
+/// Whether systemd starts the server through the launcher, all drop-ins together.
+pub fn starts_launcher() -> Result<bool, SetupError> {
+    let command = systemctl(&["show", "--property=ExecStart", "--value", SERVER])?;
+    Ok(command.contains("/iam-kms-wrapper "))
+}
+
+/// Of the drop-ins that change the server's command, the one that systemd reads last.
+pub fn last_drop_in() -> Result<String, SetupError> {
+    let paths = systemctl(&["show", "--property=DropInPaths", "--value", SERVER])?;
+    let has_command = |path: &&str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .any(|line| line.trim().starts_with("ExecStart="))
+    };
+    let last = paths.split_whitespace().rev().find(has_command);
+    Ok(last.unwrap_or("another drop-in").to_owned())
 }
 
 /// Whether the broker's service starts at boot.

@@ -256,12 +256,12 @@ impl Plan {
     fn changes(&self, record: &Record, answers: &Answers) -> Result<String, SetupError> {
         let mut changes = String::new();
         let mut foreign = Vec::new();
-        // The two hand-overs exclude each other.
+        // The two hand-overs exclude each other, unless systemd does not read the other's drop-in.
         let excluded = Path::new(match answers.hand_over {
             HandOver::Service => LAUNCHER_DROP_IN,
             HandOver::Launcher => SERVICE_DROP_IN,
         });
-        if record.find(excluded)? == Found::Foreign {
+        if !record::is_masked(excluded) && record.find(excluded)? == Found::Foreign {
             foreign.push(excluded);
         }
         for file in &self.files {
@@ -399,7 +399,8 @@ fn not_ours(paths: &[impl AsRef<Path>]) -> SetupError {
 }
 
 fn remove_files(record: &Record, paths: &[PathBuf]) -> Result<(), SetupError> {
-    for path in paths {
+    // An administrator's mask stays.
+    for path in paths.iter().filter(|path| !record::is_masked(path)) {
         if record.find(path)? == Found::Foreign {
             return Err(SetupError::NotOurs(format!(
                 "somebody has changed {} just now, so setup has stopped there; run this again",
@@ -418,6 +419,9 @@ fn finish(
     layout: &Layout,
     has_broker_to_stop: bool,
 ) -> Result<(), SetupError> {
+    if hand_over == HandOver::Launcher && !host::starts_launcher()? {
+        return Err(SetupError::Overridden(host::last_drop_in()?));
+    }
     if host::is_runtime_directory_in_use(hand_over) {
         print(&format!(
             "The preflight check was skipped, because a running service uses /run/iam-kms-wrapper.\n\
@@ -468,10 +472,10 @@ fn undo(record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<()
     }
     let paths: Vec<_> = record.files.keys().cloned().collect();
     remove_files(&record, &paths)?;
+    host::systemctl(&["daemon-reload"])?;
     for directory in record.directories.iter().rev() {
         record::remove_directory(directory)?;
     }
-    host::systemctl(&["daemon-reload"])?;
     record::remove()?;
     print(&format!(
         "Running services are not affected. To start the server without encryption:\n    \

@@ -71,6 +71,9 @@ impl Record {
 
     /// Looks at what is at `path`.
     pub fn find(&self, path: &Path) -> Result<Found, SetupError> {
+        if is_masked(path) {
+            return Ok(Found::Foreign);
+        }
         let Some(content) = read(path)? else {
             return Ok(Found::Nothing);
         };
@@ -104,6 +107,11 @@ pub fn remove() -> Result<(), SetupError> {
     let path = Path::new(RECORD);
     remove_file(path)?;
     remove_directory(path.parent().unwrap_or(path))
+}
+
+/// Whether `path` is a link to /dev/null, which to systemd is a file that is not there.
+pub fn is_masked(path: &Path) -> bool {
+    fs::read_link(path).is_ok_and(|target| target == Path::new("/dev/null"))
 }
 
 /// Reads a regular file; `None` if there is nothing.
@@ -140,13 +148,16 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory, unless it is not empty or not there.
+/// Removes a directory, unless it is not empty or not there, or somebody has put a link or a mount in its place.
 pub fn remove_directory(path: &Path) -> Result<(), SetupError> {
     match fs::remove_dir(path) {
         Err(error)
             if !matches!(
                 error.kind(),
-                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+                io::ErrorKind::DirectoryNotEmpty
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::ResourceBusy
             ) =>
         {
             Err(SetupError::file("remove", path)(error))
