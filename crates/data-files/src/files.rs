@@ -68,7 +68,8 @@ impl Files {
     pub fn with_listed(mut self, lists: &[PathBuf], datadir: &Path) -> Self {
         for list in lists {
             let list = datadir.join(list);
-            if list.exists() {
+            // One that cannot be looked for may exist.
+            if !matches!(list.try_exists(), Ok(false)) {
                 self.add_listed(list, datadir);
             }
         }

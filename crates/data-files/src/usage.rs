@@ -1,6 +1,7 @@
 //! Whether any file of a data directory is encrypted with a key, whatever its version.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -102,6 +103,46 @@ pub fn find(
     }
 }
 
+/// What binary and relay logs say about key 1, the only one that encrypts them.
+#[derive(Debug, Default)]
+pub struct LogVersions {
+    /// The versions that encrypt logs, each with the first of these logs by name.
+    pub versions: BTreeMap<u32, PathBuf>,
+    /// What does not tell.
+    pub unclear: Vec<UnclearFile>,
+}
+
+/// Reads which versions of key 1 encrypt the binary and relay logs that `log_lists` name. A list or log that does not
+/// exist does not count.
+///
+/// The cost is two small reads for each log.
+pub fn find_log_versions(datadir: &Path, log_lists: &[PathBuf]) -> LogVersions {
+    let files = Files::default().with_listed(log_lists, datadir);
+    let unreadable = files.unreadable.into_iter();
+    let mut found = LogVersions {
+        versions: BTreeMap::new(),
+        unclear: unreadable
+            .map(|(path, source)| UnclearFile { path, source })
+            .collect(),
+    };
+    for path in files.binary_logs {
+        match binary_log_needs(&path) {
+            Ok(needs) => {
+                for (_, version) in needs.into_keys() {
+                    found
+                        .versions
+                        .entry(version)
+                        .or_insert_with(|| path.clone());
+                }
+            }
+            // The server purges logs meanwhile.
+            Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => found.unclear.push(UnclearFile { path, source }),
+        }
+    }
+    found
+}
+
 /// An Aria table that is encrypted with a version of key 1 that is not there.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnreadableAria {
@@ -201,8 +242,12 @@ fn aria_is_encrypted(path: &Path) -> Result<bool, ScanError> {
 }
 
 fn binary_log_is_encrypted(path: &Path) -> Result<bool, ScanError> {
+    Ok(!binary_log_needs(path)?.is_empty())
+}
+
+fn binary_log_needs(path: &Path) -> Result<Needs, ScanError> {
     let mut file: File = scan::open(path)?;
-    Ok(!binary_log::scan(&mut file)?.needs.is_empty())
+    Ok(binary_log::scan(&mut file)?.needs)
 }
 
 #[cfg(test)]
@@ -327,6 +372,30 @@ mod tests {
         assert_eq!(find(), None);
         fs::write(&list, log.to_str().unwrap()).unwrap();
         assert_eq!(find().unwrap(), log.canonicalize().unwrap());
+    }
+
+    #[test]
+    fn listed_logs_name_the_versions_of_key_1_and_what_does_not_tell_is_named() {
+        let logs = datadir(&[
+            ("bin.000001", &binary_log_file(7)),
+            ("bin.000002", &binary_log_file(3)),
+            ("bin.000003", &binary_log_file(3)),
+            ("bin.000004", b""),
+            ("bin.000005", b"\xfebin damaged"),
+            ("not-listed", &binary_log_file(9)),
+        ]);
+        let list = logs.path().join("bin.index");
+        let names: String = (1..=6)
+            .map(|number| format!("{}/bin.00000{number}\n", logs.path().display()))
+            .collect();
+        fs::write(&list, names).unwrap();
+        let datadir = datadir(&[]);
+        let found = find_log_versions(datadir.path(), &["gone.index".into(), list]);
+        let log = |name: &str| logs.path().canonicalize().unwrap().join(name);
+        let expected = [(3, log("bin.000002")), (7, log("bin.000001"))];
+        assert_eq!(found.versions, expected.into());
+        let unclear: Vec<_> = found.unclear.into_iter().map(|it| it.path).collect();
+        assert_eq!(unclear, [log("bin.000005")]);
     }
 
     #[test]

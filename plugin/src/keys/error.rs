@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use data_files::usage::Unclear;
+use data_files::usage::{Unclear, UnclearFile};
 use key_files::check_value::CheckValue;
 use key_files::key_directory::FileError;
 use key_files::key_name::KeyName;
@@ -179,6 +179,23 @@ pub enum KeyError {
         id: u32,
         /// Why.
         source: io::Error,
+    },
+    /// A binary or relay log does not tell which version of key 1 it needs.
+    #[error(
+        "cannot make a version of key 1, because a log may need a version whose number must not be used again: {0}; repair that file, or purge the log (PURGE BINARY LOGS)"
+    )]
+    UnclearLog(UnclearFile),
+    /// A binary or relay log needs a version that is far above all others.
+    #[error(
+        "cannot make a version of key 1: '{}' needs version {version}, and the highest one that is known is {known}, so the log is damaged or another server's; repair or purge it (PURGE BINARY LOGS)", log.display()
+    )]
+    UnlikelyLog {
+        /// The log.
+        log: PathBuf,
+        /// The version that it needs.
+        version: u32,
+        /// The highest version known otherwise.
+        known: u32,
     },
     /// A file holds a different key than the manifest lists for its name.
     #[error("key file '{}' {source}", path.display())]

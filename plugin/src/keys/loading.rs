@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker_api::WaitPolicy;
+use data_files::scan::SYSTEM_KEY_ID;
 use key_files::key_directory::{KeyDirectory, Listing};
 use key_files::key_name::{Algorithm, KeyName};
 use key_files::manifest::Entry;
@@ -112,6 +113,39 @@ pub fn load_all(manager: &KeyManager, program: Program) -> Result<(), StartError
         {
             manager.replace_ctr(&latest, &manager.limits_at_start(&may_retry));
         }
+    }
+    if program == Program::Server {
+        report_unreadable_logs(manager)?;
+    }
+    Ok(())
+}
+
+/// Warns if binary or relay logs need versions of key 1 of which nothing is known here. The data directory then comes from
+/// a backup that is older than those versions.
+fn report_unreadable_logs(manager: &KeyManager) -> Result<(), KeyError> {
+    let known = manager.known_versions(SYSTEM_KEY_ID)?;
+    let mut logs = manager.log_versions();
+    for unclear in logs.unclear.iter().take(LISTED) {
+        log::warning(&unclear.to_string());
+    }
+    logs.versions
+        .retain(|version, _| !known.iter().any(|name| name.version == *version));
+    let further = logs.versions.len().saturating_sub(1);
+    if let Some((version, path)) = logs.versions.pop_first() {
+        let further = match further {
+            0 => String::new(),
+            count => format!(" (logs need {count} more such versions)"),
+        };
+        log::warning(&format!(
+            "'{}' needs version {version} of key {SYSTEM_KEY_ID}, of which this server knows nothing{further}: the data directory is older than that log. {}. No new version will have that number",
+            path.display(),
+            match manager.kms.has_key_server() {
+                true => "The key server does not have it: restore its key store".into(),
+                false => format!(
+                    "To read the log, restore aws-kms-key.{SYSTEM_KEY_ID}.{version} from the data directory before this one, or from a backup of the key files"
+                ),
+            }
+        ));
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionState, WaitPolicy};
-use data_files::usage;
+use data_files::scan::SYSTEM_KEY_ID;
+use data_files::usage::{self, LogVersions};
 use key_files::fault_points::{self, Step};
 use key_files::key_directory::{FileError, KeyDirectory, ServerLock, Stored, VersionPolicy};
 use key_files::key_name::{Algorithm, KeyName, is_valid_number};
@@ -33,6 +34,8 @@ use crate::settings::{GlobalSettings, StartupSettings};
 
 /// How long a statement keeps retrying a KMS that fails at once.
 const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
+/// How far above all known versions one of a log may be. One that is further up is damage, and would use up the numbers.
+const MAX_LOG_JUMP: u32 = 1_000_000;
 /// Keys that the server uses without being told by a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
 /// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
 pub const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
@@ -414,10 +417,40 @@ impl KeyManager {
             .map_err(|source| KeyError::Unclear { id, source })
     }
 
-    /// Returns the highest version of a key in memory, on disk or in the manifest; 0 if there is none.
+    /// Returns the highest version of a key in memory, on disk, in the manifest or, of key 1, in the server's logs; 0 if
+    /// there is none.
     pub(super) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
         let on_disk = self.known_versions(id)?.last().map(|name| name.version);
-        Ok(on_disk.max(self.keyring.latest_version(id)).unwrap_or(0))
+        let known = on_disk.max(self.keyring.latest_version(id)).unwrap_or(0);
+        match id {
+            SYSTEM_KEY_ID => self.highest_in_logs(known),
+            _ => Ok(known),
+        }
+    }
+
+    /// Returns the highest version of key 1 that a binary or relay log needs, if it is above `known`. Logs on another disk
+    /// outlive the data directory and its manifest, such as when an older backup is restored.
+    fn highest_in_logs(&self, known: u32) -> Result<u32, KeyError> {
+        let LogVersions { versions, unclear } = self.log_versions();
+        if let Some(unclear) = unclear.into_iter().next() {
+            return Err(KeyError::UnclearLog(unclear));
+        }
+        match versions.last_key_value() {
+            Some((&version, log)) if version > known.saturating_add(MAX_LOG_JUMP) => {
+                Err(KeyError::UnlikelyLog {
+                    log: log.clone(),
+                    version,
+                    known,
+                })
+            }
+            Some((&version, _)) => Ok(version.max(known)),
+            None => Ok(known),
+        }
+    }
+
+    /// Returns which versions of key 1 the server's binary and relay logs need.
+    pub(super) fn log_versions(&self) -> LogVersions {
+        usage::find_log_versions(self.manifest.datadir(), &log_lists())
     }
 
     fn no_such_version(&self, id: u32, version: u32) -> KeyError {

@@ -461,6 +461,77 @@ fn a_redo_log_or_binary_logs_elsewhere_keep_the_servers_own_key_from_being_made_
     }
 }
 
+/// The logs are on another disk than the data directory, of which a state from before a rotation is restored.
+#[test]
+fn a_version_that_only_a_log_still_needs_is_never_the_number_of_another_key() {
+    let scene = Scene::new().with_broker();
+    let logs = scene.sandbox.directory("logs");
+    let (copy, replaced) = (scene.sandbox.path("copy"), scene.sandbox.path("replaced"));
+    let log_bin = format!("--log-bin={}", logs.join("bin").display());
+    let options = [
+        &*log_bin,
+        "--encrypt-binlog=ON",
+        "--binlog-format=STATEMENT",
+    ];
+    let server = Server::beside(scene, &options).without_encrypted_tables();
+    let database = &server.database;
+    server.run("CREATE DATABASE d; CREATE TABLE d.t (i INT)");
+    let mut copying = Command::new("cp");
+    copying.arg("--archive").args([&database.datadir, &copy]);
+    assert!(copying.status().unwrap().success());
+    server.run(
+        "SET GLOBAL aws_key_management_rotate_key=1; FLUSH BINARY LOGS; INSERT INTO d.t VALUES (1)",
+    );
+    fs::rename(&database.datadir, &replaced).unwrap();
+    fs::rename(&copy, &database.datadir).unwrap();
+
+    let mut process = database.start();
+    let warning = process.wait_for("needs version 2 of key 1, of which this server knows nothing");
+    assert!(
+        warning.contains("[Warning]") && warning.contains("/logs/bin.00000"),
+        "{warning}"
+    );
+    assert!(warning.contains("restore aws-kms-key.1.2"), "{warning}");
+    database.sql("SET GLOBAL aws_key_management_rotate_key=1");
+    assert!(!server.key_file(1, 2).exists() && server.key_file(1, 3).exists());
+    // The right file is accepted, and the log can be read.
+    fs::copy(replaced.join("aws-kms-key.1.2"), server.key_file(1, 2)).unwrap();
+    let lists = fs::read_to_string(logs.join("bin.index")).unwrap();
+    let events: String = lists
+        .lines()
+        .map(|log| {
+            database.sql(&format!(
+                "SHOW BINLOG EVENTS IN '{}'",
+                log.rsplit('/').next().unwrap()
+            ))
+        })
+        .collect();
+    assert!(events.contains("INSERT INTO d.t VALUES (1)"), "{events}");
+
+    // A log that does not tell may need any version.
+    let first = logs.join("bin.000001");
+    let intact = fs::read(&first).unwrap();
+    fs::write(&first, &intact[..10]).unwrap();
+    let warning = database.sql("SET GLOBAL aws_key_management_rotate_key=1");
+    assert!(
+        warning.contains("key 1 was not rotated: ") && warning.contains("/logs/bin.000001'"),
+        "{warning}"
+    );
+    assert!(!server.key_file(1, 4).exists());
+    fs::write(&first, intact).unwrap();
+    database.sql("SET GLOBAL aws_key_management_rotate_key=1");
+    assert!(server.key_file(1, 4).exists());
+    database.stop(&mut process);
+    // Everything is known again.
+    let mut process = database.start();
+    assert!(
+        !process.output().contains("knows nothing"),
+        "{}",
+        process.output()
+    );
+    database.stop(&mut process);
+}
+
 #[test]
 fn a_key_whose_newest_version_is_lost_goes_on_with_the_one_before_and_says_so() {
     let server = Server::new();
