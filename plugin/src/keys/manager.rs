@@ -605,24 +605,31 @@ impl KeyManager {
         let blob = self.read_wrapped(directory, name, limits)?;
         let is_on_key_server = blob.is_empty();
         let listed = self.manifest.get(name.id, name.version);
-        let decrypted = self
-            .kms
-            .decrypt(
-                blob,
-                listed.map(|entry| entry.check_value),
-                name.number(),
-                limits,
-            )
-            .map_err(|source| match is_on_key_server {
-                true => KeyError::KeyServer {
-                    name: *name,
-                    source,
-                },
-                false => KeyError::Decrypt {
-                    path: directory.path_of(name),
-                    source,
-                },
-            })?;
+        let decrypted = self.kms.decrypt(
+            blob.clone(),
+            listed.as_ref().map(|entry| entry.check_value),
+            name.number(),
+            limits,
+        );
+        let decrypted = match (decrypted, listed) {
+            (Err(source), Some(listed))
+                if source.refuses_key() && !is_on_key_server && listed.name == *name =>
+            {
+                self.decrypt_rewrapped(directory, &listed, &blob, limits)
+                    .ok_or(source)
+            }
+            (decrypted, _) => decrypted,
+        };
+        let decrypted = decrypted.map_err(|source| match is_on_key_server {
+            true => KeyError::KeyServer {
+                name: *name,
+                source,
+            },
+            false => KeyError::Decrypt {
+                path: directory.path_of(name),
+                source,
+            },
+        })?;
         self.check(&directory.path_of(name), name, &decrypted.key)?;
         self.check_fetched(name, &decrypted.key)?;
         self.put_into_place(name);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use broker_api::{Numbering, SessionPhase, SessionState, WaitPolicy};
 use key_files::check_value::CheckValue;
 use key_files::fault_points::{self, Step};
-use key_files::key_directory::{Stored, VersionPolicy};
+use key_files::key_directory::{KeyDirectory, Stored, VersionPolicy};
 use key_files::key_name::{Algorithm, KeyName};
 use key_files::manifest::Entry;
 use key_files::{PlaintextKey, WrappedKey};
@@ -18,7 +18,7 @@ use key_files::{PlaintextKey, WrappedKey};
 use crate::concurrent;
 use crate::keys::error::KeyError;
 use crate::keys::manager::{KeyManager, Program, retry_for};
-use crate::kms::client::{KmsError, Limits};
+use crate::kms::client::{KmsError, Limits, Unwrapped};
 use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
 use crate::server::log;
@@ -229,6 +229,50 @@ impl KeyManager {
             }
         }
         lock(&self.fetched).remove(name);
+    }
+
+    /// Decrypts the form of a key that the key store has in place of its key file `refused`, which KMS refuses: the master
+    /// key may have been changed with kms-data-keys rewrap on another host. Replaces the key file.
+    ///
+    /// `None` if the key store has no other form, or one that does not prove to be the key that the manifest lists.
+    pub(super) fn decrypt_rewrapped(
+        &self,
+        directory: &KeyDirectory,
+        listed: &Entry,
+        refused: &[u8],
+        limits: &Limits<'_>,
+    ) -> Option<Unwrapped> {
+        let name = listed.name;
+        let key_store = self.key_store(limits).ok()??;
+        let found = self.kms.find_key(name.id, Some(name.version), limits);
+        let key = found.ok()?.filter(|key| {
+            (key.name, key.check_value) == (name, listed.check_value)
+                && !key.is_on_key_server()
+                && key.ciphertext_blob != refused
+        })?;
+        let number = (name.id, name.version);
+        let blob = key.ciphertext_blob;
+        let check_value = Some(listed.check_value);
+        let decrypted = self.kms.decrypt(blob.clone(), check_value, number, limits);
+        let decrypted = decrypted.ok()?;
+        if CheckValue::of(&decrypted.key) != listed.check_value {
+            return None;
+        }
+        let path = directory.path_of(&name);
+        let path = path.display();
+        if self.program == Program::Server {
+            match directory.replace(&name, refused, &blob) {
+                Ok(()) => log::note(&format!(
+                    "KMS refuses key file '{path}', so it was replaced by what the key store {key_store} has: the same key, under master key {}",
+                    decrypted.master_key_arn
+                )),
+                Err(error) => log::warning(&format!(
+                    "KMS refuses key file '{path}'. The key store {key_store} has the same key under master key {}, which is used, and cannot be saved here: {error}",
+                    decrypted.master_key_arn
+                )),
+            }
+        }
+        Some(decrypted)
     }
 
     /// Keys that were fetched and have no key file.

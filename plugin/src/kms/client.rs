@@ -72,6 +72,17 @@ impl KmsError {
         }
     }
 
+    /// Whether KMS refuses this wrapped key, and not only this call.
+    pub fn refuses_key(&self) -> bool {
+        matches!(self, Self::Failed(failure) if matches!(
+            failure.kind,
+            FailureKind::AccessDenied
+                | FailureKind::KeyUnusable
+                | FailureKind::NotFound
+                | FailureKind::InvalidCiphertext
+        ))
+    }
+
     /// How the status variables count this failure.
     fn class(&self) -> FailureClass {
         match self {

@@ -254,6 +254,85 @@ fn what_somebody_has_put_into_the_key_store_is_not_used_unless_it_is_what_it_say
     }
 }
 
+/// Such as the other hosts of a cluster, and backups.
+#[test]
+fn a_key_file_under_a_master_key_that_is_disabled_is_replaced_if_the_key_store_has_it_under_another()
+ {
+    let mut host = Host::new();
+    let mut process = host.database.start();
+    host.database
+        .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    host.database.stop(&mut process);
+    let all = host.database.key_files();
+    let contents = || {
+        let read = |name: &String| fs::read(host.database.datadir.join(name)).unwrap();
+        all.iter().map(read).collect::<Vec<_>>()
+    };
+    let old = contents();
+    // On another host.
+    let other = host.scene.sandbox.directory("other");
+    for name in &all {
+        fs::copy(host.keyfile(name), other.join(name)).unwrap();
+    }
+    let aws = &host.scene.aws;
+    let new = aws.key(&["--alias", "alias/new"]);
+    let store = format!("--store={}", host.store.location());
+    let rewrap = ["rewrap", "--to", "alias/new", &store];
+    let mut rewrap = aws.data_keys_command("bin", &rewrap, &other);
+    assert!(rewrap.status().unwrap().success());
+    let describe = ["kms", "describe-key", "--key-id=alias/mariadb"];
+    let id = ["--query=KeyMetadata.KeyId", "--output=text"];
+    let key_id = aws.cli(&[&describe[..], &id].concat());
+    aws.cli(&["kms", "disable-key", "--key-id", &key_id]);
+    drop(host.broker.take());
+    let broker = host.scene.start_broker();
+
+    // Of one, the key store says that it is another key; another has no newer form.
+    let (claimed, forms) = (
+        host.store.path().join("2/1"),
+        host.store.path().join("2/1.1"),
+    );
+    let (first, form) = (fs::read(&claimed).unwrap(), fs::read(&forms).unwrap());
+    let other_key = fs::read_to_string(host.store.path().join("1/1")).unwrap();
+    fs::write(&claimed, other_key.replace("\"id\":1,", "\"id\":2,")).unwrap();
+    fs::remove_file(&forms).unwrap();
+    let log = Process::start(&mut host.database.command()).finish().1;
+    assert!(log.contains("aws-kms-key.2.1 is another key here"), "{log}");
+    assert!(
+        log.contains("aws-kms-key.2.1': ") && log.contains("DisabledException"),
+        "{log}"
+    );
+    let position = all
+        .iter()
+        .position(|name| name == "aws-kms-key.2.1")
+        .unwrap();
+    assert_eq!(contents()[position], old[position], "it may be another key");
+    fs::write(&claimed, first).unwrap();
+    fs::write(&forms, form).unwrap();
+    // It remembers what first forms are: they never change.
+    drop(broker);
+    let _broker = host.scene.start_broker();
+
+    let mut process = host.database.start();
+    assert_eq!(host.database.sql("SELECT * FROM d.t10"), "10");
+    host.database
+        .sql("INSERT INTO d.t10 VALUES (1); FLUSH TABLES");
+    let note =
+        process.wait_for("aws-kms-key.2.1', so it was replaced by what the key store file://");
+    assert!(note.contains("[Note]") && note.contains(&new), "{note}");
+    host.database.stop(&mut process);
+    for (name, old) in all.iter().zip(old) {
+        let content = fs::read(host.keyfile(name)).unwrap();
+        assert_ne!(content, old, "{name}");
+        assert_eq!(content, fs::read(other.join(name)).unwrap(), "{name}");
+    }
+    // Now without the key store.
+    fs::rename(host.store.path(), host.store.path().with_extension("away")).unwrap();
+    let mut process = host.database.start();
+    assert_eq!(host.database.sql("SELECT SUM(i) FROM d.t10"), "11");
+    host.database.stop(&mut process);
+}
+
 #[test]
 fn a_list_of_many_objects_that_cannot_be_used_is_one_line_of_the_log() {
     let host = Host::new();
