@@ -245,12 +245,21 @@ impl Scene {
     /// The same as another user.
     pub fn command_as(&self, user: u32, command: &[&str]) -> Command {
         let program = self.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
+        self.as_user(user, &program, &self.command(command))
+    }
+
+    /// A broker alone as another user.
+    pub fn broker_command_as(&self, user: u32) -> Command {
+        let program = self.copy_programs(&["iam-kms-broker"]);
+        self.as_user(user, &program, &self.broker_command())
+    }
+
+    fn as_user(&self, user: u32, program: &Path, command: &Command) -> Command {
         chown(self.fifo().parent().unwrap(), Some(user), Some(user)).unwrap();
-        let wrapper = self.command(command);
         let mut prefix = set_user(user);
         prefix.push(program.to_str().unwrap().into());
         let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
-        let mut prefixed = behind(&prefix, &wrapper, false);
+        let mut prefixed = behind(&prefix, command, false);
         prefixed.current_dir("/");
         prefixed
     }

@@ -1,6 +1,6 @@
 //! Why a key store cannot be used, in words.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use aws_session::{
     aws_error::{S3Answer, s3_failure},
@@ -24,6 +24,8 @@ pub enum StoreError {
         what: &'static str,
         /// Why not.
         why: String,
+        /// Whether this user may not do it.
+        is_denied: bool,
     },
     /// S3 has answered with an error.
     #[error("{}", .0.failure(|| Failure { kind: FailureKind::SessionOver, message: "the AWS session is over".into() }).message)]
@@ -75,7 +77,11 @@ impl StoreError {
             error.source()
         });
         let mut why = String::new();
+        let mut is_denied = false;
         for error in chain {
+            is_denied |= error
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
             match error.downcast_ref::<RequestError>() {
                 Some(RequestError::Answered(answer)) => {
                     return Self::Refused(Box::new(Refused {
@@ -95,6 +101,7 @@ impl StoreError {
             location: location.clone(),
             what,
             why,
+            is_denied,
         }
     }
 
@@ -110,6 +117,21 @@ impl StoreError {
         Failure {
             kind,
             message: self.to_string(),
+        }
+    }
+
+    /// Whether the store works, and only this request is denied.
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::NoAnswer { is_denied, .. } => *is_denied,
+            Self::Refused(_) => {
+                let nobody = || Failure {
+                    kind: FailureKind::SessionOver,
+                    message: String::new(),
+                };
+                self.failure(nobody).kind == FailureKind::AccessDenied
+            }
+            _ => false,
         }
     }
 

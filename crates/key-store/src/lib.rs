@@ -9,11 +9,12 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod connection;
 mod error;
 mod object;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use aws_session::{
     credentials::Credentials,
@@ -29,7 +30,11 @@ use object_store::{
     path::Path,
 };
 use secrecy::ExposeSecret;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tracing::warn;
 
 pub use error::StoreError;
 
@@ -152,9 +157,34 @@ impl KeyStore {
             }
         }
         match self.put_new(&self.probe(), PROBE_CONTENT.into()).await {
-            Ok(()) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
+            Ok(()) | Err(ObjectError::AlreadyExists { .. }) => self.share(&self.probe()).await,
             Err(error) => Err(self.failed("be written", error)),
         }
+    }
+
+    /// Makes one form of a key readable for all that use the store, as [`Self::put_form`] does. It was not, if the program
+    /// that put it was killed.
+    pub async fn share_form(&self, id: u32, version: u32, form: Form) -> Result<(), StoreError> {
+        self.share(&self.path(id, version, form)).await
+    }
+
+    async fn share(&self, object: &Path) -> Result<(), StoreError> {
+        if let KeyStoreLocation::S3 { .. } = self.location {
+            return Ok(());
+        }
+        let failed = |error: ObjectError| self.failed("give an object its own permissions", error);
+        let files = LocalFileSystem::new();
+        let root = files.path_to_filesystem(&self.root).map_err(failed)?;
+        let object = files.path_to_filesystem(object).map_err(failed)?;
+        let sharing = spawn_blocking(move || access::share(&root, &object));
+        let shared = self.bounded(async {
+            let shared = sharing.await.map_err(io::Error::other).flatten();
+            shared.map_err(|error| ObjectError::Generic {
+                store: "key store",
+                source: Box::new(error),
+            })
+        });
+        shared.await.map_err(failed)
     }
 
     fn probe(&self) -> Path {
@@ -204,6 +234,7 @@ impl KeyStore {
             location: self.location.clone(),
             what: "be written",
             why: "another server is writing the same object; try again".into(),
+            is_denied: false,
         })
     }
 
@@ -315,8 +346,8 @@ impl KeyStore {
         }
     }
 
-    /// Reads the first form of a version, or the latest one that is the same key: who may add objects may add a later
-    /// form of anything.
+    /// Reads the first form of a version, or the latest one that can be read and is the same key: who may add objects may
+    /// add a later form of anything.
     pub async fn latest_form(
         &self,
         id: u32,
@@ -335,6 +366,9 @@ impl KeyStore {
                     return Ok(Some(key));
                 }
                 Ok(_) | Err(StoreError::Invalid { .. }) => {}
+                Err(error) if error.is_denied() => {
+                    warn!("{error}; an earlier form of {id}/{version} is used")
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -369,6 +403,12 @@ impl KeyStore {
 
     /// Puts another form of a key that is there.
     pub async fn put_form(&self, key: &WrappedKey, form: Form) -> Result<Put, StoreError> {
+        let put = self.put_object(key, form).await?;
+        self.share_form(key.name.id, key.name.version, form).await?;
+        Ok(put)
+    }
+
+    async fn put_object(&self, key: &WrappedKey, form: Form) -> Result<Put, StoreError> {
         self.expect_store().await?;
         let (id, version) = key.name.number();
         let path = self.path(id, version, form);

@@ -37,7 +37,7 @@ use aws_session::{
 };
 
 /// The crates of this project that log, and [`AUDIT`]. Events of the SDK are of no use to an operator.
-const OWN_TARGETS: [&str; 12] = [
+const OWN_TARGETS: [&str; 13] = [
     "aws_session",
     "code_channel",
     "iam_kms_audit",
@@ -45,6 +45,7 @@ const OWN_TARGETS: [&str; 12] = [
     "iam_kms_console",
     "iam_kms_unlock",
     "iam_kms_wrapper",
+    "key_store",
     "kms_data_keys",
     "kms_manage_key",
     "local_http",

@@ -11,9 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use broker_api::{FindKey, GenerateDataKey, KeyContext, MakeKey, Numbering, Reply, Request};
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, LocalAws, NOBODY, ONLY_WITH_MFA, Process, Sandbox, Scene, Terminal,
-    after, contains_bytes, dist, key_files,
+    after, broker::ask, contains_bytes, dist, key_files, write_fifo,
 };
 use key_files::{
     MAX_CIPHERTEXT_BYTES, PlaintextKey,
@@ -1025,6 +1026,92 @@ fn list_asks_a_broker_for_its_key_store_without_a_code() {
     assert_eq!(table.matches("same").count(), 4, "{table}");
     fs::remove_file(database.datadir.join("aws-kms-key.1.1")).unwrap();
     assert_eq!(compare().0, 2);
+}
+
+/// Root's umask and root's ownership are those of the tools, not of the broker.
+#[test]
+fn what_root_puts_into_a_directory_the_brokers_user_reads_and_continues() {
+    const UMASK: [&str; 3] = ["sh", "-c", "umask 077; exec \"$0\" \"$@\""];
+    let scene = Scene::new().with_broker();
+    let store = scene.sandbox.directory("store");
+    let scene = scene.line(&format!("key_store = file://{}", store.display()));
+    chown(&store, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(&store, PermissionsExt::from_mode(0o755)).unwrap();
+    let keys = scene.sandbox.directory("keys");
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.7.1"));
+    let option = format!("--store=file://{}", store.display());
+    let tool = |arguments: &[&str]| {
+        let arguments = [arguments, &[&option]].concat();
+        let command = scene.aws.data_keys_command("bin", &arguments, &keys);
+        let (code, text, errors) = run(&mut after(&UMASK, &command));
+        assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    };
+    tool(&["push", "--init"]);
+    tool(&["rewrap", "--to", &scene.aws.key(&[])]);
+    let owned = |name: &str| {
+        let metadata = store.join(name).metadata().unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o777)
+    };
+    for (name, mode) in [
+        ("conditional-put-check", 0o644),
+        ("7", 0o755),
+        ("7/1", 0o644),
+        ("7/1.1", 0o644),
+    ] {
+        assert_eq!(owned(name), (NOBODY, NOBODY, mode), "{name}");
+    }
+    // A run that was killed before it came to that.
+    let later = store.join("7/1.1");
+    chown(&later, Some(0), Some(0)).unwrap();
+    fs::set_permissions(&later, PermissionsExt::from_mode(0o600)).unwrap();
+    let master_key = fs::read_to_string(&later).unwrap();
+    let (_, arn) = master_key.split_once("\"master_key\":\"").unwrap();
+    tool(&["rewrap", "--to", arn.split('"').next().unwrap()]);
+    assert_eq!(owned("7/1.1"), (NOBODY, NOBODY, 0o644));
+
+    fs::set_permissions(scene.sandbox.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    let broker = Process::start(&mut scene.broker_command_as(NOBODY));
+    broker.wait_for("enter an MFA code");
+    write_fifo(scene.fifo(), scene.aws.code().as_bytes());
+    broker.wait_for("can be used; it has 1 key version");
+    let context = KeyContext {
+        key_id: 7,
+        ..KeyContext::default()
+    };
+    let find = Request::FindKey(FindKey {
+        version: Some(1),
+        context,
+    });
+    let found = ask(&scene, &find);
+    assert!(
+        matches!(&found, Reply::Stored { key: Some(key), .. } if arn.starts_with(&key.master_key_arn)),
+        "{found:?}"
+    );
+    let make = Request::MakeKey(MakeKey {
+        generate: GenerateDataKey {
+            master_key_id: "alias/mariadb".into(),
+            key_bytes: 16,
+            context,
+        },
+        numbering: Numbering::Next { known: 1 },
+    });
+    let made = ask(&scene, &make);
+    assert!(
+        matches!(&made, Reply::Stored { is_new: true, .. }),
+        "{made:?}"
+    );
+    assert_eq!(owned("7/2"), (NOBODY, NOBODY, 0o644));
+    // A form that it may not read is passed over.
+    fs::set_permissions(&later, PermissionsExt::from_mode(0o600)).unwrap();
+    chown(&later, Some(0), Some(0)).unwrap();
+    let found = ask(&scene, &find);
+    assert!(
+        matches!(&found, Reply::Stored { key: Some(key), .. } if !arn.starts_with(&key.master_key_arn)),
+        "{found:?}"
+    );
+    broker.wait_for("an earlier form of 7/1 is used");
 }
 
 #[test]

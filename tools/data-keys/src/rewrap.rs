@@ -219,6 +219,9 @@ impl<'a> Rewrapping<'a> {
             ));
         }
         if before.master_key_arn == self.master_key_arn {
+            if !self.dry_run {
+                stored.share(id, version).await?;
+            }
             return Ok(before.master_key_arn);
         }
         let old = &there.ciphertext_blob;

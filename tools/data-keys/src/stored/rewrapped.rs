@@ -62,7 +62,7 @@ impl Rewrapped {
             ));
         }
         if there.master_key_arn == master_key_arn {
-            return Ok(());
+            return self.share(name.id, name.version).await;
         }
         let key = WrappedKey {
             master_key_arn: master_key_arn.into(),
@@ -70,6 +70,15 @@ impl Rewrapped {
             ..there
         };
         self.add(&key).await
+    }
+
+    /// Finishes what a run that was killed may have left undone for the latest form of a key.
+    pub async fn share(&self, id: u32, version: u32) -> Result<(), String> {
+        let latest = self.versions.get(&(id, version)).copied();
+        let shared = self
+            .store
+            .share_form(id, version, latest.unwrap_or_default());
+        shared.await.map_err(failed(format_args!("{id}/{version}")))
     }
 
     /// Adds a form of a key after the latest one.
