@@ -1300,6 +1300,58 @@ fn export_and_import_compare_with_the_manifest() {
     refused(&[], "is damaged");
 }
 
+/// Another server of the cluster has made it. Whoever restores that server's backup needs it.
+#[test]
+fn an_export_has_the_keys_that_only_the_key_store_has_or_is_refused() {
+    let keys = Keys::new();
+    record(&keys);
+    let (path, store) = empty_store(&keys);
+    assert_eq!(keys.run(&["push", "--init", &store]).0, 0);
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let export = |output: &str, more: &[&str]| {
+        let output = format!("--output={}", keys.sandbox.path(output).display());
+        keys.run(&[&["export", &output, &password, &store], more].concat())
+    };
+    let (code, text, errors) = export("same", &[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let (code, _, errors) = export("typo", &["--leave-out=aws-kms-key.7.14.ctr"]);
+    assert_eq!(code, 125);
+    assert!(
+        errors.contains("there is no key file 'aws-kms-key.7.14.ctr'"),
+        "{errors}"
+    );
+
+    let object = fs::read_to_string(path.join("7/12")).unwrap();
+    let other = object.replace("\"version\":12", "\"version\":13");
+    fs::write(path.join("7/13"), &other).unwrap();
+    let (code, text, errors) = export("refused", &[]);
+    assert_eq!((code, text.as_str()), (125, ""), "{errors}");
+    assert!(
+        errors.contains("aws-kms-key.7.13.ctr is only in the key store file://")
+            && errors.contains(
+                "1 data key missing; fetch the key files named above with kms-data-keys pull"
+            ),
+        "{errors}"
+    );
+    assert!(!keys.sandbox.path("refused").exists());
+    let (code, text, errors) = export("without", &["--leave-out=aws-kms-key.7.13.ctr"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(
+        text.contains("Not included: aws-kms-key.7.13.ctr"),
+        "{text}"
+    );
+    assert_eq!(keys.run(&["pull", &store]).0, 0);
+    let (code, text, errors) = export("pulled", &[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(text.starts_with("3 data keys exported"), "{text}");
+
+    // An old version that this server had, and that was moved away because nothing here needs it.
+    fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();
+    let (code, text, errors) = export("moved", &[]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+}
+
 /// Such as aws_key_management_keyfile_dir on a file system that is not mounted.
 #[test]
 fn a_directory_without_key_files_is_not_called_well() {

@@ -1,8 +1,8 @@
 //! `export`: writes all data keys into one encrypted file, with which a server can be restored without
 //! AWS.
 //!
-//! On the day without AWS, nobody can look for a key that is not in it. So it is written only if the key manifest
-//! has nothing against it.
+//! On the day without AWS, nobody can look for a key that is not in it. So it is written only if neither the key
+//! manifest nor the key store has anything against it.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +10,7 @@ use std::{
     path::{self, Path, PathBuf},
 };
 
+use aws_session::key_store_location::KeyStoreLocation;
 use clap::{Args, ValueEnum};
 use data_files::scan::SYSTEM_KEY_ID;
 use key_files::{
@@ -17,6 +18,7 @@ use key_files::{
     key_name::{Algorithm, KeyName},
     manifest::ManifestFile,
 };
+use key_store::KeyStore;
 use offline_keys::{
     derivation::{Derivation, Digest},
     file,
@@ -25,9 +27,18 @@ use offline_keys::{
 use tracing::error;
 
 use crate::{
-    DataKeysError, Outcome, concurrent::each, data_keys, derivation::EXPORT,
-    directories::Directories, manifest, names, password::PasswordArguments, print,
-    regional_kms::Unwrapped, runtime, unwrapping::UnwrapperArguments,
+    DataKeysError, Outcome,
+    concurrent::each,
+    data_keys,
+    derivation::EXPORT,
+    directories::Directories,
+    manifest, names,
+    password::PasswordArguments,
+    print,
+    regional_kms::Unwrapped,
+    runtime,
+    stored::{StoreArguments, compare, open_with},
+    unwrapping::UnwrapperArguments,
 };
 
 /// Write all data keys into one encrypted file, for a host without AWS
@@ -56,6 +67,9 @@ pub(crate) struct Arguments {
     /// Leave out this file, even if missing; repeatable
     #[arg(long, value_name = "NAME")]
     leave_out: Vec<String>,
+
+    #[command(flatten)]
+    store: StoreArguments,
 
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
@@ -102,9 +116,13 @@ impl From<Form> for text::Form {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = arguments.directories.key_files()?;
     let manifest = arguments.directories.manifest()?;
+    let location = arguments.location()?;
     let listing = directory.list()?;
     let older = manifest::older_without_file(&manifest, &listing);
-    let names = names(&directory, &manifest, listing, &arguments.leave_out)?;
+    let (names, unknown) = names(&directory, &manifest, listing, &arguments.leave_out)?;
+    if location.is_none() && arguments.unwrapper.broker_socket.is_none() {
+        expect_none_unknown(&directory, &unknown)?;
+    }
     if let (Form::Enterprise, Some(why)) = (arguments.form, obstacle(&names, arguments.form)) {
         return Err(DataKeysError::NotExported(format!(
             "file_key_management cannot use these keys: {why}; leave out --form"
@@ -118,7 +136,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let password = arguments.password.get_new()?;
     let runtime = runtime()?;
-    let unwrapper = arguments.unwrapper.open()?;
+    let (unwrapper, access) = arguments.unwrapper.open_with_access()?;
+    let stored = match (location, &access) {
+        (Some(location), Some(access)) => {
+            let store = open_with(&location, access)?;
+            Some(runtime.block_on(only_stored(&store, &names))?)
+        }
+        _ => arguments.stored_of_broker()?,
+    };
+    let (location, stored) = stored.unwrap_or_default();
+    let is_stored = |text: &str| stored.iter().any(|name| name.to_string() == text);
+    let unknown: Vec<_> = unknown.into_iter().filter(|it| !is_stored(it)).collect();
+    expect_none_unknown(&directory, &unknown)?;
+    expect_all_of_store(&location, stored, &names, &manifest, &arguments.leave_out)?;
     let mut keys = Vec::with_capacity(names.len());
     let work = async |name: &KeyName| {
         let unwrapped = unwrapper.unwrap(&directory, name).await?;
@@ -155,13 +185,107 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     Ok(Outcome::Good)
 }
 
-/// Returns the keys to export: all except those that are left out.
-fn names(
+impl Arguments {
+    /// Where the key store is, unless a broker is asked, which knows that itself.
+    fn location(&self) -> Result<Option<KeyStoreLocation>, DataKeysError> {
+        match (&self.unwrapper.broker_socket, &self.store.store) {
+            (Some(_), None) => Ok(None),
+            (Some(_), Some(_)) => Err(DataKeysError::NotExported(
+                "a broker lists its own key store; give either --broker-socket or --store=LOCATION"
+                    .into(),
+            )),
+            (None, _) => match self.store.location(&self.unwrapper.access) {
+                Err(DataKeysError::NoStore) => Ok(None),
+                location => location.map(Some),
+            },
+        }
+    }
+
+    /// The keys of the broker's key store; `None` if there is no broker, or it has no key store.
+    fn stored_of_broker(&self) -> Result<Option<(String, Vec<KeyName>)>, DataKeysError> {
+        let Some(socket) = &self.unwrapper.broker_socket else {
+            return Ok(None);
+        };
+        let stored = compare::ask_broker(socket)?;
+        Ok(stored.map(|(location, stored)| {
+            let names = stored.into_values().map(|there| there.name);
+            (location, names.collect())
+        }))
+    }
+}
+
+/// Reads which keys the key store has beyond `names`.
+async fn only_stored(
+    store: &KeyStore,
+    names: &[KeyName],
+) -> Result<(String, Vec<KeyName>), DataKeysError> {
+    let mut only_stored = Vec::new();
+    for (id, version) in store.list().await?.into_keys() {
+        if !has(names, id, version)
+            && let Some(key) = store.get(id, version, 0).await?
+        {
+            only_stored.push(key.name);
+        }
+    }
+    Ok((store.location().to_string(), only_stored))
+}
+
+/// Whether a key version is among `names`, which are in order.
+fn has(names: &[KeyName], id: u32, version: u32) -> bool {
+    let found = names.binary_search_by_key(&(id, version), KeyName::number);
+    found.is_ok()
+}
+
+/// Fails if the key store has keys that are not to be exported. Old ones that the manifest lists may have been moved away,
+/// because nothing here needs them.
+fn expect_all_of_store(
+    location: &str,
+    mut stored: Vec<KeyName>,
+    names: &[KeyName],
+    manifest: &ManifestFile,
+    leave_out: &[String],
+) -> Result<(), DataKeysError> {
+    stored.retain(|name| {
+        let is_old = names
+            .iter()
+            .any(|it| it.id == name.id && it.version > name.version);
+        !has(names, name.id, name.version)
+            && !leave_out.contains(&name.to_string())
+            && !(is_old && manifest.get(name.id, name.version).is_some())
+    });
+    for name in &stored {
+        error!(
+            "{name} is only in the key store {location}, such as a key that another server has made"
+        );
+    }
+    match stored.len() {
+        0 => Ok(()),
+        count => Err(DataKeysError::NotExported(format!(
+            "{} missing; fetch the key files named above with kms-data-keys pull, or exclude them with --leave-out",
+            data_keys(count)
+        ))),
+    }
+}
+
+/// Fails if a name was to be left out that is nowhere.
+fn expect_none_unknown(directory: &KeyDirectory, unknown: &[&str]) -> Result<(), DataKeysError> {
+    match unknown.first() {
+        None => Ok(()),
+        Some(name) => Err(DataKeysError::NotExported(format!(
+            "there is no key file '{name}' in '{}' to leave out",
+            directory.path().display()
+        ))),
+    }
+}
+
+/// Returns the keys to export, all except those that are left out, and which of these are not here.
+fn names<'a>(
     directory: &KeyDirectory,
     manifest: &ManifestFile,
     mut listing: Listing,
-    leave_out: &[String],
-) -> Result<Vec<KeyName>, DataKeysError> {
+    leave_out: &'a [String],
+) -> Result<(Vec<KeyName>, Vec<&'a str>), DataKeysError> {
+    let mut unknown = Vec::new();
     let mut missing = manifest::missing(manifest, directory, &listing);
     for name in leave_out {
         let count = |listing: &Listing, missing: &BTreeMap<_, _>| {
@@ -172,10 +296,7 @@ fn names(
         listing.malformed.retain(|malformed| malformed != name);
         missing.retain(|key, _| key.to_string() != *name);
         if count(&listing, &missing) == before {
-            let path = directory.path().display();
-            return Err(DataKeysError::NotExported(format!(
-                "there is no key file '{name}' in '{path}' to leave out"
-            )));
+            unknown.push(name.as_str());
         }
     }
     if names::check(directory, &listing) == Outcome::Bad {
@@ -193,7 +314,7 @@ fn names(
         )));
     }
     names::expect_any(directory, &listing.keys)?;
-    Ok(listing.keys)
+    Ok((listing.keys, unknown))
 }
 
 /// Describes what to set on the other host.

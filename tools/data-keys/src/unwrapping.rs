@@ -11,7 +11,7 @@ use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 
 use crate::{
     DataKeysError,
-    access::AccessArguments,
+    access::{Access, AccessArguments},
     regional_kms::{RegionalKms, Unwrapped},
 };
 
@@ -89,15 +89,21 @@ pub(crate) enum Unwrapper {
 impl UnwrapperArguments {
     /// Gets the credentials, or connects to the broker at the first call.
     pub fn open(&self) -> Result<Unwrapper, DataKeysError> {
+        Ok(self.open_with_access()?.0)
+    }
+
+    /// The same, and the credentials, if there is no broker.
+    pub fn open_with_access(&self) -> Result<(Unwrapper, Option<Access>), DataKeysError> {
         match &self.broker_socket {
             Some(socket) => {
                 let client = BrokerClient::new(socket);
                 let patience = patience_with(&client);
-                Ok(Unwrapper::Broker(Arc::new(client), patience))
+                Ok((Unwrapper::Broker(Arc::new(client), patience), None))
             }
             None => {
                 let access = self.access.open()?;
-                Ok(Unwrapper::RegionalKms(RegionalKms::new(&access, None)))
+                let kms = RegionalKms::new(&access, None);
+                Ok((Unwrapper::RegionalKms(kms), Some(access)))
             }
         }
     }

@@ -35,11 +35,11 @@ use crate::{
 const READS: usize = 16;
 
 /// The keys of a store.
-type Stored = BTreeMap<(u32, u32), There>;
+pub(crate) type Stored = BTreeMap<(u32, u32), There>;
 
 /// What is known of a key version in the store.
-struct There {
-    name: KeyName,
+pub(crate) struct There {
+    pub name: KeyName,
     check_value: CheckValue,
     /// Its first form and its latest one, wrapped; `None`: a broker does not tell.
     forms: Option<Vec<Vec<u8>>>,
@@ -116,7 +116,11 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
     }
     let manifest = ManifestFile::open(comparison.datadir.unwrap_or(comparison.path))?;
     let (location, stored) = match comparison.broker_socket {
-        Some(socket) => ask_broker(socket)?,
+        Some(socket) => ask_broker(socket)?.ok_or_else(|| {
+            DataKeysError::Broker(
+                "the broker has no key store (key_store in its configuration)".into(),
+            )
+        })?,
         None => {
             let location = comparison.store.location(comparison.access)?;
             let store = open(&location, comparison.access)?;
@@ -339,8 +343,8 @@ fn state(here: &Here, there: &There) -> State {
     }
 }
 
-/// Has a running broker list its key store.
-fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
+/// Has a running broker list its key store. `None` if it has none.
+pub(crate) fn ask_broker(socket: &Path) -> Result<Option<(String, Stored)>, DataKeysError> {
     let client = BrokerClient::new(socket);
     let failed = |why: String| DataKeysError::Broker(why);
     let ask = |request: &Request| {
@@ -354,9 +358,9 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
     let Reply::Session(state) = ask(&Request::Session)? else {
         return Err(unexpected());
     };
-    let location = state.key_store.ok_or_else(|| {
-        failed("the broker has no key store (key_store in its configuration)".into())
-    })?;
+    let Some(location) = state.key_store else {
+        return Ok(None);
+    };
     let mut stored = Stored::new();
     let mut after = None;
     loop {
@@ -377,7 +381,7 @@ fn ask_broker(socket: &Path) -> Result<(String, Stored), DataKeysError> {
             (name.number(), there)
         }));
         if next.is_none() {
-            return Ok((location, stored));
+            return Ok(Some((location, stored)));
         }
         if next <= after {
             return Err(unexpected());
