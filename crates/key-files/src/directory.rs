@@ -253,6 +253,25 @@ impl Directory {
         }
     }
 
+    /// Shares the lock of a file that [`Self::lock_for_life`] locks, and changes nothing. `None` if there is no such file,
+    /// or it cannot be locked here.
+    ///
+    /// Errors: somebody has locked it for life.
+    pub fn share_lock(&self, name: &str) -> Result<Option<Flock<File>>, FileError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = match openat(&self.descriptor, name, flags, Mode::empty()) {
+            Ok(descriptor) => File::from(descriptor),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(error) => return Err(self.error("lock", error)),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, error)) if cannot_lock(error) => Ok(None),
+            Err((_, Errno::EWOULDBLOCK)) => Err(FileError::InUse(self.path.clone())),
+            Err((_, error)) => Err(self.error("lock", error)),
+        }
+    }
+
     /// For the owner of the directory alone.
     pub fn access_of_owner(&self) -> Result<Access, FileError> {
         let directory = fstat(&self.descriptor).map_err(|error| self.error("examine", error))?;

@@ -121,6 +121,11 @@ impl KeyDirectory {
         self.0.lock_for_life(SERVER_LOCK).map(ServerLock)
     }
 
+    /// Fails with [`FileError::InUse`] if a server has the lock. Changes nothing.
+    pub fn expect_no_server(&self) -> Result<(), FileError> {
+        self.0.share_lock(SERVER_LOCK).map(drop)
+    }
+
     /// Lists the key files.
     pub fn list(&self) -> Result<Listing, FileError> {
         let mut listing = Listing::default();

@@ -725,6 +725,68 @@ fn files_outside_the_data_directory_are_found_or_asked_for() {
         .assert_tells("name their directory with --keyfile-dir");
 }
 
+/// The files that the server locks are not in the data directory.
+#[test]
+fn a_server_is_noticed_whose_locked_files_are_elsewhere() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let directory = |name: &str| scene.sandbox.directory(name);
+    let (innodb, aria, keys) = (directory("innodb"), directory("aria"), directory("keys"));
+    let option = |name: &str, path: &Path| format!("--{name}={}", path.display());
+    let elsewhere = [
+        option("innodb-data-home-dir", &innodb),
+        option("aria-log-dir-path", &aria),
+    ];
+    let keyfile_dir = option("aws-key-management-keyfile-dir", &keys);
+    let [home, log_dir] = elsewhere.each_ref().map(String::as_str);
+    let database = database(&scene).options(&[home, log_dir]);
+    without_innodb(&database);
+    let datadir = &*database.datadir.clone();
+    for entry in fs::read_dir(datadir).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("aria_log") {
+            fs::rename(entry.path(), aria.join(entry.file_name())).unwrap();
+        }
+    }
+    let fork = || {
+        let mut fork = Command::new(dist("bin/kms-data-keys"));
+        let output = fork.arg("fork").arg(datadir).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let is_running = "a server is running on the data directory";
+    // The lock of the plugin is in the data directory.
+    let mut server = database.start();
+    let checked = Checked::of(&[datadir]);
+    checked.assert_exit_code(125).assert_tells(is_running);
+    let (code, errors) = fork();
+    assert_eq!(code, Some(125), "{errors}");
+    assert!(errors.contains(is_running), "{errors}");
+    database.stop(&mut server);
+    let checked = Checked::of(&[datadir, &innodb, &aria]);
+    checked.assert_exit_code(0);
+    assert_eq!(fork().0, Some(0));
+
+    // It is not, but each of the directories has one that the server has.
+    for name in fs::read_dir(datadir)
+        .unwrap()
+        .flatten()
+        .map(|it| it.file_name())
+    {
+        if name.to_string_lossy().starts_with("aws-kms-key.") {
+            fs::rename(datadir.join(&name), keys.join(&name)).unwrap();
+        }
+    }
+    let database = database.options(&[&keyfile_dir]);
+    let mut server = database.start();
+    for named in [&innodb, &aria, Path::new(&option("keyfile-dir", &keys))] {
+        let checked = Checked::of(&[datadir, named]);
+        checked.assert_exit_code(125).assert_tells(is_running);
+    }
+    database.stop(&mut server);
+}
+
 #[test]
 fn who_waits_for_long_at_a_terminal_sees_how_far_the_reading_has_come() {
     let sandbox = Sandbox::new();

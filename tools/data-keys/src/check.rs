@@ -128,7 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             directory.path().display()
         );
     }
-    let stopped = Stopped::lock(datadir)?;
+    let stopped = Stopped::lock(datadir, &arguments.further, &directory)?;
     let files = Files::find(datadir, &arguments.further);
     let findings = reading::read(files);
     drop(stopped);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use key_files::manifest::ManifestFile;
+use key_files::{key_directory::KeyDirectory, manifest::ManifestFile};
 
 use crate::{DataKeysError, Outcome, check::Stopped, print};
 
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     if !OF_A_SERVER.iter().any(|name| datadir.join(name).exists()) {
         return Err(DataKeysError::NotADataDirectory(datadir.clone()));
     }
-    let _stopped = Stopped::lock(datadir)?;
+    let _stopped = Stopped::lock(datadir, &[], &KeyDirectory::open(datadir)?)?;
     let manifest = ManifestFile::open(datadir)?;
     manifest.set_forked(true)?;
     print(&format!(

@@ -2,10 +2,11 @@
 
 use std::{
     fs::File,
-    io,
+    io, iter,
     path::{Path, PathBuf},
 };
 
+use key_files::key_directory::{FileError, KeyDirectory};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, fcntl},
@@ -27,6 +28,9 @@ pub(crate) enum NotStopped {
         .0.display()
     )]
     Running(PathBuf),
+    /// The directory of the key files.
+    #[error(transparent)]
+    KeyFiles(FileError),
     /// The file with the lock.
     #[error("cannot lock '{}' to make sure that no server runs: {source}", path.display())]
     System {
@@ -38,19 +42,31 @@ pub(crate) enum NotStopped {
 }
 
 impl Stopped {
-    /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file).
+    /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file), in the data directory and
+    /// the `further` ones, and looks at the lock of the plugin, where a server keeps those files elsewhere. That one
+    /// is not kept: a server that starts does not wait for it as long as for the others.
     ///
     /// They are locks of open file descriptions, because locks of the process would be released when
     /// the file is closed after reading.
-    pub(crate) fn lock(datadir: &Path) -> Result<Self, NotStopped> {
+    pub(crate) fn lock(
+        datadir: &Path,
+        further: &[PathBuf],
+        key_files: &KeyDirectory,
+    ) -> Result<Self, NotStopped> {
+        let running = || NotStopped::Running(datadir.to_owned());
+        key_files.expect_no_server().map_err(|error| match error {
+            FileError::InUse(_) => running(),
+            error => NotStopped::KeyFiles(error),
+        })?;
         let mut locks = Vec::new();
-        for name in ["ibdata1", "aria_log_control"] {
-            let path = datadir.join(name);
+        let directories = iter::once(datadir).chain(further.iter().map(PathBuf::as_path));
+        let paths = directories.flat_map(|it| [it.join("ibdata1"), it.join("aria_log_control")]);
+        for path in paths {
             match lock(&path) {
                 Ok(file) => locks.push(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(NotStopped::Running(datadir.to_owned()));
+                    return Err(running());
                 }
                 Err(source) => return Err(NotStopped::System { path, source }),
             }
