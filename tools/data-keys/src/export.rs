@@ -246,12 +246,12 @@ fn expect_all_of_store(
     leave_out: &[String],
 ) -> Result<(), DataKeysError> {
     stored.retain(|name| {
-        let is_old = names
+        let has_newer = names
             .iter()
             .any(|it| it.id == name.id && it.version > name.version);
-        !has(names, name.id, name.version)
-            && !leave_out.contains(&name.to_string())
-            && !(is_old && manifest.get(name.id, name.version).is_some())
+        let is_moved_away = has_newer && manifest.get(name.id, name.version).is_some();
+        let is_left_out = leave_out.contains(&name.to_string());
+        !(has(names, name.id, name.version) || is_left_out || is_moved_away)
     });
     for name in &stored {
         error!(
