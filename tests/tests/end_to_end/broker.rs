@@ -403,9 +403,8 @@ fn what_keeps_the_broker_from_starting_is_said_once() {
     let scene = Scene::new()
         .with_broker()
         .line("overview_socket = /nonexistent/overview.sock");
-    let mut wrapper = scene.start(&["true"]);
-    wrapper.give_code(&scene.aws);
-    let output = wrapper.ends_with(125);
+    // Before a code is spent.
+    let output = scene.start(&["true"]).ends_with(125);
     assert_eq!(
         output.matches("/nonexistent/overview.sock").count(),
         1,
