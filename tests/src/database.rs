@@ -376,10 +376,10 @@ fn template() -> PathBuf {
     if template.exists() {
         return template;
     }
-    // Made elsewhere and renamed: other test programs look for it at the same time.
+    // Renamed when it is complete: other test programs look for it at the same time.
     let making = tempfile::Builder::new()
         .prefix("ikw-datadir-")
-        .tempdir()
+        .tempdir_in(dist(""))
         .unwrap();
     let program = mariadb_program("/usr/bin/mariadb-install-db");
     let output = command(&program)

@@ -48,7 +48,7 @@ pub use fifo_writer::FifoWriter;
 pub use machine::{Image, Machine};
 pub use manager::{Manager, pass};
 pub use object_storage::{Fault, ObjectStorage, StoreDirectory, TlsStorage, What};
-pub use process::{Process, run_with_input, wait_until, wait_until_with};
+pub use process::{ChildGuard, Process, run_with_input, wait_until, wait_until_with};
 pub use proxy::{Proxy, relay};
 pub use sandbox::{Sandbox, copy, dist, number_from_environment};
 pub use scene::{NOBODY, Scene, after, after_mounting, after_python, mode, set_user, variables_of};

@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use nix::{
@@ -13,7 +13,9 @@ use nix::{
     unistd::{Pid, Uid},
 };
 
-use crate::{Process, Sandbox, Terminal, after, inspection, wait_until, wait_until_with};
+use crate::{
+    ChildGuard, Process, Sandbox, Terminal, after, inspection, wait_until, wait_until_with,
+};
 
 /// The directory with MariaDB's packages, as `scripts/server-root` makes it.
 const ROOT: &str = "IAM_KMS_SYSTEMD_ROOT";
@@ -164,14 +166,14 @@ impl Machine {
     }
 
     /// A command in the foreground of a terminal.
-    pub fn start_in(&self, terminal: &Terminal, line: &[&str]) -> Child {
+    pub fn start_in(&self, terminal: &Terminal, line: &[&str]) -> ChildGuard {
         let mut session = after(&["setsid", "--ctty"], &self.command(line));
         session
             .env("TERM", "dumb")
             .stdin(terminal.programs())
             .stdout(terminal.programs())
             .stderr(terminal.programs());
-        session.spawn().unwrap()
+        ChildGuard::spawn(&mut session)
     }
 
     /// A file of it as a path of the host.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{PipeReader, Read, Write, pipe},
+    ops::{Deref, DerefMut},
     os::fd::AsFd,
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -25,9 +26,12 @@ use crate::PATIENCE_SECONDS;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// A child process; killed when dropped.
+pub struct ChildGuard(Child);
+
 /// A running program; killed when dropped.
 pub struct Process {
-    child: Child,
+    child: ChildGuard,
     lines: Arc<Lines>,
 }
 
@@ -45,15 +49,46 @@ struct Text {
     ended: bool,
 }
 
+impl ChildGuard {
+    /// Starts `command`.
+    pub fn spawn(command: &mut Command) -> Self {
+        let child = command.spawn();
+        Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Deref for ChildGuard {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for ChildGuard {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for ChildGuard {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 impl Process {
     /// Starts `command` and collects the lines of its standard output and error: both go into one
     /// pipe, so they come in the order in which they were written.
     pub fn start(command: &mut Command) -> Self {
         let (reader, writer) = pipe().unwrap();
         command.stdout(writer.try_clone().unwrap()).stderr(writer);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let child = ChildGuard::spawn(command);
         // The command holds the writing end until it gets others.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let lines = Lines::collect(reader);
@@ -166,8 +201,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.end();
         // No test is about it, each shows it.
         if !thread::panicking() {
             let output = self.output();

@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::unix::fs::OpenOptionsExt,
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use nix::{
@@ -14,7 +14,7 @@ use nix::{
     sys::termios::{LocalFlags, tcgetattr},
 };
 
-use crate::wait_until_with;
+use crate::{ChildGuard, wait_until_with};
 
 /// A terminal: what is typed and shown is on one side, the programs are on the other.
 pub struct Terminal {
@@ -77,7 +77,7 @@ impl Terminal {
     }
 
     /// Waits until a program in it has succeeded; returns all that is shown.
-    pub fn wait_for_success(&mut self, mut program: Child) -> &str {
+    pub fn wait_for_success(&mut self, mut program: ChildGuard) -> &str {
         let mut status = None;
         self.wait_until("the end of the program in the terminal", |_| {
             status = program.try_wait().unwrap();

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io::Read,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use broker_api::{
     write_frame,
 };
 use end_to_end_tests::{
-    Database, NOBODY, Process, Scene, after_python,
+    ChildGuard, Database, NOBODY, Process, Scene, after_python,
     broker::{Peer, ask, decrypt, generate_with, generated, phase},
     run_client, wait_until,
 };
@@ -247,14 +247,12 @@ fn a_log_that_nobody_reads_holds_up_nobody_who_does_not_fill_it_and_loses_nothin
     let scene = scene_with_group().line("log_format = json");
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut command = scene.broker_command();
-    let mut broker = command
-        .stdout(Stdio::null())
-        .stderr(writer)
-        .spawn()
-        .unwrap();
+    let mut broker = ChildGuard::spawn(command.stdout(Stdio::null()).stderr(writer));
     drop(command);
-    wait_until("the broker", || scene.configuration.broker_socket.exists());
-    let mut peer = Peer::connect(&scene.configuration.broker_socket);
+    let socket = &scene.configuration.broker_socket;
+    // It is there before it takes connections.
+    wait_until("the broker", || UnixStream::connect(socket).is_ok());
+    let mut peer = Peer::connect(socket);
     // Each is an event, and at last one must wait for the log.
     let mut refused = 0;
     loop {

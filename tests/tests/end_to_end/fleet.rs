@@ -12,7 +12,8 @@ use std::{
 use aws_session::config::TlsFiles;
 use broker_api::{FailureKind, Reply};
 use end_to_end_tests::{
-    Configuration, LocalAws, Process, Sandbox, Scene, StoreDirectory, Terminal, Wrapper, after,
+    ChildGuard, Configuration, LocalAws, Process, Sandbox, Scene, StoreDirectory, Terminal,
+    Wrapper, after,
     broker::{Peer, generate},
     dist,
     fleet::{Fleet, Role, in_a_network_of_its_own},
@@ -384,7 +385,7 @@ fn without_a_host_the_code_of_a_terminal_unlocks_this_host_and_the_table_fills_i
         .stdin(terminal.programs())
         .stdout(terminal.programs())
         .stderr(terminal.programs());
-    let unlock = command.spawn().unwrap();
+    let unlock = ChildGuard::spawn(&mut command);
     terminal.wait_for_nth("MFA code: ", 1);
     assert!(!terminal.echoes());
     terminal.type_in(&format!("{}\n", scene.aws.wrong_code()));

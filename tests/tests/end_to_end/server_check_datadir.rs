@@ -10,7 +10,7 @@ use std::{
 
 use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{
-    Checked, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, copy, dist, run_client,
+    Checked, ChildGuard, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, copy, dist, run_client,
     wait_until, wait_until_with,
 };
 use nix::{
@@ -796,13 +796,7 @@ fn who_waits_for_long_at_a_terminal_sees_how_far_the_reading_has_come() {
     let file = fs::File::options().write(true).open(table).unwrap();
     file.set_len(64 << 30).unwrap();
     let mut terminal = Terminal::new();
-    let mut checking = Command::new(dist("bin/kms-data-keys"))
-        .arg("check")
-        .arg(&datadir)
-        .stderr(terminal.programs())
-        .spawn()
-        .unwrap();
+    let mut check = Command::new(dist("bin/kms-data-keys"));
+    let _checking = ChildGuard::spawn(check.arg("check").arg(&datadir).stderr(terminal.programs()));
     terminal.wait_for_nth("of 64.", 2);
-    checking.kill().unwrap();
-    checking.wait().unwrap();
 }

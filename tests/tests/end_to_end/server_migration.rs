@@ -9,7 +9,8 @@ use std::{
 };
 
 use end_to_end_tests::{
-    Database, ENCRYPT_ALL, Process, Scene, Terminal, after, backup, dist, key_files, mode,
+    ChildGuard, Database, ENCRYPT_ALL, Process, Scene, Terminal, after, backup, dist, key_files,
+    mode,
     offline_keys::encrypt,
     tables::{assert_rows, check_tables, insert, make_tables},
     wait_until,
@@ -623,7 +624,7 @@ fn a_search_shows_its_progress_and_ctrl_c_ends_it_and_the_question_with_the_term
         let mut terminal = Terminal::new();
         let mut on_terminal = after(&["setsid", "--ctty", "--wait"], &program(&scene, &import));
         on_terminal.env("TERM", "xterm").stdin(terminal.programs());
-        let mut import = on_terminal.stderr(terminal.programs()).spawn().unwrap();
+        let mut import = ChildGuard::spawn(on_terminal.stderr(terminal.programs()));
         terminal.wait_for_nth("Password of the key file: ", 1);
         wait_until("the echo to be off", || !terminal.echoes());
         if with_password {

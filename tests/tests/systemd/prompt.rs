@@ -1,8 +1,8 @@
 //! The code asked for by systemd's password agents.
 
-use std::{process::Child, time::Instant};
+use std::time::Instant;
 
-use end_to_end_tests::{Terminal, fence};
+use end_to_end_tests::{ChildGuard, Terminal, fence};
 
 use crate::site::{FIFO, Running, SERVICE, Site};
 
@@ -32,7 +32,7 @@ fn reply(answer: &str) -> String {
 }
 
 /// `systemctl start` in a terminal, with its question.
-fn asked_in_a_terminal() -> (Running, Terminal, Child) {
+fn asked_in_a_terminal() -> (Running, Terminal, ChildGuard) {
     let site = Site::new().boot_and_stop();
     // The question of the boot is withdrawn a second after its FIFO has gone, and the agent would show it.
     site.machine

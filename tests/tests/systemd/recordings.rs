@@ -1,8 +1,8 @@
 //! What an operator sees, recorded: `make recordings` keeps the recordings, for the README and the book.
 
-use std::{env, fs, path::PathBuf, process::Child};
+use std::{env, fs, path::PathBuf};
 
-use end_to_end_tests::Terminal;
+use end_to_end_tests::{ChildGuard, Terminal};
 use serde_json::json;
 
 use crate::site::{Running, Site};
@@ -19,7 +19,7 @@ const ROWS: usize = 16;
 struct Recording<'a> {
     site: &'a Running,
     terminal: Terminal,
-    shell: Child,
+    shell: ChildGuard,
     prompts: usize,
     /// Bytes of what was shown that are recorded.
     recorded: usize,

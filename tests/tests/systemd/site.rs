@@ -1,8 +1,8 @@
 //! A machine as the documents set it up, and AWS.
 
-use std::{env, path::Path, process::Child};
+use std::{env, path::Path};
 
-use end_to_end_tests::{Image, LocalAws, Machine, Sandbox, Terminal, fence};
+use end_to_end_tests::{ChildGuard, Image, LocalAws, Machine, Sandbox, Terminal, fence};
 
 pub const SERVICE: &str = "mariadb.service";
 pub const BROKER: &str = "iam-kms-broker.service";
@@ -270,7 +270,7 @@ impl Running {
     }
 
     /// Starts it, and types the code.
-    pub fn start_in_terminal_with_code(&self, script: &str) -> (Terminal, Child) {
+    pub fn start_in_terminal_with_code(&self, script: &str) -> (Terminal, ChildGuard) {
         let mut terminal = Terminal::new();
         let shell = self.machine.start_in(&terminal, &["sh", "-exc", script]);
         terminal.wait_for_nth("MFA code: ", 1);
