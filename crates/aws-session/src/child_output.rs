@@ -191,14 +191,17 @@ mod tests {
     use super::*;
 
     fn failure(command: &str, timeout: Duration) -> String {
+        failure_of(Command::new("/bin/sh").args(["-c", command]), timeout)
+    }
+
+    fn failure_of(command: &mut Command, timeout: Duration) -> String {
         let limits = Limits {
             timeout,
             timeout_setting: Some("request_timeout_seconds"),
             max_bytes: 1000,
             interrupt: None,
         };
-        let mut shell = Command::new("/bin/sh");
-        match output_of(shell.args(["-c", command]), Terminal::Kept, &limits) {
+        match output_of(command, Terminal::Kept, &limits) {
             Err(error) => error.to_string(),
             Ok(output) => String::from_utf8_lossy(&output).into_owned(),
         }
@@ -207,11 +210,17 @@ mod tests {
     #[test]
     fn a_program_that_does_not_end_is_killed_with_its_children() {
         let begun = Instant::now();
-        let why = failure("sleep 1000 & sleep 1000", Duration::from_secs(1));
+        let (mut held_by_children, writer) = io::pipe().unwrap();
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "sleep 100 & sleep 100"]).stderr(writer);
+        let why = failure_of(&mut shell, Duration::from_secs(1));
         assert_eq!(
             why,
             "it did not end within 1 second (request_timeout_seconds) and was killed"
         );
+        // The command, too, holds the writing end.
+        drop(shell);
+        assert_eq!(held_by_children.read(&mut [0]).unwrap(), 0);
         assert!(begun.elapsed() < Duration::from_secs(60));
     }
 
