@@ -4,6 +4,7 @@ use std::{
     io::{ErrorKind, Read},
     os::unix::net::UnixStream,
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{PATIENCE_SECONDS, Scene};
+use crate::{PATIENCE_SECONDS, Process, Scene};
 
 /// A connection, as the plugin makes it.
 pub struct Peer(
@@ -134,4 +135,24 @@ pub fn unwrap(broker_socket: &Path, wrapped: &[u8]) -> Vec<u8> {
         Reply::Decrypted { key, .. } => key.expose().into(),
         reply => panic!("{reply:?}"),
     }
+}
+
+/// What a process of another user and group, with these further groups, gets for `request` at `socket`: "got True" if
+/// there is an answer, or why there is none.
+pub fn answer_to(user: u32, group: u32, groups: &[u32], socket: &Path, request: &[u8]) -> String {
+    let script = format!(
+        "import os, socket\nos.setgroups({groups:?}); os.setgid({group}); os.setuid({user})\n\
+         s = socket.socket(socket.AF_UNIX); s.settimeout({PATIENCE_SECONDS})\n\
+         try:\n s.connect({socket:?})\n s.send(bytes({request:?}))\n \
+         print('got', len(s.recv(100)) > 0)\n\
+         except OSError as e:\n print('got', e.strerror)"
+    );
+    Process::start(Command::new("/usr/bin/python3").args(["-c", &script])).wait_for("got")
+}
+
+/// The bytes of a request.
+pub fn frame(request: &Request) -> Vec<u8> {
+    let mut frame = Vec::new();
+    write_frame(&mut frame, request).unwrap();
+    frame
 }

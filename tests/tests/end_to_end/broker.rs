@@ -305,6 +305,7 @@ fn a_second_broker_at_the_same_socket_is_refused() {
             "{output}"
         );
         assert!(!output.contains("waiting for"), "{output}");
+        assert!(!output.contains("enter an MFA code"), "{output}");
     }
     generated(&scene);
 }

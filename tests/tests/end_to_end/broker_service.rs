@@ -1,11 +1,11 @@
 //! The broker as a service: which users it serves, what it remembers, what it leaves for an audit.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt};
 
-use broker_api::{Reply, WaitPolicy};
+use broker_api::{Reply, Request, WaitPolicy};
 use end_to_end_tests::{
-    Manager, NOBODY, PATIENCE_SECONDS, Process, Scene,
-    broker::{ask, decrypt, generate_with, generated},
+    Manager, NOBODY, Process, Scene,
+    broker::{answer_to, ask, decrypt, frame, generate_with, generated},
     mode, write_fifo,
 };
 use nix::unistd::{Gid, Group, Uid};
@@ -75,19 +75,6 @@ fn kms_is_asked_while_there_is_a_session_and_what_it_refuses_is_forgotten() {
     assert!(error.contains("enter an MFA code"), "{error}");
 }
 
-/// What a process of another user gets of the broker: bytes, or an errno.
-fn as_user(scene: &Scene, uid: u32, gid: u32, groups: &[u32]) -> String {
-    let socket = &scene.configuration.broker_socket;
-    let script = format!(
-        "import os, socket\nos.setgroups({groups:?}); os.setgid({gid}); os.setuid({uid})\n\
-         s = socket.socket(socket.AF_UNIX); s.settimeout({PATIENCE_SECONDS})\n\
-         try:\n s.connect({socket:?})\n s.send(b'\\2\\1\\0\\0\\0\\2')\n \
-         print('got', len(s.recv(100)) > 0)\n\
-         except OSError as e:\n print('got', e.strerror)"
-    );
-    Process::start(Command::new("/usr/bin/python3").args(["-c", &script])).wait_for("got")
-}
-
 #[test]
 fn members_of_the_group_are_served_and_no_other_user() {
     let group = Group::from_gid(Gid::from_raw(NOBODY)).unwrap().unwrap();
@@ -98,12 +85,14 @@ fn members_of_the_group_are_served_and_no_other_user() {
     let socket = &scene.configuration.broker_socket;
     fs::set_permissions(scene.sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(mode(socket), 0o660);
-    assert_eq!(as_user(&scene, 3000, NOBODY, &[]), "got True");
-    assert_eq!(as_user(&scene, 3000, 3000, &[3001, NOBODY]), "got True");
-    assert_eq!(as_user(&scene, 3000, 3000, &[]), "got Permission denied");
+    let session = frame(&Request::Session);
+    let answer_to = |group, groups: &[u32]| answer_to(3000, group, groups, socket, &session);
+    assert_eq!(answer_to(NOBODY, &[]), "got True");
+    assert_eq!(answer_to(3000, &[3001, NOBODY]), "got True");
+    assert_eq!(answer_to(3000, &[]), "got Permission denied");
     // Its mode already keeps others out; this is the second lock.
     fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
-    assert_ne!(as_user(&scene, 3000, 3000, &[]), "got True");
+    assert_ne!(answer_to(3000, &[]), "got True");
     let line = broker.wait_for("rejected a connection (uid 3000, pid ");
     assert!(
         line.contains("only uid 0, root and processes of group 65534 are served"),
@@ -188,13 +177,11 @@ fn each_step_is_an_event_for_an_audit_and_no_event_has_a_code() {
 
 #[test]
 fn the_log_in_text_is_without_the_calls() {
-    let scene = Scene::new().with_broker();
-    let broker = scene.start_broker();
-    generated(&scene);
-    generated(&scene);
-    assert!(
-        !broker.output().contains("GenerateDataKey"),
-        "{}",
-        broker.output()
-    );
+    let scene = short_sessions();
+    let (broker, ..) = after_the_session(&scene);
+    // Said after the calls.
+    broker.wait_for("the AWS session ended");
+    let output = broker.output();
+    assert!(!output.contains("GenerateDataKey"), "{output}");
+    assert!(!output.contains("Decrypt"), "{output}");
 }

@@ -30,6 +30,7 @@ fn report_of(sabotage: Sabotage) -> String {
 fn a_run_without_damage_says_that_nothing_is_lost() {
     let summary = shortest(None).unwrap_or_else(|failure| panic!("{}", failure.report));
     assert!(summary.ends_with("lost 0, hung 0\n"), "{summary}");
+    assert!(summary.contains("rows verified "), "{summary}");
     assert!(!summary.contains("rows verified 0"), "{summary}");
 }
 

@@ -274,20 +274,12 @@ fn a_role_is_assumed_with_another_profiles_key_its_own_or_the_environments() {
         &scene,
         &format!("[default]\n{ROLE}source_profile = default\n{key}"),
     );
-    let mut command = with_config(
-        &scene,
-        scene.command(&["--check", "true"]),
-        &format!("[profile role]\n{ROLE}credential_source = Environment\n"),
-    );
-    let (id, secret) = scene.aws.long_term_key();
+    let profile = format!("[profile role]\n{ROLE}credential_source = Environment\n");
+    let file = scene.sandbox.write("aws-config", &profile);
     // The profile is named in the configuration, so that the key is not taken as it is.
     let scene = scene.line("profile = role");
-    command
-        .env("AWS_ACCESS_KEY_ID", id)
-        .env("AWS_SECRET_ACCESS_KEY", secret);
-    let mut named = scene.command(&["--check", "true"]);
-    named.env("AWS_CONFIG_FILE", scene.sandbox.path("aws-config"));
-    let (code, said) = output(&mut named);
+    let mut command = scene.command(&["--check", "true"]);
+    let (code, said) = output(command.env("AWS_CONFIG_FILE", file));
     assert_eq!(code, Some(0), "{said}");
     assert!(
         said.contains("assumed-role/database/iam-kms-wrapper-"),

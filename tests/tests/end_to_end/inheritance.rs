@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Write,
     os::unix::ffi::OsStrExt,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -48,13 +49,13 @@ fn inherited(pid: Pid) -> BTreeMap<String, String> {
         .iter()
         .map(|field| ((*field).into(), inspection::status(pid, field)))
         .collect();
-    for name in [
-        "limits",
-        "cmdline",
-        "coredump_filter",
-        "oom_score_adj",
-        "personality",
-    ] {
+    for line in String::from_utf8(read("limits")).unwrap().lines() {
+        // A column of names.
+        let (name, limits) = line.split_at(26);
+        let limits: Vec<_> = limits.split_whitespace().collect();
+        all.insert(name.trim().into(), limits.join(" "));
+    }
+    for name in ["cmdline", "coredump_filter", "oom_score_adj", "personality"] {
         let text = String::from_utf8_lossy(&read(name)).into_owned();
         all.insert(name.into(), text);
     }
@@ -70,6 +71,9 @@ fn inherited(pid: Pid) -> BTreeMap<String, String> {
     for (name, field) in [("process group", 5), ("session", 6), ("nice", 19)] {
         all.insert(name.into(), stat[field - 3].into());
     }
+    let is_closed = |number: &i32| !Path::new(&format!("/proc/{pid}/fd/{number}")).exists();
+    let closed: Vec<_> = (0..3).filter(is_closed).map(|it| it.to_string()).collect();
+    all.insert("closed".into(), closed.join(" "));
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let number = entry.unwrap().file_name().into_string().unwrap();
         let target = fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
@@ -160,7 +164,11 @@ fn resource_limits_are_inherited() {
         "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 400))\n\
          resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))\n\
          resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 2 << 20))",
-        &[],
+        &[
+            ("Max open files", "300 400 files"),
+            ("Max core file size", "4096 8192 bytes"),
+            ("Max locked memory", "1048576 2097152 bytes"),
+        ],
     );
 }
 
@@ -188,9 +196,10 @@ fn open_descriptors_are_inherited_and_none_is_added() {
 
 #[test]
 fn closed_standard_streams_stay_closed() {
-    passes_over_unchanged("os.close(0)", &[]);
-    passes_over_unchanged("os.close(0); os.close(1)", &[]);
-    passes_over_unchanged("os.close(0); os.close(1); os.close(2)", &[]);
+    for closed in ["0", "0 1", "0 1 2"] {
+        let setup = format!("for number in '{closed}'.split(): os.close(int(number))");
+        passes_over_unchanged(&setup, &[("closed", closed)]);
+    }
 }
 
 #[test]

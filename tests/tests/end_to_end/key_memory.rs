@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -153,6 +154,12 @@ fn kms_data_keys_leaves_none_when_it_has_exported_them() {
         exe.file_name() == Path::new("kms-data-keys").file_name()
     });
     let pid = Pid::from_raw(program.unwrap().parse().unwrap());
+    // The control: the search finds what is there.
+    let argument = exported.as_os_str().as_bytes();
+    assert_eq!(
+        traces_in_memory(pid, &[("an argument", argument)]),
+        ["an argument"]
+    );
     assert!(keys.traces_of_raw(pid).is_empty());
     assert!(keys.traces_of_base64(pid).is_empty());
     let_end(&scene, &mut gdb);

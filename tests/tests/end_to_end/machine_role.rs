@@ -84,7 +84,7 @@ fn sessions_follow_each_other(with_source: fn(&Scene) -> Command) {
     let log = scene.aws.log();
     assert!(log.contains("arn:aws:sts::111122223333:assumed-role/host/"));
     let output = wrapper.process.output();
-    assert!(!output.contains("write a"), "{output}");
+    assert!(!output.contains("enter an MFA code"), "{output}");
     assert!(!output.contains("ended"), "{output}");
 }
 

@@ -12,7 +12,7 @@ use std::{
 use end_to_end_tests::{Scene, after, dist, variables_of};
 
 /// Every variable that our programs read, or the AWS SDK in them.
-const VARIABLES: [&str; 46] = [
+const VARIABLES: [&str; 54] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_ACCESS_KEY",
     "AWS_SECRET_ACCESS_KEY",
@@ -30,6 +30,7 @@ const VARIABLES: [&str; 46] = [
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_STS",
     "AWS_ENDPOINT_URL_KMS",
+    "AWS_ENDPOINT_URL_S3",
     "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
     "AWS_USE_FIPS_ENDPOINT",
     "AWS_USE_DUALSTACK_ENDPOINT",
@@ -58,6 +59,13 @@ const VARIABLES: [&str; 46] = [
     "SSL_CERT_DIR",
     "CREDENTIALS_DIRECTORY",
     "HOME",
+    "JOURNAL_STREAM",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "SSH_CONNECTION",
+    "SUDO_UID",
     "_X_AMZN_TRACE_ID",
 ];
 
@@ -93,12 +101,18 @@ fn programs(scene: &Scene, keys: &Path) -> Vec<Command> {
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9");
         command
     };
+    let device = format!("--mfa-serial={}", scene.aws.serial_number());
     vec![
         scene.command(&["--check", "true"]),
         without_key(scene.command(&["--check", "true"])),
         scene.manage_key_command(&["--key=alias/mariadb", "status", "000000"]),
         scene.aws.data_keys_command("bin", &["verify"], keys),
         without_key(scene.aws.data_keys_command("bin", &["verify"], keys)),
+        scene.aws.program("iam-kms-unlock", &[&device]),
+        // Its socket cannot be made.
+        scene
+            .aws
+            .program("iam-kms-console", &["--listen=/proc/console.sock"]),
     ]
 }
 
