@@ -8,13 +8,12 @@ use std::{
         process::ExitStatusExt,
     },
     process::{Command, Output},
-    thread,
-    time::Duration,
 };
 
 use end_to_end_tests::{
-    NOBODY, Process, Scene, Terminal, dist,
+    NOBODY, Process, Scene, Terminal, after, dist,
     inspection::{is_dumpable, status},
+    manage_key::{ends_with, start_with_input},
     run_with_input, wait_until,
 };
 use nix::{
@@ -220,17 +219,24 @@ fn what_is_no_fifo_is_refused_and_not_touched_and_a_fifo_without_a_reader_keeps_
 fn a_fifo_that_has_just_been_made_is_given_time_to_be_opened() {
     let scene = Scene::new();
     mkfifo(scene.fifo(), Mode::S_IRWXU).unwrap();
-    let reader = thread::spawn({
-        let fifo = scene.fifo().to_owned();
-        move || {
-            thread::sleep(Duration::from_millis(500));
-            fs::read_to_string(fifo).unwrap()
-        }
+    let trace = scene.sandbox.path("trace");
+    let strace = ["strace", "-f", "-e", "trace=openat", "-o"];
+    let strace = [&strace[..], &[trace.to_str().unwrap()]].concat();
+    let mut command = after(&strace, &code_command(&scene));
+    let code = start_with_input(&mut command, "123456\n");
+    wait_until("a try that finds nobody", || {
+        let trace = fs::read_to_string(&trace).unwrap_or_default();
+        let mut tries = trace.lines().filter(|line| line.contains("mfa"));
+        tries.any(|line| line.contains("ENXIO"))
     });
-    let (status, output) = enter(&mut code_command(&scene), "123456\n");
-    assert_eq!(reader.join().unwrap(), "123456\n", "{output}");
+    let mut options = fs::File::options();
+    options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let mut reader = options.open(scene.fifo()).unwrap();
     // Nobody says what became of it.
-    assert_eq!(status, Some(3), "{output}");
+    ends_with(code, 3);
+    let mut written = String::new();
+    reader.read_to_string(&mut written).unwrap();
+    assert_eq!(written, "123456\n");
 }
 
 #[test]
