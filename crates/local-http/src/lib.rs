@@ -182,6 +182,8 @@ pub fn plain<B: From<String>>(status: StatusCode, text: impl Into<String>) -> Re
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     fn headers(hosts: &[&'static str]) -> HeaderMap {
@@ -210,5 +212,25 @@ mod tests {
         }
         assert!(!is_for_this_host(&headers(&[])));
         assert!(!is_for_this_host(&headers(&["localhost", "evil.example"])));
+    }
+
+    #[test]
+    fn a_client_that_does_not_take_the_answer_loses_the_connection() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let limits = Limits {
+            connections: 1,
+            transfer: Duration::from_millis(100),
+            patience: MINUTE,
+        };
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let served = runtime.enable_time().build().unwrap().block_on(async {
+            // Room for the request, and for little of the answer.
+            let (mut client, server) = tokio::io::duplex(1000);
+            let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            client.write_all(request).await.unwrap();
+            let answer = async |_| plain::<Full<Bytes>>(StatusCode::OK, "x".repeat(100_000));
+            timeout(MINUTE, serve_stream(server, limits, answer)).await
+        });
+        assert!(served.is_ok());
     }
 }

@@ -1,6 +1,9 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, GeneralSubtree, IsCa, Issuer, KeyPair,
+    NameConstraints, SanType, date_time_ymd,
+};
 use rustls::{ClientConnection, ServerConnection};
 use rustls_pki_types::ServerName;
 
@@ -17,6 +20,23 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    /// An authority below this one that may only issue certificates of this DNS name.
+    fn limited_to(&self, name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(name.into())],
+            excluded_subtrees: vec![],
+        });
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
         Self {
             issuer: Issuer::new(params, key),
             pem,
@@ -126,6 +146,25 @@ fn a_certificate_of_another_authority_or_of_the_past_or_for_another_name_is_refu
     let error = handshake(&server(&elsewhere), &client).unwrap_err();
     let expected = "its certificate is for keys2, not for keys1";
     assert_eq!(in_words(&error), expected);
+}
+
+#[test]
+fn name_constraints_of_an_intermediate_authority_hold() {
+    let authority = Authority::new();
+    let of_db1 = authority.limited_to("db1.example");
+    let directory = tempfile::tempdir().unwrap();
+    let server = server(&authority.files(directory.path(), &["keys1"], &authority.pem, 2200));
+    let shake_hands_as = |name| {
+        let directory = tempfile::tempdir().unwrap();
+        let files = of_db1.files(directory.path(), &[name], &authority.pem, 2200);
+        let chain = fs::read_to_string(&files.certificate).unwrap() + &of_db1.pem;
+        fs::write(&files.certificate, chain).unwrap();
+        let client = ClientTls::new(&files, &Content::read(&files).unwrap()).unwrap();
+        handshake(&server, &client)
+    };
+    assert!(shake_hands_as("db1.example").is_ok());
+    let error = shake_hands_as("db2.example").unwrap_err().to_string();
+    assert!(error.contains("NameConstraintViolation"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What the documents name is there, and what they have to name is in them.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use proc_macro2::{TokenStream, TokenTree};
 
@@ -15,27 +19,53 @@ fn code(markdown: &str) -> impl Iterator<Item = &str> {
     markdown.split('`').skip(1).step_by(2)
 }
 
-/// Each test that a document names, as `module::test`; returns how many there are.
+/// The files that a document may mean: by a path, or modules of the tests by their name.
+fn named_files(name: &str) -> impl Iterator<Item = PathBuf> {
+    let paths = [
+        name.to_owned(),
+        format!("tests/tests/{name}"),
+        format!("tests/tests/end_to_end/{name}.rs"),
+        format!("tests/tests/systemd/{name}.rs"),
+    ];
+    let paths = paths.into_iter().map(|path| Path::new(ROOT).join(path));
+    paths.filter(|path| path.is_file())
+}
+
+/// Whether a name of a document stands for something: `module::test`, `make TARGET`, or a file.
+fn exists(name: &str) -> bool {
+    if let Some((module, test)) = name.split_once("::") {
+        let start = format!("fn {test}()");
+        return named_files(module).any(|file| {
+            let source = fs::read_to_string(file).unwrap();
+            let lines: Vec<_> = source.lines().map(str::trim_start).collect();
+            let mut pairs = lines.windows(2);
+            pairs.any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&start))
+        });
+    }
+    if let Some(target) = name.strip_prefix("make ") {
+        return read("Makefile").contains(&format!("\n{target}:"));
+    }
+    named_files(name).next().is_some()
+}
+
+/// Checks each test that a document names, and all names in the last column of its tables, which says by what
+/// a claim is shown; returns how many there are.
 fn assert_named_tests_exist(document: &str) -> usize {
     let text = read(document);
-    let names = code(&text).filter_map(|text| text.split_once("::"));
-    let mut named = 0;
-    for (module, test) in names.filter(|(module, _)| *module != "module") {
-        named += 1;
-        let is_there = ["end_to_end", "systemd"].iter().any(|suite| {
-            let file = Path::new(ROOT).join(format!("tests/tests/{suite}/{module}.rs"));
-            let source = fs::read_to_string(file).unwrap_or_default();
-            source.contains(&format!("#[test]\nfn {test}()"))
-        });
-        assert!(is_there, "{document}: {module}::{test}");
+    let rows = text.lines().filter_map(|line| line.strip_suffix(" |"));
+    let shown_by = rows.filter_map(|row| row.rsplit("| ").next());
+    let tests = code(&text).filter(|name| name.contains("::") && *name != "module::test");
+    let names: BTreeSet<_> = shown_by.flat_map(code).chain(tests).collect();
+    for name in &names {
+        assert!(exists(name), "{document}: {name}");
     }
-    named
+    names.len()
 }
 
 #[test]
 fn each_test_that_the_threat_model_and_the_promises_name_exists() {
-    assert!(assert_named_tests_exist("SECURITY.md") > 30);
-    assert!(assert_named_tests_exist("docs/src/promises.md") > 20);
+    assert!(assert_named_tests_exist("SECURITY.md") > 100);
+    assert!(assert_named_tests_exist("docs/src/promises.md") > 40);
 }
 
 #[test]
@@ -57,7 +87,7 @@ fn the_changelog_has_the_version() {
 }
 
 /// The exit codes of a program's source: the numbers in the body of its function `exit_code`, and the constants.
-fn exit_codes(source: &str) -> Vec<String> {
+fn exit_codes(source: &str) -> BTreeSet<u8> {
     let text = read(source);
     let function = text
         .split_once("fn exit_code(")
@@ -76,58 +106,108 @@ fn exit_codes(source: &str) -> Vec<String> {
     });
     words
         .chain(constants)
-        .filter(|word| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit()))
-        .map(str::to_owned)
+        .filter_map(|word| word.parse().ok())
         .collect()
 }
 
+/// The numbers in the first column of a table.
+fn first_column(section: &str) -> BTreeSet<u8> {
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| row.split(" |").next());
+    let codes = cells.flat_map(|cell| cell.split(", "));
+    codes.filter_map(|code| code.parse().ok()).collect()
+}
+
+/// The numbers that a manual page explains in its section on the exit status.
+fn labels(manual: &str) -> BTreeSet<u8> {
+    let text = read(&format!("packaging/man/{manual}"));
+    let (_, section) = text.split_once(".SH \"EXIT STATUS\"\n").unwrap();
+    let section = section.split("\n.SH").next().unwrap();
+    let entries = section.split(".TP\n").skip(1);
+    let labels = entries.filter_map(|entry| entry.lines().next());
+    let codes = labels.flat_map(|label| label.split(|c: char| !c.is_ascii_digit()));
+    codes.filter_map(|code| code.parse().ok()).collect()
+}
+
 #[test]
-fn each_exit_code_is_in_the_page_and_the_manual() {
+fn page_manual_and_source_have_exactly_these_exit_codes() {
     let page = read("docs/src/exit-codes.md");
-    for (program, source, manual) in [
+    let mut sections = 0;
+    for (program, source, manual, codes) in [
         (
             "iam-kms-wrapper",
             "wrapper/src/launch.rs",
             Some("iam-kms-wrapper.8"),
+            &[0, 125, 126, 127][..],
         ),
-        ("iam-kms-wrapper code", "wrapper/src/code.rs", None),
-        ("iam-kms-wrapper audit", "wrapper/src/audit.rs", None),
         (
-            "iam-kms-console",
-            "tools/console/src/lib.rs",
-            Some("iam-kms-console.8"),
+            "iam-kms-wrapper code",
+            "wrapper/src/code.rs",
+            None,
+            &[0, 1, 3, 4, 125],
+        ),
+        (
+            "iam-kms-wrapper setup",
+            "wrapper/src/setup/mod.rs",
+            Some("iam-kms-wrapper-setup.8"),
+            &[0, 125],
+        ),
+        (
+            "iam-kms-unlock",
+            "tools/unlock/src/lib.rs",
+            Some("iam-kms-unlock.1"),
+            &[0, 1, 2, 3, 4, 125],
+        ),
+        (
+            "iam-kms-wrapper audit",
+            "wrapper/src/audit.rs",
+            None,
+            &[0, 125],
         ),
         (
             "iam-kms-broker",
             "broker/src/lib.rs",
             Some("iam-kms-broker.8"),
+            &[0, 125],
+        ),
+        (
+            "iam-kms-console",
+            "tools/console/src/lib.rs",
+            Some("iam-kms-console.8"),
+            &[0, 125],
         ),
         (
             "kms-manage-key",
             "tools/manage-key/src/lib.rs",
             Some("kms-manage-key.8"),
+            &[0, 3, 4, 121, 122, 123, 124, 125, 126, 127],
         ),
         (
             "kms-data-keys",
             "tools/data-keys/src/lib.rs",
             Some("kms-data-keys.8"),
+            &[0, 1, 2, 3, 125],
         ),
     ] {
+        sections += 1;
+        let codes = BTreeSet::from_iter(codes.iter().copied());
         let (_, section) = page.split_once(&format!("## {program}\n")).unwrap();
         let section = section.split("\n## ").next().unwrap();
-        let manual = manual.map(|name| {
-            let manual = read(&format!("packaging/man/{name}"));
-            manual.split_once("EXIT STATUS").unwrap().1.to_owned()
-        });
-        let codes = exit_codes(source);
-        assert!(!codes.is_empty(), "{source}");
-        for code in codes {
-            for text in [Some(section), manual.as_deref()].into_iter().flatten() {
-                let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-                assert!(words.any(|word| word == code), "{program}: {code}");
-            }
+        assert_eq!(first_column(section), codes, "{program}");
+        if let Some(manual) = manual {
+            let mut explained = labels(manual);
+            // Success may go without saying.
+            explained.insert(0);
+            assert_eq!(explained, codes, "{manual}");
         }
+        // Only a part of them can be found there.
+        let mut found = exit_codes(source);
+        assert!(!found.is_empty(), "{source}");
+        // To which the number of a signal is added.
+        found.remove(&128);
+        assert!(found.is_subset(&codes), "{source}: {found:?}");
     }
+    assert_eq!(page.matches("\n## ").count(), sections);
 }
 
 /// The sources whose messages the page on troubleshooting explains.

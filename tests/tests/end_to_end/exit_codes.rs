@@ -197,6 +197,27 @@ fn wrong_usage_exits_with_125_and_the_usage() {
 }
 
 #[test]
+fn an_unknown_option_of_any_program_exits_with_125() {
+    for line in [
+        "iam-kms-wrapper code",
+        "iam-kms-wrapper setup",
+        "iam-kms-wrapper audit",
+        "iam-kms-unlock",
+        "iam-kms-broker",
+        "iam-kms-console",
+        "kms-manage-key status",
+        "kms-data-keys verify",
+    ] {
+        let mut words = line.split(' ');
+        let mut command = Command::new(dist("bin").join(words.next().unwrap()));
+        command.args(words).arg("--no-such-option");
+        let (status, output) = Process::start(&mut command).finish();
+        assert_eq!(status.code(), Some(125), "{line}: {output}");
+        assert!(output.contains("--no-such-option"), "{line}: {output}");
+    }
+}
+
+#[test]
 fn a_command_that_cannot_be_executed_exits_with_126() {
     let scene = Scene::new();
     for command in ["/etc/passwd", "/etc"] {

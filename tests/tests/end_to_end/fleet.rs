@@ -3,7 +3,8 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    io::Write,
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output},
     time::{Duration, Instant},
@@ -347,6 +348,47 @@ fn a_host_that_cannot_take_the_session_says_why() {
     });
 }
 
+#[test]
+fn neither_the_operators_agent_nor_a_port_is_forwarded_to_a_host() {
+    in_a_network_of_its_own(|| {
+        let mut fleet = Fleet::new();
+        // The port is 4711.
+        let note = "command=\"printenv > /run/variables; grep -c ':1267 ' /proc/net/tcp > /run/ports; \
+                    exec iam-kms-wrapper code --json\"";
+        let host = fleet.add_with("db1", &Role::Broker, note);
+        let forwarding = "Host *\n ForwardAgent yes\n RemoteForward 4711 127.0.0.1:22\n";
+        let mut configuration = fs::File::options()
+            .append(true)
+            .open(fleet.sandbox.path("ssh_config"))
+            .unwrap();
+        configuration.write_all(forwarding.as_bytes()).unwrap();
+        let socket = fleet.sandbox.path("agent");
+        let mut agent = Command::new("ssh-agent");
+        let _agent = Process::start(agent.args(["-D", "-a"]).arg(&socket));
+        wait_until("the agent", || UnixStream::connect(&socket).is_ok());
+        let is_forwarded = || {
+            let read = |name: &str| fs::read_to_string(fleet.path(host, name)).unwrap();
+            (
+                read("/run/variables").contains("SSH_AUTH_SOCK="),
+                read("/run/ports").trim() != "0",
+            )
+        };
+
+        // The control: ssh by itself forwards both.
+        let mut ssh = Command::new("ssh");
+        ssh.args(["-o", "BatchMode=yes", "db1"])
+            .env("SSH_AUTH_SOCK", &socket);
+        run_with_input(&mut ssh, "");
+        assert_eq!(is_forwarded(), (true, true));
+
+        let mut unlock = fleet.unlock(&["--session=-", "db1"]);
+        unlock.env("SSH_AUTH_SOCK", &socket);
+        let output = run_with_input(&mut unlock, &fleet.aws.session_document());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert_eq!(is_forwarded(), (false, false));
+    });
+}
+
 /// A launcher of this host that waits for a session document, and the directory of the programs.
 fn this_host(command: &'static str) -> (Scene, Wrapper, PathBuf) {
     let scene = Scene::new().without("kms_mfa_id").line("mfa = elsewhere");
@@ -459,6 +501,21 @@ fn a_service_that_gives_no_answer_leaves_the_result_unknown() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     wrapper.process.signal(Signal::SIGCONT);
     wrapper.wait_for_command("sleep");
+}
+
+#[test]
+fn results_that_cannot_be_written_are_an_error() {
+    let (scene, mut wrapper, programs) = this_host("true");
+    let full = ["sh", "-c", "exec \"$@\" > /dev/full", "sh"];
+    let unlock = unlock_this_host(&scene, &programs, &["--session=-", "--json"]);
+    let output = run_with_input(&mut after(&full, &unlock), &scene.aws.session_document());
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let said = stderr(&output);
+    assert!(
+        said.contains("cannot write what became of the hosts: No space left on device"),
+        "{said}"
+    );
+    wrapper.ends_with(0);
 }
 
 /// As an operator with these profiles of the AWS CLI, version 2 of which Debian has in /usr/bin.

@@ -1,12 +1,20 @@
 //! What a SQL user with the privilege FILE reads, where `secure_file_priv` lets them.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
 
 use end_to_end_tests::{Database, Scene, after};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 const READ_ALL: [&str; 1] = ["--secure-file-priv=/"];
+
+const MAKE_READER: &str = "CREATE DATABASE d; CREATE TABLE d.t (a LONGTEXT) CHARACTER SET latin1;
+     CREATE USER reader@localhost; GRANT FILE ON *.* TO reader@localhost;
+     GRANT ALL ON d.* TO reader@localhost";
 
 /// Reads into a table all that a SQL user can name of the server's process; returns which of
 /// the session's and the long-term secrets are there.
@@ -24,11 +32,7 @@ fn secrets_read(scene: &Scene, database: &Database) -> Vec<&'static str> {
     wrapper.wait_for_fifo();
     wrapper.write(document.as_bytes());
     database.wait_until_ready(&wrapper.process);
-    database.sql(
-        "CREATE DATABASE d; CREATE TABLE d.t (a LONGTEXT) CHARACTER SET latin1;
-         CREATE USER reader@localhost; GRANT FILE ON *.* TO reader@localhost;
-         GRANT ALL ON d.* TO reader@localhost",
-    );
+    database.sql(MAKE_READER);
     for file in files_of(wrapper.process.pid(), &database.datadir) {
         read_as_reader(&database.socket, &file);
     }
@@ -66,11 +70,16 @@ fn read_as_reader(socket: &Path, file: &str) {
         "LOAD DATA INFILE '{file}' INTO TABLE d.t CHARACTER SET latin1
          FIELDS TERMINATED BY '\\n' ESCAPED BY '' LINES TERMINATED BY '\\0'"
     );
-    let status = Command::new("mariadb")
-        .args(["--no-defaults", "--user=reader", "-e", &statement])
+    let output = as_reader(socket, &statement);
+    assert!(output.status.success(), "{file}: {output:?}");
+}
+
+fn as_reader(socket: &Path, statement: &str) -> Output {
+    let output = Command::new("mariadb")
+        .args(["--no-defaults", "--user=reader", "-e", statement])
         .arg(format!("--socket={}", socket.display()))
-        .status();
-    assert!(status.unwrap().success(), "{file}");
+        .output();
+    output.unwrap()
 }
 
 #[test]
@@ -88,4 +97,37 @@ fn nor_where_the_session_is_handed_over_in_the_environment() {
     let scene = Scene::new();
     let database = Database::new(&scene.sandbox).options(&READ_ALL);
     assert_eq!(secrets_read(&scene, &database), [""; 0]);
+}
+
+#[test]
+fn a_sql_user_with_file_cannot_talk_to_the_broker() {
+    let scene = Scene::new().with_broker();
+    let broker = &scene.configuration.broker_socket;
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(broker)
+        .options(&READ_ALL);
+    let _wrapper = scene.start_database(&database);
+    database.sql(MAKE_READER);
+    let file = scene.sandbox.path("run/file");
+    for (write, read, place) in [
+        // The control: with a file in the same directory, both work.
+        ("", "", &file),
+        ("already exists", "No such device or address", broker),
+    ] {
+        for (statement, error) in [
+            (
+                format!("SELECT 1 INTO OUTFILE '{}'", place.display()),
+                write,
+            ),
+            (
+                format!("LOAD DATA INFILE '{}' INTO TABLE d.t", place.display()),
+                read,
+            ),
+        ] {
+            let output = as_reader(&database.socket, &statement);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.success(), error.is_empty(), "{said}");
+            assert!(said.contains(error), "{said}");
+        }
+    }
 }
