@@ -220,7 +220,10 @@ fn an_answer_of_kms_without_end_costs_little_memory() {
     for _ in 0..5 {
         let (kind, message) = key_of(&scene, &decrypt(b"blob", None)).unwrap_err();
         assert_eq!(kind, FailureKind::Unavailable, "{message}");
-        assert!(message.contains("could not be read to its end"), "{message}");
+        assert!(
+            message.contains("could not be read to its end"),
+            "{message}"
+        );
     }
     let peak = status(broker_pid(&scene), "VmHWM");
     let kilobytes: u64 = peak.trim_end_matches(" kB").parse().unwrap();

@@ -10,8 +10,8 @@ use std::{
 
 use data_files::innodb::{self, SpaceKey};
 use end_to_end_tests::{
-    Checked, ChildGuard, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, copy, dist, run_client,
-    wait_until, wait_until_with,
+    Checked, ChildGuard, Database, ENCRYPT_ALL, Process, Sandbox, Scene, Terminal, copy, dist,
+    run_client, wait_until, wait_until_with,
 };
 use nix::{
     sys::{signal::SIGKILL, stat::Mode},
