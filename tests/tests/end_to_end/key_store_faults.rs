@@ -27,13 +27,14 @@ struct Host {
 
 impl Host {
     fn new(storage: &ObjectStorage, prefix: &str) -> Self {
-        let scene = Scene::new()
-            .with_broker()
-            .line("request_timeout_seconds = 2");
-        Self::with(
-            scene.line(&format!("key_store = {}", storage.location(prefix))),
-            |command| command.env("AWS_ENDPOINT_URL_S3", storage.endpoint()),
-        )
+        Self::of(Scene::new(), storage, prefix)
+    }
+
+    fn of(scene: Scene, storage: &ObjectStorage, prefix: &str) -> Self {
+        let line = format!("key_store = {}", storage.location(prefix));
+        Self::with(scene.with_broker().line(&line), |command| {
+            command.env("AWS_ENDPOINT_URL_S3", storage.endpoint())
+        })
     }
 
     fn with(scene: Scene, change: impl FnOnce(&mut Command) -> &mut Command) -> Self {
@@ -254,19 +255,20 @@ fn what_s3_refuses_is_told_with_what_to_do() {
 #[test]
 fn a_silent_store_is_given_up_within_the_time_limit_and_a_slow_one_is_waited_for() {
     let storage = ObjectStorage::start();
-    let host = Host::new(&storage, "db1").checked();
+    let scene = Scene::new().line("request_timeout_seconds = 5");
+    let host = Host::of(scene, &storage, "db1").checked();
     let start = Instant::now();
     storage.fault("GET", What::Silent);
     let (kind, text) = host.refusal(&find(10, None));
     assert_eq!(kind, FailureKind::Unavailable);
-    assert!(text.contains("no answer within 2 seconds"), "{text}");
+    assert!(text.contains("no answer within 5 seconds"), "{text}");
     // The store is silent for ever; a busy machine may be slow.
     assert!(
         start.elapsed() < Duration::from_secs(60),
         "{:?}",
         start.elapsed()
     );
-    storage.fault("PUT", What::Slow(Duration::from_millis(1500)));
+    storage.fault("PUT", What::Slow(Duration::from_secs(2)));
     let mut peer = Peer::connect(&host.scene.configuration.broker_socket);
     let (key, is_new) = stored(peer.ask(&make(10, Numbering::First)));
     assert!(is_new);
