@@ -10,7 +10,7 @@ use crate::DataKeysError;
 /// Which directories.
 #[derive(Debug, Args)]
 pub(crate) struct Directories {
-    /// The data directory with the key manifest, if it is not DIR
+    /// The directory with the key manifest, if not DIR
     #[arg(long, value_name = "DATADIR")]
     datadir: Option<PathBuf>,
 

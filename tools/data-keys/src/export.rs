@@ -49,7 +49,7 @@ allow it, for file_key_management, which reads pbkdf2 from MariaDB 12.0.1 on and
 versions (--form=enterprise) from Enterprise Server 11.8 on. sha1 needs a long
 random password. With the file and its password, anyone has the data keys.")]
 pub(crate) struct Arguments {
-    /// The file to create; an existing one is not overwritten
+    /// The file to create; it must not exist
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 

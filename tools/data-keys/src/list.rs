@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     unwrapper: UnwrapperArguments,
 
-    /// The data directory with the key manifest, if it is not DIR
+    /// The directory with the key manifest, if not DIR
     #[arg(long, value_name = "DATADIR", requires = "store")]
     datadir: Option<PathBuf>,
 
