@@ -77,7 +77,7 @@ impl Image {
         self
     }
 
-    /// Boots it, and returns when its systemd can be asked. Network and clock are the host's.
+    /// Boots it, and returns when its systemd can be asked, also by way of D-Bus. Network and clock are the host's.
     pub fn boot(self) -> Machine {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/boot-root");
         let layer = |variable| std::env::var_os(variable).expect("`make test-systemd` sets it");
@@ -100,7 +100,8 @@ impl Image {
         };
         wait_until("systemd's answer", || {
             let mut question = machine.command(&["systemctl", "show-environment"]);
-            question.output().unwrap().status.success()
+            let answers = question.output().unwrap().status.success();
+            answers && machine.path("/run/dbus/system_bus_socket").exists()
         });
         machine
     }

@@ -266,7 +266,8 @@ fn the_check_of_a_database_host_reads_its_private_key_as_the_brokers_user() {
     let site = bare().boot_as_it_is();
     site.machine.sh(&format!(
         "install -D -m 644 {SOURCE}/examples/key-server/database-host.config \
-             /etc/iam-kms-wrapper/iam-kms-wrapper.config"
+             /etc/iam-kms-wrapper/iam-kms-wrapper.config
+         install -m 644 {SOURCE}/examples/configuration/60-encryption.cnf /etc/mysql/mariadb.conf.d"
     ));
     for step in [
         fence("key-server-authority"),
