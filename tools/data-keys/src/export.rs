@@ -245,14 +245,12 @@ fn expect_all_of_store(
     manifest: &ManifestFile,
     leave_out: &[String],
 ) -> Result<(), DataKeysError> {
-    stored.retain(|name| {
-        let has_newer = names
-            .iter()
-            .any(|it| it.id == name.id && it.version > name.version);
-        let is_moved_away = has_newer && manifest.get(name.id, name.version).is_some();
-        let is_left_out = leave_out.contains(&name.to_string());
-        !(has(names, name.id, name.version) || is_left_out || is_moved_away)
-    });
+    let may_be_moved_away = |name: &KeyName| {
+        let is_newer = |it: &KeyName| it.id == name.id && it.version > name.version;
+        names.iter().any(is_newer) && manifest.get(name.id, name.version).is_some()
+    };
+    stored.retain(|name| !has(names, name.id, name.version));
+    stored.retain(|name| !leave_out.contains(&name.to_string()) && !may_be_moved_away(name));
     for name in &stored {
         error!(
             "{name} is only in the key store {location}, such as a key that another server has made"
