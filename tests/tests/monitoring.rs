@@ -470,6 +470,8 @@ fn encryption_under_an_old_version_is_an_alert() {
     watched.restart_server(|watched| {
         let newest = watched.database.datadir.join("aws-kms-key.10.2");
         fs::write(newest, "damaged").unwrap();
+        // Which would have it in one piece.
+        fs::remove_file(watched.store.path().join("10/2")).unwrap();
     });
     let state = "key\\_10\\_state";
     assert_eq!(watched.database.status(state), "older version");
