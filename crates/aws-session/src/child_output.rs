@@ -72,7 +72,9 @@ pub fn output_of(
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     if terminal == Terminal::Kept {
         command.process_group(0);
-        unblock_signals(command);
+        // It would keep the mask of this process, which may read its signals from a descriptor: no timeout(1) in a script
+        // could end what it starts.
+        set_signal_mask(command, SigSet::empty());
     }
     let mut child = command.spawn()?;
     let patience = Patience {
@@ -91,12 +93,11 @@ pub fn output_of(
     }
 }
 
-/// Has the child block no signal. It would keep the mask of this process, which may read its signals from a descriptor:
-/// no timeout(1) in a script could end what it starts.
+/// Sets the signal mask of the child that `command` starts, which would else keep that of this thread.
 #[allow(unsafe_code)]
-fn unblock_signals(command: &mut Command) {
-    // SAFETY: between fork and exec, the closure makes calls that are async-signal-safe, and allocates nothing.
-    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
+pub fn set_signal_mask(command: &mut Command, mask: SigSet) {
+    // SAFETY: between fork and exec, the closure makes one call, which is async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(move || Ok(mask.thread_set_mask()?)) };
 }
 
 /// Errors are ignored: it has ended already.

@@ -15,7 +15,7 @@ use crate::MAX_CIPHERTEXT_BYTES;
 use crate::directory::{Access, Directory, FileName};
 use crate::fault_points::{self, Step};
 pub use crate::file_error::{FileError, FileKind};
-use crate::key_name::{Algorithm, KeyName, ParsedName, is_valid_number};
+use crate::key_name::{Algorithm, KeyName, ParsedName, has_number, is_valid_number};
 
 /// The file that a server locks in the directory for as long as it runs. mariadb-backup does not copy it.
 const SERVER_LOCK: &str = ".aws-kms-keys.lock";
@@ -44,10 +44,7 @@ impl Listing {
 
     /// Whether a key version has a file, whatever algorithm its name says.
     pub fn has(&self, name: &KeyName) -> bool {
-        let found = self
-            .keys
-            .binary_search_by_key(&name.number(), KeyName::number);
-        found.is_ok()
+        has_number(&self.keys, name.number())
     }
 }
 

@@ -121,6 +121,12 @@ impl KeyName {
     }
 }
 
+/// Whether a key version is among `names`, which are in order, whatever algorithm they say.
+#[must_use]
+pub fn has_number(names: &[KeyName], number: (u32, u32)) -> bool {
+    names.binary_search_by_key(&number, KeyName::number).is_ok()
+}
+
 /// Reads a number of a name, such as a key id: decimal, without sign, leading zero or anything else around it.
 pub fn parse_number(digits: &str) -> Option<u32> {
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');

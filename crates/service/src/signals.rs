@@ -6,13 +6,11 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::process::CommandExt,
-    },
+    os::fd::{AsFd, BorrowedFd},
     process::Command,
 };
 
+use aws_session::child_output::set_signal_mask;
 use nix::sys::{
     signal::{SigSet, SigmaskHow, Signal, raise},
     signalfd::{SfdFlags, SignalFd},
@@ -61,12 +59,8 @@ impl Signals {
     }
 
     /// Gives the child that `command` starts the inherited mask: it would keep ours.
-    #[allow(unsafe_code)]
     pub fn give_inherited_mask(&self, command: &mut Command) {
-        let mask = self.inherited_mask;
-        // SAFETY: between fork and exec, the closure makes one call, which is async-signal-safe, and
-        // allocates nothing.
-        unsafe { command.pre_exec(move || Ok(mask.thread_set_mask()?)) };
+        set_signal_mask(command, self.inherited_mask);
     }
 
     /// Returns the signal that has arrived, if any.

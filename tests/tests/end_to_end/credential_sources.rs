@@ -5,7 +5,7 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::{PermissionsExt, chown},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -449,12 +449,17 @@ fn profiles_that_only_the_aws_cli_signs_in_say_how_to_export_their_credentials()
     }
 }
 
+/// A file with what a credential_process prints: the user's key.
+fn printed(scene: &Scene) -> PathBuf {
+    let (id, secret) = scene.aws.long_term_key();
+    let document = format!(r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}"}}"#);
+    scene.sandbox.write("printed.json", &document)
+}
+
 #[test]
 fn a_credential_process_is_waited_for_aloud_and_not_for_ever() {
     let scene = Scene::new().line("request_timeout_seconds = 1");
-    let (id, secret) = scene.aws.long_term_key();
-    let document = format!(r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}"}}"#);
-    let printed = scene.sandbox.write("printed.json", &document);
+    let printed = printed(&scene);
     let text = format!(
         "[default]\ncredential_process = cat {}\n",
         printed.display()
@@ -482,9 +487,7 @@ fn a_credential_process_of_the_broker_can_end_what_it_starts_where_the_shell_is_
     let scene = Scene::new()
         .with_broker()
         .line("request_timeout_seconds = 8");
-    let (id, secret) = scene.aws.long_term_key();
-    let document = format!(r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}"}}"#);
-    let printed = scene.sandbox.write("printed.json", &document);
+    let printed = printed(&scene);
     let text = format!(
         "[default]\ncredential_process = timeout 1 sleep 1000; cat {}\n",
         printed.display()

@@ -14,7 +14,10 @@ use std::{
 
 use clap::Args;
 use data_files::{files::Files, server_version::TESTED_RELEASES};
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_files::{
+    key_directory::KeyDirectory,
+    key_name::{KeyName, has_number},
+};
 use serde_json::json;
 use tracing::warn;
 
@@ -226,7 +229,7 @@ fn rows<'a>(
         })
         .collect();
     for (&(id, version), need) in needs {
-        if !keys.iter().any(|key| key.number() == (id, version)) {
+        if !has_number(keys, (id, version)) {
             rows.push(Row {
                 id,
                 version,

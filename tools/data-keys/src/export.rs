@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use data_files::scan::SYSTEM_KEY_ID;
 use key_files::{
     key_directory::{KeyDirectory, Listing},
-    key_name::{Algorithm, KeyName},
+    key_name::{Algorithm, KeyName, has_number},
     manifest::ManifestFile,
 };
 use key_store::KeyStore;
@@ -221,19 +221,13 @@ async fn only_stored(
 ) -> Result<(String, Vec<KeyName>), DataKeysError> {
     let mut only_stored = Vec::new();
     for (id, version) in store.list().await?.into_keys() {
-        if !has(names, id, version)
+        if !has_number(names, (id, version))
             && let Some(key) = store.get(id, version, 0).await?
         {
             only_stored.push(key.name);
         }
     }
     Ok((store.location().to_string(), only_stored))
-}
-
-/// Whether a key version is among `names`, which are in order.
-fn has(names: &[KeyName], id: u32, version: u32) -> bool {
-    let found = names.binary_search_by_key(&(id, version), KeyName::number);
-    found.is_ok()
 }
 
 /// Fails if the key store has keys that are not to be exported. Old ones that the manifest lists may have been moved away,
@@ -249,7 +243,7 @@ fn expect_all_of_store(
         let is_newer = |it: &KeyName| it.id == name.id && it.version > name.version;
         names.iter().any(is_newer) && manifest.get(name.id, name.version).is_some()
     };
-    stored.retain(|name| !has(names, name.id, name.version));
+    stored.retain(|name| !has_number(names, name.number()));
     stored.retain(|name| !leave_out.contains(&name.to_string()) && !may_be_moved_away(name));
     for name in &stored {
         error!(
