@@ -353,6 +353,22 @@ impl FailureKind {
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Throttled | Self::Unavailable)
     }
+
+    /// Whether KMS refuses to decrypt this wrapped key, and not only this call.
+    pub fn refuses_key(self) -> bool {
+        match self {
+            Self::AccessDenied | Self::KeyUnusable | Self::NotFound | Self::InvalidCiphertext => {
+                true
+            }
+            Self::SessionOver
+            | Self::NotAuthenticated
+            | Self::Throttled
+            | Self::Unavailable
+            | Self::InvalidRequest
+            | Self::UnsupportedVersion
+            | Self::Other => false,
+        }
+    }
 }
 
 /// The state of the broker's session, and its settings for KMS.
