@@ -1,5 +1,7 @@
 //! The messages between plugin and broker.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use key_files::check_value::{CHECK_VALUE_BYTES, CheckValue};
@@ -158,6 +160,17 @@ pub enum WaitPolicy {
     Limited,
     /// Until a session is open: a server starts, and can do nothing without its keys.
     UntilOpen,
+}
+
+impl WaitPolicy {
+    /// How long that is, where [`Self::Limited`] is `limited`; `None`: without limit.
+    pub fn limit(self, limited: Duration) -> Option<Duration> {
+        match self {
+            Self::Never => Some(Duration::ZERO),
+            Self::Limited => Some(limited),
+            Self::UntilOpen => None,
+        }
+    }
 }
 
 /// What the broker answers.
