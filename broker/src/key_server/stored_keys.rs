@@ -210,12 +210,8 @@ impl StoredKeys {
         context: &KeyContext,
     ) -> Result<Reply, Failure> {
         let aws = &self.aws;
-        if let Some((plaintext, master_key_arn)) = aws.cache.find(&key.ciphertext_blob, None) {
-            return Ok(Reply::Decrypted {
-                key: plaintext,
-                master_key_arn,
-                request_id: String::new(),
-            });
+        if let Some(cached) = aws.cached(&key.ciphertext_blob, None) {
+            return Ok(cached);
         }
         let request = Decrypt {
             ciphertext_blob: key.ciphertext_blob.clone(),
