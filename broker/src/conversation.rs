@@ -151,7 +151,9 @@ impl Service {
             drop(frame);
             match request.call() {
                 Some(_) => {
-                    connection.wait(|| turn(user), pause).await?;
+                    if !pause.is_zero() {
+                        connection.wait_for(|| turn(user), sleep(pause)).await?;
+                    }
                     // The audit has each call, including refused ones.
                     wait_for_log(&mut connection, user).await?;
                 }
