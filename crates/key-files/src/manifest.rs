@@ -287,11 +287,7 @@ fn parse_entry(line: &str) -> Option<Entry> {
     let mut fields = line.split(' ');
     let id = parse_number(fields.next()?)?;
     let version = parse_number(fields.next()?)?;
-    let algorithm = match fields.next()? {
-        "AES_CBC" => Algorithm::AesCbc,
-        "AES_CTR" => Algorithm::AesCtr,
-        _ => return None,
-    };
+    let algorithm = Algorithm::by_name(fields.next()?)?;
     let bits = fields
         .next()?
         .parse()
