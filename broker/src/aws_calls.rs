@@ -6,6 +6,7 @@ use broker_api::{
     Failure, FailureKind, FrameError, Reply, Request, SessionState, WAITING_INTERVAL, WaitReason,
     Waiting,
 };
+use key_files::check_value::CHECK_VALUE_BYTES;
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
@@ -177,9 +178,16 @@ impl AwsCalls {
         let Request::Decrypt(request) = request else {
             return None;
         };
-        let (key, master_key_arn) = self
-            .cache
-            .find(&request.ciphertext_blob, request.check_value)?;
+        self.cached(&request.ciphertext_blob, request.check_value)
+    }
+
+    /// The answer with a key of the key cache, which no request of KMS has given.
+    pub fn cached(
+        &self,
+        blob: &[u8],
+        check_value: Option<[u8; CHECK_VALUE_BYTES]>,
+    ) -> Option<Reply> {
+        let (key, master_key_arn) = self.cache.find(blob, check_value)?;
         Some(Reply::Decrypted {
             key,
             master_key_arn,

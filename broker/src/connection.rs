@@ -8,7 +8,7 @@ use broker_api::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use zeroize::Zeroizing;
 
@@ -106,18 +106,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Err(_) => self.reply(Reply::Waiting(waiting())).await?,
             }
         }
-    }
-
-    /// Does the same, for at most some time.
-    pub async fn wait(
-        &mut self,
-        waiting: impl Fn() -> Waiting,
-        duration: Duration,
-    ) -> Result<(), FrameError> {
-        if duration.is_zero() {
-            return Ok(());
-        }
-        self.wait_for(waiting, sleep(duration)).await
     }
 }
 

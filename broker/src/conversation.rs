@@ -7,7 +7,7 @@ use std::{
 };
 
 use broker_api::{
-    CertificateEnd, Failure, FailureKind, FrameError, MAX_FRAME_BYTES, MAX_PAGE_EVENTS,
+    CertificateEnd, Failure, FailureKind, FrameError, MAX_FRAME_BYTES, MAX_PAGE_EVENTS, Overview,
     PROTOCOL_VERSION, Reply, Request, decode, version1,
 };
 use service::logging;
@@ -151,7 +151,9 @@ impl Service {
             drop(frame);
             match request.call() {
                 Some(_) => {
-                    connection.wait(|| turn(user), pause).await?;
+                    if !pause.is_zero() {
+                        connection.wait_for(|| turn(user), sleep(pause)).await?;
+                    }
                     // The audit has each call, including refused ones.
                     wait_for_log(&mut connection, user).await?;
                 }
@@ -180,22 +182,19 @@ impl Service {
         }
     }
 
-    /// Returns the certificates of the key server.
-    pub fn certificates(&self) -> Vec<CertificateEnd> {
-        self.certificate.iter().map(|source| source()).collect()
+    /// Returns what the broker has done.
+    pub fn overview(&self, aws: &AwsCalls) -> Overview {
+        let certificates = self.certificate.iter().map(|source| source()).collect();
+        let connections = self.users.connections();
+        self.record
+            .overview(aws.session_state(), certificates, &connections)
     }
 
     /// Answers a request for what the broker has done.
     fn report(&self, aws: &AwsCalls, request: &Request) -> Reply {
         match request {
             Request::Events { before } => Reply::Events(logging::recent(*before, MAX_PAGE_EVENTS)),
-            _ => {
-                let connections = self.users.connections();
-                let overview =
-                    self.record
-                        .overview(aws.session_state(), self.certificates(), &connections);
-                Reply::Overview(Box::new(overview))
-            }
+            _ => Reply::Overview(Box::new(self.overview(aws))),
         }
     }
 }

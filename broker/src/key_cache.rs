@@ -106,7 +106,7 @@ impl KeyCache {
     /// Handles a failure of KMS. A key that KMS refuses to decrypt is removed. If KMS has not looked at
     /// the key, for example because of a wrong clock, nothing is removed.
     pub fn refused(&self, ciphertext_blob: &[u8], kind: FailureKind) {
-        if refuses_key(kind) {
+        if kind.refuses_key() {
             self.content.lock().forget(wrapping(ciphertext_blob));
         }
     }
@@ -117,23 +117,6 @@ impl KeyCache {
         content.arena.wipe();
         content.keys.clear();
         content.by_wrapping.clear();
-    }
-}
-
-/// Whether KMS refuses to decrypt this wrapped key, and not only this call.
-pub(crate) fn refuses_key(kind: FailureKind) -> bool {
-    match kind {
-        FailureKind::AccessDenied
-        | FailureKind::KeyUnusable
-        | FailureKind::NotFound
-        | FailureKind::InvalidCiphertext => true,
-        FailureKind::SessionOver
-        | FailureKind::NotAuthenticated
-        | FailureKind::Throttled
-        | FailureKind::Unavailable
-        | FailureKind::InvalidRequest
-        | FailureKind::UnsupportedVersion
-        | FailureKind::Other => false,
     }
 }
 

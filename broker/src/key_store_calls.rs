@@ -310,7 +310,7 @@ impl KeyStoreCalls {
                 // The servers that share a store encrypt different pages under the same key.
                 algorithm: Algorithm::AesCbc,
             },
-            bits: u16::try_from(key.expose().len() * 8).unwrap_or_default(),
+            bits: key.bits(),
             check_value: CheckValue::of(&key),
             master_key_arn,
             ciphertext_blob,

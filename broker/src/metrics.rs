@@ -167,8 +167,8 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
             registry.register(name, help(name), gauge);
         }
     };
-    let numbers = service.record.numbers();
-    let session = aws.session_state();
+    let overview = service.overview(aws);
+    let session = overview.session;
     let is_open = session.phase == SessionPhase::Open;
     gauge("session_open", Some(is_open.into()));
     gauge(
@@ -181,22 +181,19 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
     );
     gauge(
         "last_success_timestamp_seconds",
-        numbers.last_success_unix_seconds,
+        overview.last_success_unix_seconds,
     );
     gauge(
         "last_failure_timestamp_seconds",
-        numbers.last_failure_unix_seconds,
+        overview.last_failure.map(|(time, _)| time),
     );
-    gauge("start_timestamp_seconds", Some(numbers.start_unix_seconds));
-    gauge("keys_served", i64::try_from(numbers.keys_served).ok());
+    gauge("start_timestamp_seconds", Some(overview.start_unix_seconds));
+    gauge("keys_served", i64::try_from(overview.keys_served).ok());
 
     let calls = Family::<Labels<2>, Counter<u64, AtomicU64>>::default();
-    for ((operation, result), count) in &numbers.calls {
-        let labels = [
-            ("operation", (*operation).into()),
-            ("result", (*result).into()),
-        ];
-        calls.get_or_create(&labels).inc_by(*count);
+    for call in overview.calls {
+        let labels = [("operation", call.operation), ("result", call.result)];
+        calls.get_or_create(&labels).inc_by(call.count);
     }
     registry.register("calls", help("calls"), calls);
 
@@ -210,7 +207,7 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
     registry.register(name, help(name), connections);
 
     let certificates = Family::<Labels<1>, Gauge>::default();
-    for certificate in service.certificates() {
+    for certificate in overview.certificates {
         let labels = [("file", certificate.file)];
         let end = certificate.expiration_unix_seconds;
         certificates.get_or_create(&labels).set(end);
@@ -218,7 +215,7 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
     let name = "certificate_expiration_timestamp_seconds";
     registry.register(name, help(name), certificates);
 
-    let durations = numbers.durations.into_iter().collect();
+    let durations = service.record.durations().into_iter().collect();
     registry.register_collector(Box::new(CallDurations(durations)));
     let mut text = String::new();
     // Writing to a String does not fail.

@@ -106,16 +106,6 @@ pub(crate) struct Durations {
     pub sum_seconds: f64,
 }
 
-/// The numbers of a moment.
-pub(crate) struct Numbers {
-    pub start_unix_seconds: i64,
-    pub calls: BTreeMap<(&'static str, &'static str), u64>,
-    pub durations: BTreeMap<&'static str, Durations>,
-    pub last_success_unix_seconds: Option<i64>,
-    pub last_failure_unix_seconds: Option<i64>,
-    pub keys_served: usize,
-}
-
 impl Record {
     pub fn new() -> Self {
         Self {
@@ -168,17 +158,9 @@ impl Record {
         }
     }
 
-    /// Returns the numbers of now.
-    pub fn numbers(&self) -> Numbers {
-        let content = self.content.lock();
-        Numbers {
-            start_unix_seconds: self.start_unix_seconds,
-            calls: content.calls.clone(),
-            durations: content.durations.clone(),
-            last_success_unix_seconds: content.last_success_unix_seconds,
-            last_failure_unix_seconds: content.last_failure.as_ref().map(|(time, _)| *time),
-            keys_served: content.keys.len(),
-        }
+    /// Returns how long the calls of each operation took.
+    pub fn durations(&self) -> BTreeMap<&'static str, Durations> {
+        self.content.lock().durations.clone()
     }
 
     /// Returns what a client may see. `connections` has those of each user.
@@ -344,19 +326,17 @@ mod tests {
             &Ok(Reply::Session(session())),
             duration,
         );
-        let numbers = record.numbers();
-        assert_eq!(
-            numbers.calls.into_iter().collect::<Vec<_>>(),
-            [
-                (("Decrypt", "cached"), 1),
-                (("Decrypt", "ok"), 1),
-                (("Decrypt", "throttled"), 1)
-            ]
-        );
-        let durations = &numbers.durations["Decrypt"];
+        let overview = record.overview(session(), Vec::new(), &HashMap::new());
+        let counted = ["cached", "ok", "throttled"].map(|result| CallCount {
+            operation: "Decrypt".into(),
+            result: result.into(),
+            count: 1,
+        });
+        assert_eq!(overview.calls, counted);
+        let durations = &record.durations()["Decrypt"];
         assert_eq!(durations.counts, [0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]);
         assert!((60.03..60.05).contains(&durations.sum_seconds));
-        assert_eq!(numbers.keys_served, 1);
+        assert_eq!(overview.keys_served, 1);
     }
 
     #[test]

@@ -154,11 +154,7 @@ impl SessionManager {
 
     /// Returns how long a request may wait for a session; `None`: without limit.
     pub fn wait_limit(&self, wait: WaitPolicy) -> Option<Duration> {
-        match wait {
-            WaitPolicy::Never => Some(Duration::ZERO),
-            WaitPolicy::Limited => Some(self.config.broker.reprompt_wait),
-            WaitPolicy::UntilOpen => None,
-        }
+        wait.limit(self.config.broker.reprompt_wait)
     }
 
     /// Returns a receiver that is notified of each session that is opened from now on.

@@ -168,11 +168,8 @@ impl Upstream {
         let Some((_, context)) = request.call() else {
             return Ok(Ok(Reply::Session(self.state().await)));
         };
-        let until = match context.wait {
-            WaitPolicy::Never => Some(Instant::now()),
-            WaitPolicy::Limited => Some(Instant::now() + self.reprompt_wait),
-            WaitPolicy::UntilOpen => None,
-        };
+        let limit = context.wait.limit(self.reprompt_wait);
+        let until = limit.map(|limit| Instant::now() + limit);
         let request = match translate(request) {
             Ok(request) => request,
             Err(refusal) => return Ok(Err(refusal)),

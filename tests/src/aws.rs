@@ -5,9 +5,9 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
+use aws_session::clock::unix_seconds_now;
 use nix::sys::signal::Signal;
 
 use crate::{Process, Sandbox, dist};
@@ -115,10 +115,7 @@ impl LocalAws {
     /// and in order. A test that needs more codes sets AWS's clock forward instead of waiting. It leaves
     /// out the code before the present one, which may be too old by the time it is used.
     pub fn code(&self) -> String {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
+        let now = unix_seconds_now().cast_unsigned();
         let offset = self.clock_offset_seconds.get();
         let present = now.saturating_add_signed(offset) / STEP_SECONDS;
         let step = (self.last_step.get() + 1).max(present);
@@ -133,18 +130,14 @@ impl LocalAws {
     /// By how many seconds [`Self::code`] would have to set AWS's clock ahead of this host's. AWS
     /// refuses signatures from 900 on, so codes cannot be taken from the future without end.
     pub fn next_code_ahead_seconds(&self) -> u64 {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
+        let now = unix_seconds_now().cast_unsigned();
         let accepted = now / STEP_SECONDS + 1;
         (self.last_step.get() + 1).saturating_sub(accepted) * STEP_SECONDS
     }
 
     /// The code of this moment, by this host's clock.
     pub fn present_code(&self) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        self.code_at(now.as_secs())
+        self.code_at(unix_seconds_now().cast_unsigned())
     }
 
     /// The code of any time, in seconds since 1970.

@@ -7,9 +7,9 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
+use aws_session::clock::unix_seconds_now;
 use end_to_end_tests::{
     Database, NEW_KEY, Process, Sandbox, Scene, StoreDirectory, dist,
     key_server::{Authority, DAY, free_port},
@@ -223,11 +223,6 @@ fn watch(
     ([mysqld_exporter, node_exporter, prometheus], address)
 }
 
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    since.as_secs()
-}
-
 /// The queries of the dashboard, with a host and an interval for Grafana's variables.
 fn queries_of_dashboard() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(&example("dashboard.json")).unwrap();
@@ -285,7 +280,7 @@ fn every_number_of_the_server_arrives_and_every_query_of_the_dashboard_has_an_an
 
 /// Writes the series of a rotation and of the end of a session, for the picture in the book.
 fn record_a_rotation(watched: &Watched, directory: &Path) {
-    let begin = now();
+    let begin = unix_seconds_now();
     for _ in 0..4 {
         watched.database.sql(ROTATE);
         watched.rotation();
@@ -354,7 +349,7 @@ fn the_end_of_the_session_and_of_the_broker_are_alerts() {
         [""; 0],
         "nothing is due"
     );
-    let before_yesterday = now() - 2 * 86_400;
+    let before_yesterday = unix_seconds_now() - 2 * 86_400;
     let metric = "iam_kms_backup_last_success_timestamp_seconds";
     fs::write(
         watched.textfiles.join("backup.prom"),

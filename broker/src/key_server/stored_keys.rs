@@ -12,7 +12,6 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 
 use crate::{
     aws_calls::AwsCalls,
-    key_cache::refuses_key,
     key_store_calls::{KeyStoreCalls, found},
     kms_calls::invalid,
     users::User,
@@ -100,7 +99,7 @@ impl StoredKeys {
             })?;
             let refused = match self.unwrap(&key, user, context).await {
                 // Other: it is another key than its description says.
-                Err(failure) if refuses_key(failure.kind) || failure.kind == FailureKind::Other => {
+                Err(failure) if failure.kind.refuses_key() || failure.kind == FailureKind::Other => {
                     failure
                 }
                 answered => return answered,
@@ -211,12 +210,8 @@ impl StoredKeys {
         context: &KeyContext,
     ) -> Result<Reply, Failure> {
         let aws = &self.aws;
-        if let Some((plaintext, master_key_arn)) = aws.cache.find(&key.ciphertext_blob, None) {
-            return Ok(Reply::Decrypted {
-                key: plaintext,
-                master_key_arn,
-                request_id: String::new(),
-            });
+        if let Some(cached) = aws.cached(&key.ciphertext_blob, None) {
+            return Ok(cached);
         }
         let request = Decrypt {
             ciphertext_blob: key.ciphertext_blob.clone(),

@@ -1,5 +1,7 @@
 //! The messages between plugin and broker.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use key_files::check_value::{CHECK_VALUE_BYTES, CheckValue};
@@ -158,6 +160,17 @@ pub enum WaitPolicy {
     Limited,
     /// Until a session is open: a server starts, and can do nothing without its keys.
     UntilOpen,
+}
+
+impl WaitPolicy {
+    /// How long that is, where [`Self::Limited`] is `limited`; `None`: without limit.
+    pub fn limit(self, limited: Duration) -> Option<Duration> {
+        match self {
+            Self::Never => Some(Duration::ZERO),
+            Self::Limited => Some(limited),
+            Self::UntilOpen => None,
+        }
+    }
 }
 
 /// What the broker answers.
@@ -352,6 +365,22 @@ impl FailureKind {
     /// Tells whether the same request may succeed a little later without anybody's doing.
     pub fn is_retryable(self) -> bool {
         matches!(self, Self::Throttled | Self::Unavailable)
+    }
+
+    /// Whether KMS refuses to decrypt this wrapped key, and not only this call.
+    pub fn refuses_key(self) -> bool {
+        match self {
+            Self::AccessDenied | Self::KeyUnusable | Self::NotFound | Self::InvalidCiphertext => {
+                true
+            }
+            Self::SessionOver
+            | Self::NotAuthenticated
+            | Self::Throttled
+            | Self::Unavailable
+            | Self::InvalidRequest
+            | Self::UnsupportedVersion
+            | Self::Other => false,
+        }
     }
 }
 

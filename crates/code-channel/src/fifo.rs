@@ -131,8 +131,7 @@ impl Fifo {
     /// Creates the FIFO with exactly this mode and group, or takes over one that an earlier process of
     /// this user left behind.
     pub fn make(path: &Path, access: FifoAccess) -> Result<Self, FifoError> {
-        let (directory, status) = open_directory(path)?;
-        check_directory(path, &status)?;
+        let directory = open_directory(path)?;
         let lock = lock(path, &directory)?;
         on_abort::FIFO.made(path);
         // Until the first writer has closed it, one descriptor serves both purposes.
@@ -240,8 +239,7 @@ impl Drop for Fifo {
 /// Checks whether a FIFO could be created at `path`, without changing anything. The error is the one
 /// that creating it would give.
 pub fn check(path: &Path) -> Result<(), FifoError> {
-    let (directory, status) = open_directory(path)?;
-    check_directory(path, &status)?;
+    let directory = open_directory(path)?;
     let name = path.file_name().unwrap_or_default();
     if let Ok(status) = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         check_left_behind(path, &directory)?;
@@ -257,21 +255,17 @@ pub fn check(path: &Path) -> Result<(), FifoError> {
     .map_err(|error| make_error(path, "create", error))
 }
 
-fn open_directory(path: &Path) -> Result<(OwnedFd, FileStat), FifoError> {
+/// Opens the directory of the FIFO, in which nobody else may be able to replace it.
+fn open_directory(path: &Path) -> Result<OwnedFd, FifoError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(directory, flags, Mode::empty())
+    let (status, descriptor) = open(directory, flags, Mode::empty())
         .and_then(|descriptor| Ok((fstat(&descriptor)?, descriptor)))
-        .map(|(status, descriptor)| (descriptor, status))
         .map_err(|error| FifoError::Directory {
             path: path.into(),
             source: error.into(),
-        })
-}
-
-fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    trusted_directory::check(parent, None).map_err(|error| match error {
+        })?;
+    trusted_directory::check(directory, None).map_err(|error| match error {
         DirectoryError::Examine { source, .. } => FifoError::Directory {
             path: path.into(),
             source,
@@ -281,11 +275,11 @@ fn check_directory(path: &Path, directory: &FileStat) -> Result<(), FifoError> {
             source,
         },
     })?;
-    let owner = Uid::from_raw(directory.st_uid);
-    if directory.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid() {
+    let owner = Uid::from_raw(status.st_uid);
+    if status.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid() {
         warn_of_protection(path);
     }
-    Ok(())
+    Ok(descriptor)
 }
 
 /// In a sticky directory of another user, fs.protected_fifos may prevent even root from writing to the

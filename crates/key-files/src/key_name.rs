@@ -28,6 +28,15 @@ impl Algorithm {
             Self::AesCtr => Self::AesCbc,
         }
     }
+
+    /// The algorithm of this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "AES_CBC" => Some(Self::AesCbc),
+            "AES_CTR" => Some(Self::AesCtr),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Algorithm {

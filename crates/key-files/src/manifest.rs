@@ -61,7 +61,7 @@ impl Entry {
     pub fn new(name: KeyName, key: &PlaintextKey, master_key_arn: &str) -> Self {
         Self {
             name,
-            bits: bits(key),
+            bits: key.bits(),
             check_value: CheckValue::of(key),
             master_key_arn: is_arn(master_key_arn).then(|| master_key_arn.to_owned()),
             recorded: SystemTime::now(),
@@ -71,11 +71,6 @@ impl Entry {
     fn is_same_key(&self, other: &Self) -> bool {
         (self.name, self.bits, self.check_value) == (other.name, other.bits, other.check_value)
     }
-}
-
-/// A key has 16, 24 or 32 bytes.
-fn bits(key: &PlaintextKey) -> u16 {
-    u16::try_from(key.expose().len() * 8).unwrap_or_default()
 }
 
 fn is_arn(text: &str) -> bool {
@@ -292,11 +287,7 @@ fn parse_entry(line: &str) -> Option<Entry> {
     let mut fields = line.split(' ');
     let id = parse_number(fields.next()?)?;
     let version = parse_number(fields.next()?)?;
-    let algorithm = match fields.next()? {
-        "AES_CBC" => Algorithm::AesCbc,
-        "AES_CTR" => Algorithm::AesCtr,
-        _ => return None,
-    };
+    let algorithm = Algorithm::by_name(fields.next()?)?;
     let bits = fields
         .next()?
         .parse()

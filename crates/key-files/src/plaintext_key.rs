@@ -33,6 +33,11 @@ impl PlaintextKey {
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
+
+    /// Its length: 128, 192 or 256.
+    pub fn bits(&self) -> u16 {
+        u16::try_from(self.0.len() * 8).unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for PlaintextKey {

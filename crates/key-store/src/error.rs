@@ -122,26 +122,26 @@ impl StoreError {
 
     /// Whether the store works, and only this request is denied.
     pub fn is_denied(&self) -> bool {
-        match self {
-            Self::NoAnswer { is_denied, .. } => *is_denied,
-            Self::Refused(_) => {
-                let nobody = || Failure {
-                    kind: FailureKind::SessionOver,
-                    message: String::new(),
-                };
-                self.failure(nobody).kind == FailureKind::AccessDenied
+        matches!(
+            self,
+            Self::NoAnswer {
+                is_denied: true,
+                ..
             }
-            _ => false,
-        }
+        ) || self.kind() == FailureKind::AccessDenied
     }
 
     /// Whether the same request may succeed a little later, or may have been carried out.
     pub fn is_transient(&self) -> bool {
-        let nobody = || Failure {
+        self.kind().is_retryable()
+    }
+
+    fn kind(&self) -> FailureKind {
+        let session_over = || Failure {
             kind: FailureKind::SessionOver,
             message: String::new(),
         };
-        self.failure(nobody).kind.is_retryable()
+        self.failure(session_over).kind
     }
 }
 

@@ -63,10 +63,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<WrappedKey, String> {
         ));
     }
     let document: Document = serde_json::from_slice(json).map_err(|_| not_ours())?;
-    let algorithm = [Algorithm::AesCbc, Algorithm::AesCtr]
-        .into_iter()
-        .find(|algorithm| algorithm.to_string() == document.algorithm)
-        .ok_or("its algorithm is not known")?;
+    let algorithm = Algorithm::by_name(&document.algorithm).ok_or("its algorithm is not known")?;
     let ciphertext_blob = BASE64_STANDARD
         .decode(&document.wrapped_key)
         .map_err(|_| "its wrapped key is invalid")?;

@@ -74,13 +74,7 @@ impl KmsError {
 
     /// Whether KMS refuses this wrapped key, and not only this call.
     pub fn refuses_key(&self) -> bool {
-        matches!(self, Self::Failed(failure) if matches!(
-            failure.kind,
-            FailureKind::AccessDenied
-                | FailureKind::KeyUnusable
-                | FailureKind::NotFound
-                | FailureKind::InvalidCiphertext
-        ))
+        matches!(self, Self::Failed(failure) if failure.kind.refuses_key())
     }
 
     /// How the status variables count this failure.

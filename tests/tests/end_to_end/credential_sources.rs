@@ -7,9 +7,9 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
+use aws_session::clock::unix_seconds_now;
 use broker_api::{Reply, Request};
 use end_to_end_tests::{
     NOBODY, Process, SLEEP, Scene, after, after_mounting,
@@ -335,8 +335,7 @@ fn a_profile_has_the_credentials_that_the_aws_cli_would_find_in_it() {
     let Reply::Session(state) = ask(&scene, &Request::Session) else {
         panic!("no state");
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let left = state.expiration_unix_seconds.unwrap() - now.as_secs().cast_signed();
+    let left = state.expiration_unix_seconds.unwrap() - unix_seconds_now();
     assert!((1..=900).contains(&left), "{left}");
 }
 

@@ -7,9 +7,10 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
+use aws_session::clock::unix_seconds_now;
 use broker_api::{AuditEvent, FailureKind, Overview, Reply, Request, SessionPhase};
 use end_to_end_tests::{
     LocalAws, NOBODY, Process, Sandbox, Scene, StoreDirectory,
@@ -275,15 +276,12 @@ fn a_key_server_counts_its_clients_by_name_and_tells_when_its_certificate_ends()
         "iam_kms_broker_certificate_expiration_timestamp_seconds{{file=\"{certificate}\"}} "
     );
     let end = text.lines().find_map(|line| line.strip_prefix(&prefix));
-    let end: u64 = end
+    let end: i64 = end
         .unwrap_or_else(|| panic!("{prefix}\n{text}"))
         .parse()
         .unwrap();
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
-    assert!((99 * 86_400..=101 * 86_400).contains(&(end - now)), "{end}");
+    let left = end - unix_seconds_now();
+    assert!((99 * 86_400..=101 * 86_400).contains(&left), "{end}");
 }
 
 #[test]

@@ -2,43 +2,30 @@
 
 use std::collections::BTreeSet;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use offline_keys::derivation::{Derivation, Digest};
 
-use crate::progress::Progress;
+use crate::{command_line::one_of, progress::Progress};
 
 /// How a key file is encrypted, as far as known.
 #[derive(Debug, Args)]
 pub(crate) struct DerivationArguments {
     /// Digest of an encrypted file: sha1, sha224, …, sha512
-    #[arg(long, value_enum, hide_possible_values = true)]
-    digest: Option<DigestName>,
+    #[arg(long, value_parser = one_of(DIGESTS), hide_possible_values = true)]
+    digest: Option<Digest>,
 
     /// Its PBKDF2 iterations; 0: no PBKDF2
     #[arg(long, value_name = "NUMBER")]
     iterations: Option<u32>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum DigestName {
-    Sha1,
-    Sha224,
-    Sha256,
-    Sha384,
-    Sha512,
-}
-
-impl From<DigestName> for Digest {
-    fn from(name: DigestName) -> Self {
-        match name {
-            DigestName::Sha1 => Self::Sha1,
-            DigestName::Sha224 => Self::Sha224,
-            DigestName::Sha256 => Self::Sha256,
-            DigestName::Sha384 => Self::Sha384,
-            DigestName::Sha512 => Self::Sha512,
-        }
-    }
-}
+const DIGESTS: [(&str, Digest); 5] = [
+    ("sha1", Digest::Sha1),
+    ("sha224", Digest::Sha224),
+    ("sha256", Digest::Sha256),
+    ("sha384", Digest::Sha384),
+    ("sha512", Digest::Sha512),
+];
 
 /// Numbers of iterations that tools and manuals use besides the round numbers and the powers of two.
 const RECOMMENDED: [u32; 17] = [
@@ -75,7 +62,7 @@ impl DerivationArguments {
     /// those of exported files, then the fastest first.
     pub fn candidates(&self) -> impl Iterator<Item = Derivation> {
         let digests = match self.digest {
-            Some(digest) => vec![digest.into()],
+            Some(digest) => vec![digest],
             None => Digest::ALL.to_vec(),
         };
         let counts = match self.iterations {
@@ -132,12 +119,12 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(
-            tried(Some(DigestName::Sha512), Some(4_000_000_000)),
+            tried(Some(Digest::Sha512), Some(4_000_000_000)),
             [(Digest::Sha512, 4_000_000_000)]
         );
         assert_eq!(tried(None, Some(7)).len(), 5);
         assert_eq!(
-            tried(Some(DigestName::Sha1), None).len(),
+            tried(Some(Digest::Sha1), None).len(),
             usual_iterations().len()
         );
         let all = tried(None, None);

@@ -22,12 +22,13 @@ use key_store::KeyStore;
 use offline_keys::{
     derivation::{Derivation, Digest},
     file,
-    text::{self, OfflineKey, PLAIN_VERSION},
+    text::{Form, OfflineKey, PLAIN_VERSION},
 };
 use tracing::error;
 
 use crate::{
     DataKeysError, Outcome,
+    command_line::one_of,
     concurrent::each,
     data_keys,
     derivation::EXPORT,
@@ -61,7 +62,7 @@ pub(crate) struct Arguments {
     format: Format,
 
     /// community or enterprise
-    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Form::Community)]
+    #[arg(long, value_parser = one_of(FORMS), hide_possible_values = true, default_value = "community")]
     form: Form,
 
     /// Leave out this file, even if missing; repeatable
@@ -96,20 +97,10 @@ impl Format {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Community,
-    Enterprise,
-}
-
-impl From<Form> for text::Form {
-    fn from(form: Form) -> Self {
-        match form {
-            Form::Community => Self::Community,
-            Form::Enterprise => Self::Enterprise,
-        }
-    }
-}
+const FORMS: [(&str, Form); 2] = [
+    ("community", Form::Community),
+    ("enterprise", Form::Enterprise),
+];
 
 /// Decrypts all keys and writes them. If one fails, is another key than the manifest lists, or is missing, writes
 /// nothing.
@@ -171,7 +162,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     file::create(
         &arguments.output,
         &keys,
-        arguments.form.into(),
+        arguments.form,
         &password,
         arguments.format.derivation(),
     )?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aws_session::master_key_id::MasterKeyId;
 use broker_api::Failure;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use key_files::PlaintextKey;
 use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
@@ -16,8 +16,8 @@ use subtle::ConstantTimeEq;
 use tracing::info;
 
 use crate::{
-    DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
-    derivation::DerivationArguments, names, password::PasswordArguments, print,
+    DataKeysError, Outcome, access::AccessArguments, command_line::one_of, concurrent::each,
+    data_keys, derivation::DerivationArguments, names, password::PasswordArguments, print,
     regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
 };
 
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     master_key_id: MasterKeyId,
 
     /// For keys whose lines name none
-    #[arg(long, value_enum, hide_possible_values = true, default_value_t = Unnamed::AesCbc)]
-    algorithm: Unnamed,
+    #[arg(long, value_parser = one_of(ALGORITHMS), hide_possible_values = true, default_value = "AES_CBC")]
+    algorithm: Algorithm,
 
     #[command(flatten)]
     password: PasswordArguments,
@@ -57,13 +57,10 @@ pub(crate) struct Arguments {
     directory: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Unnamed {
-    #[value(name = "AES_CBC")]
-    AesCbc,
-    #[value(name = "AES_CTR")]
-    AesCtr,
-}
+const ALGORITHMS: [(&str, Algorithm); 2] = [
+    ("AES_CBC", Algorithm::AesCbc),
+    ("AES_CTR", Algorithm::AesCtr),
+];
 
 /// Wraps all keys and writes them. It can be run again: existing key files are compared, and left
 /// unchanged.
@@ -104,13 +101,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
 
 /// Reads the file. Prompts for the password if it needs one.
 fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
-    let unnamed = match arguments.algorithm {
-        Unnamed::AesCbc => Algorithm::AesCbc,
-        Unnamed::AesCtr => Algorithm::AesCtr,
-    };
     let file = KeyFile::read(&arguments.file)?;
     if !file.is_encrypted() {
-        return Ok(file.keys(None, [], unnamed)?);
+        return Ok(file.keys(None, [], arguments.algorithm)?);
     }
     let password = arguments.password.get()?;
     let mut last = None;
@@ -118,7 +111,7 @@ fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
     let keys = file.keys(
         Some(&password),
         candidates.inspect(|candidate| last = Some(*candidate)),
-        unnamed,
+        arguments.algorithm,
     )?;
     if let Some(Derivation {
         digest,

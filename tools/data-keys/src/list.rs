@@ -18,10 +18,7 @@ use crate::{
     DataKeysError, Outcome,
     concurrent::each,
     names, print, runtime,
-    stored::{
-        StoreArguments,
-        compare::{self, Comparison},
-    },
+    stored::{StoreArguments, compare},
     table,
     unwrapping::UnwrapperArguments,
 };
@@ -49,22 +46,22 @@ pub(crate) struct Arguments {
 
     /// Print the comparison as JSON
     #[arg(long, requires = "store")]
-    json: bool,
+    pub json: bool,
 
     /// Also write metrics for node_exporter
     #[arg(long, value_name = "FILE.prom", requires = "store")]
-    textfile: Option<PathBuf>,
+    pub textfile: Option<PathBuf>,
 
     #[command(flatten)]
-    unwrapper: UnwrapperArguments,
+    pub unwrapper: UnwrapperArguments,
 
     /// The directory with the key manifest, if not DIR
     #[arg(long, value_name = "DATADIR", requires = "store")]
-    datadir: Option<PathBuf>,
+    pub datadir: Option<PathBuf>,
 
     /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    pub directory: PathBuf,
 }
 
 /// Prints the table, and reports files that are not key files, that are duplicates, or that cannot be
@@ -72,18 +69,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     if let Some(location) = &arguments.store {
-        return compare::run(&Comparison {
-            store: &StoreArguments {
-                store: location.clone(),
-            },
-            access: &arguments.unwrapper.access,
-            broker_socket: arguments.unwrapper.broker_socket.as_deref(),
-            datadir: arguments.datadir.as_ref(),
-            directory: &directory,
-            path: &arguments.directory,
-            json: arguments.json,
-            textfile: arguments.textfile.as_deref(),
-        });
+        let store = StoreArguments {
+            store: location.clone(),
+        };
+        return compare::run(arguments, &store, &directory);
     }
     let listing = directory.list()?;
     let names = names::check(&directory, &listing);

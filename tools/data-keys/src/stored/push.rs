@@ -156,7 +156,7 @@ async fn identify(
     manifest::check(manifest, directory, name, &unwrapped.key)?;
     Ok(WrappedKey {
         name: *name,
-        bits: u16::try_from(unwrapped.key.expose().len() * 8).unwrap_or_default(),
+        bits: unwrapped.key.bits(),
         check_value: CheckValue::of(&unwrapped.key),
         master_key_arn: unwrapped.master_key_arn,
         ciphertext_blob,
