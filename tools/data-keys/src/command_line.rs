@@ -1,9 +1,6 @@
 //! The command line.
 
-use clap::{
-    Parser, Subcommand,
-    builder::{PossibleValuesParser, TypedValueParser},
-};
+use clap::{Parser, Subcommand};
 
 use crate::{
     check, export, fork, import, list, rewrap, rotation,
@@ -41,17 +38,4 @@ pub(crate) enum Command {
     Import(import::Arguments),
     Push(push::Arguments),
     Pull(pull::Arguments),
-}
-
-/// Takes one of these names, for what it stands for.
-pub(crate) fn one_of<T, const N: usize>(
-    named: [(&'static str, T); N],
-) -> impl TypedValueParser<Value = T>
-where
-    T: Copy + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(named.map(|(name, _)| name)).try_map(move |given| {
-        let found = named.iter().find(|(name, _)| *name == given);
-        found.map(|(_, meant)| *meant).ok_or("unknown name")
-    })
 }

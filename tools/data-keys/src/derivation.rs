@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use clap::Args;
 use offline_keys::derivation::{Derivation, Digest};
 
-use crate::{command_line::one_of, progress::Progress};
+use crate::{option_value::one_of, progress::Progress};
 
 /// How a key file is encrypted, as far as known.
 #[derive(Debug, Args)]

@@ -28,12 +28,12 @@ use tracing::error;
 
 use crate::{
     DataKeysError, Outcome,
-    command_line::one_of,
     concurrent::each,
     data_keys,
     derivation::EXPORT,
     directories::Directories,
     manifest, names,
+    option_value::one_of,
     password::PasswordArguments,
     print,
     regional_kms::Unwrapped,

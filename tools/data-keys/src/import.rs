@@ -16,9 +16,9 @@ use subtle::ConstantTimeEq;
 use tracing::info;
 
 use crate::{
-    DataKeysError, Outcome, access::AccessArguments, command_line::one_of, concurrent::each,
-    data_keys, derivation::DerivationArguments, names, password::PasswordArguments, print,
-    regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
+    DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
+    derivation::DerivationArguments, names, option_value::one_of, password::PasswordArguments,
+    print, regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
 };
 
 /// Wrap the keys of a file_key_management or exported file

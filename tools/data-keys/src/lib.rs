@@ -16,6 +16,7 @@ mod import;
 mod list;
 mod manifest;
 mod names;
+mod option_value;
 mod password;
 mod progress;
 mod regional_kms;
