@@ -18,7 +18,10 @@ use crate::{
     DataKeysError, Outcome,
     concurrent::each,
     names, print, runtime,
-    stored::{StoreArguments, compare},
+    stored::{
+        StoreArguments,
+        compare::{self, Comparison},
+    },
     table,
     unwrapping::UnwrapperArguments,
 };
@@ -46,22 +49,22 @@ pub(crate) struct Arguments {
 
     /// Print the comparison as JSON
     #[arg(long, requires = "store")]
-    pub json: bool,
+    json: bool,
 
     /// Also write metrics for node_exporter
     #[arg(long, value_name = "FILE.prom", requires = "store")]
-    pub textfile: Option<PathBuf>,
+    textfile: Option<PathBuf>,
 
     #[command(flatten)]
-    pub unwrapper: UnwrapperArguments,
+    unwrapper: UnwrapperArguments,
 
     /// The directory with the key manifest, if not DIR
     #[arg(long, value_name = "DATADIR", requires = "store")]
-    pub datadir: Option<PathBuf>,
+    datadir: Option<PathBuf>,
 
     /// The data directory, or aws_key_management_keyfile_dir if that is set
     #[arg(value_name = "DIR")]
-    pub directory: PathBuf,
+    directory: PathBuf,
 }
 
 /// Prints the table, and reports files that are not key files, that are duplicates, or that cannot be
@@ -69,10 +72,18 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = KeyDirectory::open(&arguments.directory)?;
     if let Some(location) = &arguments.store {
-        let store = StoreArguments {
-            store: location.clone(),
-        };
-        return compare::run(arguments, &store, &directory);
+        return compare::run(&Comparison {
+            store: &StoreArguments {
+                store: location.clone(),
+            },
+            access: &arguments.unwrapper.access,
+            broker_socket: arguments.unwrapper.broker_socket.as_deref(),
+            datadir: arguments.datadir.as_ref(),
+            directory: &directory,
+            path: &arguments.directory,
+            json: arguments.json,
+            textfile: arguments.textfile.as_deref(),
+        });
     }
     let listing = directory.list()?;
     let names = names::check(&directory, &listing);

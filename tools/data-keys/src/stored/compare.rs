@@ -4,7 +4,11 @@
 //! another file holds, only `verify` can find out. A broker tells no wrapped keys; then the manifest says which keys
 //! the files should hold.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use broker_api::{KeyContext, ListKeys, Reply, Request, client::BrokerClient};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -17,14 +21,14 @@ use tracing::warn;
 
 use crate::{
     DataKeysError, Outcome,
-    list::Arguments,
+    access::AccessArguments,
     manifest, names, print,
     progress::Progress,
     runtime,
     stored::{StoreArguments, open},
     table,
     textfile::Metrics,
-    unwrapping::{BROKER_MARGIN, UnwrapperArguments},
+    unwrapping::BROKER_MARGIN,
 };
 
 /// How many objects are read at the same time.
@@ -90,33 +94,36 @@ impl fmt::Display for State {
     }
 }
 
+/// What to compare, and with what.
+pub(crate) struct Comparison<'a> {
+    pub store: &'a StoreArguments,
+    pub access: &'a AccessArguments,
+    pub broker_socket: Option<&'a Path>,
+    pub datadir: Option<&'a PathBuf>,
+    pub directory: &'a KeyDirectory,
+    pub path: &'a PathBuf,
+    pub json: bool,
+    pub textfile: Option<&'a Path>,
+}
+
 /// Prints the table; the outcome is the worst of what it says.
-pub(crate) fn run(
-    arguments: &Arguments,
-    store: &StoreArguments,
-    directory: &KeyDirectory,
-) -> Result<Outcome, DataKeysError> {
-    let UnwrapperArguments {
-        access,
-        broker_socket,
-    } = &arguments.unwrapper;
-    if broker_socket.is_some() && store.store.is_some() {
+pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError> {
+    if comparison.broker_socket.is_some() && comparison.store.store.is_some() {
         return Err(DataKeysError::Broker(
             "a broker lists its own key store; give either --broker-socket or --store=LOCATION"
                 .into(),
         ));
     }
-    let datadir = arguments.datadir.as_ref().unwrap_or(&arguments.directory);
-    let manifest = ManifestFile::open(datadir)?;
-    let (location, stored) = match broker_socket {
+    let manifest = ManifestFile::open(comparison.datadir.unwrap_or(comparison.path))?;
+    let (location, stored) = match comparison.broker_socket {
         Some(socket) => ask_broker(socket)?.ok_or_else(|| {
             DataKeysError::Broker(
                 "the broker has no key store (key_store in its configuration)".into(),
             )
         })?,
         None => {
-            let location = store.location(access)?;
-            let store = open(&location, access)?;
+            let location = comparison.store.location(comparison.access)?;
+            let store = open(&location, comparison.access)?;
             let stored = runtime()?.block_on(async {
                 let versions = store.list().await?;
                 let progress = Progress::of_keys(versions.len());
@@ -147,12 +154,12 @@ pub(crate) fn run(
             )
         })
         .collect();
-    let listing = directory.list()?;
-    let mut files = names::check(directory, &listing);
+    let listing = comparison.directory.list()?;
+    let mut files = names::check(comparison.directory, &listing);
     for name in listing.keys {
         let listed = here.get(&name.number()).filter(|it| it.name == name);
         let check_value = listed.and_then(|it| it.check_value);
-        let file = match directory.read(&name) {
+        let file = match comparison.directory.read(&name) {
             Ok(content) => File::Content(content),
             Err(error) => {
                 files = Outcome::Bad;
@@ -178,8 +185,8 @@ pub(crate) fn run(
         "state",
         State::ALL.map(|state| (state.identifier().into(), count(state) as u64)),
     );
-    metrics.write(arguments.textfile.as_deref())?;
-    if arguments.json {
+    metrics.write(comparison.textfile)?;
+    if comparison.json {
         let keys: Vec<_> = states
             .iter()
             .map(|(name, state)| {
@@ -210,10 +217,9 @@ pub(crate) fn run(
         ))?;
         print(&summary(&location, &count))?;
         if count(State::NotCompared) > 0 {
-            let has_broker = broker_socket.is_some();
             print(&not_compared(
                 count(State::NotCompared),
-                has_broker,
+                comparison,
                 &manifest,
             ))?;
         }
@@ -253,14 +259,14 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
 }
 
 /// Says why files were not compared, and what to do.
-fn not_compared(count: usize, has_broker: bool, manifest: &ManifestFile) -> String {
-    let why = match has_broker {
-        false => {
+fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFile) -> String {
+    let why = match comparison.broker_socket {
+        None => {
             "these files are not, byte for byte, what the key store has: they were rewrapped without it, or are wrong"
                 .into()
         }
-        true if manifest.is_empty() => manifest::without_entries(manifest),
-        true => format!(
+        Some(_) if manifest.is_empty() => manifest::without_entries(manifest),
+        Some(_) => format!(
             "'{}' does not list them, or the files cannot be used",
             manifest.path().display()
         ),
