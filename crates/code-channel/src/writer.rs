@@ -24,7 +24,7 @@ use nix::{
 use trusted_directory::DirectoryError;
 
 use crate::state_file::{Stage, State, StateReader};
-use aws_session::interrupt::sleep_until;
+use aws_session::interrupt::{remaining, sleep_until};
 
 /// How long the process at the FIFO tries to have a code judged by AWS, and some.
 const JUDGEMENT_PATIENCE: Duration = Duration::from_secs(90);
@@ -291,7 +291,7 @@ impl FifoWriter {
                             .into(),
                     ));
                 }
-                None if Instant::now() > until => {
+                None if remaining(until).is_zero() => {
                     return Ok(Outcome::Unknown(
                         "written, but the service has not said yet what became of it: see its log"
                             .into(),
