@@ -47,3 +47,37 @@ impl Answer {
         serde_json::from_str(line).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command};
+
+    use super::*;
+
+    /// In the process that prints.
+    const PRINTS: &str = "IAM_KMS_TEST_PRINTS";
+
+    #[test]
+    fn what_one_program_prints_another_one_reads() {
+        let answer = Answer {
+            state: AnswerState::NotWaiting,
+            message: "nothing waits\nfor a \"code\"".into(),
+        };
+        if env::var_os(PRINTS).is_some() {
+            return answer.print().unwrap();
+        }
+        let printed = Command::new(env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "answer::tests::what_one_program_prints_another_one_reads",
+            ])
+            .env(PRINTS, "")
+            .output()
+            .unwrap();
+        let line = r#"{"state":"not_waiting","message":"nothing waits\nfor a \"code\""}"#;
+        let printed = String::from_utf8(printed.stdout).unwrap();
+        assert!(printed.contains(&format!("{line}\n")), "{printed}");
+        assert_eq!(Answer::parse(line), Some(answer));
+        assert_eq!(Answer::parse("ssh: connect to host db1: timed out"), None);
+    }
+}

@@ -275,11 +275,15 @@ fn open_directory(path: &Path) -> Result<OwnedFd, FifoError> {
             source,
         },
     })?;
-    let owner = Uid::from_raw(status.st_uid);
-    if status.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid() {
+    if is_world_writable_of_another(&status) {
         warn_of_protection(path);
     }
     Ok(descriptor)
+}
+
+fn is_world_writable_of_another(directory: &FileStat) -> bool {
+    let owner = Uid::from_raw(directory.st_uid);
+    directory.st_mode & Mode::S_IWOTH.bits() != 0 && owner != geteuid()
 }
 
 /// In a sticky directory of another user, fs.protected_fifos may prevent even root from writing to the
@@ -454,7 +458,12 @@ fn changed(status: &FileStat) -> (i64, i64) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+    use std::{
+        os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+        process,
+    };
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
     use super::*;
 
@@ -578,5 +587,96 @@ mod tests {
         assert!(fifo.reopen().is_err());
         drop(fifo);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_fifo_has_one_reader_who_is_named_to_others_and_followed_once_it_has_ended() {
+        let (_directory, path) = directory();
+        let first = Fifo::make(&path, PRIVATE).unwrap();
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let who = format!(
+            "process {} ({}) already waits",
+            process::id(),
+            name.trim_end()
+        );
+        assert!(refusal(&path).starts_with(&who), "{}", refusal(&path));
+        let successor = thread::spawn({
+            let path = path.clone();
+            move || Fifo::make(&path, PRIVATE).map(|fifo| fifo.check_place())
+        });
+        // Nothing shows that the other one has tried and waits.
+        thread::sleep(4 * PREDECESSOR_PAUSE);
+        drop(first);
+        successor.join().unwrap().unwrap().unwrap();
+    }
+
+    #[test]
+    fn programs_do_not_inherit_it() {
+        let (_directory, path) = directory();
+        let mut fifo = Fifo::make(&path, PRIVATE).unwrap();
+        let is_inherited = |descriptor: BorrowedFd<'_>| {
+            fcntl(descriptor, FcntlArg::F_GETFD).unwrap() != FdFlag::FD_CLOEXEC.bits()
+        };
+        assert!(!is_inherited(fifo._lock.as_fd()));
+        fifo.reopen().unwrap();
+        assert!(!is_inherited(fifo.as_fd()) && !is_inherited(fifo.directory.as_fd()));
+    }
+
+    #[test]
+    fn a_fifo_of_another_user_or_with_a_second_name_is_refused() {
+        let (directory, path) = directory();
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let second = directory.path().join("second");
+        std::fs::hard_link(&path, &second).unwrap();
+        assert!(refusal(&path).contains("it has a second name"));
+        std::fs::remove_file(&second).unwrap();
+        let mut status = nix::sys::stat::stat(&path).unwrap();
+        check_kind(&path, &status).unwrap();
+        status.st_uid += 1;
+        let error = check_kind(&path, &status).unwrap_err();
+        assert!(error.to_string().contains("it belongs to another user"));
+    }
+
+    #[test]
+    fn a_socket_and_a_device_are_refused_by_name() {
+        let (_directory, path) = directory();
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert!(refusal(&path).contains("it is a socket"));
+        assert!(refusal(Path::new("/dev/null")).contains("it is a device"));
+    }
+
+    #[test]
+    fn a_file_is_no_directory_for_a_fifo() {
+        let (_directory, path) = directory();
+        std::fs::write(&path, "").unwrap();
+        let error = refusal(&path.join("mfa"));
+        assert!(
+            error.contains("cannot open the directory of the FIFO"),
+            "{error}"
+        );
+    }
+
+    /// Root may create one.
+    #[test]
+    fn a_directory_that_cannot_be_written_is_found_beforehand() {
+        let (directory, path) = directory();
+        std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o500)).unwrap();
+        assert_eq!(refusal(&path).is_empty(), geteuid().is_root());
+    }
+
+    #[test]
+    fn only_a_world_writable_directory_of_another_user_may_be_protected_by_the_kernel() {
+        let (directory, _) = directory();
+        let mut status = nix::sys::stat::stat(directory.path()).unwrap();
+        for (other, mode, expected) in [
+            (0, 0o1777, false),
+            (1, 0o1777, true),
+            (0, 0o755, false),
+            (1, 0o755, false),
+        ] {
+            status.st_uid = geteuid().as_raw() + other;
+            status.st_mode = mode;
+            assert_eq!(is_world_writable_of_another(&status), expected, "{mode:o}");
+        }
     }
 }

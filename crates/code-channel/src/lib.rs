@@ -343,3 +343,325 @@ enum Wake {
     Interrupted,
     TimedOut,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        fs::File,
+        io::{Read, Write},
+        os::fd::OwnedFd,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use aws_session::{config::FifoAccess, interrupt::sleep_until};
+    use nix::unistd::{dup, dup2_stdin, pipe};
+    use tracing::{Event as LogEvent, Metadata, Subscriber, span};
+
+    use super::*;
+
+    /// Long enough for everything that happens at once, even on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// For a wait in which nothing happens.
+    const MOMENT: Duration = Duration::from_millis(20);
+
+    fn here() -> Mfa {
+        Mfa::Here {
+            serial_number: "GAHT12345678".into(),
+        }
+    }
+
+    struct Scene {
+        _directory: tempfile::TempDir,
+        path: PathBuf,
+        channel: Channel,
+        interrupt: OwnedFd,
+        interrupter: Option<OwnedFd>,
+        alive: Cell<usize>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("mfa");
+            let channel = Channel::of_service(&FifoConfig {
+                path: path.clone(),
+                is_configured: true,
+                access: FifoAccess {
+                    mode: 0o600,
+                    gid: None,
+                },
+                prompt_timeout: None,
+            });
+            Self::of(channel.unwrap(), directory, path)
+        }
+
+        fn of(channel: Channel, directory: tempfile::TempDir, path: PathBuf) -> Self {
+            let (interrupt, interrupter) = pipe().unwrap();
+            Self {
+                _directory: directory,
+                path,
+                channel,
+                interrupt,
+                interrupter: Some(interrupter),
+                alive: Cell::new(0),
+            }
+        }
+
+        fn writer(&self) -> File {
+            File::options().write(true).open(&self.path).unwrap()
+        }
+
+        fn write(&self, bytes: &[u8]) {
+            self.writer().write_all(bytes).unwrap();
+        }
+
+        /// Receives what has been written, as if that had been so long ago.
+        fn receive_before(&mut self, ago: Duration) {
+            self.channel.receive().unwrap();
+            let came = self.channel.last_bytes.unwrap();
+            self.channel.last_bytes = came.checked_sub(ago);
+        }
+
+        fn next(&mut self, patience: Duration) -> Result<Event, FifoError> {
+            self.channel.next(&Wait {
+                interrupt: self.interrupt.as_fd(),
+                deadline: Some(Instant::now() + patience),
+                alive: &|| self.alive.set(self.alive.get() + 1),
+            })
+        }
+
+        /// What the next wait gives, in words.
+        fn event_within(&mut self, patience: Duration) -> String {
+            match self.next(patience) {
+                Ok(Event::Input(Input::TokenCode(code, _))) => code.expose().to_owned(),
+                Ok(Event::Input(Input::Refused(why))) => why,
+                Ok(Event::Input(Input::Vanished)) => "vanished".into(),
+                Ok(Event::Input(Input::Session(..))) => "session".into(),
+                Ok(Event::Interrupted) => "interrupted".into(),
+                Ok(Event::DeadlinePassed) => "nothing".into(),
+                Err(error) => error.to_string(),
+            }
+        }
+
+        fn event(&mut self) -> String {
+            self.event_within(PATIENCE)
+        }
+    }
+
+    #[test]
+    fn each_input_is_read_once_and_the_fifo_goes_on_to_the_next_writer() {
+        let mut scene = Scene::new();
+        scene.write(b"111676\n222333\n");
+        assert_eq!(scene.event(), "111676");
+        assert_eq!(scene.event(), "222333");
+        assert_eq!(scene.event_within(MOMENT), "nothing");
+        scene.write(b"333444");
+        assert_eq!(scene.event(), "333444");
+        assert_eq!(scene.event_within(MOMENT), "nothing");
+        scene.writer();
+        assert_eq!(scene.event(), "a writer that wrote nothing");
+        assert_eq!(scene.event_within(MOMENT), "nothing");
+    }
+
+    #[test]
+    fn an_input_that_another_process_reads_has_vanished() {
+        let mut scene = Scene::new();
+        // Opened with write access too, so that it does not wait for a writer.
+        let mut thief = File::options()
+            .read(true)
+            .write(true)
+            .open(&scene.path)
+            .unwrap();
+        let mut writer = scene.writer();
+        // The time of change has the resolution of the kernel's clock.
+        let changed = |scene: &Scene| match &scene.channel.source {
+            Source::Fifo(fifo) => fifo.has_changed(),
+            _ => false,
+        };
+        let until = Instant::now() + PATIENCE;
+        while !changed(&scene) && Instant::now() < until {
+            writer.write_all(b"111676\n").unwrap();
+            thief.read_exact(&mut [0; 7]).unwrap();
+        }
+        drop((writer, thief));
+        assert_eq!(scene.event(), "vanished");
+    }
+
+    #[test]
+    fn a_wait_ends_at_an_interrupt_and_at_its_deadline_whatever_has_come() {
+        let mut scene = Scene::new();
+        scene.write(b"111676\n");
+        assert_eq!(scene.event_within(Duration::ZERO), "nothing");
+        assert_eq!(scene.alive.get(), 0);
+        assert_eq!(scene.event(), "111676");
+        scene.interrupter = None;
+        assert_eq!(scene.event(), "interrupted");
+    }
+
+    #[test]
+    fn an_input_that_has_come_is_not_kept_back_by_the_deadline() {
+        let mut scene = Scene::new();
+        scene.write(b"111676\n");
+        let interrupt = scene.interrupt.as_fd();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let event = scene.channel.next(&Wait {
+            interrupt,
+            deadline: Some(deadline),
+            alive: &|| assert!(!sleep_until(deadline, interrupt)),
+        });
+        assert!(matches!(event, Ok(Event::Input(Input::TokenCode(..)))));
+    }
+
+    #[test]
+    fn a_waiting_process_reports_that_it_is_alive_and_sleeps() {
+        let mut scene = Scene::new();
+        assert_eq!(scene.event_within(Duration::from_millis(100)), "nothing");
+        assert!((1..10).contains(&scene.alive.get()), "{:?}", scene.alive);
+    }
+
+    #[test]
+    fn an_input_without_an_end_counts_once_its_writer_has_paused_for_long() {
+        let mut scene = Scene::new();
+        let mut writer = scene.writer();
+        writer.write_all(b"111676").unwrap();
+        scene.receive_before(Duration::ZERO);
+        assert_eq!(scene.event_within(MOMENT), "nothing");
+        scene.channel.last_bytes = Instant::now().checked_sub(Duration::from_secs(1));
+        assert_eq!(scene.event(), "111676");
+        writer.write_all(b"11").unwrap();
+        scene.receive_before(Duration::from_secs(8));
+        assert_eq!(scene.event_within(MOMENT), "nothing");
+        scene.channel.last_bytes = Instant::now().checked_sub(Duration::from_secs(10));
+        assert_eq!(scene.event(), "2 digits instead of six, without a line end");
+        assert!(scene.channel.last_bytes.is_none());
+    }
+
+    #[test]
+    fn a_fifo_that_was_removed_ends_the_wait() {
+        let mut scene = Scene::new();
+        let mut writer = scene.writer();
+        writer.write_all(b"11").unwrap();
+        scene.receive_before(Duration::from_secs(10));
+        std::fs::remove_file(&scene.path).unwrap();
+        assert!(scene.event().contains("it was removed or replaced"));
+    }
+
+    /// Counts the warnings of this thread.
+    struct Warnings(Arc<AtomicUsize>);
+
+    impl Subscriber for Warnings {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+        fn event(&self, _: &LogEvent<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    fn not_reopened(errno: Errno) -> Result<(), FifoError> {
+        Err(FifoError::Make {
+            path: "/run/mfa".into(),
+            step: "open",
+            source: errno.into(),
+        })
+    }
+
+    #[test]
+    fn while_descriptors_have_run_out_it_warns_once_and_reads_on() {
+        let warnings = Arc::new(AtomicUsize::new(0));
+        let mut scene = Scene::new();
+        tracing::subscriber::with_default(Warnings(warnings.clone()), || {
+            for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+                scene.channel.note_reopened(not_reopened(errno)).unwrap();
+                assert!(scene.channel.stalled);
+            }
+        });
+        assert_eq!(warnings.load(Ordering::Relaxed), 1);
+        // There are descriptors again: an end of the FIFO while it was stalled is no writer that wrote nothing.
+        assert_eq!(scene.event_within(10 * SHORTAGE_PAUSE), "nothing");
+        assert!(!scene.channel.stalled);
+        scene
+            .channel
+            .note_reopened(not_reopened(Errno::EMFILE))
+            .unwrap();
+        scene.write(b"111676\n");
+        assert_eq!(scene.event(), "111676");
+    }
+
+    #[test]
+    fn a_fifo_that_cannot_be_reopened_ends_the_wait_after_what_has_come() {
+        let mut scene = Scene::new();
+        let failed = scene.channel.note_reopened(not_reopened(Errno::EACCES));
+        assert!(failed.is_err());
+        scene.write(b"111676");
+        scene.channel.receive().unwrap();
+        std::fs::remove_file(&scene.path).unwrap();
+        assert_eq!(scene.event(), "111676");
+        assert!(scene.event().contains("cannot open the FIFO"));
+    }
+
+    #[test]
+    fn it_says_what_to_enter_and_where() {
+        let mut scene = Scene::new();
+        let fifo = format!("iam-kms-wrapper code --fifo={}", scene.path.display());
+        assert_eq!(scene.channel.instruction(&here()), fifo);
+        assert_eq!(
+            scene.channel.wanted(&here()),
+            format!("the MFA code of GAHT12345678: {fifo}")
+        );
+        assert_eq!(scene.channel.fifo_path(), Some(scene.path.clone()));
+        assert!(!scene.channel.is_line());
+        let default = Path::new(DEFAULT_FIFO);
+        assert_eq!(writing_command(default, &here()), "iam-kms-wrapper code");
+        assert_eq!(
+            writing_command(default, &Mfa::Elsewhere),
+            "iam-kms-wrapper code < session.json"
+        );
+        assert_eq!(wanted(&Mfa::Elsewhere), "a session document");
+        scene.channel.tell(Stage::Refused, "too late");
+        let told = StateReader::open(&scene.path).unwrap().read().unwrap();
+        assert_eq!(
+            (told.stage, told.text.as_str()),
+            (Stage::Refused, "too late")
+        );
+    }
+
+    /// The only test that reads standard input, which is the process's.
+    #[test]
+    fn of_standard_input_one_line_is_read_and_its_end_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = dup(io::stdin()).unwrap();
+        let (reader, writer) = pipe().unwrap();
+        dup2_stdin(&reader).unwrap();
+        let mut writer = File::from(writer);
+        writer.write_all(b"111676\nfor others\n222333").unwrap();
+        let channel = Channel::standard_input().unwrap();
+        assert!(channel.is_line());
+        assert_eq!(channel.fifo_path(), None);
+        assert_eq!(channel.instruction(&here()), "on standard input");
+        let mut scene = Scene::of(channel, directory, PathBuf::new());
+        assert_eq!(scene.event(), "111676");
+        let mut rest = [0; 11];
+        File::from(dup(&reader).unwrap())
+            .read_exact(&mut rest)
+            .unwrap();
+        assert_eq!(&rest, b"for others\n");
+        drop(writer);
+        assert_eq!(scene.event(), "222333");
+        let end = "standard input was closed before a code was entered";
+        assert_eq!(scene.event(), end);
+        dup2_stdin(before).unwrap();
+    }
+}

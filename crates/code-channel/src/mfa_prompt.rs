@@ -268,12 +268,22 @@ impl MfaPrompt<'_> {
         if !matches!(outcome, Outcome::Unanswered(_)) {
             spent.add(code);
         }
+        self.judged(outcome, exchange.0, note)
+    }
+
+    /// What follows from the outcome of a code.
+    fn judged(
+        &self,
+        outcome: Outcome,
+        mfa_device: &str,
+        note: &Note,
+    ) -> Result<Result<Credentials, Refusal>, PromptError> {
         let why = match outcome {
             Outcome::Opened(session) => {
                 info!(
                     target: AUDIT,
                     event = "code_taken",
-                    mfa_device = exchange.0,
+                    mfa_device,
                     access_key_id = session.access_key_id,
                     expiration = session.expiration_text(),
                     operator = note.operator,
@@ -387,11 +397,248 @@ fn seconds_to_next_code() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        env,
+        net::TcpListener,
+        os::fd::{AsFd, OwnedFd},
+        path::PathBuf,
+        process::Command,
+        sync::mpsc,
+        thread,
+    };
+
+    use aws_session::{
+        config::{Config, FifoAccess, FifoConfig},
+        credentials::parse_document,
+        settings::Reader,
+    };
+    use nix::unistd::pipe;
+
     use super::*;
+    use crate::writer::{self, FifoWriter};
+
+    const DOCUMENT: &[u8] = br#"{"AccessKeyId":"ASIAX","SecretAccessKey":"s","SessionToken":"t","Expiration":"2096-10-02T07:06:40Z"}"#;
+
+    fn here() -> Mfa {
+        Mfa::Here {
+            serial_number: "GAHT12345678".into(),
+        }
+    }
+
+    fn code(digits: &[u8]) -> TokenCode {
+        TokenCode::new(digits).unwrap()
+    }
+
+    struct Scene {
+        directory: tempfile::TempDir,
+        config: SessionConfig,
+        aws: Settings,
+        source: Credentials,
+        interrupt: OwnedFd,
+        _interrupter: OwnedFd,
+    }
+
+    impl Scene {
+        fn new(mfa: Mfa) -> Self {
+            let mut config = Config::without_file().unwrap().session;
+            config.mfa = mfa;
+            config.region = Some("eu-west-1".into());
+            let (interrupt, interrupter) = pipe().unwrap();
+            Self {
+                directory: tempfile::tempdir().unwrap(),
+                aws: Settings::read(&config, Reader::Service).unwrap(),
+                config,
+                source: parse_document(DOCUMENT).unwrap(),
+                interrupt,
+                _interrupter: interrupter,
+            }
+        }
+
+        fn prompt(&self) -> MfaPrompt<'_> {
+            MfaPrompt {
+                config: &self.config,
+                aws: &self.aws,
+                source: Some(&self.source),
+                timeout: Some(Duration::from_secs(10)),
+                on_permanent_failure: OnPermanentFailure::KeepAsking,
+                reason: Some("ticket 4711"),
+                interrupt: self.interrupt.as_fd(),
+                announce: &|_| {},
+                alive: &|| {},
+            }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.directory.path().join("mfa")
+        }
+
+        fn fifo(&self) -> Result<Channel, FifoError> {
+            Channel::fifo(&FifoConfig {
+                path: self.path(),
+                is_configured: true,
+                access: FifoAccess {
+                    mode: 0o600,
+                    gid: None,
+                },
+                prompt_timeout: None,
+            })
+        }
+    }
+
+    #[test]
+    fn where_sessions_come_from_elsewhere_a_code_is_refused_and_a_document_opens_one() {
+        let scene = Scene::new(Mfa::Elsewhere);
+        let (announced, waits) = mpsc::channel();
+        let path = scene.path();
+        let operator = thread::spawn(move || {
+            waits.recv().unwrap();
+            let mut writer = FifoWriter::find(&path).unwrap();
+            let (never, _open) = pipe().unwrap();
+            let mut give = |bytes| writer.give(bytes, never.as_fd(), |_| {}).unwrap();
+            [give(b"111676\n"), give(DOCUMENT)]
+        });
+        let session = MfaPrompt {
+            announce: &|_| announced.send(()).unwrap(),
+            ..scene.prompt()
+        }
+        .session(|| scene.fifo());
+        assert_eq!(session.unwrap().access_key_id, "ASIAX");
+        let why = "ignored a code: this host accepts only session documents (mfa = elsewhere)";
+        let [refused, accepted] = operator.join().unwrap();
+        assert_eq!(refused, writer::Outcome::Refused(why.into()));
+        assert_eq!(
+            accepted,
+            writer::Outcome::Accepted("the session is open until 2096-10-02T07:06:40Z".into())
+        );
+    }
+
+    #[test]
+    fn the_prompt_ends_at_its_deadline_and_without_mfa_there_is_none() {
+        let scene = Scene::new(here());
+        let prompt = MfaPrompt {
+            timeout: Some(Duration::ZERO),
+            ..scene.prompt()
+        };
+        let ended = prompt.session(|| scene.fifo());
+        assert!(matches!(ended, Err(PromptError::DeadlinePassed(0))));
+        let scene = Scene::new(Mfa::Off);
+        let session = scene.prompt().session(|| Err(FifoError::InputClosed));
+        assert_eq!(session.unwrap().access_key_id, "ASIAX");
+    }
+
+    #[test]
+    fn the_writer_of_a_fifo_gives_its_own_note() {
+        let scene = Scene::new(here());
+        let written = Note {
+            operator: Some("alice".into()),
+            ..Note::default()
+        };
+        let note = |channel: &Channel| scene.prompt().note(written.clone(), channel);
+        assert_eq!(note(&scene.fifo().unwrap()), written);
+        assert_eq!(note(&Channel::line()).reason.unwrap(), "ticket 4711");
+    }
+
+    #[test]
+    fn what_is_wanted_is_said_when_an_input_was_read_by_another_process() {
+        let scene = Scene::new(here());
+        let why = scene.prompt().vanished(&scene.fifo().unwrap(), "so");
+        let read = format!(
+            "something was written to {}, but another",
+            scene.path().display()
+        );
+        assert!(why.starts_with(&read), "{why}");
+        assert!(
+            why.ends_with("then enter the six digits of the MFA device: so"),
+            "{why}"
+        );
+        let scene = Scene::new(Mfa::Elsewhere);
+        assert_eq!(scene.prompt().wanted(), "a session document");
+    }
+
+    #[test]
+    fn who_must_correct_something_first_decides_whether_a_permanent_failure_ends_the_prompt() {
+        let scene = Scene::new(here());
+        let outcome = |on_permanent_failure, outcome| {
+            let prompt = MfaPrompt {
+                on_permanent_failure,
+                ..scene.prompt()
+            };
+            match prompt.judged(outcome, "GAHT12345678", &Note::default()) {
+                Ok(Ok(session)) => session.access_key_id,
+                Ok(Err(refusal)) => refusal.why,
+                Err(error) => format!("ended: {error}"),
+            }
+        };
+        let permanent = || Outcome::Permanent("no such device".into());
+        assert_eq!(
+            outcome(OnPermanentFailure::GiveUp, permanent()),
+            "ended: no such device"
+        );
+        assert_eq!(
+            outcome(OnPermanentFailure::KeepAsking, permanent()),
+            "no such device; waiting for a session document or a new code"
+        );
+        let spent = Outcome::Spent("a wrong code".into());
+        let why = outcome(OnPermanentFailure::GiveUp, spent);
+        assert!(why.starts_with("a wrong code; enter the next code, which appears in "));
+        let opened = Outcome::Opened(scene.source.clone());
+        assert_eq!(outcome(OnPermanentFailure::GiveUp, opened), "ASIAX");
+    }
+
+    /// In the process that calls STS, where the environment says that nothing is.
+    const CALLS: &str = "IAM_KMS_TEST_CALLS";
+
+    #[test]
+    fn a_code_that_aws_has_not_judged_is_sent_again_after_a_pause_that_grows() {
+        if env::var_os(CALLS).is_none() {
+            let closed = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let calls = Command::new(env::current_exe().unwrap())
+                .args(["--exact", "mfa_prompt::tests::a_code_that_aws_has_not_judged_is_sent_again_after_a_pause_that_grows"])
+                .env("AWS_ENDPOINT_URL_STS", format!("http://{closed}"))
+                .env("NO_PROXY", "127.0.0.1")
+                .env(CALLS, "")
+                .output()
+                .unwrap();
+            let output = String::from_utf8_lossy(&calls.stdout);
+            assert!(
+                calls.status.success() && output.contains("1 passed"),
+                "{output}"
+            );
+            return;
+        }
+        let scene = Scene::new(here());
+        let (interrupt, interrupter) = pipe().unwrap();
+        let prompt = MfaPrompt {
+            interrupt: interrupt.as_fd(),
+            ..scene.prompt()
+        };
+        let mut interrupter = Some(interrupter);
+        let mut said = Vec::new();
+        let exchange = prompt.exchange().unwrap();
+        let outcome = prompt.exchange_while_fresh(exchange, &code(b"111676"), &mut |why| {
+            said.push((why.to_owned(), Instant::now()));
+            if said.len() == 2 {
+                interrupter = None;
+            }
+        });
+        assert!(matches!(outcome, Err(PromptError::Interrupted)), "{said:?}");
+        let [(first, before), (second, after)] = said.try_into().unwrap();
+        assert!(
+            first.ends_with("the code will be sent again in 1 second"),
+            "{first}"
+        );
+        assert!(
+            second.ends_with("the code will be sent again in 2 seconds"),
+            "{second}"
+        );
+        assert!(after - before >= SHORTEST_PAUSE);
+    }
 
     #[test]
     fn a_code_is_spent_for_as_long_as_somebody_might_enter_it_again() {
-        let code = |digits: &[u8]| TokenCode::new(digits).unwrap();
         let (one, other) = (code(b"111676"), code(b"111677"));
         let mut spent = SpentCodes::default();
         assert!(!spent.contains(&one) && spent.next_call().is_none());
@@ -401,10 +648,13 @@ mod tests {
         assert!(spent.next_call().unwrap() >= before + SHORTEST_PAUSE);
         spent.add(&other);
         assert!(spent.contains(&one) && spent.contains(&other));
-        for (_, when) in &mut spent.hashes {
-            *when = when.checked_sub(2 * CODE_LIFE).unwrap();
-        }
-        assert!(!spent.contains(&one) && !spent.contains(&other));
+        let mut pass = |seconds| {
+            for (_, when) in &mut spent.hashes {
+                *when = when.checked_sub(Duration::from_secs(seconds)).unwrap();
+            }
+            spent.contains(&one) || spent.contains(&other)
+        };
+        assert!(pass(90) && !pass(30));
         spent.add(&one);
         assert_eq!(spent.hashes.len(), 1);
     }

@@ -24,7 +24,7 @@ use nix::{
 use trusted_directory::DirectoryError;
 
 use crate::state_file::{Stage, State, StateReader};
-use aws_session::interrupt::sleep_until;
+use aws_session::interrupt::{remaining, sleep_until};
 
 /// How long the process at the FIFO tries to have a code judged by AWS, and some.
 const JUDGEMENT_PATIENCE: Duration = Duration::from_secs(90);
@@ -211,7 +211,10 @@ impl FifoWriter {
             .map(|state| state.number);
         self.write(bytes, interrupt)?;
         match state {
-            Some(state) => self.wait_for_outcome(&state, before, interrupt, progress),
+            Some(state) => {
+                let until = Instant::now() + JUDGEMENT_PATIENCE;
+                self.wait_for_outcome(&state, before, until, interrupt, progress)
+            }
             None => Ok(Outcome::Unknown(
                 "written; this service does not say what becomes of it: see its log".into(),
             )),
@@ -252,15 +255,15 @@ impl FifoWriter {
         }
     }
 
-    /// Waits until the reader says what has become of what was written after `before`.
+    /// Waits, at most until then, for the reader to say what has become of what was written after `before`.
     fn wait_for_outcome(
         &self,
         state: &StateReader,
         before: Option<u64>,
+        until: Instant,
         interrupt: BorrowedFd<'_>,
         progress: impl Fn(&str),
     ) -> Result<Outcome, WriteError> {
-        let until = Instant::now() + JUDGEMENT_PATIENCE;
         let mut said = before;
         loop {
             // First, because the reader says what there is to say before it removes the FIFO.
@@ -288,7 +291,7 @@ impl FifoWriter {
                             .into(),
                     ));
                 }
-                None if Instant::now() > until => {
+                None if remaining(until).is_zero() => {
                     return Ok(Outcome::Unknown(
                         "written, but the service has not said yet what became of it: see its log"
                             .into(),
@@ -341,5 +344,315 @@ fn hint(error: &io::Error) -> &'static str {
             "; run this as root, as the FIFO's owner, or as a member of its group (kms_mfa_socket_group)"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::RefCell,
+        fs::{self, File},
+        io::Read,
+        os::unix::fs::PermissionsExt,
+        thread,
+    };
+
+    use aws_session::config::{FifoAccess, FifoConfig};
+    use nix::{
+        fcntl::{FcntlArg, FdFlag, fcntl},
+        unistd::{mkfifo, pipe},
+    };
+
+    use super::*;
+    use crate::{Channel, Event, Wait};
+
+    struct Scene {
+        directory: tempfile::TempDir,
+        path: PathBuf,
+        interrupt: OwnedFd,
+        interrupter: Option<OwnedFd>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (interrupt, interrupter) = pipe().unwrap();
+            Self {
+                path: directory.path().join("mfa"),
+                directory,
+                interrupt,
+                interrupter: Some(interrupter),
+            }
+        }
+
+        fn fifo(&self) -> FifoWriter {
+            mkfifo(&self.path, Mode::S_IRWXU).unwrap();
+            FifoWriter::find(&self.path).unwrap()
+        }
+
+        /// A service that waits, with a FIFO that this process may write to.
+        fn service(&self) -> Channel {
+            let channel = Channel::fifo(&FifoConfig {
+                path: self.path.clone(),
+                is_configured: true,
+                access: FifoAccess {
+                    mode: 0o600,
+                    gid: None,
+                },
+                prompt_timeout: None,
+            });
+            channel.unwrap()
+        }
+
+        fn give(&self, writer: &mut FifoWriter) -> Result<Outcome, WriteError> {
+            writer.give(b"111676\n", self.interrupt.as_fd(), |_| {})
+        }
+    }
+
+    /// Waits for an input.
+    fn takes(channel: &mut Channel) {
+        let (never, _open) = pipe().unwrap();
+        let event = channel.next(&Wait {
+            interrupt: never.as_fd(),
+            deadline: Some(Instant::now() + Duration::from_secs(10)),
+            alive: &|| {},
+        });
+        assert!(matches!(event, Ok(Event::Input(_))));
+    }
+
+    /// The processor time that this thread has used.
+    fn processor_time() -> Duration {
+        let times = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(times.split(' ').next().unwrap().parse().unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_answered_and_the_writer_sleeps_meanwhile() {
+        let scene = Scene::new();
+        let mut service = scene.service();
+        service.tell(Stage::Refused, "an answer to somebody else");
+        let mut writer = FifoWriter::find(&scene.path).unwrap();
+        let reader = thread::spawn(move || {
+            takes(&mut service);
+            service.tell(Stage::Asking, "");
+            service.tell(Stage::Asking, "the network is slow");
+            // It is the duration that is tested.
+            thread::sleep(Duration::from_millis(500));
+            service.tell(Stage::Refused, "a wrong code");
+            takes(&mut service);
+            service.tell(Stage::Accepted, "open");
+        });
+        let said = RefCell::new(Vec::new());
+        let before = processor_time();
+        let outcome = writer.give(b"111676\n", scene.interrupt.as_fd(), |text| {
+            said.borrow_mut().push(text.to_owned());
+        });
+        assert!(processor_time() - before < Duration::from_millis(50));
+        assert_eq!(outcome.unwrap(), Outcome::Refused("a wrong code".into()));
+        assert_eq!(said.into_inner(), ["the network is slow"]);
+        assert_eq!(
+            scene.give(&mut writer).unwrap(),
+            Outcome::Accepted("open".into())
+        );
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn it_says_so_if_there_is_no_answer() {
+        let scene = Scene::new();
+        let mut service = scene.service();
+        let mut writer = FifoWriter::find(&scene.path).unwrap();
+        let state = StateReader::open(&scene.path).unwrap();
+        let now = Instant::now();
+        let silent = writer.wait_for_outcome(&state, None, now, scene.interrupt.as_fd(), |_| {});
+        let Outcome::Unknown(why) = silent.unwrap() else {
+            panic!("it was silent");
+        };
+        assert!(why.contains("has not said yet"), "{why}");
+        let reader = thread::spawn(move || takes(&mut service));
+        let Outcome::Unknown(why) = scene.give(&mut writer).unwrap() else {
+            panic!("it has ended");
+        };
+        assert!(why.contains("the service ended before"), "{why}");
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn a_service_of_an_older_release_is_not_waited_for() {
+        let scene = Scene::new();
+        let mut writer = scene.fifo();
+        let reader = File::options().read(true).write(true).open(&scene.path);
+        let Outcome::Unknown(why) = scene.give(&mut writer).unwrap() else {
+            panic!("nothing answers");
+        };
+        assert!(why.contains("does not say what becomes of it"), "{why}");
+        let mut written = [0; 7];
+        reader.unwrap().read_exact(&mut written).unwrap();
+        assert_eq!(&written, b"111676\n");
+    }
+
+    #[test]
+    fn a_wait_for_the_outcome_ends_at_an_interrupt() {
+        let mut scene = Scene::new();
+        let _service = scene.service();
+        let mut writer = FifoWriter::find(&scene.path).unwrap();
+        scene.interrupter = None;
+        let error = scene.give(&mut writer).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "stopped by a signal; the code was written, and the service continues"
+        );
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_reads_is_tried_for_a_while() {
+        let mut scene = Scene::new();
+        let mut writer = scene.fifo();
+        let (start, before) = (Instant::now(), processor_time());
+        let error = scene.give(&mut writer).unwrap_err();
+        assert!(matches!(error, WriteError::NotAwaited(_)), "{error}");
+        assert!(start.elapsed() >= OPENING_PATIENCE);
+        assert!(processor_time() - before < Duration::from_millis(100));
+        scene.interrupter = None;
+        let error = scene.give(&mut writer).unwrap_err().to_string();
+        assert_eq!(error, "stopped by a signal; nothing was written");
+    }
+
+    #[test]
+    fn a_reader_that_comes_a_little_later_gets_the_code() {
+        let scene = Scene::new();
+        let writer = scene.fifo();
+        let reader = thread::spawn({
+            let path = scene.path.clone();
+            // Waits for the writer.
+            move || fs::read_to_string(path).unwrap()
+        });
+        writer.write(b"111676", scene.interrupt.as_fd()).unwrap();
+        assert_eq!(reader.join().unwrap(), "111676");
+    }
+
+    #[test]
+    fn a_full_fifo_is_waited_for_and_an_interrupt_ends_that() {
+        let mut scene = Scene::new();
+        let writer = scene.fifo();
+        let document = vec![b'x'; 1 << 20];
+        let reader = thread::spawn({
+            let path = scene.path.clone();
+            move || fs::read(path).unwrap()
+        });
+        writer.write(&document, scene.interrupt.as_fd()).unwrap();
+        assert!(reader.join().unwrap() == document);
+        let _reader = File::options()
+            .read(true)
+            .write(true)
+            .open(&scene.path)
+            .unwrap();
+        scene.interrupter = None;
+        let error = writer
+            .write(&document, scene.interrupt.as_fd())
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "stopped by a signal; it was not written as a whole"
+        );
+    }
+
+    #[test]
+    fn something_else_in_the_place_of_the_fifo_is_not_written_to() {
+        let scene = Scene::new();
+        let refusal = |path: &Path| FifoWriter::find(path).err().unwrap().to_string();
+        assert!(refusal(&scene.path).contains("nothing waits for a code"));
+        assert!(refusal(scene.directory.path()).contains("it is a directory"));
+        let file = scene.directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file).contains("it is a regular file"));
+        assert!(refusal(&file.join("mfa")).contains("cannot write to"));
+        std::os::unix::fs::symlink(&file, &scene.path).unwrap();
+        assert!(refusal(&scene.path).contains("it is a symbolic link"));
+        assert!(refusal(Path::new("/dev/null")).contains("it is a socket or a device"));
+        fs::remove_file(&scene.path).unwrap();
+
+        let mut writer = scene.fifo();
+        assert!(writer.is_there());
+        fs::rename(&scene.path, scene.directory.path().join("moved")).unwrap();
+        assert!(!writer.is_there());
+        let taken = |writer: &FifoWriter| {
+            let error = writer.open(scene.interrupt.as_fd()).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .contains("something else has taken the place")
+            );
+        };
+        mkfifo(&scene.path, Mode::S_IRWXU).unwrap();
+        let _reader = File::options()
+            .read(true)
+            .write(true)
+            .open(&scene.path)
+            .unwrap();
+        taken(&writer);
+        // A file may get the number that the FIFO had.
+        fs::remove_file(&scene.path).unwrap();
+        fs::write(&scene.path, "").unwrap();
+        let metadata = scene.path.metadata().unwrap();
+        writer.identity = (metadata.dev(), metadata.ino());
+        taken(&writer);
+        // A link is not followed, wherever it leads.
+        fs::rename(&scene.path, scene.directory.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink("moved", &scene.path).unwrap();
+        let error = writer.open(scene.interrupt.as_fd()).unwrap_err();
+        assert!(matches!(error, WriteError::Write { .. }), "{error}");
+    }
+
+    #[test]
+    fn programs_do_not_inherit_it() {
+        let scene = Scene::new();
+        let writer = scene.fifo();
+        let _reader = File::options()
+            .read(true)
+            .write(true)
+            .open(&scene.path)
+            .unwrap();
+        let descriptor = writer.open(scene.interrupt.as_fd()).unwrap();
+        let flags = fcntl(&descriptor, FcntlArg::F_GETFD).unwrap();
+        assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
+    }
+
+    #[test]
+    fn a_service_that_was_restarted_is_followed_if_it_has_the_same_owner() {
+        let scene = Scene::new();
+        let mut writer = scene.fifo();
+        let restart = || {
+            fs::rename(&scene.path, scene.directory.path().join("before")).unwrap();
+            mkfifo(&scene.path, Mode::S_IRWXU).unwrap();
+        };
+        restart();
+        writer.follow().unwrap();
+        assert!(writer.is_there());
+        restart();
+        writer.owner = Uid::from_raw(writer.owner.as_raw() + 1);
+        writer.follow().unwrap();
+        assert!(!writer.is_there());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let scene = Scene::new();
+        let writer = scene.fifo();
+        writer.check_directory().unwrap();
+        let open = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(scene.directory.path(), open).unwrap();
+        let error = writer.check_directory().unwrap_err().to_string();
+        assert!(
+            error.contains("every user can write to the directory"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_hint_follows_where_there_is_something_to_do() {
+        let of = |errno: Errno| hint(&errno.into());
+        assert!(of(Errno::EACCES).starts_with("; run this as root"));
+        assert_eq!(of(Errno::EIO), "");
     }
 }
