@@ -1,11 +1,11 @@
 //! The worked set-ups of `examples/`: each page is followed, as root in its folder, on a machine
 //! that has what `make install` installs.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use end_to_end_tests::{Fence, LocalAws, Process, copy, dist, fence, write_fifo};
+use end_to_end_tests::{Fence, LocalAws, Process, aws_cli, copy, dist, fence};
 
-use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
+use crate::site::{BROKER, Running, SERVICE, Site};
 
 /// Where the machine has this repository.
 const SOURCE: &str = "/usr/local/src/iam-kms-wrapper";
@@ -150,8 +150,7 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
     finds_nothing_wrong(&site, &fence("many-hosts-check"));
     let steps = follow(&site, &fence("many-hosts-start"));
     site.wait_for_fifo();
-    let document = site.aws.session_document();
-    write_fifo(&site.machine.path(FIFO), document.as_bytes());
+    send_session_document(&site);
     succeeds(steps, &site);
     encrypts(&site);
     let journal = site.machine.journal(BROKER);
@@ -159,6 +158,46 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
 }
 
 #[test]
+/// As the page on codes says, on the operator's machine, which is this host. Its ssh reaches the database host alone.
+fn send_session_document(site: &Running) {
+    let programs = site.sandbox.directory("programs");
+    let enter = site.machine.command(&["\"$@\""]);
+    let words = enter
+        .get_args()
+        .map(|word| word.to_string_lossy().into_owned());
+    let words = words.collect::<Vec<_>>().join(" ");
+    let ssh = programs.join("ssh");
+    let script = format!("#!/bin/sh\n[ \"$1\" = root@db1 ]\nshift\nexec nsenter {words}\n");
+    fs::write(&ssh, script).unwrap();
+    fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let commands = fence("session-document").commands;
+    let commands = commands.replace("123456", &site.aws.code());
+    let (access_key_id, secret_access_key) = site.aws.long_term_key();
+    let aws = aws_cli();
+    let aws = Path::new(aws.get_program()).parent().unwrap();
+    let path = format!(
+        "{}:{}:/usr/local/bin:/usr/bin:/bin",
+        programs.display(),
+        aws.display()
+    );
+    let output = Command::new("sh")
+        .args(["-ec", &commands])
+        .env("PATH", path)
+        .env("AWS_ACCESS_KEY_ID", access_key_id)
+        .env("AWS_SECRET_ACCESS_KEY", secret_access_key)
+        .env("AWS_ENDPOINT_URL", site.aws.endpoint())
+        .env("AWS_DEFAULT_REGION", "us-east-1")
+        .env("MFA_SERIAL", site.aws.serial_number())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        site.aws.log().contains("\"durationSeconds\":\"900\""),
+        "{}",
+        site.aws.log()
+    );
+}
+
 fn one_host_with_a_code_at_boot() {
     let site = bare().boot_as_it_is();
     let steps = follow(&site, &fence("broker-service"));
