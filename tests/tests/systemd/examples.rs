@@ -157,7 +157,6 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
     assert!(!journal.contains("No such file"), "{journal}");
 }
 
-#[test]
 /// As the page on codes says, on the operator's machine, which is this host. Its ssh reaches the database host alone.
 fn send_session_document(site: &Running) {
     let programs = site.sandbox.directory("programs");
@@ -199,6 +198,7 @@ fn send_session_document(site: &Running) {
 }
 
 fn one_host_with_a_code_at_boot() {
+#[test]
     let site = bare().boot_as_it_is();
     let steps = follow(&site, &fence("broker-service"));
     site.wait_for_fifo();
@@ -215,6 +215,56 @@ fn one_host_with_a_code_at_boot() {
     assert_eq!(unit, "enabled");
 }
 
+    // Debian's package of node_exporter makes the directory.
+    let metrics = "/var/lib/prometheus/node-exporter";
+    site.machine.sh(&format!("install -d {metrics}"));
+    done(&site, &fence("data-keys-metrics"));
+    let metrics = site.machine.sh(&format!("cat {metrics}/kms-*.prom"));
+    for metric in ["iam_kms_verify_last_run", "iam_kms_rotation_last_run"] {
+        assert!(metrics.contains(metric), "{metrics}");
+    }
+    let timer = site
+        .machine
+        .property("kms-data-keys-metrics.timer", "ActiveState");
+    assert_eq!(timer, "active");
+}
+
+#[test]
+fn the_access_key_of_a_host_that_was_configured_by_hand_is_replaced() {
+    let site = bare().boot_as_it_is();
+    done_with_code(&site, &fence("broker-service"));
+    encrypts(&site);
+    let replace = || {
+        fs::write(site.machine.path(EDITOR), fill_in_key(&site.aws)).unwrap();
+        done_in_book(&site, fence("access-key-by-hand"));
+    };
+    let restart = |key_id| {
+        site.machine.sh("systemctl restart iam-kms-broker");
+        site.wait_for_fifo();
+        site.echo_code();
+        site.sql(&format!(
+            "CREATE TABLE d.t{key_id} (a INT) ENCRYPTION_KEY_ID={key_id}"
+        ));
+    };
+    site.aws.replace_long_term_key();
+    replace();
+    restart(3);
+
+    // As the page on the installation encrypts it, and in the place of an encrypted one.
+    let drop_in = "install -d /etc/systemd/system/iam-kms-broker.service.d
+         printf '[Service]\nLoadCredential=\nLoadCredentialEncrypted=aws-credentials:/etc/iam-kms-wrapper/aws-credentials\n' \
+             > /etc/systemd/system/iam-kms-broker.service.d/override.conf
+         systemctl daemon-reload";
+    site.machine.sh(drop_in);
+    for key_id in [4, 5] {
+        done_in_book(&site, fence("install-encrypt-access-key"));
+        let found = "cd /etc/iam-kms-wrapper; ls; stat --format=%a aws-credentials; grep -c '\\[' aws-credentials || :";
+        let found = site.machine.sh(found);
+        assert_eq!(found, "aws-credentials\niam-kms-wrapper.config\n600\n0");
+        restart(key_id);
+        replace();
+    }
+
 #[test]
 fn the_pages_on_the_key_store_lose_nothing() {
     let site = bare().boot_as_it_is();
@@ -223,7 +273,6 @@ fn the_pages_on_the_key_store_lose_nothing() {
     site.in_terminal_with_code(&fence("broker-service-code").commands);
     succeeds(steps, &site);
     encrypts(&site);
-    // The pages of the book need no folder of their own.
     let folder = Path::new("examples");
     let done = |fence: Fence| succeeds(follow_in(&site, folder, &fence), &site);
     done(fence("key-store-directory"));
