@@ -197,7 +197,6 @@ fn send_session_document(site: &Running) {
     );
 }
 
-fn one_host_with_a_code_at_boot() {
 #[test]
     let site = bare().boot_as_it_is();
     let steps = follow(&site, &fence("broker-service"));
