@@ -199,6 +199,7 @@ fn send_session_document(site: &Running) {
 
 #[test]
     let site = bare().boot_as_it_is();
+fn one_host_with_a_code_at_boot() {
     let steps = follow(&site, &fence("broker-service"));
     site.wait_for_fifo();
     let shown = site.in_terminal_with_code(&fence("broker-service-code").commands);
@@ -212,7 +213,6 @@ fn send_session_document(site: &Running) {
     assert!(calls.contains("IAM_KMS_PEER_UID="), "{calls}");
     let unit = site.machine.sh(&format!("systemctl is-enabled {BROKER}"));
     assert_eq!(unit, "enabled");
-}
 
     // Debian's package of node_exporter makes the directory.
     let metrics = "/var/lib/prometheus/node-exporter";
@@ -264,6 +264,7 @@ fn the_access_key_of_a_host_that_was_configured_by_hand_is_replaced() {
         replace();
     }
 
+}
 #[test]
 fn the_pages_on_the_key_store_lose_nothing() {
     let site = bare().boot_as_it_is();
