@@ -26,7 +26,8 @@ fn instance() -> Site {
         aws.run(&["role", "mariadb", "--trust", &trust]);
         aws
     });
-    with_repository(site)
+    // Whose region is that of the example.
+    with_repository(site).file(EDITOR, 0o755, "#!/bin/sh\n")
 }
 
 fn with_repository(site: Site) -> Site {
@@ -198,8 +199,8 @@ fn send_session_document(site: &Running) {
 }
 
 #[test]
-    let site = bare().boot_as_it_is();
 fn one_host_with_a_code_at_boot() {
+    let site = bare().boot_as_it_is();
     let steps = follow(&site, &fence("broker-service"));
     site.wait_for_fifo();
     let shown = site.in_terminal_with_code(&fence("broker-service-code").commands);
@@ -263,8 +264,8 @@ fn the_access_key_of_a_host_that_was_configured_by_hand_is_replaced() {
         restart(key_id);
         replace();
     }
-
 }
+
 #[test]
 fn the_pages_on_the_key_store_lose_nothing() {
     let site = bare().boot_as_it_is();
@@ -274,7 +275,7 @@ fn the_pages_on_the_key_store_lose_nothing() {
     succeeds(steps, &site);
     encrypts(&site);
     let folder = Path::new("examples");
-    let done = |fence: Fence| succeeds(follow_in(&site, folder, &fence), &site);
+    let done = |fence| done_in_book(&site, fence);
     done(fence("key-store-directory"));
     let push = script(&site, folder, &fence("key-store-push").commands);
     let shown = site.in_terminal_with_code(&push);
@@ -339,6 +340,11 @@ fn the_drill_touches_nothing_of_the_server(site: &Running, folder: &Path) {
     site.machine
         .sh("systemctl kill --signal=KILL mariadb; systemctl restart mariadb");
     assert_eq!(site.sql("SELECT a FROM d.t"), "7\n9");
+}
+
+/// The pages of the book need no folder of their own.
+fn done_in_book(site: &Running, fence: Fence) -> String {
+    done_in(site, Path::new("examples"), &fence.commands)
 }
 
 fn done_in(site: &Running, folder: &Path, commands: &str) -> String {
@@ -462,6 +468,40 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     let keys = site.machine.sh("cd /var/lib/mysql; ls aws-kms-key.1.*");
     assert_eq!(keys, "aws-kms-key.1.1\naws-kms-key.1.2\naws-kms-key.1.3");
     assert!(site.sql(&events).contains("CREATE TABLE d.since"));
+}
+
+#[test]
+fn a_restore_onto_a_mount_point_does_not_start_the_server_on_the_old_data() {
+    let site = bare().boot_as_it_is();
+    let machine = &site.machine;
+    machine.sh("systemctl stop 'mariadb.s*'
+         mv /var/lib/mysql /root/data
+         install -d /var/lib/mysql
+         mount -t tmpfs tmpfs /var/lib/mysql
+         cp -a /root/data/. /var/lib/mysql
+         chown mysql: /var/lib/mysql
+         install -d -m 700 /var/lib/mysql/lost+found");
+    done_with_code(&site, &fence("broker-service"));
+    encrypts(&site);
+    done(&site, &fence("nightly-backup"));
+    site.sql("DROP TABLE d.t");
+
+    let restore = fence("nightly-backup-restore");
+    let (status, output) = follow(&site, &restore).finish();
+    assert!(!status.success(), "{output}");
+    assert!(output.contains("Device or resource busy"), "{output}");
+    assert_eq!(site.state(), "inactive", "{output}");
+
+    done_in_book(&site, fence("backup-restore-mount-point"));
+    let (backup, rest) = restore.commands.split_once("mv -T ").unwrap();
+    let (_, backup) = backup.split_once('\n').unwrap();
+    let (_, rest) = rest.split_once("&&\n").unwrap();
+    let forced = "--copy-back --force-non-empty-directories ";
+    let rest = rest.replace("--copy-back ", forced);
+    done_in(&site, &restore.folder, &format!("{backup}{rest}"));
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    let old = machine.sh("ls /var/lib/mysql.old/ibdata1; ls -d /var/lib/mysql/lost+found");
+    assert_eq!(old.lines().count(), 2, "{old}");
 }
 
 #[test]
@@ -612,19 +652,29 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
             "marker-in-clear"
         );
     }
-    assert!(!site.programs().contains("iam-kms-"));
+    starts_nothing_of_ours(&site);
 }
 
 #[test]
 fn a_server_whose_keys_were_never_rotated_goes_on_with_file_key_management() {
-    let site = bare().boot_as_it_is();
-    done_with_code(&site, &fence("mfa-at-boot"));
-    encrypts(&site);
-    let said = done(&site, &fence("migration-export"));
-    assert!(said.contains("For file_key_management"), "{said}");
-    done(&site, &fence("migration-to-file-key-management"));
-    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    for set_up in [fence("broker-service"), fence("mfa-at-boot")] {
+        let site = bare().boot_as_it_is();
+        done_with_code(&site, &set_up);
+        encrypts(&site);
+        let said = done(&site, &fence("migration-export"));
+        assert!(said.contains("For file_key_management"), "{said}");
+        done(&site, &fence("migration-to-file-key-management"));
+        assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+        starts_nothing_of_ours(&site);
+    }
+}
+
+/// Neither now nor at the next boot.
+fn starts_nothing_of_ours(site: &Running) {
     assert!(!site.programs().contains("iam-kms-"));
+    assert_eq!(site.machine.property(BROKER, "UnitFileState"), "disabled");
+    let wants = site.machine.property(SERVICE, "Wants");
+    assert!(!wants.contains("iam-kms-"), "{wants}");
 }
 
 #[test]
