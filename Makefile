@@ -91,7 +91,7 @@ demo: dist ## Show the whole path on a MariaDB of its own (INTERACTIVE=1: you ty
 demo-fleet: dist ## Show a key server, two database hosts without AWS, and one code for both
 	@IAM_KMS_DIST=$(DIST) examples/key-server/demo
 
-test: lint unit e2e ## All lints and tests: format, licences, docs, unit and end-to-end tests
+test: lint unit e2e ## Lints (format, licences, docs), unit and end-to-end tests
 
 lint: packages $(CARGO_DENY) $(CARGO_MACHETE) ## Format, clippy, dependencies, licences, spelling, documentation
 	@scripts/install-packages codespell shellcheck

@@ -109,6 +109,19 @@ impl LocalAws {
         (value("AWS_ACCESS_KEY_ID"), value("AWS_SECRET_ACCESS_KEY"))
     }
 
+    /// Gives the user another long-term key, with which the one before ends.
+    pub fn replace_long_term_key(&self) {
+        let (access_key_id, secret_access_key) = self.long_term_key();
+        for name in ["state.json", "env", "credentials"] {
+            let text = self.read(name);
+            let other = text
+                .replace(&access_key_id, "AKIAIOSFODNN7EXAMPLE")
+                .replace(&secret_access_key, &secret_access_key.to_uppercase());
+            assert_ne!(other, text);
+            fs::write(self.path(name), other).unwrap();
+        }
+    }
+
     /// A code that has not been used, from oathtool.
     ///
     /// AWS accepts the codes of the present time step, the one before and the one after, each once

@@ -132,8 +132,9 @@ impl Container {
     }
 
     fn try_enter_document(&self, document: &str) -> Output {
-        let command = fence("container-session").commands;
-        self.try_enter(&replaced(&command, " < session.json", ""), document)
+        let commands = fence("container-session").commands;
+        let (_, command) = commands.split_once('|').unwrap();
+        self.try_enter(command, document)
     }
 
     fn enter_document(&self, document: &str) {

@@ -1,11 +1,11 @@
 //! The worked set-ups of `examples/`: each page is followed, as root in its folder, on a machine
 //! that has what `make install` installs.
 
-use std::path::Path;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use end_to_end_tests::{Fence, LocalAws, Process, copy, dist, fence, write_fifo};
+use end_to_end_tests::{Fence, LocalAws, Process, aws_cli, copy, dist, fence};
 
-use crate::site::{BROKER, FIFO, Running, SERVICE, Site};
+use crate::site::{BROKER, Running, SERVICE, Site};
 
 /// Where the machine has this repository.
 const SOURCE: &str = "/usr/local/src/iam-kms-wrapper";
@@ -26,7 +26,8 @@ fn instance() -> Site {
         aws.run(&["role", "mariadb", "--trust", &trust]);
         aws
     });
-    with_repository(site)
+    // Whose region is that of the example.
+    with_repository(site).file(EDITOR, 0o755, "#!/bin/sh\n")
 }
 
 fn with_repository(site: Site) -> Site {
@@ -150,12 +151,51 @@ fn a_host_without_a_key_takes_the_session_of_the_operator() {
     finds_nothing_wrong(&site, &fence("many-hosts-check"));
     let steps = follow(&site, &fence("many-hosts-start"));
     site.wait_for_fifo();
-    let document = site.aws.session_document();
-    write_fifo(&site.machine.path(FIFO), document.as_bytes());
+    send_session_document(&site);
     succeeds(steps, &site);
     encrypts(&site);
     let journal = site.machine.journal(BROKER);
     assert!(!journal.contains("No such file"), "{journal}");
+}
+
+/// As the page on codes says, on the operator's machine, which is this host. Its ssh reaches the database host alone.
+fn send_session_document(site: &Running) {
+    let programs = site.sandbox.directory("programs");
+    let enter = site.machine.command(&["\"$@\""]);
+    let words = enter
+        .get_args()
+        .map(|word| word.to_string_lossy().into_owned());
+    let words = words.collect::<Vec<_>>().join(" ");
+    let ssh = programs.join("ssh");
+    let script = format!("#!/bin/sh\n[ \"$1\" = root@db1 ]\nshift\nexec nsenter {words}\n");
+    fs::write(&ssh, script).unwrap();
+    fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let commands = fence("session-document").commands;
+    let commands = commands.replace("123456", &site.aws.code());
+    let (access_key_id, secret_access_key) = site.aws.long_term_key();
+    let aws = aws_cli();
+    let aws = Path::new(aws.get_program()).parent().unwrap();
+    let path = format!(
+        "{}:{}:/usr/local/bin:/usr/bin:/bin",
+        programs.display(),
+        aws.display()
+    );
+    let output = Command::new("sh")
+        .args(["-ec", &commands])
+        .env("PATH", path)
+        .env("AWS_ACCESS_KEY_ID", access_key_id)
+        .env("AWS_SECRET_ACCESS_KEY", secret_access_key)
+        .env("AWS_ENDPOINT_URL", site.aws.endpoint())
+        .env("AWS_DEFAULT_REGION", "us-east-1")
+        .env("MFA_SERIAL", site.aws.serial_number())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        site.aws.log().contains("\"durationSeconds\":\"900\""),
+        "{}",
+        site.aws.log()
+    );
 }
 
 #[test]
@@ -174,6 +214,56 @@ fn one_host_with_a_code_at_boot() {
     assert!(calls.contains("IAM_KMS_PEER_UID="), "{calls}");
     let unit = site.machine.sh(&format!("systemctl is-enabled {BROKER}"));
     assert_eq!(unit, "enabled");
+
+    // Debian's package of node_exporter makes the directory.
+    let metrics = "/var/lib/prometheus/node-exporter";
+    site.machine.sh(&format!("install -d {metrics}"));
+    done(&site, &fence("data-keys-metrics"));
+    let metrics = site.machine.sh(&format!("cat {metrics}/kms-*.prom"));
+    for metric in ["iam_kms_verify_last_run", "iam_kms_rotation_last_run"] {
+        assert!(metrics.contains(metric), "{metrics}");
+    }
+    let timer = site
+        .machine
+        .property("kms-data-keys-metrics.timer", "ActiveState");
+    assert_eq!(timer, "active");
+}
+
+#[test]
+fn the_access_key_of_a_host_that_was_configured_by_hand_is_replaced() {
+    let site = bare().boot_as_it_is();
+    done_with_code(&site, &fence("broker-service"));
+    encrypts(&site);
+    let replace = || {
+        fs::write(site.machine.path(EDITOR), fill_in_key(&site.aws)).unwrap();
+        done_in_book(&site, fence("access-key-by-hand"));
+    };
+    let restart = |key_id| {
+        site.machine.sh("systemctl restart iam-kms-broker");
+        site.wait_for_fifo();
+        site.echo_code();
+        site.sql(&format!(
+            "CREATE TABLE d.t{key_id} (a INT) ENCRYPTION_KEY_ID={key_id}"
+        ));
+    };
+    site.aws.replace_long_term_key();
+    replace();
+    restart(3);
+
+    // As the page on the installation encrypts it, and in the place of an encrypted one.
+    let drop_in = "install -d /etc/systemd/system/iam-kms-broker.service.d
+         printf '[Service]\nLoadCredential=\nLoadCredentialEncrypted=aws-credentials:/etc/iam-kms-wrapper/aws-credentials\n' \
+             > /etc/systemd/system/iam-kms-broker.service.d/override.conf
+         systemctl daemon-reload";
+    site.machine.sh(drop_in);
+    for key_id in [4, 5] {
+        done_in_book(&site, fence("install-encrypt-access-key"));
+        let found = "cd /etc/iam-kms-wrapper; ls; stat --format=%a aws-credentials; grep -c '\\[' aws-credentials || :";
+        let found = site.machine.sh(found);
+        assert_eq!(found, "aws-credentials\niam-kms-wrapper.config\n600\n0");
+        restart(key_id);
+        replace();
+    }
 }
 
 #[test]
@@ -184,9 +274,8 @@ fn the_pages_on_the_key_store_lose_nothing() {
     site.in_terminal_with_code(&fence("broker-service-code").commands);
     succeeds(steps, &site);
     encrypts(&site);
-    // The pages of the book need no folder of their own.
     let folder = Path::new("examples");
-    let done = |fence: Fence| succeeds(follow_in(&site, folder, &fence), &site);
+    let done = |fence| done_in_book(&site, fence);
     done(fence("key-store-directory"));
     let push = script(&site, folder, &fence("key-store-push").commands);
     let shown = site.in_terminal_with_code(&push);
@@ -251,6 +340,11 @@ fn the_drill_touches_nothing_of_the_server(site: &Running, folder: &Path) {
     site.machine
         .sh("systemctl kill --signal=KILL mariadb; systemctl restart mariadb");
     assert_eq!(site.sql("SELECT a FROM d.t"), "7\n9");
+}
+
+/// The pages of the book need no folder of their own.
+fn done_in_book(site: &Running, fence: Fence) -> String {
+    done_in(site, Path::new("examples"), &fence.commands)
 }
 
 fn done_in(site: &Running, folder: &Path, commands: &str) -> String {
@@ -374,6 +468,40 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
     let keys = site.machine.sh("cd /var/lib/mysql; ls aws-kms-key.1.*");
     assert_eq!(keys, "aws-kms-key.1.1\naws-kms-key.1.2\naws-kms-key.1.3");
     assert!(site.sql(&events).contains("CREATE TABLE d.since"));
+}
+
+#[test]
+fn a_restore_onto_a_mount_point_does_not_start_the_server_on_the_old_data() {
+    let site = bare().boot_as_it_is();
+    let machine = &site.machine;
+    machine.sh("systemctl stop 'mariadb.s*'
+         mv /var/lib/mysql /root/data
+         install -d /var/lib/mysql
+         mount -t tmpfs tmpfs /var/lib/mysql
+         cp -a /root/data/. /var/lib/mysql
+         chown mysql: /var/lib/mysql
+         install -d -m 700 /var/lib/mysql/lost+found");
+    done_with_code(&site, &fence("broker-service"));
+    encrypts(&site);
+    done(&site, &fence("nightly-backup"));
+    site.sql("DROP TABLE d.t");
+
+    let restore = fence("nightly-backup-restore");
+    let (status, output) = follow(&site, &restore).finish();
+    assert!(!status.success(), "{output}");
+    assert!(output.contains("Device or resource busy"), "{output}");
+    assert_eq!(site.state(), "inactive", "{output}");
+
+    done_in_book(&site, fence("backup-restore-mount-point"));
+    let (backup, rest) = restore.commands.split_once("mv -T ").unwrap();
+    let (_, backup) = backup.split_once('\n').unwrap();
+    let (_, rest) = rest.split_once("&&\n").unwrap();
+    let forced = "--copy-back --force-non-empty-directories ";
+    let rest = rest.replace("--copy-back ", forced);
+    done_in(&site, &restore.folder, &format!("{backup}{rest}"));
+    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    let old = machine.sh("ls /var/lib/mysql.old/ibdata1; ls -d /var/lib/mysql/lost+found");
+    assert_eq!(old.lines().count(), 2, "{old}");
 }
 
 #[test]
@@ -524,19 +652,29 @@ fn a_server_with_a_key_file_moves_to_kms_and_back() {
             "marker-in-clear"
         );
     }
-    assert!(!site.programs().contains("iam-kms-"));
+    starts_nothing_of_ours(&site);
 }
 
 #[test]
 fn a_server_whose_keys_were_never_rotated_goes_on_with_file_key_management() {
-    let site = bare().boot_as_it_is();
-    done_with_code(&site, &fence("mfa-at-boot"));
-    encrypts(&site);
-    let said = done(&site, &fence("migration-export"));
-    assert!(said.contains("For file_key_management"), "{said}");
-    done(&site, &fence("migration-to-file-key-management"));
-    assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+    for set_up in [fence("broker-service"), fence("mfa-at-boot")] {
+        let site = bare().boot_as_it_is();
+        done_with_code(&site, &set_up);
+        encrypts(&site);
+        let said = done(&site, &fence("migration-export"));
+        assert!(said.contains("For file_key_management"), "{said}");
+        done(&site, &fence("migration-to-file-key-management"));
+        assert_eq!(site.sql("SELECT a FROM d.t"), "7");
+        starts_nothing_of_ours(&site);
+    }
+}
+
+/// Neither now nor at the next boot.
+fn starts_nothing_of_ours(site: &Running) {
     assert!(!site.programs().contains("iam-kms-"));
+    assert_eq!(site.machine.property(BROKER, "UnitFileState"), "disabled");
+    let wants = site.machine.property(SERVICE, "Wants");
+    assert!(!wants.contains("iam-kms-"), "{wants}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
     process::Command,
 };
 
-use end_to_end_tests::{Process, Sandbox, fence};
+use end_to_end_tests::{Fence, Process, Sandbox, fence};
 
 use crate::site::{BROKER, Running, SERVICE, Site};
 
@@ -133,19 +133,22 @@ fn encrypt(running: &Running) {
     for step in [fence("install-configure"), fence("install-encryption")] {
         running.machine.sh(&step.commands);
     }
-    let check = fence("install-check").commands;
-    assert!(check.contains("-p DynamicUser=yes "), "{check}");
+    assert_check_is_ok(running, &fence("install-check"), "-p DynamicUser=yes");
+    start(running, &fence("install-start").commands);
+    running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
+}
+
+/// Runs the preflight check of a page, with AWS's endpoint beside this option.
+fn assert_check_is_ok(running: &Running, check: &Fence, option: &str) {
     let endpoint = running.aws.endpoint();
-    let aws = format!("-p DynamicUser=yes -p Environment=AWS_ENDPOINT_URL={endpoint}");
-    let checked = running
-        .machine
-        .sh(&check.replace("-p DynamicUser=yes", &aws));
+    let aws = format!("{option} -p Environment=AWS_ENDPOINT_URL={endpoint}");
+    let commands = check.commands.replace(option, &aws);
+    assert_ne!(commands, check.commands);
+    let checked = running.machine.sh(&commands);
     assert!(
         checked.lines().all(|line| line.starts_with("ok ")),
         "{checked}"
     );
-    start(running, &fence("install-start").commands);
-    running.sql("CREATE TABLE mysql.marked (a TEXT) ENGINE=InnoDB; INSERT INTO mysql.marked VALUES (\"marker-in-clear\")");
 }
 
 /// What lies in the places that are to be kept: names, owners, modes and content.
@@ -247,7 +250,9 @@ fn the_installation_page_starts_an_encrypted_server_from_the_package() {
 fn the_launcher_page_puts_the_launcher_in_the_servers_place() {
     let running = clean_machine();
     install(&running);
-    start(&running, &fence("launcher-install").commands);
+    running.machine.sh(&fence("launcher-install").commands);
+    assert_check_is_ok(&running, &fence("launcher-check"), "-p User=mysql");
+    start(&running, &fence("launcher-start").commands);
     running.sql("CREATE TABLE mysql.marked (a INT) ENGINE=InnoDB ENCRYPTED=YES");
     assert_runs_behind_the_launcher(&running);
 }

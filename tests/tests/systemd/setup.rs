@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use end_to_end_tests::{Process, Terminal, fence};
+use end_to_end_tests::{Fence, Process, Terminal, fence};
 
 use crate::site::{BROKER, Running, SERVICE, Site, has_systemd_247};
 
@@ -10,6 +10,7 @@ const CONFIG: &str = "/etc/iam-kms-wrapper/iam-kms-wrapper.config";
 const CREDENTIAL: &str = "/etc/iam-kms-wrapper/aws-credentials";
 const OPTIONS: &str = "/etc/mysql/mariadb.conf.d/60-encryption.cnf";
 const RESTART: &str = "systemctl restart mariadb";
+const RESTART_WITH_BROKER: &str = "systemctl restart iam-kms-broker mariadb";
 
 /// A host whose server runs without encryption.
 fn host() -> Running {
@@ -62,7 +63,8 @@ fn state(running: &Running) -> String {
 /// Starts the server with the command that setup printed last, and gives the code.
 fn start(running: &Running, printed: &str) {
     let command = printed.lines().last().unwrap().trim();
-    assert!(command.ends_with(RESTART), "{printed}");
+    let is_start = command.ends_with(RESTART) || command == RESTART_WITH_BROKER;
+    assert!(is_start, "{printed}");
     let mut start = Process::start(&mut running.machine.command(&["sh", "-ec", command]));
     running.wait_for_fifo();
     running.echo_code();
@@ -129,6 +131,7 @@ fn options_alone_lead_to_an_encrypted_server_with_the_broker_as_a_service() {
         "{printed}"
     );
     assert!(printed.contains("check was skipped"), "{printed}");
+    assert!(printed.ends_with(RESTART), "{printed}");
     assert_eq!(state(&running), before);
     assert_encrypts(&running);
 
@@ -249,6 +252,77 @@ fn the_launcher_goes_into_the_servers_place_and_makes_way_for_the_service_again(
 }
 
 #[test]
+fn another_access_key_reaches_the_running_broker_by_the_command_that_setup_prints() {
+    let running = host();
+    let machine = &running.machine;
+    start(&running, &machine.sh(&setup(&running, "--yes 2>&1")));
+    let before = running.main_pid(BROKER);
+    running.aws.replace_long_term_key();
+    let printed = machine.sh(&setup(&running, "--yes 2>&1"));
+    assert!(printed.ends_with(RESTART_WITH_BROKER), "{printed}");
+    start(&running, &printed);
+    assert_ne!(running.main_pid(BROKER), before);
+    assert_encrypts(&running);
+    // What only the server reads costs no code.
+    let other = setup_without_key(&running).replace("alias/mariadb", "alias/other");
+    let printed = machine.sh(&format!("{other} --yes 2>&1"));
+    assert!(printed.contains(&format!("Replace {OPTIONS}")), "{printed}");
+    assert!(printed.ends_with(RESTART), "{printed}");
+}
+
+#[test]
+fn the_access_key_is_replaced_while_the_server_runs() {
+    let running = host();
+    let machine = &running.machine;
+    start(&running, &machine.sh(&setup(&running, "--yes 2>&1")));
+    let server = running.main_pid(SERVICE);
+    running.aws.replace_long_term_key();
+    machine.sh(&script_of_page(&running, fence("setup-access-key")));
+    running.wait_for_fifo();
+    running.in_terminal_with_code(&fence("setup-access-key-code").commands);
+    running.sql("CREATE TABLE mysql.other (a INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=7");
+    assert_eq!(running.main_pid(SERVICE), server);
+}
+
+#[test]
+fn lines_that_a_person_adds_to_the_configuration_stay_there() {
+    let running = host();
+    let machine = &running.machine;
+    machine.sh(&setup(&running, "--yes"));
+    machine.sh(&format!(
+        "sed -i '/^region/i # Ann: the auditors want it.\\nkey_cache = session' {CONFIG}; echo session_duration_seconds = 1200 >> {CONFIG}"
+    ));
+    let before = state(&running);
+    let again = setup_without_key(&running);
+    let printed = machine.sh(&format!("{again} --yes 2>&1"));
+    assert!(
+        printed.starts_with("All files are up to date."),
+        "{printed}"
+    );
+    assert_eq!(state(&running), before);
+
+    let printed = machine.sh(&format!("{again} --hand-over=launcher --yes 2>&1"));
+    assert_checked(&printed);
+    let added =
+        "# Ann: the auditors want it.\nkey_cache = session\nsession_duration_seconds = 1200";
+    let text = machine.sh(&format!("cat {CONFIG}"));
+    assert!(text.contains("\nkms_mfa_socket = "), "{text}");
+    assert!(text.ends_with(&format!("\n{added}")), "{text}");
+    start(&running, &printed);
+
+    let undo = "iam-kms-wrapper setup --undo --yes --even-if-encrypted";
+    let printed = machine.sh(undo);
+    let left = format!("Leave {CONFIG}, to which somebody has added lines\n");
+    assert!(printed.contains(&left), "{printed}");
+    assert_eq!(
+        machine.sh("ls /etc/iam-kms-wrapper"),
+        "iam-kms-wrapper.config"
+    );
+    assert_eq!(machine.sh(&format!("cat {CONFIG}")), text);
+    assert!(!machine.path("/var/lib/iam-kms-wrapper").exists());
+}
+
+#[test]
 fn a_dry_run_changes_nothing_and_undo_leaves_the_machine_as_it_was() {
     let running = host();
     let machine = &running.machine;
@@ -293,10 +367,13 @@ fn a_file_that_a_person_has_written_or_changed_is_neither_overwritten_nor_remove
         machine.sh(&format!("rm {path}"));
     }
     machine.sh(&setup(&running, "--yes"));
-    for path in [CONFIG, CREDENTIAL, OPTIONS] {
-        machine.sh(&format!(
-            "cp -p {path} /root/kept; echo '# changed' >> {path}"
-        ));
+    for (path, change) in [
+        (CONFIG, "sed -i 's/^region = .*/region = eu-north-1/'"),
+        (CONFIG, "sed -i '$a region = eu-north-1'"),
+        (CREDENTIAL, "sed -i '$a # changed'"),
+        (OPTIONS, "sed -i '$a # changed'"),
+    ] {
+        machine.sh(&format!("cp -p {path} /root/kept; {change} {path}"));
         let before = state(&running);
         let other = running.aws.serial_number().replace(":mfa/", ":mfa/other-");
         let key = "--access-key-id=AKIAIOSFODNN7EXAMPLE --secret-access-key-file=-";
@@ -581,15 +658,7 @@ fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
     let running = host();
     let machine = &running.machine;
     let before = state(&running);
-    let (access_key_id, secret_access_key) = running.aws.long_term_key();
-    let script = fence("setup-script")
-        .commands
-        .replace(
-            "arn:aws:iam::123456789012:mfa/mariadb",
-            &running.aws.serial_number(),
-        )
-        .replace("AKIAIOSFODNN7EXAMPLE", &access_key_id);
-    fs::write(machine.path("/root/secret-access-key"), secret_access_key).unwrap();
+    let script = script_of_page(&running, fence("setup-script"));
     let mut start = Process::start(&mut machine.command(&["sh", "-ec", &script]));
     running.wait_for_fifo();
     running.echo_code();
@@ -608,6 +677,18 @@ fn the_commands_of_the_setup_page_set_up_a_host_and_undo_it() {
     terminal.type_in("y\n");
     terminal.wait_for_success(undo);
     assert_eq!(state(&running), before);
+}
+
+/// The commands with the user's device and access key.
+fn script_of_page(running: &Running, fence: Fence) -> String {
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    let secret = running.machine.path("/root/secret-access-key");
+    fs::write(secret, secret_access_key).unwrap();
+    let device = running.aws.serial_number();
+    fence
+        .commands
+        .replace("arn:aws:iam::123456789012:mfa/mariadb", &device)
+        .replace("AKIAIOSFODNN7EXAMPLE", &access_key_id)
 }
 
 #[test]

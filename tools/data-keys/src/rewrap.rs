@@ -38,8 +38,13 @@ use crate::{
 #[command(after_help = "\
 Works while the server runs, and can be interrupted and repeated at any time.
 A file is replaced only after the new one was verified to contain the same data
-key. In a key store, the new form is added and the old one stays, also for keys
-that have no file here. Name a KEY of another region or account by its ARN.")]
+key.
+
+With a key store, add --config or --store: otherwise its keys stay under the old
+master key. There the new form is added and the old one stays, also for keys
+that have no file here.
+
+Name a KEY of another region or account by its ARN.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]

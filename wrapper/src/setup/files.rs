@@ -24,15 +24,18 @@ pub const LAUNCHER_DROP_IN: &str = "/etc/systemd/system/mariadb.service.d/iam-km
 const REDHAT_DROP_IN: &str = "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.redhat.conf";
 
 /// Has the broker's credential decrypted.
-const SERVICE_CREDENTIAL_DROP_IN: &str =
+pub const SERVICE_CREDENTIAL_DROP_IN: &str =
     "/etc/systemd/system/iam-kms-broker.service.d/credential.conf";
 
 /// The same for the launcher; read after [`LAUNCHER_DROP_IN`], which it changes.
 const LAUNCHER_CREDENTIAL_DROP_IN: &str =
     "/etc/systemd/system/mariadb.service.d/iam-kms-wrapper.credential.conf";
 
+/// The keys of the configuration for which setup asks.
+pub const ANSWERED_KEYS: [&str; 2] = ["kms_mfa_id", "region"];
+
 const FIRST_LINE: &str =
-    "# Written by iam-kms-wrapper setup, which never overwrites a file that was edited.";
+    "# Written by iam-kms-wrapper setup, which never overwrites what somebody has edited.";
 
 /// A file as it is to be.
 pub struct PlannedFile {
@@ -68,12 +71,10 @@ pub fn without_credential(
         }
         HandOver::Launcher => include_str!("../../../examples/mfa-at-boot/iam-kms-wrapper.config"),
     };
+    let [mfa_device, region] = ANSWERED_KEYS;
     let config = with_values(
         config,
-        &[
-            ("kms_mfa_id", &answers.mfa_device),
-            ("region", &answers.region),
-        ],
+        &[(mfa_device, &answers.mfa_device), (region, &answers.region)],
     );
     let options = with_values(
         include_str!("../../../examples/configuration/60-encryption.cnf"),
@@ -157,14 +158,18 @@ fn public(path: impl Into<PathBuf>, content: String) -> PlannedFile {
 fn with_values(example: &str, values: &[(&str, &str)]) -> String {
     let mut text = format!("{FIRST_LINE}\n");
     for line in example.lines().skip(1) {
-        let key = line.split_once('=').map(|(key, _)| key.trim());
-        match values.iter().find(|(name, _)| key == Some(name)) {
+        match values.iter().find(|(name, _)| key(line) == *name) {
             Some((name, value)) => text.push_str(&format!("{name} = {value}")),
             None => text.push_str(line),
         }
         text.push('\n');
     }
     text
+}
+
+/// The key that a line of a configuration sets. Of any other line, something that is no key.
+pub fn key(line: &str) -> &str {
+    line.split_once('=').map_or(line, |(key, _)| key).trim()
 }
 
 /// As `make install` changes it.

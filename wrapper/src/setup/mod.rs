@@ -26,7 +26,10 @@ use tracing::{error, warn};
 
 use answers::{AccessKey, AnswerArguments, Answers, HandOver, confirm};
 use error::SetupError;
-use files::{CREDENTIAL, LAUNCHER_DROP_IN, Layout, PlannedFile, SERVICE_DROP_IN};
+use files::{
+    CONFIG, CREDENTIAL, LAUNCHER_DROP_IN, Layout, PlannedFile, SERVICE_CREDENTIAL_DROP_IN,
+    SERVICE_DROP_IN,
+};
 use host::{BROKER, SERVER};
 use record::{Found, RECORD, Record};
 use service::{process, usage::show_usage};
@@ -171,6 +174,8 @@ impl Consent {
 struct Plan {
     /// All files as they are to be, without a credential that stays as it is.
     files: Vec<PlannedFile>,
+    /// The configuration without the lines that a person has added to it.
+    configuration: String,
     /// Files of an earlier setup that are needed no more.
     obsolete: Vec<PathBuf>,
     /// Whether systemd decrypts the credential.
@@ -196,9 +201,9 @@ fn set_up(
     {
         return Err(SetupError::BrokerEnabled(BROKER));
     }
-    let has_broker_to_stop = answers.hand_over == HandOver::Launcher && host::is_broker_active();
     let mut plan = Plan::make(answers, layout, &record, host::has_encryption())?;
     let changes = plan.changes(&record, answers)?;
+    let start = plan.start_command(answers.hand_over)?;
     if changes.is_empty() {
         print("All files are up to date.\n")?;
         if consent.is_dry {
@@ -216,12 +221,7 @@ fn set_up(
         }
         plan.carry_out(record)?;
     }
-    finish(
-        answers.hand_over,
-        plan.is_encrypted,
-        layout,
-        has_broker_to_stop,
-    )
+    finish(answers.hand_over, plan.is_encrypted, layout, start)
 }
 
 impl Plan {
@@ -235,6 +235,22 @@ impl Plan {
         let kept = kept_credential(new_key)?;
         let is_encrypted = kept.unwrap_or(can_encrypt);
         let mut files = files::without_credential(answers, layout, is_encrypted);
+        let mut configuration = String::new();
+        for file in files
+            .iter_mut()
+            .filter(|file| file.path == Path::new(CONFIG))
+        {
+            configuration.clone_from(&file.content);
+            if let Some((present, added)) = record.configuration()? {
+                match record::added_lines(&present, &configuration) {
+                    // As it is, wherever the added lines are.
+                    Some(_) => *file.content = present,
+                    None => file
+                        .content
+                        .extend(added.iter().map(|line| format!("{line}\n"))),
+                }
+            }
+        }
         if kept.is_none() {
             files.extend(new_key.map(files::credential));
         }
@@ -245,6 +261,7 @@ impl Plan {
         let obsolete = known.filter(|path| !is_needed(path)).cloned().collect();
         Ok(Self {
             files,
+            configuration,
             obsolete,
             is_encrypted,
             enables_broker: answers.hand_over == HandOver::Service && !host::is_broker_enabled(),
@@ -296,6 +313,29 @@ impl Plan {
         Ok(changes)
     }
 
+    /// The command that makes services use these files.
+    fn start_command(&self, hand_over: HandOver) -> Result<String, SetupError> {
+        let restart = "systemctl restart";
+        if !host::is_broker_active() {
+            return Ok(format!("{restart} mariadb"));
+        }
+        if hand_over == HandOver::Launcher {
+            return Ok(format!("systemctl stop {BROKER} && {restart} mariadb"));
+        }
+        let is_brokers = |path: &Path| {
+            [CONFIG, CREDENTIAL, SERVICE_CREDENTIAL_DROP_IN].contains(&&*path.to_string_lossy())
+        };
+        let mut has_changes = self.obsolete.iter().any(|path| is_brokers(path));
+        for file in self.files.iter().filter(|file| is_brokers(&file.path)) {
+            has_changes |= !is_there(file)?;
+        }
+        Ok(match has_changes {
+            // The server alone would leave the broker with the configuration and the access key that it has read.
+            true => format!("{restart} iam-kms-broker mariadb"),
+            false => format!("{restart} mariadb"),
+        })
+    }
+
     /// The file as a person sees it, without the secret.
     fn shown(&self, verb: &str, file: &PlannedFile) -> String {
         let mut text = format!("{verb} {} (mode {:04o}", file.path.display(), file.mode);
@@ -342,6 +382,7 @@ impl Plan {
         for file in &written {
             record.add(&file.path, file.content.as_bytes());
         }
+        record.configurations.push(self.configuration.clone());
         record.has_enabled_broker |= self.enables_broker;
         record.write()?;
         for file in &written {
@@ -356,6 +397,7 @@ impl Plan {
             host::systemctl(&["disable", BROKER])?;
             record.has_enabled_broker = false;
         }
+        record.configurations = vec![self.configuration.clone()];
         record.files.retain(|path, _| !self.obsolete.contains(path));
         for file in &written {
             record.files.remove(&file.path);
@@ -417,7 +459,7 @@ fn finish(
     hand_over: HandOver,
     is_encrypted: bool,
     layout: &Layout,
-    has_broker_to_stop: bool,
+    start: String,
 ) -> Result<(), SetupError> {
     if hand_over == HandOver::Launcher && !host::starts_launcher()? {
         return Err(SetupError::Overridden(host::last_drop_in()?));
@@ -433,23 +475,26 @@ fn finish(
             return Err(SetupError::Preflight);
         }
     }
-    let stop = match has_broker_to_stop {
-        true => format!("systemctl stop {BROKER} && "),
-        false => String::new(),
-    };
     print(&format!(
-        "\nStart the server; it prompts for the MFA code:\n    {stop}systemctl restart mariadb\n"
+        "\nStart the server; it prompts for the MFA code:\n    {start}\n"
     ))
 }
 
 fn undo(record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<(), SetupError> {
     let mut changes = String::new();
     let mut foreign = Vec::new();
+    let mut to_remove = Vec::new();
+    let has_added = |(_, added): &(String, Vec<String>)| !added.is_empty();
+    let keeps_configuration = record.configuration()?.as_ref().is_some_and(has_added);
     for path in record.files.keys() {
         match record.find(path)? {
-            Found::Nothing => {}
+            Found::Nothing => to_remove.push(path.clone()),
+            Found::Ours if keeps_configuration && path == Path::new(CONFIG) => {
+                changes += &format!("Leave {CONFIG}, to which somebody has added lines\n");
+            }
             Found::Ours => {
                 changes += &format!("Remove {}\n", path.display());
+                to_remove.push(path.clone());
             }
             Found::Foreign => foreign.push(path),
         }
@@ -470,8 +515,7 @@ fn undo(record: Record, consent: &Consent, even_if_encrypted: bool) -> Result<()
     if disables_broker {
         host::systemctl(&["disable", BROKER])?;
     }
-    let paths: Vec<_> = record.files.keys().cloned().collect();
-    remove_files(&record, &paths)?;
+    remove_files(&record, &to_remove)?;
     host::systemctl(&["daemon-reload"])?;
     for directory in record.directories.iter().rev() {
         record::remove_directory(directory)?;

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::setup::error::SetupError;
+use crate::setup::{
+    error::SetupError,
+    files::{self, ANSWERED_KEYS, CONFIG},
+};
 
 /// Where the record is.
 pub const RECORD: &str = "/var/lib/iam-kms-wrapper/setup.json";
@@ -26,6 +29,9 @@ pub struct Record {
     /// SHA-256 of each file, in hexadecimal. While files are being written: of what was there and of what is to be,
     /// so that an interrupted setup knows both for its own.
     pub files: BTreeMap<PathBuf, Vec<String>>,
+    /// What setup has written into the configuration, to which a person may add lines. While files are being written:
+    /// of what was there and of what is to be.
+    pub configurations: Vec<String>,
     /// Directories that were not there, outermost first.
     pub directories: Vec<PathBuf>,
     /// Whether the broker's service was enabled.
@@ -69,6 +75,21 @@ impl Record {
         .map_err(SetupError::file("write", path))
     }
 
+    /// The configuration and the lines that a person has added to it; `None` if something else is there.
+    pub fn configuration(&self) -> Result<Option<(String, Vec<String>)>, SetupError> {
+        let content = read(Path::new(CONFIG))?;
+        let Some(text) = content.and_then(|content| String::from_utf8(content.to_vec()).ok())
+        else {
+            return Ok(None);
+        };
+        let mut written = self.configurations.iter();
+        let added = written.find_map(|written| added_lines(&text, written));
+        // A second value for what setup asks for would count in place of the first.
+        let is_answer = |line: &String| ANSWERED_KEYS.contains(&files::key(line));
+        let added = added.filter(|added| !added.iter().any(is_answer));
+        Ok(added.map(|added| (text, added)))
+    }
+
     /// Looks at what is at `path`.
     pub fn find(&self, path: &Path) -> Result<Found, SetupError> {
         if is_masked(path) {
@@ -78,12 +99,12 @@ impl Record {
             return Ok(Found::Nothing);
         };
         let known = self.files.get(path);
-        Ok(
-            match known.is_some_and(|sums| sums.contains(&checksum(&content))) {
-                true => Found::Ours,
-                false => Found::Foreign,
-            },
-        )
+        let is_ours = known.is_some_and(|sums| sums.contains(&checksum(&content)))
+            || path == Path::new(CONFIG) && self.configuration()?.is_some();
+        Ok(match is_ours {
+            true => Found::Ours,
+            false => Found::Foreign,
+        })
     }
 
     /// Notes that a file with this content is to be setup's own, beside what is noted of it already.
@@ -100,6 +121,16 @@ impl Record {
         }
         self.directories.sort();
     }
+}
+
+/// The lines of `text` beside those of `written`; `None` if those are not all there, in their order.
+pub fn added_lines(text: &str, written: &str) -> Option<Vec<String>> {
+    let mut expected = written.lines().peekable();
+    let added = text
+        .lines()
+        .filter(|line| expected.next_if_eq(line).is_none());
+    let added = added.map(str::to_owned).collect();
+    expected.next().is_none().then_some(added)
 }
 
 /// Removes the record, as the last trace.
