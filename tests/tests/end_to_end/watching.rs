@@ -400,6 +400,15 @@ fn the_audit_and_cloudtrail_together_show_a_use_of_the_key_that_no_host_has_reco
 
 /// The line says who used the keys. So it must not accuse somebody else.
 #[test]
+fn a_session_of_which_only_the_end_is_read_is_not_open() {
+    let end = r#"{"event":"session_end","host":"db1","time":"2026-11-26T00:01:00Z","access_key_id":"ASIAX"}"#;
+    assert_eq!(
+        audit(&[], end),
+        "2026-11-26T00:01:00Z  db1  ASIAX  ended; opened before the first event shown\n"
+    );
+}
+
+#[test]
 fn calls_are_counted_under_the_session_of_the_service_that_made_them() {
     let event = |name: &str, service: &str, minute: u32, more: &str| {
         format!(
