@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use broker_api::{AuditEvent, FailureKind, Overview, Reply, Request, SessionPhase};
+use broker_api::{
+    AuditEvent, FailureKind, KeyContext, ListKeys, Overview, Reply, Request, SessionPhase,
+};
 use end_to_end_tests::{
     LocalAws, NOBODY, Process, Sandbox, Scene, StoreDirectory,
     broker::{Peer, answer_to, ask, decrypt, frame, generate, generated},
@@ -175,6 +177,43 @@ fn the_overview_tells_the_state_and_who_opened_the_session_and_serves_no_key() {
         assert_eq!(failure.kind, FailureKind::InvalidRequest);
         assert!(failure.message.contains("serves no keys"), "{failure:?}");
     }
+}
+
+#[test]
+fn to_look_at_the_keys_of_the_key_store_changes_nothing_of_what_is_shown() {
+    let watched = watched_with("key_store = s3://keys/db1");
+    let failed = ask(&watched.scene, &generate(16));
+    assert!(matches!(failed, Reply::Failed(_)), "{failed:?}");
+    let shown = || {
+        let Overview {
+            calls,
+            clients,
+            last_failure,
+            ..
+        } = watched.overview();
+        let clients: Vec<_> = clients.into_iter().map(|it| (it.name, it.calls)).collect();
+        (calls, clients, last_failure, watched.events())
+    };
+    let before = shown();
+    assert!(before.2.is_some() && !before.3.is_empty(), "{before:?}");
+    let list = Request::ListKeys(ListKeys {
+        after: None,
+        context: KeyContext::default(),
+    });
+    for _ in 0..2 {
+        let Reply::Failed(failure) = Peer::connect(&watched.overview).ask(&list) else {
+            panic!("a list without a session");
+        };
+        assert_eq!(failure.kind, FailureKind::SessionOver);
+    }
+    assert_eq!(shown(), before);
+    // Asked where keys are served, it is a call, and a request for a key is recorded wherever it comes.
+    ask(&watched.scene, &list);
+    let after = shown();
+    assert!(after.0.len() > before.0.len(), "{after:?}");
+    let refused = Peer::connect(&watched.overview).ask(&generate(16));
+    assert!(matches!(refused, Reply::Failed(_)), "{refused:?}");
+    assert_eq!(shown().3.len(), after.3.len() + 1);
 }
 
 #[test]
