@@ -145,7 +145,7 @@ const METRICS: [(&str, &str); 11] = [
     ),
     (
         "keys_served",
-        "Key versions that were served since the start",
+        "Key versions that were served since the start; a new key that is in no key store is not counted before a server reads it again",
     ),
     ("start_timestamp_seconds", "When the broker started"),
 ];
