@@ -12,13 +12,14 @@ use std::{
 
 use broker_api::{
     AuditEvent, FailureKind, KeyContext, ListKeys, Overview, Reply, Request, SessionPhase,
+    WaitPolicy,
 };
 use end_to_end_tests::{
     LocalAws, NOBODY, Process, Sandbox, Scene, StoreDirectory,
-    broker::{Peer, answer_to, ask, decrypt, frame, generate, generated},
+    broker::{Peer, answer_to, ask, decrypt, frame, generate, generate_with, generated},
     dist, fence,
     key_server::{Authority, DAY, KeyServer, TlsPeer, free_port, make_key},
-    run_with_input, set_user,
+    run_with_input, set_user, wait_until,
 };
 use nix::unistd::{Gid, Group};
 use serde_json::Value;
@@ -144,6 +145,32 @@ fn metrics_follow_the_session_and_count_calls_by_result() {
     let reply = ask(&watched.scene, &generate(16));
     assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     assert!(watched.metric("iam_kms_broker_session_open 0"));
+}
+
+#[test]
+fn a_request_that_waits_for_a_session_is_seen_in_the_metrics_until_it_has_one_or_leaves() {
+    let watched = watched();
+    let waits = |count: u32| {
+        let line = format!("iam_kms_broker_requests_waiting {count}");
+        wait_until(&line, || watched.metric(&line));
+    };
+    // One that does not wait.
+    ask(&watched.scene, &generate(16));
+    waits(0);
+    let request = frame(&generate_with(WaitPolicy::UntilOpen));
+    let wait = || {
+        let mut stream = UnixStream::connect(&watched.scene.configuration.broker_socket).unwrap();
+        stream.write_all(&request).unwrap();
+        stream
+    };
+    let leaves = wait();
+    waits(1);
+    let _stays = wait();
+    waits(2);
+    drop(leaves);
+    waits(1);
+    watched.enter_code("for one");
+    waits(0);
 }
 
 #[test]
@@ -437,7 +464,6 @@ fn the_audit_and_cloudtrail_together_show_a_use_of_the_key_that_no_host_has_reco
     }
 }
 
-/// The line says who used the keys. So it must not accuse somebody else.
 #[test]
 fn a_session_of_which_only_the_end_is_read_is_not_open() {
     let end = r#"{"event":"session_end","host":"db1","time":"2026-11-26T00:01:00Z","access_key_id":"ASIAX"}"#;
@@ -447,6 +473,7 @@ fn a_session_of_which_only_the_end_is_read_is_not_open() {
     );
 }
 
+/// The line says who used the keys. So it must not accuse somebody else.
 #[test]
 fn calls_are_counted_under_the_session_of_the_service_that_made_them() {
     let event = |name: &str, service: &str, minute: u32, more: &str| {
