@@ -1,6 +1,13 @@
 //! Answers the requests of this host's processes with KMS, the key store and the key cache.
 
-use std::{future::pending, sync::Arc, time::Instant};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use broker_api::{
     Failure, FailureKind, FrameError, Reply, Request, SessionState, WAITING_INTERVAL, WaitReason,
@@ -25,6 +32,24 @@ pub(crate) struct AwsCalls {
     pub kms: KmsCalls,
     pub key_store: Option<KeyStoreCalls>,
     pub cache: KeyCache,
+    /// Requests that wait for a session.
+    pub waiting: AtomicUsize,
+}
+
+/// A request that waits for a session, counted as long as this exists.
+struct WaitingRequest<'a>(&'a AtomicUsize);
+
+impl<'a> WaitingRequest<'a> {
+    fn of(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for WaitingRequest<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl AwsCalls {
@@ -67,6 +92,7 @@ impl AwsCalls {
         let mut openings = self.sessions.openings();
         let limit = self.sessions.wait_limit(context.wait);
         let until = limit.map(|limit| Instant::now() + limit);
+        let mut counted = None;
         loop {
             let over = match self.call(connection, user, request).await? {
                 Err(failure) if failure.kind == FailureKind::SessionOver => failure,
@@ -80,6 +106,7 @@ impl AwsCalls {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(Err(over));
             }
+            counted.get_or_insert_with(|| WaitingRequest::of(&self.waiting));
             let waiting = Waiting {
                 reason: WaitReason::Session,
                 message: over.message,

@@ -173,9 +173,11 @@ impl Service {
                     }
                 },
             };
-            audit::answered(&Caller::from(peer), &request, &answered);
-            self.record
-                .answered(&user.id, &request, &answered, start.elapsed());
+            if scope.records(&request) {
+                audit::answered(&Caller::from(peer), &request, &answered);
+                self.record
+                    .answered(&user.id, &request, &answered, start.elapsed());
+            }
             connection
                 .reply(answered.unwrap_or_else(Reply::Failed))
                 .await?;

@@ -41,7 +41,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -402,6 +402,7 @@ impl Prepared {
             kms,
             key_store,
             cache,
+            waiting: AtomicUsize::new(0),
         });
         let service = Arc::new(Service {
             backend: Backend::Aws(Arc::clone(&aws)),

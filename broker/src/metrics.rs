@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     io,
     net::TcpListener,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -112,7 +115,7 @@ fn respond(
 }
 
 /// A name of each metric, without `iam_kms_broker_`, and its help. `docs/src/metrics.md` lists them.
-const METRICS: [(&str, &str); 11] = [
+const METRICS: [(&str, &str); 12] = [
     ("session_open", "1 if a session is open, else 0"),
     (
         "session_expiration_timestamp_seconds",
@@ -121,6 +124,10 @@ const METRICS: [(&str, &str); 11] = [
     (
         "code_awaited",
         "1 if an MFA code or a session document is awaited, else 0",
+    ),
+    (
+        "requests_waiting",
+        "Requests that wait for a session, such as those of a server that starts",
     ),
     (
         "calls",
@@ -145,7 +152,7 @@ const METRICS: [(&str, &str); 11] = [
     ),
     (
         "keys_served",
-        "Key versions that were served since the start",
+        "Key versions that were served since the start; a new key that is in no key store is not counted before a server reads it again",
     ),
     ("start_timestamp_seconds", "When the broker started"),
 ];
@@ -175,6 +182,8 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
         "code_awaited",
         Some((session.phase == SessionPhase::AwaitingCode).into()),
     );
+    let waiting = aws.waiting.load(Ordering::Relaxed);
+    gauge("requests_waiting", i64::try_from(waiting).ok());
     gauge(
         "session_expiration_timestamp_seconds",
         session.expiration_unix_seconds,

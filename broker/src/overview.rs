@@ -204,6 +204,7 @@ impl Record {
                 .collect(),
             last_success_unix_seconds: content.last_success_unix_seconds,
             last_failure: content.last_failure.clone(),
+            clients_seen: u64::try_from(content.clients.len()).unwrap_or(u64::MAX),
             clients,
             certificates,
             keys_served: u64::try_from(content.keys.len()).unwrap_or(u64::MAX),

@@ -65,6 +65,12 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
+    /// Whether a request and its result are recorded, for the audit and as what the broker has done. A list that is
+    /// shown to an operator uses no key, and looking must not change what there is to see.
+    pub fn records(self, request: &Request) -> bool {
+        !(self == Self::Overview && matches!(request, Request::ListKeys(_)))
+    }
+
     /// Checks a request. The error says what to use instead.
     pub fn check(self, request: &Request) -> Result<(), Failure> {
         match (self, request) {

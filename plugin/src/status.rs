@@ -10,6 +10,7 @@ use broker_api::{SessionPhase, SessionState};
 use key_files::key_name::Algorithm;
 use visible_text::escape;
 
+use crate::abi::SHOW_BUFFER_BYTES;
 use crate::keys::inspection::KeySummary;
 use crate::keys::manager::KeyManager;
 use crate::kms::counters::{Counters, FailureClass, unix_seconds};
@@ -208,7 +209,23 @@ fn missing_versions() -> String {
         .iter()
         .map(|(name, _)| format!("{}.{}", name.id, name.version))
         .collect();
-    names.join(", ")
+    as_many_as_fit(&names)
+}
+
+/// The names as a list that is not cut: of too many, the first ones, and how many there are more.
+fn as_many_as_fit(names: &[String]) -> String {
+    const MORE_BYTES: usize = " and 18446744073709551615 more".len();
+    let all = names.join(", ");
+    if all.len() < SHOW_BUFFER_BYTES {
+        return all;
+    }
+    let begin = all.get(..SHOW_BUFFER_BYTES - 1 - MORE_BYTES);
+    let (shown, _) = begin
+        .unwrap_or_default()
+        .rsplit_once(", ")
+        .unwrap_or_default();
+    let more = names.len() - shown.split(", ").count();
+    format!("{shown} and {more} more")
 }
 
 type Asked = Option<(Instant, Option<SessionState>)>;
@@ -292,6 +309,28 @@ mod tests {
     fn times_are_in_utc_and_in_the_servers_format() {
         assert_eq!(utc_of_unix_seconds(1_700_000_000), "2023-11-14 22:13:20");
         assert_eq!(utc_of_unix_seconds(0), "1970-01-01 00:00:00");
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_ends_in_a_whole_name_and_says_how_many_are_left_out() {
+        let names = |count: u32| -> Vec<_> { (0..count).map(|id| format!("{id}.1")).collect() };
+        assert_eq!(as_many_as_fit(&names(0)), "");
+        assert_eq!(as_many_as_fit(&names(2)), "0.1, 1.1");
+        // The longest that fits is among them.
+        for count in (150..180).chain([1000, 100_000]) {
+            let names = names(count);
+            let text = as_many_as_fit(&names);
+            assert!(text.len() < SHOW_BUFFER_BYTES, "{count}: {}", text.len());
+            let (shown, more) = match text.split_once(" and ") {
+                Some((shown, more)) => (shown, more.strip_suffix(" more").unwrap()),
+                None => (text.as_str(), "0"),
+            };
+            let shown: Vec<_> = shown.split(", ").collect();
+            let more: usize = more.parse().unwrap();
+            assert_eq!(shown, names[..shown.len()], "{count}");
+            assert_eq!(shown.len() + more, names.len(), "{count}");
+            assert_eq!(more > 0, names.join(", ").len() >= SHOW_BUFFER_BYTES);
+        }
     }
 
     #[test]

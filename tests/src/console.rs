@@ -41,7 +41,12 @@ impl Console {
     /// Starts both. The console listens on a socket.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
-        Self::start(Scene::new(), None, &[])
+        Self::of(Scene::new())
+    }
+
+    /// Starts both, with this configuration.
+    pub fn of(scene: Scene) -> Self {
+        Self::start(scene, None, &[])
     }
 
     /// Starts both, with this configuration. The console listens on an address of this host, for a browser, and gets
@@ -85,11 +90,24 @@ pub fn token_of(page: &str) -> String {
     rest.split_once('"').unwrap().0.into()
 }
 
+fn request_of_form(headers: &str, form: &str) -> String {
+    format!(
+        "POST /code HTTP/1.1\r\nHost: localhost:8080\r\n{headers}\
+         Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
+        form.len()
+    )
+}
+
 impl Page {
-    /// Sends a request as it is, and returns the answer.
-    pub fn send(&self, request: &str) -> Answer {
+    fn begin(&self, request: &str) -> UnixStream {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    /// Sends a request as it is, and returns the answer.
+    pub fn send(&self, request: &str) -> Answer {
+        let mut stream = self.begin(request);
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -115,11 +133,12 @@ impl Page {
 
     /// Sends the form, with further header lines.
     pub fn post(&self, headers: &str, form: &str) -> Answer {
-        self.send(&format!(
-            "POST /code HTTP/1.1\r\nHost: localhost:8080\r\n{headers}\
-             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
-            form.len()
-        ))
+        self.send(&request_of_form(headers, form))
+    }
+
+    /// Sends the form, and returns the connection without reading the answer.
+    pub fn begin_post(&self, headers: &str, form: &str) -> UnixStream {
+        self.begin(&request_of_form(headers, form))
     }
 
     /// Enters a code as the page does, and returns the page that follows.

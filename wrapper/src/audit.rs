@@ -52,7 +52,8 @@ const TRUSTED: [(&str, &str, bool); 5] = [
 iam-kms-wrapper audit [--json] --input=FILE",
     after_help = "\
 Shows a line for each session: when it was opened and for how long, by whom,
-from where, why, and which KMS calls were made. With --json: each event as JSON.
+from where, why, and which KMS calls were made. Of one that was opened before
+--since, it shows the end alone. With --json: each event as JSON.
 TIME is as for journalctl(1), such as yesterday. The journal of all hosts:
   ssh db1 journalctl --output=json > db1.json
 
@@ -363,13 +364,23 @@ impl Sessions {
 
 impl Session {
     fn line(&self) -> String {
-        let unknown = "unknown".to_owned();
-        let operator = self.operator.as_ref().unwrap_or(&unknown);
-        let mut line = format!("{}  ", self.opened);
+        let is_begun = !self.opened.is_empty();
+        let mut line = match &self.ended {
+            Some(ended) if !is_begun => format!("{ended}  "),
+            _ => format!("{}  ", self.opened),
+        };
         if !self.host.is_empty() {
             line += &format!("{}  ", self.host);
         }
-        line += &format!("{}  opened by {operator}", self.access_key_id);
+        line += &self.access_key_id;
+        if !is_begun {
+            return escape(&format!(
+                "{line}  ended; opened before the first event shown"
+            ));
+        }
+        let unknown = "unknown".to_owned();
+        let operator = self.operator.as_ref().unwrap_or(&unknown);
+        line += &format!("  opened by {operator}");
         if let Some(from) = &self.from {
             line += &format!(" from {from}");
         }
@@ -453,6 +464,25 @@ not json
         assert_eq!(
             String::from_utf8(out).unwrap(),
             "2026-11-26T19:30:00Z  db1  ASIAX  opened by alice from 192.0.2.7, for 8100 seconds, 1 Decrypt: ticket 4711\n"
+        );
+    }
+
+    #[test]
+    fn a_session_that_began_before_the_first_event_is_shown_by_its_end() {
+        let (_, end) = JOURNAL.trim_end().rsplit_once('\n').unwrap();
+        let end = end.replace("1795721403", "1795722000").replace(
+            r#""IAM_KMS_EVENT":"unknown""#,
+            r#""IAM_KMS_EVENT":"session_end","IAM_KMS_ACCESS_KEY_ID":"ASIAX""#,
+        );
+        let mut sessions = Sessions::default();
+        for event in events(&end) {
+            sessions.add(&event);
+        }
+        let mut out = Vec::new();
+        sessions.print(&mut out).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "2026-11-26T19:40:00Z  db1  ASIAX  ended; opened before the first event shown\n"
         );
     }
 

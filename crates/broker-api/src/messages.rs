@@ -236,6 +236,8 @@ pub struct Overview {
     pub last_success_unix_seconds: Option<i64>,
     /// When a call last failed, and why.
     pub last_failure: Option<(i64, String)>,
+    /// How many clients are known.
+    pub clients_seen: u64,
     /// Clients, the latest first; at most [`MAX_OVERVIEW_CLIENTS`].
     pub clients: Vec<ClientState>,
     /// Certificates, and when they end.

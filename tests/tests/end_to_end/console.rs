@@ -9,17 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use broker_api::Request;
 use end_to_end_tests::{
-    Process, Sandbox, Scene,
-    broker::{ask, decrypt, generated},
+    NOBODY, Process, Sandbox, Scene,
+    broker::{answer_to, ask, decrypt, frame, generate, generated},
     console::{Console, token_of},
     dist, fence,
     key_server::{
         Authority, DAY, certificates_of_the_book, flood_without_tls, free_port, tls_files,
     },
-    mode, shell_in,
+    mode, shell_in, wait_until,
 };
-use nix::sys::signal::{SIGINT, SIGTERM};
+use nix::{
+    sys::signal::{SIGINT, SIGTERM},
+    unistd::gethostname,
+};
 
 #[test]
 fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_shown() {
@@ -27,6 +31,14 @@ fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_show
     let page = console.page.get("/");
     assert_eq!(page.status, 200);
     assert!(page.body.contains("A code is awaited."), "{}", page.body);
+    // Over ssh -L, every host has the same address.
+    let host = gethostname().unwrap().into_string().unwrap();
+    for part in [
+        format!("<title>Code awaited – {host} – "),
+        format!("<h1>IAM KMS console of {host}</h1>"),
+    ] {
+        assert!(page.body.contains(&part), "{part}: {}", page.body);
+    }
 
     let page = console.page.enter("12345", "");
     assert!(
@@ -52,6 +64,12 @@ fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_show
         "{page}"
     );
 
+    let page = console.page.enter(&console.scene.aws.wrong_code(), "");
+    assert!(
+        page.contains("not accepted</strong>: no code is awaited, because the session is open"),
+        "{page}"
+    );
+
     let wrapped = generated(&console.scene);
     ask(&console.scene, &decrypt(wrapped));
     let page = console.page.get("/").body;
@@ -62,6 +80,73 @@ fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_show
         assert!(!console.process.output().contains(&code));
         assert!(!page.contains(&format!(">{code}<")) && !console.broker.output().contains(&code));
     }
+}
+
+#[test]
+fn a_form_that_is_sent_twice_and_a_lost_connection_hide_no_outcome_of_a_code() {
+    let console = Console::new();
+    let slow = "--operation GetSessionToken --kind delay --milliseconds 3000 --count 1";
+    console.scene.aws.fault(slow);
+    let code = console.scene.aws.code();
+    let form = format!("token={}&code={code}&reason=", console.page.token());
+    // A browser closes the connection of the first request when the form is sent again.
+    let first = console.page.begin_post("", &form);
+    wait_until("the page to show the code as pending", || {
+        let page = console.page.get("/").body;
+        page.contains("is being exchanged for a session; reload")
+    });
+    drop(first);
+    assert_eq!(console.page.post("", &form).status, 303);
+    let page = console.page.get("/").body;
+    assert!(!page.contains("not accepted"), "{page}");
+    console.broker.wait_for("is open until");
+    wait_until("the outcome on the page", || {
+        let page = console.page.get("/").body;
+        page.contains("accepted</strong>: the session is open until")
+    });
+    assert_eq!(console.scene.aws.calls("GetSessionToken"), 1);
+}
+
+#[test]
+fn a_new_key_that_has_no_number_yet_is_not_said_to_have_been_served_never() {
+    let console = Console::new();
+    console.page.enter(&console.scene.aws.code(), "");
+    let Request::Decrypt(mut decrypt) = decrypt(generated(&console.scene)) else {
+        unreachable!();
+    };
+    decrypt.context.key_version = 0;
+    ask(&console.scene, &Request::Decrypt(decrypt));
+    let page = console.page.get("/").body;
+    let says = "New keys that are in no key store are not counted before a server reads them";
+    assert!(page.contains(says), "{page}");
+}
+
+#[test]
+fn of_more_clients_than_fit_the_page_shows_the_last_ones_and_names_their_number() {
+    let console = Console::of(Scene::new().line("broker_socket_group = nogroup"));
+    let socket = &console.scene.configuration.broker_socket;
+    let request = frame(&generate(16));
+    let clients = 40;
+    for uid in 3000..3000 + clients {
+        assert_eq!(answer_to(uid, NOBODY, &[], socket, &request), "got True");
+    }
+    let page = console.page.get("/").body;
+    let says = format!("Of {clients} clients, the last 32 are shown");
+    assert!(page.contains(&says), "{page}");
+    assert_eq!(page.matches("<th scope=\"row\">uid ").count(), 32);
+}
+
+#[test]
+fn without_a_session_the_page_does_not_say_that_the_key_store_has_failed() {
+    let console = Console::of(Scene::new().line("key_store = s3://keys/db1"));
+    for _ in 0..2 {
+        let page = console.page.get("/").body;
+        let says = "What the key store has is not known without a session.";
+        assert!(page.contains(says), "{page}");
+        assert!(page.contains("None since the broker started."), "{page}");
+        assert!(!page.contains("ListKeys"), "{page}");
+    }
+    assert!(!console.broker.output().contains("ListKeys"));
 }
 
 #[test]
@@ -133,6 +218,7 @@ fn without_a_broker_the_page_says_so_and_with_the_next_one_it_works_again() {
     );
     let page = console.page.enter("123456", "");
     assert!(page.contains("nothing waits for a code at"), "{page}");
+    assert!(page.contains("start iam-kms-broker, or give"), "{page}");
     console.broker = end_to_end_tests::Process::start(&mut console.scene.broker_command());
     console.broker.wait_for("enter an MFA code");
     assert!(console.page.get("/").body.contains("A code is awaited."));

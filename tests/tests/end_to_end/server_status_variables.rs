@@ -96,6 +96,27 @@ fn each_key_and_its_state_can_be_read_as_sql() {
 }
 
 #[test]
+fn a_list_of_missing_versions_that_is_too_long_ends_in_a_whole_name_and_says_how_many_are_left_out()
+{
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let mut wrapper = scene.start_database(&database);
+    database.stop(&mut wrapper.process);
+    for id in 1000..1300 {
+        let file = database.datadir.join(format!("aws-kms-key.{id}.12"));
+        fs::write(file, "damaged").unwrap();
+    }
+    let _wrapper = scene.start_database(&database);
+    let text = database.status("key\\_versions\\_missing");
+    let (shown, more) = text.split_once(" and ").unwrap();
+    let shown: Vec<_> = shown.split(", ").collect();
+    let more: usize = more.strip_suffix(" more").unwrap().parse().unwrap();
+    assert!(shown.iter().all(|name| name.ends_with(".12")), "{text}");
+    assert_eq!(shown.len() + more, 300, "{text}");
+    assert_eq!(number(&database, "key_versions_not_loaded"), 300);
+}
+
+#[test]
 fn many_sessions_read_the_keys_while_new_versions_are_made() {
     let scene = Scene::new().with_broker();
     let database = database(&scene);

@@ -11,13 +11,16 @@ use std::{
 };
 
 use aws_session::clock::unix_seconds_now;
-use broker_api::{AuditEvent, FailureKind, Overview, Reply, Request, SessionPhase};
+use broker_api::{
+    AuditEvent, FailureKind, KeyContext, ListKeys, Overview, Reply, Request, SessionPhase,
+    WaitPolicy,
+};
 use end_to_end_tests::{
     LocalAws, NOBODY, Process, Sandbox, Scene, StoreDirectory,
-    broker::{Peer, answer_to, ask, decrypt, frame, generate, generated},
+    broker::{Peer, answer_to, ask, decrypt, frame, generate, generate_with, generated},
     dist, fence,
     key_server::{Authority, DAY, KeyServer, TlsPeer, free_port, make_key},
-    run_with_input, set_user,
+    run_with_input, set_user, wait_until,
 };
 use nix::unistd::{Gid, Group};
 use serde_json::Value;
@@ -146,6 +149,32 @@ fn metrics_follow_the_session_and_count_calls_by_result() {
 }
 
 #[test]
+fn a_request_that_waits_for_a_session_is_seen_in_the_metrics_until_it_has_one_or_leaves() {
+    let watched = watched();
+    let waits = |count: u32| {
+        let line = format!("iam_kms_broker_requests_waiting {count}");
+        wait_until(&line, || watched.metric(&line));
+    };
+    // One that does not wait.
+    ask(&watched.scene, &generate(16));
+    waits(0);
+    let request = frame(&generate_with(WaitPolicy::UntilOpen));
+    let wait = || {
+        let mut stream = UnixStream::connect(&watched.scene.configuration.broker_socket).unwrap();
+        stream.write_all(&request).unwrap();
+        stream
+    };
+    let leaves = wait();
+    waits(1);
+    let _stays = wait();
+    waits(2);
+    drop(leaves);
+    waits(1);
+    watched.enter_code("for one");
+    waits(0);
+}
+
+#[test]
 fn the_overview_tells_the_state_and_who_opened_the_session_and_serves_no_key() {
     let watched = watched();
     assert_eq!(watched.overview().session.phase, SessionPhase::AwaitingCode);
@@ -176,6 +205,43 @@ fn the_overview_tells_the_state_and_who_opened_the_session_and_serves_no_key() {
         assert_eq!(failure.kind, FailureKind::InvalidRequest);
         assert!(failure.message.contains("serves no keys"), "{failure:?}");
     }
+}
+
+#[test]
+fn to_look_at_the_keys_of_the_key_store_changes_nothing_of_what_is_shown() {
+    let watched = watched_with("key_store = s3://keys/db1");
+    let failed = ask(&watched.scene, &generate(16));
+    assert!(matches!(failed, Reply::Failed(_)), "{failed:?}");
+    let shown = || {
+        let Overview {
+            calls,
+            clients,
+            last_failure,
+            ..
+        } = watched.overview();
+        let clients: Vec<_> = clients.into_iter().map(|it| (it.name, it.calls)).collect();
+        (calls, clients, last_failure, watched.events())
+    };
+    let before = shown();
+    assert!(before.2.is_some() && !before.3.is_empty(), "{before:?}");
+    let list = Request::ListKeys(ListKeys {
+        after: None,
+        context: KeyContext::default(),
+    });
+    for _ in 0..2 {
+        let Reply::Failed(failure) = Peer::connect(&watched.overview).ask(&list) else {
+            panic!("a list without a session");
+        };
+        assert_eq!(failure.kind, FailureKind::SessionOver);
+    }
+    assert_eq!(shown(), before);
+    // Asked where keys are served, it is a call, and a request for a key is recorded wherever it comes.
+    ask(&watched.scene, &list);
+    let after = shown();
+    assert!(after.0.len() > before.0.len(), "{after:?}");
+    let refused = Peer::connect(&watched.overview).ask(&generate(16));
+    assert!(matches!(refused, Reply::Failed(_)), "{refused:?}");
+    assert_eq!(shown().3.len(), after.3.len() + 1);
 }
 
 #[test]
@@ -394,6 +460,15 @@ fn the_audit_and_cloudtrail_together_show_a_use_of_the_key_that_no_host_has_reco
     for row in &rows[1..] {
         assert!(row.ends_with(" | 192.0.2.7 | ticket 4711"), "{joined}");
     }
+}
+
+#[test]
+fn a_session_of_which_only_the_end_is_read_is_not_open() {
+    let end = r#"{"event":"session_end","host":"db1","time":"2026-11-26T00:01:00Z","access_key_id":"ASIAX"}"#;
+    assert_eq!(
+        audit(&[], end),
+        "2026-11-26T00:01:00Z  db1  ASIAX  ended; opened before the first event shown\n"
+    );
 }
 
 /// The line says who used the keys. So it must not accuse somebody else.

@@ -7,13 +7,14 @@ use broker_api::{Overview, SessionPhase};
 use code_channel::writer::Outcome;
 use maud::{DOCTYPE, Markup, html};
 
-use crate::view::View;
+use crate::view::{Stored, View};
 
 /// Renders the page at the time `now`.
 pub(crate) fn render(
     view: &Result<View, String>,
-    last_code: Option<&(i64, Outcome)>,
+    last_code: Option<&(i64, Option<Outcome>)>,
     token: &str,
+    host: &str,
     now: i64,
 ) -> String {
     let page = html! {
@@ -22,11 +23,11 @@ pub(crate) fn render(
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (title(view)) " – IAM KMS console" }
+                title { (title(view)) " – " (host) " – IAM KMS console" }
                 link rel="stylesheet" href="/style.css";
             }
             body {
-                header { h1 { "IAM KMS console" } }
+                header { h1 { "IAM KMS console of " (host) } }
                 main {
                     p { "As of " (utc_text(now)) ". " a href="/" { "Reload" } }
                     @match view {
@@ -93,7 +94,7 @@ fn session(overview: &Overview, now: i64) -> Markup {
     }
 }
 
-fn code(last_code: Option<&(i64, Outcome)>, token: &str) -> Markup {
+fn code(last_code: Option<&(i64, Option<Outcome>)>, token: &str) -> Markup {
     html! {
         section aria-labelledby="enter" {
             h2 id="enter" { "Enter a code" }
@@ -101,9 +102,10 @@ fn code(last_code: Option<&(i64, Outcome)>, token: &str) -> Markup {
                 p role="status" {
                     "The last code, entered here at " (utc_text(*time)) ", "
                     @match entered {
-                        Outcome::Accepted(text) => { "was " strong.good { "accepted" } ": " (text) },
-                        Outcome::Refused(why) => { "was " strong.bad { "not accepted" } ": " (why) },
-                        Outcome::Unknown(why) => { "has " strong.bad { "no known result" } ": " (why) },
+                        None => { "is being exchanged for a session; reload the page to see what became of it" },
+                        Some(Outcome::Accepted(text)) => { "was " strong.good { "accepted" } ": " (text) },
+                        Some(Outcome::Refused(why)) => { "was " strong.bad { "not accepted" } ": " (why) },
+                        Some(Outcome::Unknown(why)) => { "has " strong.bad { "no known result" } ": " (why) },
                     }
                     "."
                 }
@@ -126,12 +128,16 @@ fn code(last_code: Option<&(i64, Outcome)>, token: &str) -> Markup {
 }
 
 fn clients(overview: &Overview) -> Markup {
+    let shown = overview.clients.len() as u64;
     html! {
         section aria-labelledby="clients" {
             h2 id="clients" { "Clients" }
             @if overview.clients.is_empty() {
                 p { "No client has made a call since the broker started." }
             } @else {
+                @if overview.clients_seen > shown {
+                    p { "Of " (overview.clients_seen) " clients, the last " (shown) " are shown. The broker's metrics have the connections of all." }
+                }
                 (table("clients", &["Client", "Connections", "Calls", "Last call"], &html! {
                     @for client in &overview.clients {
                         tr {
@@ -168,7 +174,7 @@ fn certificates(overview: &Overview, now: i64) -> Markup {
 fn keys(view: &View) -> Markup {
     let mut rows: BTreeMap<(u32, u32), Option<i64>> = BTreeMap::new();
     let mut in_store = BTreeSet::new();
-    if let Some(Ok(stored)) = &view.stored {
+    if let Stored::Keys(stored) = &view.stored {
         in_store.extend(stored.iter().copied());
         rows.extend(stored.iter().map(|key| (*key, None)));
     }
@@ -180,14 +186,19 @@ fn keys(view: &View) -> Markup {
     html! {
         section aria-labelledby="keys" {
             h2 id="keys" { "Data keys" }
-            @if let Some(Err(why)) = &view.stored {
-                p { strong.bad { "The key store could not be read" } ": " (why) "." }
+            @match &view.stored {
+                Stored::Unreadable(why) => p { strong.bad { "The key store could not be read" } ": " (why) "." },
+                Stored::NoSession => p { "What the key store has is not known without a session." },
+                Stored::NoStore | Stored::Keys(_) => {},
             }
             @if view.overview.keys_served > shown {
                 p { "Of " (view.overview.keys_served) " versions that were served, the last " (shown) " are shown." }
             }
             @if rows.is_empty() {
-                p { "No key was served since the broker started." }
+                p {
+                    "No key version was served since the broker started. New keys that are in no key store are not "
+                    "counted before a server reads them again."
+                }
             } @else {
                 (table("keys", &["Key", "Version", "In the key store", "Last served"], &html! {
                     @for ((id, version), last) in &rows {
@@ -196,10 +207,10 @@ fn keys(view: &View) -> Markup {
                             td.number { (version) }
                             td {
                                 @match &view.stored {
-                                    None => "there is none",
-                                    Some(Err(_)) => "unknown",
-                                    Some(Ok(_)) if in_store.contains(&(*id, *version)) => "yes",
-                                    Some(Ok(_)) => strong.bad { "no" },
+                                    Stored::NoStore => "there is none",
+                                    Stored::NoSession | Stored::Unreadable(_) => "unknown",
+                                    Stored::Keys(_) if in_store.contains(&(*id, *version)) => "yes",
+                                    Stored::Keys(_) => strong.bad { "no" },
                                 }
                             }
                             td.number {
@@ -284,11 +295,11 @@ mod tests {
     #[test]
     fn what_others_say_is_escaped() {
         let why = "<script>alert(1)</script>".to_owned();
-        let last = (0, Outcome::Refused("<b>".into()));
-        let page = render(&Err(why), Some(&last), "token", 0);
+        let last = (0, Some(Outcome::Refused("<b>".into())));
+        let page = render(&Err(why), Some(&last), "token", "<i>", 0);
         assert!(page.contains("&lt;script&gt;"), "{page}");
         assert!(
-            page.contains("&lt;b&gt;") && !page.contains("<script"),
+            page.contains("&lt;b&gt;") && !page.contains("<script") && !page.contains("<i>"),
             "{page}"
         );
     }

@@ -1,11 +1,6 @@
 //! Which requests are answered: the page, its style, and a code, with a token that only the page has.
 
-use std::{
-    io,
-    net::IpAddr,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{io, net::IpAddr, path::Path, sync::Arc};
 
 use aws_session::clock::unix_seconds_now;
 use axum::{
@@ -19,11 +14,9 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
     routing::{get, post},
 };
-use code_channel::{
-    note::{Note, check_reason},
-    writer::Outcome,
-};
+use code_channel::note::Note;
 use local_http::{Incoming, Request};
+use nix::unistd::gethostname;
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
 use tokio::{task::spawn_blocking, time::timeout};
@@ -57,9 +50,6 @@ const HEADERS: [(HeaderName, &str); 6] = [
     ),
 ];
 
-/// What became of the last code, and when.
-pub(crate) type LastCode = Option<(i64, Outcome)>;
-
 /// Who uses the page.
 #[derive(Debug, Clone)]
 pub(crate) struct Visitor {
@@ -89,7 +79,8 @@ pub(crate) struct Site {
     codes: Codes,
     /// Whoever sends it has read the page, which other sites cannot.
     token: String,
-    last_code: Mutex<LastCode>,
+    /// Which host this is: over ssh -L, the address of each is the same.
+    host: String,
 }
 
 impl Site {
@@ -98,9 +89,9 @@ impl Site {
         getrandom::fill(&mut random).map_err(|_| io::ErrorKind::Other)?;
         Ok(Self {
             broker: Broker::new(overview_socket),
-            codes: Codes::new(fifo)?,
+            codes: Codes::new(fifo, Broker::new(overview_socket))?,
             token: random.iter().map(|byte| format!("{byte:02x}")).collect(),
-            last_code: Mutex::default(),
+            host: gethostname().unwrap_or_default().to_string_lossy().into(),
         })
     }
 
@@ -112,19 +103,14 @@ impl Site {
             .route("/code", post(enter))
             .with_state(Arc::new(self))
     }
-
-    fn last_code(&self) -> MutexGuard<'_, LastCode> {
-        self.last_code
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 async fn show(State(site): State<Arc<Site>>) -> Result<Html<String>, Refusal> {
     let rendered = spawn_blocking(move || {
         let view = site.broker.view();
-        let last_code = site.last_code().clone();
-        page::render(&view, last_code.as_ref(), &site.token, unix_seconds_now())
+        let last_code = site.codes.last();
+        let now = unix_seconds_now();
+        page::render(&view, last_code.as_ref(), &site.token, &site.host, now)
     });
     rendered.await.map(Html).map_err(|_| {
         (
@@ -152,25 +138,15 @@ async fn enter(
     if !bool::from(form.token.as_bytes().ct_eq(site.token.as_bytes())) {
         return forbidden("the page is from before a restart of the console; reload it\n");
     }
-    let entering = Arc::clone(&site);
-    let entered = spawn_blocking(move || {
-        let reason = match form.reason.trim() {
-            "" => None,
-            text => match check_reason(text) {
-                Ok(reason) => Some(reason),
-                Err(why) => return Outcome::Refused(format!("{why}; nothing was entered")),
-            },
-        };
-        let note = Note {
-            operator: Some(visitor.operator),
-            from: visitor.from.map(|address| address.to_string()),
-            reason,
-        };
-        entering.codes.enter(&form.code, &note)
-    });
-    if let Ok(entered) = entered.await {
-        *site.last_code() = Some((unix_seconds_now(), entered));
-    }
+    let note = Note {
+        operator: Some(visitor.operator),
+        from: visitor.from.map(|address| address.to_string()),
+        reason: None,
+    };
+    // It goes on when the browser closes the connection, as it does when the form is sent a second time.
+    let entering = spawn_blocking(move || site.codes.enter(&form.code, &form.reason, note));
+    // The page shows what became of it. A panic is in the log.
+    let _ = entering.await;
     Ok(Redirect::to("/"))
 }
 

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use broker_api::{
-    AuditEvent, KeyContext, ListKeys, Overview, Reply, Request,
+    AuditEvent, FailureKind, KeyContext, ListKeys, Overview, Reply, Request, SessionPhase,
     client::{BrokerClient, ClientError},
 };
 
@@ -18,8 +18,19 @@ pub(crate) struct View {
     pub overview: Overview,
     /// The last events of the audit, the latest first.
     pub events: Vec<AuditEvent>,
-    /// Id and version of the keys in the key store; `None`: there is none. Or why they are not known.
-    pub stored: Option<Result<Vec<(u32, u32)>, String>>,
+    pub stored: Stored,
+}
+
+/// What the key store has.
+pub(crate) enum Stored {
+    /// There is no key store.
+    NoStore,
+    /// The broker reads it with the session, and there is none.
+    NoSession,
+    /// It cannot be read, for this reason.
+    Unreadable(String),
+    /// Id and version of its keys.
+    Keys(Vec<(u32, u32)>),
 }
 
 /// Asks one broker.
@@ -39,9 +50,18 @@ impl Broker {
         let has_store = overview.session.key_store.is_some();
         Ok(View {
             events: self.events()?,
-            stored: has_store.then(|| self.stored()),
+            stored: match has_store {
+                true => self.stored().unwrap_or_else(Stored::Unreadable),
+                false => Stored::NoStore,
+            },
             overview,
         })
+    }
+
+    /// Whether the broker says that a session is open.
+    pub fn has_session(&self) -> bool {
+        let answer = self.request(&Request::Session);
+        matches!(answer, Ok(Reply::Session(session)) if session.phase == SessionPhase::Open)
     }
 
     fn events(&self) -> Result<Vec<AuditEvent>, String> {
@@ -57,7 +77,7 @@ impl Broker {
         Ok(all)
     }
 
-    fn stored(&self) -> Result<Vec<(u32, u32)>, String> {
+    fn stored(&self) -> Result<Stored, String> {
         let mut all = Vec::new();
         let mut after = None;
         for _ in 0..MAX_PAGES {
@@ -65,14 +85,18 @@ impl Broker {
                 after,
                 context: KeyContext::default(),
             });
-            match self.ask(&request)? {
+            match self.request(&request)? {
                 Reply::KeyList { keys, next } => {
                     all.extend(keys.iter().map(|(name, _)| name.number()));
                     match next {
                         Some(_) => after = next,
-                        None => return Ok(all),
+                        None => return Ok(Stored::Keys(all)),
                     }
                 }
+                Reply::Failed(failure) if failure.kind == FailureKind::SessionOver => {
+                    return Ok(Stored::NoSession);
+                }
+                Reply::Failed(failure) => return Err(failure.message),
                 _ => return Err("the broker's answer is not a list of keys".into()),
             }
         }
@@ -80,9 +104,16 @@ impl Broker {
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, String> {
+        match self.request(request)? {
+            Reply::Failed(failure) => Err(failure.message),
+            reply => Ok(reply),
+        }
+    }
+
+    fn request(&self, request: &Request) -> Result<Reply, String> {
         let answer = self.0.request(request, PATIENCE, |_| true);
         // What the client advises is for the socket that serves keys.
-        let answer = answer.map_err(|error| match error {
+        answer.map_err(|error| match error {
             ClientError::NoBroker { socket, source } => format!(
                 "no broker shows its state at '{}': {source}; start iam-kms-broker, with overview_socket in its configuration set to that path",
                 socket.display()
@@ -97,10 +128,6 @@ impl Broker {
                 socket.display()
             ),
             error => error.to_string(),
-        })?;
-        match answer {
-            Reply::Failed(failure) => Err(failure.message),
-            reply => Ok(reply),
-        }
+        })
     }
 }
