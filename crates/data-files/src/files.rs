@@ -9,6 +9,7 @@ use std::{
 
 use crate::{
     binary_log,
+    log_lists::LogList,
     scan::{ScanError, open},
 };
 
@@ -65,12 +66,17 @@ impl Files {
     }
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
-    pub fn with_listed(mut self, lists: &[PathBuf], datadir: &Path) -> Self {
+    pub fn with_listed(mut self, lists: &[LogList], datadir: &Path) -> Self {
         for list in lists {
-            let list = datadir.join(list);
+            let directory = datadir.join(&list.directory);
             // One that cannot be looked for may exist.
-            if !matches!(list.try_exists(), Ok(false)) {
-                self.add_listed(list, datadir);
+            if matches!(directory.try_exists(), Ok(false)) {
+                continue;
+            }
+            for path in self.entries(&directory) {
+                if path.file_name().is_some_and(|name| list.is_named(name)) {
+                    self.add_listed(path, datadir);
+                }
             }
         }
         self

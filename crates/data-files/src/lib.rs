@@ -10,6 +10,7 @@ pub mod aria;
 pub mod binary_log;
 pub mod files;
 pub mod innodb;
+pub mod log_lists;
 pub mod redo_log;
 pub mod scan;
 pub mod server_version;

@@ -11,6 +11,7 @@ use crate::{
     aria, binary_log,
     files::Files,
     innodb::{self, SpaceKey},
+    log_lists::LogList,
     scan::{self, Needs, SYSTEM_KEY_ID, ScanError},
 };
 
@@ -38,8 +39,8 @@ pub enum Unclear {
 /// Looks for a file of the data directory that is encrypted with key `key_id`, while the server runs or
 /// not. `None` if there is none.
 ///
-/// `log_lists` are lists of binary logs (`.index`) outside the data directory, or relative to it. Those that do not exist
-/// do not count.
+/// `log_lists` are where lists of binary logs may be, also outside the data directory. Those that do not exist do not
+/// count.
 ///
 /// The cost is one read of 64 KiB at most for each tablespace, and for key 1, which also encrypts redo
 /// log, binary logs and Aria, a small one for every other file and one of each encrypted Aria table up to
@@ -48,7 +49,7 @@ pub enum Unclear {
 /// Errors: a file that may be encrypted with the key, and cannot be read or found.
 pub fn find(
     datadir: &Path,
-    log_lists: &[PathBuf],
+    log_lists: &[LogList],
     key_id: u32,
 ) -> Result<Option<PathBuf>, Unclear> {
     let files = match key_id {
@@ -116,7 +117,7 @@ pub struct LogVersions {
 /// exist does not count.
 ///
 /// The cost is two small reads for each log.
-pub fn find_log_versions(datadir: &Path, log_lists: &[PathBuf]) -> LogVersions {
+pub fn find_log_versions(datadir: &Path, log_lists: &[LogList]) -> LogVersions {
     let files = Files::default().with_listed(log_lists, datadir);
     let unreadable = files.unreadable.into_iter();
     let mut found = LogVersions {
@@ -368,7 +369,8 @@ mod tests {
         let log = logs.path().join("binlog.000001");
         fs::write(&log, binary_log_file(1)).unwrap();
         let list = logs.path().join("binlog.index");
-        let find = || find(directory.path(), &[list.clone(), "gone.index".into()], 1).unwrap();
+        let lists = || ["/gone/bin".as_ref(), list.as_path()].map(LogList::beside);
+        let find = || find(directory.path(), &lists(), 1).unwrap();
         assert_eq!(find(), None);
         fs::write(&list, log.to_str().unwrap()).unwrap();
         assert_eq!(find().unwrap(), log.canonicalize().unwrap());
@@ -390,7 +392,8 @@ mod tests {
             .collect();
         fs::write(&list, names).unwrap();
         let datadir = datadir(&[]);
-        let found = find_log_versions(datadir.path(), &["gone.index".into(), list]);
+        let lists = ["/gone/bin".as_ref(), list.as_path()].map(LogList::named);
+        let found = find_log_versions(datadir.path(), &lists);
         let log = |name: &str| logs.path().canonicalize().unwrap().join(name);
         let expected = [(3, log("bin.000002")), (7, log("bin.000001"))];
         assert_eq!(found.versions, expected.into());

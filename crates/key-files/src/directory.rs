@@ -18,7 +18,7 @@ use nix::fcntl::{
     AtFlags, Flock, FlockArg, OFlag, PosixFadviseAdvice, RenameFlags, open, openat, posix_fadvise,
     renameat, renameat2,
 };
-use nix::sys::stat::{Mode, fchmod, fstat, fstatat};
+use nix::sys::stat::{Mode, fchmod, fstat, fstatat, stat};
 use nix::unistd::{UnlinkatFlags, fsync, linkat, unlinkat};
 
 use crate::fault_points::{self, Step};
@@ -36,6 +36,8 @@ const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Directory {
     descriptor: OwnedFd,
     path: PathBuf,
+    /// What was opened, which is relative to the working directory if the caller's path was.
+    opened: PathBuf,
     /// The turn between the threads of this process. They would not come in order to the lock of the file system, which
     /// is asked for again and again.
     threads: Threads,
@@ -105,6 +107,7 @@ impl Directory {
         Ok(Self {
             threads: Arc::clone(threads),
             descriptor,
+            opened: to_open.to_owned(),
             path,
         })
     }
@@ -112,6 +115,21 @@ impl Directory {
     /// The absolute path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Fails if the path leads elsewhere by now: whoever opens it next does not find what is in this directory.
+    pub fn expect_in_place(&self) -> Result<(), FileError> {
+        let failed = |error| self.error("examine", error);
+        let this = fstat(&self.descriptor).map_err(failed)?;
+        match stat(&self.opened) {
+            Ok(there) if (there.st_dev, there.st_ino) == (this.st_dev, this.st_ino) => Ok(()),
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {
+                Err(FileError::Replaced(self.path.clone()))
+            }
+            // A directory above it may no longer be searched, which does not say that this one was moved.
+            Err(Errno::EACCES) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     pub fn path_of(&self, file: FileName<'_>) -> PathBuf {

@@ -79,6 +79,9 @@ pub enum FileError {
         /// The directory.
         path: PathBuf,
     },
+    /// The path of the directory leads to another one than when it was opened, or nowhere.
+    #[error("the key file directory '{}' was moved, replaced or mounted over since it was opened, so a new key file would be missing at the next start; put that directory back, or make sure that the new one holds all key files and restart the server", .0.display())]
+    Replaced(PathBuf),
     /// Another server makes keys in the same directory.
     #[error("another server uses the key file directory '{}'; give each server its own directory (aws_key_management_keyfile_dir)", .0.display())]
     InUse(PathBuf),

@@ -123,6 +123,12 @@ impl KeyDirectory {
         self.0.share_lock(SERVER_LOCK).map(drop)
     }
 
+    /// Fails with [`FileError::Replaced`] if the path leads to another directory by now, or nowhere. The working
+    /// directory, and what was opened relative to it, may move.
+    pub fn expect_in_place(&self) -> Result<(), FileError> {
+        self.0.expect_in_place()
+    }
+
     /// Lists the key files.
     pub fn list(&self) -> Result<Listing, FileError> {
         let mut listing = Listing::default();
@@ -220,7 +226,7 @@ impl KeyDirectory {
 
     /// Puts a wrapped key on disk and returns when it would survive a power failure.
     ///
-    /// A file that is there is never overwritten. Until the end the file has a name under which
+    /// Nothing is put into a directory to which the path no longer leads. A file that is there is never overwritten. Until the end the file has a name under which
     /// neither the server nor a backup looks for it, and which no other process has.
     pub fn store(
         &self,
@@ -230,6 +236,7 @@ impl KeyDirectory {
         blob: &[u8],
     ) -> Result<Stored, FileError> {
         let _turn = self.0.turn()?;
+        self.expect_in_place()?;
         let Some(version) = self.free_version(id, algorithm, placement)? else {
             return Ok(Stored::Exists);
         };

@@ -5,6 +5,7 @@ use std::ffi::{CString, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Mutex;
 
+use key_files::key_name::is_valid_number;
 use offline_keys::derivation::Derivation;
 
 use super::guard;
@@ -184,7 +185,8 @@ pub unsafe extern "C" fn check_rotate_key(
             -1 => Some(Target::All),
             0 => None,
             number => match u32::try_from(number) {
-                Ok(id) if number <= c_int::MAX.into() => Some(Target::Id(id)),
+                // Key ids go beyond the range of the variable, which the server checks in option files only.
+                Ok(id) if is_valid_number(id) => Some(Target::Id(id)),
                 _ => return 1,
             },
         };

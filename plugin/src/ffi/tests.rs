@@ -420,16 +420,19 @@ fn rotate_key_takes_only_ids_and_minus_one_and_shows_0() {
         (0, 1),
         (1, 1),
         (VALUE_TYPE_INT, -2),
-        (VALUE_TYPE_INT, 1 << 31),
+        (VALUE_TYPE_INT, u32::MAX.into()),
+        (VALUE_TYPE_INT, 1 << 32),
     ] {
         assert_eq!(set_rotate_key(kind, number).0, 1, "{kind} {number}");
     }
     assert_eq!(set_rotate_key(VALUE_TYPE_INT, 0), (0, 0));
-    assert_eq!(
-        set_rotate_key(VALUE_TYPE_INT, 77),
-        (0, 0),
-        "a warning does not fail the statement"
-    );
+    for id in [77, (u32::MAX - 1).into()] {
+        assert_eq!(
+            set_rotate_key(VALUE_TYPE_INT, id),
+            (0, 0),
+            "a warning does not fail the statement"
+        );
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use key_files::key_name::{Algorithm, KeyName};
 
 use crate::keys::manager::KeyManager;
 use crate::lock::lock;
+use crate::server::log;
 
 /// Time between two looks at the directory of the key files.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -123,7 +124,7 @@ impl KeyManager {
     }
 
     /// Looks whether each version that the server uses, and the newest of each key, has its key file. If the
-    /// directory cannot be read, all of them are missing.
+    /// directory cannot be read, or the next start will not find it, all of them are missing.
     fn inspect_key_files(&self) {
         // It keeps the wrapped keys: there are no key files here.
         if self.kms.has_key_server() {
@@ -135,11 +136,24 @@ impl KeyManager {
         for entry in self.manifest.entries() {
             newest.insert(entry.name.id, entry.name);
         }
-        let here = self.directory.list().unwrap_or_default();
+        let in_place = self.directory.expect_in_place();
+        let listed = in_place.and_then(|()| self.directory.list());
+        let problem = listed.as_ref().err().map(ToString::to_string);
+        self.report_once(problem);
+        let here = listed.unwrap_or_default();
         let is_newest = |name: &KeyName| here.newest(name.id) <= Some(name.version);
         expected.extend(newest.into_values().filter(is_newest));
         expected.retain(|name| here.keys.binary_search(name).is_err());
         lock(&self.inspected).files_missing = expected;
+    }
+
+    /// Logs why the key files cannot be looked for, unless the last inspection had the same problem.
+    fn report_once(&self, problem: Option<String>) {
+        let before = std::mem::replace(&mut lock(&self.inspected).problem, problem.clone());
+        match problem {
+            Some(problem) if before.as_ref() != Some(&problem) => log::error(&problem),
+            _ => {}
+        }
     }
 }
 
@@ -214,6 +228,20 @@ mod tests {
             [(1, 2, 2, "file missing"), (3, 1, 1, "ok")]
         );
         assert_eq!(manager.key_files_missing(), 1);
+    }
+
+    #[test]
+    fn all_key_files_are_missing_from_a_directory_that_was_moved_until_it_is_back() {
+        let (manager, directory) = loaded(&["1.1", "3.1"]);
+        let away = directory.path().with_extension("away");
+        fs::rename(directory.path(), &away).unwrap();
+        manager.inspect_key_files();
+        assert_eq!(manager.key_files_missing(), 2);
+        let problem = lock(&manager.inspected).problem.clone().unwrap();
+        assert!(problem.contains("was moved, replaced"), "{problem}");
+        fs::rename(&away, directory.path()).unwrap();
+        manager.inspect_key_files();
+        assert_eq!(manager.key_files_missing(), 0);
     }
 
     #[test]

@@ -89,6 +89,8 @@ struct Denied {
 pub(super) struct Inspected {
     /// Versions that have no key file, although they are in memory or the newest of their key.
     pub files_missing: BTreeSet<KeyName>,
+    /// Why the key files could not be looked for, as the log says.
+    pub problem: Option<String>,
     /// How many versions that are here the key store does not have.
     pub not_in_store: u64,
     /// When the keys were last compared with the key store; `None` if they never were.

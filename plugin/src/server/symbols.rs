@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
+use data_files::log_lists::LogList;
 use nix::libc::{RTLD_DEFAULT, dlsym};
 use nix::unistd::{getpid, gettid};
 
@@ -132,19 +133,22 @@ pub fn is_cluster_node() -> bool {
     provider.is_some_and(|provider| !provider.is_empty() && provider != c"none")
 }
 
-/// The lists of binary logs and relay logs that the options place somewhere, which may be relative to the data directory.
-/// Empty if the program does not say.
-pub fn log_lists() -> Vec<PathBuf> {
+/// Where the options place the lists of binary logs and relay logs. Empty if the program does not say.
+pub fn log_lists() -> Vec<LogList> {
     // SAFETY: in a MariaDB program, this is a `char *` that is null or NUL-terminated. It is set from the options before
     // plugins are loaded, and what it points to lives as long as the program.
     let path = |name| unsafe { path_in(name) };
-    let list = |(index, logs)| path(index).or_else(|| Some(path(logs)?.with_extension("index")));
+    let named = |variable| path(variable).map(|index| LogList::named(&index));
+    // Also where another list is named: that option may be new, and the logs older.
+    let beside = |variable| path(variable).map(|logs| LogList::beside(&logs));
     [
-        (c"opt_binlog_index_name", c"opt_bin_logname"),
-        (c"opt_relaylog_index_name", c"opt_relay_logname"),
+        named(c"opt_binlog_index_name"),
+        beside(c"opt_bin_logname"),
+        named(c"opt_relaylog_index_name").map(LogList::with_connections),
+        beside(c"opt_relay_logname").map(LogList::with_connections),
     ]
     .into_iter()
-    .filter_map(list)
+    .flatten()
     .collect()
 }
 

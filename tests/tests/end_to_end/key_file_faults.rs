@@ -9,7 +9,9 @@ use std::{
     process::Command,
 };
 
-use end_to_end_tests::{Database, LocalAws, NOBODY, Process, Sandbox, Scene, Wrapper};
+use end_to_end_tests::{
+    Database, LocalAws, NOBODY, Process, Sandbox, Scene, Wrapper, copy, wait_until,
+};
 
 const PREFIX: &str = "AWS KMS plugin: ";
 const HEALTHY: u32 = 99;
@@ -338,19 +340,26 @@ impl OwnDirectory {
         names
     }
 
-    /// No key and no version is made, the reason is told, and the key that is there works.
+    /// No key and no version is made, the reason is told with the key file, and the key that is there works.
     fn check_nothing_is_made(&self, reasons: [&str; 2]) {
         let before = self.names();
+        self.check_all_is_refused(|file| {
+            let file = self.directory.join(file).display().to_string();
+            [file, reasons[0].into(), reasons[1].into()]
+        });
+        assert_eq!(self.names(), before);
+    }
+
+    /// The same, with the reasons for each file.
+    fn check_all_is_refused(&self, reasons: impl Fn(&str) -> [String; 3]) {
         let error = self.database.sql_error(&create(20));
         let rotation = "SET GLOBAL aws_key_management_rotate_key=10";
         let warning = self.database.sql(rotation);
-        for (message, name) in [(error, "aws-kms-key.20.1"), (warning, "aws-kms-key.10.2")] {
-            let file = self.directory.join(name).display().to_string();
-            for expected in [&file, reasons[0], reasons[1]] {
-                assert!(message.contains(expected), "no {expected:?} in: {message}");
+        for (message, file) in [(error, "aws-kms-key.20.1"), (warning, "aws-kms-key.10.2")] {
+            for expected in reasons(file) {
+                assert!(message.contains(&expected), "no {expected:?} in: {message}");
             }
         }
-        assert_eq!(self.names(), before);
         self.database.sql(
             "INSERT INTO d.t10 VALUES (10);
              CREATE TABLE d.same_key (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
@@ -423,6 +432,65 @@ fn a_directory_that_may_not_be_written_is_reported_and_is_enough_for_the_keys_th
     own.check_nothing_is_made(["Permission denied", advice]);
     give(NOBODY);
     own.check_all_is_made();
+    own.database.stop(&mut wrapper.process);
+}
+
+/// The next start would look for new key files where the path leads then.
+#[test]
+fn a_directory_that_is_moved_replaced_or_mounted_over_gets_no_new_key_until_it_is_back() {
+    let scene = Scene::new().with_broker();
+    let directory = scene.sandbox.directory("keys");
+    let [away, other] = ["away", "other"].map(|name| scene.sandbox.path(name));
+    chown(&directory, Some(NOBODY), Some(NOBODY)).unwrap();
+    let own = OwnDirectory::new(scene, directory.clone());
+    let mut wrapper = own.start();
+    let missing = || own.database.status("key\\_files\\_missing");
+    own.database
+        .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    let before = own.names();
+    let check = || {
+        own.check_all_is_refused(|_| {
+            let name = format!("directory '{}' was moved", directory.display());
+            [name, "put that directory back".into(), "restart".into()]
+        });
+    };
+
+    // To another disk, behind a symbolic link, with all files.
+    copy(&directory, &other);
+    fs::rename(&directory, &away).unwrap();
+    check();
+    symlink(&other, &directory).unwrap();
+    check();
+    assert_eq!(own.names(), before);
+    wait_until("the inspection", || missing() == "2");
+    fs::remove_file(&directory).unwrap();
+    fs::rename(&away, &directory).unwrap();
+    assert_eq!(own.names(), before);
+    let disk = Disk::mount(directory.clone());
+    check();
+    assert!(own.names().is_empty());
+    drop(disk);
+    own.check_all_is_made();
+    own.database.stop(&mut wrapper.process);
+
+    // Removed and made again, as `mv` does between file systems: a restart is enough.
+    let mut wrapper = own.start();
+    let before = own.names();
+    fs::remove_dir_all(&other).unwrap();
+    copy(&directory, &other);
+    fs::remove_dir_all(&directory).unwrap();
+    copy(&other, &directory);
+    let warning = own
+        .database
+        .sql("SET GLOBAL aws_key_management_rotate_key=10");
+    assert!(warning.contains("was moved, replaced"), "{warning}");
+    assert_eq!(own.names(), before);
+    own.database.stop(&mut wrapper.process);
+    let mut wrapper = own.start();
+    own.database.sql(&select(10));
+    own.database
+        .sql("SET GLOBAL aws_key_management_rotate_key=10");
+    assert_eq!(own.names().len(), before.len() + 1);
     own.database.stop(&mut wrapper.process);
 }
 

@@ -48,6 +48,13 @@ fn a_rotation_makes_a_new_version_and_old_rows_stay_readable() {
     for file in ["aws-kms-key.1.2", "aws-kms-key.2.2", "aws-kms-key.5.3"] {
         assert!(database.key_files().contains(&file.into()), "{file}");
     }
+    let highest = u32::MAX - 1;
+    database.sql(&format!(
+        "CREATE TABLE d.highest (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={highest};
+         SET GLOBAL aws_key_management_rotate_key={highest}"
+    ));
+    let file = format!("aws-kms-key.{highest}.2");
+    assert!(database.key_files().contains(&file));
     let warning = database.sql("SET GLOBAL aws_key_management_rotate_key=77");
     assert!(warning.contains("77"), "{warning}");
 

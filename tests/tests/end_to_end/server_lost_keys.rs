@@ -461,6 +461,58 @@ fn a_redo_log_or_binary_logs_elsewhere_keep_the_servers_own_key_from_being_made_
     }
 }
 
+/// MariaDB adds an extension to the name of a list, cuts that of a log, and keeps a list for each named connection.
+#[test]
+fn logs_elsewhere_prove_that_key_1_exists_whatever_their_list_is_called() {
+    const CONNECT: &str = "CHANGE MASTER 'Na.me' TO MASTER_HOST='127.0.0.1', MASTER_PORT=1;
+        START SLAVE 'Na.me' IO_THREAD; STOP SLAVE 'Na.me'";
+    for (options, statements, list) in [
+        (&["log-bin=", "bin.x.y"][..], "", "bin.index"),
+        (
+            &["log-bin=", "bin", "log-bin-index=", "list"],
+            "",
+            "list.index",
+        ),
+        (
+            &["log-bin=", "bin", "log-bin-index=", "my.list"],
+            "",
+            "my.list",
+        ),
+        (
+            &["relay-log=", "relay.x.y"],
+            CONNECT,
+            "relay-na@002eme.index",
+        ),
+        (
+            &["relay-log=", "relay", "relay-log-index=", "list"],
+            CONNECT,
+            "list-na@002eme.index",
+        ),
+        (
+            &["relay-log=", "relay", "relay-log-index=", "my.list.x"],
+            CONNECT,
+            "my.list-na@002eme.x",
+        ),
+    ] {
+        let scene = Scene::new().with_broker();
+        let logs = scene.sandbox.directory("logs");
+        let mut all = vec!["--encrypt-binlog=ON".into(), "--skip-slave-start".into()];
+        for option in options.chunks(2) {
+            all.push(format!("--{}{}", option[0], logs.join(option[1]).display()));
+        }
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let server = Server::beside(scene, &all).without_encrypted_tables();
+        server.run(statements);
+        assert!(logs.join(list).exists(), "{list}");
+        let file = server.key_file(1, 1);
+        fs::remove_file(&file).unwrap();
+        fs::remove_file(server.database.datadir.join(MANIFEST)).unwrap();
+        let (status, log) = Process::start(&mut server.database.command()).finish();
+        assert!(!status.success() && !file.exists(), "{list}: {log}");
+        assert!(log.contains("key 1"), "{list}: {log}");
+    }
+}
+
 /// The logs are on another disk than the data directory, of which a state from before a rotation is restored.
 #[test]
 fn a_version_that_only_a_log_still_needs_is_never_the_number_of_another_key() {
@@ -468,8 +520,10 @@ fn a_version_that_only_a_log_still_needs_is_never_the_number_of_another_key() {
     let logs = scene.sandbox.directory("logs");
     let (copy, replaced) = (scene.sandbox.path("copy"), scene.sandbox.path("replaced"));
     let log_bin = format!("--log-bin={}", logs.join("bin").display());
+    let log_bin_index = format!("--log-bin-index={}", logs.join("list").display());
     let options = [
         &*log_bin,
+        &*log_bin_index,
         "--encrypt-binlog=ON",
         "--binlog-format=STATEMENT",
     ];
@@ -496,7 +550,7 @@ fn a_version_that_only_a_log_still_needs_is_never_the_number_of_another_key() {
     assert!(!server.key_file(1, 2).exists() && server.key_file(1, 3).exists());
     // The right file is accepted, and the log can be read.
     fs::copy(replaced.join("aws-kms-key.1.2"), server.key_file(1, 2)).unwrap();
-    let lists = fs::read_to_string(logs.join("bin.index")).unwrap();
+    let lists = fs::read_to_string(logs.join("list.index")).unwrap();
     let events: String = lists
         .lines()
         .map(|log| {

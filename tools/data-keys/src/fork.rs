@@ -1,4 +1,4 @@
-//! `fork`: marks a copied data directory whose original stays in use with the same keys.
+//! `fork`: marks a copied or restored data directory whose keys encrypt elsewhere too, or have done so.
 
 use std::path::PathBuf;
 
@@ -7,20 +7,21 @@ use key_files::{key_directory::KeyDirectory, manifest::ManifestFile};
 
 use crate::{DataKeysError, Outcome, check::Stopped, print};
 
-/// Mark a copied data directory whose original stays in use
+/// Mark a copied or restored data directory
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Run it on a copy of a data directory (a restored backup, a snapshot, a clone)
-whose original stays in use with the same keys. At its next start, before it
-writes anything, the server makes a new version of each key that encrypts with
-AES_CTR. Otherwise both servers would encrypt different pages with the same
-keystream, and anyone with both copies could read them. AES_CBC keys stay.
+if its original stays in use, if anything of what it replaces remains, or if
+the same backup was restored before. At its next start, before it writes
+anything, the server makes a new version of each key that encrypts with
+AES_CTR. Otherwise both would have encrypted different pages with the same
+keystream, and anyone with both could read them. AES_CBC keys stay.
 The server waits for an MFA code if it has no session.
 
-It is not needed for a restore that replaces the original, nor where
-aws_key_management_encryption_algorithm has always been AES_CBC.")]
+It is not needed where aws_key_management_encryption_algorithm has always been
+AES_CBC.")]
 pub(crate) struct Arguments {
-    /// The copied data directory, of a stopped server
+    /// The data directory, of a stopped server
     #[arg(value_name = "DATADIR")]
     datadir: PathBuf,
 }

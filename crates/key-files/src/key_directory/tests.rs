@@ -411,3 +411,39 @@ fn a_second_server_is_kept_out_of_the_directory_and_one_that_may_not_write_is_no
     drop(other.lock_for_server().unwrap());
     assert!(keys.list().unwrap().malformed.is_empty());
 }
+
+/// The next process would not find a new file there.
+#[test]
+fn nothing_is_put_into_a_directory_to_which_its_path_no_longer_leads() {
+    let parent = tempfile::tempdir().unwrap();
+    let [path, away] = ["keys", "away"].map(|name| parent.path().join(name));
+    fs::create_dir(&path).unwrap();
+    let keys = KeyDirectory::open(&path).unwrap();
+    assert_eq!(
+        store(&keys, 3, VersionPolicy::First),
+        Stored::New(cbc(3, 1))
+    );
+    let assert_refused = || {
+        let next = VersionPolicy::Next { known: 0 };
+        let error = keys.store(3, Algorithm::AesCbc, next, b"wrapped");
+        let error = error.unwrap_err();
+        assert!(matches!(error, FileError::Replaced(_)), "{error}");
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+        assert_eq!(keys.list().unwrap().keys, [cbc(3, 1)]);
+    };
+    fs::rename(&path, &away).unwrap();
+    assert_refused();
+    fs::create_dir(&path).unwrap();
+    assert_refused();
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, "no directory").unwrap();
+    assert_refused();
+    // Another path to the same directory is as good.
+    fs::remove_file(&path).unwrap();
+    symlink(&away, &path).unwrap();
+    let next = VersionPolicy::Next { known: 0 };
+    assert_eq!(store(&keys, 3, next), Stored::New(cbc(3, 2)));
+}

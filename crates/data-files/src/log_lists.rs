@@ -1,0 +1,133 @@
+//! Where a server keeps the lists of its binary and relay logs.
+
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+const EXTENSION: &str = ".index";
+
+/// The lists that one option of a server places somewhere.
+#[derive(Debug)]
+pub struct LogList {
+    /// May be relative to the data directory.
+    pub(crate) directory: PathBuf,
+    stem: Vec<u8>,
+    extension: Vec<u8>,
+    has_connections: bool,
+}
+
+impl LogList {
+    /// The list that `log_bin_index` or `relay_log_index` names. The server adds `.index` to a name without extension.
+    pub fn named(index: &Path) -> Self {
+        let (directory, name) = split(index);
+        let end = name.iter().rposition(|&byte| byte == b'.');
+        let (stem, extension) = name.split_at(end.unwrap_or(name.len()));
+        Self {
+            directory,
+            stem: stem.to_vec(),
+            extension: match extension {
+                [] => EXTENSION.into(),
+                extension => extension.to_vec(),
+            },
+            has_connections: false,
+        }
+    }
+
+    /// The list beside the logs that `log_bin` or `relay_log` names. The server replaces all extensions of the name.
+    pub fn beside(logs: &Path) -> Self {
+        let (directory, name) = split(logs);
+        let stem = name.split(|&byte| byte == b'.').next();
+        Self {
+            directory,
+            stem: stem.unwrap_or_default().to_vec(),
+            extension: EXTENSION.into(),
+            has_connections: false,
+        }
+    }
+
+    /// The same and, as for relay logs, one list for each named connection (multi-source replication).
+    #[must_use]
+    pub fn with_connections(self) -> Self {
+        Self {
+            has_connections: true,
+            ..self
+        }
+    }
+
+    /// Whether a file of the directory has the name of such a list.
+    pub(crate) fn is_named(&self, name: &OsStr) -> bool {
+        let rest = name
+            .as_bytes()
+            .strip_prefix(&*self.stem)
+            .and_then(|name| name.strip_suffix(&*self.extension));
+        match rest {
+            Some([]) => true,
+            Some([b'-', ..]) => self.has_connections,
+            _ => false,
+        }
+    }
+}
+
+/// Directory and file name. The server reads `~/` as its home directory.
+fn split(path: &Path) -> (PathBuf, Vec<u8>) {
+    let home = || Some(Path::new(&env::var_os("HOME")?).join(path.strip_prefix("~").ok()?));
+    let path = home().unwrap_or_else(|| path.to_owned());
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let name = path.file_name().unwrap_or_default();
+    (directory.to_owned(), name.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_named(list: &LogList, path: &str) -> bool {
+        let path = Path::new(path);
+        Some(&*list.directory) == path.parent() && list.is_named(path.file_name().unwrap())
+    }
+
+    /// What MariaDB 10.11 makes.
+    #[test]
+    fn a_list_has_the_name_that_the_server_gives_it() {
+        for (index, list) in [
+            ("/l/list", "/l/list.index"),
+            ("/l.d/list", "/l.d/list.index"),
+            ("/l/my.list", "/l/my.list"),
+            ("/l/a.b.c", "/l/a.b.c"),
+            ("list", "list.index"),
+            ("l/list.index", "l/list.index"),
+        ] {
+            assert!(is_named(&LogList::named(Path::new(index)), list), "{index}");
+        }
+        for (logs, list) in [
+            ("/l/bin", "/l/bin.index"),
+            ("/l/bin.x.y", "/l/bin.index"),
+            ("/l.d/bin", "/l.d/bin.index"),
+            ("/l/.hid", "/l/.index"),
+            ("bin", "bin.index"),
+        ] {
+            assert!(is_named(&LogList::beside(Path::new(logs)), list), "{logs}");
+        }
+        let home = env::var("HOME").unwrap();
+        let list = LogList::beside(Path::new("~/l/bin"));
+        assert!(is_named(&list, &format!("{home}/l/bin.index")));
+    }
+
+    #[test]
+    fn only_relay_logs_have_a_list_for_each_connection() {
+        for (list, of_connection) in [
+            (LogList::named(Path::new("/l/list")), "/l/list-b.index"),
+            (LogList::named(Path::new("/l/a.b.c")), "/l/a.b-b.c"),
+            (LogList::beside(Path::new("/l/relay.x")), "/l/relay-b.index"),
+        ] {
+            assert!(!is_named(&list, of_connection), "{of_connection}");
+            let list = list.with_connections();
+            assert!(is_named(&list, of_connection), "{of_connection}");
+            assert!(!is_named(&list, "/l/listed.index"));
+            assert!(!is_named(&list, "/l/relay-b.000001"));
+        }
+    }
+}
