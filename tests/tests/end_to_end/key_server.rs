@@ -8,12 +8,12 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use broker_api::{
-    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
-    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy,
+    Decrypt, FailureKind, FindKey, GetKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy, read_frame, write_frame,
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
@@ -89,6 +89,17 @@ fn create(id: u32) -> String {
     format!(
         "CREATE TABLE d.t{id} (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID={id}; INSERT INTO d.t{id} VALUES ({id})"
     )
+}
+
+/// Asks for version 1 of a key, as a server that starts.
+fn waiting_for_key(key_id: u32) -> Request {
+    Request::GetKey(GetKey {
+        context: KeyContext {
+            key_id,
+            key_version: 1,
+            wait: WaitPolicy::UntilOpen,
+        },
+    })
 }
 
 fn refusal(reply: Reply) -> (FailureKind, String) {
@@ -771,6 +782,82 @@ fn a_rotation_that_finds_one_key_server_down_and_the_other_without_a_session_tri
     });
     assert_eq!(objects(&site.store, "db1", 1), ["1", "2"]);
     host.database.stop(&mut process);
+}
+
+/// Waits until a request that waits is told this, or returns its answer.
+fn told(peer: &mut Peer, expected: &str) -> Option<Reply> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        match read_frame(&mut peer.0).unwrap() {
+            Reply::Waiting(waiting) if waiting.message.contains(expected) => return None,
+            Reply::Waiting(waiting) => assert!(Instant::now() < until, "{waiting:?}"),
+            reply => return Some(reply),
+        }
+    }
+}
+
+#[test]
+fn a_request_that_waits_is_told_what_is_missing_now_and_ends_when_its_host_is_no_longer_served() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    site.peer("db1", &["db1.example"]).ask(&make_key(5, ""));
+    site.server.kill();
+    let host = site.db1();
+    let mut peer = Peer::connect(&host.socket());
+    write_frame(&mut peer.0, &waiting_for_key(5)).unwrap();
+    assert_eq!(told(&mut peer, "Connection refused"), None);
+    site.server.start(&site.aws);
+    assert_eq!(told(&mut peer, "enter an MFA code"), None);
+    let called = |server: &KeyServer| server.process().output().matches("GetKey of").count();
+    // While it waits for a code only, the audit of the key server is spared.
+    assert_eq!(called(&site.server), 1);
+    site.server.kill();
+    assert_eq!(told(&mut peer, "Connection refused"), None);
+    site.server.start(&site.aws);
+    assert_eq!(told(&mut peer, "enter an MFA code"), None);
+    site.server
+        .set_sections("[client \"db2.example\"]\nkey_ids = 1");
+    let (kind, message) = refusal(told(&mut peer, "no such text").unwrap());
+    assert_eq!(kind, FailureKind::AccessDenied);
+    assert!(message.contains("this host is not served"), "{message}");
+}
+
+/// Many hosts start at once after a power failure, and share the limit of their account.
+#[test]
+fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_once() {
+    for fault in ["500", "throttle"] {
+        let mut site = Site::unlocked(ALL_OF_DB1);
+        let mut maker = site.peer("db1", &["db1.example"]);
+        for id in 1..=8 {
+            maker.ask(&make_key(id, ""));
+        }
+        site.server.kill();
+        site.server.start(&site.aws);
+        site.server.unlock(&site.aws);
+        site.aws
+            .fault(&format!("--operation Decrypt --kind {fault}"));
+        let host = site.db1();
+        let before = site.aws.calls("Decrypt");
+        let began = Instant::now();
+        let mut peers: Vec<_> = (1..=8)
+            .map(|id| {
+                let mut peer = Peer::connect(&host.socket());
+                write_frame(&mut peer.0, &waiting_for_key(id)).unwrap();
+                peer
+            })
+            .collect();
+        wait_until("the fifth attempt for each key", || {
+            site.aws.calls("Decrypt") - before >= 5 * 8
+        });
+        // Pauses of 1, 2, 4 and 8 s, each shorter or longer by a quarter.
+        let took = began.elapsed();
+        assert!(took > Duration::from_secs(11), "{took:?}");
+        let log = host.broker.as_ref().unwrap().output();
+        assert_eq!(log.matches("no key server could serve").count(), 1, "{log}");
+        site.aws.fault("--clear");
+        for peer in &mut peers {
+            given(told(peer, "no such text").unwrap());
+        }
+    }
 }
 
 #[test]
