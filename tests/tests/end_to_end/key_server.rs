@@ -860,6 +860,29 @@ fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_o
     }
 }
 
+/// As the end of a transient unit with the same RuntimeDirectory= does.
+#[test]
+fn a_socket_that_somebody_removes_is_there_again() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    let host = site.db1();
+    let key_servers_own = site.server.sandbox.path("run").join("broker.sock");
+    for (broker, socket) in [
+        (host.broker.as_ref().unwrap(), host.socket()),
+        (site.server.process(), key_servers_own),
+    ] {
+        fs::remove_file(&socket).unwrap();
+        fs::remove_file(socket.with_extension("sock.lock")).unwrap();
+        broker.wait_for("it is there again");
+        assert_eq!(
+            fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let answer = Peer::connect(&socket).ask(&Request::Session);
+        assert!(matches!(answer, Reply::Session(_)), "{answer:?}");
+        assert!(socket.with_extension("sock.lock").exists());
+    }
+}
+
 #[test]
 fn a_database_host_holds_no_credential_and_asks_again_when_its_certificate_is_replaced() {
     let site = Site::unlocked(ALL_OF_DB1);
