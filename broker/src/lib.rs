@@ -218,14 +218,13 @@ fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
     };
     let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
     if let Some(session) = &session {
+        let (access_key_id, expiration) = (&session.access_key_id, session.expiration_text());
+        let opened = format!("session {access_key_id} is open until {expiration}");
         info!(
             event = "session_open",
-            access_key_id = session.access_key_id,
-            expiration = session.expiration_text(),
-            "session {} is open until {}{how}",
-            session.access_key_id,
-            session.expiration_text()
+            access_key_id, expiration, "{opened}{how}"
         );
+        systemd::status(&opened);
     }
     let interrupt = Some(signals.descriptor());
     let of_key_store = match source_credentials::of_key_store(&config, &aws, interrupt) {
