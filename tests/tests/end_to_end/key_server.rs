@@ -892,6 +892,8 @@ fn a_database_host_holds_no_credential_and_asks_again_when_its_certificate_is_re
     let host = Host::new(&[&site.server], &tls);
     let broker = host.broker.as_ref().unwrap();
     broker.wait_for("expires at");
+    // At once, and not with the next daily warning.
+    broker.wait_for("expired at");
     let mut peer = Peer::connect(&host.socket());
     wait_until(
         "the certificate to end",
