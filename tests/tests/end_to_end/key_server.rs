@@ -1079,6 +1079,27 @@ fn however_many_hosts_ask_at_once_kms_unwraps_each_key_once() {
     assert_eq!(site.aws.calls("Decrypt") - before, 5);
 }
 
+/// Without a key cache, each call is one of KMS, and none waits for another.
+#[test]
+fn hosts_that_ask_for_a_key_at_once_do_not_queue_where_no_key_is_cached() {
+    let site = Site::unlocked(&format!("key_cache = session\n{ALL_OF_DB1}"));
+    let mut peers: Vec<_> = (0..8).map(|_| site.peer("db1", &["db1.example"])).collect();
+    peers[0].ask(&make_key(5, ""));
+    site.aws
+        .fault("--operation Decrypt --kind delay --milliseconds 1000 --count 1000");
+    let before = site.aws.calls("Decrypt");
+    let began = Instant::now();
+    for peer in &mut peers {
+        write_frame(&mut peer.0, &get_key(5, 1)).unwrap();
+    }
+    for peer in &mut peers {
+        given(peer.answer().unwrap());
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(site.aws.calls("Decrypt") - before, 8);
+}
+
 #[test]
 fn a_rewrapped_key_is_served_after_its_first_master_key_is_disabled() {
     let mut site = Site::new(&format!("key_cache = session\n{ALL_OF_DB1}"));
