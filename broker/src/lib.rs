@@ -388,6 +388,7 @@ impl Prepared {
             mut overview_listener,
             metrics,
         } = self;
+        let is_key_server = key_server.is_some();
         let cache = KeyCache::new(config.broker.key_cache);
         let record = Arc::new(Record::new());
         let sessions = SessionManager::new(config, aws, source, session, role)
@@ -438,7 +439,9 @@ impl Prepared {
                 Some(served) = OptionFuture::from(hosts) => {
                     served.map_err(|error| RunError::System("serve database hosts", error))
                 }
-                () = aws.check_key_store() => Err(RunError::Defect("the check of the key store")),
+                () = aws.check_key_store(is_key_server) => {
+                    Err(RunError::Defect("the check of the key store"))
+                }
             }
         };
         // Even after a panic, the rest of this function runs.

@@ -136,6 +136,10 @@ fn a_database_starts_when_somebody_has_given_the_key_server_a_code_and_keeps_no_
     let waiting = process.wait_for("waiting: key server localhost:");
     assert!(waiting.contains("enter an MFA code"), "{waiting}");
     server.unlock(&aws);
+    // Not the number of versions outside all name spaces, which is none.
+    server
+        .process()
+        .wait_for("can be used; each host's keys are in its name space there");
     host.database.wait_until_ready(&process);
     host.database
         .sql(&format!("CREATE DATABASE d; {}; {ROTATE}", create(10)));
