@@ -54,14 +54,14 @@ impl Drop for WaitingRequest<'_> {
 
 impl AwsCalls {
     /// Checks the key store each time that a session has been opened, as long as it is polled.
-    pub async fn check_key_store(&self) {
+    pub async fn check_key_store(&self, is_key_server: bool) {
         let Some(store) = &self.key_store else {
             return pending().await;
         };
         let mut openings = self.sessions.openings();
         loop {
             if self.sessions.session().is_ok() {
-                store.check(&self.sessions).await;
+                store.check(&self.sessions, is_key_server).await;
             }
             // The sender lives as long as this.
             let _ = openings.changed().await;

@@ -1,7 +1,8 @@
 //! Accepts peers and answers them, each in its own task.
 
 use std::{
-    io::ErrorKind,
+    io::{self, ErrorKind},
+    os::unix::net::UnixListener as StdListener,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ use crate::{
     audit::{self, Caller},
     aws_calls::{AwsCalls, turn},
     connection::{Connection, Frame},
+    listener::Listener,
     overview::Record,
     peer::{Peer, Scope},
     upstream::Upstream,
@@ -67,8 +69,26 @@ impl Backend {
 }
 
 impl Service {
-    /// Accepts peers as long as it is polled. `gid` is the group that may use the socket, if there is one.
-    pub async fn accept(self: &Arc<Self>, socket: &UnixListener, gid: Option<u32>, scope: Scope) {
+    /// Accepts peers at `listener`, whose acceptor is `socket`, as long as it is polled.
+    ///
+    /// Errors: the socket cannot be used.
+    pub async fn listen(
+        self: &Arc<Self>,
+        listener: &mut Listener,
+        mut socket: StdListener,
+        scope: Scope,
+    ) -> io::Result<()> {
+        let gid = listener.gid();
+        loop {
+            let accepting = UnixListener::from_std(socket)?;
+            socket = tokio::select! {
+                () = self.accept(&accepting, gid, scope) => return Ok(()),
+                again = listener.bound_again() => again,
+            };
+        }
+    }
+
+    async fn accept(self: &Arc<Self>, socket: &UnixListener, gid: Option<u32>, scope: Scope) {
         let mut has_failed = false;
         loop {
             match socket.accept().await {

@@ -61,6 +61,11 @@ impl KeyCache {
         }
     }
 
+    /// Whether no key is cached (`key_cache = session`).
+    pub fn is_off(&self) -> bool {
+        self.is_off
+    }
+
     /// Caches a key that KMS has just decrypted for `user`.
     ///
     /// The error is for the log: the key is not cached, or its memory is not protected.

@@ -129,14 +129,20 @@ impl KeyStoreCalls {
     }
 
     /// Checks the store when a session has been opened, and logs the result: later would be too late to
-    /// learn that no key can be made.
-    pub async fn check(&self, sessions: &SessionManager) {
+    /// learn that no key can be made. On a key server, the keys are in the name spaces of its hosts, and are not counted.
+    pub async fn check(&self, sessions: &SessionManager, is_key_server: bool) {
         self.is_checked.store(false, Ordering::Relaxed);
         let checked = async {
             let store = self.checked(sessions).await?;
             self.read(store.list().await)
         };
         match checked.await {
+            Ok(_) if is_key_server => info!(
+                event = "key_store",
+                key_store = %self.location,
+                "the key store {} can be used; each host's keys are in its name space there",
+                self.location
+            ),
             Ok(versions) => info!(
                 event = "key_store",
                 key_store = %self.location,

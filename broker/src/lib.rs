@@ -63,10 +63,7 @@ use service::{
     stored_session, systemd,
     usage::show_usage,
 };
-use tokio::{
-    net::UnixListener,
-    runtime::{Builder, Runtime},
-};
+use tokio::runtime::{Builder, Runtime};
 use tracing::{error, info, warn};
 
 use aws_calls::AwsCalls;
@@ -221,14 +218,13 @@ fn run_alone(config: Config, path: &Path) -> Result<(), RunError> {
     };
     let session = kept.or_else(|| source.clone().filter(|_| config.session.mfa == Mfa::Off));
     if let Some(session) = &session {
+        let (access_key_id, expiration) = (&session.access_key_id, session.expiration_text());
+        let opened = format!("session {access_key_id} is open until {expiration}");
         info!(
             event = "session_open",
-            access_key_id = session.access_key_id,
-            expiration = session.expiration_text(),
-            "session {} is open until {}{how}",
-            session.access_key_id,
-            session.expiration_text()
+            access_key_id, expiration, "{opened}{how}"
         );
+        systemd::status(&opened);
     }
     let interrupt = Some(signals.descriptor());
     let of_key_store = match source_credentials::of_key_store(&config, &aws, interrupt) {
@@ -249,7 +245,7 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     warn_of_readable_program();
     let runtime = runtime(false)?;
     let upstream = Arc::new(Upstream::new(upstream, config)?);
-    let listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
+    let mut listener = Listener::bind(&config.broker.socket, config.broker.socket_gid)?;
     let status = format!("gets its keys from {}", upstream.names());
     let service = Arc::new(Service {
         backend: Backend::Upstream(Arc::clone(&upstream)),
@@ -265,13 +261,13 @@ fn run_with_upstream(upstream: UpstreamConfig, config: &Config) -> Result<(), Ru
     systemd::status(&status);
     let lifetime = Lifetime::UntilSignal(signals);
     let serving = async {
-        let socket = UnixListener::from_std(socket)
-            .map_err(|error| RunError::System("accept connections", error))?;
         tokio::select! {
             ended = lifetime.wait() => {
                 ended.map_err(|error| RunError::System("wait for the end", error))
             }
-            () = service.accept(&socket, config.broker.socket_gid, Scope::Keys) => Ok(()),
+            served = service.listen(&mut listener, socket, Scope::Keys) => {
+                served.map_err(|error| RunError::System("accept connections", error))
+            }
             () = upstream.watch_files() => Ok(()),
             () = upstream.watch_state() => Ok(()),
         }
@@ -388,12 +384,12 @@ impl Prepared {
             key_store,
             key_server,
             users,
-            listener,
-            overview_listener,
+            mut listener,
+            mut overview_listener,
             metrics,
         } = self;
+        let is_key_server = key_server.is_some();
         let cache = KeyCache::new(config.broker.key_cache);
-        let (socket_gid, overview_gid) = (config.broker.socket_gid, config.broker.overview_gid);
         let record = Arc::new(Record::new());
         let sessions = SessionManager::new(config, aws, source, session, role)
             .map_err(|error| RunError::System("make an event", error))?;
@@ -410,25 +406,22 @@ impl Prepared {
             certificate: key_server.as_ref().map(key_server::Prepared::certificate),
             users: Arc::clone(&users),
         });
-        let socket = listener
-            .acceptor()
-            .map_err(|error| RunError::System("accept connections", error))?;
+        let failed = |error| RunError::System("accept connections", error);
+        let socket = listener.acceptor().map_err(failed)?;
+        let overview_socket = match &overview_listener {
+            Some(listener) => Some(listener.acceptor().map_err(failed)?),
+            None => None,
+        };
         info!("listening on {}", listener.path().display());
         let (thread, thread_ended) = aws
             .sessions
             .start()
             .map_err(|error| RunError::System("start the thread that gets sessions", error))?;
         let serving = async {
-            let failed = |error| RunError::System("accept connections", error);
-            let socket = UnixListener::from_std(socket).map_err(failed)?;
-            let overview_socket = overview_listener
-                .as_ref()
-                .map(|listener| listener.acceptor().and_then(UnixListener::from_std))
-                .transpose()
-                .map_err(failed)?;
-            let overview = overview_socket
-                .as_ref()
-                .map(|socket| service.accept(socket, overview_gid, Scope::Overview));
+            let overview = overview_listener
+                .as_mut()
+                .zip(overview_socket)
+                .map(|(listener, socket)| service.listen(listener, socket, Scope::Overview));
             let metrics = metrics.as_ref().map(|it| it.serve(&service, &aws));
             let hosts = key_server.map(|it| it.serve(Arc::clone(&aws), record, users));
             // What is not configured ends at once as None, which matches no pattern and is not polled again.
@@ -437,15 +430,19 @@ impl Prepared {
                     ended.map_err(|error| RunError::System("wait for the end", error))
                 }
                 _ = thread_ended => Err(RunError::Defect("the thread that gets sessions")),
-                () = service.accept(&socket, socket_gid, Scope::Keys) => Ok(()),
-                Some(()) = OptionFuture::from(overview) => Ok(()),
+                served = service.listen(&mut listener, socket, Scope::Keys) => {
+                    served.map_err(failed)
+                }
+                Some(served) = OptionFuture::from(overview) => served.map_err(failed),
                 Some(Err(error)) = OptionFuture::from(metrics) => {
                     Err(RunError::System("serve metrics", error))
                 }
                 Some(served) = OptionFuture::from(hosts) => {
                     served.map_err(|error| RunError::System("serve database hosts", error))
                 }
-                () = aws.check_key_store() => Err(RunError::Defect("the check of the key store")),
+                () = aws.check_key_store(is_key_server) => {
+                    Err(RunError::Defect("the check of the key store"))
+                }
             }
         };
         // Even after a panic, the rest of this function runs.

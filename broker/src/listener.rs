@@ -1,4 +1,5 @@
-//! The socket: for this user only or for a group as well, and for one broker at a time.
+//! The socket: for this user only or for a group as well, and for one broker at a time. It is bound again when somebody
+//! has removed its file.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,10 +16,14 @@ use std::{
 
 use nix::{fcntl::OFlag, unistd::geteuid};
 use service::socket_path::{self, SocketFile, SocketPathError, has_listener, identity};
+use tracing::{error, warn};
 
 /// How often, and at what intervals, the holder of the lock is looked up.
 const HOLDER_ATTEMPTS: u32 = 20;
 const HOLDER_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often to check that the file of the socket is still there.
+const PLACE_CHECK: Duration = Duration::from_secs(10);
 
 /// Why the socket cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +52,9 @@ pub(crate) enum ListenerError {
 pub(crate) struct Listener {
     socket: UnixListener,
     file: SocketFile,
+    gid: Option<u32>,
     /// Released after the socket is removed.
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Listener {
@@ -66,15 +72,75 @@ impl Listener {
         let listener = Self {
             socket,
             file: SocketFile::of_bound(path).map_err(failed)?,
-            _lock: lock,
+            gid,
+            lock,
         };
-        match gid {
-            Some(gid) => listener.open_to(gid)?,
-            None => {
-                fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        listener.set_access()?;
+        Ok(listener)
+    }
+
+    /// Waits until somebody has removed the file of the socket, binds the socket again, and returns its acceptor.
+    pub async fn bound_again(&mut self) -> UnixListener {
+        let path = self.path().to_owned();
+        let path = path.display();
+        let mut reported = None;
+        loop {
+            tokio::time::sleep(PLACE_CHECK).await;
+            if self.file.is_there() {
+                continue;
+            }
+            match self.bind_again() {
+                Ok(acceptor) => {
+                    warn!("somebody removed the socket {path}; it is there again");
+                    return acceptor;
+                }
+                Err(failure) => {
+                    let failure = failure.to_string();
+                    if reported.as_ref() != Some(&failure) {
+                        error!(
+                            "somebody removed the socket {path}, so no process can reach this broker: {failure}; trying again every {} s; if that does not help, restart this broker",
+                            PLACE_CHECK.as_secs()
+                        );
+                        reported = Some(failure);
+                    }
+                }
             }
         }
-        Ok(listener)
+    }
+
+    fn bind_again(&mut self) -> Result<UnixListener, ListenerError> {
+        let path = self.path().to_owned();
+        let failed = |source| ListenerError::Bind {
+            path: path.clone(),
+            source,
+        };
+        socket_path::check(&path)?;
+        if !self.lock.is_there() {
+            self.lock = Lock::take(&path)?;
+        }
+        remove_left_behind(&path)?;
+        // After a failure, the next attempt replaces this one.
+        let socket = UnixListener::bind(&path).map_err(failed)?;
+        let acceptor = acceptor(&socket).map_err(failed)?;
+        self.set_access()?;
+        self.file.was_bound_again().map_err(failed)?;
+        self.socket = socket;
+        Ok(acceptor)
+    }
+
+    fn set_access(&self) -> Result<(), ListenerError> {
+        match self.gid {
+            Some(gid) => self.open_to(gid),
+            None => {
+                let path = self.path();
+                fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|source| {
+                    ListenerError::Bind {
+                        path: path.into(),
+                        source,
+                    }
+                })
+            }
+        }
     }
 
     fn open_to(&self, gid: u32) -> Result<(), ListenerError> {
@@ -93,13 +159,22 @@ impl Listener {
 
     /// Returns a non-blocking socket to accept connections from.
     pub fn acceptor(&self) -> io::Result<UnixListener> {
-        self.socket.set_nonblocking(true)?;
-        self.socket.try_clone()
+        acceptor(&self.socket)
     }
 
     pub fn path(&self) -> &Path {
         self.file.path()
     }
+
+    /// The group that may use the socket, if there is one.
+    pub fn gid(&self) -> Option<u32> {
+        self.gid
+    }
+}
+
+fn acceptor(socket: &UnixListener) -> io::Result<UnixListener> {
+    socket.set_nonblocking(true)?;
+    socket.try_clone()
 }
 
 /// Removes the socket of a broker that was killed.
@@ -125,7 +200,7 @@ fn remove_left_behind(path: &Path) -> Result<(), ListenerError> {
 struct Lock {
     path: PathBuf,
     /// Closing it releases the lock.
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -149,22 +224,34 @@ impl Lock {
                 }
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
-            let locked = file.metadata().map_err(failed)?;
             // Its last holder may have removed it before the lock was taken.
-            let there = fs::symlink_metadata(&path);
-            if there.is_ok_and(|there| identity(&there) == identity(&locked)) {
+            if is_at(&path, &file).map_err(failed)? {
                 file.set_len(0).map_err(failed)?;
                 write!(file, "{}", std::process::id()).map_err(failed)?;
-                return Ok(Self { path, _file: file });
+                return Ok(Self { path, file });
             }
         }
     }
+
+    fn is_there(&self) -> bool {
+        is_at(&self.path, &self.file).unwrap_or(false)
+    }
+}
+
+/// Whether `file` is the one at `path`.
+fn is_at(path: &Path, file: &File) -> io::Result<bool> {
+    let ours = identity(&file.metadata()?);
+    let there = fs::symlink_metadata(path);
+    Ok(there.is_ok_and(|there| identity(&there) == ours))
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // A file that is left behind is reused.
-        let _ = fs::remove_file(&self.path);
+        // Not that of another broker, or our next one.
+        if self.is_there() {
+            // A file that is left behind is reused.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -41,6 +41,9 @@ const RENEW_AHEAD_SECONDS: i64 = 300;
 const FIRST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(30);
 
+/// How often the same failure is logged while it lasts.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(3600);
+
 /// Longest wait before the clock is checked again, because the host may have been suspended.
 const CLOCK_CHECK: Duration = Duration::from_secs(30);
 
@@ -202,20 +205,30 @@ impl SessionManager {
     fn run(&self) {
         let mut pause = FIRST_RETRY_PAUSE;
         let mut ended: Option<Arc<Credentials>> = None;
+        let mut logged: Option<(String, Instant)> = None;
         while self.wait_for_end() {
             ended = self.report_closed().or(ended);
             match self.renew(ended.as_deref()) {
                 Ok(session) => {
                     pause = FIRST_RETRY_PAUSE;
+                    logged = None;
                     self.open(session);
                 }
                 Err(PromptError::Interrupted) => return,
                 Err(failure) => {
-                    error!(
-                        "cannot get a new AWS session: {failure}; trying again in {} s",
-                        pause.as_secs()
-                    );
-                    self.state.lock().failure = Some(failure.to_string());
+                    let failure = failure.to_string();
+                    let is_logged = logged.as_ref().is_some_and(|(last, at)| {
+                        *last == failure && at.elapsed() < FAILURE_INTERVAL
+                    });
+                    // Each attempt until the pause no longer grows.
+                    if !is_logged || pause < LONGEST_RETRY_PAUSE {
+                        error!(
+                            "cannot get a new AWS session: {failure}; trying again in {} s",
+                            pause.as_secs()
+                        );
+                        logged = Some((failure.clone(), Instant::now()));
+                    }
+                    ended = self.note_failure(failure).or(ended);
                     if sleep_until(Instant::now() + pause, self.stop.as_fd()) {
                         return;
                     }
@@ -223,6 +236,24 @@ impl SessionManager {
                 }
             }
         }
+    }
+
+    /// Records why there is no new session. If the last one is over, says so, and returns it if that is news.
+    fn note_failure(&self, failure: String) -> Option<Arc<Credentials>> {
+        let over = {
+            let mut state = self.state.lock();
+            state.failure = Some(failure);
+            let session = state.session.as_ref();
+            if session.is_some_and(|session| is_over(session)) {
+                state.close();
+            }
+            match state.session {
+                Some(_) => return None,
+                None => self.session_over(&state).message,
+            }
+        };
+        self.show_status(&over);
+        self.report_closed()
     }
 
     /// Returns true when a new session is needed, false when it is time to stop.

@@ -64,6 +64,18 @@ const STATE_PATIENCE: Duration = Duration::from_millis(150);
 /// How long an answer counts.
 const STATE_LIFETIME: Duration = Duration::from_secs(90);
 
+/// Pause before a request that waits is sent again. It doubles each time, because many hosts that wait for KMS would keep
+/// it overloaded.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// The same for a request that waits for a session only. It is sent again to renew its message, and the audit of the key
+/// server has each attempt.
+const SESSION_PAUSE: Duration = Duration::from_secs(300);
+
+/// How often the same fault of a server is logged.
+const FAULT_INTERVAL: Duration = Duration::from_secs(60);
+
 /// The key servers of the configuration.
 pub(crate) struct Upstream {
     servers: Vec<Server>,
@@ -73,10 +85,11 @@ pub(crate) struct Upstream {
     requests: Semaphore,
     request_timeout: Duration,
     reprompt_wait: Duration,
-    /// When a server was last seen to have a session. Locked by the one request that looks for it.
-    opened: AsyncMutex<Instant>,
-    /// Why the last request of all failed, to log each reason once.
-    trouble: Mutex<Option<String>>,
+    /// What is known to keep each server from serving this host: it has no session, or is silent.
+    obstacles: watch::Sender<Vec<Option<Fault>>>,
+    /// Locked by the one request that asks for the states, of all that wait.
+    asking: AsyncMutex<()>,
+    trouble: Mutex<Trouble>,
     /// Has the state of the session asked for.
     state_wanted: Notify,
     /// The last answer, and when it came; `None`: no server has answered.
@@ -91,6 +104,61 @@ struct Server {
 }
 
 type Stream = TlsStream<TcpStream>;
+
+/// Why a server has not served a request that it may serve later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    NoSession,
+    /// It does not answer.
+    Silence,
+    /// It answers, and KMS or its key store fails, or it has too many requests.
+    Failed(FailureKind),
+}
+
+/// Why no server has served a request.
+struct Unserved {
+    failure: Failure,
+    /// The fault of each server; none, if the request is refused.
+    faults: Vec<(usize, Fault)>,
+}
+
+impl Unserved {
+    /// Whether a code is all that is missing, at those servers that answer.
+    fn needs_session(&self) -> bool {
+        let faults = || self.faults.iter().map(|(_, fault)| fault);
+        faults().any(|it| *it == Fault::NoSession) && !faults().any(|it| is_hidden(*it))
+    }
+}
+
+/// Whether only another request shows that this has passed. The state of the session shows the rest.
+fn is_hidden(fault: Fault) -> bool {
+    matches!(fault, Fault::Failed(_))
+}
+
+/// What has been logged of requests that no server could serve.
+#[derive(Default)]
+struct Trouble {
+    /// When each fault was last logged, by the index of its server. Its message may differ each time.
+    logged: Vec<((usize, Fault), Instant)>,
+    /// Whether the end of it is to be logged.
+    is_open: bool,
+}
+
+impl Trouble {
+    /// Whether one of the faults has not been logged for a while.
+    fn is_due(&mut self, faults: &[(usize, Fault)]) -> bool {
+        self.logged.retain(|(_, at)| at.elapsed() < FAULT_INTERVAL);
+        let is_logged = |fault| self.logged.iter().any(|(logged, _)| logged == fault);
+        if faults.iter().all(is_logged) {
+            return false;
+        }
+        let now = Instant::now();
+        self.logged.retain(|(logged, _)| !faults.contains(logged));
+        self.logged.extend(faults.iter().map(|&fault| (fault, now)));
+        self.is_open = true;
+        true
+    }
+}
 
 /// Why the key servers cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -114,14 +182,16 @@ impl Upstream {
                 down_since: Mutex::default(),
             })
         });
+        let servers: Vec<_> = servers.collect::<Result<_, UpstreamError>>()?;
         Ok(Self {
-            servers: servers.collect::<Result<_, UpstreamError>>()?,
+            obstacles: watch::Sender::new(vec![None; servers.len()]),
+            servers,
             tls: Arc::new(WatchedFiles::read(upstream.tls, ClientTls::new)?),
             preferred: AtomicUsize::new(0),
             requests: Semaphore::new(MAX_REQUESTS),
             request_timeout: config.session.request_timeout,
             reprompt_wait: config.broker.reprompt_wait,
-            opened: AsyncMutex::new(Instant::now()),
+            asking: AsyncMutex::default(),
             trouble: Mutex::default(),
             state_wanted: Notify::new(),
             last_state: watch::Sender::new(None),
@@ -174,31 +244,40 @@ impl Upstream {
             Ok(request) => request,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        let mut pause = FIRST_PAUSE;
         loop {
             let permit = connection
                 .wait_for(|| turn(user), user.calls.acquire())
                 .await?;
-            let began = Instant::now();
             let asked = connection
                 .wait_for(|| self.slow(), self.ask(&request))
                 .await?;
             drop(permit);
-            let failure = match asked {
-                Err(failure) if may_pass(failure.kind) => failure,
-                answered => return Ok(answered),
+            let unserved = match asked {
+                Err(unserved) if may_pass(unserved.failure.kind) => unserved,
+                answered => return Ok(answered.map_err(|unserved| unserved.failure)),
             };
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return Ok(Err(failure));
+                return Ok(Err(unserved.failure));
             }
             let waiting = || Waiting {
                 reason: WaitReason::Session,
-                message: failure.message.clone(),
+                message: unserved.failure.message.clone(),
             };
             connection.reply(Reply::Waiting(waiting())).await?;
-            let opened = timeout(left.unwrap_or(Duration::MAX), self.wait_until_open(began));
+            let limit = if unserved.needs_session() {
+                pause = FIRST_PAUSE;
+                SESSION_PAUSE
+            } else {
+                let present = pause;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                present
+            };
+            let limit = left.map_or(jittered(limit), |left| left.min(jittered(limit)));
+            let changed = timeout(limit, self.wait_for_change(&unserved.faults));
             // In both cases, the loop tries again.
-            let _ = connection.wait_for(waiting, opened).await?;
+            let _ = connection.wait_for(waiting, changed).await?;
         }
     }
 
@@ -210,11 +289,12 @@ impl Upstream {
     }
 
     /// Asks the servers in turn until one has an answer.
-    async fn ask(&self, request: &Request) -> Result<Reply, Failure> {
+    async fn ask(&self, request: &Request) -> Result<Reply, Unserved> {
         // Closed never.
         let _permit = self.requests.acquire().await;
         let mut session_over = None;
         let mut failures = Vec::new();
+        let mut faults = Vec::new();
         for index in self.order() {
             let Some(server) = self.servers.get(index) else {
                 continue;
@@ -232,35 +312,53 @@ impl Upstream {
                     match failure.kind {
                         FailureKind::SessionOver => {
                             session_over.get_or_insert(failure);
+                            faults.push((index, Fault::NoSession));
                         }
-                        kind if kind.is_retryable() => failures.push(failure.message),
-                        _ => return Err(failure),
+                        kind if kind.is_retryable() => {
+                            failures.push(failure.message);
+                            faults.push((index, Fault::Failed(kind)));
+                        }
+                        _ => {
+                            return Err(Unserved {
+                                failure,
+                                faults: Vec::new(),
+                            });
+                        }
                     }
                 }
                 Ok(reply) => {
                     self.note_answer(index, &failures);
                     return Ok(reply);
                 }
-                Err(why) => failures.push(format!("key server {address}: {why}")),
+                Err(why) => {
+                    failures.push(format!("key server {address}: {why}"));
+                    faults.push((index, Fault::Silence));
+                }
+            }
+        }
+        for &(index, fault) in &faults {
+            if !is_hidden(fault) {
+                self.note_obstacle(index, Some(fault));
             }
         }
         let message = match session_over {
-            Some(failure) if failures.is_empty() => return Err(failure),
+            Some(failure) if failures.is_empty() => return Err(Unserved { failure, faults }),
             Some(failure) => format!("{}; {}", failure.message, failures.join("; ")),
             None => format!(
                 "no key server could serve the request: {}",
                 failures.join("; ")
             ),
         };
-        let mut trouble = self.trouble.lock();
-        if trouble.as_ref() != Some(&message) {
+        if self.trouble.lock().is_due(&faults) {
             warn!(event = "upstream_failed", "{message}");
-            *trouble = Some(message.clone());
         }
-        // Also where one has no session: another one may have one, and answer a moment later.
-        Err(Failure {
-            kind: FailureKind::Unavailable,
-            message,
+        Err(Unserved {
+            // Also where one has no session: another one may have one, and answer a moment later.
+            failure: Failure {
+                kind: FailureKind::Unavailable,
+                message,
+            },
+            faults,
         })
     }
 
@@ -268,7 +366,8 @@ impl Upstream {
         let Some(server) = self.servers.get(index) else {
             return;
         };
-        if self.trouble.lock().take().is_some() {
+        self.note_obstacle(index, None);
+        if std::mem::take(&mut self.trouble.lock().is_open) {
             info!(event = "upstream", "key server {} answers", server.address);
         }
         if self.preferred.swap(index, Ordering::Relaxed) != index {
@@ -292,19 +391,35 @@ impl Upstream {
         order
     }
 
-    /// Waits until a server has been seen to have a session since `began`. However many requests wait, each server is
-    /// asked once a second.
-    async fn wait_until_open(&self, began: Instant) {
-        let mut opened = self.opened.lock().await;
-        while *opened <= began {
-            // Hosts that wait for the same server do not ask it at the same moment.
-            let jitter = 0.75 + f64::from(std::process::id() % 1000) / 2000.0;
-            sleep(WAITING_INTERVAL.mul_f64(jitter)).await;
-            let asked = self.ask_states().await;
-            if asked.is_some_and(|state| state.phase == SessionPhase::Open) {
-                *opened = Instant::now();
+    /// Waits until a server no longer has the fault that a request has met, if the state of its session shows that. However
+    /// many requests wait, each server is asked once a second.
+    async fn wait_for_change(&self, faults: &[(usize, Fault)]) {
+        let mut obstacles = self.obstacles.subscribe();
+        let changed = obstacles.wait_for(|obstacles| {
+            faults.iter().any(|&(index, fault)| {
+                !is_hidden(fault) && obstacles.get(index) != Some(&Some(fault))
+            })
+        });
+        let ask = async {
+            let _asking = self.asking.lock().await;
+            loop {
+                sleep(jittered(WAITING_INTERVAL)).await;
+                self.ask_states().await;
             }
+        };
+        tokio::select! {
+            // The sender lives as long as this.
+            _ = changed => {}
+            () = ask => {}
         }
+    }
+
+    fn note_obstacle(&self, index: usize, obstacle: Option<Fault>) {
+        self.obstacles
+            .send_if_modified(|obstacles| match obstacles.get_mut(index) {
+                Some(known) => std::mem::replace(known, obstacle) != obstacle,
+                None => false,
+            });
     }
 
     /// Asks for the state of the session when somebody wants it, as long as it is polled. By itself, because an answer may
@@ -360,13 +475,17 @@ impl Upstream {
                 .await;
             match asked {
                 Ok(Reply::Session(state)) if state.phase == SessionPhase::Open => {
+                    self.note_obstacle(index, None);
                     return Some(state);
                 }
                 Ok(Reply::Session(state)) => {
+                    self.note_obstacle(index, Some(Fault::NoSession));
                     answered.get_or_insert(state);
                 }
-                // The request that waits tells why.
-                Ok(_) | Err(_) => {}
+                Ok(Reply::Failed(failure)) if failure.kind.is_retryable() => {}
+                // It refuses this host, and answers a request that waits with the reason.
+                Ok(_) => self.note_obstacle(index, None),
+                Err(_) => self.note_obstacle(index, Some(Fault::Silence)),
             }
         }
         answered
@@ -528,6 +647,11 @@ fn translate(request: Request) -> Result<Request, Failure> {
 fn shown(message: &str) -> String {
     let beginning: String = message.chars().take(MAX_MESSAGE_CHARACTERS).collect();
     visible_text::escape(&beginning)
+}
+
+/// Hosts that wait for the same server do not ask it at the same moment.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.75 + f64::from(std::process::id() % 1000) / 2000.0)
 }
 
 /// Whether a start can wait for it to pass: somebody enters a code, or a server is back.

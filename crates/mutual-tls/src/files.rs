@@ -18,7 +18,7 @@ use rustls_pki_types::{
 
 use zeroize::Zeroizing;
 
-use crate::certificate::{Certificate, CertificateFormatError};
+use crate::certificate::Certificate;
 
 /// Longest file, in bytes.
 const MAX_BYTES: usize = 1024 * 1024;
@@ -114,7 +114,8 @@ impl Content {
         })
     }
 
-    /// The certificates and the key of this side.
+    /// The certificates and the key of this side. The end of its certificate is that of the first one of the chain that
+    /// expires.
     pub(crate) fn identity(
         &self,
         files: &TlsFiles,
@@ -137,12 +138,18 @@ impl Content {
         })?;
         CertifiedKey::from_der(chain.clone(), key.clone_key(), provider)
             .map_err(|error| TlsFilesError::identity(files, &error))?;
-        let leaf = chain.first().map(Certificate::parse).transpose();
-        let format = |error: CertificateFormatError| {
+        let parsed: Result<Vec<_>, _> = chain.iter().map(Certificate::parse).collect();
+        let parsed = parsed.map_err(|error| {
             TlsFilesError::content(&files.certificate, format!("is invalid: {error}"))
-        };
-        let Some(certificate) = leaf.map_err(format)? else {
+        })?;
+        // The other side refuses the host as soon as any certificate of the chain has expired.
+        let end = parsed.iter().map(|it| it.not_after_unix_seconds).min();
+        let (Some(leaf), Some(not_after_unix_seconds)) = (parsed.into_iter().next(), end) else {
             return Err(none(&files.certificate));
+        };
+        let certificate = Certificate {
+            not_after_unix_seconds,
+            ..leaf
         };
         Ok((chain, key, certificate))
     }

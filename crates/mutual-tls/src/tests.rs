@@ -149,6 +149,26 @@ fn a_certificate_of_another_authority_or_of_the_past_or_for_another_name_is_refu
 }
 
 #[test]
+fn the_end_of_a_side_is_that_of_the_first_certificate_of_its_chain_that_expires() {
+    let authority = Authority::new();
+    let intermediate = authority.limited_to("db1.example");
+    let directory = tempfile::tempdir().unwrap();
+    let end_of_leaf_until = |year| {
+        let files = intermediate.files(directory.path(), &["db1.example"], &authority.pem, year);
+        let chain = fs::read_to_string(&files.certificate).unwrap() + &intermediate.pem;
+        fs::write(&files.certificate, chain).unwrap();
+        let side = ClientTls::new(&files, &Content::read(&files).unwrap()).unwrap();
+        side.certificate.not_after_unix_seconds
+    };
+    assert_eq!(end_of_leaf_until(2200), 7_258_118_400);
+    // The intermediate authority's is valid until the beginning of 4096.
+    assert_eq!(
+        end_of_leaf_until(5000),
+        date_time_ymd(4096, 1, 1).unix_timestamp()
+    );
+}
+
+#[test]
 fn name_constraints_of_an_intermediate_authority_hold() {
     let authority = Authority::new();
     let of_db1 = authority.limited_to("db1.example");

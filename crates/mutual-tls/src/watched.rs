@@ -71,7 +71,8 @@ struct State<T> {
     current: Arc<T>,
     /// What was wrong with the files when they were last read.
     failure: Option<String>,
-    warned: Option<Instant>,
+    /// When its end was last logged, and whether it had come.
+    warned: Option<(Instant, bool)>,
 }
 
 impl<T: Side> WatchedFiles<T> {
@@ -153,24 +154,24 @@ impl<T: Side> WatchedFiles<T> {
     fn warn_of_end(&self, state: &mut State<T>) {
         let end = state.current.certificate().not_after_unix_seconds;
         let left = end.saturating_sub(unix_seconds_now());
-        if left > WARNING_SECONDS
-            || state
-                .warned
-                .is_some_and(|warned| warned.elapsed() < WARNING_INTERVAL)
-        {
+        let has_ended = left <= 0;
+        let is_logged = state.warned.is_some_and(|(at, had_ended)| {
+            had_ended == has_ended && at.elapsed() < WARNING_INTERVAL
+        });
+        if left > WARNING_SECONDS || is_logged {
             return;
         }
-        state.warned = Some(Instant::now());
+        state.warned = Some((Instant::now(), has_ended));
         let path = self.files.certificate.display();
-        match left {
-            ..=0 => error!(
+        match has_ended {
+            true => error!(
                 event = "certificate_end",
-                "the certificate {path} expired at {}, so the other side refuses it; replace the file; it is reloaded automatically",
+                "the certificate {path} (or that of an authority in this file) expired at {}, so the other side refuses it; replace the file; it is reloaded automatically",
                 utc_text(end)
             ),
-            _ => warn!(
+            false => warn!(
                 event = "certificate_end",
-                "the certificate {path} expires at {}, in {}; replace the file; it is reloaded automatically",
+                "the certificate {path} (or that of an authority in this file) expires at {}, in {}; replace the file; it is reloaded automatically",
                 utc_text(end),
                 days_text(left / 86_400)
             ),

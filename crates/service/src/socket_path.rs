@@ -125,6 +125,17 @@ impl SocketFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Whether it is still there.
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity)
+    }
+
+    /// Records that the socket has been bound again at its path, after the file was removed.
+    pub fn was_bound_again(&mut self) -> io::Result<()> {
+        self.identity = identity(&fs::symlink_metadata(&self.path)?);
+        Ok(())
+    }
 }
 
 impl Drop for SocketFile {
@@ -132,8 +143,7 @@ impl Drop for SocketFile {
         if let Some(leftover) = self.on_abort {
             leftover.removed();
         }
-        let there = fs::symlink_metadata(&self.path);
-        if there.is_ok_and(|there| identity(&there) == self.identity)
+        if self.is_there()
             && let Err(error) = fs::remove_file(&self.path)
         {
             warn!("cannot remove {}: {error}", self.path.display());

@@ -9,10 +9,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use aws_session::clock::unix_seconds_now;
+use aws_session::clock::{unix_seconds_now, utc_text};
 use broker_api::{Reply, Request};
 use end_to_end_tests::{
-    NOBODY, Process, SLEEP, Scene, after, after_mounting,
+    Manager, NOBODY, Process, SLEEP, Scene, after, after_mounting,
     broker::{ask, generate, generated},
     inspection::environment,
     wait_until,
@@ -751,4 +751,38 @@ fn a_credentials_file_that_an_agent_rotates_is_read_again_when_its_session_is_ov
         matches!(ask(&scene, &generate(16)), Reply::Generated { .. })
     });
     broker.wait_for(&format!("session {second} is open"));
+}
+
+#[test]
+fn systemd_learns_that_a_session_without_a_code_is_over_and_why_there_is_no_next_one() {
+    let end = unix_seconds_now() + 12;
+    let scene = Scene::new()
+        .with_broker()
+        .without("kms_mfa_id")
+        .line("mfa = false")
+        .line("log_format = json")
+        .line("profile = p");
+    let session = format!(
+        r#"{{"Version":1,"AccessKeyId":"ASIAX1","SecretAccessKey":"s","SessionToken":"t","Expiration":"{}"}}"#,
+        utc_text(end)
+    );
+    let session = scene.sandbox.write("session.json", &session);
+    let profile = format!(
+        "[profile p]\ncredential_process = cat {}\n",
+        session.display()
+    );
+    let mut manager = Manager::start(&scene.sandbox);
+    let mut command = without_key(scene.broker_command());
+    command
+        .env(
+            "AWS_CONFIG_FILE",
+            scene.sandbox.write("aws-config", &profile),
+        )
+        .env("NOTIFY_SOCKET", manager.address());
+    let broker = Process::start(&mut command);
+    manager.wait_for("STATUS=session ASIAX1 is open until");
+    fs::remove_file(&session).unwrap();
+    // No client asks for the session.
+    manager.wait_for("and no new one can be opened");
+    broker.wait_for("session_end");
 }

@@ -349,7 +349,7 @@ fn a_host_that_cannot_take_the_session_says_why() {
 }
 
 #[test]
-fn neither_the_operators_agent_nor_a_port_is_forwarded_to_a_host() {
+fn what_the_operators_ssh_forwards_to_a_host_or_runs_there_by_itself_is_left_out() {
     in_a_network_of_its_own(|| {
         let mut fleet = Fleet::new();
         // The port is 4711.
@@ -380,6 +380,9 @@ fn neither_the_operators_agent_nor_a_port_is_forwarded_to_a_host() {
             .env("SSH_AUTH_SOCK", &socket);
         run_with_input(&mut ssh, "");
         assert_eq!(is_forwarded(), (true, true));
+
+        // With a command, ssh refuses to connect to a host that has one here.
+        configuration.write_all(b" RemoteCommand true\n").unwrap();
 
         let mut unlock = fleet.unlock(&["--session=-", "db1"]);
         unlock.env("SSH_AUTH_SOCK", &socket);

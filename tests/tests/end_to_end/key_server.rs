@@ -8,12 +8,12 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use broker_api::{
-    Decrypt, FailureKind, FindKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
-    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy,
+    Decrypt, FailureKind, FindKey, GetKey, HEADER_BYTES, KeyContext, ListKeys, MakeKey, Numbering,
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, WaitPolicy, read_frame, write_frame,
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
@@ -91,6 +91,17 @@ fn create(id: u32) -> String {
     )
 }
 
+/// Asks for version 1 of a key, as a server that starts.
+fn waiting_for_key(key_id: u32) -> Request {
+    Request::GetKey(GetKey {
+        context: KeyContext {
+            key_id,
+            key_version: 1,
+            wait: WaitPolicy::UntilOpen,
+        },
+    })
+}
+
 fn refusal(reply: Reply) -> (FailureKind, String) {
     match reply {
         Reply::Failed(failure) => (failure.kind, failure.message),
@@ -125,6 +136,10 @@ fn a_database_starts_when_somebody_has_given_the_key_server_a_code_and_keeps_no_
     let waiting = process.wait_for("waiting: key server localhost:");
     assert!(waiting.contains("enter an MFA code"), "{waiting}");
     server.unlock(&aws);
+    // Not the number of versions outside all name spaces, which is none.
+    server
+        .process()
+        .wait_for("can be used; each host's keys are in its name space there");
     host.database.wait_until_ready(&process);
     host.database
         .sql(&format!("CREATE DATABASE d; {}; {ROTATE}", create(10)));
@@ -773,6 +788,105 @@ fn a_rotation_that_finds_one_key_server_down_and_the_other_without_a_session_tri
     host.database.stop(&mut process);
 }
 
+/// Waits until a request that waits is told this, or returns its answer.
+fn told(peer: &mut Peer, expected: &str) -> Option<Reply> {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        match read_frame(&mut peer.0).unwrap() {
+            Reply::Waiting(waiting) if waiting.message.contains(expected) => return None,
+            Reply::Waiting(waiting) => assert!(Instant::now() < until, "{waiting:?}"),
+            reply => return Some(reply),
+        }
+    }
+}
+
+#[test]
+fn a_request_that_waits_is_told_what_is_missing_now_and_ends_when_its_host_is_no_longer_served() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    site.peer("db1", &["db1.example"]).ask(&make_key(5, ""));
+    site.server.kill();
+    let host = site.db1();
+    let mut peer = Peer::connect(&host.socket());
+    write_frame(&mut peer.0, &waiting_for_key(5)).unwrap();
+    assert_eq!(told(&mut peer, "Connection refused"), None);
+    site.server.start(&site.aws);
+    assert_eq!(told(&mut peer, "enter an MFA code"), None);
+    let called = |server: &KeyServer| server.process().output().matches("GetKey of").count();
+    // While it waits for a code only, the audit of the key server is spared.
+    assert_eq!(called(&site.server), 1);
+    site.server.kill();
+    assert_eq!(told(&mut peer, "Connection refused"), None);
+    site.server.start(&site.aws);
+    assert_eq!(told(&mut peer, "enter an MFA code"), None);
+    site.server
+        .set_sections("[client \"db2.example\"]\nkey_ids = 1");
+    let (kind, message) = refusal(told(&mut peer, "no such text").unwrap());
+    assert_eq!(kind, FailureKind::AccessDenied);
+    assert!(message.contains("this host is not served"), "{message}");
+}
+
+/// Many hosts start at once after a power failure, and share the limit of their account.
+#[test]
+fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_once() {
+    for fault in ["500", "throttle"] {
+        let mut site = Site::unlocked(ALL_OF_DB1);
+        let mut maker = site.peer("db1", &["db1.example"]);
+        for id in 1..=8 {
+            maker.ask(&make_key(id, ""));
+        }
+        site.server.kill();
+        site.server.start(&site.aws);
+        site.server.unlock(&site.aws);
+        site.aws
+            .fault(&format!("--operation Decrypt --kind {fault}"));
+        let host = site.db1();
+        let before = site.aws.calls("Decrypt");
+        let began = Instant::now();
+        let mut peers: Vec<_> = (1..=8)
+            .map(|id| {
+                let mut peer = Peer::connect(&host.socket());
+                write_frame(&mut peer.0, &waiting_for_key(id)).unwrap();
+                peer
+            })
+            .collect();
+        wait_until("the fifth attempt for each key", || {
+            site.aws.calls("Decrypt") - before >= 5 * 8
+        });
+        // Pauses of 1, 2, 4 and 8 s, each shorter or longer by a quarter.
+        let took = began.elapsed();
+        assert!(took > Duration::from_secs(11), "{took:?}");
+        let log = host.broker.as_ref().unwrap().output();
+        assert_eq!(log.matches("no key server could serve").count(), 1, "{log}");
+        site.aws.fault("--clear");
+        for peer in &mut peers {
+            given(told(peer, "no such text").unwrap());
+        }
+    }
+}
+
+/// As the end of a transient unit with the same RuntimeDirectory= does.
+#[test]
+fn a_socket_that_somebody_removes_is_there_again() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    let host = site.db1();
+    let key_servers_own = site.server.sandbox.path("run").join("broker.sock");
+    for (broker, socket) in [
+        (host.broker.as_ref().unwrap(), host.socket()),
+        (site.server.process(), key_servers_own),
+    ] {
+        fs::remove_file(&socket).unwrap();
+        fs::remove_file(socket.with_extension("sock.lock")).unwrap();
+        broker.wait_for("it is there again");
+        assert_eq!(
+            fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let answer = Peer::connect(&socket).ask(&Request::Session);
+        assert!(matches!(answer, Reply::Session(_)), "{answer:?}");
+        assert!(socket.with_extension("sock.lock").exists());
+    }
+}
+
 #[test]
 fn a_database_host_holds_no_credential_and_asks_again_when_its_certificate_is_replaced() {
     let site = Site::unlocked(ALL_OF_DB1);
@@ -782,6 +896,8 @@ fn a_database_host_holds_no_credential_and_asks_again_when_its_certificate_is_re
     let host = Host::new(&[&site.server], &tls);
     let broker = host.broker.as_ref().unwrap();
     broker.wait_for("expires at");
+    // At once, and not with the next daily warning.
+    broker.wait_for("expired at");
     let mut peer = Peer::connect(&host.socket());
     wait_until(
         "the certificate to end",
@@ -965,6 +1081,27 @@ fn however_many_hosts_ask_at_once_kms_unwraps_each_key_once() {
         assert_eq!(keys.len(), 1);
     }
     assert_eq!(site.aws.calls("Decrypt") - before, 5);
+}
+
+/// Without a key cache, each call is one of KMS, and none waits for another.
+#[test]
+fn hosts_that_ask_for_a_key_at_once_do_not_queue_where_no_key_is_cached() {
+    let site = Site::unlocked(&format!("key_cache = session\n{ALL_OF_DB1}"));
+    let mut peers: Vec<_> = (0..8).map(|_| site.peer("db1", &["db1.example"])).collect();
+    peers[0].ask(&make_key(5, ""));
+    site.aws
+        .fault("--operation Decrypt --kind delay --milliseconds 1000 --count 1000");
+    let before = site.aws.calls("Decrypt");
+    let began = Instant::now();
+    for peer in &mut peers {
+        write_frame(&mut peer.0, &get_key(5, 1)).unwrap();
+    }
+    for peer in &mut peers {
+        given(peer.answer().unwrap());
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(site.aws.calls("Decrypt") - before, 8);
 }
 
 #[test]

@@ -91,7 +91,8 @@ impl Delivery<'_> {
         };
         let mut ssh = Command::new("ssh");
         let connect_seconds = self.timeout.as_secs().clamp(1, MAX_CONNECT_SECONDS);
-        // No terminal and no questions, no forwarding of anything to a host that may be stolen.
+        // No terminal and no questions, no forwarding of anything to a host that may be stolen. A command that the
+        // operator's configuration runs on each login to the host would take the place of ours.
         ssh.args([
             "-T",
             "-a",
@@ -100,6 +101,8 @@ impl Delivery<'_> {
             "BatchMode=yes",
             "-o",
             "ClearAllForwardings=yes",
+            "-o",
+            "RemoteCommand=none",
         ])
         .args(["-o", "LogLevel=ERROR", "-o"])
         .arg(format!("ConnectTimeout={connect_seconds}"));
