@@ -1062,10 +1062,14 @@ fn what_root_puts_into_a_directory_the_brokers_user_reads_and_continues() {
     ] {
         assert_eq!(owned(name), (NOBODY, NOBODY, mode), "{name}");
     }
-    // A run that was killed before it came to that.
-    let later = store.join("7/1.1");
-    chown(&later, Some(0), Some(0)).unwrap();
-    fs::set_permissions(&later, PermissionsExt::from_mode(0o600)).unwrap();
+    // Runs that were killed before they came to that.
+    let (first, later) = (store.join("7/1"), store.join("7/1.1"));
+    for object in [&first, &later] {
+        chown(object, Some(0), Some(0)).unwrap();
+        fs::set_permissions(object, PermissionsExt::from_mode(0o600)).unwrap();
+    }
+    tool(&["push"]);
+    assert_eq!(owned("7/1"), (NOBODY, NOBODY, 0o644));
     let master_key = fs::read_to_string(&later).unwrap();
     let (_, arn) = master_key.split_once("\"master_key\":\"").unwrap();
     tool(&["rewrap", "--to", arn.split('"').next().unwrap()]);

@@ -778,12 +778,22 @@ fn a_server_is_noticed_whose_locked_files_are_elsewhere() {
             fs::rename(datadir.join(&name), keys.join(&name)).unwrap();
         }
     }
+    let copy = scene.sandbox.path("copy");
+    for files in [datadir, &innodb, &aria] {
+        let files = files.join(".");
+        let copied = Command::new("cp").arg("-a").args([&files, &copy]).status();
+        assert!(copied.unwrap().success());
+    }
     let database = database.options(&[&keyfile_dir]);
     let mut server = database.start();
-    for named in [&innodb, &aria, Path::new(&option("keyfile-dir", &keys))] {
+    let keyfile_dir = option("keyfile-dir", &keys);
+    let keyfile_dir = Path::new(&keyfile_dir);
+    for named in [&innodb, &aria, keyfile_dir] {
         let checked = Checked::of(&[datadir, named]);
         checked.assert_exit_code(125).assert_tells(is_running);
     }
+    // No server runs on a copy that is read with the keys of the original.
+    Checked::of(&[&copy, keyfile_dir]).assert_exit_code(0);
     database.stop(&mut server);
 }
 

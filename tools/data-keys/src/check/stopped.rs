@@ -43,8 +43,8 @@ pub(crate) enum NotStopped {
 
 impl Stopped {
     /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file), in the data directory and
-    /// the `further` ones, and looks at the lock of the plugin, where a server keeps those files elsewhere. That one
-    /// is not kept: a server that starts does not wait for it as long as for the others.
+    /// the `further` ones. If there are none, because a server keeps them elsewhere, looks at the lock of the plugin. That one is
+    /// not kept: a server that starts does not wait for it as long as for the others.
     ///
     /// They are locks of open file descriptions, because locks of the process would be released when
     /// the file is closed after reading.
@@ -54,10 +54,6 @@ impl Stopped {
         key_files: &KeyDirectory,
     ) -> Result<Self, NotStopped> {
         let running = || NotStopped::Running(datadir.to_owned());
-        key_files.expect_no_server().map_err(|error| match error {
-            FileError::InUse(_) => running(),
-            error => NotStopped::KeyFiles(error),
-        })?;
         let mut locks = Vec::new();
         let directories = iter::once(datadir).chain(further.iter().map(PathBuf::as_path));
         let paths = directories.flat_map(|it| [it.join("ibdata1"), it.join("aria_log_control")]);
@@ -70,6 +66,13 @@ impl Stopped {
                 }
                 Err(source) => return Err(NotStopped::System { path, source }),
             }
+        }
+        // Where they are, the key files may be those of another server, of which this is a copy.
+        if locks.is_empty() {
+            key_files.expect_no_server().map_err(|error| match error {
+                FileError::InUse(_) => running(),
+                error => NotStopped::KeyFiles(error),
+            })?;
         }
         Ok(Self { _locks: locks })
     }

@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         }
         let versions = store.list().await?;
         let mut pushed = Pushed::default();
-        let mut new = Vec::new();
+        let (mut new, mut there) = (Vec::new(), Vec::new());
         let compare = async |name: &KeyName| {
             let key = identify(&directory, &manifest, &unwrapper, name).await?;
             let there = match versions.contains_key(&name.number()) {
@@ -88,7 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             &listing.keys,
             compare,
             |_, (key, is_there)| match is_there {
-                true => pushed.there += 1,
+                true => there.push(key.name),
                 false => new.push(key),
             },
         )
@@ -96,8 +96,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         // What was put into the store of another server could not be taken out again.
         if arguments.dry_run || pushed.failed > 0 {
             pushed.put = new.len() * usize::from(arguments.dry_run);
+            pushed.there = there.len();
             return Ok::<_, DataKeysError>(pushed);
         }
+        // The push that put them may have ended before it had given them their permissions.
+        let share = async |name: &KeyName| {
+            let shared = store.share_form(name.id, name.version, 0).await;
+            shared.map_err(failed(name))
+        };
+        let unshared = each(&there, share, |_, ()| pushed.there += 1).await;
         let put = async |key: &WrappedKey| {
             let put = store.put(key).await;
             match put.map_err(failed(key.name))? {
@@ -105,7 +112,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
                 Put::Exists(other) => same(key, Some(&other), &directory, &location),
             }
         };
-        pushed.failed = each(&new, put, |_, ()| pushed.put += 1).await;
+        pushed.failed = unshared + each(&new, put, |_, ()| pushed.put += 1).await;
         Ok(pushed)
     })?;
     let done = match arguments.dry_run {
