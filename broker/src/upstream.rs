@@ -236,7 +236,10 @@ impl Upstream {
         request: Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
         let Some((_, context)) = request.call() else {
-            return Ok(Ok(Reply::Session(self.state().await)));
+            return Ok(match translate(request) {
+                Ok(_) => Ok(Reply::Session(self.state().await)),
+                Err(refusal) => Err(refusal),
+            });
         };
         let limit = context.wait.limit(self.reprompt_wait);
         let until = limit.map(|limit| Instant::now() + limit);

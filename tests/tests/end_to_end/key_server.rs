@@ -516,6 +516,19 @@ fn a_client_sees_nothing_of_what_the_key_server_does() {
     }
 }
 
+#[test]
+fn a_database_host_has_no_overview_and_says_where_to_ask() {
+    let site = Site::unlocked(ALL_OF_DB1);
+    let host = site.db1();
+    let mut peer = Peer::connect(&host.socket());
+    for request in [Request::Overview, Request::Events { before: None }] {
+        let (kind, message) = refusal(peer.ask(&request));
+        assert_eq!(kind, FailureKind::InvalidRequest, "{message}");
+        assert!(message.contains("ask on the key server"), "{message}");
+    }
+    assert!(matches!(peer.ask(&Request::Session), Reply::Session(_)));
+}
+
 /// Bytes that a client may send in place of a request. `kind` takes turns, so that each comes early.
 fn odd_frame(rng: &mut Rng, kind: usize) -> Vec<u8> {
     let context = KeyContext {
