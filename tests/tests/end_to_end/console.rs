@@ -35,7 +35,7 @@ fn a_code_that_is_entered_on_the_page_opens_the_session_and_each_outcome_is_show
     let host = gethostname().unwrap().into_string().unwrap();
     for part in [
         format!("<title>Code awaited – {host} – "),
-        format!("<h1>IAM KMS console of {host}</h1>"),
+        format!("<h1>IAM KMS console on {host}</h1>"),
     ] {
         assert!(page.body.contains(&part), "{part}: {}", page.body);
     }

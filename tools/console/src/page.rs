@@ -27,7 +27,7 @@ pub(crate) fn render(
                 link rel="stylesheet" href="/style.css";
             }
             body {
-                header { h1 { "IAM KMS console of " (host) } }
+                header { h1 { "IAM KMS console on " (host) } }
                 main {
                     p { "As of " (utc_text(now)) ". " a href="/" { "Reload" } }
                     @match view {
