@@ -132,7 +132,7 @@ impl Watched {
         });
     }
 
-    fn write_textfile(&self, name: &str, metric: &str, value: u64) {
+    fn write_textfile(&self, name: &str, metric: &str, value: i64) {
         let text = format!("# TYPE {metric} gauge\n{metric} {value}\n");
         fs::write(self.textfiles.join(name), text).unwrap();
     }
