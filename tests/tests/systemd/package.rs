@@ -116,7 +116,8 @@ fn start_with(running: &Running, script: &str, enter_code: impl FnOnce()) {
     running.wait_for_fifo();
     enter_code();
     let (status, output) = start.finish();
-    assert!(status.success(), "{output}");
+    let journal = || running.machine.journal("mariadb");
+    assert!(status.success(), "{output}\n{}", journal());
     running.wait_until_active();
 }
 
