@@ -15,7 +15,7 @@ use std::{
 };
 
 use nix::{fcntl::OFlag, unistd::geteuid};
-use service::socket_path::{self, SocketFile, SocketPathError, has_listener, identity};
+use service::socket_path::{self, SocketFile, SocketPathError, has_listener, identity, is_at};
 use tracing::{error, warn};
 
 /// How often, and at what intervals, the holder of the lock is looked up.
@@ -225,7 +225,7 @@ impl Lock {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
             // Its last holder may have removed it before the lock was taken.
-            if is_at(&path, &file).map_err(failed)? {
+            if is_at(&path, identity(&file.metadata().map_err(failed)?)) {
                 file.set_len(0).map_err(failed)?;
                 write!(file, "{}", std::process::id()).map_err(failed)?;
                 return Ok(Self { path, file });
@@ -234,15 +234,9 @@ impl Lock {
     }
 
     fn is_there(&self) -> bool {
-        is_at(&self.path, &self.file).unwrap_or(false)
+        let locked = self.file.metadata();
+        locked.is_ok_and(|locked| is_at(&self.path, identity(&locked)))
     }
-}
-
-/// Whether `file` is the one at `path`.
-fn is_at(path: &Path, file: &File) -> io::Result<bool> {
-    let ours = identity(&file.metadata()?);
-    let there = fs::symlink_metadata(path);
-    Ok(there.is_ok_and(|there| identity(&there) == ours))
 }
 
 impl Drop for Lock {

@@ -235,18 +235,16 @@ impl Upstream {
         user: &User,
         request: Request,
     ) -> Result<Result<Reply, Failure>, FrameError> {
-        let Some((_, context)) = request.call() else {
-            return Ok(match translate(request) {
-                Ok(_) => Ok(Reply::Session(self.state().await)),
-                Err(refusal) => Err(refusal),
-            });
-        };
-        let limit = context.wait.limit(self.reprompt_wait);
-        let until = limit.map(|limit| Instant::now() + limit);
+        let wait = request.call().map(|(_, context)| context.wait);
         let request = match translate(request) {
             Ok(request) => request,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        let Some(wait) = wait else {
+            return Ok(Ok(Reply::Session(self.state().await)));
+        };
+        let limit = wait.limit(self.reprompt_wait);
+        let until = limit.map(|limit| Instant::now() + limit);
         let mut pause = FIRST_PAUSE;
         loop {
             let permit = connection
@@ -269,15 +267,15 @@ impl Upstream {
                 message: unserved.failure.message.clone(),
             };
             connection.reply(Reply::Waiting(waiting())).await?;
-            let limit = if unserved.needs_session() {
+            let limit = jittered(if unserved.needs_session() {
                 pause = FIRST_PAUSE;
                 SESSION_PAUSE
             } else {
                 let present = pause;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 present
-            };
-            let limit = left.map_or(jittered(limit), |left| left.min(jittered(limit)));
+            });
+            let limit = left.map_or(limit, |left| left.min(limit));
             let changed = timeout(limit, self.wait_for_change(&unserved.faults));
             // In both cases, the loop tries again.
             let _ = connection.wait_for(waiting, changed).await?;

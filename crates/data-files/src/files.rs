@@ -67,14 +67,19 @@ impl Files {
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
     pub fn with_listed(mut self, lists: &[LogList], datadir: &Path) -> Self {
-        for list in lists {
-            let directory = datadir.join(&list.directory);
+        let directories: BTreeSet<_> = lists.iter().map(|list| &list.directory).collect();
+        for directory in directories {
+            let here = datadir.join(directory);
             // One that cannot be looked for may exist.
-            if matches!(directory.try_exists(), Ok(false)) {
+            if matches!(here.try_exists(), Ok(false)) {
                 continue;
             }
-            for path in self.entries(&directory) {
-                if path.file_name().is_some_and(|name| list.is_named(name)) {
+            for path in self.entries(&here) {
+                let is_named = |list: &LogList| {
+                    &list.directory == directory
+                        && path.file_name().is_some_and(|name| list.is_named(name))
+                };
+                if lists.iter().any(is_named) {
                     self.add_listed(path, datadir);
                 }
             }

@@ -117,7 +117,7 @@ impl Directory {
         &self.path
     }
 
-    /// Fails if the path leads elsewhere by now: whoever opens it next does not find what is in this directory.
+    /// Fails if the path no longer leads to this directory, so that whoever opens it next would not find its files.
     pub fn expect_in_place(&self) -> Result<(), FileError> {
         let failed = |error| self.error("examine", error);
         let this = fstat(&self.descriptor).map_err(failed)?;

@@ -226,8 +226,9 @@ impl KeyDirectory {
 
     /// Puts a wrapped key on disk and returns when it would survive a power failure.
     ///
-    /// Nothing is put into a directory to which the path no longer leads. A file that is there is never overwritten. Until the end the file has a name under which
-    /// neither the server nor a backup looks for it, and which no other process has.
+    /// Nothing is put into a directory to which the path no longer leads. A file that is there is never overwritten.
+    /// Until the end the file has a name under which neither the server nor a backup looks for it, and which no other
+    /// process has.
     pub fn store(
         &self,
         id: u32,

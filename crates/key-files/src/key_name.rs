@@ -29,13 +29,13 @@ impl Algorithm {
         }
     }
 
+    /// All algorithms, with their names.
+    pub const NAMED: [(&str, Self); 2] = [("AES_CBC", Self::AesCbc), ("AES_CTR", Self::AesCtr)];
+
     /// The algorithm of this name.
     pub fn by_name(name: &str) -> Option<Self> {
-        match name {
-            "AES_CBC" => Some(Self::AesCbc),
-            "AES_CTR" => Some(Self::AesCtr),
-            _ => None,
-        }
+        let mut named = Self::NAMED.into_iter();
+        named.find_map(|(it, algorithm)| (it == name).then_some(algorithm))
     }
 }
 

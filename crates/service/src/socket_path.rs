@@ -128,7 +128,7 @@ impl SocketFile {
 
     /// Whether it is still there.
     pub fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity)
+        is_at(&self.path, self.identity)
     }
 
     /// Records that the socket has been bound again at its path, after the file was removed.
@@ -154,4 +154,9 @@ impl Drop for SocketFile {
 /// What tells a file from another one that has taken its name: device and inode.
 pub fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
+}
+
+/// Whether the file with this [`identity`] is at `path`.
+pub fn is_at(path: &Path, file: (u64, u64)) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|there| identity(&there) == file)
 }

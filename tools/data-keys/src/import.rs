@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     master_key_id: MasterKeyId,
 
     /// For keys whose lines name none
-    #[arg(long, value_parser = one_of(ALGORITHMS), hide_possible_values = true, default_value = "AES_CBC")]
+    #[arg(long, value_parser = one_of(Algorithm::NAMED), hide_possible_values = true, default_value = "AES_CBC")]
     algorithm: Algorithm,
 
     #[command(flatten)]
@@ -56,11 +56,6 @@ pub(crate) struct Arguments {
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
-
-const ALGORITHMS: [(&str, Algorithm); 2] = [
-    ("AES_CBC", Algorithm::AesCbc),
-    ("AES_CTR", Algorithm::AesCtr),
-];
 
 /// Wraps all keys and writes them. It can be run again: existing key files are compared, and left
 /// unchanged.

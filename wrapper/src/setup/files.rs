@@ -167,7 +167,7 @@ fn with_values(example: &str, values: &[(&str, &str)]) -> String {
     text
 }
 
-/// The key that a line of a configuration sets. Of any other line, something that is no key.
+/// The key that a line of a configuration sets. For any other line, some text that is no key.
 pub fn key(line: &str) -> &str {
     line.split_once('=').map_or(line, |(key, _)| key).trim()
 }

@@ -236,10 +236,7 @@ impl Plan {
         let is_encrypted = kept.unwrap_or(can_encrypt);
         let mut files = files::without_credential(answers, layout, is_encrypted);
         let mut configuration = String::new();
-        for file in files
-            .iter_mut()
-            .filter(|file| file.path == Path::new(CONFIG))
-        {
+        if let Some(file) = files.iter_mut().find(|file| file.path == Path::new(CONFIG)) {
             configuration.clone_from(&file.content);
             if let Some((present, added)) = record.configuration()? {
                 match record::added_lines(&present, &configuration) {

@@ -42,9 +42,9 @@ pub(crate) enum NotStopped {
 }
 
 impl Stopped {
-    /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file), in the data directory and
-    /// the `further` ones. If there are none, because a server keeps them elsewhere, looks at the lock of the plugin. That one is
-    /// not kept: a server that starts does not wait for it as long as for the others.
+    /// Takes read locks on the files for which a server takes write locks (fcntl(2), the whole file), in the data directory
+    /// and the `further` ones. If there are none, because a server keeps them elsewhere, looks at the lock of the plugin.
+    /// That one is not kept: a server that starts does not wait for it as long as for the others.
     ///
     /// They are locks of open file descriptions, because locks of the process would be released when
     /// the file is closed after reading.
