@@ -825,6 +825,8 @@ fn a_request_that_waits_is_told_what_is_missing_now_and_ends_when_its_host_is_no
     site.server.start(&site.aws);
     assert_eq!(told(&mut peer, "enter an MFA code"), None);
     let called = |server: &KeyServer| server.process().output().matches("GetKey of").count();
+    // The log may come a little later than the answer.
+    site.server.process().wait_for("GetKey of");
     // While it waits for a code only, the audit of the key server is spared.
     assert_eq!(called(&site.server), 1);
     site.server.kill();
