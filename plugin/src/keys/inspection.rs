@@ -67,7 +67,7 @@ impl KeyManager {
         }
         let mut ids: BTreeSet<u32> = loaded.keys().copied().collect();
         ids.extend(unloaded.iter().map(|name| name.id));
-        ids.extend(self.refused_ids());
+        ids.extend(self.denied.refused_ids());
         ids.into_iter()
             .map(|id| {
                 let versions = loaded.get(&id).map_or(&[][..], Vec::as_slice);

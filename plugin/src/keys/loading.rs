@@ -265,7 +265,9 @@ fn fork_keys(manager: &KeyManager) -> Result<BTreeSet<u32>, KeyError> {
             let reason = error.to_string();
             let error = KeyError::Forked { id, reason };
             log::error(&error.to_string());
-            manager.refuse(id, &error.to_string());
+            manager
+                .denied
+                .refuse(id, &error.to_string(), &manager.keyring);
             refused.insert(id);
         }
     }
@@ -438,7 +440,7 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
     let mut pause = FIRST_PAUSE;
     while wait(pause) {
         let mut unloaded = manager.unloaded();
-        unloaded.retain(|(name, _)| manager.check_refused(name.id).is_ok());
+        unloaded.retain(|(name, _)| manager.denied.check(name.id).is_ok());
         if unloaded.is_empty() {
             return;
         }

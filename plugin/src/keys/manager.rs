@@ -1,41 +1,34 @@
-//! Serves data keys from memory, else from disk. Makes a key that has never existed.
+//! Serves data keys from memory, else from disk.
 
 #![forbid(unsafe_code)]
 
 use core::ops::RangeInclusive;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::{SessionState, WaitPolicy};
-use data_files::scan::SYSTEM_KEY_ID;
-use data_files::usage::{self, LogVersions};
-use key_files::fault_points::{self, Step};
-use key_files::key_directory::{FileError, KeyDirectory, ServerLock, Stored, VersionPolicy};
+use key_files::key_directory::{FileError, KeyDirectory, ServerLock};
 use key_files::key_name::{Algorithm, KeyName, is_valid_number};
 use key_files::manifest::{Entry, ManifestFile};
 use key_files::{PlaintextKey, WrappedKey};
 
+use crate::keys::denied::DeniedKeys;
 use crate::keys::error::KeyError;
 use crate::keys::failure_backoff::{FailureBackoff, KeyRequest};
 use crate::keys::keyring::{DataKey, Keyring};
 use crate::keys::page_compression::PageCompression;
-use crate::keys::private_descriptors;
 use crate::kms::client::{KmsClient, KmsError, Limits, Unwrapped};
 use crate::kms::counters::Counters;
 use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
 use crate::server::log;
-use crate::server::symbols::{
-    is_cluster_node, is_main_thread, log_lists, server_is_starting, statement_is_killed,
-};
+use crate::server::symbols::{is_main_thread, server_is_starting, statement_is_killed};
 use crate::settings::{GlobalSettings, StartupSettings};
 
 /// How long a statement keeps retrying a KMS that fails at once.
-const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
-/// How far above all known versions one of a log may be. One that is further up is damage, and would use up the numbers.
-const MAX_LOG_JUMP: u32 = 1_000_000;
+pub(super) const STATEMENT_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys that the server uses without being told by a statement: `ENCRYPTION_KEY_SYSTEM_DATA` and
 /// `ENCRYPTION_KEY_TEMPORARY_DATA` of `handler.h`.
 pub const SYSTEM_IDS: RangeInclusive<u32> = 1..=2;
@@ -62,7 +55,7 @@ pub struct KeyManager {
     pub(super) dynamic: &'static GlobalSettings,
     pub(super) program: Program,
     backoff: FailureBackoff,
-    denied: Mutex<Denied>,
+    pub(super) denied: DeniedKeys,
     /// Versions that exist but are not in memory, and why.
     unloaded: Mutex<BTreeMap<KeyName, String>>,
     server_lock: Mutex<Option<ServerLock>>,
@@ -71,17 +64,6 @@ pub struct KeyManager {
     page_compression: PageCompression,
     /// What the last inspection found.
     pub(super) inspected: Mutex<Inspected>,
-}
-
-/// Keys that the server has asked for in vain. InnoDB remembers that a tablespace has no key, and aborts the server when
-/// it later writes a page there, so a key must not appear afterwards.
-#[derive(Default)]
-struct Denied {
-    /// Key ids that the server does not get until it is restarted, and why.
-    refused: BTreeMap<u32, String>,
-    /// How often the server asked for other key ids. It may have been for a table that was to be made, which then was not.
-    /// Whether a tablespace is encrypted with one, [`KeyManager::publish`] finds out.
-    asked: BTreeMap<u32, u64>,
 }
 
 /// What an inspection of the key files and the key store found, for the status variables.
@@ -123,7 +105,7 @@ impl KeyManager {
             dynamic,
             program,
             backoff: FailureBackoff::default(),
-            denied: Mutex::default(),
+            denied: DeniedKeys::default(),
             unloaded: Mutex::default(),
             server_lock: Mutex::new(server_lock),
             fetched: Mutex::default(),
@@ -148,18 +130,14 @@ impl KeyManager {
             Some(version) => Ok(version),
             None => self
                 .run(KeyRequest { id, version: None }, || self.find_or_make(id))
-                .or_else(|reason| self.deny(id).ok_or(reason)),
+                .or_else(|reason| {
+                    let loaded = match self.program {
+                        Program::Server => self.denied.note(id, &self.keyring),
+                        Program::Backup => self.keyring.latest_version(id),
+                    };
+                    loaded.ok_or(reason)
+                }),
         }
-    }
-
-    /// Notes that the server does not get a key now. Returns its latest version if it has come into memory in the meantime.
-    fn deny(&self, id: u32) -> Option<u32> {
-        let mut denied = lock(&self.denied);
-        let loaded = self.keyring.latest_version(id);
-        if loaded.is_none() && self.program == Program::Server {
-            *denied.asked.entry(id).or_default() += 1;
-        }
-        loaded
     }
 
     /// Returns a key version. Loads it if it is not in memory. The error is the reason, and has been logged.
@@ -232,7 +210,7 @@ impl KeyManager {
         attempt: impl FnOnce() -> Result<T, KeyError>,
     ) -> Result<T, String> {
         let id = request.id;
-        self.check_refused(id).map_err(|error| error.to_string())?;
+        self.denied.check(id).map_err(|error| error.to_string())?;
         let may_wait = || {
             if statement_is_killed() {
                 Err(KeyError::Killed { id })
@@ -295,13 +273,17 @@ impl KeyManager {
     /// Returns the highest version that can be loaded; `None` if no version is known.
     ///
     /// If versions are known but none can be loaded, the server does not get the key until it is restarted.
-    fn latest_for_server(&self, id: u32, limits: &Limits<'_>) -> Result<Option<u32>, KeyError> {
+    pub(super) fn latest_for_server(
+        &self,
+        id: u32,
+        limits: &Limits<'_>,
+    ) -> Result<Option<u32>, KeyError> {
         let known = self.known_versions(id)?;
         let loaded = self.load_highest(&known, limits).or_else(|error| {
             let loaded = match (self.program, &error) {
                 // Perhaps made a moment ago, and nothing is encrypted with it.
                 (Program::Server, KeyError::NotListed { .. }) => return Err(error),
-                (Program::Server, _) => self.refuse(id, &error.to_string()),
+                (Program::Server, _) => self.denied.refuse(id, &error.to_string(), &self.keyring),
                 (Program::Backup, _) => None,
             };
             loaded.map(Some).ok_or_else(|| error.for_reading(id))
@@ -377,85 +359,7 @@ impl KeyManager {
         Ok(ids)
     }
 
-    /// Makes the first version of a key that neither key files nor manifest nor key store list, unless data is encrypted with
-    /// it.
-    fn make_first(&self, id: u32) -> Result<u32, KeyError> {
-        if self.program == Program::Backup {
-            let path = self.directory.path().to_owned();
-            return Err(KeyError::NotInBackup { id, path });
-        }
-        if let Some(proof) = self.find_data(id)? {
-            let error = match self.kms.has_key_server() {
-                true => KeyError::NotServed {
-                    what: format!("key {id}"),
-                    proof: Some(proof),
-                },
-                false => KeyError::AllFilesMissing {
-                    id,
-                    path: self.directory.path().to_owned(),
-                    proof,
-                },
-            };
-            return self
-                .refuse(id, &error.to_string())
-                .ok_or_else(|| error.for_reading(id));
-        }
-        let may_retry = retry_for(STATEMENT_PATIENCE);
-        let limits = self.limits(&may_retry);
-        match self.make(id, VersionPolicy::First, &limits)? {
-            Some(name) => Ok(name.version),
-            // Another process made it after we had looked for it.
-            None => self
-                .latest_for_server(id, &limits)?
-                .ok_or_else(|| self.no_such_version(id, 1)),
-        }
-    }
-
-    /// Returns a file of the server that is encrypted with a key, if there is one.
-    fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
-        let datadir = self.manifest.datadir();
-        private_descriptors::run(|| usage::find(datadir, &log_lists(), id))
-            .map_err(|source| KeyError::CannotLook { id, source })?
-            .map_err(|source| KeyError::Unclear { id, source })
-    }
-
-    /// Returns the highest version of a key in memory, on disk, in the manifest or, of key 1, in the server's logs; 0 if
-    /// there is none.
-    pub(super) fn highest_known(&self, id: u32) -> Result<u32, KeyError> {
-        let on_disk = self.known_versions(id)?.last().map(|name| name.version);
-        let known = on_disk.max(self.keyring.latest_version(id)).unwrap_or(0);
-        match id {
-            SYSTEM_KEY_ID => self.highest_in_logs(known),
-            _ => Ok(known),
-        }
-    }
-
-    /// Returns the highest version of key 1 that a binary or relay log needs, if it is above `known`. Logs on another disk
-    /// outlive the data directory and its manifest, such as when an older backup is restored.
-    fn highest_in_logs(&self, known: u32) -> Result<u32, KeyError> {
-        let LogVersions { versions, unclear } = self.log_versions();
-        if let Some(unclear) = unclear.into_iter().next() {
-            return Err(KeyError::UnclearLog(unclear));
-        }
-        match versions.last_key_value() {
-            Some((&version, log)) if version > known.saturating_add(MAX_LOG_JUMP) => {
-                Err(KeyError::UnlikelyLog {
-                    log: log.clone(),
-                    version,
-                    known,
-                })
-            }
-            Some((&version, _)) => Ok(version.max(known)),
-            None => Ok(known),
-        }
-    }
-
-    /// Returns which versions of key 1 the server's binary and relay logs need.
-    pub(super) fn log_versions(&self) -> LogVersions {
-        usage::find_log_versions(self.manifest.datadir(), &log_lists())
-    }
-
-    fn no_such_version(&self, id: u32, version: u32) -> KeyError {
+    pub(super) fn no_such_version(&self, id: u32, version: u32) -> KeyError {
         match self.kms.has_key_server() {
             true => KeyError::NotServed {
                 what: format!("version {version} of key {id}"),
@@ -494,29 +398,8 @@ impl KeyManager {
         }
     }
 
-    /// Refuses a key to the server until it is restarted. Returns its latest version if it has come into memory in the
-    /// meantime, and is not refused.
-    pub(super) fn refuse(&self, id: u32, reason: &str) -> Option<u32> {
-        let mut denied = lock(&self.denied);
-        let loaded = self.keyring.latest_version(id);
-        if loaded.is_none() {
-            let reason = || reason.to_owned();
-            denied.refused.entry(id).or_insert_with(reason);
-        }
-        loaded
-    }
-
-    /// The key ids that the server does not get until it is restarted.
-    pub(super) fn refused_ids(&self) -> BTreeSet<u32> {
-        lock(&self.denied).refused.keys().copied().collect()
-    }
-
-    pub(super) fn check_refused(&self, id: u32) -> Result<(), KeyError> {
-        check_in(&lock(&self.denied).refused, id)
-    }
-
     /// Returns the limits of a KMS call for the running statement or for the start of the server.
-    fn limits<'a>(&self, may_retry: &'a dyn Fn(&KmsError) -> bool) -> Limits<'a> {
+    pub(super) fn limits<'a>(&self, may_retry: &'a dyn Fn(&KmsError) -> bool) -> Limits<'a> {
         Limits {
             wait: self.policy(),
             deadline: None,
@@ -690,93 +573,6 @@ impl KeyManager {
         }
     }
 
-    /// Makes a version above all that are known: the number of one whose file is lost is never given away again.
-    pub(super) fn make_next(&self, id: u32, limits: &Limits<'_>) -> Result<KeyName, KeyError> {
-        let known = self.highest_known(id)?;
-        self.make(id, VersionPolicy::Next { known }, limits)?
-            .ok_or(KeyError::MadeElsewhere { id })
-    }
-
-    /// Makes a new version. Returns `None` if [`VersionPolicy::First`] found one that another process made.
-    ///
-    /// The key is used only after KMS has decrypted it and after its file and the manifest are safely on disk:
-    /// losing it later would lose the data.
-    fn make(
-        &self,
-        id: u32,
-        version_policy: VersionPolicy,
-        limits: &Limits<'_>,
-    ) -> Result<Option<KeyName>, KeyError> {
-        if self.program == Program::Backup {
-            let path = self.directory.path().to_owned();
-            return Err(KeyError::NotInBackup { id, path });
-        }
-        if let Some(path) = self.offline_keys() {
-            let path = path.to_owned();
-            return Err(KeyError::OnlyRead { path });
-        }
-        let key_store = self.key_store(limits)?;
-        let master_key_id = self.dynamic.master_key_id();
-        // A key server chooses the master key.
-        if master_key_id.is_empty() && !self.kms.has_key_server() {
-            return Err(KeyError::NoMasterKey { id });
-        }
-        let failed = |source| KeyError::Generate {
-            id,
-            master_key_id: master_key_id.clone(),
-            source,
-        };
-        let key_bytes = self.dynamic.key_bytes();
-        if let Some(key_store) = key_store {
-            return self
-                .make_in_key_store(&key_store, &master_key_id, id, version_policy, limits)
-                .map(Some);
-        }
-        let wrapped = self
-            .kms
-            .generate(master_key_id.clone(), key_bytes, id, limits)
-            .map_err(failed)?;
-        fault_points::reach(Step::Generated);
-        let decrypted = self
-            .kms
-            .decrypt(wrapped.ciphertext_blob.clone(), None, (id, 0), limits)
-            .map_err(failed)?;
-        let key = decrypted.key;
-        if key.expose().len() != usize::from(key_bytes) {
-            return Err(failed(KmsError::WrongReply));
-        }
-        fault_points::reach(Step::Unwrapped);
-        let (algorithm, why) = self.algorithm_of_new_version(id);
-        let stored =
-            self.directory
-                .store(id, algorithm, version_policy, &wrapped.ciphertext_blob)?;
-        let Stored::New(name) = stored else {
-            return Ok(None);
-        };
-        let entry = Entry::new(name, &key, &wrapped.master_key_arn);
-        self.publish_new(entry, &key, why)?;
-        Ok(Some(name))
-    }
-
-    /// Gives a new key, whose file is on disk, to the server.
-    pub(super) fn publish_new(
-        &self,
-        entry: Entry,
-        key: &PlaintextKey,
-        why: &str,
-    ) -> Result<(), KeyError> {
-        let (name, bits) = (entry.name, entry.bits);
-        let master_key = entry.master_key_arn.clone().unwrap_or_default();
-        self.manifest.record(&[entry])?;
-        self.publish(&name, key)?;
-        fault_points::reach(Step::Published);
-        log::note(&format!(
-            "made key {}, version {}, key length {bits} bit, {}{why}, with master key {master_key}",
-            name.id, name.version, name.algorithm
-        ));
-        Ok(())
-    }
-
     /// Takes note of a piece of data that AES_CTR is about to encrypt without padding.
     pub fn notice_ctr(&self, id: u32, encrypted_bytes: usize) {
         if !SYSTEM_IDS.contains(&id)
@@ -793,70 +589,21 @@ impl KeyManager {
         self.page_compression.is_noticed(id, &self.manifest)
     }
 
-    /// Returns how a new version of a key encrypts, and the reason if that is not what the setting asks for.
-    ///
-    /// MariaDB encrypts different data with the same key and IV in the redo log, in temporary tables and in
-    /// Aria, which all use the system keys, and in page-compressed tables after a crash. The nodes of a cluster encrypt
-    /// different pages with the same key. With AES_CTR, all of that would reveal the data.
-    pub(super) fn algorithm_of_new_version(&self, id: u32) -> (Algorithm, &'static str) {
-        match self.dynamic.algorithm() {
-            Algorithm::AesCtr if SYSTEM_IDS.contains(&id) => (
-                Algorithm::AesCbc,
-                " (AES_CTR is only for key ids 3 and above)",
-            ),
-            Algorithm::AesCtr if is_cluster_node() => {
-                (Algorithm::AesCbc, " (AES_CTR is not for cluster nodes)")
-            }
-            Algorithm::AesCtr if self.is_page_compressed(id) => (
-                Algorithm::AesCbc,
-                " (AES_CTR is not for page-compressed tables)",
-            ),
-            requested => (requested, ""),
-        }
-    }
-
     /// Puts a key into memory, unless it is refused to the server.
     pub(super) fn publish(&self, name: &KeyName, key: &PlaintextKey) -> Result<(), KeyError> {
-        let denied = self.settle(name.id);
-        check_in(&denied.refused, name.id)?;
-        let lock_failure = self
-            .keyring
-            .add(*name, key.expose())
-            .map_err(KeyError::Memory)?;
-        drop(denied);
+        let find_data = || self.find_data(name.id);
+        let add = || {
+            self.keyring
+                .add(*name, key.expose())
+                .map_err(KeyError::Memory)
+        };
+        let lock_failure = self.denied.admit(name.id, &self.keyring, find_data, add)?;
         if let Some(reason) = lock_failure {
             log::warning(&format!(
                 "keys in memory may be swapped to disk, dumped or inherited by a forked process: {reason}. If memory cannot be locked, raise its limit (LimitMEMLOCK= of the service, ulimit -l)"
             ));
         }
         Ok(())
-    }
-
-    /// Refuses a key that the server has asked for in vain if a file is encrypted with it, since it may have been for that
-    /// file.
-    fn settle(&self, id: u32) -> MutexGuard<'_, Denied> {
-        let mut looked_after = None;
-        loop {
-            let mut denied = lock(&self.denied);
-            let asked = denied.asked.get(&id).copied();
-            if asked == looked_after {
-                denied.asked.remove(&id);
-                return denied;
-            }
-            drop(denied);
-            let reason = match self.find_data(id) {
-                Ok(None) => None,
-                Ok(Some(proof)) => Some(format!(
-                    "there was no such key when the server asked for it, and '{}' is encrypted with it",
-                    proof.display()
-                )),
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(reason) = reason {
-                self.refuse(id, &reason);
-            }
-            looked_after = asked;
-        }
     }
 
     /// Returns the versions that exist but are not in memory, in order, with the reasons.
@@ -881,17 +628,6 @@ impl KeyManager {
                 ));
             }
         }
-    }
-}
-
-/// Fails if the server does not get a key until it is restarted.
-fn check_in(refused: &BTreeMap<u32, String>, id: u32) -> Result<(), KeyError> {
-    match refused.get(&id) {
-        None => Ok(()),
-        Some(reason) => Err(KeyError::NeedsRestart {
-            id,
-            reason: reason.clone(),
-        }),
     }
 }
 

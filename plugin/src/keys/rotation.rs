@@ -104,7 +104,7 @@ fn rotate_id(manager: &KeyManager, id: u32, limits: &Limits<'_>) -> Result<KeyNa
     let text = |error: KeyError| error.to_string();
     // The server must be able to decrypt existing data before a new version makes sense.
     if manager.keyring.latest_version(id).is_none() {
-        manager.check_refused(id).map_err(text)?;
+        manager.denied.check(id).map_err(text)?;
         let known = manager.known_versions(id);
         let loaded = known.and_then(|known| manager.load_highest(&known, limits));
         loaded.map_err(|error| text(error.for_reading(id)))?;
