@@ -12,9 +12,9 @@ use std::{
 
 use aws_session::config::{Config, ServerAddress, UpstreamConfig};
 use broker_api::{
-    Failure, FailureKind, FrameError, GetKey, HEADER_BYTES, Header, KmsSettings, PROTOCOL_VERSION,
-    Reply, Request, SessionPhase, SessionState, WAITING_INTERVAL, WaitPolicy, WaitReason, Waiting,
-    decode, encode,
+    Decrypt, Failure, FailureKind, FrameError, GetKey, HEADER_BYTES, Header, KmsSettings,
+    PROTOCOL_VERSION, Reply, Request, SessionPhase, SessionState, WAITING_INTERVAL, WaitReason,
+    Waiting, decode, encode,
 };
 use mutual_tls::{ClientTls, TlsFilesError, WatchedFiles, reason};
 use parking_lot::Mutex;
@@ -599,49 +599,30 @@ impl Server {
     }
 }
 
-/// What a key server is asked. It never waits for a code: this broker waits, so that another server may be asked.
+/// What a key server is asked. It never waits for a code, whatever the request says: this broker waits, so that another
+/// server may be asked.
 fn translate(request: Request) -> Result<Request, Failure> {
-    let wait = WaitPolicy::Never;
-    Ok(match request {
+    let why = match request {
         // Of a key file that is still here: the key server has it too, under the same number.
-        Request::Decrypt(request) => {
-            let mut context = request.context;
-            if context.key_id == 0 || context.key_version == 0 {
-                return Err(invalid(
-                    "this host gets its keys from a key server (upstream), which unwraps only keys of its own key store, by their numbers".into(),
-                ));
-            }
-            context.wait = wait;
-            Request::GetKey(GetKey { context })
+        Request::Decrypt(Decrypt { context, .. })
+            if context.key_id != 0 && context.key_version != 0 =>
+        {
+            return Ok(Request::GetKey(GetKey { context }));
         }
+        Request::Decrypt(_) => "which unwraps only keys of its own key store, by their numbers",
         Request::GenerateDataKey(_) => {
-            return Err(invalid(
-                "this host gets its keys from a key server (upstream), and the plugin that is loaded cannot make keys there; restart the server, which then loads the installed one".into(),
-            ));
+            "and the plugin that is loaded cannot make keys there; restart the server, which then loads the installed one"
         }
-        Request::GetKey(mut request) => {
-            request.context.wait = wait;
-            Request::GetKey(request)
-        }
-        Request::FindKey(mut request) => {
-            request.context.wait = wait;
-            Request::FindKey(request)
-        }
-        Request::ListKeys(mut request) => {
-            request.context.wait = wait;
-            Request::ListKeys(request)
-        }
-        Request::MakeKey(mut request) => {
-            request.generate.context.wait = wait;
-            Request::MakeKey(request)
-        }
-        Request::Session => Request::Session,
-        Request::Overview | Request::Events { .. } => {
-            return Err(invalid(
-                "this host gets its keys from a key server (upstream), and has no overview; ask on the key server".into(),
-            ));
-        }
-    })
+        Request::Overview | Request::Events { .. } => "and has no overview; ask on the key server",
+        request @ (Request::GetKey(_)
+        | Request::FindKey(_)
+        | Request::ListKeys(_)
+        | Request::MakeKey(_)
+        | Request::Session) => return Ok(request),
+    };
+    Err(invalid(format!(
+        "this host gets its keys from a key server (upstream), {why}"
+    )))
 }
 
 /// A message of a key server as it may go into logs: on one line, and not without end.
@@ -662,7 +643,7 @@ fn may_pass(kind: FailureKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use broker_api::{Decrypt, GenerateDataKey, KeyContext};
+    use broker_api::{GenerateDataKey, KeyContext, WaitPolicy};
 
     use super::*;
 
@@ -673,7 +654,7 @@ mod tests {
             context: KeyContext {
                 key_id,
                 key_version,
-                wait: WaitPolicy::UntilOpen,
+                wait: WaitPolicy::Never,
             },
         })
     }

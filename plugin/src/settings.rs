@@ -22,7 +22,7 @@ pub const LOG_LEVELS: [&core::ffi::CStr; 7] = [
     c"Off", c"Fatal", c"Error", c"Warn", c"Info", c"Debug", c"Trace",
 ];
 
-/// Values of `offline_digest`, in the order of [`Digest::ALL`].
+/// Values of `offline_digest`, in the order of [`Digest::NAMED`].
 pub const DIGEST_NAMES: [&core::ffi::CStr; 5] =
     [c"sha1", c"sha224", c"sha256", c"sha384", c"sha512"];
 
@@ -67,7 +67,9 @@ pub struct StartupSettings {
 
 /// Returns the digest at an index of [`DIGEST_NAMES`]. The server stores only valid indices.
 pub fn digest(index: usize) -> Digest {
-    Digest::ALL.get(index).copied().unwrap_or_default()
+    Digest::NAMED
+        .get(index)
+        .map_or_else(Digest::default, |(_, digest)| *digest)
 }
 
 impl StartupSettings {

@@ -3,9 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
-use broker_api::{
-    Decrypt, Failure, FailureKind, FindKey, KeyContext, ListKeys, MakeKey, Reply, WaitPolicy,
-};
+use broker_api::{Decrypt, Failure, FailureKind, FindKey, KeyContext, ListKeys, MakeKey, Reply};
 use key_files::{WrappedKey, check_value::CheckValue};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
@@ -236,10 +234,7 @@ impl StoredKeys {
         let request = Decrypt {
             ciphertext_blob: key.ciphertext_blob.clone(),
             check_value: None,
-            context: KeyContext {
-                wait: WaitPolicy::Never,
-                ..*context
-            },
+            context: *context,
         };
         let permit = self.kms_calls.acquire().await;
         let decrypted = aws.kms.decrypt(&aws.sessions, &request).await;

@@ -58,7 +58,7 @@ impl CheckValue {
 
 impl fmt::Display for CheckValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 
@@ -66,24 +66,12 @@ impl FromStr for CheckValue {
     type Err = InvalidCheckValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidCheckValue> {
-        let digits = text.as_bytes();
-        let (pairs, odd) = digits.as_chunks::<2>();
-        if pairs.len() != CHECK_VALUE_BYTES || !odd.is_empty() {
-            return Err(InvalidCheckValue);
+        let is_plain = text.len() == 2 * CHECK_VALUE_BYTES
+            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        match u128::from_str_radix(text, 16) {
+            Ok(number) if is_plain => Ok(Self(number.to_be_bytes())),
+            _ => Err(InvalidCheckValue),
         }
-        let mut bytes = [0; CHECK_VALUE_BYTES];
-        for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
-            *byte = digit(high)? << 4 | digit(low)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-fn digit(digit: u8) -> Result<u8, InvalidCheckValue> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        _ => Err(InvalidCheckValue),
     }
 }
 

@@ -27,7 +27,7 @@ pub use file::ManifestFile;
 
 use crate::PlaintextKey;
 use crate::check_value::CheckValue;
-use crate::key_name::{Algorithm, KeyName, is_valid_number};
+use crate::key_name::{Algorithm, KeyName, parse_number};
 
 /// Name of the file. mariadb-backup copies what begins with `aws-kms-key`.
 pub const MANIFEST_NAME: &str = "aws-kms-keys.list";
@@ -277,10 +277,6 @@ fn in_formattable_years(time: SystemTime) -> SystemTime {
     const END_SECONDS: u64 = 253_402_300_799;
     let end = SystemTime::UNIX_EPOCH + Duration::from_secs(END_SECONDS);
     time.clamp(SystemTime::UNIX_EPOCH, end)
-}
-
-fn parse_number(text: &str) -> Option<u32> {
-    text.parse().ok().filter(|&number| is_valid_number(number))
 }
 
 fn parse_entry(line: &str) -> Option<Entry> {

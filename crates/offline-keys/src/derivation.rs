@@ -38,26 +38,21 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// All digests, in the order of the server's enumeration.
-    pub const ALL: [Self; 5] = [
-        Self::Sha1,
-        Self::Sha224,
-        Self::Sha256,
-        Self::Sha384,
-        Self::Sha512,
+    /// The server's name of each, in the order of its enumeration.
+    pub const NAMED: [(&str, Self); 5] = [
+        ("sha1", Self::Sha1),
+        ("sha224", Self::Sha224),
+        ("sha256", Self::Sha256),
+        ("sha384", Self::Sha384),
+        ("sha512", Self::Sha512),
     ];
 }
 
 impl fmt::Display for Digest {
     /// Writes the server's name of the digest.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Sha1 => "sha1",
-            Self::Sha224 => "sha224",
-            Self::Sha256 => "sha256",
-            Self::Sha384 => "sha384",
-            Self::Sha512 => "sha512",
-        })
+        let named = Self::NAMED.iter().find(|(_, digest)| digest == self);
+        formatter.write_str(named.map_or("", |(name, _)| name))
     }
 }
 

@@ -11,21 +11,13 @@ use crate::{option_value::one_of, progress::Progress};
 #[derive(Debug, Args)]
 pub(crate) struct DerivationArguments {
     /// Digest of an encrypted file: sha1, sha224, …, sha512
-    #[arg(long, value_parser = one_of(DIGESTS), hide_possible_values = true)]
+    #[arg(long, value_parser = one_of(Digest::NAMED), hide_possible_values = true)]
     digest: Option<Digest>,
 
     /// Its PBKDF2 iterations; 0: no PBKDF2
     #[arg(long, value_name = "NUMBER")]
     iterations: Option<u32>,
 }
-
-const DIGESTS: [(&str, Digest); 5] = [
-    ("sha1", Digest::Sha1),
-    ("sha224", Digest::Sha224),
-    ("sha256", Digest::Sha256),
-    ("sha384", Digest::Sha384),
-    ("sha512", Digest::Sha512),
-];
 
 /// Numbers of iterations that tools and manuals use besides the round numbers and the powers of two.
 const RECOMMENDED: [u32; 17] = [
@@ -63,7 +55,7 @@ impl DerivationArguments {
     pub fn candidates(&self) -> impl Iterator<Item = Derivation> {
         let digests = match self.digest {
             Some(digest) => vec![digest],
-            None => Digest::ALL.to_vec(),
+            None => Digest::NAMED.map(|(_, digest)| digest).to_vec(),
         };
         let counts = match self.iterations {
             Some(count) => BTreeSet::from([count]),
