@@ -386,7 +386,7 @@ impl Prepared {
             users,
             mut listener,
             mut overview_listener,
-            metrics,
+            mut metrics,
         } = self;
         let is_key_server = key_server.is_some();
         let cache = KeyCache::new(config.broker.key_cache);
@@ -422,7 +422,7 @@ impl Prepared {
                 .as_mut()
                 .zip(overview_socket)
                 .map(|(listener, socket)| service.listen(listener, socket, Scope::Overview));
-            let metrics = metrics.as_ref().map(|it| it.serve(&service, &aws));
+            let metrics = metrics.as_mut().map(|it| it.serve(&service, &aws));
             let hosts = key_server.map(|it| it.serve(Arc::clone(&aws), record, users));
             // What is not configured ends at once as None, which matches no pattern and is not polled again.
             tokio::select! {

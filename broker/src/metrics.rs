@@ -46,27 +46,16 @@ const LIMITS: Limits = Limits {
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Where metrics are served, bound.
-pub(crate) struct MetricsListener {
-    listener: LocalListener,
-    /// Removes the socket when dropped.
-    _socket: Option<Listener>,
+pub(crate) enum MetricsListener {
+    Socket(Listener),
+    Loopback(LocalListener),
 }
 
 impl MetricsListener {
     /// Binds it. `gid` is the group that may use a socket.
     pub fn bind(listen: &Listen, gid: Option<u32>) -> Result<Self, ListenerError> {
         match listen {
-            Listen::Socket(path) => {
-                let socket = Listener::bind(path, gid)?;
-                let failed = |source| ListenerError::Bind {
-                    path: path.clone(),
-                    source,
-                };
-                Ok(Self {
-                    listener: LocalListener::Unix(socket.acceptor().map_err(failed)?),
-                    _socket: Some(socket),
-                })
-            }
+            Listen::Socket(path) => Ok(Self::Socket(Listener::bind(path, gid)?)),
             Listen::Loopback(address) => {
                 let failed = |source| ListenerError::BindMetrics {
                     address: *address,
@@ -74,17 +63,14 @@ impl MetricsListener {
                 };
                 let socket = TcpListener::bind(address).map_err(failed)?;
                 socket.set_nonblocking(true).map_err(failed)?;
-                Ok(Self {
-                    listener: LocalListener::Loopback(socket),
-                    _socket: None,
-                })
+                Ok(Self::Loopback(LocalListener::Loopback(socket)))
             }
         }
     }
 
     /// Serves as long as it is polled. Errors: the socket cannot be used at all.
     pub async fn serve(
-        &self,
+        &mut self,
         service: &Arc<Service>,
         aws: &Arc<AwsCalls>,
     ) -> io::Result<Infallible> {
@@ -93,7 +79,19 @@ impl MetricsListener {
             let response = respond(&request, &service, &aws);
             async move { response }
         };
-        local_http::serve(&self.listener, LIMITS, answer).await
+        match self {
+            Self::Loopback(listener) => local_http::serve(listener, LIMITS, answer).await,
+            Self::Socket(listener) => {
+                let mut socket = listener.acceptor()?;
+                loop {
+                    let accepting = LocalListener::Unix(socket);
+                    socket = tokio::select! {
+                        served = local_http::serve(&accepting, LIMITS, answer.clone()) => return served,
+                        again = listener.bound_again() => again,
+                    };
+                }
+            }
+        }
     }
 }
 

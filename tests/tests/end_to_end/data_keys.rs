@@ -995,6 +995,17 @@ fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
     let (code, table, _) = compare(&[]);
     assert_eq!(code, 1, "{table}");
     assert!(table.contains("1   1        AES_CBC    MISSING"), "{table}");
+
+    fs::write(path.join("1/1"), &object).unwrap();
+    assert_eq!(keys.run(&["pull", &store]).0, 0);
+    fs::write(path.join("7/13"), "no key").unwrap();
+    let (code, table, errors) = compare(&[]);
+    assert_eq!(code, 1, "{table}");
+    assert!(table.contains("7   12       AES_CTR    same"), "{table}");
+    assert!(
+        errors.contains("7/13 in the key store file://") && errors.contains("cannot be used"),
+        "{errors}"
+    );
     let (code, _, errors) = keys.run(&["list", "--store"]);
     assert_eq!(code, 125);
     assert!(errors.contains("no key store is configured"), "{errors}");
@@ -1349,6 +1360,15 @@ fn an_export_has_the_keys_that_only_the_key_store_has_or_is_refused() {
     let (code, text, errors) = export("pulled", &[]);
     assert_eq!((code, errors.as_str()), (0, ""), "{text}");
     assert!(text.starts_with("3 data keys exported"), "{text}");
+
+    // Where objects cannot be deleted, one that is no key stays.
+    fs::create_dir(path.join("9")).unwrap();
+    fs::write(path.join("9/1"), "no key").unwrap();
+    let (code, text, errors) = export("beside_junk", &[]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(text.starts_with("3 data keys exported"), "{text}");
+    assert!(errors.contains("9/1 in the key store file://"), "{errors}");
+    fs::remove_file(path.join("9/1")).unwrap();
 
     // An old version that this server had, and that was moved away because nothing here needs it.
     fs::remove_file(keys.file("aws-kms-key.7.12.ctr")).unwrap();

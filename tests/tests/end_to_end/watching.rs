@@ -351,6 +351,17 @@ fn a_key_server_counts_its_clients_by_name_and_tells_when_its_certificate_ends()
 }
 
 #[test]
+fn sockets_for_watching_that_somebody_removes_are_there_again() {
+    let watched = watched();
+    fs::remove_file(&watched.metrics).unwrap();
+    watched.broker.wait_for("metrics.sock; it is there again");
+    assert!(watched.metric("iam_kms_broker_session_open 0"));
+    fs::remove_file(&watched.overview).unwrap();
+    watched.broker.wait_for("overview.sock; it is there again");
+    assert_eq!(watched.overview().session.phase, SessionPhase::AwaitingCode);
+}
+
+#[test]
 fn metrics_on_a_port_refuse_the_names_of_other_hosts_and_slow_clients_block_nobody() {
     let port = free_port();
     let scene = Scene::new()

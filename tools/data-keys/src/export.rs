@@ -18,7 +18,6 @@ use key_files::{
     key_name::{Algorithm, KeyName, has_number},
     manifest::ManifestFile,
 };
-use key_store::KeyStore;
 use offline_keys::{
     derivation::{Derivation, Digest},
     file,
@@ -131,11 +130,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let stored = match (location, &access) {
         (Some(location), Some(access)) => {
             let store = open_with(&location, access)?;
-            Some(runtime.block_on(only_stored(&store, &names))?)
+            let (stored, _) = runtime.block_on(async {
+                let mut versions = store.list().await?;
+                versions.retain(|&number, _| !has_number(&names, number));
+                compare::read_all(&store, versions).await
+            })?;
+            Some((location.to_string(), stored))
         }
-        _ => arguments.stored_of_broker()?,
+        _ => match &arguments.unwrapper.broker_socket {
+            Some(socket) => compare::ask_broker(socket)?,
+            None => None,
+        },
     };
     let (location, stored) = stored.unwrap_or_default();
+    let stored: Vec<_> = stored.into_values().map(|there| there.name).collect();
     let is_stored = |text: &str| stored.iter().any(|name| name.to_string() == text);
     let unknown: Vec<_> = unknown.into_iter().filter(|it| !is_stored(it)).collect();
     expect_none_unknown(&directory, &unknown)?;
@@ -191,34 +199,6 @@ impl Arguments {
             },
         }
     }
-
-    /// The keys of the broker's key store; `None` if there is no broker, or it has no key store.
-    fn stored_of_broker(&self) -> Result<Option<(String, Vec<KeyName>)>, DataKeysError> {
-        let Some(socket) = &self.unwrapper.broker_socket else {
-            return Ok(None);
-        };
-        let stored = compare::ask_broker(socket)?;
-        Ok(stored.map(|(location, stored)| {
-            let names = stored.into_values().map(|there| there.name);
-            (location, names.collect())
-        }))
-    }
-}
-
-/// Reads which keys the key store has beyond `names`.
-async fn only_stored(
-    store: &KeyStore,
-    names: &[KeyName],
-) -> Result<(String, Vec<KeyName>), DataKeysError> {
-    let mut only_stored = Vec::new();
-    for (id, version) in store.list().await?.into_keys() {
-        if !has_number(names, (id, version))
-            && let Some(key) = store.get(id, version, 0).await?
-        {
-            only_stored.push(key.name);
-        }
-    }
-    Ok((store.location().to_string(), only_stored))
 }
 
 /// Fails if the key store has keys that are not to be exported. Old ones that the manifest lists may have been moved away,

@@ -11,11 +11,11 @@ use std::{
 };
 
 use broker_api::{KeyContext, ListKeys, Reply, Request, client::BrokerClient};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use key_files::{
     check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile,
 };
-use key_store::{Form, KeyStore, StoreError};
+use key_store::{Form, KeyStore, StoreError, Versions};
 use serde_json::json;
 use tracing::warn;
 
@@ -115,28 +115,21 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         ));
     }
     let manifest = ManifestFile::open(comparison.datadir.unwrap_or(comparison.path))?;
-    let (location, stored) = match comparison.broker_socket {
-        Some(socket) => ask_broker(socket)?.ok_or_else(|| {
-            DataKeysError::Broker(
-                "the broker has no key store (key_store in its configuration)".into(),
-            )
-        })?,
+    let (location, stored, objects) = match comparison.broker_socket {
+        Some(socket) => {
+            let (location, stored) = ask_broker(socket)?.ok_or_else(|| {
+                DataKeysError::Broker(
+                    "the broker has no key store (key_store in its configuration)".into(),
+                )
+            })?;
+            (location, stored, Outcome::Good)
+        }
         None => {
             let location = comparison.store.location(comparison.access)?;
             let store = open(&location, comparison.access)?;
-            let stored = runtime()?.block_on(async {
-                let versions = store.list().await?;
-                let progress = Progress::of_keys(versions.len());
-                stream::iter(versions)
-                    .map(|(number, latest)| read(&store, number, latest))
-                    .buffered(READS)
-                    .inspect(|_| progress.add(1))
-                    .try_filter_map(async |there| Ok(there))
-                    .map_ok(|there| (there.name.number(), there))
-                    .try_collect::<Stored>()
-                    .await
-            })?;
-            (location.to_string(), stored)
+            let (stored, objects) =
+                runtime()?.block_on(async { read_all(&store, store.list().await?).await })?;
+            (location.to_string(), stored, objects)
         }
     };
     // A key that the manifest lists belongs here, even if its file is gone.
@@ -227,7 +220,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
     Ok(match () {
         () if count(State::Differs) > 0 => Outcome::Differs,
         () if count(State::OnlyHere) + count(State::Nowhere) > 0 => Outcome::Bad,
-        () if files == Outcome::Bad => Outcome::Bad,
+        () if files == Outcome::Bad || objects == Outcome::Bad => Outcome::Bad,
         () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
         () => Outcome::Good,
     })
@@ -272,6 +265,31 @@ fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFi
         ),
     };
     format!("Not compared: {count}: {why}. kms-data-keys verify decrypts them\n")
+}
+
+/// Reads what the store has of these versions. An object that is no key is reported, and does not hide the others.
+pub(crate) async fn read_all(
+    store: &KeyStore,
+    versions: Versions,
+) -> Result<(Stored, Outcome), StoreError> {
+    let progress = Progress::of_keys(versions.len());
+    let mut outcome = Outcome::Good;
+    let mut stored = Stored::new();
+    let mut found = stream::iter(versions)
+        .map(|(number, latest)| read(store, number, latest))
+        .buffered(READS)
+        .inspect(|_| progress.add(1));
+    while let Some(there) = found.next().await {
+        match there {
+            Ok(there) => stored.extend(there.map(|there| (there.name.number(), there))),
+            Err(error @ StoreError::Invalid { .. }) => {
+                warn!("{error}");
+                outcome = Outcome::Bad;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((stored, outcome))
 }
 
 /// Reads what the store has of a key version; `None`: its first form is not there.

@@ -3,9 +3,10 @@
 use clap::Args;
 use key_files::{
     key_directory::{KeyDirectory, Stored, VersionPolicy},
+    key_name::has_number,
     manifest::ManifestFile,
 };
-use key_store::KeyStore;
+use key_store::{Form, KeyStore};
 
 use crate::{
     DataKeysError, Outcome,
@@ -49,17 +50,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let here = directory.list()?.keys;
     let (fetched, failed, there) = runtime()?.block_on(async {
         let versions = store.list().await?;
-        let missing: Vec<_> = versions
-            .keys()
-            .copied()
-            .filter(|&number| !here.iter().any(|name| name.number() == number))
-            .collect();
-        let there = versions.len() - missing.len();
+        let all = versions.len();
+        let mut missing = versions;
+        missing.retain(|&number, _| !has_number(&here, number));
+        let missing: Vec<_> = missing.into_iter().collect();
+        let there = all - missing.len();
         if arguments.dry_run {
             return Ok::<_, DataKeysError>((missing.len(), 0, there));
         }
         let mut fetched = 0;
-        let work = async |&number: &_| fetch(&store, &directory, &manifest, number).await;
+        let work = async |&version: &_| fetch(&store, &directory, &manifest, version).await;
         let failed = each(&missing, work, |_, is_new| fetched += usize::from(is_new)).await;
         Ok((fetched, failed, there))
     })?;
@@ -80,9 +80,9 @@ async fn fetch(
     store: &KeyStore,
     directory: &KeyDirectory,
     manifest: &ManifestFile,
-    (id, version): (u32, u32),
+    ((id, version), form): ((u32, u32), Form),
 ) -> Result<bool, String> {
-    let found = store.find(id, Some(version)).await;
+    let found = store.latest_form(id, version, form).await;
     let key = found
         .map_err(failed(format_args!("{id}/{version}")))?
         .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;
