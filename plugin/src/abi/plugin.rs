@@ -79,6 +79,7 @@ pub const SHOW_SIMPLE_FUNC: c_int = 13;
 pub const SHOW_BUFFER_BYTES: usize = 1024;
 
 /// `st_mysql_show_var`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub struct StatusVariable {
     /// Name as `SHOW STATUS` shows it.

@@ -1,13 +1,14 @@
 //! Status variables as the server asks for them.
 
-use core::cell::RefCell;
 use core::ffi::{c_int, c_void};
 use std::ffi::CString;
 
 use super::guard;
 use crate::abi::{
-    SHOW_ARRAY, SHOW_BUFFER_BYTES, SHOW_CHAR, SHOW_ULONGLONG, StatusFunction, StatusVariable,
+    SHOW_ARRAY, SHOW_BUFFER_BYTES, SHOW_CHAR, SHOW_ULONGLONG, ServerOwned, StatusFunction,
+    StatusVariable,
 };
+use crate::server::symbols::allocate_for_statement;
 use crate::status::{VARIABLES, Value, of_keys};
 
 /// The functions for [`VARIABLES`], in the same order.
@@ -35,23 +36,23 @@ unsafe extern "C" fn show<const INDEX: usize>(
         if variable.is_null() || buffer.is_null() {
             return 1;
         }
-        let (_, value) = VARIABLES[INDEX];
-        let kind = match value() {
-            Value::Number(number) => {
-                // SAFETY: the buffer is not null and longer than a number, and this needs no alignment.
-                unsafe { buffer.cast::<u64>().write_unaligned(number) };
-                SHOW_ULONGLONG
-            }
-            Value::Text(text) => {
-                // SAFETY: the buffer is not null, and the server makes it SHOW_BUFFER_BYTES long.
-                unsafe { write_text(&text, buffer.cast()) };
-                SHOW_CHAR
-            }
-        };
-        // SAFETY: not null, and the server passes its own copy of the variable for this call to fill in.
+        // The server looks at the variable, whatever comes of this call.
+        // SAFETY: not null; the variable is the server's own copy for this call to fill in, and its buffer is
+        // SHOW_BUFFER_BYTES long.
         unsafe {
-            (*variable).kind = kind;
+            write_text("", buffer.cast());
+            (*variable).kind = SHOW_CHAR;
             (*variable).value = buffer;
+        }
+        let (_, value) = VARIABLES[INDEX];
+        match value() {
+            // SAFETY: as above. The buffer is longer than a number, and this needs no alignment.
+            Value::Number(number) => unsafe {
+                buffer.cast::<u64>().write_unaligned(number);
+                (*variable).kind = SHOW_ULONGLONG;
+            },
+            // SAFETY: as above.
+            Value::Text(text) => unsafe { write_text(&text, buffer.cast()) },
         }
         0
     })
@@ -70,28 +71,16 @@ unsafe fn write_text(text: &str, buffer: *mut u8) {
     }
 }
 
-/// An array of variables for the server, with the names and values that its entries point to.
-struct Rows {
-    entries: Vec<StatusVariable>,
-    _named: Vec<(CString, ShownValue)>,
-}
+/// Of no key.
+static NO_ROWS: ServerOwned<[StatusVariable; 1]> = ServerOwned::new([StatusVariable::END]);
 
-enum ShownValue {
-    Number(u64),
-    Text(CString),
-}
-
-thread_local! {
-    /// The rows that this thread's query reads. The server reads all of them before it asks again in this thread.
-    static ROWS: RefCell<Option<Rows>> = const { RefCell::new(None) };
-}
-
-/// Fills in the variables of single keys, as an array.
+/// Fills in the variables of single keys, as an array in memory of the statement: while the server reads it, a stored
+/// function of the statement may have the server ask again, in the same thread.
 ///
 /// # Safety
-/// `variable` is null or writable. The caller reads the array before it calls this function again in the same thread.
+/// `thd` is null or the server's structure for the statement of this thread; `variable` is null or writable.
 pub unsafe extern "C" fn show_keys(
-    _thd: *mut c_void,
+    thd: *mut c_void,
     variable: *mut StatusVariable,
     _buffer: *mut c_void,
     _status: *mut c_void,
@@ -101,44 +90,64 @@ pub unsafe extern "C" fn show_keys(
         if variable.is_null() {
             return 1;
         }
-        let rows = rows(of_keys());
-        ROWS.with_borrow_mut(|kept| {
-            let kept = kept.insert(rows);
-            // SAFETY: not null, and the server passes its own copy of the variable for this call to fill in.
-            unsafe {
-                (*variable).kind = SHOW_ARRAY;
-                (*variable).value = kept.entries.as_mut_ptr().cast();
-            }
-        });
+        // SAFETY: not null, and the server passes its own copy of the variable for this call to fill in.
+        let variable = unsafe { &mut *variable };
+        // The server looks at the variable, whatever comes of this call.
+        variable.kind = SHOW_ARRAY;
+        variable.value = NO_ROWS.address().cast();
+        // SAFETY: the caller vouches for `thd`.
+        let allocate = |bytes| unsafe { allocate_for_statement(thd, bytes) };
+        // SAFETY: that memory is long and aligned enough.
+        if let Some(rows) = unsafe { lay_out(of_keys(), allocate) } {
+            variable.value = rows;
+        }
         0
     })
 }
 
-/// Lays the variables out as the server reads them. One with a NUL, of which there is none, would be left out.
-fn rows(variables: Vec<(String, Value)>) -> Rows {
-    let shown = |(name, value)| {
-        let value = match value {
-            Value::Number(number) => ShownValue::Number(number),
-            Value::Text(text) => ShownValue::Text(CString::new(text).ok()?),
-        };
-        Some((CString::new::<String>(name).ok()?, value))
+/// Copies the variables into memory of `allocate`, as the server reads them. `None`: there is no memory.
+///
+/// # Safety
+/// `allocate` returns null or memory of as many bytes as asked, aligned for a `u64`.
+pub(super) unsafe fn lay_out(
+    variables: Vec<(String, Value)>,
+    allocate: impl Fn(usize) -> *mut c_void,
+) -> Option<*mut c_void> {
+    // SAFETY: as the caller says.
+    let copy_text = |text: String| unsafe {
+        // There is none with a NUL.
+        let text = CString::new(text).unwrap_or_default();
+        copy(text.as_bytes_with_nul(), &allocate)
     };
-    let named: Vec<_> = variables.into_iter().filter_map(shown).collect();
-    let entry = |(name, value): &(CString, ShownValue)| {
-        let (pointer, kind): (*const c_void, c_int) = match value {
-            ShownValue::Number(number) => (core::ptr::from_ref(number).cast(), SHOW_ULONGLONG),
-            ShownValue::Text(text) => (text.as_ptr().cast(), SHOW_CHAR),
+    let mut rows = Vec::with_capacity(variables.len() + 1);
+    for (name, value) in variables {
+        let (value, kind) = match value {
+            // SAFETY: as the caller says.
+            Value::Number(number) => (unsafe { copy(&[number], &allocate) }, SHOW_ULONGLONG),
+            Value::Text(text) => (copy_text(text), SHOW_CHAR),
         };
-        StatusVariable {
-            name: name.as_ptr(),
-            value: pointer.cast_mut(),
+        rows.push(StatusVariable {
+            name: copy_text(name)?.cast(),
+            value: value?,
             kind,
-        }
-    };
-    let mut entries: Vec<_> = named.iter().map(entry).collect();
-    entries.push(StatusVariable::END);
-    Rows {
-        entries,
-        _named: named,
+        });
     }
+    rows.push(StatusVariable::END);
+    // SAFETY: as the caller says.
+    unsafe { copy(&rows, &allocate) }
+}
+
+/// # Safety
+/// As for [`lay_out`]; a `T` needs no greater alignment than a `u64`.
+unsafe fn copy<T: Copy>(
+    values: &[T],
+    allocate: &impl Fn(usize) -> *mut c_void,
+) -> Option<*mut c_void> {
+    let place = allocate(size_of_val(values));
+    if place.is_null() {
+        return None;
+    }
+    // SAFETY: the new memory is as long as the values, and aligned.
+    unsafe { core::ptr::copy_nonoverlapping(values.as_ptr(), place.cast(), values.len()) };
+    Some(place)
 }

@@ -1,5 +1,6 @@
 //! Calls the functions as the server does, on a plugin that is started once for all these tests.
 
+use core::cell::RefCell;
 use core::ffi::{c_int, c_longlong, c_uint, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::{null, null_mut};
@@ -487,31 +488,50 @@ fn every_status_variable_is_shown_in_the_servers_buffer() {
     }
 }
 
+/// This program has no `thd_alloc`.
+#[test]
+fn without_memory_of_the_statement_there_are_no_variables_of_single_keys() {
+    start();
+    let mut variable = StatusVariable {
+        kind: -1,
+        ..StatusVariable::END
+    };
+    let show_keys = super::status_variables::show_keys;
+    // SAFETY: a variable to fill in, and an array with an end.
+    unsafe {
+        let result = show_keys(null_mut(), &raw mut variable, null_mut(), null_mut(), 0);
+        assert_eq!((result, variable.kind), (0, SHOW_ARRAY));
+        let rows: *const StatusVariable = variable.value.cast();
+        assert!((*rows).name.is_null());
+    }
+}
+
 #[test]
 fn the_variables_of_single_keys_are_an_array_that_ends() {
     start();
-    let mut variable = StatusVariable::END;
+    let kept = RefCell::new(Vec::new());
+    let allocate = |bytes: usize| -> *mut c_void {
+        let mut memory = vec![u64::MAX; bytes.div_ceil(8)];
+        let address = memory.as_mut_ptr().cast();
+        kept.borrow_mut().push(memory);
+        address
+    };
     let mut shown = Vec::new();
-    for _ in 0..2 {
-        shown.clear();
-        // SAFETY: a variable to fill in; the array is read before the next call.
-        unsafe {
-            let function = super::status_variables::show_keys;
-            let result = function(null_mut(), &raw mut variable, null_mut(), null_mut(), 0);
-            assert_eq!((result, variable.kind), (0, SHOW_ARRAY));
-            let mut row: *const StatusVariable = variable.value.cast();
-            while !(*row).name.is_null() {
-                let name = core::ffi::CStr::from_ptr((*row).name).to_str().unwrap();
-                let value = match (*row).kind {
-                    SHOW_ULONGLONG => (*row).value.cast::<u64>().read().to_string(),
-                    _ => core::ffi::CStr::from_ptr((*row).value.cast())
-                        .to_str()
-                        .unwrap()
-                        .to_owned(),
-                };
-                shown.push(format!("{name} {value}"));
-                row = row.add(1);
-            }
+    // SAFETY: the memory is long enough, aligned, and kept while it is read.
+    unsafe {
+        let rows = super::status_variables::lay_out(crate::status::of_keys(), allocate);
+        let mut row: *const StatusVariable = rows.unwrap().cast();
+        while !(*row).name.is_null() {
+            let name = core::ffi::CStr::from_ptr((*row).name).to_str().unwrap();
+            let value = match (*row).kind {
+                SHOW_ULONGLONG => (*row).value.cast::<u64>().read().to_string(),
+                _ => core::ffi::CStr::from_ptr((*row).value.cast())
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
+            };
+            shown.push(format!("{name} {value}"));
+            row = row.add(1);
         }
     }
     assert_eq!(

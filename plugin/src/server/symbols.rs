@@ -26,6 +26,8 @@ type CurrentThd = unsafe extern "C" fn() -> *mut c_void;
 
 /// `thd_killed` of `plugin.h`.
 type ThreadQuestion = unsafe extern "C" fn(*const c_void) -> c_int;
+/// `thd_alloc` of `mysql/service_thd_alloc.h`.
+type ThreadAlloc = unsafe extern "C" fn(*const c_void, usize) -> *mut c_void;
 
 /// Returns the address of a symbol of the running program; null if there is none.
 fn find(name: &CStr) -> *mut c_void {
@@ -34,13 +36,14 @@ fn find(name: &CStr) -> *mut c_void {
 }
 
 /// What the plugin looks up in every server, and what it does without.
-const LOOKED_UP: [(&CStr, &str); 7] = [
+const LOOKED_UP: [(&CStr, &str); 8] = [
     (c"my_printf_error", "messages go to standard error only"),
     (c"_current_thd", "errors go to the error log only"),
     (
         c"thd_killed",
         "KILL does not end a statement that waits for KMS",
     ),
+    (c"thd_alloc", "there are no status variables of single keys"),
     (
         c"mysqld_server_started",
         "the plugin does not wait for a session while the server starts",
@@ -112,6 +115,24 @@ pub fn statement_is_killed() -> bool {
             unsafe { function(thread) != 0 }
         }
         _ => false,
+    }
+}
+
+/// Allocates memory that lives as long as a statement, aligned for any number or pointer. Null if there is none, no
+/// statement, or the program has no such function.
+///
+/// # Safety
+/// `thd` is null or the server's structure for the statement that this thread serves.
+pub unsafe fn allocate_for_statement(thd: *mut c_void, bytes: usize) -> *mut c_void {
+    static FUNCTION: OnceLock<Option<ThreadAlloc>> = OnceLock::new();
+    let function = FUNCTION.get_or_init(|| {
+        // SAFETY: the server's function of this name has the signature that the header declares. Null becomes None.
+        unsafe { core::mem::transmute::<*mut c_void, Option<ThreadAlloc>>(find(c"thd_alloc")) }
+    });
+    match function {
+        // SAFETY: the caller vouches for it, and it is not null.
+        Some(function) if !thd.is_null() => unsafe { function(thd, bytes) },
+        _ => core::ptr::null_mut(),
     }
 }
 

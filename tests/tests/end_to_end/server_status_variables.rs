@@ -95,6 +95,38 @@ fn each_key_and_its_state_can_be_read_as_sql() {
     drop(wrapper);
 }
 
+/// The server asks such a function for each variable while it reads the array of those of single keys.
+#[test]
+fn a_stored_function_that_reads_the_status_while_it_is_shown_ends_no_server() {
+    let scene = Scene::new();
+    let keys: String = (1..=50)
+        .map(|id| format!("{id};{}\n", "0123456789abcdef".repeat(2)))
+        .collect();
+    let keys = scene.sandbox.write("offline-keys", &keys);
+    let database = Database::new(&scene.sandbox)
+        .with_our_plugin(&scene.configuration.broker_socket)
+        .options(&[&format!(
+            "--aws-key-management-offline-keys={}",
+            keys.display()
+        )]);
+    let _server = database.start();
+    database.sql(
+        "CREATE DATABASE d;
+         CREATE FUNCTION d.f(n VARCHAR(64)) RETURNS INT READS SQL DATA
+         RETURN IF(n LIKE 'AWS_KEY_MANAGEMENT_KEY_7\\_%',
+                   (SELECT COUNT(*) > 0 FROM information_schema.GLOBAL_STATUS), 1)",
+    );
+    for _ in 0..5 {
+        let shown = database.sql(
+            "SELECT COUNT(*) FROM information_schema.GLOBAL_STATUS
+             WHERE d.f(VARIABLE_NAME) AND VARIABLE_NAME LIKE 'AWS_KEY_MANAGEMENT_KEY\\_%\\_STATE'",
+        );
+        assert_eq!(shown, "50");
+        let shown = database.sql("SHOW GLOBAL STATUS WHERE d.f(Variable_name)");
+        assert_eq!(shown.matches("_latest_version\t").count(), 50, "{shown}");
+    }
+}
+
 #[test]
 fn a_list_of_missing_versions_that_is_too_long_ends_in_a_whole_name_and_says_how_many_are_left_out()
 {
