@@ -71,8 +71,8 @@ impl StateFile {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // With O_EXCL, it follows no link.
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let descriptor = openat(directory, name.as_os_str(), flags, Mode::S_IWUSR)?;
         on_abort::STATE_FILE.made(&path.with_file_name(&name));
         if let Some(gid) = access.gid {
