@@ -78,6 +78,15 @@ impl StoredKeys {
         }
     }
 
+    /// A data key that needs neither key store nor KMS, and that nobody looks for just now.
+    pub fn in_memory(&self, name_space: &str, context: &KeyContext) -> Option<Reply> {
+        let space = self.space(name_space).ok()?;
+        let keys = space.keys.lock();
+        let slot = keys.get(&(context.key_id, context.key_version))?;
+        let slot = slot.try_lock().ok()?;
+        self.aws.cached(&slot.key.as_ref()?.ciphertext_blob, None)
+    }
+
     /// Gives a data key to a client.
     pub async fn get(
         &self,

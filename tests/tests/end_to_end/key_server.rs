@@ -17,7 +17,7 @@ use broker_api::{
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
-    broker::Peer,
+    broker::{Peer, frame},
     dist, fence,
     key_server::{
         Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, configure_upstream,
@@ -877,6 +877,45 @@ fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_o
             given(told(peer, "no such text").unwrap());
         }
     }
+}
+
+/// Whoever asks for a key that only KMS can unwrap waits for it, and keeps nobody from a key in memory.
+#[test]
+fn a_key_in_memory_is_given_at_once_while_kms_hangs_for_others() {
+    const CLIENTS: usize = 17;
+    const CALLS: usize = 16;
+    let sections: String = (0..CLIENTS)
+        .map(|n| format!("[client \"db{n}.example\"]\nkey_ids = 1-9\nmay_make = true\n"))
+        .collect();
+    let site = Site::unlocked(&format!("request_timeout_seconds = 120\n{sections}"));
+    let files = (0..CLIENTS).map(|n| {
+        let name = format!("db{n}");
+        site.authority
+            .issue(&name, &[&format!("{name}.example")], 100 * DAY)
+    });
+    let files: Vec<_> = files.collect();
+    let connect = |n: usize| TlsPeer::connect(&site.server, &files[n]);
+    for n in 0..CLIENTS {
+        let made = connect(n).ask(&make_key(1, ""));
+        assert!(matches!(made, Reply::Stored { .. }), "{made:?}");
+    }
+    given(connect(0).ask(&get_key(1, 1)));
+    site.aws.fault("--operation Decrypt --kind silence");
+    let mut waiting: Vec<_> = (1..CLIENTS)
+        .flat_map(|n| [n; CALLS])
+        .map(|n| {
+            let mut peer = connect(n);
+            peer.send(&frame(&get_key(1, 1)));
+            peer
+        })
+        .collect();
+    for peer in &mut waiting {
+        let told = peer.receive().unwrap();
+        assert!(matches!(told, Reply::Waiting(_)), "{told:?}");
+    }
+    let began = Instant::now();
+    given(connect(0).ask(&get_key(1, 1)));
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 /// As the end of a transient unit with the same RuntimeDirectory= does.
