@@ -1,7 +1,7 @@
-//! Name resolution for the SDK's HTTP client.
+//! Name resolution, for the SDK's HTTP client too.
 //!
-//! The client's own resolver uses tokio's pool of blocking threads, which panics if no thread can be
-//! started and keeps idle threads. This one returns an error, and its threads end with their work.
+//! Tokio's own uses its pool of blocking threads, which panics if no thread can be started, keeps idle threads, and in
+//! which names that hang hold up all others. This one returns an error, and its threads end with their work.
 
 use std::{
     collections::HashMap,
@@ -15,31 +15,38 @@ use tokio::sync::oneshot;
 
 use crate::thread;
 
-type Answer = Result<Vec<IpAddr>, String>;
+/// The addresses of a name, or why there are none.
+pub type Answer = Result<Vec<IpAddr>, String>;
 
 /// Asks the name service of the host. Concurrent requests for one name share a look-up, so a name
 /// server that hangs blocks only one thread.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver {
+pub struct Resolver {
     waiting: Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Answer>>>>>,
 }
 
 impl ResolveDns for Resolver {
     fn resolve_dns<'a>(&'a self, name: &'a str) -> DnsFuture<'a> {
-        let answer = self.ask(name);
-        DnsFuture::new(async move {
-            let answer = answer.map_err(|error| {
-                ResolveDnsError::new(format!("cannot start a thread for a DNS look-up: {error}"))
-            })?;
-            answer
-                .await
-                .unwrap_or_else(|_| Err("the DNS look-up was lost".into()))
-                .map_err(ResolveDnsError::new)
-        })
+        DnsFuture::new(async move { self.resolve(name).await.map_err(ResolveDnsError::new) })
     }
 }
 
 impl Resolver {
+    /// The addresses of a name, or of an address itself. Takes as long as the name service.
+    ///
+    /// The error says why there are none.
+    pub async fn resolve(&self, name: &str) -> Answer {
+        if let Ok(address) = name.parse() {
+            return Ok(vec![address]);
+        }
+        let answer = self
+            .ask(name)
+            .map_err(|error| format!("cannot start a thread for a DNS look-up: {error}"))?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err("the DNS look-up was lost".into()))
+    }
+
     fn ask(&self, name: &str) -> io::Result<oneshot::Receiver<Answer>> {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.waiting();
@@ -104,6 +111,13 @@ mod tests {
         for answer in resolve(&["localhost"; 50]) {
             assert!(answer.unwrap().iter().all(IpAddr::is_loopback));
         }
+    }
+
+    #[test]
+    fn an_address_needs_no_name_service() {
+        let address: IpAddr = "2001:db8::1".parse().unwrap();
+        let answers = resolve(&["2001:db8::1"]);
+        assert_eq!(answers[0].as_ref().unwrap(), &[address]);
     }
 
     #[test]
