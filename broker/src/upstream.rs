@@ -163,6 +163,13 @@ impl Trouble {
         self.is_open = true;
         true
     }
+
+    /// Whether the end of it is to be logged, now that a server has answered. If it is silent again, that is logged again.
+    fn ends(&mut self, index: usize) -> bool {
+        let ended = (index, Fault::Silence);
+        self.logged.retain(|&(logged, _)| logged != ended);
+        std::mem::take(&mut self.is_open)
+    }
 }
 
 /// Why the key servers cannot be asked.
@@ -373,8 +380,9 @@ impl Upstream {
         let Some(server) = self.servers.get(index) else {
             return;
         };
-        self.note_obstacle(index, None);
-        if std::mem::take(&mut self.trouble.lock().is_open) {
+        // It may be from the key cache of a server without a session.
+        self.note_end(index, Fault::Silence);
+        if self.trouble.lock().ends(index) {
             info!(event = "upstream", "key server {} answers", server.address);
         }
         if self.preferred.swap(index, Ordering::Relaxed) != index {
@@ -419,6 +427,15 @@ impl Upstream {
             _ = changed => {}
             () = ask => {}
         }
+    }
+
+    /// Notes that a server does not have this fault.
+    fn note_end(&self, index: usize, fault: Fault) {
+        self.obstacles
+            .send_if_modified(|obstacles| match obstacles.get_mut(index) {
+                Some(known) if *known == Some(fault) => known.take().is_some(),
+                _ => false,
+            });
     }
 
     fn note_obstacle(&self, index: usize, obstacle: Option<Fault>) {

@@ -51,8 +51,12 @@ struct Site {
 
 impl Site {
     fn new(sections: &str) -> Self {
+        Self::with_aws(sections, &[])
+    }
+
+    fn with_aws(sections: &str, arguments: &[&str]) -> Self {
         let sandbox = Sandbox::new();
-        let aws = LocalAws::start_with(&sandbox, &[]);
+        let aws = LocalAws::start_with(&sandbox, arguments);
         let store = StoreDirectory::new(&sandbox);
         let authority = Authority::new(sandbox.directory("authority"));
         let tls = authority.issue("keys1", &["keys1.example", "127.0.0.1"], 100 * DAY);
@@ -838,6 +842,60 @@ fn a_request_that_waits_is_told_what_is_missing_now_and_ends_when_its_host_is_no
     let (kind, message) = refusal(told(&mut peer, "no such text").unwrap());
     assert_eq!(kind, FailureKind::AccessDenied);
     assert!(message.contains("this host is not served"), "{message}");
+}
+
+/// As a server that starts does, while another one of its host, or it itself, reads keys that the key server still has.
+#[test]
+fn an_answer_from_the_key_cache_wakes_no_request_that_waits_for_a_session() {
+    let mut site = Site::with_aws(ALL_OF_DB1, &["--session-lifetime=600"]);
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let host = site.db1();
+    let ask = |request: &Request| Peer::connect(&host.socket()).ask(request);
+    for id in [5, 6] {
+        ask(&make_key(id, ""));
+    }
+    let cached = given(ask(&get_key(6, 1)));
+    site.aws.end_session();
+    let mut waiting = Peer::connect(&host.socket());
+    write_frame(&mut waiting.0, &waiting_for_key(5)).unwrap();
+    assert_eq!(told(&mut waiting, "enter an MFA code"), None);
+    for _ in 0..10 {
+        assert_eq!(given(ask(&get_key(6, 1))), cached);
+    }
+    let process = site.server.process();
+    process.wait_for_nth("GetKey of key 6, version 1", 11);
+    let asked = process
+        .output()
+        .matches("GetKey of key 5, version 1")
+        .count();
+    assert_eq!(asked, 1);
+    // The state of the session wakes it.
+    site.aws.set_clock("0");
+    site.server.unlock(&site.aws);
+    given(told(&mut waiting, "no such text").unwrap());
+}
+
+#[test]
+fn a_key_server_that_is_silent_again_is_in_the_log_again() {
+    let mut site = Site::new(ALL_OF_DB1);
+    let host = site.db1();
+    let broker = host.broker.as_ref().unwrap();
+    let list = Request::ListKeys(ListKeys {
+        after: None,
+        context: KeyContext::default(),
+    });
+    for times in 1..=2 {
+        let refused = Peer::connect(&host.socket()).ask(&list);
+        assert!(matches!(refused, Reply::Failed(_)), "{refused:?}");
+        broker.wait_for_nth("no key server could serve the request", times);
+        site.server.start(&site.aws);
+        // Without a session, from its directory.
+        let listed = Peer::connect(&host.socket()).ask(&list);
+        assert!(matches!(listed, Reply::KeyList { .. }), "{listed:?}");
+        broker.wait_for_nth("answers", times);
+        site.server.kill();
+    }
 }
 
 /// Many hosts start at once after a power failure, and share the limit of their account.
