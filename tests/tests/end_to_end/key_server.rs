@@ -701,6 +701,69 @@ fn the_manifest_finds_a_wrong_key_and_an_older_state_of_the_key_store() {
     host.database.stop(&mut process);
 }
 
+/// It has no key files, and its manifest says which keys there are.
+#[test]
+fn verify_on_a_database_host_asks_the_key_server_for_each_key_of_the_manifest() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    let mut host = site.db1();
+    let mut process = host.database.start();
+    let tables = format!("CREATE DATABASE d; {}; {}", create(10), create(11));
+    host.database.sql(&tables);
+    host.database.sql(ROTATE);
+    let verify = |host: &Host, expected: i32, texts: &[&str]| {
+        let mut verify = Command::new(dist("bin").join("kms-data-keys"));
+        verify
+            .args(["verify", "--textfile=verify.prom", "--broker-socket"])
+            .arg(host.socket())
+            .arg(&host.database.datadir)
+            .current_dir(host.sandbox.path(""));
+        let output = verify.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{said}");
+        let metrics = fs::read_to_string(host.sandbox.path("verify.prom")).unwrap();
+        for text in texts {
+            assert!(
+                said.contains(text) || metrics.contains(text),
+                "{said}\n{metrics}"
+            );
+        }
+    };
+    let none_missing = "key_versions{result=\"missing\"} 0";
+    verify(&host, 0, &[", 0 failed", none_missing]);
+    host.database.stop(&mut process);
+
+    // The server remembers what it has read. The one that comes after a restart has only the store.
+    site.server.kill();
+    site.server.start(&site.aws);
+    verify(
+        &host,
+        125,
+        &[none_missing, "enter an MFA code", ", 0 failed"],
+    );
+    let path = |name: &str| site.store.path().join("db1").join(name);
+    fs::remove_file(path("10/1")).unwrap();
+    let other = fs::read_to_string(path("11/2")).unwrap();
+    let swapped = other
+        .replace("\"id\":11", "\"id\":10")
+        .replace("\"id\": 11", "\"id\": 10");
+    fs::write(path("10/2"), swapped).unwrap();
+    site.server.kill();
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let wrong = [
+        none_missing,
+        "aws-kms-key.10.1: key server 127.0.0.1:",
+        "the key store has no version 1 of key 10",
+        "aws-kms-key.10.2 of the key server is not the key that",
+        ", 2 failed",
+    ];
+    verify(&host, 1, &wrong);
+
+    // Nobody knows now whether there should be key files.
+    drop(host.broker.take());
+    verify(&host, 125, &[none_missing, "no broker at", ", 0 failed"]);
+}
+
 #[test]
 fn a_running_database_outlives_its_key_server_and_uses_the_next_one() {
     let mut site = Site::unlocked(ALL_OF_DB1);
