@@ -103,7 +103,6 @@ pub(crate) struct Upstream {
 struct Server {
     address: ServerAddress,
     name: ServerName<'static>,
-    resolver: Resolver,
     idle: Mutex<Vec<(Stream, Instant)>>,
     down_since: Mutex<Option<Instant>>,
 }
@@ -190,7 +189,6 @@ impl Upstream {
             Ok(Server {
                 name,
                 address,
-                resolver: Resolver::default(),
                 idle: Mutex::default(),
                 down_since: Mutex::default(),
             })
@@ -557,7 +555,7 @@ impl Server {
 
     async fn connect(&self, tls: &ClientTls) -> Result<Stream, String> {
         let begun = Instant::now();
-        let addresses = timeout(CONNECT_TIMEOUT, self.resolver.resolve(&self.address.host))
+        let addresses = timeout(CONNECT_TIMEOUT, Resolver.resolve(&self.address.host))
             .await
             .unwrap_or_else(|_| Err("the name service did not answer in time".into()))?;
         let left = CONNECT_TIMEOUT.saturating_sub(begun.elapsed());
