@@ -134,11 +134,9 @@ impl StoredKeys {
         };
         let given = give(&mut own).await;
         if own.key != found {
-            let renew = async |slot: &mut Slot| {
-                slot.key = own.key;
-                Ok(())
-            };
-            self.with_slot(&space, context, renew).await?;
+            // Whatever has become of the requests of others meanwhile.
+            let visit = Visit::begin(&space.keys, (context.key_id, context.key_version));
+            visit.slot.lock().await.key = own.key;
         }
         given
     }

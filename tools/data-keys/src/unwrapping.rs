@@ -3,11 +3,14 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use broker_api::{
-    Decrypt, Failure, FailureKind, KeyContext, Reply, Request, WaitReason, Waiting,
-    client::BrokerClient,
+    Decrypt, Failure, FailureKind, GetKey, KeyContext, Reply, Request, SessionState, WaitReason,
+    Waiting, client::BrokerClient,
 };
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_files::{
+    key_directory::{KeyDirectory, Listing},
+    key_name::KeyName,
+};
 
 use crate::{
     DataKeysError,
@@ -82,8 +85,17 @@ impl From<Failure> for NotUnwrapped {
 pub(crate) enum Unwrapper {
     /// KMS itself.
     RegionalKms(RegionalKms),
-    /// A broker, and the time limit for a key.
-    Broker(Arc<BrokerClient>, Duration),
+    /// A broker.
+    Broker(Broker),
+}
+
+/// A broker, asked for one key after another.
+pub(crate) struct Broker {
+    client: Arc<BrokerClient>,
+    /// The time limit for a key.
+    patience: Duration,
+    /// Whether it gets its keys from a key server; `None`: it does not answer.
+    has_key_server: Option<bool>,
 }
 
 impl UnwrapperArguments {
@@ -96,9 +108,8 @@ impl UnwrapperArguments {
     pub fn open_with_access(&self) -> Result<(Unwrapper, Option<Access>), DataKeysError> {
         match &self.broker_socket {
             Some(socket) => {
-                let client = BrokerClient::new(socket);
-                let patience = patience_with(&client);
-                Ok((Unwrapper::Broker(Arc::new(client), patience), None))
+                let broker = Broker::new(BrokerClient::new(socket));
+                Ok((Unwrapper::Broker(broker), None))
             }
             None => {
                 let access = self.access.open()?;
@@ -135,66 +146,97 @@ impl Unwrapper {
         })?;
         let unwrapped = match self {
             Self::RegionalKms(kms) => kms.decrypt(&blob, None).await.map_err(Into::into),
-            Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
+            Self::Broker(broker) => {
+                let request = Request::Decrypt(Decrypt {
+                    ciphertext_blob: blob,
+                    check_value: None,
+                    context: context(name),
+                });
+                broker.ask(request).await
+            }
         };
         unwrapped.map_err(|not: NotUnwrapped| NotUnwrapped {
             message: failed(directory, name, &not.message),
             ..not
         })
     }
-}
 
-/// Returns a time limit somewhat longer than the broker's own. (If the broker cannot be reached, the
-/// first key shows it.)
-fn patience_with(client: &BrokerClient) -> Duration {
-    match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
-        Ok(Reply::Session(state)) => {
-            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
-            limit.saturating_add(BROKER_MARGIN)
+    /// The broker, if this host gets its keys from a key server, so that there need be no key files. A host without any may
+    /// be one if its broker does not answer.
+    pub fn of_key_server(&self, listing: &Listing) -> Option<&Broker> {
+        match self {
+            Self::Broker(broker) => broker
+                .has_key_server
+                .unwrap_or(listing.keys.is_empty())
+                .then_some(broker),
+            Self::RegionalKms(_) => None,
         }
-        _ => DEFAULT_PATIENCE,
     }
 }
 
-/// The client blocks, so each request has its own thread.
-async fn ask_broker(
-    client: &Arc<BrokerClient>,
-    patience: Duration,
-    name: &KeyName,
-    ciphertext_blob: Vec<u8>,
-) -> Result<Unwrapped, NotUnwrapped> {
-    let request = Request::Decrypt(Decrypt {
-        ciphertext_blob,
-        check_value: None,
-        context: KeyContext {
-            key_id: name.id,
-            key_version: name.version,
-            ..KeyContext::default()
-        },
-    });
-    let client = Arc::clone(client);
-    // Nobody waits for a code here, but for a turn, and for a key server.
-    let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
-    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
-    let no_answer = |message: String| NotUnwrapped {
-        problem: Problem::NotChecked,
-        message,
-    };
-    match asked.await.map_err(|error| no_answer(error.to_string()))? {
-        Ok(Reply::Decrypted {
-            key,
-            master_key_arn,
-            request_id,
-        }) => Ok(Unwrapped {
-            key,
-            master_key_arn,
-            is_from_kms: !request_id.is_empty(),
-        }),
-        Ok(Reply::Failed(failure)) => Err(failure.into()),
-        Ok(_) => Err(no_answer(
-            "the broker gave an unexpected answer; see its log".into(),
-        )),
-        Err(error) => Err(no_answer(error.to_string())),
+fn context(name: &KeyName) -> KeyContext {
+    KeyContext {
+        key_id: name.id,
+        key_version: name.version,
+        ..KeyContext::default()
+    }
+}
+
+impl Broker {
+    /// Learns its time limit. (If it cannot be reached, the first key shows it.)
+    fn new(client: BrokerClient) -> Self {
+        let state = match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
+            Ok(Reply::Session(state)) => Some(state),
+            _ => None,
+        };
+        let limit = |state: &SessionState| {
+            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
+            limit.saturating_add(BROKER_MARGIN)
+        };
+        Self {
+            client: Arc::new(client),
+            patience: state.as_ref().map_or(DEFAULT_PATIENCE, limit),
+            has_key_server: state.map(|state| state.has_key_server),
+        }
+    }
+
+    /// Gets a key from the key server. The error names the key.
+    pub async fn get(&self, name: &KeyName) -> Result<Unwrapped, NotUnwrapped> {
+        let context = context(name);
+        let got = self.ask(Request::GetKey(GetKey { context })).await;
+        got.map_err(|not| NotUnwrapped {
+            message: format!("{name}: {}", not.message),
+            ..not
+        })
+    }
+
+    /// The client blocks, so each request has its own thread.
+    async fn ask(&self, request: Request) -> Result<Unwrapped, NotUnwrapped> {
+        let (client, patience) = (Arc::clone(&self.client), self.patience);
+        // Nobody waits for a code here, but for a turn, and for a key server.
+        let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
+        let asked =
+            tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
+        let no_answer = |message: String| NotUnwrapped {
+            problem: Problem::NotChecked,
+            message,
+        };
+        match asked.await.map_err(|error| no_answer(error.to_string()))? {
+            Ok(Reply::Decrypted {
+                key,
+                master_key_arn,
+                request_id,
+            }) => Ok(Unwrapped {
+                key,
+                master_key_arn,
+                is_from_kms: !request_id.is_empty(),
+            }),
+            Ok(Reply::Failed(failure)) => Err(failure.into()),
+            Ok(_) => Err(no_answer(
+                "the broker gave an unexpected answer; see its log".into(),
+            )),
+            Err(error) => Err(no_answer(error.to_string())),
+        }
     }
 }
 

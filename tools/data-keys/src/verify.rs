@@ -18,7 +18,7 @@ use crate::{
     directories::Directories,
     manifest, names, print, runtime,
     textfile::{Metrics, TextfileArguments, unix_seconds},
-    unwrapping::{Problem, UnwrapperArguments},
+    unwrapping::{Problem, Unwrapper, UnwrapperArguments},
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -98,14 +98,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     if manifest.is_empty() {
         names::expect_any(&directory, &listing.keys)?;
     }
+    let unwrapper = arguments.unwrapper.open()?;
     let mut findings = Findings::new();
-    for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
-        warn!("{reason}");
-        findings.insert(name, (Finding::Missing, Some(reason)));
+    let mut older = Vec::new();
+    if unwrapper.of_key_server(&listing).is_none() {
+        for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
+            warn!("{reason}");
+            findings.insert(name, (Finding::Missing, Some(reason)));
+        }
+        older = manifest::older_without_file(&manifest, &listing);
+        findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
     }
-    let older = manifest::older_without_file(&manifest, &listing);
-    findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
-    decrypt(arguments, &directory, &listing, &manifest, &mut findings)?;
+    decrypt(&unwrapper, &directory, &listing, &manifest, &mut findings)?;
     metrics(&findings, &manifest).write(arguments.textfile.path())?;
     match arguments.json {
         true => print(&as_json(&findings, &manifest).to_string())?,
@@ -124,16 +128,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// Decrypts all keys that have a file, and compares them with the manifest.
+/// Decrypts all keys that have a file, or are on a key server, and compares them with the manifest.
 fn decrypt(
-    arguments: &Arguments,
+    unwrapper: &Unwrapper,
     directory: &KeyDirectory,
     listing: &Listing,
     manifest: &ManifestFile,
     findings: &mut Findings,
 ) -> Result<(), DataKeysError> {
     let runtime = runtime()?;
-    let unwrapper = arguments.unwrapper.open()?;
+    let key_server = unwrapper.of_key_server(listing);
+    let mut keys = listing.keys.clone();
+    if key_server.is_some() {
+        let listed = manifest.entries().into_iter().map(|entry| entry.name);
+        keys.extend(listed.filter(|name| !listing.has(name)));
+    }
     let failures = RefCell::new(Findings::new());
     let fail = |name: &KeyName, finding, reason: String| {
         let entry = (finding, Some(reason.clone()));
@@ -141,7 +150,11 @@ fn decrypt(
         reason
     };
     let work = async |name: &KeyName| {
-        let unwrapped = unwrapper.try_unwrap(directory, name).await;
+        let key_server = key_server.filter(|_| !listing.has(name));
+        let unwrapped = match key_server {
+            Some(key_server) => key_server.get(name).await,
+            None => unwrapper.try_unwrap(directory, name).await,
+        };
         let unwrapped = unwrapped.map_err(|failure| {
             let finding = match failure.problem {
                 Problem::MasterKeyUnusable => Finding::MasterKeyUnusable,
@@ -150,12 +163,16 @@ fn decrypt(
             };
             fail(name, finding, failure.message)
         })?;
-        match manifest::check(manifest, directory, name, &unwrapped.key) {
+        let checked = match key_server {
+            Some(_) => manifest::check_of_key_server(manifest, name, &unwrapped.key),
+            None => manifest::check(manifest, directory, name, &unwrapped.key),
+        };
+        match checked {
             Ok(()) => Ok(unwrapped),
             Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
-    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+    runtime.block_on(each(&keys, work, |name, unwrapped| {
         let finding = match unwrapped.is_from_kms {
             true => Finding::Verified,
             false => Finding::Cached,
