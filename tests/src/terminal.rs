@@ -50,8 +50,8 @@ impl Terminal {
     }
 
     /// What the keys do.
-    pub fn type_in(&mut self, text: &str) {
-        self.person.write_all(text.as_bytes()).unwrap();
+    pub fn type_in(&mut self, bytes: impl AsRef<[u8]>) {
+        self.person.write_all(bytes.as_ref()).unwrap();
     }
 
     /// Whether it shows what is typed.

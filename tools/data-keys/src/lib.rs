@@ -107,6 +107,10 @@ enum DataKeysError {
     Password(#[from] PasswordError),
     #[error("cannot prompt for the password: there is no terminal; use --password-file")]
     NoTerminal,
+    #[error(
+        "cannot read the password: what was typed is not UTF-8; set the terminal to UTF-8, or use --password-file"
+    )]
+    PasswordEncoding,
     #[error(transparent)]
     Offline(#[from] OfflineFileError),
     #[error(transparent)]
