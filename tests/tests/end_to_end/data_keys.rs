@@ -299,8 +299,12 @@ fn verify_tells_machines_the_same_as_people() {
     fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
     let textfile = keys.sandbox.path("verify.prom");
     let option = format!("--textfile={}", textfile.display());
-    let (code, json, _) = keys.run(&["verify", "--json", &option]);
+    // node_exporter reads it, also on a system that keeps the files of its users private.
+    let private = ["sh", "-c", "umask 077; exec \"$@\"", "sh"];
+    let verify = keys.command(&["verify", "--json", &option]);
+    let (code, json, _) = run(&mut after(&private, &verify));
     assert_eq!(code, 1);
+    assert_eq!(textfile.metadata().unwrap().mode() & 0o777, 0o644);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let results: Vec<_> = json["keys"]
         .as_array()
