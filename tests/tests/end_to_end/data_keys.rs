@@ -21,7 +21,10 @@ use key_files::{
     key_name::{Algorithm, KeyName},
     manifest::{Entry, ManifestFile},
 };
-use nix::sys::signal::Signal::SIGKILL;
+use nix::{
+    sys::{signal::Signal::SIGKILL, stat::Mode},
+    unistd::mkfifo,
+};
 
 const KEY_1: &str = "000102030405060708090a0b0c0d0e0f";
 const KEY_2: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfefff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
@@ -1013,6 +1016,20 @@ fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
     let (code, _, errors) = keys.run(&["list", "--store"]);
     assert_eq!(code, 125);
     assert!(errors.contains("no key store is configured"), "{errors}");
+}
+
+/// open(2) of a FIFO that nobody writes to takes as long as that of a file on such a server.
+#[test]
+fn a_key_store_on_a_file_server_that_does_not_answer_keeps_nobody_waiting() {
+    let keys = Keys::new();
+    let (path, store) = empty_store(&keys);
+    assert_eq!(keys.run(&["push", "--init", &store]).0, 0);
+    let object = path.join("7/12");
+    fs::remove_file(&object).unwrap();
+    mkfifo(&object, Mode::S_IRWXU).unwrap();
+    let (status, said) = Process::start(&mut keys.command(&["list", &store])).finish();
+    assert_eq!(status.code(), Some(125), "{said}");
+    assert!(said.contains("no answer within 10 seconds"), "{said}");
 }
 
 #[test]

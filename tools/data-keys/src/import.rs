@@ -16,9 +16,9 @@ use subtle::ConstantTimeEq;
 use tracing::info;
 
 use crate::{
-    DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
+    DataKeysError, Outcome, access::AccessArguments, block_on, concurrent::each, data_keys,
     derivation::DerivationArguments, names, option_value::one_of, password::PasswordArguments,
-    print, regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
+    print, regional_kms::RegionalKms, regional_kms::Unwrapped, unwrapping::failed,
 };
 
 /// Wrap the keys of a file_key_management or exported file
@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let (mut written, mut left) = (0, 0);
-    let failed = runtime()?.block_on(async {
+    let failed = block_on(async {
         let (kms, master_key_arn) =
             RegionalKms::of_master_key(&access, &arguments.master_key_id).await?;
         let import = Import {
@@ -84,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             false => left += 1,
         };
         Ok::<_, DataKeysError>(each(&keys, work, count).await)
-    })?;
+    })??;
     print(&format!(
         "{} imported into '{}' under {}, {left} existed already, {failed} failed\n",
         data_keys(written),

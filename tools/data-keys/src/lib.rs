@@ -41,7 +41,6 @@ use key_files::key_directory::FileError;
 use key_store::StoreError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use service::{logging, process, standard_output, usage::show_usage};
-use tokio::runtime::Runtime;
 use tracing::error;
 use visible_text::escape;
 
@@ -192,9 +191,13 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// Creates the runtime for the KMS calls.
-fn runtime() -> Result<Runtime, DataKeysError> {
-    settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))
+/// Does `work`, such as KMS calls. Does not wait for what it has given up, such as a file server that does not answer.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, DataKeysError> {
+    let runtime =
+        settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// Formats a number of data keys.

@@ -15,9 +15,9 @@ use key_files::{
 use aws_session::key_store_location::KeyStoreLocation;
 
 use crate::{
-    DataKeysError, Outcome,
+    DataKeysError, Outcome, block_on,
     concurrent::each,
-    names, print, runtime,
+    names, print,
     stored::{
         StoreArguments,
         compare::{self, Comparison},
@@ -138,16 +138,15 @@ fn ask_kms(
     listing: &Listing,
 ) -> Result<BTreeMap<KeyName, Known>, DataKeysError> {
     let mut known = BTreeMap::new();
-    let runtime = runtime()?;
     let unwrapper = arguments.unwrapper.open()?;
     let work = async |name: &KeyName| unwrapper.unwrap(directory, name).await;
-    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+    block_on(each(&listing.keys, work, |name, unwrapped| {
         let answer = Known {
             bytes: unwrapped.key.expose().len(),
             master_key_arn: unwrapped.master_key_arn,
         };
         known.insert(*name, answer);
-    }));
+    }))?;
     Ok(known)
 }
 

@@ -12,11 +12,11 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome,
+    DataKeysError, Outcome, block_on,
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, names, print, runtime,
+    manifest, names, print,
     textfile::{Metrics, TextfileArguments, unix_seconds},
     unwrapping::{Problem, UnwrapperArguments},
 };
@@ -132,7 +132,6 @@ fn decrypt(
     manifest: &ManifestFile,
     findings: &mut Findings,
 ) -> Result<(), DataKeysError> {
-    let runtime = runtime()?;
     let unwrapper = arguments.unwrapper.open()?;
     let failures = RefCell::new(Findings::new());
     let fail = |name: &KeyName, finding, reason: String| {
@@ -155,13 +154,13 @@ fn decrypt(
             Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
-    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+    block_on(each(&listing.keys, work, |name, unwrapped| {
         let finding = match unwrapped.is_from_kms {
             true => Finding::Verified,
             false => Finding::Cached,
         };
         findings.insert(*name, (finding, None));
-    }));
+    }))?;
     findings.append(&mut failures.into_inner());
     Ok(())
 }

@@ -22,9 +22,8 @@ use tracing::warn;
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
-    manifest, names, print,
+    block_on, manifest, names, print,
     progress::Progress,
-    runtime,
     stored::{StoreArguments, open},
     table,
     textfile::Metrics,
@@ -128,7 +127,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
             let location = comparison.store.location(comparison.access)?;
             let store = open(&location, comparison.access)?;
             let (stored, objects) =
-                runtime()?.block_on(async { read_all(&store, store.list().await?).await })?;
+                block_on(async { read_all(&store, store.list().await?).await })??;
             (location.to_string(), stored, objects)
         }
     };
