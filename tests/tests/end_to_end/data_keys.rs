@@ -357,6 +357,68 @@ fn verify_outlasts_throttling() {
 }
 
 #[test]
+fn verify_through_a_broker_outlasts_throttling_and_an_answer_of_an_outage() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let keys = scene.sandbox.directory("keys");
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.7.1"));
+    let socket = format!(
+        "--broker-socket={}",
+        scene.configuration.broker_socket.display()
+    );
+    for kind in ["throttle", "503"] {
+        scene
+            .aws
+            .fault(&format!("--operation Decrypt --kind {kind} --count 1"));
+    }
+    let verify = || {
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["verify", &socket], &keys))
+    };
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
+}
+
+/// The SDK has retries for 100 calls.
+#[test]
+fn any_number_of_keys_outlasts_throttling() {
+    let keys = Keys::new();
+    for id in 20..40 {
+        let copy = keys.file(&format!("aws-kms-key.{id}.1"));
+        fs::copy(keys.file("aws-kms-key.1.1"), copy).unwrap();
+    }
+    for operation in ["ReEncrypt", "Decrypt"] {
+        keys.aws.fault(&format!(
+            "--operation {operation} --kind throttle --count 60"
+        ));
+    }
+    let (code, summary, errors) = keys.run(&["rewrap", "--to", &keys.aws.key(&[])]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
+}
+
+#[test]
+fn an_export_advises_to_leave_out_only_keys_that_are_lost() {
+    let keys = Keys::new();
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let output = format!("--output={}", keys.sandbox.path("exported").display());
+    let mut export = keys.command(&["export", &output, &password]);
+    fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
+    let (code, _, errors) = run(&mut export);
+    assert_eq!(code, 125, "{errors}");
+    assert!(errors.contains("--leave-out"), "{errors}");
+    // A key that AWS does not know: nobody looks at the files.
+    export.env("AWS_ACCESS_KEY_ID", "AKIAAAAAAAAAAAAAAAAA");
+    let (code, _, errors) = run(export.env("AWS_SECRET_ACCESS_KEY", "none"));
+    assert_eq!(code, 125, "{errors}");
+    assert!(!errors.contains("--leave-out"), "{errors}");
+    assert!(errors.contains("and run this again"), "{errors}");
+}
+
+#[test]
 fn a_long_run_at_a_terminal_shows_its_progress() {
     let keys = Keys::new();
     keys.aws

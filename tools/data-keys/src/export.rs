@@ -5,6 +5,7 @@
 //! manifest nor the key store has anything against it.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{self, Path, PathBuf},
@@ -39,7 +40,7 @@ use crate::{
     print,
     regional_kms::Unwrapped,
     stored::{StoreArguments, compare, open_with},
-    unwrapping::{Unwrapper, UnwrapperArguments},
+    unwrapping::{Problem, Unwrapper, UnwrapperArguments},
 };
 
 /// Write all data keys into one encrypted file, for a host without AWS
@@ -198,8 +199,13 @@ async fn decrypt(
     expect_none_unknown(directory, &unknown)?;
     expect_all_of_store(&location, stored, names, manifest, &arguments.leave_out)?;
     let mut keys = Vec::with_capacity(names.len());
+    let any_unchecked = Cell::new(false);
     let work = async |name: &KeyName| {
-        let unwrapped = unwrapper.unwrap(directory, name).await?;
+        let unwrapped = unwrapper.try_unwrap(directory, name).await;
+        let unwrapped = unwrapped.map_err(|not| {
+            any_unchecked.set(any_unchecked.get() || not.problem == Problem::NotChecked);
+            not.message
+        })?;
         manifest::check(manifest, directory, name, &unwrapped.key)?;
         Ok(unwrapped)
     };
@@ -212,8 +218,13 @@ async fn decrypt(
     let failed = each(names, work, keep).await;
     if failed > 0 {
         return Err(DataKeysError::NotExported(format!(
-            "{} could not be decrypted, or are not what the manifest lists; fix the errors above, or exclude those files with --leave-out",
-            data_keys(failed)
+            "{} could not be decrypted, or are not what the manifest lists; fix the errors above, {}",
+            data_keys(failed),
+            // Nobody knows yet whether a key that could not be checked is lost.
+            match any_unchecked.get() {
+                true => "and run this again",
+                false => "or exclude those files with --leave-out",
+            }
         )));
     }
     Ok(keys)

@@ -1,6 +1,6 @@
 //! Decryption of key files: at KMS, or through a running broker.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{cell::Cell, path::PathBuf, sync::Arc, time::Duration};
 
 use broker_api::{
     Decrypt, Failure, FailureKind, KeyContext, Reply, Request, WaitReason, Waiting,
@@ -12,7 +12,7 @@ use key_files::{key_directory::KeyDirectory, key_name::KeyName};
 use crate::{
     DataKeysError,
     access::{Access, AccessArguments},
-    regional_kms::{RegionalKms, Unwrapped},
+    regional_kms::{MAX_ATTEMPTS, RegionalKms, Unwrapped},
 };
 
 /// How much longer than the time limit of a KMS call a broker may take, and how long it may take to
@@ -20,6 +20,12 @@ use crate::{
 pub(crate) const BROKER_MARGIN: Duration = Duration::from_secs(10);
 /// How long it may take if it has not reported the limit.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pauses before a retry: they double, as those of the SDK do.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(20);
+/// Retries of one run, not counting throttled calls; as many as the SDK makes.
+const MAX_RETRIES: u32 = 100;
 
 /// Who decrypts the keys.
 #[derive(Debug, Args)]
@@ -82,8 +88,16 @@ impl From<Failure> for NotUnwrapped {
 pub(crate) enum Unwrapper {
     /// KMS itself.
     RegionalKms(RegionalKms),
-    /// A broker, and the time limit for a key.
-    Broker(Arc<BrokerClient>, Duration),
+    /// A broker.
+    Broker(Broker),
+}
+
+/// A running broker.
+pub(crate) struct Broker {
+    client: Arc<BrokerClient>,
+    /// The time limit for a key.
+    patience: Duration,
+    retries_left: Cell<u32>,
 }
 
 impl UnwrapperArguments {
@@ -97,8 +111,12 @@ impl UnwrapperArguments {
         match &self.broker_socket {
             Some(socket) => {
                 let client = BrokerClient::new(socket);
-                let patience = patience_with(&client);
-                Ok((Unwrapper::Broker(Arc::new(client), patience), None))
+                let broker = Broker {
+                    patience: patience_with(&client),
+                    client: Arc::new(client),
+                    retries_left: Cell::new(MAX_RETRIES),
+                };
+                Ok((Unwrapper::Broker(broker), None))
             }
             None => {
                 let access = self.access.open()?;
@@ -135,7 +153,7 @@ impl Unwrapper {
         })?;
         let unwrapped = match self {
             Self::RegionalKms(kms) => kms.decrypt(&blob, None).await.map_err(Into::into),
-            Self::Broker(client, patience) => ask_broker(client, *patience, name, blob).await,
+            Self::Broker(broker) => broker.decrypt(name, blob).await,
         };
         unwrapped.map_err(|not: NotUnwrapped| NotUnwrapped {
             message: failed(directory, name, &not.message),
@@ -156,13 +174,43 @@ fn patience_with(client: &BrokerClient) -> Duration {
     }
 }
 
-/// The client blocks, so each request has its own thread.
-async fn ask_broker(
-    client: &Arc<BrokerClient>,
-    patience: Duration,
+impl Broker {
+    /// Retries what may succeed a little later, as [`RegionalKms`] does: the broker itself calls KMS once.
+    async fn decrypt(
+        &self,
+        name: &KeyName,
+        ciphertext_blob: Vec<u8>,
+    ) -> Result<Unwrapped, NotUnwrapped> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..MAX_ATTEMPTS {
+            match ask(self, name, ciphertext_blob.clone()).await? {
+                Err(failure) if self.may_retry(failure.kind) => tokio::time::sleep(pause).await,
+                answer => return Ok(answer?),
+            }
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        Ok(ask(self, name, ciphertext_blob).await??)
+    }
+
+    /// An outage uses up the retries of the whole run, so that it ends soon.
+    fn may_retry(&self, kind: FailureKind) -> bool {
+        let left = match kind {
+            FailureKind::Throttled => return true,
+            _ if !kind.is_retryable() => return false,
+            _ => self.retries_left.get(),
+        };
+        self.retries_left.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
+/// The client blocks, so each request has its own thread. The outer error is that of the broker, the inner one that of
+/// KMS.
+async fn ask(
+    broker: &Broker,
     name: &KeyName,
     ciphertext_blob: Vec<u8>,
-) -> Result<Unwrapped, NotUnwrapped> {
+) -> Result<Result<Unwrapped, Failure>, NotUnwrapped> {
     let request = Request::Decrypt(Decrypt {
         ciphertext_blob,
         check_value: None,
@@ -172,7 +220,7 @@ async fn ask_broker(
             ..KeyContext::default()
         },
     });
-    let client = Arc::clone(client);
+    let (client, patience) = (Arc::clone(&broker.client), broker.patience);
     // Nobody waits for a code here, but for a turn, and for a key server.
     let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
     let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
@@ -185,12 +233,12 @@ async fn ask_broker(
             key,
             master_key_arn,
             request_id,
-        }) => Ok(Unwrapped {
+        }) => Ok(Ok(Unwrapped {
             key,
             master_key_arn,
             is_from_kms: !request_id.is_empty(),
-        }),
-        Ok(Reply::Failed(failure)) => Err(failure.into()),
+        })),
+        Ok(Reply::Failed(failure)) => Ok(Err(failure)),
         Ok(_) => Err(no_answer(
             "the broker gave an unexpected answer; see its log".into(),
         )),
