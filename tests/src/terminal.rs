@@ -50,8 +50,13 @@ impl Terminal {
     }
 
     /// What the keys do.
-    pub fn type_in(&mut self, bytes: impl AsRef<[u8]>) {
-        self.person.write_all(bytes.as_ref()).unwrap();
+    pub fn type_in(&mut self, text: &str) {
+        self.type_bytes(text.as_bytes());
+    }
+
+    /// The same at a terminal with another encoding.
+    pub fn type_bytes(&mut self, bytes: &[u8]) {
+        self.person.write_all(bytes).unwrap();
     }
 
     /// Whether it shows what is typed.

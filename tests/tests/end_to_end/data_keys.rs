@@ -339,11 +339,69 @@ fn verify_tells_machines_the_same_as_people() {
     }
 
     let impossible = format!("--textfile={}", keys.file("none/verify.prom").display());
-    let (code, _, errors) = keys.run(&["verify", &impossible]);
-    assert_eq!(code, 125);
+    let (code, summary, errors) = keys.run(&["verify", &impossible]);
+    assert_eq!(code, 1, "what is wrong counts for more");
+    assert!(summary.contains("2 failed"), "{summary}");
     assert!(errors.contains("cannot write '"), "{errors}");
+    for file in ["aws-kms-key.2.1", "aws-kms-key.3.1"] {
+        fs::remove_file(keys.file(file)).unwrap();
+    }
+    let (code, _, errors) = keys.run(&["verify", &impossible]);
+    assert_eq!(code, 125, "{errors}");
     let (code, _, errors) = keys.run(&["list", &option]);
     assert_eq!(code, 125, "--textfile needs --store: {errors}");
+}
+
+#[test]
+fn verify_names_files_that_the_server_would_not_use_to_machines_too() {
+    let keys = Keys::new();
+    fs::copy(
+        keys.file("aws-kms-key.1.1"),
+        keys.file("aws-kms-key.1.1.ctr"),
+    )
+    .unwrap();
+    // JSON has no place for what would turn the direction of text.
+    let malformed = "aws-kms-key.1.1.bak\u{202e}\u{7f}\u{1f511}";
+    fs::write(keys.file(malformed), "").unwrap();
+    let textfile = keys.sandbox.path("verify.prom");
+    let option = format!("--textfile={}", textfile.display());
+    let (code, text, _) = keys.run(&["verify", "--json", &option]);
+    assert_eq!(code, 1);
+    assert!(text.trim_end().is_ascii(), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["malformed"], serde_json::json!([malformed]));
+    let conflict = json["conflicts"][0].as_str().unwrap();
+    assert!(conflict.contains("same version of the same key"), "{text}");
+    let metrics = fs::read_to_string(&textfile).unwrap();
+    for result in ["conflict", "malformed"] {
+        let line = format!("iam_kms_verify_key_versions{{result=\"{result}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+}
+
+#[test]
+fn what_is_wrong_or_done_is_said_although_the_output_is_lost() {
+    let keys = Keys::new();
+    let run_without_output = |arguments: &[&str]| {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        run(keys.command(arguments).stdout(full))
+    };
+    let new = keys.aws.key(&[]);
+    let (code, _, errors) = run_without_output(&["rewrap", "--to", &new]);
+    assert_eq!(code, 125, "{errors}");
+    for said in [
+        "cannot write to the standard output",
+        "the work is done: 2 data keys wrapped under",
+        "aws_key_management_master_key_id",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+    assert_eq!(run_without_output(&["verify"]).0, 125);
+    fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
+    for arguments in [&["verify"][..], &["verify", "--json"]] {
+        let (code, _, errors) = run_without_output(arguments);
+        assert_eq!(code, 1, "{errors}");
+    }
 }
 
 #[test]

@@ -470,7 +470,7 @@ fn a_password_that_is_typed_in_another_encoding_than_utf_8_is_refused() {
     terminal.wait_for_nth("Password of the key file: ", 1);
     wait_until("the echo to be off", || !terminal.echoes());
     // In Latin-1.
-    terminal.type_in(b"p\xe4ssword\n");
+    terminal.type_bytes(b"p\xe4ssword\n");
     let (status, said) = process.finish();
     assert_eq!(status.code(), Some(125), "{said}");
     assert!(said.contains("is not UTF-8"), "{said}");

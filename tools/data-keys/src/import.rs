@@ -18,7 +18,7 @@ use tracing::info;
 use crate::{
     DataKeysError, Outcome, access::AccessArguments, block_on, concurrent::each, data_keys,
     derivation::DerivationArguments, names, option_value::one_of, password::PasswordArguments,
-    print, regional_kms::RegionalKms, regional_kms::Unwrapped, unwrapping::failed,
+    print_summary, regional_kms::RegionalKms, regional_kms::Unwrapped, unwrapping::failed,
 };
 
 /// Wrap the keys of a file_key_management or exported file
@@ -85,13 +85,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         };
         Ok::<_, DataKeysError>(each(&keys, work, count).await)
     })??;
-    print(&format!(
+    let printed = print_summary(&format!(
         "{} imported into '{}' under {}, {left} existed already, {failed} failed\n",
         data_keys(written),
         directory.path().display(),
         arguments.master_key_id.as_str()
-    ))?;
-    Ok(names.unless_failed(failed))
+    ));
+    names.unless_failed(failed).despite(printed)
 }
 
 /// Reads the file. Prompts for the password if it needs one.

@@ -72,6 +72,18 @@ impl Outcome {
             _ => Self::Bad,
         }
     }
+
+    /// Returns the same, unless all is well but for what could not be written.
+    fn despite(self, written: Result<(), DataKeysError>) -> Result<Self, DataKeysError> {
+        match (written, self) {
+            (Ok(()), outcome) => Ok(outcome),
+            (Err(failure), Self::Good) => Err(failure),
+            (Err(failure), outcome) => {
+                error!("{failure}");
+                Ok(outcome)
+            }
+        }
+    }
 }
 
 impl From<Outcome> for ExitCode {
@@ -134,6 +146,8 @@ enum DataKeysError {
     NotVerified,
     #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
     Exported { path: PathBuf, why: Box<Self> },
+    #[error("{why}; the work is done: {summary}")]
+    SummaryLost { summary: String, why: Box<Self> },
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]
@@ -211,6 +225,33 @@ fn data_keys(count: usize) -> String {
 /// Writes `text` to standard output, each line escaped.
 fn print(text: &str) -> Result<(), DataKeysError> {
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
-    standard_output::print(&lines)
+    write(&lines)
+}
+
+/// Does the same with what a subcommand says when all is done.
+fn print_summary(text: &str) -> Result<(), DataKeysError> {
+    print(text).map_err(|why| DataKeysError::SummaryLost {
+        summary: text.trim().into(),
+        why: Box::new(why),
+    })
+}
+
+/// Writes `value` to standard output in ASCII, so that no file name does anything to a terminal.
+fn print_json(value: &serde_json::Value) -> Result<(), DataKeysError> {
+    let mut line = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            ' '..='~' => line.push(c),
+            _ => {
+                let units = c.encode_utf16(&mut [0; 2]).to_vec();
+                line.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+        }
+    }
+    write(&(line + "\n"))
+}
+
+fn write(text: &str) -> Result<(), DataKeysError> {
+    standard_output::print(text)
         .map_err(|error| DataKeysError::System("write to the standard output", error))
 }

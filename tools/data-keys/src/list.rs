@@ -102,8 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
     if !arguments.kms {
-        print(&table::layout(titles, &rows))?;
-        return Ok(names);
+        return names.despite(print(&table::layout(titles, &rows)));
     }
     let known = ask_kms(arguments, &directory, &listing)?;
     let rows: Vec<_> = listing
@@ -120,9 +119,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         .collect();
     let [id, version, algorithm, file, age] = titles;
     let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
-    print(&table::layout(titles, &rows))?;
+    let printed = print(&table::layout(titles, &rows));
     let failed = listing.keys.len() - known.len();
-    Ok(names.unless_failed(failed))
+    names.unless_failed(failed).despite(printed)
 }
 
 /// Details of a decrypted data key.

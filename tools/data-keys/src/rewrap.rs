@@ -27,7 +27,7 @@ use crate::{
     access::{Access, AccessArguments},
     block_on,
     concurrent::each,
-    data_keys, names, print,
+    data_keys, names, print_summary,
     regional_kms::RegionalKms,
     regional_kms::Unwrapped,
     stored::{StoreArguments, open_with, rewrapped::Rewrapped},
@@ -86,8 +86,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         rewrapping.stored = store.map(Rewrapped::new);
         rewrapping.run_until_no_key_is_new().await
     })??;
-    print(&summary.text(arguments.dry_run))?;
-    Ok(names.unless_failed(summary.failed))
+    names
+        .unless_failed(summary.failed)
+        .despite(print_summary(&summary.text(arguments.dry_run)))
 }
 
 struct Rewrapping<'a> {

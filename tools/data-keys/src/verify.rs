@@ -16,7 +16,9 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, names, print,
+    manifest,
+    names::{self, WrongNames},
+    print, print_json,
     textfile::{Metrics, TextfileArguments, unix_seconds},
     unwrapping::{Problem, UnwrapperArguments},
 };
@@ -94,7 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = arguments.directories.key_files()?;
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
-    let names = names::check(&directory, &listing);
+    let wrong = names::find(&directory, &listing);
     if manifest.is_empty() {
         names::expect_any(&directory, &listing.keys)?;
     }
@@ -106,21 +108,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let older = manifest::older_without_file(&manifest, &listing);
     findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
     decrypt(arguments, &directory, &listing, &manifest, &mut findings)?;
-    metrics(&findings, &manifest).write(arguments.textfile.path())?;
-    match arguments.json {
-        true => print(&as_json(&findings, &manifest).to_string())?,
-        false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older)))?,
-    }
+    let printed = match arguments.json {
+        true => print_json(&as_json(&findings, &manifest, &wrong)),
+        false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older))),
+    };
+    let metrics = metrics(&findings, &manifest, &wrong);
+    let written = printed.and(metrics.write(arguments.textfile.path()));
     let bad = findings
         .values()
         .filter(|(finding, _)| *finding > Finding::NotChecked)
         .count();
     match (
-        names.unless_failed(bad),
+        wrong.outcome().unless_failed(bad),
         count(&findings, Finding::NotChecked),
     ) {
-        (Outcome::Good, 1..) => Err(DataKeysError::NotVerified),
-        (outcome, _) => Ok(outcome),
+        (Outcome::Good, 1..) => written.and(Err(DataKeysError::NotVerified)),
+        (outcome, _) => outcome.despite(written),
     }
 }
 
@@ -132,6 +135,9 @@ fn decrypt(
     manifest: &ManifestFile,
     findings: &mut Findings,
 ) -> Result<(), DataKeysError> {
+    if listing.keys.is_empty() {
+        return Ok(());
+    }
     let unwrapper = arguments.unwrapper.open()?;
     let failures = RefCell::new(Findings::new());
     let fail = |name: &KeyName, finding, reason: String| {
@@ -199,7 +205,7 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     )
 }
 
-fn as_json(findings: &Findings, manifest: &ManifestFile) -> serde_json::Value {
+fn as_json(findings: &Findings, manifest: &ManifestFile, wrong: &WrongNames) -> serde_json::Value {
     let keys: Vec<_> = findings
         .iter()
         .map(|(name, (finding, reason))| {
@@ -212,16 +218,28 @@ fn as_json(findings: &Findings, manifest: &ManifestFile) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "manifest": !manifest.is_empty(), "keys": keys })
+    json!({
+        "manifest": !manifest.is_empty(),
+        "keys": keys,
+        "conflicts": wrong.conflicts,
+        "malformed": wrong.malformed,
+    })
 }
 
-fn metrics(findings: &Findings, manifest: &ManifestFile) -> Metrics {
+fn metrics(findings: &Findings, manifest: &ManifestFile, wrong: &WrongNames) -> Metrics {
     let mut metrics = Metrics::new("verify");
     metrics.gauge(
         "key_versions",
         "Key versions by the result of kms-data-keys verify.",
         "result",
-        Finding::ALL.map(|it| (it.word().into(), count(findings, it) as u64)),
+        Finding::ALL
+            .map(|it| (it.word(), count(findings, it)))
+            .into_iter()
+            .chain([
+                ("conflict", wrong.conflicts.len()),
+                ("malformed", wrong.malformed.len()),
+            ])
+            .map(|(result, count)| (result.into(), count as u64)),
     );
     let newest: BTreeMap<u32, u64> = manifest
         .entries()

@@ -15,7 +15,7 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, print,
+    manifest, print_summary,
     stored::{StoreArguments, failed, open},
 };
 
@@ -69,11 +69,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         false => "fetched",
     };
     let not_compared = manifest::not_compared(&manifest);
-    print(&format!(
+    let printed = print_summary(&format!(
         "{} {done} from the key store {location}, {there} here already, {failed} failed\n{not_compared}",
         data_keys(fetched)
-    ))?;
-    Ok(Outcome::Good.unless_failed(failed))
+    ));
+    Outcome::Good.unless_failed(failed).despite(printed)
 }
 
 /// Returns whether the file is new.

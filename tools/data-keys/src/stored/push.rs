@@ -15,7 +15,7 @@ use crate::{
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, names, print,
+    manifest, names, print_summary,
     regional_kms::RegionalKms,
     stored::{StoreArguments, differs, failed, open_with},
     unwrapping::Unwrapper,
@@ -119,13 +119,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         true => "would be put",
         false => "put",
     };
-    print(&format!(
+    let printed = print_summary(&format!(
         "{} {done} into the key store {location}, {} there already, {} failed\n",
         data_keys(pushed.put),
         pushed.there,
         pushed.failed
-    ))?;
-    Ok(names.unless_failed(pushed.failed))
+    ));
+    names.unless_failed(pushed.failed).despite(printed)
 }
 
 /// How many keys are there now.
