@@ -458,6 +458,37 @@ fn any_number_of_keys_outlasts_throttling() {
 }
 
 #[test]
+fn the_option_lines_of_an_export_are_read_as_they_are_meant() {
+    let keys = Keys::new();
+    let directory = keys.sandbox.directory("disk #1 \\new");
+    let (output, password) = (directory.join("keys.enc"), directory.join("password"));
+    fs::write(&password, "correct horse").unwrap();
+    let (code, text, errors) = keys.run(&[
+        "export",
+        &format!("--output={}", output.display()),
+        &format!("--password-file={}", password.display()),
+    ]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let lines = text.lines().filter(|line| line.starts_with("  "));
+    let options: String = lines.map(|line| format!("{}\n", line.trim())).collect();
+    let file = keys
+        .sandbox
+        .write("options.cnf", &format!("[mariadbd]\n{options}"));
+    let (_, read, _) = run(Command::new("my_print_defaults")
+        .arg(format!("--defaults-file={}", file.display()))
+        .arg("mariadbd"));
+    for line in [
+        format!("--aws_key_management_offline_keys={}", output.display()),
+        format!(
+            "--aws_key_management_offline_filekey=FILE:{}",
+            password.display()
+        ),
+    ] {
+        assert!(read.lines().any(|it| it == line), "{line}: {read}");
+    }
+}
+
+#[test]
 fn an_export_advises_to_leave_out_only_keys_that_are_lost() {
     let keys = Keys::new();
     let password = keys.sandbox.write("password", "correct horse");
@@ -1430,6 +1461,20 @@ fn export_and_import_compare_with_the_manifest() {
     assert_eq!((code, text.as_str()), (125, ""), "{errors}");
     assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
     assert_eq!(key_files(&datadir), [""; 0]);
+    let keyfile_dir = keys.sandbox.directory("keyfile-dir");
+    let into_keyfile_dir = |more: &[&str]| {
+        let (swapped, master_key) = (output("swapped"), "--master-key-id=alias/mariadb");
+        let arguments = ["import", master_key, &password];
+        let arguments = [&arguments[..], more, &[&swapped]].concat();
+        run(&mut keys.aws.data_keys_command("bin", &arguments, &keyfile_dir))
+    };
+    let (code, _, errors) = into_keyfile_dir(&["--datadir", datadir.to_str().unwrap()]);
+    assert_eq!(code, 125, "{errors}");
+    assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
+    let (code, text, _) = into_keyfile_dir(&[]);
+    assert_eq!(code, 0, "{text}");
+    let said = "Not compared: there is no key manifest";
+    assert!(text.contains(said), "{text}");
     fs::rename(&there, &here).unwrap();
     assert_eq!(import().0, 0);
 

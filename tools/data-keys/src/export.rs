@@ -355,10 +355,12 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
         .first()
         .map(|name| name.algorithm.to_string())
         .unwrap_or_default();
+    let path = option_value(&path);
+    let filekey = option_value(&format!("FILE:{filekey}"));
     text += &format!(
         "For aws_key_management:
   aws_key_management_offline_keys = {path}
-  aws_key_management_offline_filekey = FILE:{filekey}
+  aws_key_management_offline_filekey = {filekey}
   aws_key_management_offline_digest = {digest}
   aws_key_management_offline_use_pbkdf2 = {pbkdf2_iterations}
 "
@@ -372,7 +374,7 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     text += &format!(
         "For file_key_management{}:
   file_key_management_filename = {path}
-  file_key_management_filekey = FILE:{filekey}
+  file_key_management_filekey = {filekey}
   file_key_management_encryption_algorithm = {algorithm}
 ",
         match (arguments.form, arguments.format) {
@@ -392,6 +394,15 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
         );
     }
     text
+}
+
+/// Writes a value as MariaDB reads it in an option file, where # begins a comment.
+fn option_value(value: &str) -> String {
+    let value = value.replace('\\', "\\\\");
+    match value.contains('#') {
+        true => format!("\"{value}\""),
+        false => value,
+    }
 }
 
 /// Makes the path absolute, because the server has another working directory.

@@ -155,9 +155,13 @@ enum DataKeysError {
     #[error("cannot wrap keys under '{key}': {why}")]
     MasterKey { key: String, why: String },
     #[error(
-        "'{}' is not the data directory of a server: it has neither ibdata1 nor aria_log_control; nothing was changed", .0.display()
+        "'{}' is not the data directory of a server: it has none of ibdata1, aria_log_control, mysql and aws-kms-keys.list; nothing was changed", .0.display()
     )]
     NotADataDirectory(PathBuf),
+    #[error(
+        "'{}' belongs to another user, whose server could not read what you write there; run this as root, or as that user; nothing was changed", .0.display()
+    )]
+    NotOwner(PathBuf),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error(transparent)]
