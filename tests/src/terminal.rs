@@ -51,7 +51,12 @@ impl Terminal {
 
     /// What the keys do.
     pub fn type_in(&mut self, text: &str) {
-        self.person.write_all(text.as_bytes()).unwrap();
+        self.type_bytes(text.as_bytes());
+    }
+
+    /// The same at a terminal with another encoding.
+    pub fn type_bytes(&mut self, bytes: &[u8]) {
+        self.person.write_all(bytes).unwrap();
     }
 
     /// Whether it shows what is typed.

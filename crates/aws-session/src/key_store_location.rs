@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
     str::FromStr,
 };
@@ -66,9 +67,14 @@ impl FromStr for KeyStoreLocation {
             let is_plain = path
                 .components()
                 .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-            return match path.is_absolute() && is_plain && path.file_name().is_some() {
-                true => Ok(Self::Directory(path.into())),
-                false => Err(refused()),
+            let is_good = path.is_absolute() && is_plain;
+            return match path.file_name() {
+                Some(name) if is_good && is_reserved(name.as_bytes()) => Err(format!(
+                    "{}, and PATH must not end with # and a number",
+                    refused()
+                )),
+                Some(_) if is_good => Ok(Self::Directory(path.into())),
+                _ => Err(refused()),
             };
         }
         let rest = text.strip_prefix("s3://").ok_or_else(refused)?;
@@ -93,6 +99,12 @@ impl fmt::Display for KeyStoreLocation {
             Self::Directory(path) => write!(f, "file://{}", path.display()),
         }
     }
+}
+
+/// Whether a directory is called as `object_store` calls files that it has not finished: it lists none of these.
+fn is_reserved(name: &[u8]) -> bool {
+    let mut parts = name.splitn(2, |&byte| byte == b'#').skip(1);
+    parts.any(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
 }
 
 /// Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>.
@@ -127,6 +139,7 @@ mod tests {
             ("s3://keys", "s3://keys"),
             ("s3://keys/", "s3://keys"),
             ("file:///mnt/keys", "file:///mnt/keys"),
+            ("file:///mnt/#1/keys#", "file:///mnt/#1/keys#"),
         ] {
             let location: KeyStoreLocation = text.parse().unwrap();
             assert_eq!(location.to_string(), shown);
@@ -152,6 +165,7 @@ mod tests {
             "file:///",
             "file://mnt/keys",
             "file:///mnt/../keys",
+            "file:///mnt/keys#1",
         ] {
             assert!(text.parse::<KeyStoreLocation>().is_err(), "{text}");
         }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, DirEntry},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -52,17 +52,18 @@ pub struct Files {
 }
 
 impl Files {
-    /// Looks through the data directory, the further ones, and the directories in each. What it cannot
-    /// look into is in `unreadable`.
+    /// Looks through the data directory, the further ones, and the directories in each, and further down for
+    /// binary logs. What it cannot look into is in `unreadable`.
     pub fn find(datadir: &Path, further: &[PathBuf]) -> Self {
-        Self::find_with(datadir, further, Self::add)
+        let (mut files, directories) = Self::find_with(datadir, further, Self::add);
+        files.add_binary_logs_below(directories);
+        files
     }
 
     /// Looks for InnoDB's tablespaces only, and opens no file but those that name one elsewhere.
     pub fn find_tablespaces(datadir: &Path) -> Self {
-        Self::find_with(datadir, &[], |files, path, _| {
-            drop(files.add_tablespace(path))
-        })
+        let add = |files: &mut Self, path, _: &Path| drop(files.add_tablespace(path));
+        Self::find_with(datadir, &[], add).0
     }
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
@@ -103,26 +104,22 @@ impl Files {
         }
     }
 
+    /// Returns the directories that it has looked through, too.
     fn find_with(
         datadir: &Path,
         further: &[PathBuf],
         add: impl Fn(&mut Self, PathBuf, &Path),
-    ) -> Self {
+    ) -> (Self, BTreeSet<PathBuf>) {
         let mut files = Self::default();
         let mut directories = BTreeSet::from([datadir.to_owned()]);
         for directory in further {
             files.add_directory(directory, &mut directories);
         }
         for directory in directories.clone() {
-            for path in files.entries(&directory) {
-                // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
-                if path.is_dir() && !path.ends_with("lost+found") {
-                    files.add_directory(&path, &mut directories);
-                }
-            }
+            files.add_subdirectories(&directory, &mut directories);
         }
-        for directory in directories {
-            for path in files.entries(&directory) {
+        for directory in &directories {
+            for path in files.entries(directory) {
                 add(&mut files, path, datadir);
             }
         }
@@ -132,24 +129,81 @@ impl Files {
         files
             .system_tablespace
             .sort_by_key(|path| number_after(path, "ibdata"));
-        files
+        (files, directories)
     }
 
-    /// Adds a directory once, whatever it is called.
-    fn add_directory(&mut self, directory: &Path, directories: &mut BTreeSet<PathBuf>) {
-        match directory.canonicalize() {
-            Ok(directory) => drop(directories.insert(directory)),
-            Err(error) => self.unreadable.push((directory.to_owned(), error.into())),
+    /// A server can be told to write them anywhere. Databases have no directories of their own, so that there are few.
+    fn add_binary_logs_below(&mut self, mut directories: BTreeSet<PathBuf>) {
+        let mut parents: Vec<_> = directories.iter().cloned().collect();
+        while let Some(parent) = parents.pop() {
+            for directory in self.add_subdirectories(&parent, &mut directories) {
+                for path in self.entries(&directory) {
+                    self.add_if_binary_log(path);
+                }
+                parents.push(directory);
+            }
         }
     }
 
-    fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
-        let entries = fs::read_dir(directory)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    /// Returns those that are new.
+    fn add_subdirectories(
+        &mut self,
+        parent: &Path,
+        directories: &mut BTreeSet<PathBuf>,
+    ) -> Vec<PathBuf> {
+        let is_directory = |entry: &DirEntry| match entry.file_type()? {
+            kind if kind.is_symlink() => Ok(entry.path().metadata()?.is_dir()),
+            kind => Ok(kind.is_dir()),
+        };
+        let mut new = Vec::new();
+        for entry in self.read_directory(parent) {
+            let path = entry.path();
+            match is_directory(&entry) {
+                // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
+                Ok(true) if !path.ends_with("lost+found") => {
+                    new.extend(self.add_directory(&path, directories));
+                }
+                Ok(_) => {}
+                Err(error) => self.add_unreadable(path, error),
+            }
+        }
+        new
+    }
+
+    /// Adds a directory once, whatever it is called, and returns it if it is new.
+    fn add_directory(
+        &mut self,
+        directory: &Path,
+        directories: &mut BTreeSet<PathBuf>,
+    ) -> Option<PathBuf> {
+        match directory.canonicalize() {
+            Ok(directory) => directories.insert(directory.clone()).then_some(directory),
+            Err(error) => {
+                self.unreadable.push((directory.to_owned(), error.into()));
+                None
+            }
+        }
+    }
+
+    /// Adds what may be, or lead to, anything, such as a link to a disk that is not mounted; but not what the server
+    /// has removed meanwhile.
+    fn add_unreadable(&mut self, path: PathBuf, error: io::Error) {
+        if is_there(&path) {
+            self.unreadable.push((path, error.into()));
+        }
+    }
+
+    fn read_directory(&mut self, directory: &Path) -> Vec<DirEntry> {
+        let entries = fs::read_dir(directory).and_then(Iterator::collect);
         entries.unwrap_or_else(|error: io::Error| {
             self.unreadable.push((directory.to_owned(), error.into()));
             Vec::new()
         })
+    }
+
+    fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
+        let entries = self.read_directory(directory);
+        entries.iter().map(DirEntry::path).collect()
     }
 
     fn add(&mut self, path: PathBuf, datadir: &Path) {
@@ -186,7 +240,7 @@ impl Files {
                 Some("ibd") => self.tablespaces.push(path),
                 // DATA DIRECTORY: the file names the tablespace, which lies elsewhere.
                 Some("isl") => match read_list(&path) {
-                    Ok(target) => self.tablespaces.push(PathBuf::from(target.trim())),
+                    Ok(target) => self.add_linked_tablespace(&path, target.trim().into()),
                     Err(error) => self.unreadable.push((path, error)),
                 },
                 _ => return Some(path),
@@ -195,14 +249,24 @@ impl Files {
         None
     }
 
+    /// One that is not there is not lost to the server while `link` names it.
+    fn add_linked_tablespace(&mut self, link: &Path, tablespace: PathBuf) {
+        match tablespace.metadata() {
+            Err(error) if is_there(link) => self.unreadable.push((tablespace, error.into())),
+            _ => self.tablespaces.push(tablespace),
+        }
+    }
+
     fn add_if_binary_log(&mut self, path: PathBuf) {
-        // Sockets and the like cannot be opened, directories are looked through by themselves.
-        if path.is_file() {
-            match begins_like_a_binary_log(&path) {
+        match path.metadata() {
+            Ok(metadata) if metadata.is_file() => match begins_like_a_binary_log(&path) {
                 Ok(true) => self.add_binary_log(path),
                 Ok(false) => {}
                 Err(error) => self.unreadable.push((path, error)),
-            }
+            },
+            // Sockets and the like cannot be opened, directories are looked through by themselves.
+            Ok(_) => {}
+            Err(error) => self.add_unreadable(path, error),
         }
     }
 
@@ -222,6 +286,11 @@ impl Files {
         // One name for each, since lists call them ./NAME; what is not there is told when it is read.
         self.binary_logs.insert(path.canonicalize().unwrap_or(path));
     }
+}
+
+/// Whether a name exists, also that of a link to nowhere.
+pub(crate) fn is_there(path: &Path) -> bool {
+    !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 fn begins_like_a_binary_log(path: &Path) -> Result<bool, ScanError> {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     aria, binary_log,
-    files::Files,
+    files::{Files, is_there},
     innodb::{self, SpaceKey},
     log_lists::LogList,
     scan::{self, Needs, SYSTEM_KEY_ID, ScanError},
@@ -76,7 +76,7 @@ pub fn find(
         paths.into_iter().find(|path| match uses(path) {
             Ok(uses) => uses,
             // The server drops tables and purges logs meanwhile.
-            Err(error) if error.is_not_found() => false,
+            Err(error) if error.is_not_found() && !is_there(path) => false,
             Err(source) => {
                 let path = path.clone();
                 unclear.push(UnclearFile { path, source }.into());
@@ -399,6 +399,39 @@ mod tests {
         assert_eq!(found.versions, expected.into());
         let unclear: Vec<_> = found.unclear.into_iter().map(|it| it.path).collect();
         assert_eq!(unclear, [log("bin.000005")]);
+    }
+
+    #[test]
+    fn what_a_link_leads_to_may_be_encrypted_while_it_is_not_there() {
+        let away = datadir(&[("d2/t.ibd", &table(1, 1)), ("u.ibd", &table(1, 1))]);
+        for (link, target) in [("d2", "d2"), ("d/u.ibd", "u.ibd"), ("d/u.isl", "u.ibd")] {
+            let redo_log = redo_log_10_8(b"Phys", b"\xfa");
+            let directory = datadir(&[("d/t.ibd", &table(0, 0)), ("ib_logfile0", &redo_log)]);
+            let (link, target) = (directory.path().join(link), away.path().join(target));
+            match link.extension().is_some_and(|extension| extension == "isl") {
+                true => fs::write(link, target.to_str().unwrap()).unwrap(),
+                false => std::os::unix::fs::symlink(&target, link).unwrap(),
+            }
+            assert!(find(directory.path(), &[], 77).unwrap().is_some());
+            let unmounted = target.with_extension("unmounted");
+            fs::rename(&target, &unmounted).unwrap();
+            for key_id in [1, 77] {
+                let error = find(directory.path(), &[], key_id).unwrap_err().to_string();
+                assert!(error.contains("No such file"), "{error}");
+            }
+            fs::rename(&unmounted, &target).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_binary_log_is_found_however_far_below_the_data_directory_it_is() {
+        let log = binary_log_file(1);
+        let name = "a/b/c/binlog.000001";
+        let directory = datadir(&[(name, &log), ("a/b/c/notes", b"text")]);
+        std::os::unix::fs::symlink(directory.path(), directory.path().join("a/b/loop")).unwrap();
+        let found = find(directory.path(), &[], 1).unwrap().unwrap();
+        assert!(found.ends_with(name), "{}", found.display());
+        assert!(find(directory.path(), &[], 2).unwrap().is_none());
     }
 
     #[test]

@@ -133,9 +133,10 @@ impl KeyStore {
     }
 
     /// Makes an empty store usable. In S3 the first [`Self::check`] does that; an empty directory may be the mount
-    /// point of a file server that is not mounted, and keys put there would not be in the store.
+    /// point of a file server that is not mounted, and keys put there would not be in the store. Changes nothing in a
+    /// store.
     ///
-    /// Errors: there is something in the directory.
+    /// Errors: there is something else in the directory.
     pub async fn init(&self) -> Result<(), StoreError> {
         if let KeyStoreLocation::Directory(path) = &self.location {
             let listed = self.bounded(self.store.list_with_delimiter(Some(&self.prefix)));
@@ -149,10 +150,9 @@ impl KeyStore {
                     .is_none_or(|it| it.as_ref() != "lost+found")
             };
             let is_probe = |object: &object_store::ObjectMeta| object.location == self.probe();
-            if !path.is_dir()
-                || listed.common_prefixes.iter().any(is_other)
-                || listed.objects.iter().any(|object| !is_probe(object))
-            {
+            let is_empty =
+                !listed.common_prefixes.iter().any(is_other) && listed.objects.is_empty();
+            if !(listed.objects.iter().any(is_probe) || is_empty && path.is_dir()) {
                 return Err(StoreError::NotEmpty(self.location.clone()));
             }
         }

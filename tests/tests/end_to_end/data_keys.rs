@@ -21,7 +21,10 @@ use key_files::{
     key_name::{Algorithm, KeyName},
     manifest::{Entry, ManifestFile},
 };
-use nix::sys::signal::Signal::SIGKILL;
+use nix::{
+    sys::{signal::Signal::SIGKILL, stat::Mode},
+    unistd::mkfifo,
+};
 
 const KEY_1: &str = "000102030405060708090a0b0c0d0e0f";
 const KEY_2: &str = "f0f1f2f3f4f5f6f7f8f9fafbfcfdfefff0f1f2f3f4f5f6f7f8f9fafbfcfdfeff";
@@ -299,8 +302,12 @@ fn verify_tells_machines_the_same_as_people() {
     fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
     let textfile = keys.sandbox.path("verify.prom");
     let option = format!("--textfile={}", textfile.display());
-    let (code, json, _) = keys.run(&["verify", "--json", &option]);
+    // node_exporter reads it, also on a system that keeps the files of its users private.
+    let private = ["sh", "-c", "umask 077; exec \"$@\"", "sh"];
+    let verify = keys.command(&["verify", "--json", &option]);
+    let (code, json, _) = run(&mut after(&private, &verify));
     assert_eq!(code, 1);
+    assert_eq!(textfile.metadata().unwrap().mode() & 0o777, 0o644);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let results: Vec<_> = json["keys"]
         .as_array()
@@ -332,11 +339,69 @@ fn verify_tells_machines_the_same_as_people() {
     }
 
     let impossible = format!("--textfile={}", keys.file("none/verify.prom").display());
-    let (code, _, errors) = keys.run(&["verify", &impossible]);
-    assert_eq!(code, 125);
+    let (code, summary, errors) = keys.run(&["verify", &impossible]);
+    assert_eq!(code, 1, "what is wrong counts for more");
+    assert!(summary.contains("2 failed"), "{summary}");
     assert!(errors.contains("cannot write '"), "{errors}");
+    for file in ["aws-kms-key.2.1", "aws-kms-key.3.1"] {
+        fs::remove_file(keys.file(file)).unwrap();
+    }
+    let (code, _, errors) = keys.run(&["verify", &impossible]);
+    assert_eq!(code, 125, "{errors}");
     let (code, _, errors) = keys.run(&["list", &option]);
     assert_eq!(code, 125, "--textfile needs --store: {errors}");
+}
+
+#[test]
+fn verify_names_files_that_the_server_would_not_use_to_machines_too() {
+    let keys = Keys::new();
+    fs::copy(
+        keys.file("aws-kms-key.1.1"),
+        keys.file("aws-kms-key.1.1.ctr"),
+    )
+    .unwrap();
+    // JSON has no place for what would turn the direction of text.
+    let malformed = "aws-kms-key.1.1.bak\u{202e}\u{7f}\u{1f511}";
+    fs::write(keys.file(malformed), "").unwrap();
+    let textfile = keys.sandbox.path("verify.prom");
+    let option = format!("--textfile={}", textfile.display());
+    let (code, text, _) = keys.run(&["verify", "--json", &option]);
+    assert_eq!(code, 1);
+    assert!(text.trim_end().is_ascii(), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["malformed"], serde_json::json!([malformed]));
+    let conflict = json["conflicts"][0].as_str().unwrap();
+    assert!(conflict.contains("same version of the same key"), "{text}");
+    let metrics = fs::read_to_string(&textfile).unwrap();
+    for result in ["conflict", "malformed"] {
+        let line = format!("iam_kms_verify_key_versions{{result=\"{result}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+}
+
+#[test]
+fn what_is_wrong_or_done_is_said_although_the_output_is_lost() {
+    let keys = Keys::new();
+    let run_without_output = |arguments: &[&str]| {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        run(keys.command(arguments).stdout(full))
+    };
+    let new = keys.aws.key(&[]);
+    let (code, _, errors) = run_without_output(&["rewrap", "--to", &new]);
+    assert_eq!(code, 125, "{errors}");
+    for said in [
+        "cannot write to the standard output",
+        "the work is done: 2 data keys wrapped under",
+        "aws_key_management_master_key_id",
+    ] {
+        assert!(errors.contains(said), "{said}: {errors}");
+    }
+    assert_eq!(run_without_output(&["verify"]).0, 125);
+    fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
+    for arguments in [&["verify"][..], &["verify", "--json"]] {
+        let (code, _, errors) = run_without_output(arguments);
+        assert_eq!(code, 1, "{errors}");
+    }
 }
 
 #[test]
@@ -347,6 +412,99 @@ fn verify_outlasts_throttling() {
     let (code, summary, errors) = keys.run(&["verify"]);
     assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
     assert_eq!(keys.aws.calls("Decrypt"), 5);
+}
+
+#[test]
+fn verify_through_a_broker_outlasts_throttling_and_an_answer_of_an_outage() {
+    let scene = Scene::new().with_broker();
+    let _broker = scene.start_broker();
+    let keys = scene.sandbox.directory("keys");
+    scene
+        .aws
+        .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.7.1"));
+    let socket = format!(
+        "--broker-socket={}",
+        scene.configuration.broker_socket.display()
+    );
+    for kind in ["throttle", "503"] {
+        scene
+            .aws
+            .fault(&format!("--operation Decrypt --kind {kind} --count 1"));
+    }
+    let verify = || {
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["verify", &socket], &keys))
+    };
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
+}
+
+/// The SDK has retries for 100 calls.
+#[test]
+fn any_number_of_keys_outlasts_throttling() {
+    let keys = Keys::new();
+    for id in 20..40 {
+        let copy = keys.file(&format!("aws-kms-key.{id}.1"));
+        fs::copy(keys.file("aws-kms-key.1.1"), copy).unwrap();
+    }
+    for operation in ["ReEncrypt", "Decrypt"] {
+        keys.aws.fault(&format!(
+            "--operation {operation} --kind throttle --count 60"
+        ));
+    }
+    let (code, summary, errors) = keys.run(&["rewrap", "--to", &keys.aws.key(&[])]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
+}
+
+#[test]
+fn the_option_lines_of_an_export_are_read_as_they_are_meant() {
+    let keys = Keys::new();
+    let directory = keys.sandbox.directory("disk #1 \\new");
+    let (output, password) = (directory.join("keys.enc"), directory.join("password"));
+    fs::write(&password, "correct horse").unwrap();
+    let (code, text, errors) = keys.run(&[
+        "export",
+        &format!("--output={}", output.display()),
+        &format!("--password-file={}", password.display()),
+    ]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let lines = text.lines().filter(|line| line.starts_with("  "));
+    let options: String = lines.map(|line| format!("{}\n", line.trim())).collect();
+    let file = keys
+        .sandbox
+        .write("options.cnf", &format!("[mariadbd]\n{options}"));
+    let (_, read, _) = run(Command::new("my_print_defaults")
+        .arg(format!("--defaults-file={}", file.display()))
+        .arg("mariadbd"));
+    for line in [
+        format!("--aws_key_management_offline_keys={}", output.display()),
+        format!(
+            "--aws_key_management_offline_filekey=FILE:{}",
+            password.display()
+        ),
+    ] {
+        assert!(read.lines().any(|it| it == line), "{line}: {read}");
+    }
+}
+
+#[test]
+fn an_export_advises_to_leave_out_only_keys_that_are_lost() {
+    let keys = Keys::new();
+    let password = keys.sandbox.write("password", "correct horse");
+    let password = format!("--password-file={}", password.display());
+    let output = format!("--output={}", keys.sandbox.path("exported").display());
+    let mut export = keys.command(&["export", &output, &password]);
+    fs::write(keys.file("aws-kms-key.3.1"), "damaged").unwrap();
+    let (code, _, errors) = run(&mut export);
+    assert_eq!(code, 125, "{errors}");
+    assert!(errors.contains("--leave-out"), "{errors}");
+    // A key that AWS does not know: nobody looks at the files.
+    export.env("AWS_ACCESS_KEY_ID", "AKIAAAAAAAAAAAAAAAAA");
+    let (code, _, errors) = run(export.env("AWS_SECRET_ACCESS_KEY", "none"));
+    assert_eq!(code, 125, "{errors}");
+    assert!(!errors.contains("--leave-out"), "{errors}");
+    assert!(errors.contains("and run this again"), "{errors}");
 }
 
 #[test]
@@ -1011,6 +1169,20 @@ fn list_compares_with_the_key_store_and_its_exit_status_says_what_differs() {
     assert!(errors.contains("no key store is configured"), "{errors}");
 }
 
+/// open(2) of a FIFO that nobody writes to takes as long as that of a file on such a server.
+#[test]
+fn a_key_store_on_a_file_server_that_does_not_answer_keeps_nobody_waiting() {
+    let keys = Keys::new();
+    let (path, store) = empty_store(&keys);
+    assert_eq!(keys.run(&["push", "--init", &store]).0, 0);
+    let object = path.join("7/12");
+    fs::remove_file(&object).unwrap();
+    mkfifo(&object, Mode::S_IRWXU).unwrap();
+    let (status, said) = Process::start(&mut keys.command(&["list", &store])).finish();
+    assert_eq!(status.code(), Some(125), "{said}");
+    assert!(said.contains("no answer within 10 seconds"), "{said}");
+}
+
 #[test]
 fn list_asks_a_broker_for_its_key_store_without_a_code() {
     let scene = Scene::new().with_broker();
@@ -1289,6 +1461,20 @@ fn export_and_import_compare_with_the_manifest() {
     assert_eq!((code, text.as_str()), (125, ""), "{errors}");
     assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
     assert_eq!(key_files(&datadir), [""; 0]);
+    let keyfile_dir = keys.sandbox.directory("keyfile-dir");
+    let into_keyfile_dir = |more: &[&str]| {
+        let (swapped, master_key) = (output("swapped"), "--master-key-id=alias/mariadb");
+        let arguments = ["import", master_key, &password];
+        let arguments = [&arguments[..], more, &[&swapped]].concat();
+        run(&mut keys.aws.data_keys_command("bin", &arguments, &keyfile_dir))
+    };
+    let (code, _, errors) = into_keyfile_dir(&["--datadir", datadir.to_str().unwrap()]);
+    assert_eq!(code, 125, "{errors}");
+    assert!(errors.contains("holds as aws-kms-key.1.1;"), "{errors}");
+    let (code, text, _) = into_keyfile_dir(&[]);
+    assert_eq!(code, 0, "{text}");
+    let said = "Not compared: there is no key manifest";
+    assert!(text.contains(said), "{text}");
     fs::rename(&there, &here).unwrap();
     assert_eq!(import().0, 0);
 

@@ -452,6 +452,42 @@ fn without_a_host_the_code_of_a_terminal_unlocks_this_host_and_the_table_fills_i
     assert!(wrapper.ends_with(0).contains("ASIA"));
 }
 
+/// As ssh says it of a host that is down, in more than a row of the terminal.
+#[test]
+fn a_terminal_shows_in_the_end_what_became_of_every_host_and_why() {
+    let sandbox = Sandbox::new();
+    sandbox.directory("programs");
+    let ssh = sandbox.write(
+        "programs/ssh",
+        "#!/bin/sh\necho \"ssh: connect to host port 22: Connection timed out, $(printf '%080d' 0) the end\" >&2; exit 255",
+    );
+    fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut terminal = Terminal::new();
+    let sized = ["sh", "-c", "stty rows 24 columns 80; exec \"$@\"", "sh"];
+    let mut unlock = Command::new(dist("bin/iam-kms-unlock"));
+    let hosts: Vec<_> = (1..=16)
+        .map(|number| format!("db{number}.example"))
+        .collect();
+    unlock.args(["--dry-run", "--jobs=1"]).args(&hosts);
+    let programs = format!("{}:/usr/bin:/bin", ssh.parent().unwrap().display());
+    let mut command = after(&sized, &unlock);
+    command.env("PATH", programs).env("TERM", "xterm");
+    command
+        .stdin(terminal.programs())
+        .stdout(terminal.programs())
+        .stderr(terminal.programs());
+    let _unlock = ChildGuard::spawn(&mut command);
+    terminal.wait_for_nth("0 of 16 hosts waiting, 16 unreachable", 1);
+    let shown = terminal.shown();
+    for host in hosts {
+        let said = format!(
+            "{host:12}  unreachable: ssh: connect to host port 22: Connection timed out, {:080} the end",
+            0
+        );
+        assert!(shown.contains(&said), "{host}: {shown}");
+    }
+}
+
 #[test]
 fn the_session_is_in_no_argument_and_no_environment() {
     let (scene, mut wrapper, programs) = this_host("printenv AWS_SESSION_TOKEN");

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -571,6 +571,37 @@ fn nothing_is_called_not_needed_while_a_file_is_missing_or_does_not_tell() {
             mkfifo(&copied.join("d/fifo.ibd"), Mode::S_IRWXU).unwrap();
         },
     );
+    // A database on a disk that is not mounted.
+    assert_unsure(
+        datadir,
+        "'d' needs: it cannot be read: No such file",
+        |copied| {
+            fs::remove_dir_all(copied.join("d")).unwrap();
+            symlink("/not/mounted/d", copied.join("d")).unwrap();
+        },
+    );
+}
+
+#[test]
+fn binary_logs_are_found_anywhere_below_the_data_directory() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene).options(&[
+        "--innodb-encrypt-tables=OFF",
+        "--innodb-encrypt-log=OFF",
+        "--aria-encrypt-tables=OFF",
+    ]);
+    let logs = database.datadir.join("logs/of/the/server");
+    fs::create_dir_all(&logs).unwrap();
+    let database = database.options(&[&format!("--log-bin={}", logs.join("binlog").display())]);
+    let mut server = database.start();
+    database.sql("SET GLOBAL aws_key_management_rotate_key=1");
+    database.stop(&mut server);
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(1, 1), "needed", "{}", checked.output);
+    let first_file = &checked.keys[&(1, 1)].first_file;
+    assert_eq!(first_file, "logs/of/the/server/binlog.000001");
 }
 
 /// Writes `bytes` over what a file has at `offset`.

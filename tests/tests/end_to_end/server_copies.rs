@@ -1,10 +1,12 @@
 //! A data directory that was copied and goes on beside its origin.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use end_to_end_tests::{Database, Process, Sandbox, Scene, backup, copy, dist};
+use end_to_end_tests::{Database, NOBODY, Process, Sandbox, Scene, backup, copy, dist};
 
 const CTR: &str = "--aws-key-management-encryption-algorithm=AES_CTR";
 
@@ -198,4 +200,28 @@ fn only_the_data_directory_of_a_server_is_marked() {
         "{told}"
     );
     assert_eq!(directory.read_dir().unwrap().count(), 0);
+    let (status, told) = fork_directory(&directory.join("none"));
+    assert_eq!(status, Some(125), "{told}");
+    assert!(told.contains("No such file or directory"), "{told}");
+}
+
+/// The server could not read what somebody else writes for it.
+#[test]
+fn nobody_but_root_and_the_owner_marks_a_data_directory() {
+    let sandbox = Sandbox::new();
+    let directory = sandbox.directory("data");
+    fs::write(directory.join("ibdata1"), "").unwrap();
+    let mut fork = Command::new(dist("bin/kms-data-keys"));
+    fork.arg("fork").arg(&directory).uid(NOBODY).gid(NOBODY);
+    for (mode, reason) in [
+        (0o700, "Permission denied"),
+        (0o777, "belongs to another user"),
+    ] {
+        fs::set_permissions(&directory, PermissionsExt::from_mode(mode)).unwrap();
+        let output = fork.output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(125), "{told}");
+        assert!(told.contains(reason), "{told}");
+    }
+    assert_eq!(directory.read_dir().unwrap().count(), 1);
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -196,6 +196,39 @@ fn nor_where_the_manifest_is_gone_too() {
         assert!(!file.exists(), "{statement}");
         server.database.stop(&mut process);
     }
+}
+
+/// A database may be a link to another disk, and a table be in a directory of its own (`DATA DIRECTORY`).
+#[test]
+fn nor_while_the_disk_with_its_table_is_not_mounted() {
+    let server = Server::new().without_encrypted_tables();
+    let (database, disk) = (&server.database, server.scene.sandbox.directory("disk"));
+    let (shop, unmounted) = (disk.join("shop"), disk.with_extension("unmounted"));
+    fs::create_dir(&shop).unwrap();
+    symlink(&shop, database.datadir.join("shop")).unwrap();
+    server.run(&format!(
+        "CREATE DATABASE d; CREATE TABLE shop.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=10;
+         CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=11 DATA DIRECTORY='{}'",
+        disk.display()
+    ));
+    fs::remove_file(database.datadir.join(MANIFEST)).unwrap();
+    for id in [10, 11] {
+        fs::remove_file(server.key_file(id, 1)).unwrap();
+    }
+    fs::rename(&disk, &unmounted).unwrap();
+    let mut process = database.start();
+    for id in [10, 11, 12] {
+        let error = database.sql_error(&create(id));
+        assert!(error.contains("No such file or directory"), "{error}");
+        assert!(!server.key_file(id, 1).exists(), "{error}");
+    }
+    fs::rename(&unmounted, &disk).unwrap();
+    database.sql(&create(12));
+    for id in [10, 11] {
+        let error = database.sql_error(&create(id));
+        assert!(error.contains("t.ibd' is encrypted with it"), "{error}");
+    }
+    database.stop(&mut process);
 }
 
 #[test]
@@ -434,8 +467,7 @@ fn a_redo_log_or_binary_logs_elsewhere_keep_the_servers_own_key_from_being_made_
             let (status, log) = process.finish();
             assert!(!status.success(), "{log}");
             assert!(log.contains("make a symbolic link"), "{log}");
-            std::os::unix::fs::symlink(logs.join("ib_logfile0"), datadir.join("ib_logfile0"))
-                .unwrap();
+            symlink(logs.join("ib_logfile0"), datadir.join("ib_logfile0")).unwrap();
         }
         let process = server.database.start();
         server

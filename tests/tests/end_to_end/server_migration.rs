@@ -457,6 +457,26 @@ fn the_password_is_asked_for_twice_at_the_terminal_and_not_shown() {
     assert!(opened.lines().any(|found| found == line));
 }
 
+/// Nobody could enter it at another terminal, and two that differ could look the same.
+#[test]
+fn a_password_that_is_typed_in_another_encoding_than_utf_8_is_refused() {
+    let scene = Scene::new().with_broker();
+    let keys = wrapped_keys(&scene, &[("aws-kms-key.1.1", &"77".repeat(16))]);
+    let output = scene.sandbox.path("exported");
+    let export = ["export", "--output", text(&output), text(&keys)];
+    let mut terminal = Terminal::new();
+    let mut on_terminal = after(&["setsid", "--ctty", "--wait"], &program(&scene, &export));
+    let mut process = Process::start(on_terminal.stdin(terminal.programs()));
+    terminal.wait_for_nth("Password of the key file: ", 1);
+    wait_until("the echo to be off", || !terminal.echoes());
+    // In Latin-1.
+    terminal.type_bytes(b"p\xe4ssword\n");
+    let (status, said) = process.finish();
+    assert_eq!(status.code(), Some(125), "{said}");
+    assert!(said.contains("is not UTF-8"), "{said}");
+    assert!(!output.exists());
+}
+
 /// Wraps these keys at KMS, without a server.
 fn wrapped_keys(scene: &Scene, keys: &[(&str, &str)]) -> PathBuf {
     let directory = scene.sandbox.directory("wrapped-keys");

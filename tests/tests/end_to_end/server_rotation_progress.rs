@@ -38,7 +38,7 @@ impl Server {
     }
 
     fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        rotation(arguments, &self.database.socket)
+        rotation(arguments, &["--user=root"], &self.database.socket)
     }
 
     /// What `--json` tells of key 10, and of all.
@@ -51,11 +51,16 @@ impl Server {
     }
 }
 
-fn rotation(arguments: &[&str], socket: &std::path::Path) -> (i32, String, String) {
+fn rotation(
+    arguments: &[&str],
+    client_options: &[&str],
+    socket: &std::path::Path,
+) -> (i32, String, String) {
     let output = Command::new(dist("bin").join("kms-data-keys"))
         .arg("rotation")
         .args(arguments)
-        .args(["--", "--no-defaults", "--user=root"])
+        .args(["--", "--no-defaults"])
+        .args(client_options)
         .arg(format!("--socket={}", socket.display()))
         .output()
         .unwrap();
@@ -149,9 +154,37 @@ fn what_cannot_go_on_is_named_and_not_waited_for() {
 }
 
 #[test]
+fn limits_of_client_and_server_hide_no_tablespace() {
+    let server = Server::start(&["--innodb-encryption-threads=0"]);
+    server
+        .database
+        .sql("CREATE TABLE d.t11 (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=11");
+    let all = server.run(&["--json"]);
+    for id in [10, 11] {
+        assert!(all.1.contains(&format!("\"id\":{id},")), "{}", all.1);
+    }
+    let limits = "SET GLOBAL sql_select_limit = 1; SET GLOBAL max_join_size = 1";
+    server.database.sql(limits);
+    let careful = ["--user=root", "--safe-updates", "--select-limit=1"];
+    let limited = rotation(&["--json"], &careful, &server.database.socket);
+    assert_eq!(limited, all);
+}
+
+#[test]
+fn an_account_without_the_privilege_gets_the_servers_words_for_it() {
+    let server = Server::start(&[]);
+    server.database.sql("CREATE USER somebody@localhost");
+    let (code, _, errors) = rotation(&[], &["--user=somebody"], &server.database.socket);
+    assert_eq!(code, 125, "{errors}");
+    let said = "cannot ask the server: ERROR 1227 (42000)";
+    assert!(errors.contains(said), "{errors}");
+    assert!(errors.contains("PROCESS"), "{errors}");
+}
+
+#[test]
 fn a_server_that_does_not_answer_is_a_failure_with_the_clients_reason() {
     let sandbox = Sandbox::new();
-    let (code, table, errors) = rotation(&["--watch"], &sandbox.path("no.sock"));
+    let (code, table, errors) = rotation(&["--watch"], &["--user=root"], &sandbox.path("no.sock"));
     assert_eq!((code, table.as_str()), (125, ""));
     assert!(
         errors.contains("cannot ask the server: ERROR 2002"),

@@ -22,7 +22,7 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome, print, table,
+    DataKeysError, Outcome, print, print_json, table,
     textfile::{Metrics, TextfileArguments},
 };
 use reading::{Findings, Need};
@@ -141,17 +141,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         warn!("{doubt}");
     }
     let rows = rows(&keys, &findings.needs, doubts.is_empty());
-    metrics(&rows, &findings).write(arguments.textfile.path())?;
-    match arguments.json {
-        true => print(&as_json(&rows, &doubts, datadir).to_string())?,
-        false => print(&report(&rows, &directory, datadir))?,
-    }
+    let printed = match arguments.json {
+        true => print_json(&as_json(&rows, &doubts, datadir)),
+        false => print(&report(&rows, &directory, datadir)),
+    };
+    let written = printed.and(metrics(&rows, &findings).write(arguments.textfile.path()));
     if rows.iter().any(|row| row.state == State::Missing) {
-        Ok(Outcome::Bad)
+        Outcome::Bad.despite(written)
     } else if doubts.is_empty() {
-        Ok(Outcome::Good)
+        Outcome::Good.despite(written)
     } else {
-        Err(DataKeysError::Undetermined)
+        written.and(Err(DataKeysError::Undetermined))
     }
 }
 

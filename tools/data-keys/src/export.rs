@@ -5,6 +5,7 @@
 //! manifest nor the key store has anything against it.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{self, Path, PathBuf},
@@ -27,6 +28,8 @@ use tracing::error;
 
 use crate::{
     DataKeysError, Outcome,
+    access::Access,
+    block_on,
     concurrent::each,
     data_keys,
     derivation::EXPORT,
@@ -36,9 +39,8 @@ use crate::{
     password::PasswordArguments,
     print,
     regional_kms::Unwrapped,
-    runtime,
     stored::{StoreArguments, compare, open_with},
-    unwrapping::UnwrapperArguments,
+    unwrapping::{Problem, Unwrapper, UnwrapperArguments},
 };
 
 /// Write all data keys into one encrypted file, for a host without AWS
@@ -125,48 +127,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         )));
     }
     let password = arguments.password.get_new()?;
-    let runtime = runtime()?;
     let (unwrapper, access) = arguments.unwrapper.open_with_access()?;
-    let stored = match (location, &access) {
-        (Some(location), Some(access)) => {
-            let store = open_with(&location, access)?;
-            let (stored, _) = runtime.block_on(async {
-                let mut versions = store.list().await?;
-                versions.retain(|&number, _| !has_number(&names, number));
-                compare::read_all(&store, versions).await
-            })?;
-            Some((location.to_string(), stored))
-        }
-        _ => match &arguments.unwrapper.broker_socket {
-            Some(socket) => compare::ask_broker(socket)?,
-            None => None,
-        },
+    let here = Here {
+        unwrapper,
+        access,
+        directory: &directory,
+        manifest: &manifest,
+        names: &names,
+        unknown,
     };
-    let (location, stored) = stored.unwrap_or_default();
-    let stored: Vec<_> = stored.into_values().map(|there| there.name).collect();
-    let is_stored = |text: &str| stored.iter().any(|name| name.to_string() == text);
-    let unknown: Vec<_> = unknown.into_iter().filter(|it| !is_stored(it)).collect();
-    expect_none_unknown(&directory, &unknown)?;
-    expect_all_of_store(&location, stored, &names, &manifest, &arguments.leave_out)?;
-    let mut keys = Vec::with_capacity(names.len());
-    let work = async |name: &KeyName| {
-        let unwrapped = unwrapper.unwrap(&directory, name).await?;
-        manifest::check(&manifest, &directory, name, &unwrapped.key)?;
-        Ok(unwrapped)
-    };
-    let keep = |name: &KeyName, unwrapped: Unwrapped| {
-        keys.push(OfflineKey {
-            name: *name,
-            key: unwrapped.key,
-        });
-    };
-    let failed = runtime.block_on(each(&names, work, keep));
-    if failed > 0 {
-        return Err(DataKeysError::NotExported(format!(
-            "{} could not be decrypted, or are not what the manifest lists; fix the errors above, or exclude those files with --leave-out",
-            data_keys(failed)
-        )));
-    }
+    let keys = block_on(decrypt(arguments, location, here))??;
     file::create(
         &arguments.output,
         &keys,
@@ -182,6 +152,82 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         why: Box::new(why),
     })?;
     Ok(Outcome::Good)
+}
+
+/// What is to be exported.
+struct Here<'a> {
+    unwrapper: Unwrapper,
+    access: Option<Access>,
+    directory: &'a KeyDirectory,
+    manifest: &'a ManifestFile,
+    names: &'a [KeyName],
+    /// Names to leave out that are not here.
+    unknown: Vec<&'a str>,
+}
+
+/// Decrypts all keys. Fails if one fails, or the key store has others.
+async fn decrypt(
+    arguments: &Arguments,
+    location: Option<KeyStoreLocation>,
+    here: Here<'_>,
+) -> Result<Vec<OfflineKey>, DataKeysError> {
+    let Here {
+        unwrapper,
+        access,
+        directory,
+        manifest,
+        names,
+        unknown,
+    } = here;
+    let stored = match (location, &access) {
+        (Some(location), Some(access)) => {
+            let store = open_with(&location, access)?;
+            let mut versions = store.list().await?;
+            versions.retain(|&number, _| !has_number(names, number));
+            let (stored, _) = compare::read_all(&store, versions).await?;
+            Some((location.to_string(), stored))
+        }
+        _ => match &arguments.unwrapper.broker_socket {
+            Some(socket) => compare::ask_broker(socket)?,
+            None => None,
+        },
+    };
+    let (location, stored) = stored.unwrap_or_default();
+    let stored: Vec<_> = stored.into_values().map(|there| there.name).collect();
+    let is_stored = |text: &str| stored.iter().any(|name| name.to_string() == text);
+    let unknown: Vec<_> = unknown.into_iter().filter(|it| !is_stored(it)).collect();
+    expect_none_unknown(directory, &unknown)?;
+    expect_all_of_store(&location, stored, names, manifest, &arguments.leave_out)?;
+    let mut keys = Vec::with_capacity(names.len());
+    let any_unchecked = Cell::new(false);
+    let work = async |name: &KeyName| {
+        let unwrapped = unwrapper.try_unwrap(directory, name).await;
+        let unwrapped = unwrapped.map_err(|not| {
+            any_unchecked.set(any_unchecked.get() || not.problem == Problem::NotChecked);
+            not.message
+        })?;
+        manifest::check(manifest, directory, name, &unwrapped.key)?;
+        Ok(unwrapped)
+    };
+    let keep = |name: &KeyName, unwrapped: Unwrapped| {
+        keys.push(OfflineKey {
+            name: *name,
+            key: unwrapped.key,
+        });
+    };
+    let failed = each(names, work, keep).await;
+    if failed > 0 {
+        return Err(DataKeysError::NotExported(format!(
+            "{} could not be decrypted, or are not what the manifest lists; fix the errors above, {}",
+            data_keys(failed),
+            // Nobody knows yet whether a key that could not be checked is lost.
+            match any_unchecked.get() {
+                true => "and run this again",
+                false => "or exclude those files with --leave-out",
+            }
+        )));
+    }
+    Ok(keys)
 }
 
 impl Arguments {
@@ -309,10 +355,12 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
         .first()
         .map(|name| name.algorithm.to_string())
         .unwrap_or_default();
+    let path = option_value(&path);
+    let filekey = option_value(&format!("FILE:{filekey}"));
     text += &format!(
         "For aws_key_management:
   aws_key_management_offline_keys = {path}
-  aws_key_management_offline_filekey = FILE:{filekey}
+  aws_key_management_offline_filekey = {filekey}
   aws_key_management_offline_digest = {digest}
   aws_key_management_offline_use_pbkdf2 = {pbkdf2_iterations}
 "
@@ -326,7 +374,7 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
     text += &format!(
         "For file_key_management{}:
   file_key_management_filename = {path}
-  file_key_management_filekey = FILE:{filekey}
+  file_key_management_filekey = {filekey}
   file_key_management_encryption_algorithm = {algorithm}
 ",
         match (arguments.form, arguments.format) {
@@ -346,6 +394,15 @@ fn summary(arguments: &Arguments, names: &[KeyName]) -> String {
         );
     }
     text
+}
+
+/// Writes a value as MariaDB reads it in an option file, where # begins a comment.
+fn option_value(value: &str) -> String {
+    let value = value.replace('\\', "\\\\");
+    match value.contains('#') {
+        true => format!("\"{value}\""),
+        false => value,
+    }
 }
 
 /// Makes the path absolute, because the server has another working directory.

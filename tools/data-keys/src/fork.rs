@@ -1,11 +1,12 @@
 //! `fork`: marks a copied or restored data directory whose keys encrypt elsewhere too, or have done so.
 
-use std::path::PathBuf;
+use std::{os::unix::fs::MetadataExt, path::PathBuf};
 
 use clap::Args;
 use key_files::{key_directory::KeyDirectory, manifest::ManifestFile};
+use nix::unistd::geteuid;
 
-use crate::{DataKeysError, Outcome, check::Stopped, print};
+use crate::{DataKeysError, Outcome, check::Stopped, print_summary};
 
 /// Mark a copied or restored data directory
 #[derive(Debug, Args)]
@@ -32,15 +33,27 @@ const OF_A_SERVER: [&str; 4] = ["ibdata1", "aria_log_control", "mysql", "aws-kms
 /// Writes the mark into the manifest.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let datadir = &arguments.datadir;
-    if !OF_A_SERVER.iter().any(|name| datadir.join(name).exists()) {
+    let cannot_open = |source| DataKeysError::DataDirectory {
+        path: datadir.clone(),
+        source,
+    };
+    let owner = datadir.metadata().map_err(cannot_open)?.uid();
+    let mut is_of_a_server = false;
+    for name in OF_A_SERVER {
+        is_of_a_server |= datadir.join(name).try_exists().map_err(cannot_open)?;
+    }
+    if !is_of_a_server {
         return Err(DataKeysError::NotADataDirectory(datadir.clone()));
+    }
+    if !(geteuid().is_root() || geteuid().as_raw() == owner) {
+        return Err(DataKeysError::NotOwner(datadir.clone()));
     }
     let _stopped = Stopped::lock(datadir, &[], &KeyDirectory::open(datadir)?)?;
     let manifest = ManifestFile::open(datadir)?;
     manifest.set_forked(true)?;
-    print(&format!(
+    let printed = print_summary(&format!(
         "'{}' is marked as a copy: at its next start the server makes a new version of each AES_CTR key before it writes\n",
         datadir.display()
-    ))?;
-    Ok(Outcome::Good)
+    ));
+    Outcome::Good.despite(printed)
 }

@@ -16,9 +16,10 @@ use subtle::ConstantTimeEq;
 use tracing::info;
 
 use crate::{
-    DataKeysError, Outcome, access::AccessArguments, concurrent::each, data_keys,
-    derivation::DerivationArguments, names, option_value::one_of, password::PasswordArguments,
-    print, regional_kms::RegionalKms, regional_kms::Unwrapped, runtime, unwrapping::failed,
+    DataKeysError, Outcome, access::AccessArguments, block_on, concurrent::each, data_keys,
+    derivation::DerivationArguments, directories::Directories, manifest, names,
+    option_value::one_of, password::PasswordArguments, print_summary, regional_kms::RegionalKms,
+    regional_kms::Unwrapped, unwrapping::failed,
 };
 
 /// Wrap the keys of a file_key_management or exported file
@@ -52,22 +53,22 @@ pub(crate) struct Arguments {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// The data directory, or aws_key_management_keyfile_dir if that is set
-    #[arg(value_name = "DIR")]
-    directory: PathBuf,
+    #[command(flatten)]
+    directories: Directories,
 }
 
 /// Wraps all keys and writes them. It can be run again: existing key files are compared, and left
 /// unchanged.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
-    let directory = KeyDirectory::open(&arguments.directory)?;
+    let directory = arguments.directories.key_files()?;
+    let manifest = arguments.directories.manifest()?;
     let names = names::check(&directory, &directory.list()?);
     let keys = read(arguments)?;
-    compare_with_manifest(arguments, &keys)?;
+    compare_with_manifest(arguments, &manifest, &keys)?;
     let there = those_there(&directory, &keys)?;
     let access = arguments.access.open()?;
     let (mut written, mut left) = (0, 0);
-    let failed = runtime()?.block_on(async {
+    let failed = block_on(async {
         let (kms, master_key_arn) =
             RegionalKms::of_master_key(&access, &arguments.master_key_id).await?;
         let import = Import {
@@ -84,14 +85,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             false => left += 1,
         };
         Ok::<_, DataKeysError>(each(&keys, work, count).await)
-    })?;
-    print(&format!(
-        "{} imported into '{}' under {}, {left} existed already, {failed} failed\n",
+    })??;
+    let printed = print_summary(&format!(
+        "{} imported into '{}' under {}, {left} existed already, {failed} failed\n{}",
         data_keys(written),
         directory.path().display(),
-        arguments.master_key_id.as_str()
-    ))?;
-    Ok(names.unless_failed(failed))
+        arguments.master_key_id.as_str(),
+        manifest::not_compared(&manifest)
+    ));
+    names.unless_failed(failed).despite(printed)
 }
 
 /// Reads the file. Prompts for the password if it needs one.
@@ -120,8 +122,11 @@ fn read(arguments: &Arguments) -> Result<Vec<OfflineKey>, DataKeysError> {
 
 /// Fails if the manifest of this directory lists another key under the name of one of these: the server would not
 /// start with it.
-fn compare_with_manifest(arguments: &Arguments, keys: &[OfflineKey]) -> Result<(), DataKeysError> {
-    let manifest = ManifestFile::open(&arguments.directory)?;
+fn compare_with_manifest(
+    arguments: &Arguments,
+    manifest: &ManifestFile,
+    keys: &[OfflineKey],
+) -> Result<(), DataKeysError> {
     let wrong: Vec<_> = keys
         .iter()
         .filter(|key| manifest.check(&key.name, &key.key).is_err())

@@ -41,7 +41,6 @@ use key_files::key_directory::FileError;
 use key_store::StoreError;
 use offline_keys::{file::OfflineFileError, password::PasswordError};
 use service::{logging, process, standard_output, usage::show_usage};
-use tokio::runtime::Runtime;
 use tracing::error;
 use visible_text::escape;
 
@@ -71,6 +70,18 @@ impl Outcome {
         match failed {
             0 => self,
             _ => Self::Bad,
+        }
+    }
+
+    /// Returns the same, unless all is well but for what could not be written.
+    fn despite(self, written: Result<(), DataKeysError>) -> Result<Self, DataKeysError> {
+        match (written, self) {
+            (Ok(()), outcome) => Ok(outcome),
+            (Err(failure), Self::Good) => Err(failure),
+            (Err(failure), outcome) => {
+                error!("{failure}");
+                Ok(outcome)
+            }
         }
     }
 }
@@ -107,6 +118,10 @@ enum DataKeysError {
     Password(#[from] PasswordError),
     #[error("cannot prompt for the password: there is no terminal; use --password-file")]
     NoTerminal,
+    #[error(
+        "cannot read the password: what was typed is not UTF-8; set the terminal to UTF-8, or use --password-file"
+    )]
+    PasswordEncoding,
     #[error(transparent)]
     Offline(#[from] OfflineFileError),
     #[error(transparent)]
@@ -131,6 +146,8 @@ enum DataKeysError {
     NotVerified,
     #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
     Exported { path: PathBuf, why: Box<Self> },
+    #[error("{why}; the work is done: {summary}")]
+    SummaryLost { summary: String, why: Box<Self> },
     #[error("nothing was exported: {0}")]
     NotExported(String),
     #[error("nothing was imported: {0}")]
@@ -138,9 +155,13 @@ enum DataKeysError {
     #[error("cannot wrap keys under '{key}': {why}")]
     MasterKey { key: String, why: String },
     #[error(
-        "'{}' is not the data directory of a server: it has neither ibdata1 nor aria_log_control; nothing was changed", .0.display()
+        "'{}' is not the data directory of a server: it has none of ibdata1, aria_log_control, mysql and aws-kms-keys.list; nothing was changed", .0.display()
     )]
     NotADataDirectory(PathBuf),
+    #[error(
+        "'{}' belongs to another user, whose server could not read what you write there; run this as root, or as that user; nothing was changed", .0.display()
+    )]
+    NotOwner(PathBuf),
     #[error("cannot {0}: {1}")]
     System(&'static str, io::Error),
     #[error(transparent)]
@@ -188,9 +209,13 @@ fn run(command: &Command) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// Creates the runtime for the KMS calls.
-fn runtime() -> Result<Runtime, DataKeysError> {
-    settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))
+/// Does `work`, such as KMS calls. Does not wait for what it has given up, such as a file server that does not answer.
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, DataKeysError> {
+    let runtime =
+        settings::runtime().map_err(|error| DataKeysError::System("start the AWS SDK", error))?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(done)
 }
 
 /// Formats a number of data keys.
@@ -204,6 +229,33 @@ fn data_keys(count: usize) -> String {
 /// Writes `text` to standard output, each line escaped.
 fn print(text: &str) -> Result<(), DataKeysError> {
     let lines: String = text.lines().map(|line| escape(line) + "\n").collect();
-    standard_output::print(&lines)
+    write(&lines)
+}
+
+/// Does the same with what a subcommand says when all is done.
+fn print_summary(text: &str) -> Result<(), DataKeysError> {
+    print(text).map_err(|why| DataKeysError::SummaryLost {
+        summary: text.trim().into(),
+        why: Box::new(why),
+    })
+}
+
+/// Writes `value` to standard output in ASCII, so that no file name does anything to a terminal.
+fn print_json(value: &serde_json::Value) -> Result<(), DataKeysError> {
+    let mut line = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            ' '..='~' => line.push(c),
+            _ => {
+                let units = c.encode_utf16(&mut [0; 2]).to_vec();
+                line.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+        }
+    }
+    write(&(line + "\n"))
+}
+
+fn write(text: &str) -> Result<(), DataKeysError> {
+    standard_output::print(text)
         .map_err(|error| DataKeysError::System("write to the standard output", error))
 }

@@ -15,9 +15,9 @@ use key_files::{
 use aws_session::key_store_location::KeyStoreLocation;
 
 use crate::{
-    DataKeysError, Outcome,
+    DataKeysError, Outcome, block_on,
     concurrent::each,
-    names, print, runtime,
+    names, print,
     stored::{
         StoreArguments,
         compare::{self, Comparison},
@@ -102,8 +102,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
     let titles = ["ID", "VERSION", "ALGORITHM", "FILE", "AGE"];
     if !arguments.kms {
-        print(&table::layout(titles, &rows))?;
-        return Ok(names);
+        return names.despite(print(&table::layout(titles, &rows)));
     }
     let known = ask_kms(arguments, &directory, &listing)?;
     let rows: Vec<_> = listing
@@ -120,9 +119,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         .collect();
     let [id, version, algorithm, file, age] = titles;
     let titles = [id, version, algorithm, "BYTES", "MASTER_KEY", file, age];
-    print(&table::layout(titles, &rows))?;
+    let printed = print(&table::layout(titles, &rows));
     let failed = listing.keys.len() - known.len();
-    Ok(names.unless_failed(failed))
+    names.unless_failed(failed).despite(printed)
 }
 
 /// Details of a decrypted data key.
@@ -138,16 +137,15 @@ fn ask_kms(
     listing: &Listing,
 ) -> Result<BTreeMap<KeyName, Known>, DataKeysError> {
     let mut known = BTreeMap::new();
-    let runtime = runtime()?;
     let unwrapper = arguments.unwrapper.open()?;
     let work = async |name: &KeyName| unwrapper.unwrap(directory, name).await;
-    runtime.block_on(each(&listing.keys, work, |name, unwrapped| {
+    block_on(each(&listing.keys, work, |name, unwrapped| {
         let answer = Known {
             bytes: unwrapped.key.expose().len(),
             master_key_arn: unwrapped.master_key_arn,
         };
         known.insert(*name, answer);
-    }));
+    }))?;
     Ok(known)
 }
 

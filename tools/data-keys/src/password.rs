@@ -53,6 +53,11 @@ fn ask(prompt: &str) -> Result<Password, DataKeysError> {
         None => DataKeysError::System("read the password", error),
     };
     let text = hold_interrupt(|| rpassword::prompt_password(prompt)).map_err(failed)?;
-    let bytes = Zeroizing::new(text.into_bytes());
+    let text = Zeroizing::new(text);
+    // rpassword puts it in place of what it cannot read, and of the bytes after that.
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(DataKeysError::PasswordEncoding);
+    }
+    let bytes = Zeroizing::new(text.as_bytes().to_vec());
     Ok(Password::new(bytes)?)
 }

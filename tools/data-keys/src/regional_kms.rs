@@ -4,7 +4,11 @@
 
 use aws_sdk_kms::{
     Client,
-    config::{Builder, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{
+        Builder,
+        retry::{RetryConfig, RetryPartition, TokenBucket},
+        timeout::TimeoutConfig,
+    },
     error::{ProvideErrorMetadata, SdkError},
     operation::RequestId,
     primitives::Blob,
@@ -19,8 +23,8 @@ use key_files::PlaintextKey;
 
 use crate::{DataKeysError, access::Access};
 
-/// With doubling pauses, this takes about half a minute.
-const MAX_ATTEMPTS: u32 = 6;
+/// With the pauses between them, this takes about a minute at most.
+pub(crate) const MAX_ATTEMPTS: u32 = 8;
 
 /// The error code of a DryRun call that would have succeeded.
 const DRY_RUN_SUCCESS: &str = "DryRunOperationException";
@@ -52,6 +56,7 @@ impl RegionalKms {
             .connect_timeout(timeout);
         let builder = Builder::from(&settings)
             .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS))
+            .retry_partition(throttling_costs_nothing())
             .timeout_config(timeouts.build());
         Self {
             client: Client::from_conf(builder.build()),
@@ -176,6 +181,15 @@ impl RegionalKms {
             .dry_run(true);
         tried("Encrypt", call.send().await)
     }
+}
+
+/// The SDK stops retrying after 100 retries of all calls together. In a run with many keys, as many can be throttled, and
+/// each only needs to be repeated. What else fails is most likely an outage, which should end the run soon.
+fn throttling_costs_nothing() -> RetryPartition {
+    let bucket = TokenBucket::builder().throttling_retry_cost(0).build();
+    RetryPartition::custom("kms-data-keys")
+        .token_bucket(bucket)
+        .build()
 }
 
 /// Returns the new wrapped key, if the right master key wrapped it.

@@ -25,11 +25,11 @@ use tracing::info;
 use crate::{
     DataKeysError, Outcome,
     access::{Access, AccessArguments},
+    block_on,
     concurrent::each,
-    data_keys, names, print,
+    data_keys, names, print_summary,
     regional_kms::RegionalKms,
     regional_kms::Unwrapped,
-    runtime,
     stored::{StoreArguments, open_with, rewrapped::Rewrapped},
 };
 
@@ -81,13 +81,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let access = arguments.access.open()?;
     let store = location.map(|location| open_with(&location, &access));
     let store = store.transpose()?;
-    let summary = runtime()?.block_on(async {
+    let summary = block_on(async {
         let mut rewrapping = Rewrapping::new(arguments, &directory, &access).await?;
         rewrapping.stored = store.map(Rewrapped::new);
         rewrapping.run_until_no_key_is_new().await
-    })?;
-    print(&summary.text(arguments.dry_run))?;
-    Ok(names.unless_failed(summary.failed))
+    })??;
+    names
+        .unless_failed(summary.failed)
+        .despite(print_summary(&summary.text(arguments.dry_run)))
 }
 
 struct Rewrapping<'a> {

@@ -14,7 +14,7 @@ use clap::Args;
 use tracing::{info, warn};
 
 use crate::{
-    DataKeysError, Outcome, print,
+    DataKeysError, Outcome, print, print_json,
     progress::Progress,
     textfile::{Metrics, TextfileArguments},
 };
@@ -58,18 +58,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     if arguments.watch {
         rotation = watch(rotation, ask)?;
     }
-    metrics(&rotation).write(arguments.textfile.path())?;
-    match arguments.json {
-        true => print(&rotation.as_json().to_string())?,
-        false => print(&rotation.report())?,
-    }
-    Ok(match rotation.why_stuck() {
+    let printed = match arguments.json {
+        true => print_json(&rotation.as_json()),
+        false => print(&rotation.report()),
+    };
+    let written = printed.and(metrics(&rotation).write(arguments.textfile.path()));
+    let outcome = match rotation.why_stuck() {
         None => Outcome::Good,
         Some(reason) => {
             warn!("{reason}");
             Outcome::Bad
         }
-    })
+    };
+    outcome.despite(written)
 }
 
 /// Asks again and again until nothing is left to do or it cannot go on.

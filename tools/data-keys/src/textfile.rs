@@ -2,9 +2,9 @@
 
 use std::{
     fmt::Write as _,
-    fs::{self, OpenOptions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process,
     time::{SystemTime, UNIX_EPOCH},
@@ -104,6 +104,10 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::other("it is not the name of a file"))?;
+    // A device that people discard metrics with, such as /dev/null, must stay one.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let temporary = path.with_file_name(format!(".{}.{}", name.display(), process::id()));
     let written = OpenOptions::new()
         .write(true)
@@ -111,6 +115,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
         .mode(0o644)
         .open(&temporary)
         .and_then(|mut file| {
+            // Whatever the umask is.
+            file.set_permissions(Permissions::from_mode(0o644))?;
             file.write_all(text.as_bytes())?;
             file.sync_all()
         })
@@ -124,7 +130,10 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::{
+        fs::{FileTypeExt, symlink},
+        net::UnixListener,
+    };
 
     use super::*;
 
@@ -162,5 +171,23 @@ mod tests {
         let error = Metrics::new("verify").write(Some(&path)).unwrap_err();
         assert!(error.to_string().contains("verify.prom"), "{error}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_textfile_takes_the_place_of_nothing_but_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (socket, link) = (
+            directory.path().join("socket"),
+            directory.path().join("link"),
+        );
+        let _listener = UnixListener::bind(&socket).unwrap();
+        symlink("/dev/null", &link).unwrap();
+        for path in [&socket, &link] {
+            let error = Metrics::new("verify").write(Some(path)).unwrap_err();
+            assert!(error.to_string().contains("regular file"), "{error}");
+        }
+        assert!(socket.metadata().unwrap().file_type().is_socket());
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
     }
 }

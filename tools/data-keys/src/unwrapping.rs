@@ -1,6 +1,6 @@
 //! Decryption of key files: at KMS, or through a running broker.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{cell::Cell, path::PathBuf, sync::Arc, time::Duration};
 
 use broker_api::{
     Decrypt, Failure, FailureKind, GetKey, KeyContext, Reply, Request, SessionState, WaitReason,
@@ -15,7 +15,7 @@ use key_files::{
 use crate::{
     DataKeysError,
     access::{Access, AccessArguments},
-    regional_kms::{RegionalKms, Unwrapped},
+    regional_kms::{MAX_ATTEMPTS, RegionalKms, Unwrapped},
 };
 
 /// How much longer than the time limit of a KMS call a broker may take, and how long it may take to
@@ -23,6 +23,12 @@ use crate::{
 pub(crate) const BROKER_MARGIN: Duration = Duration::from_secs(10);
 /// How long it may take if it has not reported the limit.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pauses before a retry: they double, as those of the SDK do.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(20);
+/// Retries of one run, not counting throttled calls; as many as the SDK makes.
+const MAX_RETRIES: u32 = 100;
 
 /// Who decrypts the keys.
 #[derive(Debug, Args)]
@@ -89,13 +95,14 @@ pub(crate) enum Unwrapper {
     Broker(Broker),
 }
 
-/// A broker, asked for one key after another.
+/// A running broker, asked for one key after another.
 pub(crate) struct Broker {
     client: Arc<BrokerClient>,
     /// The time limit for a key.
     patience: Duration,
     /// Whether it gets its keys from a key server; `None`: it does not answer.
     has_key_server: Option<bool>,
+    retries_left: Cell<u32>,
 }
 
 impl UnwrapperArguments {
@@ -197,6 +204,7 @@ impl Broker {
             client: Arc::new(client),
             patience: state.as_ref().map_or(DEFAULT_PATIENCE, limit),
             has_key_server: state.map(|state| state.has_key_server),
+            retries_left: Cell::new(MAX_RETRIES),
         }
     }
 
@@ -210,8 +218,33 @@ impl Broker {
         })
     }
 
-    /// The client blocks, so each request has its own thread.
+    /// Retries what may succeed a little later, as [`RegionalKms`] does: the broker itself calls KMS once.
     async fn ask(&self, request: Request) -> Result<Unwrapped, NotUnwrapped> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..MAX_ATTEMPTS {
+            match self.ask_once(request.clone()).await? {
+                Err(failure) if self.may_retry(failure.kind) => tokio::time::sleep(pause).await,
+                answer => return Ok(answer?),
+            }
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        Ok(self.ask_once(request).await??)
+    }
+
+    /// An outage uses up the retries of the whole run, so that it ends soon.
+    fn may_retry(&self, kind: FailureKind) -> bool {
+        let left = match kind {
+            FailureKind::Throttled => return true,
+            _ if !kind.is_retryable() => return false,
+            _ => self.retries_left.get(),
+        };
+        self.retries_left.set(left.saturating_sub(1));
+        left > 0
+    }
+
+    /// The client blocks, so each request has its own thread. The outer error is that of the broker, the inner one that
+    /// of KMS or of the key server.
+    async fn ask_once(&self, request: Request) -> Result<Result<Unwrapped, Failure>, NotUnwrapped> {
         let (client, patience) = (Arc::clone(&self.client), self.patience);
         // Nobody waits for a code here, but for a turn, and for a key server.
         let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
@@ -226,12 +259,12 @@ impl Broker {
                 key,
                 master_key_arn,
                 request_id,
-            }) => Ok(Unwrapped {
+            }) => Ok(Ok(Unwrapped {
                 key,
                 master_key_arn,
                 is_from_kms: !request_id.is_empty(),
-            }),
-            Ok(Reply::Failed(failure)) => Err(failure.into()),
+            })),
+            Ok(Reply::Failed(failure)) => Ok(Err(failure)),
             Ok(_) => Err(no_answer(
                 "the broker gave an unexpected answer; see its log".into(),
             )),

@@ -12,11 +12,13 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::{
-    DataKeysError, Outcome,
+    DataKeysError, Outcome, block_on,
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, names, print, runtime,
+    manifest,
+    names::{self, WrongNames},
+    print, print_json,
     textfile::{Metrics, TextfileArguments, unix_seconds},
     unwrapping::{Problem, Unwrapper, UnwrapperArguments},
 };
@@ -94,14 +96,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let directory = arguments.directories.key_files()?;
     let listing = directory.list()?;
     let manifest = arguments.directories.manifest()?;
-    let names = names::check(&directory, &listing);
+    let wrong = names::find(&directory, &listing);
     if manifest.is_empty() {
         names::expect_any(&directory, &listing.keys)?;
     }
-    let unwrapper = arguments.unwrapper.open()?;
+    // Without key files, only a key server can be asked, and no credentials are needed.
+    let has_work = !listing.keys.is_empty() || arguments.unwrapper.broker_socket.is_some();
+    let unwrapper = match has_work {
+        true => Some(arguments.unwrapper.open()?),
+        false => None,
+    };
+    let key_server = unwrapper
+        .as_ref()
+        .and_then(|unwrapper| unwrapper.of_key_server(&listing));
     let mut findings = Findings::new();
     let mut older = Vec::new();
-    if unwrapper.of_key_server(&listing).is_none() {
+    if key_server.is_none() {
         for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
             warn!("{reason}");
             findings.insert(name, (Finding::Missing, Some(reason)));
@@ -109,22 +119,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         older = manifest::older_without_file(&manifest, &listing);
         findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
     }
-    decrypt(&unwrapper, &directory, &listing, &manifest, &mut findings)?;
-    metrics(&findings, &manifest).write(arguments.textfile.path())?;
-    match arguments.json {
-        true => print(&as_json(&findings, &manifest).to_string())?,
-        false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older)))?,
+    if let Some(unwrapper) = &unwrapper {
+        decrypt(unwrapper, &directory, &listing, &manifest, &mut findings)?;
     }
+    let printed = match arguments.json {
+        true => print_json(&as_json(&findings, &manifest, &wrong)),
+        false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older))),
+    };
+    let metrics = metrics(&findings, &manifest, &wrong);
+    let written = printed.and(metrics.write(arguments.textfile.path()));
     let bad = findings
         .values()
         .filter(|(finding, _)| *finding > Finding::NotChecked)
         .count();
     match (
-        names.unless_failed(bad),
+        wrong.outcome().unless_failed(bad),
         count(&findings, Finding::NotChecked),
     ) {
-        (Outcome::Good, 1..) => Err(DataKeysError::NotVerified),
-        (outcome, _) => Ok(outcome),
+        (Outcome::Good, 1..) => written.and(Err(DataKeysError::NotVerified)),
+        (outcome, _) => outcome.despite(written),
     }
 }
 
@@ -136,7 +149,6 @@ fn decrypt(
     manifest: &ManifestFile,
     findings: &mut Findings,
 ) -> Result<(), DataKeysError> {
-    let runtime = runtime()?;
     let key_server = unwrapper.of_key_server(listing);
     let mut keys = listing.keys.clone();
     if key_server.is_some() {
@@ -172,13 +184,13 @@ fn decrypt(
             Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
-    runtime.block_on(each(&keys, work, |name, unwrapped| {
+    block_on(each(&keys, work, |name, unwrapped| {
         let finding = match unwrapped.is_from_kms {
             true => Finding::Verified,
             false => Finding::Cached,
         };
         findings.insert(*name, (finding, None));
-    }));
+    }))?;
     findings.append(&mut failures.into_inner());
     Ok(())
 }
@@ -217,7 +229,7 @@ fn summary(findings: &Findings, manifest: &ManifestFile) -> String {
     )
 }
 
-fn as_json(findings: &Findings, manifest: &ManifestFile) -> serde_json::Value {
+fn as_json(findings: &Findings, manifest: &ManifestFile, wrong: &WrongNames) -> serde_json::Value {
     let keys: Vec<_> = findings
         .iter()
         .map(|(name, (finding, reason))| {
@@ -230,16 +242,28 @@ fn as_json(findings: &Findings, manifest: &ManifestFile) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "manifest": !manifest.is_empty(), "keys": keys })
+    json!({
+        "manifest": !manifest.is_empty(),
+        "keys": keys,
+        "conflicts": wrong.conflicts,
+        "malformed": wrong.malformed,
+    })
 }
 
-fn metrics(findings: &Findings, manifest: &ManifestFile) -> Metrics {
+fn metrics(findings: &Findings, manifest: &ManifestFile, wrong: &WrongNames) -> Metrics {
     let mut metrics = Metrics::new("verify");
     metrics.gauge(
         "key_versions",
         "Key versions by the result of kms-data-keys verify.",
         "result",
-        Finding::ALL.map(|it| (it.word().into(), count(findings, it) as u64)),
+        Finding::ALL
+            .map(|it| (it.word(), count(findings, it)))
+            .into_iter()
+            .chain([
+                ("conflict", wrong.conflicts.len()),
+                ("malformed", wrong.malformed.len()),
+            ])
+            .map(|(result, count)| (result.into(), count as u64)),
     );
     let newest: BTreeMap<u32, u64> = manifest
         .entries()

@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use serde_json::Value;
 use visible_text::escape;
 
 use crate::command_line::CommandLine;
@@ -73,6 +74,16 @@ pub enum HostsError {
         place: String,
         /// What stands there.
         name: String,
+    },
+    /// A variable of a host is none of those that people write, such as one that ansible-vault has encrypted.
+    #[error(
+        "{place}: {variable} is neither text nor a number, such as an encrypted value; list the hosts with --hosts instead"
+    )]
+    Variable {
+        /// The inventory and the host.
+        place: String,
+        /// Its name.
+        variable: &'static str,
     },
     /// A list without hosts must not mean this host.
     #[error("there is no host in the file or the inventory")]
@@ -237,20 +248,12 @@ struct Group {
     children: Vec<String>,
 }
 
-/// Those variables of a host that say where it is.
+/// Those variables of a host that say where it is. Only those of the hosts that are called have to be good.
 #[derive(Default, Deserialize)]
 struct Variables {
-    ansible_host: Option<String>,
-    ansible_user: Option<String>,
-    ansible_port: Option<Port>,
-}
-
-/// Inventories in INI have numbers, programs often text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Port {
-    Number(u16),
-    Text(String),
+    ansible_host: Option<Value>,
+    ansible_user: Option<Value>,
+    ansible_port: Option<Value>,
 }
 
 fn of_inventory(path: &Path, json: &[u8], group: &str) -> Result<Vec<Host>, HostsError> {
@@ -294,24 +297,41 @@ impl Inventory {
         let place = format!("{}, host {}", path.display(), escape(name));
         let none = Variables::default();
         let variables = self.meta.hostvars.get(name).unwrap_or(&none);
-        let destination = variables.ansible_host.as_deref().unwrap_or(name);
-        let user = variables.ansible_user.as_deref();
-        let port = match &variables.ansible_port {
+        let text = |variable, value| text(&place, variable, value);
+        let destination = text("ansible_host", &variables.ansible_host)?;
+        let user = text("ansible_user", &variables.ansible_user)?;
+        let port = match text("ansible_port", &variables.ansible_port)? {
             None => None,
-            Some(Port::Number(port)) => Some(*port),
-            Some(Port::Text(text)) => Some(text.parse().map_err(|_| HostsError::Name {
+            Some(port) => Some(port.parse().map_err(|_| HostsError::Name {
                 place: format!("{place}, ansible_port"),
-                name: text.chars().take(MAX_NAME_BYTES).collect(),
+                name: port.chars().take(MAX_NAME_BYTES).collect(),
             })?),
         };
         Ok(Host {
             name: checked(name, &place)?,
             address: Some(Address {
-                destination: checked(destination, &place)?,
-                user: user.map(|user| checked(user, &place)).transpose()?,
+                destination: checked(destination.as_deref().unwrap_or(name), &place)?,
+                user: user.map(|user| checked(&user, &place)).transpose()?,
                 port,
             }),
         })
+    }
+}
+
+/// The text of a variable. Inventories in INI have numbers, programs often text.
+fn text(
+    place: &str,
+    variable: &'static str,
+    value: &Option<Value>,
+) -> Result<Option<String>, HostsError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Number(number)) => Ok(Some(number.to_string())),
+        Some(_) => Err(HostsError::Variable {
+            place: place.into(),
+            variable,
+        }),
     }
 }
 
@@ -363,6 +383,20 @@ mod tests {
         assert_eq!(address.port, Some(2222));
         let error = of("cache").unwrap_err().to_string();
         assert_eq!(error, "the inventory hosts.ini has no group \"cache\"");
+    }
+
+    #[test]
+    fn a_variable_of_another_type_concerns_only_hosts_that_are_called() {
+        let json = br#"{"_meta": {"hostvars": {
+                "db1": {"ansible_user": 1001, "ansible_port": null},
+                "db2": {"ansible_user": {"__ansible_vault": "$ANSIBLE_VAULT;1.1;AES256"}}}},
+            "all": {"hosts": ["db1", "db2"]}, "primary": {"hosts": ["db1"]}}"#;
+        let of = |group| of_inventory(Path::new("hosts.ini"), json, group);
+        let address = of("primary").unwrap().remove(0).address.unwrap();
+        assert_eq!(address.user.as_deref(), Some("1001"));
+        let error = of("all").unwrap_err().to_string();
+        let said = "hosts.ini, host db2: ansible_user is neither text nor a number";
+        assert!(error.starts_with(said), "{error}");
     }
 
     #[test]

@@ -101,6 +101,7 @@ fn run(command_line: &CommandLine, signals: &Signals) -> Result<i32, UnlockError
     let runtime = settings::runtime().map_err(|error| UnlockError::System("start", error))?;
     let delivered = fleet.deliver(&runtime, &delivery, usize::from(command_line.jobs));
     let outcomes = fleet.finish().map_err(cannot_report)?;
+    report.finish(&outcomes).map_err(cannot_report)?;
     info!("{}", summary(&outcomes, command_line.dry_run));
     match delivered.map_err(cannot_report)? {
         true => Ok(exit_code(outcomes.iter())),

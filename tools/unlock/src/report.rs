@@ -25,8 +25,9 @@ pub struct Report<'a> {
 }
 
 enum Form {
-    /// A row for each host, at a terminal that has room for all.
-    Table(Vec<ProgressBar>),
+    /// A row for each host, at a terminal that has room for all. Lines take its place at the end: a row is cut at the
+    /// width of the terminal.
+    Table(MultiProgress, Vec<ProgressBar>),
     /// A line for each host, in the order in which they answer.
     Lines,
     Json,
@@ -46,7 +47,7 @@ impl<'a> Report<'a> {
     /// Begins with nothing known of the hosts. `expiration` is the end of the session that they get.
     pub fn new(hosts: &'a [Host], expiration: Option<String>, is_json: bool) -> Self {
         let form = match table(hosts).filter(|_| !is_json) {
-            Some(rows) => Form::Table(rows),
+            Some((table, rows)) => Form::Table(table, rows),
             None if is_json => Form::Json,
             None => Form::Lines,
         };
@@ -59,7 +60,7 @@ impl<'a> Report<'a> {
 
     /// Says that the host with this index is called.
     pub fn begin(&self, index: usize) {
-        if let Form::Table(rows) = &self.form
+        if let Form::Table(_, rows) = &self.form
             && let Some(row) = rows.get(index)
         {
             row.set_message("connecting");
@@ -71,18 +72,14 @@ impl<'a> Report<'a> {
         let Some(host) = self.hosts.get(index) else {
             return Ok(());
         };
-        let text = outcome.text(self.expiration.as_deref());
         let line = match &self.form {
-            Form::Table(rows) => {
+            Form::Table(_, rows) => {
                 if let Some(row) = rows.get(index) {
-                    row.finish_with_message(text);
+                    row.finish_with_message(outcome.text(self.expiration.as_deref()));
                 }
                 return Ok(());
             }
-            Form::Lines => {
-                let width = name_width(self.hosts);
-                format!("{:width$}  {text}\n", host.name)
-            }
+            Form::Lines => self.line(host, outcome),
             Form::Json => {
                 let expiration = self.expiration.as_deref();
                 let line = Line {
@@ -93,10 +90,33 @@ impl<'a> Report<'a> {
                 format!("{}\n", serde_json::to_string(&line)?)
             }
         };
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(line.as_bytes())?;
-        stdout.flush()
+        print(&line)
     }
+
+    /// Says what has become of all hosts, if a table had no room for it.
+    pub fn finish(&self, outcomes: &[Outcome]) -> io::Result<()> {
+        let Form::Table(table, _) = &self.form else {
+            return Ok(());
+        };
+        table.clear()?;
+        let hosts = self.hosts.iter().zip(outcomes);
+        let lines: String = hosts
+            .map(|(host, outcome)| self.line(host, outcome))
+            .collect();
+        print(&lines)
+    }
+
+    fn line(&self, host: &Host, outcome: &Outcome) -> String {
+        let width = name_width(self.hosts);
+        let text = outcome.text(self.expiration.as_deref());
+        format!("{:width$}  {text}\n", host.name)
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 fn name_width(hosts: &[Host]) -> usize {
@@ -105,7 +125,7 @@ fn name_width(hosts: &[Host]) -> usize {
 }
 
 /// Draws the rows; `None` where standard output is no terminal, or too small a one.
-fn table(hosts: &[Host]) -> Option<Vec<ProgressBar>> {
+fn table(hosts: &[Host]) -> Option<(MultiProgress, Vec<ProgressBar>)> {
     // Standard output is a terminal where it has a size.
     let size = tcgetwinsize(io::stdout()).ok()?;
     if hosts.len() + OTHER_LINES > usize::from(size.ws_row) {
@@ -113,7 +133,7 @@ fn table(hosts: &[Host]) -> Option<Vec<ProgressBar>> {
     }
     let target = ProgressDrawTarget::stdout_with_hz(REFRESHES);
     let all = MultiProgress::with_draw_target(target);
-    let template = format!("{{prefix:{}}}  {{msg}}", name_width(hosts));
+    let template = format!("{{prefix:{}!}}  {{wide_msg}}", name_width(hosts));
     let style = ProgressStyle::with_template(&template).ok()?;
     let row = |host: &Host| {
         let row = all.add(ProgressBar::new(1).with_style(style.clone()));
@@ -121,5 +141,6 @@ fn table(hosts: &[Host]) -> Option<Vec<ProgressBar>> {
         row.set_message("");
         row
     };
-    Some(hosts.iter().map(row).collect())
+    let rows = hosts.iter().map(row).collect();
+    Some((all, rows))
 }

@@ -9,8 +9,10 @@ use crate::DataKeysError;
 
 const CLIENT: &str = "mariadb";
 
-/// The settings on one line, then a line for each encrypted tablespace. The name comes last.
+/// The settings on one line, then a line for each encrypted tablespace. The name comes last. Limits of the client or
+/// the server (`safe-updates`, `sql_select_limit`) would leave out tablespaces without a word.
 const QUESTION: &str = "
+SET SESSION sql_select_limit = 18446744073709551615, sql_big_selects = 1;
 SELECT @@innodb_encryption_threads, @@innodb_encryption_rotate_key_age, @@innodb_encryption_rotation_iops,
        @@innodb_encrypt_tables;
 SELECT e.current_key_id, e.min_key_version, e.current_key_version,
@@ -28,8 +30,12 @@ pub(super) fn ask(client_options: &[OsString]) -> Result<Rotation, DataKeysError
         .output()
         .map_err(|error| DataKeysError::System("run the mariadb client", error))?;
     if !output.status.success() {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        return Err(DataKeysError::Server(escape(reason.trim())));
+        let text = String::from_utf8_lossy(&output.stderr);
+        // The client repeats the statement before it.
+        let reason = text.find("ERROR ").and_then(|start| text.get(start..));
+        return Err(DataKeysError::Server(escape(
+            reason.unwrap_or(&text).trim(),
+        )));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     parse(&text).ok_or_else(|| {

@@ -22,9 +22,8 @@ use tracing::warn;
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
-    manifest, names, print,
+    block_on, manifest, names, print, print_json,
     progress::Progress,
-    runtime,
     stored::{StoreArguments, open},
     table,
     textfile::Metrics,
@@ -122,13 +121,13 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                     "the broker has no key store (key_store in its configuration)".into(),
                 )
             })?;
-            (location, stored, Outcome::Good)
+            (location, stored, Vec::new())
         }
         None => {
             let location = comparison.store.location(comparison.access)?;
             let store = open(&location, comparison.access)?;
             let (stored, objects) =
-                runtime()?.block_on(async { read_all(&store, store.list().await?).await })?;
+                block_on(async { read_all(&store, store.list().await?).await })??;
             (location.to_string(), stored, objects)
         }
     };
@@ -148,15 +147,16 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         })
         .collect();
     let listing = comparison.directory.list()?;
-    let mut files = names::check(comparison.directory, &listing);
+    let wrong = names::find(comparison.directory, &listing);
+    let mut unusable = BTreeMap::new();
     for name in listing.keys {
         let listed = here.get(&name.number()).filter(|it| it.name == name);
         let check_value = listed.and_then(|it| it.check_value);
         let file = match comparison.directory.read(&name) {
             Ok(content) => File::Content(content),
             Err(error) => {
-                files = Outcome::Bad;
                 warn!("{error}");
+                unusable.insert(name, error.to_string());
                 File::Unusable
             }
         };
@@ -178,8 +178,7 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         "state",
         State::ALL.map(|state| (state.identifier().into(), count(state) as u64)),
     );
-    metrics.write(comparison.textfile)?;
-    if comparison.json {
+    let printed = if comparison.json {
         let keys: Vec<_> = states
             .iter()
             .map(|(name, state)| {
@@ -188,10 +187,17 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                     "version": name.version,
                     "algorithm": name.algorithm.to_string(),
                     "state": state.identifier(),
+                    "reason": unusable.get(name),
                 })
             })
             .collect();
-        print(&json!({ "key_store": location, "keys": keys }).to_string())?;
+        print_json(&json!({
+            "key_store": location,
+            "keys": keys,
+            "conflicts": wrong.conflicts,
+            "malformed": wrong.malformed,
+            "unusable_objects": objects,
+        }))
     } else {
         let rows: Vec<_> = states
             .iter()
@@ -204,26 +210,23 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
                 ]
             })
             .collect();
-        print(&table::layout(
-            ["ID", "VERSION", "ALGORITHM", "STATE"],
-            &rows,
-        ))?;
-        print(&summary(&location, &count))?;
-        if count(State::NotCompared) > 0 {
-            print(&not_compared(
-                count(State::NotCompared),
-                comparison,
-                &manifest,
-            ))?;
-        }
-    }
-    Ok(match () {
+        let titles = ["ID", "VERSION", "ALGORITHM", "STATE"];
+        let not_compared = match count(State::NotCompared) {
+            0 => String::new(),
+            some => not_compared(some, comparison, &manifest),
+        };
+        print(&(table::layout(titles, &rows) + &summary(&location, &count) + &not_compared))
+    };
+    let written = printed.and(metrics.write(comparison.textfile));
+    let outcome = match () {
         () if count(State::Differs) > 0 => Outcome::Differs,
         () if count(State::OnlyHere) + count(State::Nowhere) > 0 => Outcome::Bad,
-        () if files == Outcome::Bad || objects == Outcome::Bad => Outcome::Bad,
+        () if !(unusable.is_empty() && objects.is_empty()) => Outcome::Bad,
+        () if wrong.outcome() == Outcome::Bad => Outcome::Bad,
         () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
         () => Outcome::Good,
-    })
+    };
+    outcome.despite(written)
 }
 
 fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
@@ -267,13 +270,14 @@ fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFi
     format!("Not compared: {count}: {why}. kms-data-keys verify decrypts them\n")
 }
 
-/// Reads what the store has of these versions. An object that is no key is reported, and does not hide the others.
+/// Reads what the store has of these versions. An object that is no key is reported and returned, and does not hide the
+/// others.
 pub(crate) async fn read_all(
     store: &KeyStore,
     versions: Versions,
-) -> Result<(Stored, Outcome), StoreError> {
+) -> Result<(Stored, Vec<String>), StoreError> {
     let progress = Progress::of_keys(versions.len());
-    let mut outcome = Outcome::Good;
+    let mut unusable = Vec::new();
     let mut stored = Stored::new();
     let mut found = stream::iter(versions)
         .map(|(number, latest)| read(store, number, latest))
@@ -284,12 +288,12 @@ pub(crate) async fn read_all(
             Ok(there) => stored.extend(there.map(|there| (there.name.number(), there))),
             Err(error @ StoreError::Invalid { .. }) => {
                 warn!("{error}");
-                outcome = Outcome::Bad;
+                unusable.push(error.to_string());
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((stored, outcome))
+    Ok((stored, unusable))
 }
 
 /// Reads what the store has of a key version; `None`: its first form is not there.

@@ -11,10 +11,11 @@ use key_store::{Form, KeyStore};
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
+    block_on,
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, print, runtime,
+    manifest, print_summary,
     stored::{StoreArguments, failed, open},
 };
 
@@ -48,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let location = arguments.store.location(&arguments.access)?;
     let store = open(&location, &arguments.access)?;
     let here = directory.list()?.keys;
-    let (fetched, failed, there) = runtime()?.block_on(async {
+    let (fetched, failed, there) = block_on(async {
         let versions = store.list().await?;
         let all = versions.len();
         let mut missing = versions;
@@ -62,17 +63,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         let work = async |&version: &_| fetch(&store, &directory, &manifest, version).await;
         let failed = each(&missing, work, |_, is_new| fetched += usize::from(is_new)).await;
         Ok((fetched, failed, there))
-    })?;
+    })??;
     let done = match arguments.dry_run {
         true => "would be fetched",
         false => "fetched",
     };
     let not_compared = manifest::not_compared(&manifest);
-    print(&format!(
+    let printed = print_summary(&format!(
         "{} {done} from the key store {location}, {there} here already, {failed} failed\n{not_compared}",
         data_keys(fetched)
-    ))?;
-    Ok(Outcome::Good.unless_failed(failed))
+    ));
+    Outcome::Good.unless_failed(failed).despite(printed)
 }
 
 /// Returns whether the file is new.

@@ -11,12 +11,12 @@ use key_store::Put;
 use crate::{
     DataKeysError, Outcome,
     access::AccessArguments,
+    block_on,
     concurrent::each,
     data_keys,
     directories::Directories,
-    manifest, names, print,
+    manifest, names, print_summary,
     regional_kms::RegionalKms,
-    runtime,
     stored::{StoreArguments, differs, failed, open_with},
     unwrapping::Unwrapper,
 };
@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let access = arguments.access.open()?;
     let store = open_with(&location, &access)?;
     let unwrapper = Unwrapper::RegionalKms(RegionalKms::new(&access, None));
-    let pushed = runtime()?.block_on(async {
+    let pushed = block_on(async {
         if arguments.init {
             store.init().await?;
         }
@@ -114,18 +114,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         };
         pushed.failed = unshared + each(&new, put, |_, ()| pushed.put += 1).await;
         Ok(pushed)
-    })?;
+    })??;
     let done = match arguments.dry_run {
         true => "would be put",
         false => "put",
     };
-    print(&format!(
+    let printed = print_summary(&format!(
         "{} {done} into the key store {location}, {} there already, {} failed\n",
         data_keys(pushed.put),
         pushed.there,
         pushed.failed
-    ))?;
-    Ok(names.unless_failed(pushed.failed))
+    ));
+    names.unless_failed(pushed.failed).despite(printed)
 }
 
 /// How many keys are there now.

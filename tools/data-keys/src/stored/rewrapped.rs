@@ -151,7 +151,7 @@ mod tests {
         let config = Config::without_file().unwrap();
         let settings = Settings::read(&config.session, Reader::Service).unwrap();
         let open = || KeyStore::open(&location, &settings, None).unwrap();
-        crate::runtime().unwrap().block_on(async {
+        let done = crate::block_on(async {
             let store = open();
             store.init().await.unwrap();
             store.put(&wrapped(1)).await.unwrap();
@@ -171,5 +171,6 @@ mod tests {
             let another = put(open(), 2).await.unwrap_err();
             assert!(another.contains("is another key than"), "{another}");
         });
+        done.unwrap();
     }
 }
