@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use aws_session::{
@@ -34,6 +35,9 @@ const MAX_NUMBERS: u32 = 100;
 /// Objects that are read at the same time for a list.
 const READS: usize = 32;
 
+/// How long the pages of a list come from one list of the store. Other brokers put keys there meanwhile.
+const LISTING_AGE: Duration = Duration::from_secs(60);
+
 /// Keys of which the name and check value are remembered.
 const MAX_REMEMBERED: usize = 100_000;
 
@@ -56,7 +60,16 @@ pub(crate) struct KeyStoreCalls {
 #[derive(Default)]
 struct Listing {
     versions: Versions,
+    read_at: Option<Instant>,
     known: BTreeMap<(u32, u32), (KeyName, CheckValue)>,
+}
+
+impl Listing {
+    /// Whether a list whose last key so far was `after` goes on here. It may have begun at another broker.
+    fn has(&self, after: (u32, u32)) -> bool {
+        let is_new = self.read_at.is_some_and(|at| at.elapsed() < LISTING_AGE);
+        is_new && self.versions.contains_key(&after)
+    }
 }
 
 /// The reply with a key that was in the key store, or with none.
@@ -181,9 +194,14 @@ impl KeyStoreCalls {
         request: &ListKeys,
     ) -> Result<Reply, Failure> {
         let store = self.store(sessions)?;
-        if request.after.is_none() {
+        let is_begun = request
+            .after
+            .is_some_and(|after| self.listing.lock().has(after));
+        if !is_begun {
             let versions = self.read(store.list().await)?;
-            self.listing.lock().versions = versions;
+            let mut listing = self.listing.lock();
+            listing.versions = versions;
+            listing.read_at = Some(Instant::now());
         }
         let (page, next) = {
             let listing = self.listing.lock();

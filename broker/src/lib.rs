@@ -291,9 +291,16 @@ fn runtime(is_key_server: bool) -> Result<Runtime, RunError> {
     builder
         .enable_all()
         // A file server that does not answer keeps the threads that wait for it.
-        .max_blocking_threads(MAX_STORE_THREADS);
-    // Tokio panics if it cannot start a thread for each processor.
-    catch_unwind(AssertUnwindSafe(|| builder.build()))
+        .max_blocking_threads(MAX_STORE_THREADS)
+        .thread_keep_alive(Duration::MAX);
+    // Tokio panics if it cannot start a thread for each processor, and later where work for the threads of the key store
+    // comes, there is none, and none can be started. So the first one is started here, and stays.
+    let started = || {
+        let runtime = builder.build()?;
+        runtime.spawn_blocking(|| ());
+        Ok(runtime)
+    };
+    catch_unwind(AssertUnwindSafe(started))
         .unwrap_or_else(|_| Err(io::Error::other("the system starts no further threads")))
         .map_err(failed)
 }

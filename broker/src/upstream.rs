@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aws_session::config::{Config, ServerAddress, UpstreamConfig};
+use aws_session::{
+    config::{Config, ServerAddress, UpstreamConfig},
+    dns::Resolver,
+};
 use broker_api::{
     Decrypt, Failure, FailureKind, FrameError, GetKey, HEADER_BYTES, Header, KmsSettings,
     PROTOCOL_VERSION, Reply, Request, SessionPhase, SessionState, WAITING_INTERVAL, WaitReason,
@@ -21,7 +25,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream, lookup_host},
+    net::{TcpStream, UnixStream},
     sync::{Mutex as AsyncMutex, Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
@@ -157,6 +161,13 @@ impl Trouble {
         self.logged.extend(faults.iter().map(|&fault| (fault, now)));
         self.is_open = true;
         true
+    }
+
+    /// Whether the end of it is to be logged, now that a server has answered. If it is silent again, that is logged again.
+    fn ends(&mut self, index: usize) -> bool {
+        let ended = (index, Fault::Silence);
+        self.logged.retain(|&(logged, _)| logged != ended);
+        std::mem::take(&mut self.is_open)
     }
 }
 
@@ -367,8 +378,9 @@ impl Upstream {
         let Some(server) = self.servers.get(index) else {
             return;
         };
-        self.note_obstacle(index, None);
-        if std::mem::take(&mut self.trouble.lock().is_open) {
+        // It may be from the key cache of a server without a session.
+        self.note_end(index, Fault::Silence);
+        if self.trouble.lock().ends(index) {
             info!(event = "upstream", "key server {} answers", server.address);
         }
         if self.preferred.swap(index, Ordering::Relaxed) != index {
@@ -413,6 +425,15 @@ impl Upstream {
             _ = changed => {}
             () = ask => {}
         }
+    }
+
+    /// Notes that a server does not have this fault.
+    fn note_end(&self, index: usize, fault: Fault) {
+        self.obstacles
+            .send_if_modified(|obstacles| match obstacles.get_mut(index) {
+                Some(known) if *known == Some(fault) => known.take().is_some(),
+                _ => false,
+            });
     }
 
     fn note_obstacle(&self, index: usize, obstacle: Option<Fault>) {
@@ -533,8 +554,13 @@ impl Server {
     }
 
     async fn connect(&self, tls: &ClientTls) -> Result<Stream, String> {
-        let connected = in_time(CONNECT_TIMEOUT, async {
-            let stream = self.connect_to_any().await?;
+        let begun = Instant::now();
+        let addresses = timeout(CONNECT_TIMEOUT, Resolver.resolve(&self.address.host))
+            .await
+            .unwrap_or_else(|_| Err("the name service did not answer in time".into()))?;
+        let left = CONNECT_TIMEOUT.saturating_sub(begun.elapsed());
+        let connected = in_time(left, async {
+            let stream = self.connect_to_any(&addresses, left).await?;
             // A request is one small packet, and so is its answer.
             stream.set_nodelay(true)?;
             let connector = TlsConnector::from(Arc::clone(&tls.config));
@@ -546,15 +572,13 @@ impl Server {
         })
     }
 
-    /// Connects to the first address of the server's name that takes the connection. One that is silent, such as that of
-    /// an IPv6 that is filtered, takes its share of the time only.
-    async fn connect_to_any(&self) -> io::Result<TcpStream> {
-        let (host, port) = (self.address.host.as_str(), self.address.port);
-        let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
-        let share = CONNECT_TIMEOUT / addresses.len().max(1) as u32;
+    /// Connects to the first of the addresses that takes the connection. One that is silent, such as that of an IPv6 that
+    /// is filtered, takes its share of the time only.
+    async fn connect_to_any(&self, addresses: &[IpAddr], limit: Duration) -> io::Result<TcpStream> {
+        let share = limit / addresses.len().max(1) as u32;
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "it has no address");
-        for address in addresses {
-            match in_time(share, TcpStream::connect(address)).await {
+        for &address in addresses {
+            match in_time(share, TcpStream::connect((address, self.address.port))).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => failure = error,
             }

@@ -369,11 +369,16 @@ impl TlsPeer {
     /// Returns the next answer.
     pub fn answer(&mut self) -> Result<Reply, FrameError> {
         loop {
-            match read_frame(&mut self.0)? {
+            match self.receive()? {
                 Reply::Waiting(_) => {}
                 reply => return Ok(reply),
             }
         }
+    }
+
+    /// Returns what comes next, which may be that there is no answer yet.
+    pub fn receive(&mut self) -> Result<Reply, FrameError> {
+        read_frame(&mut self.0)
     }
 
     /// The same, of a connection that works.

@@ -1,13 +1,14 @@
-//! Name resolution for the SDK's HTTP client.
+//! Name resolution, for the SDK's HTTP client too.
 //!
-//! The client's own resolver uses tokio's pool of blocking threads, which panics if no thread can be
-//! started and keeps idle threads. This one returns an error, and its threads end with their work.
+//! Tokio's own uses its pool of blocking threads, which panics if no thread can be started, keeps idle threads, and in
+//! which names that hang hold up all others. This one returns an error, and its threads end with their work.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     io,
     net::{IpAddr, ToSocketAddrs},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns, ResolveDnsError};
@@ -15,57 +16,95 @@ use tokio::sync::oneshot;
 
 use crate::thread;
 
-type Answer = Result<Vec<IpAddr>, String>;
+/// The addresses of a name, or why there are none.
+pub type Answer = Result<Vec<IpAddr>, String>;
+
+/// A look-up that takes so long may take longer than anybody waits for it: where the first name server is down, the C
+/// library asks the second one after 5 seconds.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// How long the answer of such a one is kept for the next attempts.
+const KEPT: Duration = Duration::from_secs(60);
+
+/// What is known of each name, in this process.
+static NAMES: Mutex<BTreeMap<String, Name>> = Mutex::new(BTreeMap::new());
+
+enum Name {
+    /// A thread looks it up for those who wait.
+    Asked(Vec<oneshot::Sender<Answer>>),
+    /// It took long to look up.
+    Known(Vec<IpAddr>, Instant),
+}
 
 /// Asks the name service of the host. Concurrent requests for one name share a look-up, so a name
 /// server that hangs blocks only one thread.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver {
-    waiting: Arc<Mutex<HashMap<String, Vec<oneshot::Sender<Answer>>>>>,
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resolver;
 
 impl ResolveDns for Resolver {
     fn resolve_dns<'a>(&'a self, name: &'a str) -> DnsFuture<'a> {
-        let answer = self.ask(name);
-        DnsFuture::new(async move {
-            let answer = answer.map_err(|error| {
-                ResolveDnsError::new(format!("cannot start a thread for a DNS look-up: {error}"))
-            })?;
-            answer
-                .await
-                .unwrap_or_else(|_| Err("the DNS look-up was lost".into()))
-                .map_err(ResolveDnsError::new)
-        })
+        DnsFuture::new(async move { self.resolve(name).await.map_err(ResolveDnsError::new) })
     }
 }
 
 impl Resolver {
-    fn ask(&self, name: &str) -> io::Result<oneshot::Receiver<Answer>> {
-        let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.waiting();
-        if let Some(others) = waiting.get_mut(name) {
+    /// The addresses of a name, or of an address itself. Takes as long as the name service.
+    ///
+    /// The error says why there are none.
+    pub async fn resolve(&self, name: &str) -> Answer {
+        if let Ok(address) = name.parse() {
+            return Ok(vec![address]);
+        }
+        let answer = ask(name)
+            .map_err(|error| format!("cannot start a thread for a DNS look-up: {error}"))?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err("the DNS look-up was lost".into()))
+    }
+}
+
+fn ask(name: &str) -> io::Result<oneshot::Receiver<Answer>> {
+    let (sender, receiver) = oneshot::channel();
+    let mut names = names();
+    match names.get_mut(name) {
+        Some(Name::Asked(others)) => {
             others.retain(|sender| !sender.is_closed());
             others.push(sender);
-            return Ok(receiver);
         }
-        let (resolver, asked) = (self.clone(), name.to_owned());
-        thread::apart("dns", move || resolver.answer(&asked))?;
-        waiting.insert(name.into(), vec![sender]);
-        Ok(receiver)
+        Some(Name::Known(addresses, at)) if at.elapsed() < KEPT => {
+            // The receiver is here.
+            let _ = sender.send(Ok(addresses.clone()));
+        }
+        _ => {
+            let asked = name.to_owned();
+            thread::apart("dns", move || answer(asked))?;
+            names.insert(name.into(), Name::Asked(vec![sender]));
+        }
     }
+    Ok(receiver)
+}
 
-    fn answer(&self, name: &str) {
-        let answer = look_up(name);
-        for sender in self.waiting().remove(name).unwrap_or_default() {
+fn answer(name: String) {
+    let began = Instant::now();
+    let answer = look_up(&name);
+    let mut names = names();
+    let asked = names.remove(&name);
+    if let Ok(addresses) = &answer
+        && began.elapsed() >= SLOW
+    {
+        names.insert(name, Name::Known(addresses.clone(), Instant::now()));
+    }
+    if let Some(Name::Asked(waiting)) = asked {
+        for sender in waiting {
             // A caller that has given up does not need the answer.
             let _ = sender.send(answer.clone());
         }
     }
+}
 
-    /// The map is consistent at every unlock, even after a panic.
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, Vec<oneshot::Sender<Answer>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The map is consistent at every unlock, even after a panic.
+fn names() -> MutexGuard<'static, BTreeMap<String, Name>> {
+    NAMES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn look_up(name: &str) -> Answer {
@@ -80,7 +119,7 @@ mod tests {
     use super::*;
 
     fn resolve(names: &[&str]) -> Vec<Result<Vec<IpAddr>, String>> {
-        let resolver = Resolver::default();
+        let resolver = Resolver;
         let runtime = crate::settings::runtime().unwrap();
         runtime.block_on(async {
             let questions: Vec<_> = names
@@ -104,6 +143,13 @@ mod tests {
         for answer in resolve(&["localhost"; 50]) {
             assert!(answer.unwrap().iter().all(IpAddr::is_loopback));
         }
+    }
+
+    #[test]
+    fn an_address_needs_no_name_service() {
+        let address: IpAddr = "2001:db8::1".parse().unwrap();
+        let answers = resolve(&["2001:db8::1"]);
+        assert_eq!(answers[0].as_ref().unwrap(), &[address]);
     }
 
     #[test]

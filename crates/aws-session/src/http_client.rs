@@ -189,7 +189,6 @@ impl Network {
     fn connect(
         &self,
         trusted: TrustStore,
-        resolver: Resolver,
         settings: &HttpConnectorSettings,
     ) -> SharedHttpConnector {
         // This cannot fail: the certificates have been parsed before.
@@ -203,7 +202,7 @@ impl Network {
             .tls_context(tls)
             .connector_settings(settings.clone());
         builder.set_proxy_config(self.proxy.as_ref().map(|proxy| proxy.config.clone()));
-        SharedHttpConnector::new(builder.build_with_resolver(resolver))
+        SharedHttpConnector::new(builder.build_with_resolver(Resolver))
     }
 
     /// Explains a failed request to `url` in one line that names the host.
@@ -471,7 +470,6 @@ fn is_usable(certificate: &CertificateDer<'_>) -> bool {
 struct Connectors {
     network: Network,
     needs_tls: bool,
-    resolver: Resolver,
     made: Mutex<Made>,
 }
 
@@ -488,7 +486,6 @@ impl Connectors {
         Arc::new(Self {
             network: network.clone(),
             needs_tls,
-            resolver: Resolver::default(),
             made: Mutex::default(),
         })
     }
@@ -510,9 +507,7 @@ impl Connectors {
             true => self.trusted(&mut made).await?,
             false => TrustStore::empty(),
         };
-        let connector = self
-            .network
-            .connect(trusted, self.resolver.clone(), settings);
+        let connector = self.network.connect(trusted, settings);
         made.connectors.push((settings.clone(), connector.clone()));
         Ok(connector)
     }

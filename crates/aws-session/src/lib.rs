@@ -9,7 +9,7 @@ pub mod child_output;
 pub mod clock;
 pub mod config;
 pub mod credentials;
-mod dns;
+pub mod dns;
 pub mod http_client;
 mod ini;
 pub mod input_file;

@@ -37,7 +37,7 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 pub enum ClientError {
     /// Nothing listens.
     #[error(
-        "no broker at '{}': {source}; restart it (systemctl restart iam-kms-broker), or start the server under iam-kms-wrapper with handoff = broker, or set another socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
+        "no broker at '{}': {source}; start it (systemctl start iam-kms-broker), or start the server under iam-kms-wrapper with handoff = broker; if it runs, set its socket (aws_key_management_broker_socket, --broker-socket)", socket.display()
     )]
     NoBroker {
         /// The socket.

@@ -68,6 +68,7 @@ impl Files {
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
     pub fn with_listed(mut self, lists: &[LogList], datadir: &Path) -> Self {
+        let connections = self.connections(datadir);
         let directories: BTreeSet<_> = lists.iter().map(|list| &list.directory).collect();
         for directory in directories {
             let here = datadir.join(directory);
@@ -78,7 +79,9 @@ impl Files {
             for path in self.entries(&here) {
                 let is_named = |list: &LogList| {
                     &list.directory == directory
-                        && path.file_name().is_some_and(|name| list.is_named(name))
+                        && path
+                            .file_name()
+                            .is_some_and(|name| list.is_named(name, &connections))
                 };
                 if lists.iter().any(is_named) {
                     self.add_listed(path, datadir);
@@ -86,6 +89,19 @@ impl Files {
             }
         }
         self
+    }
+
+    /// The named connections of a replica with several masters. The server writes their names there, one in a line.
+    fn connections(&mut self, datadir: &Path) -> Vec<String> {
+        let path = datadir.join("multi-master.info");
+        match read_list(&path) {
+            Ok(names) => names.lines().map(str::to_owned).collect(),
+            Err(error) if error.is_not_found() => Vec::new(),
+            Err(error) => {
+                self.unreadable.push((path, error));
+                Vec::new()
+            }
+        }
     }
 
     /// Returns the directories that it has looked through, too.

@@ -57,17 +57,35 @@ impl LogList {
         }
     }
 
-    /// Whether a file of the directory has the name of such a list.
-    pub(crate) fn is_named(&self, name: &OsStr) -> bool {
+    /// Whether a file of the directory has the name of such a list. `connections` are those that the server has: the list
+    /// of another one is another server's, whose `relay_log` begins with the same letters.
+    pub(crate) fn is_named(&self, name: &OsStr, connections: &[String]) -> bool {
         let rest = name
             .as_bytes()
             .strip_prefix(&*self.stem)
             .and_then(|name| name.strip_suffix(&*self.extension));
         match rest {
             Some([]) => true,
-            Some([b'-', ..]) => self.has_connections,
+            Some([b'-', connection @ ..]) => {
+                let is_one = |known: &String| may_be(connection, known);
+                self.has_connections && connections.iter().any(is_one)
+            }
             _ => false,
         }
+    }
+}
+
+/// Whether a part of a file name may be that of a connection: in lower case and, from its first special character on,
+/// encoded as names of tables are.
+fn may_be(part: &[u8], connection: &str) -> bool {
+    let is_special = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'_';
+    let special = connection.bytes().position(is_special);
+    match part.split_at_checked(special.unwrap_or(connection.len())) {
+        Some((plain, rest)) => {
+            let is_same = connection.as_bytes()[..plain.len()].eq_ignore_ascii_case(plain);
+            is_same && rest.first() == special.map(|_| &b'@')
+        }
+        None => false,
     }
 }
 
@@ -86,7 +104,9 @@ mod tests {
 
     fn is_named(list: &LogList, path: &str) -> bool {
         let path = Path::new(path);
-        Some(&*list.directory) == path.parent() && list.is_named(path.file_name().unwrap())
+        let connections = ["B".into(), "Na.me".into(), "ö".into()];
+        Some(&*list.directory) == path.parent()
+            && list.is_named(path.file_name().unwrap(), &connections)
     }
 
     /// What MariaDB 10.11 makes.
@@ -128,6 +148,13 @@ mod tests {
             assert!(is_named(&list, of_connection), "{of_connection}");
             assert!(!is_named(&list, "/l/listed.index"));
             assert!(!is_named(&list, "/l/relay-b.000001"));
+            let of = |connection: &str| of_connection.replace("-b.", &format!("-{connection}."));
+            for known in ["na@002eme", "@00f6"] {
+                assert!(is_named(&list, &of(known)), "{known}");
+            }
+            for unknown in ["2", "bb", "", "name", "na", "n@002eme", "b@002e"] {
+                assert!(!is_named(&list, &of(unknown)), "{unknown}");
+            }
         }
     }
 }

@@ -45,6 +45,12 @@ pub enum ScanError {
     Unsupported(&'static str),
 }
 
+impl ScanError {
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// Counts one page or block. Version 0 stands for an unencrypted one.
 pub fn count(needs: &mut Needs, key_id: u32, version: u32) {
     count_page(needs, key_id, version, false);

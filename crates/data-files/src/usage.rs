@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -76,11 +76,7 @@ pub fn find(
         paths.into_iter().find(|path| match uses(path) {
             Ok(uses) => uses,
             // The server drops tables and purges logs meanwhile.
-            Err(ScanError::Io(error))
-                if error.kind() == io::ErrorKind::NotFound && !is_there(path) =>
-            {
-                false
-            }
+            Err(error) if error.is_not_found() && !is_there(path) => false,
             Err(source) => {
                 let path = path.clone();
                 unclear.push(UnclearFile { path, source }.into());
@@ -141,7 +137,7 @@ pub fn find_log_versions(datadir: &Path, log_lists: &[LogList]) -> LogVersions {
                 }
             }
             // The server purges logs meanwhile.
-            Err(ScanError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.is_not_found() => {}
             Err(source) => found.unclear.push(UnclearFile { path, source }),
         }
     }

@@ -28,6 +28,8 @@ use crate::key_name::TEMPORARY_SUFFIX;
 /// The lock is held for a few writes to the disk, never across a call of KMS.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// A process that has not been seen with the lock for this long may have released it meanwhile.
+const SIGHT: Duration = Duration::from_secs(1);
 /// Where there are no locks, a temporary file of this age belongs to nobody who is still writing it.
 const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -43,7 +45,14 @@ pub(crate) struct Directory {
     threads: Threads,
 }
 
-type Threads = Arc<Mutex<()>>;
+type Threads = Arc<Mutex<Option<Foreign>>>;
+
+/// Another process has the turn.
+#[derive(Debug, Clone, Copy)]
+struct Foreign {
+    since: Instant,
+    seen: Instant,
+}
 
 /// One for each directory, by device and inode, however often it is opened.
 static THREADS: Mutex<BTreeMap<(u64, u64), Threads>> = Mutex::new(BTreeMap::new());
@@ -59,7 +68,7 @@ pub(crate) struct FileName<'a> {
 pub(crate) struct Turn<'a> {
     /// Released first.
     lock: Option<Flock<OwnedFd>>,
-    _among_threads: MutexGuard<'a, ()>,
+    _among_threads: MutexGuard<'a, Option<Foreign>>,
 }
 
 /// Who may use a file.
@@ -208,13 +217,22 @@ impl Directory {
 
     fn turn_within(&self, patience: Duration) -> Result<Turn<'_>, FileError> {
         let mut among_threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = Instant::now() + patience;
+        let mut now = Instant::now();
+        // Threads that come one after the other do not wait for the same process one after the other.
+        let since = match *among_threads {
+            Some(foreign) if now - foreign.seen < SIGHT => foreign.since,
+            _ => now,
+        };
         loop {
             among_threads = match self.turn_of(among_threads)? {
                 Ok(turn) => return Ok(turn),
-                Err(still) if Instant::now() < until => still,
-                Err(_) => return Err(self.error("lock", Errno::EWOULDBLOCK)),
+                Err(still) => still,
             };
+            now = Instant::now();
+            *among_threads = Some(Foreign { since, seen: now });
+            if now - since >= patience {
+                return Err(self.error("lock", Errno::EWOULDBLOCK));
+            }
             std::thread::sleep(LOCK_PAUSE);
         }
     }
@@ -231,8 +249,8 @@ impl Directory {
     /// Takes the turn between processes for the thread that has it in this one. Gives that back if another process has it.
     fn turn_of<'a>(
         &self,
-        among_threads: MutexGuard<'a, ()>,
-    ) -> Result<Result<Turn<'a>, MutexGuard<'a, ()>>, FileError> {
+        mut among_threads: MutexGuard<'a, Option<Foreign>>,
+    ) -> Result<Result<Turn<'a>, MutexGuard<'a, Option<Foreign>>>, FileError> {
         // Opened again: a lock belongs to the open file.
         let descriptor = self.reopen().map_err(|error| self.error("open", error))?;
         let lock = match Flock::lock(descriptor, FlockArg::LockExclusiveNonblock) {
@@ -243,6 +261,7 @@ impl Directory {
             Err((_, error)) if cannot_lock(error) => None,
             Err((_, error)) => return Err(self.error("lock", error)),
         };
+        *among_threads = None;
         Ok(Ok(Turn {
             lock,
             _among_threads: among_threads,
@@ -546,6 +565,7 @@ mod tests {
     #[test]
     fn a_turn_that_another_process_does_not_end_is_an_error() {
         const PATIENCE: Duration = Duration::from_millis(200);
+        const THREADS: u32 = 100;
         let (_temporary, directory) = open();
         let flag = FlockArg::LockExclusiveNonblock;
         let other = Flock::lock(directory.reopen().unwrap(), flag).unwrap();
@@ -553,6 +573,11 @@ mod tests {
         let start = Instant::now();
         assert!(directory.turn_within(PATIENCE).is_err());
         assert!(start.elapsed() >= PATIENCE);
+        // The next ones have waited with it.
+        for _ in 1..THREADS {
+            assert!(directory.turn_within(PATIENCE).is_err());
+        }
+        assert!(start.elapsed() < THREADS / 2 * PATIENCE);
         drop(other);
         assert!(directory.try_turn().unwrap().is_some());
     }

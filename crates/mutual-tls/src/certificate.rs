@@ -24,6 +24,33 @@ pub struct Certificate {
 pub struct CertificateFormatError(String);
 
 impl Certificate {
+    /// Reads the first of these certificates, which is that of this side, and lets it end with its chain: the other side
+    /// refuses it as soon as an authority has expired that it needs. Which of them it knows itself is not known here.
+    pub(crate) fn with_chain(
+        chain: &[CertificateDer<'_>],
+    ) -> Result<Option<Self>, CertificateFormatError> {
+        let Some((leaf, others)) = chain.split_first() else {
+            return Ok(None);
+        };
+        let mut certificate = Self::parse(leaf)?;
+        // The other side takes an authority that has issued its own certificate from its own file only.
+        let links = others.iter().filter_map(Link::parse);
+        let mut links: Vec<_> = links.filter(|it| it.subject != it.issuer).collect();
+        let mut issuer = Link::parse(leaf).map(|it| it.issuer);
+        // A name may have several certificates, such as an old one and a new one.
+        while let Some((index, link)) = links
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| Some(&it.subject) == issuer.as_ref())
+            .max_by_key(|(_, it)| it.not_after_unix_seconds)
+        {
+            let end = &mut certificate.not_after_unix_seconds;
+            *end = link.not_after_unix_seconds.min(*end);
+            issuer = Some(links.swap_remove(index).issuer);
+        }
+        Ok(Some(certificate))
+    }
+
     /// Reads a certificate, whatever its signature.
     pub fn parse(der: &CertificateDer<'_>) -> Result<Self, CertificateFormatError> {
         let failed = |error: &dyn ToString| CertificateFormatError(error.to_string());
@@ -54,6 +81,25 @@ impl Certificate {
         Ok(Self {
             names,
             email_addresses,
+            not_after_unix_seconds: certificate.validity().not_after.timestamp(),
+        })
+    }
+}
+
+/// A certificate as part of a chain, with its names in DER.
+struct Link {
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
+    not_after_unix_seconds: i64,
+}
+
+impl Link {
+    /// `None`: it cannot be read, and is left to rustls.
+    fn parse(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = parse_x509_certificate(der).ok()?;
+        Some(Self {
+            subject: certificate.subject().as_raw().into(),
+            issuer: certificate.issuer().as_raw().into(),
             not_after_unix_seconds: certificate.validity().not_after.timestamp(),
         })
     }

@@ -114,8 +114,7 @@ impl Content {
         })
     }
 
-    /// The certificates and the key of this side. The end of its certificate is that of the first one of the chain that
-    /// expires.
+    /// The certificates and the key of this side.
     pub(crate) fn identity(
         &self,
         files: &TlsFiles,
@@ -138,19 +137,10 @@ impl Content {
         })?;
         CertifiedKey::from_der(chain.clone(), key.clone_key(), provider)
             .map_err(|error| TlsFilesError::identity(files, &error))?;
-        let parsed: Result<Vec<_>, _> = chain.iter().map(Certificate::parse).collect();
-        let parsed = parsed.map_err(|error| {
+        let certificate = Certificate::with_chain(&chain).map_err(|error| {
             TlsFilesError::content(&files.certificate, format!("is invalid: {error}"))
         })?;
-        // The other side refuses the host as soon as any certificate of the chain has expired.
-        let end = parsed.iter().map(|it| it.not_after_unix_seconds).min();
-        let (Some(leaf), Some(not_after_unix_seconds)) = (parsed.into_iter().next(), end) else {
-            return Err(none(&files.certificate));
-        };
-        let certificate = Certificate {
-            not_after_unix_seconds,
-            ..leaf
-        };
+        let certificate = certificate.ok_or_else(|| none(&files.certificate))?;
         Ok((chain, key, certificate))
     }
 

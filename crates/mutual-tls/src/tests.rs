@@ -16,7 +16,12 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        Self::until(4096)
+    }
+
+    fn until(year: i32) -> Self {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(year, 1, 1);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
@@ -28,7 +33,12 @@ impl Authority {
 
     /// An authority below this one that may only issue certificates of this DNS name.
     fn limited_to(&self, name: &str) -> Self {
+        self.limited_to_until(name, 4096)
+    }
+
+    fn limited_to_until(&self, name: &str, year: i32) -> Self {
         let mut params = CertificateParams::default();
+        params.not_after = date_time_ymd(year, 1, 1);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         params.name_constraints = Some(NameConstraints {
@@ -151,21 +161,34 @@ fn a_certificate_of_another_authority_or_of_the_past_or_for_another_name_is_refu
 #[test]
 fn the_end_of_a_side_is_that_of_the_first_certificate_of_its_chain_that_expires() {
     let authority = Authority::new();
-    let intermediate = authority.limited_to("db1.example");
+    let intermediate = authority.limited_to_until("db1.example", 2300);
     let directory = tempfile::tempdir().unwrap();
-    let end_of_leaf_until = |year| {
+    let end_in = |year, others: &[&str]| {
         let files = intermediate.files(directory.path(), &["db1.example"], &authority.pem, year);
-        let chain = fs::read_to_string(&files.certificate).unwrap() + &intermediate.pem;
+        let chain = fs::read_to_string(&files.certificate).unwrap() + &others.concat();
         fs::write(&files.certificate, chain).unwrap();
         let side = ClientTls::new(&files, &Content::read(&files).unwrap()).unwrap();
-        side.certificate.not_after_unix_seconds
+        (
+            side.certificate.names,
+            side.certificate.not_after_unix_seconds,
+        )
     };
-    assert_eq!(end_of_leaf_until(2200), 7_258_118_400);
-    // The intermediate authority's is valid until the beginning of 4096.
-    assert_eq!(
-        end_of_leaf_until(5000),
-        date_time_ymd(4096, 1, 1).unix_timestamp()
-    );
+    let db1_until = |year| {
+        let end = date_time_ymd(year, 1, 1).unix_timestamp();
+        (vec!["db1.example".into()], end)
+    };
+    assert_eq!(end_in(2200, &[&intermediate.pem]), db1_until(2200));
+    assert_eq!(end_in(5000, &[&intermediate.pem]), db1_until(2300));
+    // What nobody needs does not count: another authority, the older certificate of this one, and the authority of the
+    // authority, which the other side must have in its own file.
+    let other = authority.limited_to_until("db2.example", 2021).pem;
+    let older = authority.limited_to_until("db1.example", 2021).pem;
+    let root = Authority::until(2021);
+    let own = root.limited_to_until("db1.example", 2300).pem;
+    let others: [&str; 4] = [&other, &older, &own, &root.pem];
+    assert_eq!(end_in(2200, &others), db1_until(2200));
+    assert_eq!(end_in(5000, &others), db1_until(2300));
+    assert_eq!(end_in(5000, &[]), db1_until(5000));
 }
 
 #[test]

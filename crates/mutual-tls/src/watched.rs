@@ -166,7 +166,7 @@ impl<T: Side> WatchedFiles<T> {
         match has_ended {
             true => error!(
                 event = "certificate_end",
-                "the certificate {path} (or that of an authority in this file) expired at {}, so the other side refuses it; replace the file; it is reloaded automatically",
+                "the certificate {path} (or that of an authority in this file) expired at {}, so the other side may refuse this host; replace the file; it is reloaded automatically",
                 utc_text(end)
             ),
             false => warn!(

@@ -75,12 +75,13 @@ unsafe fn write_text(text: &str, buffer: *mut u8) {
 static NO_ROWS: ServerOwned<[StatusVariable; 1]> = ServerOwned::new([StatusVariable::END]);
 
 /// Fills in the variables of single keys, as an array in memory of the statement: while the server reads it, a stored
-/// function of the statement may have the server ask again, in the same thread.
+/// function of the statement may have the server ask again, in the same thread. `_thd` may be of another connection, into
+/// whose memory this thread must not write: `performance_schema.status_by_thread` asks for each.
 ///
 /// # Safety
-/// `thd` is null or the server's structure for the statement of this thread; `variable` is null or writable.
+/// `variable` is null or writable.
 pub unsafe extern "C" fn show_keys(
-    thd: *mut c_void,
+    _thd: *mut c_void,
     variable: *mut StatusVariable,
     _buffer: *mut c_void,
     _status: *mut c_void,
@@ -95,10 +96,8 @@ pub unsafe extern "C" fn show_keys(
         // The server looks at the variable, whatever comes of this call.
         variable.kind = SHOW_ARRAY;
         variable.value = NO_ROWS.address().cast();
-        // SAFETY: the caller vouches for `thd`.
-        let allocate = |bytes| unsafe { allocate_for_statement(thd, bytes) };
         // SAFETY: that memory is long and aligned enough.
-        if let Some(rows) = unsafe { lay_out(of_keys(), allocate) } {
+        if let Some(rows) = unsafe { lay_out(of_keys(), allocate_for_statement) } {
             variable.value = rows;
         }
         0

@@ -182,12 +182,12 @@ pub enum KeyError {
     },
     /// A binary or relay log does not tell which version of key 1 it needs.
     #[error(
-        "cannot make a version of key 1, because a log may need a version whose number must not be used again: {0}; repair that file, or remove the log (PURGE BINARY LOGS, of a replica RESET SLAVE)"
+        "cannot make a version of key 1, because a log may need a version whose number must not be used again: {0}; repair that file, or remove the log as 'A damaged binary or relay log' in the documentation says"
     )]
     UnclearLog(UnclearFile),
     /// A binary or relay log needs a version that is far above all others.
     #[error(
-        "cannot make a version of key 1: '{}' needs version {version}, and the highest one that is known is {known}, so the log is damaged or another server's; repair or remove it (PURGE BINARY LOGS, of a replica RESET SLAVE)", log.display()
+        "cannot make a version of key 1: '{}' needs version {version}, and the highest one that is known is {known}, so the log is damaged or another server's; repair it, or remove it as 'A damaged binary or relay log' in the documentation says", log.display()
     )]
     UnlikelyLog {
         /// The log.

@@ -83,6 +83,10 @@ impl KeyManager {
             let path = path.to_owned();
             return Err(KeyError::OnlyRead { path });
         }
+        if !self.kms.has_key_server() {
+            // Before the key is in the key store, where nobody can delete it.
+            self.directory.expect_in_place()?;
+        }
         let key_store = self.key_store(limits)?;
         let master_key_id = self.dynamic.master_key_id();
         // A key server chooses the master key.

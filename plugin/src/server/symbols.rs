@@ -118,20 +118,19 @@ pub fn statement_is_killed() -> bool {
     }
 }
 
-/// Allocates memory that lives as long as a statement, aligned for any number or pointer. Null if there is none, no
-/// statement, or the program has no such function.
-///
-/// # Safety
-/// `thd` is null or the server's structure for the statement that this thread serves.
-pub unsafe fn allocate_for_statement(thd: *mut c_void, bytes: usize) -> *mut c_void {
+/// Allocates memory that lives as long as this thread's statement, aligned for any number or pointer. Null if there is no
+/// memory, no statement, or the program does not say.
+pub fn allocate_for_statement(bytes: usize) -> *mut c_void {
     static FUNCTION: OnceLock<Option<ThreadAlloc>> = OnceLock::new();
     let function = FUNCTION.get_or_init(|| {
         // SAFETY: the server's function of this name has the signature that the header declares. Null becomes None.
         unsafe { core::mem::transmute::<*mut c_void, Option<ThreadAlloc>>(find(c"thd_alloc")) }
     });
-    match function {
-        // SAFETY: the caller vouches for it, and it is not null.
-        Some(function) if !thd.is_null() => unsafe { function(thd, bytes) },
+    match (function, current_thread()) {
+        (Some(function), Some(thread)) if !thread.is_null() => {
+            // SAFETY: the server's structure for this thread, which allocates for it alone.
+            unsafe { function(thread, bytes) }
+        }
         _ => core::ptr::null_mut(),
     }
 }

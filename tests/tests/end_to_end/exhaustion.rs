@@ -2,12 +2,13 @@
 
 use std::{fs, path::Path, process::Command};
 
-use broker_api::{FailureKind, SessionPhase};
+use broker_api::{FailureKind, Reply, Request, SessionPhase};
 use end_to_end_tests::{
-    Process, SLEEP, Scene, after_python,
-    broker::{self, broker_pid, failure, generated, phase},
+    Process, SLEEP, Sandbox, Scene, StoreDirectory, after_python,
+    broker::{self, Peer, broker_pid, failure, generated, phase},
     inspection,
     inspection::wait_until_disconnected,
+    key_server::{Authority, DAY, KeyServer, configure_upstream, make_key},
     variables_of, wait_until, write_fifo,
 };
 use nix::{sys::signal::Signal::SIGTERM, unistd::Pid};
@@ -97,6 +98,103 @@ fn a_broker_without_threads_says_so_keeps_the_code_and_continues_when_there_are_
     assert_eq!(phase(&scene), SessionPhase::Open);
     limit(broker.pid(), "--nproc=1000:");
     generated(&scene);
+    ends_well(broker);
+}
+
+/// Makes the user of the broker the owner of what its configuration names.
+fn give_to_lonely(path: &Path) {
+    let status = Command::new("chown")
+        .args(["-R", &format!("{LONELY}:{LONELY}")])
+        .arg(path)
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// In the thread that serves everybody, too: it checks the key store when a session has been opened.
+#[test]
+fn a_broker_with_a_key_store_in_a_directory_serves_it_without_a_further_thread() {
+    let scene = Scene::new().with_broker();
+    let store = StoreDirectory::new(&scene.sandbox);
+    let scene = scene.line(&format!("key_store = {}", store.location()));
+    give_to_lonely(store.path());
+    let broker = lonely_broker(&scene);
+    let document = scene.aws.session_document();
+    limit(broker.pid(), "--nproc=1:");
+    write_fifo(scene.fifo(), document.as_bytes());
+    broker.wait_for("the key store ");
+    broker.wait_for("can be used; it has 0 key versions");
+    let list = Request::ListKeys(broker_api::ListKeys {
+        context: broker_api::KeyContext::default(),
+        after: None,
+    });
+    let listed = broker::ask(&scene, &list);
+    assert!(matches!(listed, Reply::KeyList { .. }), "{listed:?}");
+    // KMS is called by its name.
+    let refused = broker::ask(&scene, &make_key(1, "alias/mariadb"));
+    let Reply::Failed(refused) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(
+        refused.message.contains("cannot start a thread"),
+        "{}",
+        refused.message
+    );
+    limit(broker.pid(), "--nproc=1000:");
+    let made = broker::ask(&scene, &make_key(1, "alias/mariadb"));
+    assert!(
+        matches!(made, Reply::Stored { key: Some(_), .. }),
+        "{made:?}"
+    );
+    ends_well(broker);
+}
+
+#[test]
+fn a_broker_of_a_database_host_without_threads_says_so_and_continues_when_there_are_some() {
+    let scene = Scene::new();
+    let store = StoreDirectory::new(&scene.sandbox);
+    let authority = Authority::new(scene.sandbox.directory("authority"));
+    let tls = authority.issue("keys1", &["localhost"], DAY);
+    let sections = "[client \"db1.example\"]\nkey_ids = 1-99\nmay_make = true";
+    let mut server = KeyServer::new(&scene.aws, &store, tls, sections);
+    server.start(&scene.aws);
+    server.unlock(&scene.aws);
+    let sandbox = Sandbox::new();
+    let tls = authority.issue("db1", &["db1.example"], DAY);
+    let address = format!("localhost:{}", server.port);
+    let socket = configure_upstream(&sandbox, &[address], &tls);
+    give_to_lonely(&sandbox.path(""));
+    give_to_lonely(&scene.sandbox.path("authority"));
+    let mut command = Command::new("iam-kms-broker");
+    command.arg(format!(
+        "--config={}",
+        sandbox.path("broker.config").display()
+    ));
+    let command = copied(&scene, "iam-kms-broker", &command);
+    let broker = Process::start(&mut as_lonely(&scene, &command));
+    broker.wait_for("listening on");
+    limit(broker.pid(), "--nproc=1:");
+    let ask = |request: &Request| Peer::connect(&socket).ask(request);
+    let Reply::Failed(refused) = ask(&make_key(1, "")) else {
+        panic!("it was served");
+    };
+    assert_eq!(
+        refused.kind,
+        FailureKind::Unavailable,
+        "{}",
+        refused.message
+    );
+    assert!(
+        refused
+            .message
+            .contains("cannot start a thread for a DNS look-up"),
+        "{}",
+        refused.message
+    );
+    let state = ask(&Request::Session);
+    assert!(matches!(state, Reply::Session(_)), "{state:?}");
+    limit(broker.pid(), "--nproc=1000:");
+    let made = ask(&make_key(1, ""));
+    assert!(matches!(made, Reply::Stored { .. }), "{made:?}");
     ends_well(broker);
 }
 

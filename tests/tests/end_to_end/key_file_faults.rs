@@ -7,10 +7,11 @@ use std::{
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
+    time::{Duration, Instant},
 };
 
 use end_to_end_tests::{
-    Database, LocalAws, NOBODY, Process, Sandbox, Scene, Wrapper, copy, wait_until,
+    Database, LocalAws, NOBODY, Process, Sandbox, Scene, StoreDirectory, Wrapper, copy, wait_until,
 };
 
 const PREFIX: &str = "AWS KMS plugin: ";
@@ -492,6 +493,58 @@ fn a_directory_that_is_moved_replaced_or_mounted_over_gets_no_new_key_until_it_i
         .sql("SET GLOBAL aws_key_management_rotate_key=10");
     assert_eq!(own.names().len(), before.len() + 1);
     own.database.stop(&mut wrapper.process);
+}
+
+#[test]
+fn while_the_directory_is_elsewhere_no_new_key_comes_into_the_key_store() {
+    let scene = Scene::new().with_broker();
+    let store = StoreDirectory::new(&scene.sandbox);
+    for path in [store.path(), &store.path().join("conditional-put-check")] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let scene = scene.line(&format!("key_store = {}", store.location()));
+    let directory = scene.sandbox.directory("keys");
+    let away = scene.sandbox.path("away");
+    chown(&directory, Some(NOBODY), Some(NOBODY)).unwrap();
+    let own = OwnDirectory::new(scene, directory.clone());
+    let mut wrapper = own.start();
+    own.database
+        .sql(&format!("CREATE DATABASE d; {}", create(10)));
+    let before = store.names();
+    fs::rename(&directory, &away).unwrap();
+    for _ in 0..2 {
+        own.check_all_is_refused(|_| {
+            ["was moved", "put that directory back", "restart"].map(str::to_owned)
+        });
+    }
+    assert_eq!(store.names(), before);
+    fs::rename(&away, &directory).unwrap();
+    own.check_all_is_made();
+    own.database.stop(&mut wrapper.process);
+}
+
+/// As a backup program that locks what it copies, and hangs.
+#[test]
+fn while_another_process_has_the_lock_a_rotation_of_many_keys_ends_in_time() {
+    let scene = Scene::new().with_broker();
+    let database = database(&scene);
+    let mut wrapper = start(&scene, &database);
+    let tables: String = (3..43).map(|id| create(id) + ";").collect();
+    database.sql(&format!("CREATE DATABASE d; {tables}"));
+    let lock = fs::File::open(&database.datadir).unwrap();
+    lock.lock().unwrap();
+    let start = Instant::now();
+    let warnings = database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
+    // Ten seconds for all keys, and what a busy machine needs.
+    assert!(start.elapsed() < Duration::from_secs(60), "{warnings}");
+    assert!(
+        warnings.contains("another process has kept its lock for ten seconds"),
+        "{warnings}"
+    );
+    drop(lock);
+    let warnings = database.sql("SET GLOBAL aws_key_management_rotate_key=-1");
+    assert!(!warnings.contains("was not rotated"), "{warnings}");
+    database.stop(&mut wrapper.process);
 }
 
 #[test]

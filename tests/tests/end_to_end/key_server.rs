@@ -17,7 +17,7 @@ use broker_api::{
 };
 use end_to_end_tests::{
     Database, LocalAws, NOBODY, Process, Sandbox, StoreDirectory, after_mounting, backup,
-    broker::Peer,
+    broker::{Peer, frame},
     dist, fence,
     key_server::{
         Authority, DAY, Host, KeyServer, TlsPeer, certificates_of_the_book, configure_upstream,
@@ -51,8 +51,12 @@ struct Site {
 
 impl Site {
     fn new(sections: &str) -> Self {
+        Self::with_aws(sections, &[])
+    }
+
+    fn with_aws(sections: &str, arguments: &[&str]) -> Self {
         let sandbox = Sandbox::new();
-        let aws = LocalAws::start_with(&sandbox, &[]);
+        let aws = LocalAws::start_with(&sandbox, arguments);
         let store = StoreDirectory::new(&sandbox);
         let authority = Authority::new(sandbox.directory("authority"));
         let tls = authority.issue("keys1", &["keys1.example", "127.0.0.1"], 100 * DAY);
@@ -697,6 +701,69 @@ fn the_manifest_finds_a_wrong_key_and_an_older_state_of_the_key_store() {
     host.database.stop(&mut process);
 }
 
+/// It has no key files, and its manifest says which keys there are.
+#[test]
+fn verify_on_a_database_host_asks_the_key_server_for_each_key_of_the_manifest() {
+    let mut site = Site::unlocked(ALL_OF_DB1);
+    let mut host = site.db1();
+    let mut process = host.database.start();
+    let tables = format!("CREATE DATABASE d; {}; {}", create(10), create(11));
+    host.database.sql(&tables);
+    host.database.sql(ROTATE);
+    let verify = |host: &Host, expected: i32, texts: &[&str]| {
+        let mut verify = Command::new(dist("bin").join("kms-data-keys"));
+        verify
+            .args(["verify", "--textfile=verify.prom", "--broker-socket"])
+            .arg(host.socket())
+            .arg(&host.database.datadir)
+            .current_dir(host.sandbox.path(""));
+        let output = verify.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{said}");
+        let metrics = fs::read_to_string(host.sandbox.path("verify.prom")).unwrap();
+        for text in texts {
+            assert!(
+                said.contains(text) || metrics.contains(text),
+                "{said}\n{metrics}"
+            );
+        }
+    };
+    let none_missing = "key_versions{result=\"missing\"} 0";
+    verify(&host, 0, &[", 0 failed", none_missing]);
+    host.database.stop(&mut process);
+
+    // The server remembers what it has read. The one that comes after a restart has only the store.
+    site.server.kill();
+    site.server.start(&site.aws);
+    verify(
+        &host,
+        125,
+        &[none_missing, "enter an MFA code", ", 0 failed"],
+    );
+    let path = |name: &str| site.store.path().join("db1").join(name);
+    fs::remove_file(path("10/1")).unwrap();
+    let other = fs::read_to_string(path("11/2")).unwrap();
+    let swapped = other
+        .replace("\"id\":11", "\"id\":10")
+        .replace("\"id\": 11", "\"id\": 10");
+    fs::write(path("10/2"), swapped).unwrap();
+    site.server.kill();
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let wrong = [
+        none_missing,
+        "aws-kms-key.10.1: key server 127.0.0.1:",
+        "the key store has no version 1 of key 10",
+        "aws-kms-key.10.2 of the key server is not the key that",
+        ", 2 failed",
+    ];
+    verify(&host, 1, &wrong);
+
+    // Nobody knows now whether there should be key files.
+    drop(host.broker.take());
+    verify(&host, 125, &[none_missing, "no broker at", ", 0 failed"]);
+}
+
 #[test]
 fn a_running_database_outlives_its_key_server_and_uses_the_next_one() {
     let mut site = Site::unlocked(ALL_OF_DB1);
@@ -840,6 +907,60 @@ fn a_request_that_waits_is_told_what_is_missing_now_and_ends_when_its_host_is_no
     assert!(message.contains("this host is not served"), "{message}");
 }
 
+/// As a server that starts does, while another one of its host, or it itself, reads keys that the key server still has.
+#[test]
+fn an_answer_from_the_key_cache_wakes_no_request_that_waits_for_a_session() {
+    let mut site = Site::with_aws(ALL_OF_DB1, &["--session-lifetime=600"]);
+    site.server.start(&site.aws);
+    site.server.unlock(&site.aws);
+    let host = site.db1();
+    let ask = |request: &Request| Peer::connect(&host.socket()).ask(request);
+    for id in [5, 6] {
+        ask(&make_key(id, ""));
+    }
+    let cached = given(ask(&get_key(6, 1)));
+    site.aws.end_session();
+    let mut waiting = Peer::connect(&host.socket());
+    write_frame(&mut waiting.0, &waiting_for_key(5)).unwrap();
+    assert_eq!(told(&mut waiting, "enter an MFA code"), None);
+    for _ in 0..10 {
+        assert_eq!(given(ask(&get_key(6, 1))), cached);
+    }
+    let process = site.server.process();
+    process.wait_for_nth("GetKey of key 6, version 1", 11);
+    let asked = process
+        .output()
+        .matches("GetKey of key 5, version 1")
+        .count();
+    assert_eq!(asked, 1);
+    // The state of the session wakes it.
+    site.aws.set_clock("0");
+    site.server.unlock(&site.aws);
+    given(told(&mut waiting, "no such text").unwrap());
+}
+
+#[test]
+fn a_key_server_that_is_silent_again_is_in_the_log_again() {
+    let mut site = Site::new(ALL_OF_DB1);
+    let host = site.db1();
+    let broker = host.broker.as_ref().unwrap();
+    let list = Request::ListKeys(ListKeys {
+        after: None,
+        context: KeyContext::default(),
+    });
+    for times in 1..=2 {
+        let refused = Peer::connect(&host.socket()).ask(&list);
+        assert!(matches!(refused, Reply::Failed(_)), "{refused:?}");
+        broker.wait_for_nth("no key server could serve the request", times);
+        site.server.start(&site.aws);
+        // Without a session, from its directory.
+        let listed = Peer::connect(&host.socket()).ask(&list);
+        assert!(matches!(listed, Reply::KeyList { .. }), "{listed:?}");
+        broker.wait_for_nth("answers", times);
+        site.server.kill();
+    }
+}
+
 /// Many hosts start at once after a power failure, and share the limit of their account.
 #[test]
 fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_once() {
@@ -877,6 +998,45 @@ fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_o
             given(told(peer, "no such text").unwrap());
         }
     }
+}
+
+/// Whoever asks for a key that only KMS can unwrap waits for it, and keeps nobody from a key in memory.
+#[test]
+fn a_key_in_memory_is_given_at_once_while_kms_hangs_for_others() {
+    const CLIENTS: usize = 17;
+    const CALLS: usize = 16;
+    let sections: String = (0..CLIENTS)
+        .map(|n| format!("[client \"db{n}.example\"]\nkey_ids = 1-9\nmay_make = true\n"))
+        .collect();
+    let site = Site::unlocked(&format!("request_timeout_seconds = 120\n{sections}"));
+    let files = (0..CLIENTS).map(|n| {
+        let name = format!("db{n}");
+        site.authority
+            .issue(&name, &[&format!("{name}.example")], 100 * DAY)
+    });
+    let files: Vec<_> = files.collect();
+    let connect = |n: usize| TlsPeer::connect(&site.server, &files[n]);
+    for n in 0..CLIENTS {
+        let made = connect(n).ask(&make_key(1, ""));
+        assert!(matches!(made, Reply::Stored { .. }), "{made:?}");
+    }
+    given(connect(0).ask(&get_key(1, 1)));
+    site.aws.fault("--operation Decrypt --kind silence");
+    let mut waiting: Vec<_> = (1..CLIENTS)
+        .flat_map(|n| [n; CALLS])
+        .map(|n| {
+            let mut peer = connect(n);
+            peer.send(&frame(&get_key(1, 1)));
+            peer
+        })
+        .collect();
+    for peer in &mut waiting {
+        let told = peer.receive().unwrap();
+        assert!(matches!(told, Reply::Waiting(_)), "{told:?}");
+    }
+    let began = Instant::now();
+    given(connect(0).ask(&get_key(1, 1)));
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 /// As the end of a transient unit with the same RuntimeDirectory= does.

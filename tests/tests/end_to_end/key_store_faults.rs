@@ -174,6 +174,35 @@ fn a_number_that_another_server_takes_meanwhile_is_not_taken_twice() {
     );
 }
 
+/// The broker was restarted between two pages, or the second page is asked of another one.
+#[test]
+fn a_list_goes_on_at_a_broker_that_has_not_begun_it() {
+    let storage = ObjectStorage::start();
+    let host = Host::new(&storage, "db1").checked();
+    for id in 10..13 {
+        stored(host.make(id, Numbering::First));
+    }
+    let other = Host::new(&storage, "db1").checked();
+    let request = |after| {
+        Request::ListKeys(ListKeys {
+            after,
+            context: KeyContext::default(),
+        })
+    };
+    let listed = |after| match ask(&other.scene, &request(Some(after))) {
+        Reply::KeyList { keys, next: None } => keys.iter().map(|(name, _)| name.id).collect(),
+        reply => panic!("{reply:?}"),
+    };
+    let ids: Vec<u32> = listed((10, 1));
+    assert_eq!(ids, [11, 12]);
+    // It has the list now, in which a key is missing that was made since.
+    stored(host.make(13, Numbering::First));
+    let ids: Vec<u32> = listed((13, 1));
+    assert!(ids.is_empty(), "{ids:?}");
+    let ids: Vec<u32> = listed((12, 1));
+    assert_eq!(ids, [13]);
+}
+
 #[test]
 fn what_s3_refuses_is_told_with_what_to_do() {
     use FailureKind as Kind;

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use end_to_end_tests::{Database, Process, Sandbox, Scene, dist, run_client, wait_until};
+use end_to_end_tests::{Database, Process, Sandbox, Scene, dist, fence, run_client, wait_until};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 const MANIFEST: &str = "aws-kms-keys.list";
@@ -543,6 +543,71 @@ fn logs_elsewhere_prove_that_key_1_exists_whatever_their_list_is_called() {
         assert!(!status.success() && !file.exists(), "{list}: {log}");
         assert!(log.contains("key 1"), "{list}: {log}");
     }
+}
+
+#[test]
+fn relay_logs_of_another_server_whose_names_begin_alike_prove_nothing() {
+    let scene = Scene::new().with_broker();
+    let logs = scene.sandbox.directory("logs");
+    let relay_log = |name: &str| format!("--relay-log={}", logs.join(name).display());
+    let [first, second] = ["relay-2", "relay"].map(relay_log);
+    let options = |relay_log| ["--encrypt-binlog=ON", "--skip-slave-start", relay_log];
+    let first = Server::beside(scene, &options(&*first));
+    first.run(
+        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=1;
+         START SLAVE IO_THREAD; STOP SLAVE IO_THREAD",
+    );
+    assert!(logs.join("relay-2.index").exists());
+    let sandbox = Sandbox::new();
+    let second = Server::database(&first.scene, &sandbox, &options(&second));
+    let mut process = second.start();
+    assert!(second.datadir.join("aws-kms-key.1.1").exists());
+    second.stop(&mut process);
+}
+
+#[test]
+fn a_damaged_relay_log_is_fetched_again_and_no_connection_loses_its_position() {
+    let scene = Scene::new().with_broker();
+    let logs = scene.sandbox.directory("logs");
+    let relay_log = format!("--relay-log={}", logs.join("relay").display());
+    let options = [&*relay_log, "--encrypt-binlog=ON", "--skip-slave-start"];
+    let server = Server::beside(scene, &options).without_encrypted_tables();
+    let database = &server.database;
+    let mut process = database.start();
+    database.sql(
+        "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT=1,
+           MASTER_LOG_FILE='m.000005', MASTER_LOG_POS=1234, MASTER_USE_GTID=no;
+         CHANGE MASTER 'b' TO MASTER_HOST='127.0.0.1', MASTER_PORT=2,
+           MASTER_LOG_FILE='bin.000007', MASTER_LOG_POS=77, MASTER_USE_GTID=no;
+         START ALL SLAVES; STOP ALL SLAVES",
+    );
+    // Connection_name, Master_Log_File and Read_Master_Log_Pos.
+    let positions = || -> Vec<[String; 3]> {
+        let status = database.sql("SHOW ALL SLAVES STATUS");
+        let fields = |row: &str| row.split('\t').map(str::to_owned).collect::<Vec<_>>();
+        let rows = status.lines().map(fields);
+        rows.map(|row| [0, 7, 8].map(|field| row[field].clone()))
+            .collect()
+    };
+    let before = positions();
+    let expected = [["", "m.000005", "1234"], ["b", "bin.000007", "77"]];
+    assert_eq!(before, expected);
+    let list = fs::read_to_string(logs.join("relay-b.index")).unwrap();
+    let log = list.lines().last().unwrap();
+    fs::write(log, "damaged").unwrap();
+    let rotate = "SET GLOBAL aws_key_management_rotate_key=1";
+    let warning = database.sql(rotate);
+    assert!(
+        warning.contains(log)
+            && warning.contains("'A damaged binary or relay log' in the documentation"),
+        "{warning}"
+    );
+    database.sql(&fence("damaged-relay-log").commands);
+    assert_eq!(positions(), before);
+    let warning = database.sql(rotate);
+    assert!(!warning.contains("was not rotated"), "{warning}");
+    assert!(server.key_file(1, 2).exists());
+    database.stop(&mut process);
 }
 
 /// The logs are on another disk than the data directory, of which a state from before a rotation is restored.

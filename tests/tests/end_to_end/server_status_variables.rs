@@ -95,20 +95,73 @@ fn each_key_and_its_state_can_be_read_as_sql() {
     drop(wrapper);
 }
 
+/// A server with keys 1 to `count`, which needs no broker.
+fn with_offline_keys(scene: &Scene, count: u32) -> Database {
+    let keys: String = (1..=count)
+        .map(|id| format!("{id};{}\n", "0123456789abcdef".repeat(2)))
+        .collect();
+    let keys = scene.sandbox.write("offline-keys", &keys);
+    database(scene).options(&[&format!(
+        "--aws-key-management-offline-keys={}",
+        keys.display()
+    )])
+}
+
+/// performance_schema.status_by_thread asks in the name of each connection.
+#[test]
+fn reading_the_status_of_all_connections_takes_no_memory_of_theirs() {
+    const CONNECTIONS: usize = 5;
+    let scene = Scene::new();
+    let database = with_offline_keys(&scene, 500);
+    let server = database.start();
+    let anonymous_kib = || -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        line.unwrap()
+            .trim()
+            .strip_suffix(" kB")
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let read = || {
+        let shown = database.sql(
+            "SELECT COUNT(DISTINCT thread_id) FROM performance_schema.status_by_thread
+             WHERE variable_name LIKE 'Aws\\_key\\_management\\_key\\_%'",
+        );
+        assert!(shown.parse::<usize>().unwrap() > CONNECTIONS, "{shown}");
+    };
+    const ASLEEP: &str =
+        "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
+    thread::scope(|threads| {
+        for _ in 0..CONNECTIONS {
+            threads.spawn(|| database.sql_error("SELECT SLEEP(600)"));
+        }
+        let asleep = || database.sql(ASLEEP);
+        wait_until("the connections", || {
+            asleep().lines().count() == CONNECTIONS
+        });
+        read();
+        let before = anonymous_kib();
+        for _ in 0..40 {
+            read();
+        }
+        let growth_kib = anonymous_kib().saturating_sub(before);
+        for id in asleep().lines() {
+            database.sql(&format!("KILL CONNECTION {id}"));
+        }
+        // 40 reads of 500 keys in each connection would be more than 20 MiB.
+        assert!(growth_kib < 8 * 1024, "{growth_kib} KiB");
+    });
+}
+
 /// The server asks such a function for each variable while it reads the array of those of single keys.
 #[test]
 fn a_stored_function_that_reads_the_status_while_it_is_shown_ends_no_server() {
     let scene = Scene::new();
-    let keys: String = (1..=50)
-        .map(|id| format!("{id};{}\n", "0123456789abcdef".repeat(2)))
-        .collect();
-    let keys = scene.sandbox.write("offline-keys", &keys);
-    let database = Database::new(&scene.sandbox)
-        .with_our_plugin(&scene.configuration.broker_socket)
-        .options(&[&format!(
-            "--aws-key-management-offline-keys={}",
-            keys.display()
-        )]);
+    let database = with_offline_keys(&scene, 50);
     let _server = database.start();
     database.sql(
         "CREATE DATABASE d;

@@ -22,6 +22,22 @@ pub(crate) fn check(
         .map_err(|wrong| format!("key file '{}' {wrong}", path.display()))
 }
 
+/// The same of a key that a key server has given.
+pub(crate) fn check_of_key_server(
+    manifest: &ManifestFile,
+    name: &KeyName,
+    key: &PlaintextKey,
+) -> Result<(), String> {
+    let path = manifest.path();
+    manifest.check(name, key).map_err(|wrong| {
+        format!(
+            "{} of the key server is not the key that '{}' lists; restore the key store of the key server",
+            wrong.name,
+            path.display()
+        )
+    })
+}
+
 /// Returns the key versions that the manifest lists as the newest of their key and that have no file, with what to
 /// do. For older ones, see [`older_without_file`].
 pub(crate) fn missing(

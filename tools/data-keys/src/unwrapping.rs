@@ -3,11 +3,14 @@
 use std::{cell::Cell, path::PathBuf, sync::Arc, time::Duration};
 
 use broker_api::{
-    Decrypt, Failure, FailureKind, KeyContext, Reply, Request, WaitReason, Waiting,
-    client::BrokerClient,
+    Decrypt, Failure, FailureKind, GetKey, KeyContext, Reply, Request, SessionState, WaitReason,
+    Waiting, client::BrokerClient,
 };
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, key_name::KeyName};
+use key_files::{
+    key_directory::{KeyDirectory, Listing},
+    key_name::KeyName,
+};
 
 use crate::{
     DataKeysError,
@@ -92,11 +95,13 @@ pub(crate) enum Unwrapper {
     Broker(Broker),
 }
 
-/// A running broker.
+/// A running broker, asked for one key after another.
 pub(crate) struct Broker {
     client: Arc<BrokerClient>,
     /// The time limit for a key.
     patience: Duration,
+    /// Whether it gets its keys from a key server; `None`: it does not answer.
+    has_key_server: Option<bool>,
     retries_left: Cell<u32>,
 }
 
@@ -110,12 +115,7 @@ impl UnwrapperArguments {
     pub fn open_with_access(&self) -> Result<(Unwrapper, Option<Access>), DataKeysError> {
         match &self.broker_socket {
             Some(socket) => {
-                let client = BrokerClient::new(socket);
-                let broker = Broker {
-                    patience: patience_with(&client),
-                    client: Arc::new(client),
-                    retries_left: Cell::new(MAX_RETRIES),
-                };
+                let broker = Broker::new(BrokerClient::new(socket));
                 Ok((Unwrapper::Broker(broker), None))
             }
             None => {
@@ -153,43 +153,82 @@ impl Unwrapper {
         })?;
         let unwrapped = match self {
             Self::RegionalKms(kms) => kms.decrypt(&blob, None).await.map_err(Into::into),
-            Self::Broker(broker) => broker.decrypt(name, blob).await,
+            Self::Broker(broker) => {
+                let request = Request::Decrypt(Decrypt {
+                    ciphertext_blob: blob,
+                    check_value: None,
+                    context: context(name),
+                });
+                broker.ask(request).await
+            }
         };
         unwrapped.map_err(|not: NotUnwrapped| NotUnwrapped {
             message: failed(directory, name, &not.message),
             ..not
         })
     }
+
+    /// The broker, if this host gets its keys from a key server, so that there need be no key files. A host without any may
+    /// be one if its broker does not answer.
+    pub fn of_key_server(&self, listing: &Listing) -> Option<&Broker> {
+        match self {
+            Self::Broker(broker) => broker
+                .has_key_server
+                .unwrap_or(listing.keys.is_empty())
+                .then_some(broker),
+            Self::RegionalKms(_) => None,
+        }
+    }
 }
 
-/// Returns a time limit somewhat longer than the broker's own. (If the broker cannot be reached, the
-/// first key shows it.)
-fn patience_with(client: &BrokerClient) -> Duration {
-    match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
-        Ok(Reply::Session(state)) => {
-            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
-            limit.saturating_add(BROKER_MARGIN)
-        }
-        _ => DEFAULT_PATIENCE,
+fn context(name: &KeyName) -> KeyContext {
+    KeyContext {
+        key_id: name.id,
+        key_version: name.version,
+        ..KeyContext::default()
     }
 }
 
 impl Broker {
+    /// Learns its time limit. (If it cannot be reached, the first key shows it.)
+    fn new(client: BrokerClient) -> Self {
+        let state = match client.request(&Request::Session, BROKER_MARGIN, |_| false) {
+            Ok(Reply::Session(state)) => Some(state),
+            _ => None,
+        };
+        let limit = |state: &SessionState| {
+            let limit = Duration::from_millis(state.kms.request_timeout_milliseconds);
+            limit.saturating_add(BROKER_MARGIN)
+        };
+        Self {
+            client: Arc::new(client),
+            patience: state.as_ref().map_or(DEFAULT_PATIENCE, limit),
+            has_key_server: state.map(|state| state.has_key_server),
+            retries_left: Cell::new(MAX_RETRIES),
+        }
+    }
+
+    /// Gets a key from the key server. The error names the key.
+    pub async fn get(&self, name: &KeyName) -> Result<Unwrapped, NotUnwrapped> {
+        let context = context(name);
+        let got = self.ask(Request::GetKey(GetKey { context })).await;
+        got.map_err(|not| NotUnwrapped {
+            message: format!("{name}: {}", not.message),
+            ..not
+        })
+    }
+
     /// Retries what may succeed a little later, as [`RegionalKms`] does: the broker itself calls KMS once.
-    async fn decrypt(
-        &self,
-        name: &KeyName,
-        ciphertext_blob: Vec<u8>,
-    ) -> Result<Unwrapped, NotUnwrapped> {
+    async fn ask(&self, request: Request) -> Result<Unwrapped, NotUnwrapped> {
         let mut pause = FIRST_PAUSE;
         for _ in 1..MAX_ATTEMPTS {
-            match ask(self, name, ciphertext_blob.clone()).await? {
+            match self.ask_once(request.clone()).await? {
                 Err(failure) if self.may_retry(failure.kind) => tokio::time::sleep(pause).await,
                 answer => return Ok(answer?),
             }
             pause = (pause * 2).min(MAX_PAUSE);
         }
-        Ok(ask(self, name, ciphertext_blob).await??)
+        Ok(self.ask_once(request).await??)
     }
 
     /// An outage uses up the retries of the whole run, so that it ends soon.
@@ -202,47 +241,35 @@ impl Broker {
         self.retries_left.set(left.saturating_sub(1));
         left > 0
     }
-}
 
-/// The client blocks, so each request has its own thread. The outer error is that of the broker, the inner one that of
-/// KMS.
-async fn ask(
-    broker: &Broker,
-    name: &KeyName,
-    ciphertext_blob: Vec<u8>,
-) -> Result<Result<Unwrapped, Failure>, NotUnwrapped> {
-    let request = Request::Decrypt(Decrypt {
-        ciphertext_blob,
-        check_value: None,
-        context: KeyContext {
-            key_id: name.id,
-            key_version: name.version,
-            ..KeyContext::default()
-        },
-    });
-    let (client, patience) = (Arc::clone(&broker.client), broker.patience);
-    // Nobody waits for a code here, but for a turn, and for a key server.
-    let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
-    let asked = tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
-    let no_answer = |message: String| NotUnwrapped {
-        problem: Problem::NotChecked,
-        message,
-    };
-    match asked.await.map_err(|error| no_answer(error.to_string()))? {
-        Ok(Reply::Decrypted {
-            key,
-            master_key_arn,
-            request_id,
-        }) => Ok(Ok(Unwrapped {
-            key,
-            master_key_arn,
-            is_from_kms: !request_id.is_empty(),
-        })),
-        Ok(Reply::Failed(failure)) => Ok(Err(failure)),
-        Ok(_) => Err(no_answer(
-            "the broker gave an unexpected answer; see its log".into(),
-        )),
-        Err(error) => Err(no_answer(error.to_string())),
+    /// The client blocks, so each request has its own thread. The outer error is that of the broker, the inner one that
+    /// of KMS or of the key server.
+    async fn ask_once(&self, request: Request) -> Result<Result<Unwrapped, Failure>, NotUnwrapped> {
+        let (client, patience) = (Arc::clone(&self.client), self.patience);
+        // Nobody waits for a code here, but for a turn, and for a key server.
+        let may_wait = |waiting: &Waiting| waiting.reason != WaitReason::Session;
+        let asked =
+            tokio::task::spawn_blocking(move || client.request(&request, patience, may_wait));
+        let no_answer = |message: String| NotUnwrapped {
+            problem: Problem::NotChecked,
+            message,
+        };
+        match asked.await.map_err(|error| no_answer(error.to_string()))? {
+            Ok(Reply::Decrypted {
+                key,
+                master_key_arn,
+                request_id,
+            }) => Ok(Ok(Unwrapped {
+                key,
+                master_key_arn,
+                is_from_kms: !request_id.is_empty(),
+            })),
+            Ok(Reply::Failed(failure)) => Ok(Err(failure)),
+            Ok(_) => Err(no_answer(
+                "the broker gave an unexpected answer; see its log".into(),
+            )),
+            Err(error) => Err(no_answer(error.to_string())),
+        }
     }
 }
 

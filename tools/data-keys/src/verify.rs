@@ -20,7 +20,7 @@ use crate::{
     names::{self, WrongNames},
     print, print_json,
     textfile::{Metrics, TextfileArguments, unix_seconds},
-    unwrapping::{Problem, UnwrapperArguments},
+    unwrapping::{Problem, Unwrapper, UnwrapperArguments},
 };
 
 /// Decrypt every data key, and report those that fail or are wrong
@@ -100,14 +100,28 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     if manifest.is_empty() {
         names::expect_any(&directory, &listing.keys)?;
     }
+    // Without key files, only a key server can be asked, and no credentials are needed.
+    let has_work = !listing.keys.is_empty() || arguments.unwrapper.broker_socket.is_some();
+    let unwrapper = match has_work {
+        true => Some(arguments.unwrapper.open()?),
+        false => None,
+    };
+    let key_server = unwrapper
+        .as_ref()
+        .and_then(|unwrapper| unwrapper.of_key_server(&listing));
     let mut findings = Findings::new();
-    for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
-        warn!("{reason}");
-        findings.insert(name, (Finding::Missing, Some(reason)));
+    let mut older = Vec::new();
+    if key_server.is_none() {
+        for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
+            warn!("{reason}");
+            findings.insert(name, (Finding::Missing, Some(reason)));
+        }
+        older = manifest::older_without_file(&manifest, &listing);
+        findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
     }
-    let older = manifest::older_without_file(&manifest, &listing);
-    findings.extend(older.iter().map(|name| (*name, (Finding::Absent, None))));
-    decrypt(arguments, &directory, &listing, &manifest, &mut findings)?;
+    if let Some(unwrapper) = &unwrapper {
+        decrypt(unwrapper, &directory, &listing, &manifest, &mut findings)?;
+    }
     let printed = match arguments.json {
         true => print_json(&as_json(&findings, &manifest, &wrong)),
         false => print(&(summary(&findings, &manifest) + &manifest::without_file(&older))),
@@ -127,18 +141,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     }
 }
 
-/// Decrypts all keys that have a file, and compares them with the manifest.
+/// Decrypts all keys that have a file, or are on a key server, and compares them with the manifest.
 fn decrypt(
-    arguments: &Arguments,
+    unwrapper: &Unwrapper,
     directory: &KeyDirectory,
     listing: &Listing,
     manifest: &ManifestFile,
     findings: &mut Findings,
 ) -> Result<(), DataKeysError> {
-    if listing.keys.is_empty() {
-        return Ok(());
+    let key_server = unwrapper.of_key_server(listing);
+    let mut keys = listing.keys.clone();
+    if key_server.is_some() {
+        let listed = manifest.entries().into_iter().map(|entry| entry.name);
+        keys.extend(listed.filter(|name| !listing.has(name)));
     }
-    let unwrapper = arguments.unwrapper.open()?;
     let failures = RefCell::new(Findings::new());
     let fail = |name: &KeyName, finding, reason: String| {
         let entry = (finding, Some(reason.clone()));
@@ -146,7 +162,11 @@ fn decrypt(
         reason
     };
     let work = async |name: &KeyName| {
-        let unwrapped = unwrapper.try_unwrap(directory, name).await;
+        let key_server = key_server.filter(|_| !listing.has(name));
+        let unwrapped = match key_server {
+            Some(key_server) => key_server.get(name).await,
+            None => unwrapper.try_unwrap(directory, name).await,
+        };
         let unwrapped = unwrapped.map_err(|failure| {
             let finding = match failure.problem {
                 Problem::MasterKeyUnusable => Finding::MasterKeyUnusable,
@@ -155,12 +175,16 @@ fn decrypt(
             };
             fail(name, finding, failure.message)
         })?;
-        match manifest::check(manifest, directory, name, &unwrapped.key) {
+        let checked = match key_server {
+            Some(_) => manifest::check_of_key_server(manifest, name, &unwrapped.key),
+            None => manifest::check(manifest, directory, name, &unwrapped.key),
+        };
+        match checked {
             Ok(()) => Ok(unwrapped),
             Err(reason) => Err(fail(name, Finding::WrongKey, reason)),
         }
     };
-    block_on(each(&listing.keys, work, |name, unwrapped| {
+    block_on(each(&keys, work, |name, unwrapped| {
         let finding = match unwrapped.is_from_kms {
             true => Finding::Verified,
             false => Finding::Cached,

@@ -169,7 +169,7 @@ fn with_values(example: &str, values: &[(&str, &str)]) -> String {
 
 /// The key that a line of a configuration sets. For any other line, some text that is no key.
 pub fn key(line: &str) -> &str {
-    line.split_once('=').map_or(line, |(key, _)| key).trim()
+    line.split(['=', ':']).next().unwrap_or(line).trim()
 }
 
 /// As `make install` changes it.

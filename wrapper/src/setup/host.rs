@@ -9,10 +9,12 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, SystemTime},
 };
 
 use key_files::key_name::{KeyName, ParsedName};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use rustix::time::{ClockId, clock_gettime};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -193,6 +195,21 @@ pub fn is_broker_enabled() -> bool {
 /// Whether the broker's service runs.
 pub fn is_broker_active() -> bool {
     systemctl(&["is-active", BROKER]).is_ok()
+}
+
+/// When the broker that runs was started; `None` if it does not run.
+pub fn broker_start() -> Result<Option<SystemTime>, SetupError> {
+    if !is_broker_active() {
+        return Ok(None);
+    }
+    let property = "--property=ExecMainStartTimestampMonotonic";
+    let arguments = ["show", property, "--value", BROKER];
+    let microseconds = systemctl(&arguments)?;
+    let after_boot = microseconds.parse().map(Duration::from_micros);
+    let after_boot =
+        after_boot.map_err(|error| failed("systemctl", &arguments, error.to_string()))?;
+    let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
+    Ok(SystemTime::now().checked_sub(now.saturating_sub(after_boot)))
 }
 
 /// Whether a check would take the runtime directory from a process that uses it.

@@ -12,7 +12,7 @@ mod record;
 
 use std::{
     ffi::OsString,
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -313,9 +313,9 @@ impl Plan {
     /// The command that makes services use these files.
     fn start_command(&self, hand_over: HandOver) -> Result<String, SetupError> {
         let restart = "systemctl restart";
-        if !host::is_broker_active() {
+        let Some(broker_start) = host::broker_start()? else {
             return Ok(format!("{restart} mariadb"));
-        }
+        };
         if hand_over == HandOver::Launcher {
             return Ok(format!("systemctl stop {BROKER} && {restart} mariadb"));
         }
@@ -324,7 +324,9 @@ impl Plan {
         };
         let mut has_changes = self.obsolete.iter().any(|path| is_brokers(path));
         for file in self.files.iter().filter(|file| is_brokers(&file.path)) {
-            has_changes |= !is_there(file)?;
+            // It may have been written by an earlier run, or by a person.
+            let modified = fs::metadata(&file.path).and_then(|metadata| metadata.modified());
+            has_changes |= modified.is_ok_and(|time| time > broker_start) || !is_there(file)?;
         }
         Ok(match has_changes {
             // The server alone would leave the broker with the configuration and the access key that it has read.

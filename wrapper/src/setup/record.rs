@@ -30,7 +30,8 @@ pub struct Record {
     /// so that an interrupted setup knows both for its own.
     pub files: BTreeMap<PathBuf, Vec<String>>,
     /// What setup has written into the configuration, to which a person may add lines. While files are being written:
-    /// of what was there and of what is to be.
+    /// of what was there and of what is to be. Earlier builds of this release noted none.
+    #[serde(default)]
     pub configurations: Vec<String>,
     /// Directories that were not there, outermost first.
     pub directories: Vec<PathBuf>,
@@ -224,4 +225,20 @@ fn checksum(content: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_does_not_note_the_configuration_is_read() {
+        let text = r#"{"files": {}, "directories": ["/etc/x"], "has_enabled_broker": true}"#;
+        let expected = Record {
+            directories: vec!["/etc/x".into()],
+            has_enabled_broker: true,
+            ..Record::default()
+        };
+        assert_eq!(serde_json::from_str::<Record>(text).unwrap(), expected);
+    }
 }

@@ -332,8 +332,10 @@ static void show_status(void) {
   for (struct st_mysql_show_var *status = plugin->status_vars; status->name; status++, shown++) {
     struct st_mysql_show_var value = {.name = status->name};
     char *buffer = malloc(OLDEST_STATUS_BUFFER);
+    /* As performance_schema.status_by_thread passes it. */
+    MYSQL_THD another_connection = (MYSQL_THD)buffer;
     CHECK(status->type == SHOW_SIMPLE_FUNC || status->type == SHOW_FUNC);
-    CHECK(((mysql_show_var_func)status->value)((MYSQL_THD)&statement, &value, buffer, NULL, SHOW_OPT_GLOBAL) == 0);
+    CHECK(((mysql_show_var_func)status->value)(another_connection, &value, buffer, NULL, SHOW_OPT_GLOBAL) == 0);
     if (value.type == SHOW_ARRAY) {
       /* Of each key, under a name of its own. */
       CHECK(status->type == SHOW_FUNC);
