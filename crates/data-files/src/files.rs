@@ -72,8 +72,8 @@ impl Files {
         let directories: BTreeSet<_> = lists.iter().map(|list| &list.directory).collect();
         for directory in directories {
             let here = datadir.join(directory);
-            // One that cannot be looked for may exist.
-            if matches!(here.try_exists(), Ok(false)) {
+            // One that cannot be looked for may exist, and so may what a link to a disk leads to that is not mounted.
+            if !is_there(&here) {
                 continue;
             }
             for path in self.entries(&here) {

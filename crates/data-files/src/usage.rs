@@ -424,6 +424,19 @@ mod tests {
     }
 
     #[test]
+    fn a_list_behind_a_link_to_nowhere_may_name_logs() {
+        let directory = datadir(&[("ib_logfile0", &redo_log_10_8(b"Phys", b"\xfa"))]);
+        let link = directory.path().join("logs");
+        let lists = [LogList::beside(&link.join("bin"))];
+        assert!(find(directory.path(), &lists, 1).unwrap().is_none());
+        let elsewhere = tempfile::tempdir().unwrap().path().join("logs");
+        std::os::unix::fs::symlink(elsewhere, &link).unwrap();
+        let found = find_log_versions(directory.path(), &lists);
+        assert_eq!(found.unclear.len(), 1);
+        assert_eq!(found.unclear[0].path, link);
+    }
+
+    #[test]
     fn a_binary_log_is_found_however_far_below_the_data_directory_it_is() {
         let log = binary_log_file(1);
         let name = "a/b/c/binlog.000001";

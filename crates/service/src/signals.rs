@@ -5,15 +5,22 @@
 //! command runs.
 
 use std::{
+    fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
     process::Command,
+    thread,
 };
 
 use aws_session::child_output::set_signal_mask;
-use nix::sys::{
-    signal::{SigSet, SigmaskHow, Signal, raise},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal, raise},
+        signalfd::{SfdFlags, SignalFd},
+        termios::{SetArg, tcgetattr, tcsetattr},
+    },
 };
 
 use crate::process_status;
@@ -85,14 +92,33 @@ impl Signals {
     }
 }
 
-/// Calls `ask`, which prompts for a secret. Ctrl-C ends the program only afterwards: rpassword raises SIGINT while the
-/// echo is off, and the terminal would stay like that.
-pub fn hold_interrupt<T>(ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let mut interrupt = SigSet::empty();
-    interrupt.add(Signal::SIGINT);
-    let before = interrupt.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+/// Calls `ask`, which prompts at the terminal for a secret, with the echo off. A signal ends the program with the terminal
+/// as it was.
+///
+/// Ctrl-C does so only afterwards: rpassword reads it as a character, and raises SIGINT in this thread.
+pub fn with_terminal_restored<T>(ask: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let terminal = File::open("/dev/tty")?;
+    let before = tcgetattr(&terminal)?;
+    let signals = Signals::hold()?;
+    let inherited_mask = signals.inherited_mask;
+    let (answered, end) = io::pipe()?;
+    let watch = move || {
+        let event = |descriptor| PollFd::new(descriptor, PollFlags::POLLIN);
+        let mut events = [event(signals.descriptor()), event(answered.as_fd())];
+        // Readable, or closed, when there is an answer. EINTR: a stop and SIGCONT.
+        while poll(&mut events, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        if let Some(signal) = signals.received() {
+            // If this fails, nothing more can be done.
+            let _ = tcsetattr(&terminal, SetArg::TCSANOW, &before);
+            let _ = signals.die_of(signal);
+        }
+    };
+    let watching = thread::Builder::new().spawn(watch)?;
     let answer = ask();
-    before.thread_set_mask()?;
+    drop(end);
+    // It has panicked, or has nothing to say.
+    let _ = watching.join();
+    inherited_mask.thread_set_mask()?;
     answer
 }
 

@@ -15,7 +15,7 @@ use end_to_end_tests::{
     tables::{assert_rows, check_tables, insert, make_tables},
     wait_until,
 };
-use nix::sys::signal::SIGINT;
+use nix::sys::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 const MASTER_KEY: &str = "alias/mariadb";
 const KEYS: &str = "1;770A8A65DA156D24EE2A093277530142
@@ -659,5 +659,26 @@ fn a_search_shows_its_progress_and_ctrl_c_ends_it_and_the_question_with_the_term
         assert_eq!(status.signal(), Some(SIGINT as i32), "{}", terminal.shown());
         assert!(terminal.echoes());
         assert_eq!(key_files(&directory), [""; 0]);
+    }
+}
+
+#[test]
+fn a_signal_at_the_question_for_the_password_leaves_the_terminal_as_it_was() {
+    let scene = Scene::new().with_broker();
+    let (keys, _) = encrypt(&scene.sandbox, KEYS, "-md sha1");
+    let directory = scene.sandbox.directory("imported");
+    let master_key = format!("--master-key-id={MASTER_KEY}");
+    let import = ["import", &master_key, text(&keys), text(&directory)];
+    for signal in [SIGTERM, SIGHUP, SIGINT, SIGQUIT] {
+        let mut terminal = Terminal::new();
+        let mut on_terminal = after(&["setsid", "--ctty"], &program(&scene, &import));
+        on_terminal.stdin(terminal.programs());
+        let mut process = Process::start(&mut on_terminal);
+        terminal.wait_for_nth("Password of the key file: ", 1);
+        wait_until("the echo to be off", || !terminal.echoes());
+        process.signal(signal);
+        let (status, said) = process.finish();
+        assert_eq!(status.signal(), Some(signal as i32), "{said}");
+        assert!(terminal.echoes(), "{signal}");
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use offline_keys::password::Password;
-use service::signals::hold_interrupt;
+use service::signals::with_terminal_restored;
 use zeroize::Zeroizing;
 
 use crate::DataKeysError;
@@ -52,7 +52,7 @@ fn ask(prompt: &str) -> Result<Password, DataKeysError> {
         Some(_) => DataKeysError::NoTerminal,
         None => DataKeysError::System("read the password", error),
     };
-    let text = hold_interrupt(|| rpassword::prompt_password(prompt)).map_err(failed)?;
+    let text = with_terminal_restored(|| rpassword::prompt_password(prompt)).map_err(failed)?;
     let text = Zeroizing::new(text);
     // rpassword puts it in place of what it cannot read, and of the bytes after that.
     if text.contains(char::REPLACEMENT_CHARACTER) {

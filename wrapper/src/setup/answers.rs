@@ -15,7 +15,7 @@ use aws_session::{
     master_key_id::MasterKeyId,
     region::is_region,
 };
-use service::signals::hold_interrupt;
+use service::signals::with_terminal_restored;
 
 /// A secret access key has 40 characters.
 const SECRET_LIMIT_BYTES: usize = 1024;
@@ -250,7 +250,7 @@ fn read_standard_input() -> Result<Zeroizing<String>, SetupError> {
 
 fn ask_secret() -> Result<Zeroizing<String>, SetupError> {
     let prompt = "Secret access key (not shown): ";
-    let secret = hold_interrupt(|| rpassword::prompt_password(prompt))
+    let secret = with_terminal_restored(|| rpassword::prompt_password(prompt))
         .map_err(|error| SetupError::System("read the secret access key", error))?;
     Ok(Zeroizing::new(secret))
 }
