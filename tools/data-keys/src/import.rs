@@ -27,10 +27,9 @@ use crate::{
 #[command(after_help = "\
 KMS wraps each key and decrypts it to compare. Ids and versions stay. Nothing is
 overwritten. Stop the server first, and start it with aws_key_management after.
-ALGORITHM, AES_CBC or AES_CTR: file_key_management_encryption_algorithm.
-DIGEST and NUMBER: file_key_management_digest and file_key_management_use_pbkdf2
-(before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl enc. Without
-them, import tries common ones up to 1,000,000, which can take a minute.")]
+ALGORITHM, DIGEST and NUMBER: file_key_management_encryption_algorithm, _digest
+and _use_pbkdf2 (before MariaDB 12.0.1: sha1 and 0), or -md and -iter of openssl
+enc. Without DIGEST and NUMBER, import tries common ones, for up to a minute.")]
 pub(crate) struct Arguments {
     /// The master key: id, ARN, alias or alias ARN
     #[arg(long, value_name = "KEY")]
