@@ -208,10 +208,10 @@ fn only_the_data_directory_of_a_server_is_marked() {
 /// The server could not read what somebody else writes for it.
 #[test]
 fn nobody_but_root_and_the_owner_marks_a_data_directory() {
-    let sandbox = Sandbox::new();
-    let directory = sandbox.directory("data");
+    let scene = Scene::new();
+    let directory = scene.sandbox.directory("data");
     fs::write(directory.join("ibdata1"), "").unwrap();
-    let mut fork = Command::new(dist("bin/kms-data-keys"));
+    let mut fork = Command::new(scene.copy_programs(&["kms-data-keys"]));
     fork.arg("fork").arg(&directory).uid(NOBODY).gid(NOBODY);
     for (mode, reason) in [
         (0o700, "Permission denied"),
