@@ -319,14 +319,17 @@ impl Plan {
         if hand_over == HandOver::Launcher {
             return Ok(format!("systemctl stop {BROKER} && {restart} mariadb"));
         }
-        let is_brokers = |path: &Path| {
-            [CONFIG, CREDENTIAL, SERVICE_CREDENTIAL_DROP_IN].contains(&&*path.to_string_lossy())
+        let brokers = [CONFIG, CREDENTIAL, SERVICE_CREDENTIAL_DROP_IN].map(Path::new);
+        // By an earlier run, or by a person.
+        let is_newer = |path: &Path| {
+            let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|time| time > broker_start)
         };
-        let mut has_changes = self.obsolete.iter().any(|path| is_brokers(path));
-        for file in self.files.iter().filter(|file| is_brokers(&file.path)) {
-            // It may have been written by an earlier run, or by a person.
-            let modified = fs::metadata(&file.path).and_then(|metadata| metadata.modified());
-            has_changes |= modified.is_ok_and(|time| time > broker_start) || !is_there(file)?;
+        let mut has_changes = brokers
+            .iter()
+            .any(|path| is_newer(path) || self.obsolete.iter().any(|it| it == path));
+        for file in &self.files {
+            has_changes |= brokers.contains(&file.path.as_path()) && !is_there(file)?;
         }
         Ok(match has_changes {
             // The server alone would leave the broker with the configuration and the access key that it has read.
