@@ -15,6 +15,8 @@ fn an_operator_enters_a_code_on_the_page_of_the_service_that_the_book_sets_up() 
     site.machine.sh(&fence("console-group").commands);
     site.machine.sh(&fence("console-start").commands);
     site.wait_for_fifo();
+    // At boot, before the group was there, the broker may have failed, and the server with it.
+    site.machine.sh("systemctl --no-block start mariadb");
 
     let socket = "/run/iam-kms-console/console.sock";
     site.machine
