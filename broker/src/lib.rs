@@ -293,8 +293,8 @@ fn runtime(is_key_server: bool) -> Result<Runtime, RunError> {
         // A file server that does not answer keeps the threads that wait for it.
         .max_blocking_threads(MAX_STORE_THREADS)
         .thread_keep_alive(Duration::MAX);
-    // Tokio panics if it cannot start a thread for each processor, and later where work for the threads of the key store
-    // comes, there is none, and none can be started. So the first one is started here, and stays.
+    // Tokio panics if it cannot start a thread for each processor. Later it panics if there is work for the threads of the
+    // key store while none exists and none can be started, so the first one is started here, and stays.
     let started = || {
         let runtime = builder.build()?;
         runtime.spawn_blocking(|| ());

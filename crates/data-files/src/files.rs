@@ -132,7 +132,7 @@ impl Files {
         (files, directories)
     }
 
-    /// A server can be told to write them anywhere. Databases have no directories of their own, so that there are few.
+    /// A server can be told to write its binary logs anywhere. Databases contain no directories, so there are few.
     fn add_binary_logs_below(&mut self, mut directories: BTreeSet<PathBuf>) {
         let mut parents: Vec<_> = directories.iter().cloned().collect();
         while let Some(parent) = parents.pop() {

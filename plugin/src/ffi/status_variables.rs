@@ -71,7 +71,7 @@ unsafe fn write_text(text: &str, buffer: *mut u8) {
     }
 }
 
-/// Of no key.
+/// The array of a server without keys.
 static NO_ROWS: ServerOwned<[StatusVariable; 1]> = ServerOwned::new([StatusVariable::END]);
 
 /// Fills in the variables of single keys, as an array in memory of the statement: while the server reads it, a stored
@@ -114,7 +114,7 @@ pub(super) unsafe fn lay_out(
 ) -> Option<*mut c_void> {
     // SAFETY: as the caller says.
     let copy_text = |text: String| unsafe {
-        // There is none with a NUL.
+        // No name or value contains a NUL.
         let text = CString::new(text).unwrap_or_default();
         copy(text.as_bytes_with_nul(), &allocate)
     };

@@ -1000,7 +1000,7 @@ fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_o
     }
 }
 
-/// Whoever asks for a key that only KMS can unwrap waits for it, and keeps nobody from a key in memory.
+/// Requests that wait for KMS do not delay those for keys in memory.
 #[test]
 fn a_key_in_memory_is_given_at_once_while_kms_hangs_for_others() {
     const CLIENTS: usize = 17;

@@ -22,7 +22,7 @@ use nix::sys::signal::SIGTERM;
 /// What a busy machine may need. A process that waited for the resolver would need longer.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A name server on an address of its own, which answers nothing as long as nobody does it.
+/// A name server with an address of its own. It answers only what a test answers with its socket.
 fn name_server() -> (UdpSocket, String) {
     (1..=u8::MAX)
         .map(|number| format!("127.53.{}.{number}", std::process::id() % 256))

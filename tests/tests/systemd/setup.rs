@@ -260,7 +260,7 @@ fn another_access_key_reaches_the_running_broker_by_the_command_that_setup_print
     running.aws.replace_long_term_key();
     let printed = machine.sh(&setup(&running, "--yes 2>&1"));
     assert!(printed.ends_with(RESTART_WITH_BROKER), "{printed}");
-    // Whoever runs it once more to see the command sees the same.
+    // Running it once more shows the same command.
     let printed = machine.sh(&format!("{} --yes 2>&1", setup_without_key(&running)));
     assert!(
         printed.starts_with("All files are up to date."),

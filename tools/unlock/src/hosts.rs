@@ -75,7 +75,7 @@ pub enum HostsError {
         /// What stands there.
         name: String,
     },
-    /// A variable of a host is none of those that people write, such as one that ansible-vault has encrypted.
+    /// A variable of a host has a type that cannot be used, such as one that ansible-vault has encrypted.
     #[error(
         "{place}: {variable} is neither text nor a number, such as an encrypted value; list the hosts with --hosts instead"
     )]

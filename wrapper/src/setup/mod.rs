@@ -320,7 +320,7 @@ impl Plan {
             return Ok(format!("systemctl stop {BROKER} && {restart} mariadb"));
         }
         let brokers = [CONFIG, CREDENTIAL, SERVICE_CREDENTIAL_DROP_IN].map(Path::new);
-        // By an earlier run, or by a person.
+        // An earlier run, or a person, may have written it since the broker started.
         let is_newer = |path: &Path| {
             let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
             modified.is_ok_and(|time| time > broker_start)
