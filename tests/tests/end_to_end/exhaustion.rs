@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use broker_api::{FailureKind, Reply, Request, SessionPhase};
+use broker_api::{Failure, FailureKind, Reply, Request, SessionPhase};
 use end_to_end_tests::{
     Process, SLEEP, Sandbox, Scene, StoreDirectory, after_python,
     broker::{self, Peer, broker_pid, failure, generated, phase},
@@ -84,17 +84,7 @@ fn a_broker_without_threads_says_so_keeps_the_code_and_continues_when_there_are_
     wait_until_disconnected(broker.pid());
     limit(broker.pid(), "--nproc=1:");
     let refused = failure(&scene);
-    assert_eq!(
-        refused.kind,
-        FailureKind::Unavailable,
-        "{}",
-        refused.message
-    );
-    assert!(
-        refused.message.contains("cannot start a thread"),
-        "{}",
-        refused.message
-    );
+    assert_unavailable(&refused, "cannot start a thread");
     assert_eq!(phase(&scene), SessionPhase::Open);
     limit(broker.pid(), "--nproc=1000:");
     generated(&scene);
@@ -177,25 +167,20 @@ fn a_broker_of_a_database_host_without_threads_says_so_and_continues_when_there_
     let Reply::Failed(refused) = ask(&make_key(1, "")) else {
         panic!("it was served");
     };
-    assert_eq!(
-        refused.kind,
-        FailureKind::Unavailable,
-        "{}",
-        refused.message
-    );
-    assert!(
-        refused
-            .message
-            .contains("cannot start a thread for a DNS look-up"),
-        "{}",
-        refused.message
-    );
+    assert_unavailable(&refused, "cannot start a thread for a DNS look-up");
     let state = ask(&Request::Session);
     assert!(matches!(state, Reply::Session(_)), "{state:?}");
     limit(broker.pid(), "--nproc=1000:");
     let made = ask(&make_key(1, ""));
     assert!(matches!(made, Reply::Stored { .. }), "{made:?}");
     ends_well(broker);
+}
+
+/// A failure that may pass, with `reason` in its message.
+fn assert_unavailable(failure: &Failure, reason: &str) {
+    let message = &failure.message;
+    assert_eq!(failure.kind, FailureKind::Unavailable, "{message}");
+    assert!(message.contains(reason), "{message}");
 }
 
 /// Ends with 0 on SIGTERM.
