@@ -10,9 +10,7 @@ use std::{
 use memchr::memmem;
 use nix::{sys::signal::Signal, unistd::geteuid};
 
-use crate::{
-    Process, Sandbox, command, dist, mariadb_program, owner_of, server_options, wait_until,
-};
+use crate::{Process, Sandbox, command, dist, mariadb_program, owner_of, server_options};
 
 const PLUGIN: &str = "aws_key_management.so";
 
@@ -373,13 +371,14 @@ fn template() -> PathBuf {
         .filter(|c| c.is_ascii_alphanumeric())
         .collect();
     let template = dist("").join(format!("datadir-{version}-{}", geteuid()));
-    if template.exists() {
+    let has_tables = |datadir: &Path| datadir.join("mysql").exists();
+    if has_tables(&template) {
         return template;
     }
-    // Renamed when it is complete: other test programs look for it at the same time.
+    // Made where a server in a root of its own sees it.
     let making = tempfile::Builder::new()
         .prefix("ikw-datadir-")
-        .tempdir_in(dist(""))
+        .tempdir()
         .unwrap();
     let program = mariadb_program("/usr/bin/mariadb-install-db");
     let output = command(&program)
@@ -396,12 +395,19 @@ fn template() -> PathBuf {
         .output()
         .expect("mariadb-install-db");
     assert!(output.status.success(), "{output:?}");
-    match fs::rename(making.path(), &template) {
-        Ok(()) => drop(making.keep()),
-        Err(error) if template.exists() => drop(error),
+    assert!(has_tables(making.path()), "{output:?}");
+    // Copied, as /tmp may be another file system, and renamed when it is complete: other test programs look for it at the
+    // same time.
+    let copied = tempfile::Builder::new()
+        .prefix("ikw-datadir-")
+        .tempdir_in(dist(""))
+        .unwrap();
+    copy(&making.path().join("."), copied.path());
+    match fs::rename(copied.path(), &template) {
+        Ok(()) => drop(copied.keep()),
+        Err(error) if has_tables(&template) => drop(error),
         Err(error) => panic!("{error}"),
     }
-    wait_until("the datadir", || template.exists());
     template
 }
 
