@@ -1,8 +1,8 @@
 //! Which files of a data directory may be encrypted.
 
 use std::{
-    collections::BTreeSet,
-    fs::{self, DirEntry},
+    collections::{BTreeSet, VecDeque},
+    fs,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -51,19 +51,31 @@ pub struct Files {
     pub unreadable: Vec<(PathBuf, ScanError)>,
 }
 
+/// How far a database's directory is below the data directory, or one that was named with it.
+const DATABASE_DEPTH: usize = 1;
+
 impl Files {
     /// Looks through the data directory, the further ones, and the directories in each, and further down for
     /// binary logs. What it cannot look into is in `unreadable`.
     pub fn find(datadir: &Path, further: &[PathBuf]) -> Self {
-        let (mut files, directories) = Self::find_with(datadir, further, Self::add);
-        files.add_binary_logs_below(directories);
+        let mut roots = vec![datadir];
+        roots.extend(further.iter().map(PathBuf::as_path));
+        let mut files = Self::walk(&roots, usize::MAX, |files, depth, path| match depth {
+            ..=DATABASE_DEPTH => files.add(path, datadir),
+            // A server can be told to write its binary logs anywhere.
+            _ => files.add_if_binary_log(path),
+        });
+        for path in &files.archived_redo_logs {
+            files.unreadable.push((path.clone(), ARCHIVED_REDO_LOG));
+        }
         files
     }
 
     /// Looks for InnoDB's tablespaces only, and opens no file but those that name one elsewhere.
     pub fn find_tablespaces(datadir: &Path) -> Self {
-        let add = |files: &mut Self, path, _: &Path| drop(files.add_tablespace(path));
-        Self::find_with(datadir, &[], add).0
+        Self::walk(&[datadir], DATABASE_DEPTH, |files, _, path| {
+            files.add_tablespace(path);
+        })
     }
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
@@ -104,106 +116,52 @@ impl Files {
         }
     }
 
-    /// Returns the directories that it has looked through, too.
-    fn find_with(
-        datadir: &Path,
-        further: &[PathBuf],
-        add: impl Fn(&mut Self, PathBuf, &Path),
-    ) -> (Self, BTreeSet<PathBuf>) {
+    /// Calls `add` with everything but directories that is at most `max_depth` below one of `roots`, and with how far
+    /// below. A directory is looked through once, whatever it is called. Databases contain no directories, so there are
+    /// few.
+    fn walk(roots: &[&Path], max_depth: usize, add: impl Fn(&mut Self, usize, PathBuf)) -> Self {
         let mut files = Self::default();
-        let mut directories = BTreeSet::from([datadir.to_owned()]);
-        for directory in further {
-            files.add_directory(directory, &mut directories);
-        }
-        for directory in directories.clone() {
-            files.add_subdirectories(&directory, &mut directories);
-        }
-        for directory in &directories {
-            for path in files.entries(directory) {
-                add(&mut files, path, datadir);
+        let mut known = BTreeSet::new();
+        let mut directories: VecDeque<_> =
+            roots.iter().map(|root| (0, root.to_path_buf())).collect();
+        while let Some((depth, directory)) = directories.pop_front() {
+            let directory = match directory.canonicalize() {
+                Ok(directory) => directory,
+                // The server has removed a database meanwhile.
+                Err(_) if depth > 0 && !is_there(&directory) => continue,
+                Err(error) => {
+                    files.unreadable.push((directory, error.into()));
+                    continue;
+                }
+            };
+            if !known.insert(directory.clone()) {
+                continue;
             }
-        }
-        for path in &files.archived_redo_logs {
-            files.unreadable.push((path.clone(), ARCHIVED_REDO_LOG));
+            for path in files.entries(&directory) {
+                match path.metadata() {
+                    Ok(metadata) if !metadata.is_dir() => add(&mut files, depth, path),
+                    // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
+                    Ok(_) if depth == max_depth || path.ends_with("lost+found") => {}
+                    Ok(_) => directories.push_back((depth + 1, path)),
+                    Err(_) if !is_there(&path) => {}
+                    // It may be, or lead to, anything, such as a link to a disk that is not mounted.
+                    Err(error) => files.unreadable.push((path, error.into())),
+                }
+            }
         }
         files
             .system_tablespace
             .sort_by_key(|path| number_after(path, "ibdata"));
-        (files, directories)
+        files
     }
 
-    /// A server can be told to write its binary logs anywhere. Databases contain no directories, so there are few.
-    fn add_binary_logs_below(&mut self, mut directories: BTreeSet<PathBuf>) {
-        let mut parents: Vec<_> = directories.iter().cloned().collect();
-        while let Some(parent) = parents.pop() {
-            for directory in self.add_subdirectories(&parent, &mut directories) {
-                for path in self.entries(&directory) {
-                    self.add_if_binary_log(path);
-                }
-                parents.push(directory);
-            }
-        }
-    }
-
-    /// Returns those that are new.
-    fn add_subdirectories(
-        &mut self,
-        parent: &Path,
-        directories: &mut BTreeSet<PathBuf>,
-    ) -> Vec<PathBuf> {
-        let is_directory = |entry: &DirEntry| match entry.file_type()? {
-            kind if kind.is_symlink() => Ok(entry.path().metadata()?.is_dir()),
-            kind => Ok(kind.is_dir()),
-        };
-        let mut new = Vec::new();
-        for entry in self.read_directory(parent) {
-            let path = entry.path();
-            match is_directory(&entry) {
-                // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
-                Ok(true) if !path.ends_with("lost+found") => {
-                    new.extend(self.add_directory(&path, directories));
-                }
-                Ok(_) => {}
-                Err(error) => self.add_unreadable(path, error),
-            }
-        }
-        new
-    }
-
-    /// Adds a directory once, whatever it is called, and returns it if it is new.
-    fn add_directory(
-        &mut self,
-        directory: &Path,
-        directories: &mut BTreeSet<PathBuf>,
-    ) -> Option<PathBuf> {
-        match directory.canonicalize() {
-            Ok(directory) => directories.insert(directory.clone()).then_some(directory),
-            Err(error) => {
-                self.unreadable.push((directory.to_owned(), error.into()));
-                None
-            }
-        }
-    }
-
-    /// Adds what may be, or lead to, anything, such as a link to a disk that is not mounted; but not what the server
-    /// has removed meanwhile.
-    fn add_unreadable(&mut self, path: PathBuf, error: io::Error) {
-        if is_there(&path) {
-            self.unreadable.push((path, error.into()));
-        }
-    }
-
-    fn read_directory(&mut self, directory: &Path) -> Vec<DirEntry> {
-        let entries = fs::read_dir(directory).and_then(Iterator::collect);
+    fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         entries.unwrap_or_else(|error: io::Error| {
             self.unreadable.push((directory.to_owned(), error.into()));
             Vec::new()
         })
-    }
-
-    fn entries(&mut self, directory: &Path) -> Vec<PathBuf> {
-        let entries = self.read_directory(directory);
-        entries.iter().map(DirEntry::path).collect()
     }
 
     fn add(&mut self, path: PathBuf, datadir: &Path) {
@@ -258,15 +216,14 @@ impl Files {
     }
 
     fn add_if_binary_log(&mut self, path: PathBuf) {
-        match path.metadata() {
-            Ok(metadata) if metadata.is_file() => match begins_like_a_binary_log(&path) {
-                Ok(true) => self.add_binary_log(path),
-                Ok(false) => {}
-                Err(error) => self.unreadable.push((path, error)),
-            },
-            // Sockets and the like cannot be opened, directories are looked through by themselves.
-            Ok(_) => {}
-            Err(error) => self.add_unreadable(path, error),
+        // Sockets and the like cannot be opened.
+        if !path.is_file() {
+            return;
+        }
+        match begins_like_a_binary_log(&path) {
+            Ok(true) => self.add_binary_log(path),
+            Ok(false) => {}
+            Err(error) => self.unreadable.push((path, error)),
         }
     }
 

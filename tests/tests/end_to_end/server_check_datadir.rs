@@ -604,6 +604,27 @@ fn binary_logs_are_found_anywhere_below_the_data_directory() {
     assert_eq!(first_file, "logs/of/the/server/binlog.000001");
 }
 
+/// MariaDB gives a database's directory the database's name.
+#[test]
+fn a_database_whose_name_is_like_that_of_a_file_of_innodb_stops_neither_check_nor_new_keys() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene);
+    let mut server = database.start();
+    for (name, key_id) in [("undo2025", 3), ("ibdata2", 4), ("ib_logfile1", 5)] {
+        database.sql(&format!(
+            "CREATE DATABASE {name}; CREATE TABLE {name}.t (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID={key_id}"
+        ));
+    }
+    database.sql("CREATE TABLE undo2025.u (i INT) ENGINE=InnoDB ENCRYPTION_KEY_ID=6");
+    database.stop(&mut server);
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    for key_id in 3..=6 {
+        assert_eq!(checked.state(key_id, 1), "needed", "{}", checked.output);
+    }
+}
+
 /// Writes `bytes` over what a file has at `offset`.
 fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     let file = fs::File::options().write(true).open(path).unwrap();
