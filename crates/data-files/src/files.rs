@@ -143,7 +143,7 @@ impl Files {
                     // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
                     Ok(_) if depth == max_depth || path.ends_with("lost+found") => {}
                     Ok(_) => directories.push_back((depth + 1, path)),
-                    Err(_) if !is_there(&path) => {}
+                    Err(_) if !is_there(&path) || is_of_a_process(&path) => {}
                     // It may be, or lead to, anything, such as a link to a disk that is not mounted.
                     Err(error) => files.unreadable.push((path, error.into())),
                 }
@@ -248,6 +248,12 @@ impl Files {
 /// Whether a name exists, also that of a link to nowhere.
 pub(crate) fn is_there(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// A socket or PID file. A link to one usually leads nowhere before the server has started.
+fn is_of_a_process(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("sock" | "pid"))
 }
 
 fn begins_like_a_binary_log(path: &Path) -> Result<bool, ScanError> {

@@ -625,6 +625,20 @@ fn a_database_whose_name_is_like_that_of_a_file_of_innodb_stops_neither_check_no
     }
 }
 
+/// Where clients look for the socket in the data directory, it is a link to the one that the server makes.
+#[test]
+fn a_link_to_the_servers_own_socket_stops_neither_the_first_key_nor_check() {
+    let scene = scene();
+    let _broker = scene.start_broker();
+    let database = database(&scene);
+    symlink(&database.socket, database.datadir.join("mysql.sock")).unwrap();
+    let mut server = database.start();
+    database.stop(&mut server);
+    let checked = check(&database.datadir);
+    checked.assert_exit_code(0);
+    assert_eq!(checked.state(1, 1), "needed", "{}", checked.output);
+}
+
 /// Writes `bytes` over what a file has at `offset`.
 fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     let file = fs::File::options().write(true).open(path).unwrap();
