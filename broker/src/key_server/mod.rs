@@ -246,11 +246,7 @@ impl KeyServer {
                         message: "the key server has no answer yet".into(),
                     };
                     let attempt = async {
-                        if let Request::GetKey(get) = &request
-                            && let Some(reply) = self
-                                .keys
-                                .in_memory(&admitted.client.name_space, &get.context)
-                        {
+                        if let Some(reply) = self.at_hand(admitted, &request) {
                             return Ok(reply);
                         }
                         // Closed never.
@@ -291,6 +287,21 @@ impl KeyServer {
         self.master_key_id.as_deref()
     }
 
+    /// What is answered without AWS and the key store, however many requests wait for these.
+    fn at_hand(&self, admitted: &Admitted, request: &Request) -> Option<Reply> {
+        match request {
+            Request::Session => {
+                let settings = self.aws.kms.settings().clone();
+                Some(Reply::Session(self.aws.sessions.state(settings, None)))
+            }
+            Request::GetKey(request) => {
+                let space = &admitted.client.name_space;
+                self.keys.in_memory(space, &request.context)
+            }
+            _ => None,
+        }
+    }
+
     async fn attempt(
         &self,
         admitted: &Admitted,
@@ -299,10 +310,6 @@ impl KeyServer {
     ) -> Result<Reply, Failure> {
         let space = admitted.client.name_space.as_str();
         match request {
-            Request::Session => {
-                let settings = self.aws.kms.settings().clone();
-                Ok(Reply::Session(self.aws.sessions.state(settings, None)))
-            }
             Request::GetKey(request) => self.keys.get(space, user, &request.context).await,
             Request::FindKey(request) => self.keys.find(space, request).await,
             Request::MakeKey(make) => {
@@ -316,7 +323,9 @@ impl KeyServer {
                 }
                 Ok(listed)
             }
-            Request::Decrypt(_)
+            // The first is at hand.
+            Request::Session
+            | Request::Decrypt(_)
             | Request::GenerateDataKey(_)
             | Request::Overview
             | Request::Events { .. } => Err(invalid("not a request to a key server".into())),

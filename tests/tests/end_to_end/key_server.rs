@@ -1002,7 +1002,7 @@ fn starts_that_wait_for_kms_ask_less_and_less_often_and_the_log_has_the_reason_o
 
 /// Requests that wait for KMS do not delay those for keys in memory.
 #[test]
-fn a_key_in_memory_is_given_at_once_while_kms_hangs_for_others() {
+fn a_key_in_memory_and_the_session_are_told_at_once_while_kms_hangs_for_others() {
     const CLIENTS: usize = 17;
     const CALLS: usize = 16;
     let sections: String = (0..CLIENTS)
@@ -1036,6 +1036,8 @@ fn a_key_in_memory_is_given_at_once_while_kms_hangs_for_others() {
     }
     let began = Instant::now();
     given(connect(0).ask(&get_key(1, 1)));
+    let session = connect(0).ask(&Request::Session);
+    assert!(matches!(session, Reply::Session(_)), "{session:?}");
     assert!(began.elapsed() < Duration::from_secs(60));
 }
 
