@@ -151,7 +151,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     } else if doubts.is_empty() {
         Outcome::Good.despite(written)
     } else {
-        written.and(Err(DataKeysError::Undetermined))
+        Outcome::unknown(DataKeysError::Undetermined, written)
     }
 }
 

@@ -84,6 +84,17 @@ impl Outcome {
             }
         }
     }
+
+    /// Returns `why` there is no outcome, and logs what could not be written.
+    fn unknown(
+        why: DataKeysError,
+        written: Result<(), DataKeysError>,
+    ) -> Result<Self, DataKeysError> {
+        if let Err(failure) = written {
+            error!("{failure}");
+        }
+        Err(why)
+    }
 }
 
 impl From<Outcome> for ExitCode {
@@ -235,7 +246,7 @@ fn print(text: &str) -> Result<(), DataKeysError> {
 /// Does the same with what a subcommand says when all is done.
 fn print_summary(text: &str) -> Result<(), DataKeysError> {
     print(text).map_err(|why| DataKeysError::SummaryLost {
-        summary: text.trim().into(),
+        summary: text.trim().replace('\n', " "),
         why: Box::new(why),
     })
 }

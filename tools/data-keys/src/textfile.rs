@@ -104,8 +104,11 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::other("it is not the name of a file"))?;
-    // A device that people discard metrics with, such as /dev/null, must stay one.
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+    // What people discard or show metrics with, such as the device /dev/null and the link /dev/stdout, must stay.
+    if path
+        .symlink_metadata()
+        .is_ok_and(|metadata| !metadata.is_file())
+    {
         return Err(io::Error::other("it is not a regular file"));
     }
     let temporary = path.with_file_name(format!(".{}.{}", name.display(), process::id()));
@@ -176,18 +179,17 @@ mod tests {
     #[test]
     fn a_textfile_takes_the_place_of_nothing_but_a_file() {
         let directory = tempfile::tempdir().unwrap();
-        let (socket, link) = (
-            directory.path().join("socket"),
-            directory.path().join("link"),
-        );
+        let [socket, link, file] =
+            ["socket", "link", "file"].map(|name| directory.path().join(name));
         let _listener = UnixListener::bind(&socket).unwrap();
-        symlink("/dev/null", &link).unwrap();
-        for path in [&socket, &link] {
+        fs::write(&file, "").unwrap();
+        symlink(&file, &link).unwrap();
+        for path in [&socket, &link, Path::new("/dev/null")] {
             let error = Metrics::new("verify").write(Some(path)).unwrap_err();
             assert!(error.to_string().contains("regular file"), "{error}");
         }
         assert!(socket.metadata().unwrap().file_type().is_socket());
         assert!(link.is_symlink());
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3);
     }
 }

@@ -136,7 +136,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
         wrong.outcome().unless_failed(bad),
         count(&findings, Finding::NotChecked),
     ) {
-        (Outcome::Good, 1..) => written.and(Err(DataKeysError::NotVerified)),
+        (Outcome::Good, 1..) => Outcome::unknown(DataKeysError::NotVerified, written),
         (outcome, _) => outcome.despite(written),
     }
 }
