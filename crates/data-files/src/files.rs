@@ -1,9 +1,10 @@
 //! Which files of a data directory may be encrypted.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     io::{self, Read},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -80,7 +81,17 @@ impl Files {
 
     /// Adds the binary logs that further lists name. A list that does not exist names none.
     pub fn with_listed(mut self, lists: &[LogList], datadir: &Path) -> Self {
-        let connections = self.connections(datadir);
+        let mut connections = BTreeMap::new();
+        for path in lists.iter().flat_map(|list| &list.connections) {
+            if !connections.contains_key(path) {
+                connections.insert(path, self.connections(&datadir.join(path)));
+            }
+        }
+        let connections = |list: &LogList| {
+            let path = list.connections.as_ref();
+            path.and_then(|path| connections.get(path))
+                .map_or(&[][..], Vec::as_slice)
+        };
         let directories: BTreeSet<_> = lists.iter().map(|list| &list.directory).collect();
         for directory in directories {
             let here = datadir.join(directory);
@@ -93,7 +104,7 @@ impl Files {
                     &list.directory == directory
                         && path
                             .file_name()
-                            .is_some_and(|name| list.is_named(name, &connections))
+                            .is_some_and(|name| list.is_named(name, connections(list)))
                 };
                 if lists.iter().any(is_named) {
                     self.add_listed(path, datadir);
@@ -104,13 +115,12 @@ impl Files {
     }
 
     /// The named connections of a replica with several masters. The server writes their names there, one in a line.
-    fn connections(&mut self, datadir: &Path) -> Vec<String> {
-        let path = datadir.join("multi-master.info");
-        match read_list(&path) {
+    fn connections(&mut self, list: &Path) -> Vec<String> {
+        match read_list(list) {
             Ok(names) => names.lines().map(str::to_owned).collect(),
-            Err(error) if error.is_not_found() => Vec::new(),
+            Err(error) if error.is_not_found() && !is_there(list) => Vec::new(),
             Err(error) => {
-                self.unreadable.push((path, error));
+                self.unreadable.push((list.to_owned(), error));
                 Vec::new()
             }
         }
@@ -127,7 +137,6 @@ impl Files {
         while let Some((depth, directory)) = directories.pop_front() {
             let directory = match directory.canonicalize() {
                 Ok(directory) => directory,
-                // The server has removed a database meanwhile.
                 Err(_) if depth > 0 && !is_there(&directory) => continue,
                 Err(error) => {
                     files.unreadable.push((directory, error.into()));
@@ -143,9 +152,12 @@ impl Files {
                     // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
                     Ok(_) if depth == max_depth || path.ends_with("lost+found") => {}
                     Ok(_) => directories.push_back((depth + 1, path)),
-                    Err(_) if !is_there(&path) || is_of_a_process(&path) => {}
-                    // It may be, or lead to, anything, such as a link to a disk that is not mounted.
-                    Err(error) => files.unreadable.push((path, error.into())),
+                    Err(_) if !is_there(&path) => {}
+                    // A link to a disk that is not mounted, or to what may not be searched.
+                    Err(error) if may_be_database_or_log(&path) => {
+                        files.unreadable.push((path, error.into()));
+                    }
+                    Err(_) => add(&mut files, depth, path),
                 }
             }
         }
@@ -159,7 +171,10 @@ impl Files {
         let entries = fs::read_dir(directory)
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         entries.unwrap_or_else(|error: io::Error| {
-            self.unreadable.push((directory.to_owned(), error.into()));
+            // Else the server has removed a database meanwhile.
+            if is_there(directory) {
+                self.unreadable.push((directory.to_owned(), error.into()));
+            }
             Vec::new()
         })
     }
@@ -250,10 +265,12 @@ pub(crate) fn is_there(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
-/// A socket or PID file. A link to one usually leads nowhere before the server has started.
-fn is_of_a_process(path: &Path) -> bool {
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    matches!(extension, Some("sock" | "pid"))
+/// Whether a database, in whose name "." is written as @002e, or a binary log, such as `binlog.000001`, can have this
+/// name. What else is not there need not tell what it is: a link to the server's socket leads nowhere before its start.
+fn may_be_database_or_log(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let last = name.rsplit(|&byte| byte == b'.').next().unwrap_or(name);
+    last == name || last.iter().all(u8::is_ascii_digit)
 }
 
 fn begins_like_a_binary_log(path: &Path) -> Result<bool, ScanError> {

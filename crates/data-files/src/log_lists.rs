@@ -16,7 +16,8 @@ pub struct LogList {
     pub(crate) directory: PathBuf,
     stem: Vec<u8>,
     extension: Vec<u8>,
-    has_connections: bool,
+    /// Where the server lists its named connections.
+    pub(crate) connections: Option<PathBuf>,
 }
 
 impl LogList {
@@ -32,7 +33,7 @@ impl LogList {
                 [] => EXTENSION.into(),
                 extension => extension.to_vec(),
             },
-            has_connections: false,
+            connections: None,
         }
     }
 
@@ -44,21 +45,24 @@ impl LogList {
             directory,
             stem: stem.unwrap_or_default().to_vec(),
             extension: EXTENSION.into(),
-            has_connections: false,
+            connections: None,
         }
     }
 
-    /// The same and, as for relay logs, one list for each named connection (multi-source replication).
+    /// The same and, as for relay logs, one list for each named connection (multi-source replication). The server lists
+    /// these beside what the option `master_info_file` names.
     #[must_use]
-    pub fn with_connections(self) -> Self {
+    pub fn with_connections(self, master_info_file: &Path) -> Self {
+        let (directory, name) = split(master_info_file);
+        let name = [b"multi-", &*name].concat();
         Self {
-            has_connections: true,
+            connections: Some(directory.join(OsStr::from_bytes(&name))),
             ..self
         }
     }
 
-    /// Whether a file of the directory has the name of such a list. `connections` are those that the server has: the list
-    /// of another one is another server's, whose `relay_log` begins with the same letters.
+    /// Whether a file of the directory has the name of such a list. `connections` are those that the server has, if the
+    /// option has one for each: the list of another one is another server's, whose `relay_log` begins with the same letters.
     pub(crate) fn is_named(&self, name: &OsStr, connections: &[String]) -> bool {
         let rest = name
             .as_bytes()
@@ -67,8 +71,7 @@ impl LogList {
         match rest {
             Some([]) => true,
             Some([b'-', connection @ ..]) => {
-                let is_one = |known: &String| may_be(connection, known);
-                self.has_connections && connections.iter().any(is_one)
+                connections.iter().any(|known| may_be(connection, known))
             }
             _ => false,
         }
@@ -103,10 +106,13 @@ mod tests {
     use super::*;
 
     fn is_named(list: &LogList, path: &str) -> bool {
+        is_named_with(&["B".into(), "Na.me".into(), "ö".into()], list, path)
+    }
+
+    fn is_named_with(connections: &[String], list: &LogList, path: &str) -> bool {
         let path = Path::new(path);
-        let connections = ["B".into(), "Na.me".into(), "ö".into()];
         Some(&*list.directory) == path.parent()
-            && list.is_named(path.file_name().unwrap(), &connections)
+            && list.is_named(path.file_name().unwrap(), connections)
     }
 
     /// What MariaDB 10.11 makes.
@@ -137,14 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn only_relay_logs_have_a_list_for_each_connection() {
+    fn relay_logs_have_a_list_for_each_connection_of_the_server() {
         for (list, of_connection) in [
             (LogList::named(Path::new("/l/list")), "/l/list-b.index"),
             (LogList::named(Path::new("/l/a.b.c")), "/l/a.b-b.c"),
             (LogList::beside(Path::new("/l/relay.x")), "/l/relay-b.index"),
         ] {
-            assert!(!is_named(&list, of_connection), "{of_connection}");
-            let list = list.with_connections();
+            assert!(!is_named_with(&[], &list, of_connection), "{of_connection}");
             assert!(is_named(&list, of_connection), "{of_connection}");
             assert!(!is_named(&list, "/l/listed.index"));
             assert!(!is_named(&list, "/l/relay-b.000001"));
@@ -155,6 +160,18 @@ mod tests {
             for unknown in ["2", "bb", "", "name", "na", "n@002eme", "b@002e"] {
                 assert!(!is_named(&list, &of(unknown)), "{unknown}");
             }
+        }
+    }
+
+    #[test]
+    fn the_connections_are_listed_beside_the_file_of_the_first_one() {
+        for (file, connections) in [
+            ("master.info", "multi-master.info"),
+            ("/m/main", "/m/multi-main"),
+            ("sub/m.info", "sub/multi-m.info"),
+        ] {
+            let list = LogList::beside(Path::new("relay")).with_connections(Path::new(file));
+            assert_eq!(list.connections.unwrap(), Path::new(connections));
         }
     }
 }

@@ -161,11 +161,13 @@ pub fn log_lists() -> Vec<LogList> {
     let named = |variable| path(variable).map(|index| LogList::named(&index));
     // Also where another list is named: that option may be new, and the logs older.
     let beside = |variable| path(variable).map(|logs| LogList::beside(&logs));
+    let master_info_file = path(c"master_info_file").unwrap_or_else(|| "master.info".into());
+    let with_connections = |list: LogList| list.with_connections(&master_info_file);
     [
         named(c"opt_binlog_index_name"),
         beside(c"opt_bin_logname"),
-        named(c"opt_relaylog_index_name").map(LogList::with_connections),
-        beside(c"opt_relay_logname").map(LogList::with_connections),
+        named(c"opt_relaylog_index_name").map(with_connections),
+        beside(c"opt_relay_logname").map(with_connections),
     ]
     .into_iter()
     .flatten()

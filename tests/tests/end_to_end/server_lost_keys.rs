@@ -525,6 +525,11 @@ fn logs_elsewhere_prove_that_key_1_exists_whatever_their_list_is_called() {
             CONNECT,
             "my.list-na@002eme.x",
         ),
+        (
+            &["relay-log=", "relay", "master-info-file=", "m.info"],
+            CONNECT,
+            "relay-na@002eme.index",
+        ),
     ] {
         let scene = Scene::new().with_broker();
         let logs = scene.sandbox.directory("logs");
