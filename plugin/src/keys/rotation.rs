@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use broker_api::WaitPolicy;
 use key_files::key_name::KeyName;
@@ -54,10 +54,23 @@ pub fn rotate(manager: &KeyManager, target: Target) -> Result<Rotated, KeyError>
             });
         }
     }
-    Ok(rotate_ids(manager, known))
+    Ok(rotate_ids(manager, oldest_first(manager, known)))
 }
 
-fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
+/// Orders ids by the age of their newest versions, so that a repeated statement goes on where the one before it ended.
+fn oldest_first(manager: &KeyManager, ids: BTreeSet<u32>) -> Vec<u32> {
+    let newest: BTreeMap<u32, SystemTime> = manager
+        .manifest
+        .entries()
+        .iter()
+        .map(|entry| (entry.name.id, entry.recorded))
+        .collect();
+    let mut ids: Vec<u32> = ids.into_iter().collect();
+    ids.sort_by_key(|id| newest.get(id));
+    ids
+}
+
+fn rotate_ids(manager: &KeyManager, ids: Vec<u32>) -> Rotated {
     let end = Instant::now() + LONGEST;
     let may_retry = retry_for(manager.kms.call_patience().min(LONGEST));
     let mut rotated = Rotated::default();
@@ -72,7 +85,7 @@ fn rotate_ids(manager: &KeyManager, ids: BTreeSet<u32>) -> Rotated {
         };
         (id, rotate_id(manager, id, &limits))
     };
-    let left = concurrent::for_each(ids.into_iter().collect(), work, |result| {
+    let left = concurrent::for_each(ids, work, |result| {
         match result {
             Some((_, Ok(name))) => rotated.made.push(name),
             Some((id, Err(reason))) => rotated.failed.push((id, reason)),

@@ -123,3 +123,18 @@ fn a_rotation_without_kms_ends_within_a_bounded_time() {
     assert_eq!(rotated.failed.len(), 100);
     assert!(start.elapsed() < LONGEST, "{:?}", start.elapsed());
 }
+
+#[test]
+fn a_repeated_rotation_begins_with_the_keys_whose_newest_version_is_oldest() {
+    let (broker, directory) = (honest(), tempfile::tempdir().unwrap());
+    let manager = manager(&broker, directory.path(), dynamic());
+    for id in 1..=3 {
+        manager.latest_version(id).unwrap();
+    }
+    let mut entry = manager.manifest.get(1, 1).unwrap();
+    entry.name.version = 2;
+    entry.recorded += Duration::from_secs(60);
+    manager.manifest.record(&[entry]).unwrap();
+    let ids = manager.known_ids().unwrap();
+    assert_eq!(oldest_first(&manager, ids), [2, 3, 1]);
+}
