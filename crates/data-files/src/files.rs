@@ -149,8 +149,7 @@ impl Files {
             for path in files.entries(&directory) {
                 match path.metadata() {
                     Ok(metadata) if !metadata.is_dir() => add(&mut files, depth, path),
-                    // fsck's, which root alone can read. No database has this name: MariaDB writes "+" as @002b.
-                    Ok(_) if depth == max_depth || path.ends_with("lost+found") => {}
+                    Ok(_) if depth == max_depth => {}
                     Ok(_) => directories.push_back((depth + 1, path)),
                     Err(_) if !is_there(&path) => {}
                     // A link to a disk that is not mounted, or to what may not be searched.
@@ -171,8 +170,11 @@ impl Files {
         let entries = fs::read_dir(directory)
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         entries.unwrap_or_else(|error: io::Error| {
-            // Else the server has removed a database meanwhile.
-            if is_there(directory) {
+            // Else the server has removed a database meanwhile. fsck's directory, which root alone can read, is no database:
+            // MariaDB writes "+" as @002b, but for 10.5's #mysql50#.
+            let is_of_fsck = error.kind() == io::ErrorKind::PermissionDenied
+                && directory.ends_with("lost+found");
+            if is_there(directory) && !is_of_fsck {
                 self.unreadable.push((directory.to_owned(), error.into()));
             }
             Vec::new()
