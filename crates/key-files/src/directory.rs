@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{File, Metadata};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// A process that has not been seen with the lock for this long may have released it meanwhile.
 const SIGHT: Duration = Duration::from_secs(1);
+/// More than a wrapped key has.
+const PROBE_BYTES: usize = 4096;
 /// Where there are no locks, a temporary file of this age belongs to nobody who is still writing it.
 const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -139,6 +141,14 @@ impl Directory {
             Err(Errno::EACCES) => Ok(()),
             Err(error) => Err(failed(error)),
         }
+    }
+
+    /// The same, and fails if a small file cannot be written, as on a full or read-only disk.
+    pub fn expect_writable(&self, file: FileName<'_>) -> Result<(), FileError> {
+        self.expect_in_place()?;
+        let mut temporary = self.create_temporary(file)?;
+        let written = temporary.file.write_all(&[0; PROBE_BYTES]);
+        written.map_err(|error| self.write_error(file, "write", error))
     }
 
     pub fn path_of(&self, file: FileName<'_>) -> PathBuf {
@@ -325,19 +335,7 @@ impl Directory {
         content: &[u8],
         access: Access,
     ) -> Result<Temporary<'_>, FileError> {
-        let failed = |action| move |error: Errno| self.write_error(file, action, error.into());
-        let flags =
-            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let name = temporary_name(file.name);
-        let written = openat(&self.descriptor, name.as_str(), flags, Access::OURS.mode)
-            .map(File::from)
-            .map_err(failed("create"))?;
-        let mut temporary = Temporary {
-            directory: self,
-            name,
-            file: written,
-            is_published: false,
-        };
+        let mut temporary = self.create_temporary(file)?;
         fault_points::reach_of(file.kind, Step::TemporaryMade);
         // Before there is something to be read.
         if let Some((uid, gid)) = access.owner {
@@ -350,7 +348,8 @@ impl Directory {
             })?;
         }
         // A umask of 0277 or the like takes bits away.
-        fchmod(&temporary.file, access.mode).map_err(failed("set the mode of"))?;
+        fchmod(&temporary.file, access.mode)
+            .map_err(|error| self.write_error(file, "set the mode of", error.into()))?;
         fault_points::write_all(file.kind, &mut temporary.file, content)
             .inspect(|()| fault_points::reach_of(file.kind, Step::Written))
             .and_then(|()| temporary.file.sync_all())
@@ -358,6 +357,20 @@ impl Directory {
             .map_err(|error| self.write_error(file, "write", error))?;
         temporary.check_disk(file, content)?;
         Ok(temporary)
+    }
+
+    fn create_temporary(&self, file: FileName<'_>) -> Result<Temporary<'_>, FileError> {
+        let flags =
+            OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let name = temporary_name(file.name);
+        let created = openat(&self.descriptor, name.as_str(), flags, Access::OURS.mode)
+            .map_err(|error| self.write_error(file, "create", error.into()))?;
+        Ok(Temporary {
+            directory: self,
+            name,
+            file: created.into(),
+            is_published: false,
+        })
     }
 
     /// Removes temporary files that nobody is writing any more. Returns their names.

@@ -42,6 +42,12 @@ impl Listing {
         (last.id == id).then_some(last.version)
     }
 
+    /// Whether a version without a file is older than one that has a file. It may have been moved away because nothing needs
+    /// it any more.
+    pub fn is_retired(&self, name: &KeyName) -> bool {
+        !self.has(name) && self.newest(name.id) > Some(name.version)
+    }
+
     /// Whether a key version has a file, whatever algorithm its name says.
     pub fn has(&self, name: &KeyName) -> bool {
         has_number(&self.keys, name.number())
@@ -127,6 +133,11 @@ impl KeyDirectory {
     /// directory, and what was opened relative to it, may move.
     pub fn expect_in_place(&self) -> Result<(), FileError> {
         self.0.expect_in_place()
+    }
+
+    /// The same, and fails if no key file can be written, as on a full disk.
+    pub fn expect_writable(&self) -> Result<(), FileError> {
+        self.0.expect_writable(file("aws-kms-key"))
     }
 
     /// Lists the key files.

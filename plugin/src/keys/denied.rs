@@ -58,7 +58,8 @@ impl DeniedKeys {
     }
 
     /// Lets `add` put a key into memory, unless it is refused to the server. Refuses one that the server has asked for in
-    /// vain if `find_data` finds a file that is encrypted with it, since the server may have asked for that file.
+    /// vain if `find_data` finds a file that is encrypted with it, since the server may have asked for that file. While
+    /// `find_data` cannot tell, the key does not get into memory.
     pub(super) fn admit<T>(
         &self,
         id: u32,
@@ -76,15 +77,11 @@ impl DeniedKeys {
                 return add();
             }
             drop(denied);
-            let reason = match find_data() {
-                Ok(None) => None,
-                Ok(Some(proof)) => Some(format!(
+            if let Some(proof) = find_data()? {
+                let reason = format!(
                     "there was no such key when the server asked for it, and '{}' is encrypted with it",
                     proof.display()
-                )),
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(reason) = reason {
+                );
                 self.refuse(id, &reason, keyring);
             }
             looked_after = asked;

@@ -150,6 +150,16 @@ pub enum KeyError {
         /// The manifest.
         manifest: PathBuf,
     },
+    /// Keys existed, and there is no key file at all. A disk that is not mounted looks like that.
+    #[error("there is no key file in '{}', but '{}' lists {versions}: see that it is mounted, and that aws_key_management_keyfile_dir is right; else restore the key files from a backup", path.display(), manifest.display())]
+    NoKeyFiles {
+        /// Where the key files should be.
+        path: PathBuf,
+        /// The manifest.
+        manifest: PathBuf,
+        /// How many key versions it lists.
+        versions: usize,
+    },
     /// A key that has no file and no entry in the manifest although data is encrypted with it.
     #[error("key {id} has no key file in '{}', but '{}' is encrypted with it; restore aws-kms-key.{id}.* from a backup of the key files", path.display(), proof.display())]
     AllFilesMissing {
@@ -306,6 +316,11 @@ impl KeyError {
     /// Whether the key store does not answer now, for this key or any other.
     pub fn is_of_silent_store(&self) -> bool {
         matches!(self, Self::KeyStore { source, .. } if source.is_local() || source.is_retryable())
+    }
+
+    /// Whether KMS refuses every key of the same master key, as when that is disabled.
+    pub fn is_of_master_key(&self) -> bool {
+        matches!(self, Self::Decrypt { source, .. } if source.refuses_master_key())
     }
 
     /// Whether the same key may become available without anyone's help.

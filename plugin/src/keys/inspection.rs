@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use key_files::key_name::{Algorithm, KeyName};
 
-use crate::keys::manager::KeyManager;
+use crate::keys::manager::{Inspected, KeyManager};
 use crate::lock::lock;
 use crate::server::log;
 
@@ -113,7 +113,7 @@ impl KeyManager {
         lock(&self.inspected).files_missing.len() as u64
     }
 
-    /// Number of versions here that the key store did not have when it was last compared.
+    /// Number of versions here that the key store did not have, or had as another key, when it was last compared.
     pub fn versions_not_in_store(&self) -> u64 {
         lock(&self.inspected).not_in_store
     }
@@ -139,7 +139,7 @@ impl KeyManager {
         let in_place = self.directory.expect_in_place();
         let listed = in_place.and_then(|()| self.directory.list());
         let problem = listed.as_ref().err().map(ToString::to_string);
-        self.report_once(problem);
+        self.report_once(problem, |inspected| &mut inspected.problem);
         let here = listed.unwrap_or_default();
         let is_newest = |name: &KeyName| here.newest(name.id) <= Some(name.version);
         expected.extend(newest.into_values().filter(is_newest));
@@ -147,9 +147,13 @@ impl KeyManager {
         lock(&self.inspected).files_missing = expected;
     }
 
-    /// Logs why the key files cannot be looked for, unless the last inspection had the same problem.
-    fn report_once(&self, problem: Option<String>) {
-        let before = std::mem::replace(&mut lock(&self.inspected).problem, problem.clone());
+    /// Logs a problem, unless the last inspection had the same one there.
+    pub(super) fn report_once(
+        &self,
+        problem: Option<String>,
+        there: impl FnOnce(&mut Inspected) -> &mut Option<String>,
+    ) {
+        let before = std::mem::replace(there(&mut lock(&self.inspected)), problem.clone());
         match problem {
             Some(problem) if before.as_ref() != Some(&problem) => log::error(&problem),
             _ => {}

@@ -18,6 +18,7 @@ use crate::concurrent;
 use crate::keys::error::KeyError;
 use crate::keys::manager::{KeyManager, Program, retry_for};
 use crate::keys::offline::OfflineError;
+use crate::keys::stored::first_of;
 use crate::kms::client::{KmsError, Limits};
 use crate::kms::waiting::is_interrupted;
 use crate::lock::lock;
@@ -227,25 +228,32 @@ fn without_conflicts(manager: &KeyManager, listing: &Listing) -> Vec<KeyName> {
 /// Reports the versions that the manifest lists and that have no key file: as an error if the version is the
 /// newest of its key. Older ones may have been moved away because nothing needs them any more.
 fn report_missing(manager: &KeyManager, listing: &Listing) {
+    let entries = manager.manifest.entries();
+    let has_none = listing.keys.is_empty() && !manager.kms.has_key_server();
+    if has_none && !entries.is_empty() {
+        log::error(&manager.all_files_missing(entries.len()).to_string());
+    }
     let mut old = Vec::new();
-    for entry in manager.manifest.entries() {
+    for entry in entries {
         let name = entry.name;
         if listing.has(&name) {
             continue;
         }
-        if listing.newest(name.id) > Some(name.version) {
+        if listing.is_retired(&name) {
             old.push(format!("{}.{}", name.id, name.version));
             continue;
         }
         let error = manager.file_missing(&name);
-        log::error(&error.to_string());
+        if !has_none {
+            log::error(&error.to_string());
+        }
         manager.note_loaded(&name, &Err::<(), _>(error));
     }
     if !old.is_empty() {
         log::warning(&format!(
             "'{}' lists older key versions that have no key file here: {}. Data encrypted with them cannot be decrypted. Ignore this if kms-data-keys check has reported them as not needed",
             manager.manifest.path().display(),
-            old.join(", ")
+            first_of(&old)
         ));
     }
 }
@@ -444,7 +452,14 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
         if unloaded.is_empty() {
             return;
         }
+        // The other keys of a master key would be refused as this one was.
+        let mut refused = BTreeSet::new();
         for (name, _) in unloaded {
+            let listed = manager.manifest.get(name.id, name.version);
+            let master_key = listed.and_then(|entry| entry.master_key_arn);
+            if master_key.as_ref().is_some_and(|arn| refused.contains(arn)) {
+                continue;
+            }
             let limits = Limits {
                 wait: WaitPolicy::Never,
                 deadline: None,
@@ -462,6 +477,7 @@ pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
                 )),
                 // The others would fail for the same reason.
                 Err(error) if error.is_transient() => break,
+                Err(error) if error.is_of_master_key() => refused.extend(master_key),
                 Err(_) => {}
             }
             if !wait(Duration::ZERO) {

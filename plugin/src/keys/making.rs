@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use data_files::scan::SYSTEM_KEY_ID;
 use data_files::usage::{self, LogVersions};
@@ -21,6 +23,9 @@ use crate::server::symbols::{is_cluster_node, log_lists};
 
 /// How far above all known versions one of a log may be. One that is further up is damage, and would use up the numbers.
 const MAX_LOG_JUMP: u32 = 1_000_000;
+/// How long the data is looked at again if a file does not tell which key it needs.
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
 impl KeyManager {
     /// Makes the first version of a key that neither key files nor manifest nor key store list, unless data is encrypted with
@@ -83,10 +88,11 @@ impl KeyManager {
             let path = path.to_owned();
             return Err(KeyError::OnlyRead { path });
         }
+        // Before the key is in the key store, where nobody can delete it.
         if !self.kms.has_key_server() {
-            // Before the key is in the key store, where nobody can delete it.
-            self.directory.expect_in_place()?;
+            self.directory.expect_writable()?;
         }
+        self.manifest.expect_writable()?;
         let key_store = self.key_store(limits)?;
         let master_key_id = self.dynamic.master_key_id();
         // A key server chooses the master key.
@@ -208,9 +214,19 @@ impl KeyManager {
     }
 
     /// Returns a file of the server that is encrypted with a key, if there is one.
+    ///
+    /// What does not tell is looked at again: other statements rename a tablespace before they write the link to it.
     pub(super) fn find_data(&self, id: u32) -> Result<Option<PathBuf>, KeyError> {
         let datadir = self.manifest.datadir();
-        private_descriptors::run(|| usage::find(datadir, &log_lists(), id))
+        let end = Instant::now() + LOOK_PATIENCE;
+        let look = || loop {
+            let found = usage::find(datadir, &log_lists(), id);
+            if found.is_ok() || Instant::now() >= end {
+                return found;
+            }
+            thread::sleep(LOOK_PAUSE);
+        };
+        private_descriptors::run(look)
             .map_err(|source| KeyError::CannotLook { id, source })?
             .map_err(|source| KeyError::Unclear { id, source })
     }

@@ -73,8 +73,10 @@ pub(super) struct Inspected {
     pub files_missing: BTreeSet<KeyName>,
     /// Why the key files could not be looked for, as the log says.
     pub problem: Option<String>,
-    /// How many versions that are here the key store does not have.
+    /// How many versions that are here the key store does not have, or has as another key.
     pub not_in_store: u64,
+    /// The first version that is another key in the key store, as the log says.
+    pub store_problem: Option<String>,
     /// When the keys were last compared with the key store; `None` if they never were.
     pub compared: Option<SystemTime>,
 }
@@ -384,6 +386,15 @@ impl KeyManager {
             name: *name,
             path: self.directory.path().to_owned(),
             manifest: self.manifest.path(),
+        }
+    }
+
+    /// Why no version can be loaded where the directory has no key file at all.
+    pub(super) fn all_files_missing(&self, versions: usize) -> KeyError {
+        KeyError::NoKeyFiles {
+            path: self.directory.path().to_owned(),
+            manifest: self.manifest.path(),
+            versions,
         }
     }
 

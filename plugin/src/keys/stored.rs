@@ -3,11 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use broker_api::{Numbering, SessionPhase, SessionState, WaitPolicy};
+use broker_api::{Numbering, SessionPhase, WaitPolicy};
 use key_files::check_value::CheckValue;
 use key_files::fault_points::{self, Step};
 use key_files::key_directory::{KeyDirectory, Stored, VersionPolicy};
@@ -298,9 +298,8 @@ impl KeyManager {
         let Some(key_store) = self.key_store(&limits)? else {
             return Ok(());
         };
-        let (old, new): (Vec<_>, Vec<_>) = missing
-            .into_iter()
-            .partition(|name| here.newest(name.id) > Some(name.version));
+        let (old, new): (Vec<_>, Vec<_>) =
+            missing.into_iter().partition(|name| here.is_retired(name));
         self.fetch_all(&key_store, &new, self.policy_at_start());
         self.fetch_all(&key_store, &old, WaitPolicy::Never);
         Ok(())
@@ -331,27 +330,8 @@ impl KeyManager {
                 return comparison;
             }
         };
-        let stored: BTreeMap<_, _> = listed
-            .iter()
-            .map(|(name, check)| (name.number(), (name, check)))
-            .collect();
-        let mut only_here = Vec::new();
-        for entry in self.manifest.entries() {
-            let name = entry.name;
-            match stored.get(&name.number()) {
-                None => only_here.push(format!("{}.{}", name.id, name.version)),
-                Some(&(stored, check)) if (*stored, *check) != (name, entry.check_value) => {
-                    let error = KeyError::OtherInKeyStore {
-                        name,
-                        stored: *check,
-                        listed: entry.check_value,
-                        key_store: key_store.clone(),
-                    };
-                    comparison.different.push(error.to_string());
-                }
-                Some(_) => {}
-            }
-        }
+        let (only_here, different) = self.differences(&listed, &key_store);
+        comparison.different = different;
         self.note_compared(only_here.len());
         if !only_here.is_empty() {
             log::warning(&format!(
@@ -372,23 +352,53 @@ impl KeyManager {
         comparison
     }
 
-    /// Counts again what is only here, if there is a key store and a session. Anything that fails is left for the
+    /// Counts again what is only here or another key there, if there is a key store and a session. Anything that fails is left for the
     /// next time: nothing depends on it.
     pub(super) fn compare_again(&self, is_interrupted: &dyn Fn() -> bool) {
-        let is_open = |state: &SessionState| state.phase == SessionPhase::Open;
-        let has_store = |state: &SessionState| state.key_store.is_some();
-        if !self
-            .session()
-            .is_some_and(|it| is_open(&it) && has_store(&it))
-        {
+        let session = self.session();
+        let open = session.filter(|it| it.phase == SessionPhase::Open);
+        let Some(key_store) = open.and_then(|it| it.key_store) else {
             return;
-        }
+        };
         if let Ok(listed) = self.kms.list_keys(&list_limits(is_interrupted)) {
-            let stored: BTreeSet<_> = listed.iter().map(|(name, _)| name.number()).collect();
-            let entries = self.manifest.entries();
-            let is_only_here = |entry: &&Entry| !stored.contains(&entry.name.number());
-            self.note_compared(entries.iter().filter(is_only_here).count());
+            let (only_here, different) = self.differences(&listed, &key_store);
+            self.note_compared(only_here.len() + different.len());
+            let problem = different.into_iter().next();
+            self.report_once(problem, |inspected| &mut inspected.store_problem);
         }
+    }
+
+    /// Returns the versions of the manifest that the key store does not have, and what is to be said of those that are other
+    /// keys there.
+    fn differences(
+        &self,
+        listed: &[(KeyName, CheckValue)],
+        key_store: &str,
+    ) -> (Vec<String>, Vec<String>) {
+        let stored: BTreeMap<_, _> = listed
+            .iter()
+            .map(|(name, check)| (name.number(), (*name, *check)))
+            .collect();
+        let here = self.directory.list().unwrap_or_default();
+        let (mut only_here, mut different) = (Vec::new(), Vec::new());
+        for entry in self.manifest.entries() {
+            let name = entry.name;
+            match stored.get(&name.number()) {
+                None if here.is_retired(&name) => {}
+                None => only_here.push(format!("{}.{}", name.id, name.version)),
+                Some(&(stored, check)) if (stored, check) != (name, entry.check_value) => {
+                    let error = KeyError::OtherInKeyStore {
+                        name,
+                        stored: check,
+                        listed: entry.check_value,
+                        key_store: key_store.to_owned(),
+                    };
+                    different.push(error.to_string());
+                }
+                Some(_) => {}
+            }
+        }
+        (only_here, different)
     }
 
     fn note_compared(&self, only_here: usize) {
@@ -435,7 +445,7 @@ fn list_limits(is_interrupted: &dyn Fn() -> bool) -> Limits<'_> {
 }
 
 /// The first names of a list, and how many there are more.
-fn first_of(names: &[String]) -> String {
+pub(super) fn first_of(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown = names
         .iter()

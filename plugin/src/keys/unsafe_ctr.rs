@@ -23,7 +23,7 @@ impl KeyManager {
         let (id, version) = latest.number();
         let because = if SYSTEM_IDS.contains(&id) {
             format!(
-                "for what MariaDB encrypts with this key. The redo log keeps using version {version} until innodb_log_file_size changes"
+                "for what MariaDB encrypts with this key. The redo log keeps using version {version} until the server starts with another innodb_log_file_size (SET GLOBAL is not enough)"
             )
         } else if self.is_page_compressed(id) {
             "for page-compressed tables, which it encrypts".into()

@@ -77,6 +77,11 @@ impl KmsError {
         matches!(self, Self::Failed(failure) if failure.kind.refuses_key())
     }
 
+    /// Whether KMS refuses every key of the same master key, as while that is disabled.
+    pub fn refuses_master_key(&self) -> bool {
+        matches!(self, Self::Failed(failure) if failure.kind == FailureKind::KeyUnusable)
+    }
+
     /// How the status variables count this failure.
     fn class(&self) -> FailureClass {
         match self {

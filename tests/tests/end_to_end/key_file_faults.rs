@@ -344,9 +344,9 @@ impl OwnDirectory {
     /// No key and no version is made, the reason is told with the key file, and the key that is there works.
     fn check_nothing_is_made(&self, reasons: [&str; 2]) {
         let before = self.names();
-        self.check_all_is_refused(|file| {
-            let file = self.directory.join(file).display().to_string();
-            [file, reasons[0].into(), reasons[1].into()]
+        self.check_all_is_refused(|_| {
+            let directory = self.directory.display().to_string();
+            [directory, reasons[0].into(), reasons[1].into()]
         });
         assert_eq!(self.names(), before);
     }
@@ -496,7 +496,7 @@ fn a_directory_that_is_moved_replaced_or_mounted_over_gets_no_new_key_until_it_i
 }
 
 #[test]
-fn while_the_directory_is_elsewhere_no_new_key_comes_into_the_key_store() {
+fn while_no_key_file_can_be_written_no_new_key_comes_into_the_key_store() {
     let scene = Scene::new().with_broker();
     let store = StoreDirectory::new(&scene.sandbox);
     for path in [store.path(), &store.path().join("conditional-put-check")] {
@@ -519,6 +519,12 @@ fn while_the_directory_is_elsewhere_no_new_key_comes_into_the_key_store() {
     }
     assert_eq!(store.names(), before);
     fs::rename(&away, &directory).unwrap();
+    chown(&directory, Some(0), Some(0)).unwrap();
+    for _ in 0..2 {
+        own.check_nothing_is_made(["Permission denied", "let the user of the server write"]);
+    }
+    assert_eq!(store.names(), before);
+    chown(&directory, Some(NOBODY), Some(NOBODY)).unwrap();
     own.check_all_is_made();
     own.database.stop(&mut wrapper.process);
 }

@@ -1,6 +1,6 @@
 //! Data keys: made, rotated, refused, and exchanged with MariaDB's own plugin.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command, thread};
 
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, Process, SLEEP, Sandbox, Scene, Wrapper,
@@ -146,6 +146,31 @@ fn every_way_to_make_a_table_makes_its_key() {
     }
 }
 
+/// InnoDB renames a tablespace that is elsewhere before it writes the link to it.
+#[test]
+fn tables_elsewhere_that_others_truncate_stop_no_new_key() {
+    let scene = Scene::new().with_broker();
+    let (database, mut wrapper) = start(&scene);
+    let elsewhere = scene.sandbox.directory("elsewhere");
+    database.sql("CREATE DATABASE d");
+    thread::scope(|threads| {
+        for number in 0..4 {
+            let (database, elsewhere) = (&database, elsewhere.display());
+            let statements = format!(
+                "CREATE TABLE d.t{number} (i INT) ENGINE=InnoDB DATA DIRECTORY='{elsewhere}'; {}",
+                format!("TRUNCATE d.t{number}; ALTER TABLE d.t{number} FORCE;").repeat(150)
+            );
+            threads.spawn(move || database.sql(&statements));
+        }
+        for key_id in 100..200 {
+            database.sql(&format!(
+                "CREATE TABLE d.k{key_id} (i INT) ENCRYPTION_KEY_ID={key_id}"
+            ));
+        }
+    });
+    database.stop(&mut wrapper.process);
+}
+
 #[test]
 fn key_files_are_private_and_hold_what_kms_wrapped() {
     let scene = Scene::new().with_broker();
@@ -226,7 +251,9 @@ fn one_written_with_the_servers_own_aes_ctr_and_256_bits_opens_and_moves_to_aes_
     let log = wrapper.process.output();
     assert!(
         log.contains("key 1 now has version 2, which uses AES_CBC")
-            && log.contains("keeps using version 1 until innodb_log_file_size changes"),
+            && log.contains(
+                "keeps using version 1 until the server starts with another innodb_log_file_size"
+            ),
         "{log}"
     );
     ours.stop(&mut wrapper.process);

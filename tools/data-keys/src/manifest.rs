@@ -62,10 +62,8 @@ pub(crate) fn missing(
 /// Returns the key versions that the manifest lists, that have no file, and of whose key a newer version has one: lost,
 /// or moved away because nothing needs them.
 pub(crate) fn older_without_file(manifest: &ManifestFile, listing: &Listing) -> Vec<KeyName> {
-    let is_older =
-        |name: &KeyName| listing.newest(name.id) > Some(name.version) && !listing.has(name);
     let names = manifest.entries().into_iter().map(|entry| entry.name);
-    names.filter(is_older).collect()
+    names.filter(|name| listing.is_retired(name)).collect()
 }
 
 /// Says, in a line, which older versions have no file, if any.

@@ -146,6 +146,11 @@ impl ManifestFile {
         self.update(&mut manifest, |manifest| add(manifest, entries))
     }
 
+    /// Fails if the manifest cannot be written, as on a full disk.
+    pub fn expect_writable(&self) -> Result<(), FileError> {
+        self.directory.expect_writable(FILE)
+    }
+
     /// Changes what is in memory and on disk, unless `change` says that nothing has changed.
     ///
     /// Other programs write the file too, so what they have added is read first.
@@ -176,8 +181,18 @@ impl ManifestFile {
             ),
         })?;
         if is_news {
+            let text = updated.format();
+            if text.len() > MAX_MANIFEST_BYTES {
+                return Err(FileError::Unusable {
+                    kind: FILE.kind,
+                    path: self.path(),
+                    problem: format!(
+                        "would be longer than {MAX_MANIFEST_BYTES} bytes, and is not read then"
+                    ),
+                });
+            }
             self.directory
-                .write_temporary(FILE, updated.format().as_bytes(), self.access()?)?
+                .write_temporary(FILE, text.as_bytes(), self.access()?)?
                 .replace(FILE)?;
         }
         *manifest = updated;
