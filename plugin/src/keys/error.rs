@@ -73,7 +73,7 @@ pub enum KeyError {
     },
     /// The key store has another key under a name than the manifest.
     #[error(
-        "{name} is another key here (check value {listed} in the manifest) than in the key store {key_store} (check value {stored}): the key store belongs to another server, or servers that made keys of their own share it. Correct key_store in the broker's configuration; a node that is to join a cluster must have no data and no key files of its own"
+        "{name} is another key here (check value {listed} in the manifest) than in the key store {key_store} (check value {stored}): the key store belongs to another server, or servers that made keys of their own share it. Correct key_store in the broker's configuration: restored data needs the key store of its origin, or a new one. A node that is to join a cluster must have no data of its own"
     )]
     OtherInKeyStore {
         /// The key version.

@@ -183,12 +183,18 @@ mod tests {
     use core::sync::atomic::{AtomicBool, Ordering};
     use std::fs;
 
+    use broker_api::test_broker::TestBroker;
+    use broker_api::{Reply, Request, SessionState};
+    use key_files::PlaintextKey;
+    use key_files::check_value::CheckValue;
     use tempfile::TempDir;
 
     use super::*;
     use crate::keys::loading::load_all;
     use crate::keys::manager::Program;
-    use crate::test_broker::{dynamic, honest, manager, with_empty_key_server, wrapped};
+    use crate::test_broker::{
+        dynamic, honest, honest_answer, manager, with_empty_key_server, wrapped,
+    };
 
     fn file(directory: &TempDir, name: &str) -> std::path::PathBuf {
         directory.path().join(format!("aws-kms-key.{name}"))
@@ -265,6 +271,46 @@ mod tests {
         manager.inspect_key_files();
         assert_eq!(states(&manager), [(1, 1, 1, "ok")]);
         assert_eq!(manager.key_files_missing(), 0);
+    }
+
+    #[test]
+    fn a_version_that_is_another_key_in_the_key_store_counts_and_one_that_was_moved_away_does_not()
+    {
+        let (_, directory) = loaded(&["1.1", "1.2", "3.1"]);
+        fs::remove_file(file(&directory, "1.1")).unwrap();
+        let key_list = |check_value: CheckValue| {
+            let name = |id, version| KeyName {
+                id,
+                version,
+                algorithm: Algorithm::AesCbc,
+            };
+            TestBroker::new(move |request| match request {
+                Request::ListKeys(_) => Reply::KeyList {
+                    keys: vec![(name(1, 2), of_key(1)), (name(3, 1), check_value)],
+                    next: None,
+                },
+                request => match honest_answer(request) {
+                    Reply::Session(state) => Reply::Session(SessionState {
+                        key_store: Some("s3://keys/db1".into()),
+                        ..state
+                    }),
+                    other => other,
+                },
+            })
+        };
+        for (check_value, count) in [(of_key(2), 0), (of_key(9), 1)] {
+            let broker = key_list(check_value);
+            let manager = manager(&broker, directory.path(), dynamic());
+            manager.compare_again(&|| false);
+            assert_eq!(manager.versions_not_in_store(), count);
+            let problem = lock(&manager.inspected).store_problem.clone();
+            assert_eq!(problem.is_some(), count > 0, "{problem:?}");
+        }
+    }
+
+    /// The check value of the key of which all bytes are `byte`.
+    fn of_key(byte: u8) -> CheckValue {
+        CheckValue::of(&PlaintextKey::new(&[byte; 16]).unwrap())
     }
 
     #[test]

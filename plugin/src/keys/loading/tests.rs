@@ -179,6 +179,31 @@ fn a_key_with_ctr_that_is_not_safe_and_is_loaded_late_gets_a_cbc_version_all_the
 }
 
 #[test]
+fn of_the_versions_of_a_disabled_master_key_one_is_asked_for_in_each_round() {
+    const ROUNDS: usize = 3;
+    let directory = key_files(&["1.1", "3.1", "3.2", "3.3"]);
+    load(&honest(), &directory).1.unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&calls);
+    let broker = TestBroker::new(move |request| match &request {
+        Request::Decrypt(decrypt) if decrypt.ciphertext_blob != wrapped(&[0; 16]) => {
+            counter.fetch_add(1, Ordering::SeqCst);
+            failure(FailureKind::KeyUnusable, "disabled")
+        }
+        _ => honest_answer(request),
+    });
+    let (manager, result) = load(&broker, &directory);
+    result.unwrap();
+    assert_eq!(calls.swap(0, Ordering::SeqCst), 3);
+    let rounds = AtomicUsize::new(0);
+    load_the_rest(&manager, |pause| {
+        pause.is_zero() || rounds.fetch_add(1, Ordering::SeqCst) < ROUNDS
+    });
+    assert_eq!(calls.load(Ordering::SeqCst), ROUNDS);
+    assert_eq!(manager.unloaded().len(), 3);
+}
+
+#[test]
 fn every_loaded_key_is_in_the_manifest() {
     let directory = key_files(&["1.1", "3.2.ctr"]);
     load(&honest(), &directory).1.unwrap();
