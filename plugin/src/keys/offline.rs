@@ -35,7 +35,7 @@ pub enum OfflineError {
     NoPassword(PathBuf),
     /// Password, digest or number of iterations is wrong.
     #[error(
-        "aws_key_management_offline_keys: cannot decrypt '{}' with the password of aws_key_management_offline_filekey, aws_key_management_offline_digest={} and aws_key_management_offline_use_pbkdf2={}: check all three (a file of kms-data-keys export needs sha256 and 600000, with --format=sha1 sha1 and 0, and one of 0.1.0 sha256 and 200000){}",
+        "aws_key_management_offline_keys: cannot decrypt '{}' with the password of aws_key_management_offline_filekey, aws_key_management_offline_digest={} and aws_key_management_offline_use_pbkdf2={}: check all three (what kms-data-keys export writes needs sha256 and 600000, with --format=sha1 sha1 and 0; a file of kms-data-keys 0.1.0 needs sha256 and 200000, or sha1 and 0){}",
         path.display(),
         derivation.digest,
         derivation.pbkdf2_iterations,
