@@ -1188,7 +1188,7 @@ fn list_asks_a_broker_for_its_key_store_without_a_code() {
     let scene = Scene::new().with_broker();
     let store = end_to_end_tests::StoreDirectory::new(&scene.sandbox);
     let scene = scene.line(&format!("key_store = {}", store.location()));
-    let _broker = scene.start_broker();
+    let broker = scene.start_broker();
     let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL);
@@ -1207,8 +1207,35 @@ fn list_asks_a_broker_for_its_key_store_without_a_code() {
     let (code, table, errors) = compare();
     assert_eq!((code, errors.as_str()), (0, ""), "{table}");
     assert_eq!(table.matches("same").count(), 4, "{table}");
+    // The key store was restored from an older backup, and another server has taken the number.
+    let (object, own) = (store.path().join("1/2"), store.path().join("own"));
+    fs::rename(&object, &own).unwrap();
+    assert_eq!(compare().0, 1);
+    let other = fs::read_to_string(store.path().join("1/1")).unwrap();
+    fs::write(&object, other.replace("\"version\":1", "\"version\":2")).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 3, "{table}");
+    assert!(table.contains("DIFFERENT KEYS"), "{table}");
+    fs::rename(&own, &object).unwrap();
+    assert_eq!(compare().0, 0);
+    // A lifecycle rule removes the oldest objects, and leaves those of the last rewrap.
+    let later = store.path().join("1/2.1");
+    fs::rename(&object, &later).unwrap();
+    assert_eq!(compare().0, 1);
+    broker.wait_for("only a later form, 1/2.1, is there");
+    fs::rename(&later, &object).unwrap();
+    // Nothing needs it any more, as far as anybody knows.
     fs::remove_file(database.datadir.join("aws-kms-key.1.1")).unwrap();
     assert_eq!(compare().0, 2);
+    fs::remove_file(store.path().join("1/1")).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 0, "{table}");
+    assert!(table.contains("absent"), "{table}");
+    fs::remove_file(database.datadir.join("aws-kms-key.1.2")).unwrap();
+    fs::remove_file(&object).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 1, "{table}");
+    assert!(table.contains("MISSING"), "{table}");
 }
 
 /// Root's umask and root's ownership are those of the tools, not of the broker.
@@ -1409,7 +1436,7 @@ fn rewrap_reaches_keys_that_only_the_key_store_has() {
         "9/1 in the key store file://",
         "holds another key than its check value says",
         "10/1 in the key store file://",
-        "has only later forms",
+        "only a later form, 10/1.1, is there",
     ] {
         assert!(errors.contains(said), "{said}: {errors}");
     }

@@ -218,9 +218,10 @@ impl<'a> Rewrapping<'a> {
             return Ok(self.master_key_arn.clone());
         };
         let object = format!("{id}/{version} in the key store {}", stored.location());
-        let there = stored.find(id, version).await?.ok_or_else(|| {
-            format!("{object} has only later forms, which nothing uses; restore the first one")
-        })?;
+        let there = stored
+            .find(id, version)
+            .await?
+            .ok_or_else(|| format!("{object} is not there any more"))?;
         let before = self.unwrap(&object, &there.ciphertext_blob).await?;
         if there.check_value != CheckValue::of(&before.key) {
             return Err(format!(

@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use key_files::{
     check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile,
 };
-use key_store::{Form, KeyStore, StoreError, Versions};
+use key_store::{Forms, KeyStore, StoreError, Versions};
 use serde_json::json;
 use tracing::warn;
 
@@ -294,7 +294,7 @@ pub(crate) async fn read_all(
     let mut unusable = Vec::new();
     let mut stored = Stored::new();
     let mut found = stream::iter(versions)
-        .map(|(number, latest)| read(store, number, latest))
+        .map(|(number, forms)| read(store, number, forms))
         .buffered(READS)
         .inspect(|_| progress.add(1));
     while let Some(there) = found.next().await {
@@ -310,18 +310,21 @@ pub(crate) async fn read_all(
     Ok((stored, unusable))
 }
 
-/// Reads what the store has of a key version; `None`: its first form is not there.
+/// Reads what the store has of a key version; `None`: nothing any more.
 async fn read(
     store: &KeyStore,
     (id, version): (u32, u32),
-    latest: Form,
+    listed: Forms,
 ) -> Result<Option<There>, StoreError> {
     let Some(first) = store.get(id, version, 0).await? else {
-        return Ok(None);
+        return match listed.latest {
+            0 => Ok(None),
+            latest => Err(store.without_first(id, version, latest)),
+        };
     };
     let mut forms = vec![first.ciphertext_blob];
-    if latest > 0
-        && let Some(latest) = store.latest_form(id, version, latest).await?
+    if listed.latest > 0
+        && let Some(latest) = store.latest_form(id, version, listed.latest).await?
     {
         forms.push(latest.ciphertext_blob);
     }
