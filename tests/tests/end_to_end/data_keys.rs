@@ -861,6 +861,38 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     );
 }
 
+/// A timer verifies also where the master key is enabled for starts only.
+#[test]
+fn a_key_that_kms_refuses_to_verify_is_there_for_a_backup_after_the_session() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+    let keys = scene.sandbox.directory("keys");
+    let file = keys.join("aws-kms-key.1.1");
+    scene.aws.wrap_key(&scene.sandbox, KEY_1, &file);
+    let (arn, _) = decrypted(&scene.aws, &file, "us-east-1");
+    let socket = scene.configuration.broker_socket.display();
+    let socket = format!("--broker-socket={socket}");
+    let verify = || {
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["verify", &socket], &keys))
+    };
+    let _broker = scene.start_broker();
+    assert_eq!(verify().0, 0);
+    scene.aws.cli(&["kms", "disable-key", "--key-id", &arn]);
+    let (code, _, errors) = verify();
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("is disabled"), "{errors}");
+
+    // The session is over, and the clock of this host still near enough.
+    scene.aws.set_clock("800");
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(
+        summary.contains("1 data key from the broker's cache only"),
+        "{summary}"
+    );
+}
+
 #[test]
 fn the_installed_kms_data_keys_has_no_fault_points() {
     let has_them = |folder: &str| {
