@@ -10,8 +10,8 @@ use std::{
 };
 
 use broker_api::{
-    Failure, FailureKind, FrameError, Reply, Request, SessionState, WAITING_INTERVAL, WaitReason,
-    Waiting,
+    Decrypt, Failure, FailureKind, FrameError, Reply, Request, SessionState, WAITING_INTERVAL,
+    WaitPolicy, WaitReason, Waiting,
 };
 use key_files::check_value::CHECK_VALUE_BYTES;
 use tokio::{net::UnixStream, time::timeout};
@@ -142,7 +142,7 @@ impl AwsCalls {
         };
         drop(permit);
         if let Request::Decrypt(decrypt) = request {
-            self.remember(user, &decrypt.ciphertext_blob, &answered);
+            self.remember(user, decrypt, &answered);
         }
         Ok(match answered {
             Err(failure) if failure.kind == FailureKind::SessionOver => {
@@ -152,8 +152,9 @@ impl AwsCalls {
         })
     }
 
-    /// Keeps a key that KMS has unwrapped in the cache, and takes out one that it has refused.
-    pub fn remember(&self, user: &User, blob: &[u8], answered: &Result<Reply, Failure>) {
+    /// Keeps a key that KMS has unwrapped in the cache, and takes out one that it has refused to others than a monitor.
+    pub fn remember(&self, user: &User, request: &Decrypt, answered: &Result<Reply, Failure>) {
+        let blob = &request.ciphertext_blob;
         match answered {
             Ok(Reply::Decrypted {
                 key,
@@ -165,6 +166,7 @@ impl AwsCalls {
                 }
             }
             Ok(_) => {}
+            Err(_) if request.context.wait == WaitPolicy::Monitor => {}
             Err(failure) => self.cache.refused(blob, failure.kind),
         }
     }

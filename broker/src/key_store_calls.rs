@@ -23,7 +23,7 @@ use key_files::{
     check_value::CheckValue,
     key_name::{Algorithm, KeyName, is_valid_number},
 };
-use key_store::{KeyStore, MAX_JUMP, Put, StoreError, Versions};
+use key_store::{KeyStore, MAX_JUMP, Put, Stamp, StoreError, Versions};
 use parking_lot::Mutex;
 use tracing::{error, info};
 
@@ -56,12 +56,13 @@ pub(crate) struct KeyStoreCalls {
     listing: Mutex<Listing>,
 }
 
-/// What lists are made of. The first form of a key never changes.
+/// What lists are made of.
 #[derive(Default)]
 struct Listing {
     versions: Versions,
     read_at: Option<Instant>,
-    known: BTreeMap<(u32, u32), (KeyName, CheckValue)>,
+    /// What was read of the first form of each key, and from which object.
+    known: BTreeMap<(u32, u32), (Stamp, KeyName, CheckValue)>,
 }
 
 impl Listing {
@@ -69,6 +70,19 @@ impl Listing {
     fn has(&self, after: (u32, u32)) -> bool {
         let is_new = self.read_at.is_some_and(|at| at.elapsed() < LISTING_AGE);
         is_new && self.versions.contains_key(&after)
+    }
+
+    /// What is known of a key whose first form is this object.
+    fn known(&self, number: (u32, u32), object: &Stamp) -> Option<(KeyName, CheckValue)> {
+        let (known, name, check_value) = self.known.get(&number)?;
+        (known == object).then_some((*name, *check_value))
+    }
+
+    fn remember(&mut self, object: Stamp, name: KeyName, check_value: CheckValue) {
+        let number = name.number();
+        if self.known.len() < MAX_REMEMBERED || self.known.contains_key(&number) {
+            self.known.insert(number, (object, name, check_value));
+        }
     }
 }
 
@@ -210,18 +224,29 @@ impl KeyStoreCalls {
             let page: Vec<_> = rest
                 .by_ref()
                 .take(MAX_LISTED_KEYS)
-                .map(|(&number, _)| (number, listing.known.get(&number).copied()))
+                .map(|(&number, forms)| {
+                    let object = forms.first.as_ref();
+                    let known = object.and_then(|it| listing.known(number, it));
+                    (number, forms.clone(), known)
+                })
                 .collect();
             let last = page.last().map(|&(number, ..)| number);
             (page, last.filter(|_| rest.next().is_some()))
         };
-        let keys = stream::iter(page).map(|((id, version), known)| {
+        let keys = stream::iter(page).map(|((id, version), forms, known)| {
             let store = &store;
             async move {
+                let object = match forms.first {
+                    Some(object) => object,
+                    None => {
+                        let lost = store.without_first(id, version, forms.latest);
+                        return Ok(Some(Err(lost)));
+                    }
+                };
                 match known {
-                    Some(known) => Ok(Some(Ok(known))),
+                    Some((name, check_value)) => Ok(Some(Ok((object, name, check_value)))),
                     None => match store.get(id, version, 0).await {
-                        Ok(key) => Ok(key.map(|key| Ok((key.name, key.check_value)))),
+                        Ok(key) => Ok(key.map(|key| Ok((object, key.name, key.check_value)))),
                         // One bad object does not hide the others.
                         Err(invalid @ StoreError::Invalid { .. }) => Ok(Some(Err(invalid))),
                         Err(error) => Err(error),
@@ -239,13 +264,14 @@ impl KeyStoreCalls {
         }
         log_invalid(&invalid);
         let mut listing = self.listing.lock();
-        for (name, check_value) in &keys {
-            if listing.known.len() < MAX_REMEMBERED {
-                let known = (*name, *check_value);
-                listing.known.insert(name.number(), known);
-            }
-        }
-        Ok(Reply::KeyList { keys, next })
+        let keys = keys.into_iter().map(|(object, name, check_value)| {
+            listing.remember(object, name, check_value);
+            (name, check_value)
+        });
+        Ok(Reply::KeyList {
+            keys: keys.collect(),
+            next,
+        })
     }
 
     /// Makes a key. It is in the store before anybody gets it.
@@ -262,7 +288,8 @@ impl KeyStoreCalls {
         let base = match (request.numbering, highest) {
             (Numbering::First, None) => 0,
             (Numbering::First, Some(version)) => {
-                let latest = versions.get(&(id, version)).copied().unwrap_or_default();
+                let forms = versions.get(&(id, version));
+                let latest = forms.map_or(0, |forms| forms.latest);
                 let key = self.read(store.latest_form(id, version, latest).await)?;
                 return Ok(found(key));
             }

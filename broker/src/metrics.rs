@@ -202,6 +202,16 @@ fn text(service: &Service, aws: &AwsCalls) -> String {
         let labels = [("operation", call.operation), ("result", call.result)];
         calls.get_or_create(&labels).inc_by(call.count);
     }
+    // A counter that appears with its first call does not increase, and an alert would miss it.
+    if !overview.certificates.is_empty() {
+        for operation in ["GetKey", "FindKey", "MakeKey"] {
+            let labels = [
+                ("operation", operation.into()),
+                ("result", "session_over".into()),
+            ];
+            drop(calls.get_or_create(&labels));
+        }
+    }
     registry.register("calls", help("calls"), calls);
 
     let connections = Family::<Labels<1>, Gauge>::default();

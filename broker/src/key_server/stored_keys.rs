@@ -257,7 +257,7 @@ impl StoredKeys {
                 ),
             });
         }
-        aws.remember(user, &key.ciphertext_blob, &decrypted);
+        aws.remember(user, &request, &decrypted);
         decrypted
     }
 }

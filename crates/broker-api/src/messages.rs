@@ -160,13 +160,16 @@ pub enum WaitPolicy {
     Limited,
     /// Until a session is open: a server starts, and can do nothing without its keys.
     UntilOpen,
+    /// Not at all, and the answer changes nothing: a monitor asks. A key that KMS refuses it stays in the key cache, for a
+    /// backup or a restart after the session.
+    Monitor,
 }
 
 impl WaitPolicy {
     /// How long that is, where [`Self::Limited`] is `limited`; `None`: without limit.
     pub fn limit(self, limited: Duration) -> Option<Duration> {
         match self {
-            Self::Never => Some(Duration::ZERO),
+            Self::Never | Self::Monitor => Some(Duration::ZERO),
             Self::Limited => Some(limited),
             Self::UntilOpen => None,
         }

@@ -24,7 +24,8 @@ use aws_session::{
 use futures_util::TryStreamExt;
 use key_files::{WrappedKey, key_name::parse_number};
 use object_store::{
-    Error as ObjectError, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+    Error as ObjectError, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+    RetryConfig,
     aws::{AmazonS3Builder, AwsCredential, Checksum},
     local::LocalFileSystem,
     path::Path,
@@ -73,8 +74,36 @@ pub struct KeyStore {
 /// The form of a wrapped key: 0 as KMS made it, then 1, 2 … for each `rewrap`.
 pub type Form = u32;
 
-/// The versions in a store, by id and version, with the latest form of each.
-pub type Versions = BTreeMap<(u32, u32), Form>;
+/// The versions in a store, by id and version.
+pub type Versions = BTreeMap<(u32, u32), Forms>;
+
+/// The forms of a key version.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// The highest number.
+    pub latest: Form,
+    /// The object of the first form; `None`: it is not there.
+    pub first: Option<Stamp>,
+}
+
+/// Tells whether an object is still the one that was read: nothing is overwritten here, but an object can be lost, and
+/// another one take its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    modified_microseconds: i64,
+    e_tag: Option<String>,
+    size_bytes: u64,
+}
+
+impl From<&ObjectMeta> for Stamp {
+    fn from(object: &ObjectMeta) -> Self {
+        Self {
+            modified_microseconds: object.last_modified.timestamp_micros(),
+            e_tag: object.e_tag.clone(),
+            size_bytes: object.size,
+        }
+    }
+}
 
 /// What came of putting a key.
 #[derive(Debug)]
@@ -149,7 +178,7 @@ impl KeyStore {
                     .next_back()
                     .is_none_or(|it| it.as_ref() != "lost+found")
             };
-            let is_probe = |object: &object_store::ObjectMeta| object.location == self.probe();
+            let is_probe = |object: &ObjectMeta| object.location == self.probe();
             let is_empty =
                 !listed.common_prefixes.iter().any(is_other) && listed.objects.is_empty();
             if !(listed.objects.iter().any(is_probe) || is_empty && path.is_dir()) {
@@ -273,10 +302,13 @@ impl KeyStore {
             false => Ok(()),
         };
         let mut versions = Versions::new();
-        let mut add = |object: &Path| {
-            if let Some((id, version, form)) = self.parse(object) {
-                let latest = versions.entry((id, version)).or_insert(form);
-                *latest = form.max(*latest);
+        let mut add = |object: &ObjectMeta| {
+            if let Some((id, version, form)) = self.parse(&object.location) {
+                let forms: &mut Forms = versions.entry((id, version)).or_default();
+                forms.latest = form.max(forms.latest);
+                if form == 0 {
+                    forms.first = Some(object.into());
+                }
             }
         };
         match self.location {
@@ -285,7 +317,7 @@ impl KeyStore {
                 let listed = self.store.list_with_delimiter(Some(prefix));
                 let listed = self.bounded(listed).await.map_err(failed)?;
                 check(listed.objects.len())?;
-                listed.objects.iter().for_each(|it| add(&it.location));
+                listed.objects.iter().for_each(add);
             }
             KeyStoreLocation::S3 { .. } => {
                 let mut objects = self.store.list(Some(prefix));
@@ -293,7 +325,7 @@ impl KeyStore {
                 while let Some(object) = self.bounded(objects.try_next()).await.map_err(failed)? {
                     count += 1;
                     check(count)?;
-                    add(&object.location);
+                    add(&object);
                 }
             }
         }
@@ -341,13 +373,29 @@ impl KeyStore {
             Some(version) => Some(version),
         };
         match version.and_then(|version| versions.get_key_value(&(id, version))) {
-            Some((&(id, version), &form)) => self.latest_form(id, version, form).await,
+            Some((&(id, version), forms)) => self.latest_form(id, version, forms.latest).await,
             None => Ok(None),
+        }
+    }
+
+    /// Why a version cannot be used of which only later forms are there: who may add objects may add a later form of
+    /// anything.
+    pub fn without_first(&self, id: u32, version: u32, latest: Form) -> StoreError {
+        let (first, later) = (self.path(id, version, 0), self.path(id, version, latest));
+        let (object, later) = (self.shown(&first), self.shown(&later));
+        StoreError::Invalid {
+            location: self.location.clone(),
+            why: format!(
+                "only a later form, {later}, is there. If it was lost by accident, copy {later} to {object}: in a directory with cp, in S3 with aws s3api put-object --if-none-match '*'"
+            ),
+            object,
         }
     }
 
     /// Reads the first form of a version, or the latest one that can be read and is the same key: who may add objects may
     /// add a later form of anything.
+    ///
+    /// Errors: see also [`Self::without_first`].
     pub async fn latest_form(
         &self,
         id: u32,
@@ -355,7 +403,10 @@ impl KeyStore {
         latest: Form,
     ) -> Result<Option<WrappedKey>, StoreError> {
         let Some(first) = self.get(id, version, 0).await? else {
-            return Ok(None);
+            return match latest {
+                0 => Ok(None),
+                latest => Err(self.without_first(id, version, latest)),
+            };
         };
         for form in (1..=latest).rev().take(MAX_FORMS) {
             match self.get(id, version, form).await {

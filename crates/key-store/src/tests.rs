@@ -81,14 +81,42 @@ async fn versions_are_listed_with_their_latest_form() {
             fs::create_dir(directory.path().join("x")).unwrap();
         });
     }
-    let of_7 = Versions::from([((7, 2), 0), ((7, 9), 4), ((7, 10), 0)]);
-    assert_eq!(store.list_id(7).await.unwrap(), of_7);
-    let all = of_7.into_iter().chain([((70, 1), 0)]).collect();
-    assert_eq!(store.list().await.unwrap(), all);
+    let forms = |versions: Versions| -> Vec<_> {
+        versions
+            .into_iter()
+            .map(|(number, forms)| (number, forms.latest, forms.first.is_some()))
+            .collect()
+    };
+    let mut all = vec![
+        ((7, 2), 0, true),
+        ((7, 9), 4, true),
+        ((7, 10), 0, true),
+        ((70, 1), 0, true),
+    ];
+    assert_eq!(forms(store.list_id(7).await.unwrap()), all[..3]);
+    assert_eq!(forms(store.list().await.unwrap()), all);
     let latest = store.find(7, None).await.unwrap();
     assert_eq!(latest, Some(key(7, 10, 1)));
     let found = store.find(7, Some(9)).await.unwrap();
     assert_eq!(found, Some(rewrapped(5)), "the latest that is the same key");
+    fs::remove_file(directory.path().join("7/9")).unwrap();
+    all[1].2 = false;
+    assert_eq!(forms(store.list().await.unwrap()), all);
+    let lost = store.find(7, Some(9)).await.unwrap_err().to_string();
+    assert!(lost.contains("7/9 in the key store"), "{lost}");
+    assert!(lost.contains("copy 7/9.4 to 7/9"), "{lost}");
+}
+
+#[tokio::test]
+async fn an_object_that_took_the_place_of_another_is_told_from_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store_in(directory.path()).await;
+    store.put(&key(7, 1, 1)).await.unwrap();
+    let before = store.list().await.unwrap();
+    assert_eq!(store.list().await.unwrap(), before);
+    fs::remove_file(directory.path().join("7/1")).unwrap();
+    store.put(&key(7, 1, 2)).await.unwrap();
+    assert_ne!(store.list().await.unwrap(), before);
 }
 
 #[tokio::test]

@@ -861,6 +861,38 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     );
 }
 
+/// A timer verifies also where the master key is enabled for starts only.
+#[test]
+fn a_key_that_kms_refuses_to_verify_is_there_for_a_backup_after_the_session() {
+    let scene = Scene::with_aws(&["--session-lifetime=600"]).with_broker();
+    let keys = scene.sandbox.directory("keys");
+    let file = keys.join("aws-kms-key.1.1");
+    scene.aws.wrap_key(&scene.sandbox, KEY_1, &file);
+    let (arn, _) = decrypted(&scene.aws, &file, "us-east-1");
+    let socket = scene.configuration.broker_socket.display();
+    let socket = format!("--broker-socket={socket}");
+    let verify = || {
+        run(&mut scene
+            .aws
+            .data_keys_command("bin", &["verify", &socket], &keys))
+    };
+    let _broker = scene.start_broker();
+    assert_eq!(verify().0, 0);
+    scene.aws.cli(&["kms", "disable-key", "--key-id", &arn]);
+    let (code, _, errors) = verify();
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("is disabled"), "{errors}");
+
+    // The session is over, and the clock of this host still near enough.
+    scene.aws.set_clock("800");
+    let (code, summary, errors) = verify();
+    assert_eq!((code, errors.as_str()), (0, ""));
+    assert!(
+        summary.contains("1 data key from the broker's cache only"),
+        "{summary}"
+    );
+}
+
 #[test]
 fn the_installed_kms_data_keys_has_no_fault_points() {
     let has_them = |folder: &str| {
@@ -1188,7 +1220,7 @@ fn list_asks_a_broker_for_its_key_store_without_a_code() {
     let scene = Scene::new().with_broker();
     let store = end_to_end_tests::StoreDirectory::new(&scene.sandbox);
     let scene = scene.line(&format!("key_store = {}", store.location()));
-    let _broker = scene.start_broker();
+    let broker = scene.start_broker();
     let database = Database::new(&scene.sandbox)
         .with_our_plugin(&scene.configuration.broker_socket)
         .options(&ENCRYPT_ALL);
@@ -1207,8 +1239,35 @@ fn list_asks_a_broker_for_its_key_store_without_a_code() {
     let (code, table, errors) = compare();
     assert_eq!((code, errors.as_str()), (0, ""), "{table}");
     assert_eq!(table.matches("same").count(), 4, "{table}");
+    // The key store was restored from an older backup, and another server has taken the number.
+    let (object, own) = (store.path().join("1/2"), store.path().join("own"));
+    fs::rename(&object, &own).unwrap();
+    assert_eq!(compare().0, 1);
+    let other = fs::read_to_string(store.path().join("1/1")).unwrap();
+    fs::write(&object, other.replace("\"version\":1", "\"version\":2")).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 3, "{table}");
+    assert!(table.contains("DIFFERENT KEYS"), "{table}");
+    fs::rename(&own, &object).unwrap();
+    assert_eq!(compare().0, 0);
+    // A lifecycle rule removes the oldest objects, and leaves those of the last rewrap.
+    let later = store.path().join("1/2.1");
+    fs::rename(&object, &later).unwrap();
+    assert_eq!(compare().0, 1);
+    broker.wait_for("only a later form, 1/2.1, is there");
+    fs::rename(&later, &object).unwrap();
+    // Nothing needs it any more, as far as anybody knows.
     fs::remove_file(database.datadir.join("aws-kms-key.1.1")).unwrap();
     assert_eq!(compare().0, 2);
+    fs::remove_file(store.path().join("1/1")).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 0, "{table}");
+    assert!(table.contains("absent"), "{table}");
+    fs::remove_file(database.datadir.join("aws-kms-key.1.2")).unwrap();
+    fs::remove_file(&object).unwrap();
+    let (code, table, _) = compare();
+    assert_eq!(code, 1, "{table}");
+    assert!(table.contains("MISSING"), "{table}");
 }
 
 /// Root's umask and root's ownership are those of the tools, not of the broker.
@@ -1314,15 +1373,20 @@ fn rewrap_adds_the_new_form_to_the_key_store_also_after_an_interrupted_run() {
         "--output=text",
     ]);
     let to = format!("--to={new}");
-    // The first run does not come to the key store.
+    // The first run does not come to the key store, and both say so.
     let (code, text, errors) = keys.run(&["rewrap", &to]);
     assert_eq!(code, 0, "{text}{errors}");
+    assert!(text.contains("still under the old master key"), "{text}");
     assert!(!path.join("1/1.1").exists());
+    let (code, table, _) = keys.run(&["list", &store]);
+    assert_eq!(code, 125, "{table}");
+    assert!(table.contains("they were rewrapped without it"), "{table}");
     for _ in 0..2 {
         let (code, text, errors) = keys.run(&["rewrap", &to, &store]);
         assert_eq!((code, errors.as_str()), (0, ""), "{text}");
         let object = fs::read_to_string(path.join("1/1.1")).unwrap();
         assert!(object.contains(&new), "{object}");
+        assert!(!text.contains("still under the old"), "{text}");
         assert!(!path.join("1/1.2").exists());
         assert!(!fs::read_to_string(path.join("1/1")).unwrap().contains(&new));
     }
@@ -1404,7 +1468,7 @@ fn rewrap_reaches_keys_that_only_the_key_store_has() {
         "9/1 in the key store file://",
         "holds another key than its check value says",
         "10/1 in the key store file://",
-        "has only later forms",
+        "only a later form, 10/1.1, is there",
     ] {
         assert!(errors.contains(said), "{said}: {errors}");
     }
@@ -1705,7 +1769,11 @@ fn list_with_store_looks_into_the_key_files() {
     )
     .unwrap();
     let (code, table, errors) = compare();
-    assert_eq!((code, errors.as_str()), (0, ""), "{table}");
+    assert_eq!(code, 125, "{table}");
+    assert!(
+        errors.contains("not all keys could be compared"),
+        "{errors}"
+    );
     assert!(table.contains(row), "{table}");
     assert!(
         table.contains("Not compared: 1: these files are not")

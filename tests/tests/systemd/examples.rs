@@ -439,15 +439,17 @@ fn a_backup_at_night_needs_no_code_and_is_restored() {
         log.contains("backup complete: /var/backups/mariadb/"),
         "{log}"
     );
-    // Makes the same day's again, and removes old ones.
-    let old = "/var/backups/mariadb/2020-01-01";
+    // Makes the same day's again, and removes the oldest. One was made while the clock was wrong.
     site.machine
-        .sh(&format!("mkdir {old}; touch -d 2020-01-01 {old}"));
+        .sh("cd /var/backups/mariadb; mkdir 2099-01-01; for day in 1 2 3 4 5 6 7; do mkdir 2020-01-0$day; done");
     site.sql("INSERT INTO d.t VALUES (8)");
     site.machine
         .sh("systemctl start mariadb-nightly-backup.service");
-    let backups = site.machine.sh("ls /var/backups/mariadb");
-    assert_eq!(backups.lines().count(), 1, "{backups}");
+    let backups = site.machine.sh("ls -d /var/backups/mariadb/2*");
+    assert_eq!(backups.lines().count(), 7, "{backups}");
+    assert!(!backups.contains("2020-01-02"), "{backups}");
+    let latest = site.machine.sh("realpath /var/backups/mariadb/latest");
+    assert_eq!(backups.lines().nth(5), Some(&*latest), "{backups}");
     assert_eq!(site.aws.calls("GetSessionToken"), 1);
 
     // After the backup, a binary log on another disk is encrypted with a version that no backup has.
@@ -510,6 +512,10 @@ fn no_backup_of_a_server_that_does_not_run_and_a_failed_one_leaves_the_last() {
     done_with_code(&site, &fence("mfa-at-boot"));
     done(&site, &fence("nightly-backup"));
     let backups = site.machine.sh("ls /var/backups/mariadb");
+    let left = site.machine.sh("mount -t tmpfs -o size=2m none /mnt
+         /usr/local/sbin/mariadb-nightly-backup /mnt 7 > /root/log 2>&1 || grep -q 'No space left' /root/log
+         ls -A /mnt");
+    assert_eq!(left, "", "room that the server could need");
     site.stop_server();
     let start = "systemctl start mariadb-nightly-backup.service";
     let failed = site.machine.sh(&format!("! {start} 2>&1"));

@@ -155,6 +155,8 @@ enum DataKeysError {
     NoKeyFiles(PathBuf),
     #[error("not all keys could be checked: fix the errors above, and run this again")]
     NotVerified,
+    #[error("not all keys could be compared with the key store: see above")]
+    NotCompared,
     #[error("the keys were exported to '{}', but the lines for the option file are lost: {why}", path.display())]
     Exported { path: PathBuf, why: Box<Self> },
     #[error("{why}; the work is done: {summary}")]

@@ -31,7 +31,8 @@ use crate::{
 #[command(after_help = "\
 With --store, the exit status says what differs: 1 if keys are only here, and
 would be lost with this host, or in neither place, or a file cannot be used; 2
-if keys are only in the key store; 3 if some keys differ.")]
+if keys are only in the key store; 3 if some keys differ; 125 if some could not
+be compared.")]
 pub(crate) struct Arguments {
     /// Decrypt each key, and list its length and master key too
     #[arg(long)]

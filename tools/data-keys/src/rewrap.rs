@@ -113,6 +113,8 @@ enum Place {
 #[derive(Default)]
 struct Summary {
     master_key_arn: String,
+    /// Whether the key store was left out.
+    is_without_store: bool,
     /// The number of keys that each other master key had wrapped.
     moved: BTreeMap<String, usize>,
     /// The number of those that have no file here.
@@ -149,6 +151,7 @@ impl<'a> Rewrapping<'a> {
         }
         let mut summary = Summary {
             master_key_arn: self.master_key_arn.clone(),
+            is_without_store: self.stored.is_none(),
             ..Summary::default()
         };
         let (mut seen, mut seen_in_store) = (BTreeSet::new(), BTreeSet::new());
@@ -215,9 +218,10 @@ impl<'a> Rewrapping<'a> {
             return Ok(self.master_key_arn.clone());
         };
         let object = format!("{id}/{version} in the key store {}", stored.location());
-        let there = stored.find(id, version).await?.ok_or_else(|| {
-            format!("{object} has only later forms, which nothing uses; restore the first one")
-        })?;
+        let there = stored
+            .find(id, version)
+            .await?
+            .ok_or_else(|| format!("{object} is not there any more"))?;
         let before = self.unwrap(&object, &there.ciphertext_blob).await?;
         if there.check_value != CheckValue::of(&before.key) {
             return Err(format!(
@@ -350,6 +354,7 @@ impl Summary {
     fn text(&self, dry_run: bool) -> String {
         let Self {
             master_key_arn,
+            is_without_store,
             moved,
             moved_without_file,
             left,
@@ -375,6 +380,9 @@ impl Summary {
                 "{} of {arn}: copies in backups remain under it, so keep it as long as they may be restored\n",
                 data_keys(*count)
             );
+        }
+        if *is_without_store {
+            text += "If this server has a key store, the keys there are still under the old master key: run this again with --config or --store\n";
         }
         if all > 0 {
             text += &format!(

@@ -3,8 +3,8 @@
 use std::{cell::Cell, path::PathBuf, sync::Arc, time::Duration};
 
 use broker_api::{
-    Decrypt, Failure, FailureKind, GetKey, KeyContext, Reply, Request, SessionState, WaitReason,
-    Waiting, client::BrokerClient,
+    Decrypt, Failure, FailureKind, GetKey, KeyContext, Reply, Request, SessionState, WaitPolicy,
+    WaitReason, Waiting, client::BrokerClient,
 };
 use clap::Args;
 use key_files::{
@@ -185,7 +185,8 @@ fn context(name: &KeyName) -> KeyContext {
     KeyContext {
         key_id: name.id,
         key_version: name.version,
-        ..KeyContext::default()
+        // No tool takes a key away from the server.
+        wait: WaitPolicy::Monitor,
     }
 }
 

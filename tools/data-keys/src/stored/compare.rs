@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use key_files::{
     check_value::CheckValue, key_directory::KeyDirectory, key_name::KeyName, manifest::ManifestFile,
 };
-use key_store::{Form, KeyStore, StoreError, Versions};
+use key_store::{Forms, KeyStore, StoreError, Versions};
 use serde_json::json;
 use tracing::warn;
 
@@ -52,17 +52,20 @@ enum State {
     NotCompared,
     OnlyStored,
     OnlyHere,
-    /// The manifest lists it, and it is nowhere.
+    /// The manifest lists it, and it is nowhere. A newer version has a file, so it may have been moved away.
+    Absent,
+    /// The manifest lists it as the newest of its key, and it is nowhere.
     Nowhere,
     Differs,
 }
 
 impl State {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Same,
         Self::NotCompared,
         Self::OnlyStored,
         Self::OnlyHere,
+        Self::Absent,
         Self::Nowhere,
         Self::Differs,
     ];
@@ -74,6 +77,7 @@ impl State {
             Self::NotCompared => "not_compared",
             Self::OnlyStored => "only_stored",
             Self::OnlyHere => "only_here",
+            Self::Absent => "absent",
             Self::Nowhere => "missing",
             Self::Differs => "differs",
         }
@@ -87,6 +91,7 @@ impl fmt::Display for State {
             Self::NotCompared => "not compared",
             Self::OnlyStored => "only in the key store",
             Self::OnlyHere => "only here",
+            Self::Absent => "absent",
             Self::Nowhere => "MISSING",
             Self::Differs => "DIFFERENT KEYS",
         })
@@ -224,6 +229,9 @@ pub(crate) fn run(comparison: &Comparison<'_>) -> Result<Outcome, DataKeysError>
         () if !(unusable.is_empty() && objects.is_empty()) => Outcome::Bad,
         () if wrong.outcome() == Outcome::Bad => Outcome::Bad,
         () if count(State::OnlyStored) > 0 => Outcome::OnlyStored,
+        () if count(State::NotCompared) > 0 => {
+            return Outcome::unknown(DataKeysError::NotCompared, written);
+        }
         () => Outcome::Good,
     };
     outcome.despite(written)
@@ -241,8 +249,14 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     }
     if count(State::Nowhere) > 0 {
         text += &format!(
-            "Not found anywhere, although listed: {}. If kms-data-keys check reports them as not needed, ignore this. Otherwise restore them from a backup\n",
+            "Not found anywhere, although listed: {}. Restore them from a backup\n",
             count(State::Nowhere)
+        );
+    }
+    if count(State::Absent) > 0 {
+        text += &format!(
+            "Listed in the key manifest, found nowhere, and older than a version with a file: {}. Restore them from a backup, unless kms-data-keys check reported them as not needed\n",
+            count(State::Absent)
         );
     }
     if count(State::Differs) > 0 {
@@ -258,7 +272,7 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
 fn not_compared(count: usize, comparison: &Comparison<'_>, manifest: &ManifestFile) -> String {
     let why = match comparison.broker_socket {
         None => {
-            "these files are not, byte for byte, what the key store has: they were rewrapped without it, or are wrong"
+            "these files are not, byte for byte, what the key store has: they were rewrapped without it, so its keys are under the old master key (kms-data-keys rewrap with --config or --store), or the files are wrong"
                 .into()
         }
         Some(_) if manifest.is_empty() => manifest::without_entries(manifest),
@@ -280,7 +294,7 @@ pub(crate) async fn read_all(
     let mut unusable = Vec::new();
     let mut stored = Stored::new();
     let mut found = stream::iter(versions)
-        .map(|(number, latest)| read(store, number, latest))
+        .map(|(number, forms)| read(store, number, forms))
         .buffered(READS)
         .inspect(|_| progress.add(1));
     while let Some(there) = found.next().await {
@@ -296,18 +310,21 @@ pub(crate) async fn read_all(
     Ok((stored, unusable))
 }
 
-/// Reads what the store has of a key version; `None`: its first form is not there.
+/// Reads what the store has of a key version; `None`: nothing any more.
 async fn read(
     store: &KeyStore,
     (id, version): (u32, u32),
-    latest: Form,
+    listed: Forms,
 ) -> Result<Option<There>, StoreError> {
     let Some(first) = store.get(id, version, 0).await? else {
-        return Ok(None);
+        return match listed.latest {
+            0 => Ok(None),
+            latest => Err(store.without_first(id, version, latest)),
+        };
     };
     let mut forms = vec![first.ciphertext_blob];
-    if latest > 0
-        && let Some(latest) = store.latest_form(id, version, latest).await?
+    if listed.latest > 0
+        && let Some(latest) = store.latest_form(id, version, listed.latest).await?
     {
         forms.push(latest.ciphertext_blob);
     }
@@ -339,8 +356,15 @@ fn states(here: &BTreeMap<(u32, u32), Here>, stored: &Stored) -> Vec<(KeyName, S
         .iter()
         .map(|(&number, there)| (number, (there.name, State::OnlyStored)))
         .collect();
+    let newest: BTreeMap<u32, u32> = here
+        .values()
+        .filter(|it| it.file != File::Absent)
+        .map(|it| it.name.number())
+        .collect();
     for (&number, here) in here {
+        let is_older = newest.get(&number.0) > Some(&number.1);
         let state = match stored.get(&number) {
+            None if here.file == File::Absent && is_older => State::Absent,
             None if here.file == File::Absent => State::Nowhere,
             None => State::OnlyHere,
             Some(there) => state(here, there),
@@ -477,6 +501,7 @@ mod tests {
             (cbc(8), Some(check(8)), File::Absent),
             (cbc(9), Some(check(9)), File::Absent),
             (cbc(10), Some(check(1)), File::Unusable),
+            (cbc(11), Some(check(7)), File::Absent),
         ];
         let stored = [
             (cbc(1), check(1)),
@@ -497,10 +522,11 @@ mod tests {
                 State::OnlyHere,
                 State::Differs,
                 State::OnlyStored,
-                State::Nowhere,
+                State::Absent,
                 State::OnlyStored,
                 State::Differs,
                 State::NotCompared,
+                State::Nowhere,
             ]
         );
     }

@@ -6,7 +6,7 @@ use key_files::{
     key_name::has_number,
     manifest::ManifestFile,
 };
-use key_store::{Form, KeyStore};
+use key_store::{Forms, KeyStore};
 
 use crate::{
     DataKeysError, Outcome,
@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
             return Ok::<_, DataKeysError>((missing.len(), 0, there));
         }
         let mut fetched = 0;
-        let work = async |&version: &_| fetch(&store, &directory, &manifest, version).await;
+        let work = async |version: &_| fetch(&store, &directory, &manifest, version).await;
         let failed = each(&missing, work, |_, is_new| fetched += usize::from(is_new)).await;
         Ok((fetched, failed, there))
     })??;
@@ -81,9 +81,9 @@ async fn fetch(
     store: &KeyStore,
     directory: &KeyDirectory,
     manifest: &ManifestFile,
-    ((id, version), form): ((u32, u32), Form),
+    &((id, version), ref forms): &((u32, u32), Forms),
 ) -> Result<bool, String> {
-    let found = store.latest_form(id, version, form).await;
+    let found = store.latest_form(id, version, forms.latest).await;
     let key = found
         .map_err(failed(format_args!("{id}/{version}")))?
         .ok_or_else(|| format!("{id}/{version} is not in the key store any more"))?;

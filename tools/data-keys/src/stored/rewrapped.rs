@@ -34,10 +34,10 @@ impl Rewrapped {
 
     /// Reads the latest form of a key; `None`: it is not there.
     pub async fn find(&self, id: u32, version: u32) -> Result<Option<WrappedKey>, String> {
-        let Some(&latest) = self.versions.get(&(id, version)) else {
+        let Some(forms) = self.versions.get(&(id, version)) else {
             return Ok(None);
         };
-        let found = self.store.latest_form(id, version, latest).await;
+        let found = self.store.latest_form(id, version, forms.latest).await;
         found.map_err(failed(format_args!("{id}/{version}")))
     }
 
@@ -74,17 +74,16 @@ impl Rewrapped {
 
     /// Finishes what a run that was killed may have left undone for the latest form of a key.
     pub async fn share(&self, id: u32, version: u32) -> Result<(), String> {
-        let latest = self.versions.get(&(id, version)).copied();
-        let shared = self
-            .store
-            .share_form(id, version, latest.unwrap_or_default());
+        let forms = self.versions.get(&(id, version));
+        let latest = forms.map_or(0, |forms| forms.latest);
+        let shared = self.store.share_form(id, version, latest);
         shared.await.map_err(failed(format_args!("{id}/{version}")))
     }
 
     /// Adds a form of a key after the latest one.
     pub async fn add(&self, key: &WrappedKey) -> Result<(), String> {
-        let latest = self.versions.get(&key.name.number());
-        let latest = latest.copied().unwrap_or_default();
+        let forms = self.versions.get(&key.name.number());
+        let latest = forms.map_or(0, |forms| forms.latest);
         // Another run may have added a form since.
         for form in latest.saturating_add(1)..=Form::MAX {
             let put = self.store.put_form(key, form).await;
