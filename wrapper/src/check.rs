@@ -365,7 +365,9 @@ fn check_served(config: &BrokerConfig, user: &ServerUser) -> Result<(), String> 
 fn check_plugin(command: &[OsString]) -> Finding {
     match plugin::search(command) {
         PluginSearch::Found(path) => match plugin::loading(command) {
-            Loading::Certain => Finding::Fine(path.display().to_string()),
+            Loading::Certain => Finding::of(plugin::check_master_key(command), |()| {
+                path.display().to_string()
+            }),
             Loading::Conflict(conflict) => Finding::Failure(conflict.to_string()),
             Loading::Never(next) => Finding::Failure(format!(
                 "nothing in the server's options loads {}, so it would start without encryption: {next}",

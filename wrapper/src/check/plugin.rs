@@ -7,6 +7,7 @@ use std::{
 
 use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
+use aws_session::master_key_id::MasterKeyId;
 use service::command::find_program;
 
 /// The plugin's file.
@@ -148,6 +149,20 @@ fn data_directory(command: &[OsString]) -> PathBuf {
     let mut directories = data_directories(command);
     let existing = directories.iter().position(|directory| directory.is_dir());
     directories.swap_remove(existing.unwrap_or_default())
+}
+
+/// Fails if what the server's options call the master key cannot be one. Without one, the server makes no key.
+pub(super) fn check_master_key(command: &[OsString]) -> Result<(), String> {
+    let Some(value) = configured(command, "aws-key-management-master-key-id") else {
+        return Ok(());
+    };
+    let value = value.to_string_lossy();
+    match MasterKeyId::parse(&value) {
+        Err(expected) if !value.is_empty() => Err(format!(
+            "aws-key-management-master-key-id = {value} in the server's options must be {expected}"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What an option says in `command`'s arguments, else in its option files. The last one counts, as for the server.
