@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::Parser;
+use nix::unistd::geteuid;
 use serde_json::{Map, Value};
 use tracing::{error, warn};
 use visible_text::escape;
@@ -88,6 +89,10 @@ enum AuditError {
     JournalFailed,
     #[error("cannot read {path}: {source}", path = path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error(
+        "there is no JSON in {}: make it with journalctl --output=json, or with log_format = json in the configuration", .0.display()
+    )]
+    NoJson(PathBuf),
     #[error("cannot write to standard output: {0}")]
     Write(io::Error),
 }
@@ -112,7 +117,9 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
 fn run(command_line: &AuditCommandLine) -> Result<(), AuditError> {
     let mut out = io::stdout().lock();
     let mut sessions = Sessions::default();
+    let mut events = 0;
     let mut show = |event: Map<String, Value>| {
+        events += 1;
         if command_line.json {
             writeln!(out, "{}", Value::Object(event)).map_err(AuditError::Write)
         } else {
@@ -135,6 +142,14 @@ fn run(command_line: &AuditCommandLine) -> Result<(), AuditError> {
         Some(path) => {
             let file = File::open(path).map_err(|error| unreadable(path, error))?;
             read(file, path.clone(), &mut show)?;
+        }
+    }
+    if events == 0 && !command_line.json {
+        match command_line.input {
+            None if !geteuid().is_root() => warn!(
+                "found no event of the audit; only root and members of the group systemd-journal see those of services"
+            ),
+            _ => warn!("found no event of the audit"),
         }
     }
     sessions.print(&mut out).map_err(AuditError::Write)
@@ -181,6 +196,8 @@ fn read(
 ) -> Result<(), AuditError> {
     let mut input = BufReader::new(input);
     let mut line = Vec::new();
+    let mut has_text = false;
+    let mut has_json = false;
     loop {
         line.clear();
         let length = input
@@ -189,7 +206,10 @@ fn read(
             .read_until(b'\n', &mut line)
             .map_err(|error| unreadable(&name, error))?;
         if length == 0 {
-            return Ok(());
+            return match has_text && !has_json {
+                true => Err(AuditError::NoJson(name)),
+                false => Ok(()),
+            };
         }
         if !line.ends_with(b"\n") && line.len() as u64 >= MAX_LINE_BYTES {
             warn!("skipped a line of more than {MAX_LINE_BYTES} bytes");
@@ -198,17 +218,20 @@ fn read(
                 .map_err(|error| unreadable(&name, error))?;
             continue;
         }
-        if let Some(event) = event_of(&line) {
+        let Ok(Value::Object(entry)) = serde_json::from_slice(&line) else {
+            // journalctl says "-- No entries --".
+            has_text |= !line.trim_ascii().is_empty() && !line.starts_with(b"-- ");
+            continue;
+        };
+        has_json = true;
+        if let Some(event) = event_of(entry) {
             show(event)?;
         }
     }
 }
 
-/// The event of a line of the journal or of a log in JSON, with its members in the order of their names.
-fn event_of(line: &[u8]) -> Option<Map<String, Value>> {
-    let Ok(Value::Object(entry)) = serde_json::from_slice(line) else {
-        return None;
-    };
+/// The event of an entry of the journal or of a log in JSON, with its members in the order of their names.
+fn event_of(entry: Map<String, Value>) -> Option<Map<String, Value>> {
     let event = match entry.contains_key("__REALTIME_TIMESTAMP") {
         true => of_journal(&entry)?,
         false => entry,

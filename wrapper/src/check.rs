@@ -34,8 +34,10 @@ use aws_session::{
     sts,
 };
 use code_channel::{self, FifoError};
-use plugin::{Loading, PluginSearch};
-pub(crate) use plugin::{data_directories, group_suffixes, keyfile_dir, loads};
+pub(crate) use plugin::{
+    LoadConflict, check_loading, data_directories, group_suffixes, keyfile_dir, other_plugin,
+};
+use plugin::{Loading, PluginSearch, ServerUser};
 use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 
@@ -185,10 +187,8 @@ impl List {
                 Ok(broker) => safe(broker),
             };
             self.add("broker", broker)?;
-            if geteuid().is_root()
-                && let Some(user) = plugin::server_user(command)
-            {
-                let served = |()| format!("{user} may use the broker's socket");
+            if let Some(user) = plugin::server_user(command) {
+                let served = |()| format!("{} may use the broker's socket", user.name);
                 let finding = Finding::of(check_served(&config.broker, &user), served);
                 self.add("server's user", finding)?;
             }
@@ -313,8 +313,9 @@ fn check_command(command: Vec<OsString>) -> Finding {
     })
 }
 
-/// Whether the broker, which root starts, serves a server that goes on as `user`. The error says what to set.
-fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
+/// Whether the broker, which this process's user starts, serves a server that runs as `user`. The error says what to set.
+fn check_served(config: &BrokerConfig, user: &ServerUser) -> Result<(), String> {
+    let ServerUser { name: user, reason } = user;
     let known = User::from_name(user)
         .map_err(|error| format!("cannot look up the user {user}: {error}"))?
         .ok_or_else(|| {
@@ -322,20 +323,24 @@ fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
                 "there is no user {user}, as whom the server is to run; correct its option user"
             )
         })?;
-    if known.uid.is_root() {
+    if known.uid.is_root() || known.uid == geteuid() {
         return Ok(());
     }
-    let name = CString::new(user).map_err(|error| error.to_string())?;
+    let name = CString::new(user.as_str()).map_err(|error| error.to_string())?;
     let groups = getgrouplist(&name, known.gid)
         .map_err(|error| format!("cannot look up the groups of {user}: {error}"))?;
     let is_member = |gid: u32| groups.contains(&Gid::from_raw(gid));
     if !config.socket_gid.is_some_and(is_member) {
-        let served = match config.socket_gid {
-            Some(_) => "root and a group that this user is not in (broker_socket_group)",
-            None => "root alone",
+        let served = match (config.socket_gid, geteuid().is_root()) {
+            (Some(_), true) => "root and a group that this user is not in (broker_socket_group)",
+            (Some(_), false) => {
+                "root, its own user and a group that this user is not in (broker_socket_group)"
+            }
+            (None, true) => "root alone",
+            (None, false) => "root and its own user alone",
         };
         return Err(format!(
-            "the server runs as {user}, as its options say, and the broker serves {served}; set broker_socket_group = {user}, or another group of that user"
+            "the server runs as {user}, {reason}, and the broker serves {served}; set broker_socket_group = {user}, or another group of that user"
         ));
     }
     let directory = config.socket.parent().unwrap_or(Path::new("/"));
@@ -360,7 +365,10 @@ fn check_served(config: &BrokerConfig, user: &str) -> Result<(), String> {
 fn check_plugin(command: &[OsString]) -> Finding {
     match plugin::search(command) {
         PluginSearch::Found(path) => match plugin::loading(command) {
-            Loading::Certain => Finding::Fine(path.display().to_string()),
+            Loading::Certain => Finding::of(plugin::check_master_key(command), |()| {
+                path.display().to_string()
+            }),
+            Loading::Conflict(conflict) => Finding::Failure(conflict.to_string()),
             Loading::Never(next) => Finding::Failure(format!(
                 "nothing in the server's options loads {}, so it would start without encryption: {next}",
                 path.display()

@@ -173,6 +173,7 @@ fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, Code
     let mut fifo = FifoWriter::find(&path(command_line)?)?;
     take_rights_of_owner(&fifo)?;
     fifo.check_directory()?;
+    fifo.check_access()?;
     // One of an older release has none, and takes no note.
     let state = StateReader::open(fifo.path()).ok();
     let note = match (&state, &command_line.reason) {

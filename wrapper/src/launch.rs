@@ -9,7 +9,8 @@ use tracing::{error, info, warn};
 use crate::{
     audit,
     broker_process::{Broker, BrokerStartError},
-    check, code,
+    check::{self, LoadConflict},
+    code,
     command_line::CommandLine,
     setup,
 };
@@ -49,6 +50,8 @@ enum LaunchError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Plugin(#[from] LoadConflict),
     #[error(transparent)]
     Broker(#[from] BrokerStartError),
     #[error(transparent)]
@@ -120,6 +123,9 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
     }
     if let Err(exposure) = process::check_own_program() {
         warn!("{exposure}");
+    }
+    if config.handoff == Handoff::Broker {
+        check::check_loading(&command_line.command)?;
     }
     let command = Command::find(command_line.command)?;
     let aws = Settings::read(&config.session, Reader::Service)?;

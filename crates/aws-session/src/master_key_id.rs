@@ -16,6 +16,28 @@ impl MasterKeyId {
     /// What [`Self::from_str`] accepts.
     pub const EXPECTED: &str = "the id or ARN of a KMS key, or an alias such as alias/mariadb";
 
+    /// Reads such a name. The error completes "must be …".
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_-/:".contains(c);
+        let is_word = text.len() <= 2048 && text.chars().all(allowed);
+        let is_good = match text.split(':').collect::<Vec<_>>()[..] {
+            ["arn", _, "kms", region, _, resource] => {
+                is_region(region)
+                    && (resource.starts_with("key/") || resource.starts_with("alias/"))
+            }
+            [name] => name.starts_with("alias/") || is_id(name),
+            _ => false,
+        };
+        if is_word && is_good {
+            return Ok(Self(text.into()));
+        }
+        let hint = match is_word && !text.is_empty() && !text.contains(['/', ':']) {
+            true => format!(" (did you mean alias/{text}?)"),
+            false => String::new(),
+        };
+        Err(format!("{}{hint}", Self::EXPECTED))
+    }
+
     /// Returns the text, for KMS.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -37,20 +59,18 @@ impl FromStr for MasterKeyId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "_-/:".contains(c);
-        let is_good = match text.split(':').collect::<Vec<_>>()[..] {
-            ["arn", _, "kms", region, _, resource] => {
-                is_region(region)
-                    && (resource.starts_with("key/") || resource.starts_with("alias/"))
-            }
-            [name] => !name.is_empty() && (name.starts_with("alias/") || !name.contains('/')),
-            _ => false,
-        };
-        if is_good && text.len() <= 2048 && text.chars().all(allowed) {
-            return Ok(Self(text.into()));
-        }
-        Err(format!("must be {}", Self::EXPECTED))
+        Self::parse(text).map_err(|expected| format!("must be {expected}"))
     }
+}
+
+/// Whether a word is the id of a key: a UUID, or that of a multi-Region key. KMS takes any other word for an id, too, and
+/// does not find it.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/concepts.html#key-id-key-id>.
+fn is_id(word: &str) -> bool {
+    let is_hex = |part: &str| part.chars().all(|c| c.is_ascii_hexdigit());
+    let lengths = word.split('-').map(str::len);
+    word.starts_with("mrk-") || lengths.eq([8, 4, 4, 4, 12]) && word.split('-').all(is_hex)
 }
 
 #[cfg(test)]
@@ -93,7 +113,24 @@ mod tests {
             "arn:aws:kms:us-east-1:111122223333:1234",
             "arn:aws:kms:us-east-1:key/1234",
         ] {
-            assert!(text.parse::<MasterKeyId>().is_err(), "{text}");
+            let why = text.parse::<MasterKeyId>().unwrap_err();
+            assert!(!why.contains("did you mean"), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn an_alias_without_its_prefix_is_refused_with_the_alias() {
+        for text in [
+            "mariadb",
+            "my_key-1",
+            "1234abcd-12ab-34cd-56ef",
+            "1234abcd-12ab-34cd-56ef-1234567890ag",
+        ] {
+            let why = text.parse::<MasterKeyId>().unwrap_err();
+            assert!(
+                why.ends_with(&format!("(did you mean alias/{text}?)")),
+                "{text}: {why}"
+            );
         }
     }
 }

@@ -19,7 +19,7 @@ use nix::{
     fcntl::{OFlag, open},
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::stat::{FileStat, Mode, SFlag, fstat},
-    unistd::{Gid, Uid, write},
+    unistd::{AccessFlags, Gid, Uid, access, write},
 };
 use trusted_directory::DirectoryError;
 
@@ -143,6 +143,14 @@ impl FifoWriter {
                 path: self.path.clone(),
                 source,
             }
+        })
+    }
+
+    /// Checks that this process may write to the FIFO, before somebody takes the code from the device.
+    pub fn check_access(&self) -> Result<(), WriteError> {
+        access(&self.path, AccessFlags::W_OK).map_err(|error| match error {
+            Errno::ENOENT => WriteError::NotAwaited(self.path.clone()),
+            error => self.write_error(error),
         })
     }
 

@@ -5,9 +5,12 @@ use std::{
     io::{Read, Write},
     net::TcpListener,
     os::unix::fs::{PermissionsExt, chown},
+    path::Path,
     process::{Command, Output},
     thread,
 };
+
+use nix::unistd::User;
 
 use end_to_end_tests::{Database, NOBODY, ObjectStorage, SLEEP, Scene, What, set_user, wait_until};
 
@@ -56,6 +59,19 @@ fn check(scene: &Scene, command: &[&str]) -> Command {
     let mut arguments = vec!["--check"];
     arguments.extend(command);
     scene.command(&arguments)
+}
+
+/// A copy of the launcher that somebody without rights runs.
+fn as_nobody(scene: &Scene, program: &Path, arguments: &[&str]) -> Command {
+    let mut prefix = set_user(NOBODY);
+    prefix.push(program.display().to_string());
+    let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
+    let line = scene.command(arguments);
+    let mut command = Command::new(prefix[0]);
+    command.args(&prefix[1..]).args(line.get_args()).env_clear();
+    command.envs(line.get_envs().map(|(name, value)| (name, value.unwrap())));
+    command.current_dir("/");
+    command
 }
 
 fn assert_no_trace(scene: &Scene) {
@@ -300,6 +316,92 @@ fn a_server_whose_options_do_not_load_the_plugin_is_found() {
 }
 
 #[test]
+fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_refuses_them_before_the_code()
+ {
+    let scene = Scene::new().with_broker();
+    let plugin_dir = scene.sandbox.directory("plugin");
+    scene.sandbox.write("plugin/aws_key_management.so", "");
+    let ours = "plugin-load-add = aws_key_management\naws-key-management = FORCE_PLUS_PERMANENT";
+    let other = "the server's options also load file_key_management, and a server can use only one encryption plugin";
+    let taken_off = "plugin-load = ed25519=auth_ed25519;server_audit in the server's options takes aws_key_management off the list";
+    for (options, argument, expected) in [
+        (
+            format!("{ours}\n[mysqld]\nplugin_load_add = file_key_management.so"),
+            None,
+            Some(other),
+        ),
+        (
+            format!("loose-plugin-load-add = file_key_management=file_key_management\n{ours}"),
+            None,
+            Some(other),
+        ),
+        (
+            ours.to_owned(),
+            Some("--plugin-load-add=hashicorp_key_management"),
+            Some("the server's options also load hashicorp_key_management"),
+        ),
+        (
+            format!("{ours}\n[mysqld]\nplugin-load = ed25519=auth_ed25519;server_audit"),
+            None,
+            Some(taken_off),
+        ),
+        (
+            ours.to_owned(),
+            Some("--plugin-load=ed25519=auth_ed25519;server_audit"),
+            Some(taken_off),
+        ),
+        (
+            "plugin-load-add = aws_key_management\naws_key_management = off".to_owned(),
+            None,
+            Some(
+                "aws_key_management=off in the server's options keeps the server from using aws_key_management",
+            ),
+        ),
+        (
+            "plugin-load-add = aws_key_management".to_owned(),
+            Some("--skip-aws-key-management"),
+            Some("skip-aws-key-management in the server's options"),
+        ),
+        // What is taken off the list, or switched off, is in nobody's way.
+        (
+            format!("plugin-load-add = file_key_management\nplugin-load = server_audit\n{ours}"),
+            None,
+            None,
+        ),
+        (
+            format!("plugin-load-add = file_key_management\nfile-key-management = OFF\n{ours}"),
+            None,
+            None,
+        ),
+        (
+            format!("{ours}\n[mysqld]\nplugin-load-add = server_audit"),
+            Some("--plugin-load=server_audit;aws_key_management"),
+            None,
+        ),
+    ] {
+        let text = format!(
+            "[mariadb]\nplugin-dir = {}\n{options}\n",
+            plugin_dir.display()
+        );
+        let file = scene.sandbox.write("my.cnf", &text);
+        let defaults = format!("--defaults-file={}", file.display());
+        let mut command = vec!["/usr/sbin/mariadbd", &*defaults];
+        command.extend(argument);
+        let checked = Checked::of(&mut check(&scene, &command));
+        let Some(expected) = expected else {
+            checked.says("plugin", "ok", "/plugin/aws_key_management.so");
+            continue;
+        };
+        checked.says("plugin", "FAILED", expected);
+        assert_eq!(checked.code, Some(125), "{}", checked.list);
+        let output = scene.start(&command).ends_with(125);
+        assert!(output.contains(expected), "{output}");
+        assert!(!output.contains("waiting for"), "{output}");
+    }
+    assert_no_trace(&scene);
+}
+
+#[test]
 fn wherever_the_broker_cannot_listen_is_found_and_the_credentials_of_its_key_store_are_looked_for()
 {
     let scene = Scene::new().with_broker();
@@ -407,17 +509,7 @@ fn programs_that_other_users_could_look_into_or_replace_are_failures_and_a_start
     let scene = Scene::new().with_broker();
     let program = scene.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
     let broker = program.with_file_name("iam-kms-broker");
-    let as_nobody = |arguments: &[&str]| {
-        let mut prefix = set_user(NOBODY);
-        prefix.push(program.display().to_string());
-        let prefix: Vec<_> = prefix.iter().map(String::as_str).collect();
-        let line = scene.command(arguments);
-        let mut command = Command::new(prefix[0]);
-        command.args(&prefix[1..]).args(line.get_args()).env_clear();
-        command.envs(line.get_envs().map(|(name, value)| (name, value.unwrap())));
-        command.current_dir("/");
-        command
-    };
+    let as_nobody = |arguments: &[&str]| as_nobody(&scene, &program, arguments);
     let run = scene.fifo().parent().unwrap();
     chown(run, Some(NOBODY), Some(NOBODY)).unwrap();
     for (owner, mode, verdict, why) in [
@@ -469,6 +561,48 @@ fn a_server_that_drops_to_another_user_needs_a_group_that_the_broker_serves() {
     let run = scene.fifo().parent().unwrap();
     fs::set_permissions(run, PermissionsExt::from_mode(0o700)).unwrap();
     of_user(&scene, &server, "FAILED", "who cannot search ");
+}
+
+#[test]
+fn a_broker_of_another_user_than_the_servers_needs_a_group_of_the_server() {
+    let scene = Scene::new().with_broker();
+    let program = scene.copy_programs(&["iam-kms-wrapper", "iam-kms-broker"]);
+    let run = scene.fifo().parent().unwrap();
+    chown(run, Some(NOBODY), Some(NOBODY)).unwrap();
+    fs::set_permissions(run, PermissionsExt::from_mode(0o755)).unwrap();
+    let data = scene.sandbox.directory("data");
+    let datadir = format!("--datadir={}", data.display());
+    let of_data = ["--check", "/usr/sbin/mariadbd", "--no-defaults", &datadir];
+    let of_option = [
+        "--check",
+        "/usr/sbin/mariadbd",
+        "--no-defaults",
+        "--user=mail",
+        "--datadir=/nonexistent",
+    ];
+    let mail = User::from_name("mail").unwrap().unwrap().uid.as_raw();
+    chown(&data, Some(mail), None).unwrap();
+    let check = |scene: &Scene, command| Checked::of(&mut as_nobody(scene, &program, command));
+    let what = "server's user";
+    let alone = "the broker serves root and its own user alone; set broker_socket_group = mail";
+    let checked = check(&scene, &of_data);
+    assert_eq!(checked.code, Some(125), "{}", checked.list);
+    let text = format!("the server runs as mail, the owner of its data directory, and {alone}");
+    checked.says(what, "FAILED", &text);
+    let text = format!("the server runs as mail, as its options say, and {alone}");
+    check(&scene, &of_option).says(what, "FAILED", &text);
+    let scene = scene.line("broker_socket_group = nogroup");
+    check(&scene, &of_data).says(what, "FAILED", "a group that this user is not in");
+    let scene = scene.without("broker_socket_group");
+    let scene = scene.line("broker_socket_group = mail");
+    for command in [&of_data[..], &of_option] {
+        check(&scene, command).says(what, "ok", "mail may use the broker's socket");
+    }
+    // The launcher in front of a server of its own user, who has no need of a group.
+    chown(&data, Some(NOBODY), None).unwrap();
+    let own = [&of_data[..], &["--user=mail"]].concat();
+    let list = check(&scene.without("broker_socket_group"), &own).list;
+    assert!(!list.contains(what), "{list}");
 }
 
 #[test]

@@ -299,6 +299,12 @@ fn a_member_of_the_fifos_group_enters_a_code_and_reads_what_became_of_it_and_oth
         output.contains("Permission denied") && output.contains("kms_mfa_socket_group"),
         "{output}"
     );
+    // Before anybody takes a code from the device.
+    let mut for_programs = as_nobody("65534");
+    let said = run_with_input(for_programs.arg("--json"), "").stdout;
+    let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
+    assert_eq!(said["state"], "failed", "{said}");
+    assert!(!output.contains("awaits"), "{output}");
     let (status, output) = enter(&mut as_nobody(group), &good);
     assert_eq!(status, Some(0), "{output}");
     assert!(output.contains("accepted: "), "{output}");

@@ -552,6 +552,17 @@ fn an_audit_that_cannot_be_read_is_an_error_that_names_it() {
     };
     let sandbox = Sandbox::new();
     let path = sandbox.directory("bin");
+    // What the journal shows by itself, not --output=json.
+    let text = sandbox.write(
+        "text",
+        "Nov 28 10:00:00 db1 iam-kms-broker[1]: session ASIA is open\n",
+    );
+    let said = run(&path, &[&format!("--input={}", text.display())]);
+    let expected = format!(
+        "there is no JSON in {}: make it with journalctl --output=json",
+        text.display()
+    );
+    assert!(said.contains(&expected), "{said}");
     let said = run(&path, &["--input=/nonexistent"]);
     assert!(said.contains("cannot read /nonexistent: "), "{said}");
     let said = run(&path, &[]);
@@ -560,6 +571,14 @@ fn an_audit_that_cannot_be_read_is_an_error_that_names_it() {
     fs::set_permissions(journalctl, fs::Permissions::from_mode(0o755)).unwrap();
     let said = run(&path, &[]);
     assert!(said.contains("journalctl failed"), "{said}");
+    let empty = sandbox.write("empty", "-- No entries --\n\n");
+    let output = Command::new(dist("bin/iam-kms-wrapper"))
+        .args(["audit", &format!("--input={}", empty.display())])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("found no event of the audit"), "{said}");
 }
 
 #[test]

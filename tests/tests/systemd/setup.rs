@@ -183,6 +183,49 @@ fn answers_at_a_terminal_lead_to_an_encrypted_server() {
 }
 
 #[test]
+fn enter_at_a_terminal_keeps_what_is_in_place() {
+    let running = host();
+    let machine = &running.machine;
+    let (access_key_id, secret_access_key) = running.aws.long_term_key();
+    machine.sh(&format!(
+        "echo {secret_access_key} | iam-kms-wrapper setup --yes --mfa-device={} \
+         --master-key=alias/other --region=eu-central-1 --hand-over=launcher \
+         --access-key-id={access_key_id} --secret-access-key-file=- || :",
+        running.aws.serial_number()
+    ));
+    let before = state(&running);
+    let mut terminal = Terminal::new();
+    let device = "arn:aws:iam::111122223333:mfa/second";
+    // The check cannot reach an AWS of that region.
+    let script = format!("iam-kms-wrapper setup --mfa-device={device} || :");
+    let setup = machine.start_in(&terminal, &["sh", "-c", &script]);
+    for question in [
+        "Master key (alias, ARN or id) [alias/other, as now]: ",
+        "AWS region of the master key [eu-central-1, as now]: ",
+        "(service, launcher) [launcher, as now]: ",
+        "Access key ID [keep the present one]: ",
+    ] {
+        terminal.wait_for_nth(question, 1);
+        terminal.type_in("\n");
+    }
+    terminal.wait_for_nth("Make these changes? [y/N] ", 1);
+    terminal.type_in("y\n");
+    let shown = terminal.wait_for_success(setup);
+    assert!(!shown.contains(OPTIONS), "{shown}");
+    let config = machine.sh(&format!("cat {CONFIG}"));
+    assert!(
+        config.contains(&format!("\nkms_mfa_id = {device}\n")),
+        "{config}"
+    );
+    assert!(config.contains("\nregion = eu-central-1\n"), "{config}");
+    // The configuration and setup's own record, and nothing else.
+    let after = state(&running);
+    let mut changed = after.lines().filter(|line| !before.contains(line));
+    assert!(changed.all(|line| line.ends_with(CONFIG) || line.ends_with("/setup.json")));
+    assert_eq!(before.lines().count(), after.lines().count());
+}
+
+#[test]
 fn whoever_does_not_say_yes_at_the_terminal_changes_nothing() {
     let running = host();
     let before = state(&running);

@@ -1,9 +1,13 @@
 //! Where the server will look for the plugin, whether it loads it, and as whom.
 
-use std::{collections::BTreeSet, env, ffi::OsString, fs, path::PathBuf, process};
+use std::{
+    collections::BTreeSet, env, ffi::OsString, fs, os::unix::fs::MetadataExt, path::PathBuf,
+    process,
+};
 
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Uid, User, access, geteuid};
 
+use aws_session::master_key_id::MasterKeyId;
 use service::command::find_program;
 
 /// The plugin's file.
@@ -24,6 +28,14 @@ const USUAL_DATA_DIRECTORIES: [&str; 2] = ["/var/lib/mariadb", "/var/lib/mysql"]
 
 /// The plugin's name.
 const NAME: &str = "aws_key_management";
+
+/// MariaDB's other encryption plugins.
+const OTHER_PLUGINS: [&str; 4] = [
+    "file_key_management",
+    "hashicorp_key_management",
+    "example_key_management",
+    "debug_key_management",
+];
 
 /// Option files of the packages of Debian and MariaDB, of Red Hat, and of an administrator.
 const OPTION_FILES: [&str; 3] = ["/etc/my.cnf", "/etc/mysql/my.cnf", "/etc/mysql/mariadb.cnf"];
@@ -51,10 +63,33 @@ pub(super) enum PluginSearch {
     Unknown(&'static str),
 }
 
+/// What in the server's options keeps it from encrypting with our plugin, although they load it. A server that starts
+/// so after a crash loses committed rows of Aria tables, and no plugin of ours is there to stop it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadConflict {
+    /// The plugin that is loaded last encrypts.
+    #[error(
+        "the server's options also load {0}, and a server can use only one encryption plugin: remove its plugin-load-add before you start the server"
+    )]
+    OtherPlugin(&'static str),
+    /// `plugin-load` empties the list of plugins before it adds its own.
+    #[error(
+        "plugin-load = {0} in the server's options takes aws_key_management off the list of plugins that plugin-load-add before it has filled: write plugin-load-add in place of plugin-load before you start the server"
+    )]
+    TakenOff(String),
+    /// The option that is named after the plugin.
+    #[error(
+        "{0} in the server's options keeps the server from using aws_key_management: remove it before you start the server"
+    )]
+    SwitchedOff(String),
+}
+
 /// Whether the server loads the plugin.
 pub(super) enum Loading {
     /// Its options say so.
     Certain,
+    /// Its options say so, and more that is in the way.
+    Conflict(LoadConflict),
     /// It does not, and what to do.
     Never(String),
     /// Nobody can know, and why.
@@ -64,9 +99,7 @@ pub(super) enum Loading {
 /// Looks for the plugin where `command`, if it is a MariaDB server, would: in the `plugin_dir` of its
 /// arguments or its option files, else in the usual directories.
 pub(super) fn search(command: &[OsString]) -> PluginSearch {
-    let arguments: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
-    let is_server = |text: &str| text.contains("mariadbd") || text.contains("mysqld");
-    if !arguments.iter().any(|argument| is_server(argument)) {
+    if !is_server(command) {
         return PluginSearch::Unknown("no mariadbd or mysqld is named in COMMAND");
     }
     let directories: Vec<PathBuf> = match configured(command, "plugin-dir") {
@@ -108,11 +141,28 @@ pub(crate) fn data_directories(command: &[OsString]) -> Vec<PathBuf> {
 
 /// Where the server has its key files: in `keyfile_dir` if that is set, else in its data directory.
 pub(super) fn key_directory(command: &[OsString]) -> PathBuf {
-    keyfile_dir(command).unwrap_or_else(|| {
-        let mut directories = data_directories(command);
-        let existing = directories.iter().position(|directory| directory.is_dir());
-        directories.swap_remove(existing.unwrap_or_default())
-    })
+    keyfile_dir(command).unwrap_or_else(|| data_directory(command))
+}
+
+/// Where the server has its data: of the places where it may, the first that exists.
+fn data_directory(command: &[OsString]) -> PathBuf {
+    let mut directories = data_directories(command);
+    let existing = directories.iter().position(|directory| directory.is_dir());
+    directories.swap_remove(existing.unwrap_or_default())
+}
+
+/// Fails if what the server's options call the master key cannot be one. Without one, the server makes no key.
+pub(super) fn check_master_key(command: &[OsString]) -> Result<(), String> {
+    let Some(value) = configured(command, "aws-key-management-master-key-id") else {
+        return Ok(());
+    };
+    let value = value.to_string_lossy();
+    match MasterKeyId::parse(&value) {
+        Err(expected) if !value.is_empty() => Err(format!(
+            "aws-key-management-master-key-id = {value} in the server's options must be {expected}"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What an option says in `command`'s arguments, else in its option files. The last one counts, as for the server.
@@ -127,7 +177,13 @@ fn configured(command: &[OsString], name: &str) -> Option<PathBuf> {
 /// Splits an option into its name, as the server's manual spells it, and its value. The server takes `_` for `-`, and
 /// `loose-` only lets it ignore an option that it does not know.
 fn parse(option: &str) -> Option<(String, &str)> {
-    let (name, value) = option.strip_prefix("--")?.split_once('=')?;
+    option.contains('=').then(|| parse_switch(option))?
+}
+
+/// The same, where the option may also have no value.
+fn parse_switch(option: &str) -> Option<(String, &str)> {
+    let option = option.strip_prefix("--")?;
+    let (name, value) = option.split_once('=').unwrap_or((option, ""));
     let name = name.replace('_', "-");
     Some((name.trim_start_matches("loose-").to_owned(), value))
 }
@@ -151,24 +207,111 @@ fn arguments(command: &[OsString]) -> Vec<String> {
     arguments
 }
 
-/// Whether `command`'s arguments or option files load a plugin.
-pub(crate) fn loads(command: &[OsString], plugin: &str) -> bool {
-    let files = option_files(command).unwrap_or_default();
-    arguments(command)
-        .iter()
-        .chain(&files)
-        .filter_map(|option| parse(option))
-        .any(|(name, value)| {
-            matches!(&*name, "plugin-load" | "plugin-load-add") && value.contains(plugin)
-        })
+/// The server's options in the order in which it reads them: those of its option files, then its arguments.
+fn options(command: &[OsString]) -> Vec<String> {
+    let mut options = option_files(command).unwrap_or_default();
+    options.extend(arguments(command));
+    options
+}
+
+/// What the server's options say about one plugin.
+enum Mention {
+    /// Nothing loads it.
+    None,
+    /// It is loaded.
+    Loaded,
+    /// Something loads it, and something after that keeps it from being loaded.
+    Undone(LoadConflict),
+}
+
+/// Reads the options as the server does: `plugin-load` empties the list that `plugin-load-add` fills, and a plugin in the
+/// list is not used if the option of its own name says so.
+fn mention(options: &[String], plugin: &str) -> Mention {
+    let own_option = plugin.replace('_', "-");
+    let mut listed = Mention::None;
+    let mut switched_off = None;
+    for option in options {
+        let Some((name, value)) = parse_switch(option) else {
+            continue;
+        };
+        if matches!(&*name, "plugin-load" | "plugin-load-add") {
+            if is_listed(value, plugin) {
+                listed = Mention::Loaded;
+            } else if name == "plugin-load" && matches!(listed, Mention::Loaded) {
+                listed = Mention::Undone(LoadConflict::TakenOff(value.to_owned()));
+            }
+        } else if name == own_option {
+            let is_off = ["OFF", "FALSE", "0"]
+                .iter()
+                .any(|off| value.eq_ignore_ascii_case(off));
+            switched_off = is_off.then_some(option);
+        } else if let Some(("skip" | "disable", switched)) = name.split_once('-')
+            && switched == own_option
+        {
+            switched_off = Some(option);
+        }
+    }
+    match (listed, switched_off) {
+        (Mention::Loaded, Some(option)) => Mention::Undone(LoadConflict::SwitchedOff(
+            option.trim_start_matches("--").to_owned(),
+        )),
+        (listed, _) => listed,
+    }
+}
+
+/// Whether a value of `plugin-load`, such as `ed25519=auth_ed25519;server_audit.so`, names a plugin or its file.
+fn is_listed(value: &str, plugin: &str) -> bool {
+    let words = value.split([';', ':', '=']).map(str::trim);
+    words
+        .map(|word| word.strip_suffix(".so").unwrap_or(word))
+        .any(|word| word == plugin)
+}
+
+/// The encryption plugin other than ours that `command`'s arguments and option files load.
+pub(crate) fn other_plugin(command: &[OsString]) -> Option<&'static str> {
+    other_plugin_in(&options(command))
+}
+
+fn other_plugin_in(options: &[String]) -> Option<&'static str> {
+    OTHER_PLUGINS
+        .into_iter()
+        .find(|plugin| matches!(mention(options, plugin), Mention::Loaded))
+}
+
+/// Fails if `command` is a server that is to load our plugin, and something else in its arguments and option files
+/// prevents that.
+pub(crate) fn check_loading(command: &[OsString]) -> Result<(), LoadConflict> {
+    if !is_server(command) {
+        return Ok(());
+    }
+    match loading(command) {
+        Loading::Conflict(conflict) => Err(conflict),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the command names a MariaDB server.
+fn is_server(command: &[OsString]) -> bool {
+    command.iter().any(|argument| {
+        let text = argument.to_string_lossy();
+        text.contains("mariadbd") || text.contains("mysqld")
+    })
 }
 
 /// Whether the server loads our plugin.
 pub(super) fn loading(command: &[OsString]) -> Loading {
-    if loads(command, NAME) {
-        return Loading::Certain;
+    let options = options(command);
+    match mention(&options, NAME) {
+        Mention::Loaded => {
+            return match other_plugin_in(&options) {
+                Some(other) => Loading::Conflict(LoadConflict::OtherPlugin(other)),
+                None => Loading::Certain,
+            };
+        }
+        Mention::Undone(conflict) => return Loading::Conflict(conflict),
+        Mention::None => {}
     }
-    let Some(files) = option_files(command) else {
+    if option_files(command).is_none() {
         return Loading::Unknown(
             "my_print_defaults, which reads the option files, is not installed".into(),
         );
@@ -184,7 +327,7 @@ pub(super) fn loading(command: &[OsString]) -> Loading {
     }
     let is_ours =
         |line: &String| parse(line).is_some_and(|(name, _)| name.starts_with("aws-key-management"));
-    if arguments(command).iter().chain(&files).any(is_ours) {
+    if options.iter().any(is_ours) {
         return Loading::Unknown(
             "the server's options have no plugin-load-add = aws_key_management, and whether INSTALL SONAME has loaded it, only the server knows".into(),
         );
@@ -238,26 +381,49 @@ pub(crate) fn group_suffixes() -> BTreeSet<String> {
         .collect()
 }
 
-/// The user that `command`, if root starts it, has the server run as: of its option files or its arguments.
+/// As whom a server runs.
+pub(super) struct ServerUser {
+    /// The user's name.
+    pub(super) name: String,
+    /// How this is known, for messages.
+    pub(super) reason: &'static str,
+}
+
+/// The user that the server of `command` runs as: of its option files or its arguments. The first one counts, as for the
+/// server, whose option files come before its arguments.
 ///
-/// The first one counts, as for the server, whose option files come before its arguments.
-pub(super) fn server_user(command: &[OsString]) -> Option<String> {
-    let arguments = arguments(command);
-    let names = |name: &str| arguments.iter().any(|argument| argument.contains(name));
-    if !names("mariadbd") && !names("mysqld") {
+/// If this process is not root, it may be the server's own user, who is not to be named, or that of a broker beside a server
+/// that something else starts; its user is known by its data, too.
+pub(super) fn server_user(command: &[OsString]) -> Option<ServerUser> {
+    if !is_server(command) {
         return None;
     }
-    let is_safe = ["mariadbd-safe", "mysqld_safe"]
+    let own = geteuid();
+    let owner = match own.is_root() {
+        true => None,
+        false => data_directory(command).metadata().ok().map(|it| it.uid()),
+    };
+    if owner == Some(own.as_raw()) {
+        return None;
+    }
+    let is_safe = command.iter().any(|argument| {
+        let text = argument.to_string_lossy();
+        text.contains("mariadbd-safe") || text.contains("mysqld_safe")
+    });
+    let named = options(command)
         .iter()
-        .any(|name| names(name));
-    option_files(command)
-        .unwrap_or_default()
-        .iter()
-        .chain(&arguments)
         .filter_map(|option| parse(option))
-        .find_map(|(name, value)| (name == "user").then_some(value))
-        .or(is_safe.then_some("mysql"))
-        .map(str::to_owned)
+        .find_map(|(name, value)| (name == "user").then(|| value.to_owned()))
+        .or(is_safe.then(|| "mysql".to_owned()));
+    if let Some(name) = named {
+        let reason = "as its options say";
+        return Some(ServerUser { name, reason });
+    }
+    let user = User::from_uid(Uid::from_raw(owner?)).ok()??;
+    Some(ServerUser {
+        name: user.name,
+        reason: "the owner of its data directory",
+    })
 }
 
 /// The server's options of its option files, as MariaDB's own tool reads them; `None` if there is no such tool.

@@ -57,6 +57,17 @@ pub enum HandOver {
     Launcher,
 }
 
+impl HandOver {
+    /// The word of `--hand-over`.
+    fn name(self) -> String {
+        match self {
+            Self::Service => "service",
+            Self::Launcher => "launcher",
+        }
+        .into()
+    }
+}
+
 /// The access key, in memory that is wiped.
 pub struct AccessKey {
     /// Public half.
@@ -79,30 +90,61 @@ pub struct Answers {
     pub access_key: Option<AccessKey>,
 }
 
+/// What is in place on the host, which a question offers before the usual default.
+pub struct Present {
+    /// Serial number of the MFA device.
+    pub mfa_device: Option<String>,
+    /// The master key.
+    pub master_key: Option<String>,
+    /// Where the master key and STS are.
+    pub region: Option<String>,
+    /// How the session reaches the server.
+    pub hand_over: Option<HandOver>,
+    /// Whether there is a credential file, which may stay as it is.
+    pub has_credential: bool,
+}
+
+/// What Enter stands for.
+enum EnterMeans {
+    /// Nothing.
+    None,
+    /// This is in place.
+    Present(String),
+    /// This, on a host where nothing is in place.
+    Usual(&'static str),
+}
+
+impl EnterMeans {
+    fn of(present: Option<String>, usual: &'static str) -> Self {
+        present.map_or(Self::Usual(usual), Self::Present)
+    }
+}
+
 impl Answers {
-    /// Takes what `arguments` give and asks for the rest, if standard input is a terminal. `has_credential`: whether
-    /// there is a credential file, which may stay as it is.
-    pub fn get(arguments: AnswerArguments, has_credential: bool) -> Result<Self, SetupError> {
+    /// Takes what `arguments` give and asks for the rest, if standard input is a terminal.
+    pub fn get(arguments: AnswerArguments, present: Present) -> Result<Self, SetupError> {
         let master_key_region = |key: &MasterKeyId| key.region().map(str::to_owned);
         let mfa_device = answer(
             arguments.mfa_device,
             "--mfa-device",
             "MFA device (its ARN, see aws iam list-mfa-devices)",
-            None,
+            present
+                .mfa_device
+                .map_or(EnterMeans::None, EnterMeans::Present),
             mfa_device,
         )?;
         let master_key: MasterKeyId = answer(
             arguments.master_key,
             "--master-key",
             "Master key (alias, ARN or id)",
-            Some("alias/mariadb"),
+            EnterMeans::of(present.master_key, "alias/mariadb"),
             str::parse,
         )?;
         let region = answer(
             arguments.region.or_else(|| master_key_region(&master_key)),
             "--region",
             "AWS region of the master key",
-            Some("us-east-1"),
+            EnterMeans::of(present.region, "us-east-1"),
             region,
         )?;
         if master_key_region(&master_key).is_some_and(|of_key| of_key != region) {
@@ -117,7 +159,7 @@ impl Answers {
                 given,
                 "--hand-over",
                 "Run the broker as a service, or the launcher in the server's place? (service, launcher)",
-                Some("service"),
+                EnterMeans::of(present.hand_over.map(HandOver::name), "service"),
                 |text| {
                     HandOver::from_str(text, true).map_err(|_| "must be service or launcher".into())
                 },
@@ -131,7 +173,7 @@ impl Answers {
             access_key: access_key(
                 arguments.access_key_id,
                 arguments.secret_access_key_file,
-                has_credential,
+                present.has_credential,
             )?,
         })
     }
@@ -146,18 +188,22 @@ fn access_key(
     if id.is_none() && can_keep && !io::stdin().is_terminal() {
         return Ok(None);
     }
-    let keep = can_keep.then_some("keep the present one");
+    let keep = "keep the present one";
+    let default = match can_keep {
+        true => EnterMeans::Usual(keep),
+        false => EnterMeans::None,
+    };
     let id = answer(
         id,
         "--access-key-id",
         "Access key ID",
-        keep,
-        |text| match Some(text) == keep {
+        default,
+        |text| match can_keep && text == keep {
             true => Ok(text.to_owned()),
             false => access_key_id(text),
         },
     )?;
-    if Some(id.as_str()) == keep {
+    if can_keep && id == keep {
         return Ok(None);
     }
     let secret = match secret_file {
@@ -188,7 +234,7 @@ fn answer<T>(
     given: Option<T>,
     option: &'static str,
     question: &str,
-    default: Option<&str>,
+    default: EnterMeans,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Result<T, SetupError> {
     if let Some(given) = given {
@@ -197,12 +243,17 @@ fn answer<T>(
     if !io::stdin().is_terminal() {
         return Err(SetupError::Missing(option));
     }
-    let default_text = default.map_or_else(String::new, |default| format!(" [{default}]"));
+    let default_text = match &default {
+        EnterMeans::None => String::new(),
+        EnterMeans::Present(present) => format!(" [{present}, as now]"),
+        EnterMeans::Usual(usual) => format!(" [{usual}]"),
+    };
     loop {
         let text = ask(&format!("{question}{default_text}: "))?;
-        let text = match default {
-            Some(default) if text.is_empty() => default,
-            _ => &text,
+        let text = match &default {
+            EnterMeans::Present(present) if text.is_empty() => present.as_str(),
+            EnterMeans::Usual(usual) if text.is_empty() => usual,
+            _ => text.as_str(),
         };
         match parse(text) {
             Ok(answer) => return Ok(answer),

@@ -34,6 +34,9 @@ const LAUNCHER_CREDENTIAL_DROP_IN: &str =
 /// The keys of the configuration for which setup asks.
 pub const ANSWERED_KEYS: [&str; 2] = ["kms_mfa_id", "region"];
 
+/// The option for which setup asks.
+pub const MASTER_KEY_OPTION: &str = "aws-key-management-master-key-id";
+
 const FIRST_LINE: &str =
     "# Written by iam-kms-wrapper setup, which never overwrites what somebody has edited.";
 
@@ -59,6 +62,13 @@ pub struct Layout {
     pub prefix: PathBuf,
 }
 
+impl Layout {
+    /// The option file for the plugin.
+    pub fn option_file(&self) -> PathBuf {
+        self.option_directory.join("60-encryption.cnf")
+    }
+}
+
 /// The files besides the credential. `is_encrypted`: whether systemd has to decrypt that one.
 pub fn without_credential(
     answers: &Answers,
@@ -78,14 +88,11 @@ pub fn without_credential(
     );
     let options = with_values(
         include_str!("../../../examples/configuration/60-encryption.cnf"),
-        &[(
-            "aws-key-management-master-key-id",
-            answers.master_key.as_str(),
-        )],
+        &[(MASTER_KEY_OPTION, answers.master_key.as_str())],
     );
     let mut files = vec![
         public(CONFIG, config),
-        public(layout.option_directory.join("60-encryption.cnf"), options),
+        public(layout.option_file(), options),
     ];
     let drop_in = |path, text: &str| public(path, with_prefix(text, &layout.prefix));
     let credential_drop_in = match answers.hand_over {
@@ -170,6 +177,13 @@ fn with_values(example: &str, values: &[(&str, &str)]) -> String {
 /// The key that a line of a configuration sets. For any other line, some text that is no key.
 pub fn key(line: &str) -> &str {
     line.split(['=', ':']).next().unwrap_or(line).trim()
+}
+
+/// The value that a configuration or an option file gives to a key; the last one counts.
+pub fn value(text: &str, name: &str) -> Option<String> {
+    let line = text.lines().rev().find(|line| key(line) == name)?;
+    let (_, value) = line.split_once(['=', ':'])?;
+    Some(value.trim().to_owned())
 }
 
 /// As `make install` changes it.

@@ -42,9 +42,6 @@ const OPTION_DIRECTORIES: [&str; 2] = ["/etc/mysql/mariadb.conf.d", "/etc/my.cnf
 /// Of Debian's and MariaDB's packages; of Red Hat's.
 const SERVERS: [&str; 2] = ["/usr/sbin/mariadbd", "/usr/libexec/mariadbd"];
 
-/// Other encryption plugins.
-const OTHER_PLUGINS: [&str; 2] = ["file_key_management", "hashicorp_key_management"];
-
 /// Finds MariaDB and our own programs.
 pub fn layout() -> Result<Layout, SetupError> {
     let first = |paths: [&'static str; 2], what| {
@@ -115,10 +112,9 @@ fn server_commands() -> Vec<Vec<OsString>> {
 
 /// The encryption plugin other than ours that the server loads.
 pub fn other_plugin() -> Option<&'static str> {
-    let commands = server_commands();
-    OTHER_PLUGINS
-        .into_iter()
-        .find(|plugin| commands.iter().any(|it| check::loads(it, plugin)))
+    server_commands()
+        .iter()
+        .find_map(|command| check::other_plugin(command))
 }
 
 /// The directory in which the server has data keys, if it has any.

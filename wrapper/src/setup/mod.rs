@@ -24,7 +24,7 @@ use nix::{
 };
 use tracing::{error, warn};
 
-use answers::{AccessKey, AnswerArguments, Answers, HandOver, confirm};
+use answers::{AccessKey, AnswerArguments, Answers, HandOver, Present, confirm};
 use error::SetupError;
 use files::{
     CONFIG, CREDENTIAL, LAUNCHER_DROP_IN, Layout, PlannedFile, SERVICE_CREDENTIAL_DROP_IN,
@@ -130,12 +130,35 @@ fn run(command_line: SetupCommandLine) -> Result<(), SetupError> {
     if let Some(plugin) = host::other_plugin() {
         return Err(SetupError::OtherPlugin(plugin));
     }
+    let record = record.unwrap_or_default();
     set_up(
-        &Answers::get(command_line.answers, Path::new(CREDENTIAL).exists())?,
+        &Answers::get(command_line.answers, present(&record, &layout)?)?,
         &layout,
-        record.unwrap_or_default(),
+        record,
         &consent,
     )
+}
+
+/// What is in place on this host.
+fn present(record: &Record, layout: &Layout) -> Result<Present, SetupError> {
+    let value = |path: &Path, name: &str| -> Result<Option<String>, SetupError> {
+        let content = record::read(path)?;
+        Ok(content.and_then(|content| files::value(&String::from_utf8_lossy(&content), name)))
+    };
+    let config = Path::new(CONFIG);
+    let [mfa_device, region] = files::ANSWERED_KEYS;
+    let has = |path: &str| record.files.contains_key(Path::new(path)) && Path::new(path).exists();
+    Ok(Present {
+        mfa_device: value(config, mfa_device)?,
+        master_key: value(&layout.option_file(), files::MASTER_KEY_OPTION)?,
+        region: value(config, region)?,
+        hand_over: match (has(LAUNCHER_DROP_IN), has(SERVICE_DROP_IN)) {
+            (true, _) => Some(HandOver::Launcher),
+            (false, true) => Some(HandOver::Service),
+            (false, false) => None,
+        },
+        has_credential: Path::new(CREDENTIAL).exists(),
+    })
 }
 
 /// Keeps two setups apart until the file is closed.

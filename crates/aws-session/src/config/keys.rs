@@ -71,7 +71,7 @@ impl Kind {
             Self::Path => "an absolute path".into(),
             Self::LocalListen => "127.0.0.1:PORT, [::1]:PORT or the absolute path of a socket".into(),
             Self::Mode => {
-                "octal permission bits that let the owner read, such as 0620 (in quotes in a .toml file)"
+                "octal permission bits that let the owner read and nobody else, such as 0620 (in quotes in a .toml file)"
                     .into()
             }
             Self::Group => "the name of a group on this host".into(),
@@ -123,7 +123,7 @@ keys! {
     KMS_MFA_SOCKET: "kms_mfa_socket", Kind::Path, "/run/iam-kms-wrapper/mfa",
         "The FIFO that takes the code. If this key is absent and standard input is a terminal, `iam-kms-wrapper` prompts there instead.";
     KMS_MFA_SOCKET_MODE: "kms_mfa_socket_mode", Kind::Mode, "0600",
-        "Permissions of the FIFO.";
+        "Permissions of the FIFO. Whoever may read it could take a code, so only the owner may.";
     KMS_MFA_SOCKET_GROUP: "kms_mfa_socket_group", Kind::Group, "",
         "Group of the FIFO. Without this key: the group of the process.";
     SESSION_DURATION_SECONDS: "session_duration_seconds", Kind::Number(900, MAX_SESSION_SECONDS), "900",

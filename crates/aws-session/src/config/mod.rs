@@ -252,7 +252,7 @@ impl Values<'_> {
                 "broker" => Handoff::Broker,
                 _ => Handoff::Environment,
             },
-            master_key_id: self.get(&keys::MASTER_KEY_ID, |_, id| id.parse().ok())?,
+            master_key_id: self.master_key_id()?,
             log_format: match self.word(&keys::LOG_FORMAT)? {
                 "json" => LogFormat::Json,
                 _ => LogFormat::Text,
@@ -312,6 +312,14 @@ impl Values<'_> {
         }
     }
 
+    fn master_key_id(&self) -> Result<Option<MasterKeyId>, ConfigError> {
+        let parse = |entry: &Entry| {
+            let parsed = MasterKeyId::parse(&entry.value);
+            parsed.map_err(|expected| self.bad_value(entry, expected))
+        };
+        self.entry(&keys::MASTER_KEY_ID).map(parse).transpose()
+    }
+
     fn role_arn(&self, mfa: &Mfa) -> Result<Option<String>, ConfigError> {
         match self.entry(&keys::ROLE_ARN) {
             Some(entry) if !matches!(mfa, Mfa::Here { .. }) => {
@@ -339,7 +347,8 @@ impl Values<'_> {
             Some(entry) if !entry.is_text => Err(self.bad_value(entry, key.kind.expected())),
             _ => self.required(key, |_, text| {
                 let mode = u32::from_str_radix(text, 8).ok()?;
-                (mode <= 0o777 && mode & 0o400 != 0).then_some(mode)
+                // Who may read could take the code.
+                (mode <= 0o777 && mode & 0o444 == 0o400).then_some(mode)
             }),
         }
     }

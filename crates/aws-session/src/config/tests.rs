@@ -166,6 +166,22 @@ fn an_error_names_an_invalid_value_and_what_is_expected() {
         ("kms_mfa_socket_mode = 0200", "octal permission bits"),
         ("kms_mfa_socket_mode = 4600", "octal permission bits"),
         (
+            "kms_mfa_socket_mode = 0666",
+            "octal permission bits that let the owner read and nobody else, such as 0620",
+        ),
+        (
+            "kms_mfa_socket_mode = 0640",
+            "and nobody else, such as 0620",
+        ),
+        (
+            "kms_mfa_socket_mode = 0604",
+            "and nobody else, such as 0620",
+        ),
+        (
+            "master_key_id = mariadb",
+            "or an alias such as alias/mariadb (did you mean alias/mariadb?)",
+        ),
+        (
             "kms_mfa_socket_group = no-such-group-here",
             "the name of a group on this host",
         ),
