@@ -224,6 +224,25 @@ fn verify_compares_with_the_manifest_of_the_data_directory_and_misses_what_it_li
         errors.contains("aws-kms-key.8.1 is missing in '"),
         "{errors}"
     );
+    // Such as a disk that is not mounted: restored files would be below what is mounted later.
+    let empty = keys.sandbox.directory("not-mounted");
+    for (command, exit_code) in [("verify", 1), ("export", 125)] {
+        let arguments = [command, "--datadir", datadir];
+        let output = ["--output", "/nonexistent/keys", "--password-file=/dev/null"];
+        let arguments = match command {
+            "verify" => arguments.to_vec(),
+            _ => [&arguments[..], &output].concat(),
+        };
+        let (code, _, errors) = run(&mut keys.aws.data_keys_command("bin", &arguments, &empty));
+        assert_eq!(code, exit_code, "{errors}");
+        let expected = format!(
+            "there is no key file in '{}', but '{datadir}/aws-kms-keys.list' lists 2 data keys: see that this is the \
+             directory of the key files (aws_key_management_keyfile_dir, if that is set) and that it is mounted",
+            empty.display()
+        );
+        assert_eq!(errors.matches(&expected).count(), 1, "{errors}");
+        assert!(!errors.contains("is missing in"), "{errors}");
+    }
     keys.wrap("aws-kms-key.8.1", KEY_2);
     let (code, summary, errors) = verify();
     assert_eq!(

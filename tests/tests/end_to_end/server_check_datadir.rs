@@ -225,6 +225,22 @@ fn needs_of_a_server(innodb_options: &[&str], compressed: bool) {
         .assert_exit_code(1)
         .assert_tells("Key 8, version 1 is MISSING: restore its file");
     assert_eq!(checked.state(8, 1), "MISSING");
+    // Such as a disk that is not mounted: restored files would be below what is mounted later.
+    let empty = scene.sandbox.directory("not-mounted");
+    let keyfile_dir = format!("--keyfile-dir={}", empty.display());
+    let checked = Checked::of(&[Path::new(&keyfile_dir), &database.datadir]);
+    let said = format!("There is no key file in '{}', and ", empty.display());
+    checked
+        .assert_exit_code(1)
+        .assert_tells(&said)
+        .assert_tells(
+            "name the directory of the key files with --keyfile-dir, and see that it is mounted",
+        );
+    assert!(
+        !checked.output.contains("restore its file"),
+        "{}",
+        checked.output
+    );
     let mut server = database.start();
     database.sql_error("SELECT COUNT(*) FROM d.rotated_once");
     assert_eq!(database.sql("SELECT COUNT(*) FROM d.plain"), "1000");

@@ -127,7 +127,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let keys = directory.list()?.keys;
     if keys.is_empty() {
         warn!(
-            "there are no key files in '{}': name their directory with --keyfile-dir",
+            "there are no key files in '{}': name their directory with --keyfile-dir, and see that it is mounted",
             directory.path().display()
         );
     }
@@ -289,7 +289,23 @@ fn report(rows: &[Row<'_>], directory: &KeyDirectory, datadir: &Path) -> String 
             text.push_str(&format!("  {}\n", directory.path_of(key).display()));
         }
     }
-    for row in rows.iter().filter(|row| row.state == State::Missing) {
+    let missing = rows.iter().filter(|row| row.state == State::Missing);
+    if rows.iter().all(|row| row.key.is_none()) {
+        // Files that are restored into a mount point are in the way of those that are mounted later.
+        if let count @ 1.. = missing.count() {
+            text.push_str(&format!(
+                "\nThere is no key file in '{}', and {} MISSING: name the directory of the key files with --keyfile-dir, and see \
+                 that it is mounted. If they are lost, restore them from a backup of the key files.\n",
+                directory.path().display(),
+                match count {
+                    1 => "1 needed version is".into(),
+                    more => format!("{more} needed versions are"),
+                },
+            ));
+        }
+        return text;
+    }
+    for row in missing {
         text.push_str(&format!(
             "\nKey {}, version {} is MISSING: restore its file, aws-kms-key.{0}.{1} or aws-kms-key.{0}.{1}.ctr, from a \
              backup of the key files.\n",

@@ -313,12 +313,12 @@ fn names<'a>(
             "there are conflicting or malformed key file names, see above".into(),
         ));
     }
-    for reason in missing.values() {
+    for reason in manifest::reasons(&missing) {
         error!("{reason}");
     }
     if !missing.is_empty() {
         return Err(DataKeysError::NotExported(format!(
-            "{} missing; restore the key files named above, or exclude them with --leave-out",
+            "{} missing, see above; restore the key files, or exclude them with --leave-out",
             data_keys(missing.len())
         )));
     }

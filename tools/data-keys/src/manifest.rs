@@ -1,6 +1,6 @@
 //! What the key manifest says of key files, for the subcommands that compare them with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use key_files::{
     PlaintextKey,
@@ -8,6 +8,8 @@ use key_files::{
     key_name::KeyName,
     manifest::ManifestFile,
 };
+
+use crate::data_keys;
 
 /// Fails if the manifest lists another key under the name of this file.
 pub(crate) fn check(
@@ -48,15 +50,29 @@ pub(crate) fn missing(
     let entries = manifest.entries();
     let is_missing = |name: &KeyName| listing.newest(name.id) < Some(name.version);
     let names = entries.iter().map(|entry| entry.name).filter(is_missing);
-    let reason = |name: KeyName| {
-        let reason = format!(
-            "{name} is missing in '{}': '{}' lists it; restore it from a backup of the key files",
-            directory.path().display(),
-            manifest.path().display()
-        );
-        (name, reason)
+    let names: Vec<_> = names.collect();
+    let here = directory.path().display();
+    let path = manifest.path();
+    let list = path.display();
+    // Somebody who restored files into a mount point would have work of the past in the way of what is mounted later.
+    let is_other_place = listing.keys.is_empty() && listing.malformed.is_empty();
+    let reason = |name: &KeyName| match is_other_place {
+        true => format!(
+            "there is no key file in '{here}', but '{list}' lists {}: see that this is the directory of the key files \
+             (aws_key_management_keyfile_dir, if that is set) and that it is mounted; if they are lost, restore them from a \
+             backup of the key files",
+            data_keys(names.len())
+        ),
+        false => format!(
+            "{name} is missing in '{here}': '{list}' lists it; restore it from a backup of the key files"
+        ),
     };
-    names.map(reason).collect()
+    names.iter().map(|name| (*name, reason(name))).collect()
+}
+
+/// Returns each reason of [`missing`] once, for the log.
+pub(crate) fn reasons(missing: &BTreeMap<KeyName, String>) -> BTreeSet<&str> {
+    missing.values().map(String::as_str).collect()
 }
 
 /// Returns the key versions that the manifest lists, that have no file, and of whose key a newer version has one: lost,

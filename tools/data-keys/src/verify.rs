@@ -112,8 +112,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, DataKeysError> {
     let mut findings = Findings::new();
     let mut older = Vec::new();
     if key_server.is_none() {
-        for (name, reason) in manifest::missing(&manifest, &directory, &listing) {
+        let missing = manifest::missing(&manifest, &directory, &listing);
+        for reason in manifest::reasons(&missing) {
             warn!("{reason}");
+        }
+        for (name, reason) in missing {
             findings.insert(name, (Finding::Missing, Some(reason)));
         }
         older = manifest::older_without_file(&manifest, &listing);
