@@ -199,6 +199,9 @@ impl List {
             if let Some(finding) = selinux::check_module() {
                 self.add("SELinux", finding)?;
             }
+        } else if plugin::is_server(command) {
+            let why = "handoff = environment, which is for the stock plugin; set handoff = broker for this project's";
+            self.add("broker and plugin", Finding::NotChecked(why.into()))?;
         }
         Ok(())
     }
@@ -373,6 +376,9 @@ fn check_plugin(command: &[OsString]) -> Finding {
                 "nothing in the server's options loads {}, so it would start without encryption: {next}",
                 path.display()
             )),
+            Loading::Unreadable(why) => {
+                Finding::Failure(format!("the server's option files cannot be read: {why}"))
+            }
             Loading::Unknown(why) => Finding::NotChecked(format!("{}: {why}", path.display())),
         },
         PluginSearch::Missing(directories) => Finding::Failure(format!(

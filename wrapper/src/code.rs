@@ -11,14 +11,20 @@ use std::{
     path::{PathBuf, absolute},
 };
 
-use clap::Parser;
+use clap::{
+    Parser,
+    error::{ContextKind, ContextValue},
+};
 use nix::{
     sys::prctl,
     unistd::{Uid, geteuid, setgroups, setresgid, setresuid},
 };
 use tracing::{error, info, warn};
 
-use aws_session::config::{Config, ConfigError, DEFAULT_FIFO};
+use aws_session::{
+    config::{Config, ConfigError, DEFAULT_FIFO},
+    token_code::TokenCode,
+};
 use code_channel::{
     Channel, Event, FifoError, Input, Stage, StateReader, Wait,
     answer::{Answer, AnswerState},
@@ -125,7 +131,17 @@ impl CodeError {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> i32 {
     let command_line = match CodeCommandLine::try_parse_from(arguments) {
         Ok(command_line) => command_line,
-        Err(usage) => return show_usage(&usage).into(),
+        Err(usage) => {
+            let code = show_usage(&usage).into();
+            if let Some(ContextValue::String(argument)) = usage.get(ContextKind::InvalidArg)
+                && TokenCode::is_code(argument.as_bytes())
+            {
+                error!(
+                    "enter the code at the prompt, or on standard input: every user of this host can read arguments"
+                );
+            }
+            return code;
+        }
     };
     let held = process::protect().and_then(|()| Signals::hold());
     let signals = match held {
@@ -189,7 +205,7 @@ fn run(command_line: &CodeCommandLine, signals: &Signals) -> Result<String, Code
     let path = fifo.path().display();
     let there = match awaited.filter(|state| state.stage == Stage::Awaited) {
         Some(awaited) => format!("{path} awaits {}", awaited.text),
-        None => format!("{path} is there"),
+        None => format!("{path} awaits a code or a session document"),
     };
     info!("{there}");
     command_line.answer(AnswerState::Waiting, there);

@@ -88,7 +88,7 @@ impl Clients {
                 Err(match names.as_slice() {
                     [] => "its certificate has no DNS name and no URI among its subject alternative names".into(),
                     names => format!(
-                        "the configuration has no [client] section for its certificate, whose names are {}",
+                        "the key server's configuration has no [client] section for its certificate, whose names are {}",
                         names.join(", ")
                     ),
                 })

@@ -109,7 +109,7 @@ impl Meaning {
             Self::WrongCode => (Kind::AccessDenied, ""),
             Self::WrongSerialNumber => (
                 Kind::AccessDenied,
-                "correct kms_mfa_id in the configuration",
+                "correct the serial number (kms_mfa_id in the configuration, or --mfa-serial)",
             ),
             Self::ClockSkew => (Kind::NotAuthenticated, "set the clock (timedatectl)"),
             Self::WrongRegion => (

@@ -234,11 +234,27 @@ impl Network {
         match (&self.proxy, url.scheme_str()) {
             (Some(proxy), Some("https")) => format!("{text}; {}", proxy.text),
             (None, Some("https")) if !text.contains("certificate") => {
-                format!("{text}; check DNS and firewall (HTTPS_PROXY is not set)")
+                let region = match text.starts_with("cannot resolve") {
+                    true => region_in(host),
+                    false => None,
+                };
+                let region = region.map_or_else(String::new, |it| format!(", and the region {it}"));
+                format!("{text}; check DNS and firewall (HTTPS_PROXY is not set){region}")
             }
             _ => text,
         }
     }
+}
+
+/// The region in a host name of AWS, such as `sts.us-east-1.amazonaws.com`, which anybody may have mistyped.
+fn region_in(host: &str) -> Option<&str> {
+    let (service, rest) = host.split_once('.')?;
+    let (region, domain) = rest.split_once('.')?;
+    let is_of_region = ["sts", "kms"].iter().any(|it| service.starts_with(it));
+    let is_aws = ["amazonaws.com", "api.aws"]
+        .iter()
+        .any(|it| domain.starts_with(it));
+    (is_of_region && is_aws).then_some(region)
 }
 
 /// Returns the innermost reason, with clearer texts for time-outs and for errors of the proxy.
@@ -619,6 +635,19 @@ fn renamed(error: &ConnectorError, text: String) -> ConnectorError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_region_is_found_in_aws_own_host_names_alone() {
+        for (host, region) in [
+            ("sts.useast1.amazonaws.com", Some("useast1")),
+            ("kms-fips.us-est-1.amazonaws.com:443", Some("us-est-1")),
+            ("kms.eu-central-1.api.aws", Some("eu-central-1")),
+            ("kms.example.com", None),
+            ("proxy", None),
+        ] {
+            assert_eq!(region_in(host), region, "{host}");
+        }
+    }
 
     #[test]
     fn a_proxy_is_shown_without_its_password() {

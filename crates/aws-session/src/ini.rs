@@ -79,9 +79,12 @@ pub(crate) fn parse(text: &str, dialect: Dialect) -> Result<Vec<Section>, IniErr
                 properties: Vec::new(),
             });
         } else {
-            let section = sections
-                .last_mut()
-                .ok_or_else(|| failed("a section, such as [NAME], must come first"))?;
+            let section = sections.last_mut().ok_or_else(|| {
+                failed(match dialect {
+                    Dialect::Manual => "a section must come first: [kms]",
+                    Dialect::Aws => "a section must come first, such as [default]",
+                })
+            })?;
             let (key, value) = without_comment(line)
                 .split_once(separators)
                 .ok_or_else(|| failed("expected key = value"))?;
@@ -168,7 +171,7 @@ mod tests {
     #[test]
     fn errors_name_their_line() {
         for (text, line, reason) in [
-            ("a = b", 1, "a section, such as [NAME], must come first"),
+            ("a = b", 1, "a section must come first, such as [default]"),
             ("[a]\n\nb", 3, "expected key = value"),
             ("[a]\n= b", 2, "there is no key before the '='"),
             ("[a\n", 1, "a section needs a closing ']'"),

@@ -97,7 +97,7 @@ pub enum FifoError {
     #[error("cannot wait for a code: {0}")]
     Wait(io::Error),
     /// The terminal was closed, or standard input has ended.
-    #[error("standard input was closed before a code was entered")]
+    #[error("standard input was closed before anything was entered")]
     InputClosed,
 }
 

@@ -189,7 +189,10 @@ impl Parsed {
         let line = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let length_bytes = bytes.len() + dropped_bytes;
-        if let Some(code) = TokenCode::new(line) {
+        // Authenticator apps show "123 456".
+        let mut digits = Zeroizing::new(Vec::with_capacity(line.len()));
+        digits.extend(line.iter().filter(|byte| **byte != b' '));
+        if let Some(code) = TokenCode::new(&digits) {
             return Self::Good(Input::TokenCode(code, Note::default()));
         }
         if line.first() == Some(&b'{') && dropped_bytes == 0 {
@@ -311,7 +314,13 @@ mod tests {
 
     #[test]
     fn six_digits_are_a_code_with_any_line_end_or_none() {
-        for bytes in ["111676", "111676\n", "111676\r\n"] {
+        for bytes in [
+            "111676",
+            "111676\n",
+            "111676\r\n",
+            "111 676\n",
+            " 11 16 76 ",
+        ] {
             assert_eq!(written(bytes.as_bytes()), ["code 111676"], "{bytes:?}");
         }
     }
@@ -333,7 +342,8 @@ mod tests {
             (b"1116760\n", "7 digits instead of six"),
             (b"letters\n", "7 characters that are not six digits"),
             (b"11167O\n", "6 characters that are not six digits"),
-            (b" 111676\n", "7 characters that are not six digits"),
+            (b"111 67\n", "6 characters that are not six digits"),
+            (b"111\t676\n", "7 characters that are not six digits"),
             (b"\x00\x01\xff\n", "3 bytes of binary data"),
             ("１１１６７６\n".as_bytes(), "18 bytes of binary data"),
             (b"{\"a\":1}\n", "a session document without Expiration"),

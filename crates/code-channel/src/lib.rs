@@ -660,7 +660,7 @@ mod tests {
         assert_eq!(&rest, b"for others\n");
         drop(writer);
         assert_eq!(scene.event(), "222333");
-        let end = "standard input was closed before a code was entered";
+        let end = "standard input was closed before anything was entered";
         assert_eq!(scene.event(), end);
         dup2_stdin(before).unwrap();
     }

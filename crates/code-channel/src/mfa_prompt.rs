@@ -46,8 +46,13 @@ pub enum PromptError {
     #[error("{0}")]
     Refused(String),
     /// Nobody entered a code in time.
-    #[error("no MFA code was entered within {} (prompt_timeout_seconds)", seconds_text(*.0))]
-    DeadlinePassed(u64),
+    #[error("no {what} was entered within {} (prompt_timeout_seconds)", seconds_text(*.seconds))]
+    DeadlinePassed {
+        /// What was awaited.
+        what: &'static str,
+        /// How long.
+        seconds: u64,
+    },
     /// The interrupt descriptor became readable.
     #[error("stopped before there was a session")]
     Interrupted,
@@ -129,7 +134,11 @@ impl MfaPrompt<'_> {
                 Event::Interrupted => return Err(PromptError::Interrupted),
                 Event::DeadlinePassed => {
                     let seconds = self.timeout.unwrap_or_default().as_secs();
-                    return Err(PromptError::DeadlinePassed(seconds));
+                    let what = match self.config.mfa {
+                        Mfa::Here { .. } => "MFA code",
+                        _ => "session document",
+                    };
+                    return Err(PromptError::DeadlinePassed { what, seconds });
                 }
                 Event::Input(input) => self.try_input(input, &mut spent, channel),
             };
@@ -520,7 +529,10 @@ mod tests {
             ..scene.prompt()
         };
         let ended = prompt.session(|| scene.fifo());
-        assert!(matches!(ended, Err(PromptError::DeadlinePassed(0))));
+        assert!(matches!(
+            ended,
+            Err(PromptError::DeadlinePassed { seconds: 0, .. })
+        ));
         let scene = Scene::new(Mfa::Off);
         let session = scene.prompt().session(|| Err(FifoError::InputClosed));
         assert_eq!(session.unwrap().access_key_id, "ASIAX");

@@ -19,11 +19,18 @@ pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 const OWNER_ONLY: u32 = 0o600;
 const READABLE_BY_OTHERS: u32 = 0o004;
 
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk",
+        _ => "check the path and its permissions",
+    }
+}
+
 /// Why a key file cannot be read or created. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineFileError {
     /// A system call failed.
-    #[error("cannot {action} the key file '{}': {source}; check the path and its permissions", path.display())]
+    #[error("cannot {action} the key file '{}': {source}; {}", path.display(), advice(source))]
     File {
         /// What was attempted.
         action: &'static str,

@@ -166,6 +166,14 @@ fn a_wrong_configuration_exits_with_125_and_the_command_is_checked_all_the_same(
 }
 
 #[test]
+fn a_server_that_gets_the_session_itself_is_checked_without_broker_and_plugin_and_the_list_says_so()
+{
+    let command = ["mariadbd", "--no-defaults"];
+    let checked = Checked::of(&mut check(&Scene::new(), &command));
+    checked.says("broker and plugin", "not checked", "set handoff = broker");
+}
+
+#[test]
 fn a_check_without_a_command_says_so() {
     let checked = Checked::of(&mut check(&Scene::new(), &[]));
     assert_eq!(checked.code, Some(0), "{}", checked.list);
@@ -266,6 +274,10 @@ fn the_plugin_directory_is_found_in_the_servers_option_files_too() {
     let missing = Checked::of(&mut check(&scene, &command));
     missing.says("plugin", "FAILED", &format!("{} ", plugin_dir.display()));
     let plugin = scene.sandbox.write("plugin/aws_key_management.so", "");
+    let plugin_dir = format!("--plugin-dir={}", plugin_dir.display());
+    let no_file = ["mariadbd", "--defaults-file=/nonexistent.cnf", &plugin_dir];
+    let why = "the server's option files cannot be read: Could not open required defaults file: /nonexistent.cnf";
+    Checked::of(&mut check(&scene, &no_file)).says("plugin", "FAILED", why);
     Checked::of(&mut check(&scene, &command)).says("plugin", "ok", plugin.to_str().unwrap());
     Checked::of(&mut check(&scene, &["true"])).says("plugin", "not checked", "no mariadbd");
 }
@@ -306,6 +318,12 @@ fn a_server_whose_options_do_not_load_the_plugin_is_found() {
     ] {
         says("", arguments, "ok", "/plugin/aws_key_management.so");
     }
+    says(
+        "plugin-load-add = aws_key_management\naws-key-management-master-key-id = mariadb",
+        &[],
+        "FAILED",
+        "(did you mean alias/mariadb?)",
+    );
     let options = "loose-aws-key-management-master-key-id = alias/mariadb";
     says(
         options,

@@ -74,7 +74,7 @@ fn input_that_is_not_a_code_is_described_by_length_and_kind_and_asked_for_again(
         (b"11167\n", "5 digits instead of six"),
         (b"1116760\n", "7 digits instead of six"),
         (b"letter\n", "6 characters that are not six digits"),
-        (b" 111676\n", "7 characters that are not six digits"),
+        (b"111-676\n", "7 characters that are not six digits"),
         (&letters, "4096 characters that are not six digits"),
         (&lines, "4096 bytes in several lines, none of them a code"),
         (b"\x00\xff\x1b[2J\n", "6 bytes of binary data"),

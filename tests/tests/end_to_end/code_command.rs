@@ -114,6 +114,7 @@ fn a_line_of_standard_input_is_entered_and_each_outcome_has_its_exit_status() {
     let mut wrong = code_command(&scene);
     let (status, output) = enter(wrong.arg("123456"), "");
     assert_eq!(status, Some(125), "{output}");
+    assert!(output.contains("enter the code at the prompt"), "{output}");
 }
 
 #[test]

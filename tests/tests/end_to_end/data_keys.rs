@@ -224,6 +224,10 @@ fn verify_compares_with_the_manifest_of_the_data_directory_and_misses_what_it_li
         errors.contains("aws-kms-key.8.1 is missing in '"),
         "{errors}"
     );
+    let (code, _, errors) = keys.run(&["verify", "--datadir=/nonexistent"]);
+    assert_eq!(code, 125, "{errors}");
+    let expected = "cannot open the data directory '/nonexistent': No such file";
+    assert!(errors.contains(expected), "{errors}");
     // Such as a disk that is not mounted: restored files would be below what is mounted later.
     let empty = keys.sandbox.directory("not-mounted");
     for (command, exit_code) in [("verify", 1), ("export", 125)] {

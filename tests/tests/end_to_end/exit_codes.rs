@@ -56,7 +56,7 @@ fn a_missing_configuration_exits_with_125_and_is_named() {
     let output = fails_before_it_asks(&scene, &mut scene.spawn(&mut command), 125);
     assert_eq!(
         output,
-        "iam-kms-wrapper: cannot read the configuration file /nonexistent/file: No such file or directory (os error 2)"
+        "iam-kms-wrapper: cannot read the configuration file /nonexistent/file: No such file or directory (os error 2); name it with --config=FILE, or begin with an example from /usr/share/iam-kms-wrapper/examples/configuration"
     );
 }
 
@@ -158,7 +158,7 @@ fn a_profile_that_is_not_there_exits_with_125_and_is_named() {
     let scene = Scene::new().line("profile = nobody");
     let output = fails_before_it_asks(&scene, &mut scene.start(&["true"]), 125);
     assert!(
-        output.contains("there is no profile nobody (profile in the configuration)"),
+        output.contains("there is no profile nobody (profile in the configuration, or --profile)"),
         "{output}"
     );
 }

@@ -402,9 +402,9 @@ fn a_connection_ends_with_its_certificate_its_section_and_its_authority() {
     site.server
         .set_sections("[client \"db2.example\"]\nkey_ids = 1");
     assert!(is_over(&mut open));
-    site.server
-        .process()
-        .wait_for("the connection is closed, because the configuration has no [client] section");
+    site.server.process().wait_for(
+        "the connection is closed, because the key server's configuration has no [client] section",
+    );
     site.server.set_sections(ALL_OF_DB1);
     site.server.process().wait_for_nth("1 client section", 2);
     let mut open = site.peer("db1", &["db1.example"]);
@@ -430,9 +430,9 @@ fn a_changed_configuration_that_cannot_be_read_is_read_again_until_it_can() {
     site.server
         .set_sections("[client \"db2.example\"]\nkey_ids = 1");
     assert!(open.answer().is_err());
-    site.server
-        .process()
-        .wait_for("the connection is closed, because the configuration has no [client] section");
+    site.server.process().wait_for(
+        "the connection is closed, because the key server's configuration has no [client] section",
+    );
 }
 
 #[test]
@@ -449,9 +449,9 @@ fn a_name_service_that_hangs_keeps_no_host_waiting_when_the_configuration_change
     site.server
         .set_sections("overview_group = operators\n[client \"db2.example\"]\nkey_ids = 1");
     assert!(open.answer().is_err());
-    site.server
-        .process()
-        .wait_for("the connection is closed, because the configuration has no [client] section");
+    site.server.process().wait_for(
+        "the connection is closed, because the key server's configuration has no [client] section",
+    );
     let mut db2 = site.peer("db2", &["db2.example"]);
     assert!(matches!(db2.ask(&Request::Session), Reply::Session(_)));
     let mut process = site.server.process.take().unwrap();
@@ -1195,7 +1195,9 @@ fn the_preflight_check_of_both_sides_finds_what_is_wrong() {
     site.server.process().wait_for("1 client section");
     let list = check(&site, &of_host);
     assert!(
-        list.contains("this host is not served: the configuration has no [client] section"),
+        list.contains(
+            "this host is not served: the key server's configuration has no [client] section"
+        ),
         "{list}"
     );
 }

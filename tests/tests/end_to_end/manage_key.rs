@@ -108,7 +108,7 @@ fn a_wrong_code_from_elsewhere_exits_with_125_and_changes_nothing() {
         assert!(!output.contains(&wrong), "{output}");
     }
     for (input, why) in [
-        ("", "standard input was closed before a code was entered"),
+        ("", "standard input was closed before anything was entered"),
         ("11167\n", "ignored 5 digits instead of six"),
     ] {
         let process = start_with_input(&mut scene.manage_key_command(&["disable"]), input);

@@ -143,7 +143,7 @@ fn a_wrong_serial_number_ends_with_125_and_names_kms_mfa_id() {
     no_code_will_do(
         &scene,
         &mut scene.start(&ECHO),
-        "AWS does not know the MFA device arn:aws:iam::111122223333:mfa/another for this user; correct kms_mfa_id in the configuration",
+        "AWS does not know the MFA device arn:aws:iam::111122223333:mfa/another for this user; correct the serial number (kms_mfa_id in the configuration, or --mfa-serial)",
     );
 }
 

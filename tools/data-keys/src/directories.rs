@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use key_files::{key_directory::KeyDirectory, manifest::ManifestFile};
+use key_files::{
+    key_directory::{FileError, KeyDirectory},
+    manifest::ManifestFile,
+};
 
 use crate::DataKeysError;
 
@@ -28,6 +31,11 @@ impl Directories {
     /// Reads the key manifest; it is empty if there is none.
     pub fn manifest(&self) -> Result<ManifestFile, DataKeysError> {
         let datadir = self.datadir.as_ref().unwrap_or(&self.directory);
-        Ok(ManifestFile::open(datadir)?)
+        ManifestFile::open(datadir).map_err(|error| match error {
+            FileError::Directory { path, source, .. } => {
+                DataKeysError::DataDirectory { path, source }
+            }
+            error => error.into(),
+        })
     }
 }

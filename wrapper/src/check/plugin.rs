@@ -92,6 +92,8 @@ pub(super) enum Loading {
     Conflict(LoadConflict),
     /// It does not, and what to do.
     Never(String),
+    /// It cannot read its option files, and why.
+    Unreadable(String),
     /// Nobody can know, and why.
     Unknown(String),
 }
@@ -291,7 +293,7 @@ pub(crate) fn check_loading(command: &[OsString]) -> Result<(), LoadConflict> {
 }
 
 /// Whether the command names a MariaDB server.
-fn is_server(command: &[OsString]) -> bool {
+pub(super) fn is_server(command: &[OsString]) -> bool {
     command.iter().any(|argument| {
         let text = argument.to_string_lossy();
         text.contains("mariadbd") || text.contains("mysqld")
@@ -311,11 +313,15 @@ pub(super) fn loading(command: &[OsString]) -> Loading {
         Mention::Undone(conflict) => return Loading::Conflict(conflict),
         Mention::None => {}
     }
-    if option_files(command).is_none() {
-        return Loading::Unknown(
-            "my_print_defaults, which reads the option files, is not installed".into(),
-        );
-    };
+    match option_files(command) {
+        Ok(_) => {}
+        Err(OptionFilesError::NoTool) => {
+            return Loading::Unknown(
+                "my_print_defaults, which reads the option files, is not installed".into(),
+            );
+        }
+        Err(OptionFilesError::Unreadable(why)) => return Loading::Unreadable(why),
+    }
     let unreadable = usual_option_files()
         .into_iter()
         .find(|path| path.exists() && access(path, AccessFlags::R_OK).is_err());
@@ -426,9 +432,18 @@ pub(super) fn server_user(command: &[OsString]) -> Option<ServerUser> {
     })
 }
 
-/// The server's options of its option files, as MariaDB's own tool reads them; `None` if there is no such tool.
-fn option_files(command: &[OsString]) -> Option<Vec<String>> {
-    let tool = find_program("my_print_defaults".as_ref()).ok()?;
+/// Why the server's option files are not known.
+enum OptionFilesError {
+    /// MariaDB's own tool, which reads them, is missing.
+    NoTool,
+    /// It says why.
+    Unreadable(String),
+}
+
+/// The server's options of its option files, as MariaDB's own tool reads them.
+fn option_files(command: &[OsString]) -> Result<Vec<String>, OptionFilesError> {
+    let no_tool = |_| OptionFilesError::NoTool;
+    let tool = find_program("my_print_defaults".as_ref()).map_err(|_| OptionFilesError::NoTool)?;
     let which_files = command.iter().filter(|argument| {
         let text = argument.to_string_lossy();
         text == "--no-defaults" || text.starts_with("--defaults-")
@@ -440,7 +455,13 @@ fn option_files(command: &[OsString]) -> Option<Vec<String>> {
         .env_clear()
         .envs(env::var_os("HOME").map(|home| ("HOME", home)))
         .output()
-        .ok()?;
+        .map_err(no_tool)?;
+    if !output.status.success() {
+        // Further lines only say that it was fatal.
+        let said = String::from_utf8_lossy(&output.stderr);
+        let first = said.lines().next().unwrap_or("it failed");
+        return Err(OptionFilesError::Unreadable(first.to_owned()));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    Some(text.lines().map(str::to_owned).collect())
+    Ok(text.lines().map(str::to_owned).collect())
 }

@@ -12,7 +12,9 @@ pub enum SetupError {
     #[error("run this as root, or with --dry-run to see what it would write")]
     NotRoot,
     /// The services are systemd's.
-    #[error("systemd does not run this host, and setup configures services of systemd")]
+    #[error(
+        "systemd does not run this host, and setup configures services of systemd\nConfigure it by hand: 'Containers and Kubernetes' and 'Install' in the documentation say how. --dry-run shows the files that setup would write."
+    )]
     NoSystemd,
     /// systemd is too old for `LoadCredential=` in this service.
     #[error(

@@ -1,8 +1,9 @@
 //! What can be wrong with a configuration file.
 
-use std::path::Path;
+use std::{io, path::Path};
 
-use super::{Key, file::Entry};
+use super::{Key, file::Entry, keys::KEYS};
+use crate::input_file::InputFileError;
 
 /// What is wrong with a configuration file: the message names the file and, if there is one, the line.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +19,20 @@ impl ConfigError {
         Self(format!("{}, line {line}: {why}", path.display()))
     }
 
-    pub(super) fn read(path: &Path, why: impl std::fmt::Display) -> Self {
+    pub(super) fn read(path: &Path, why: &InputFileError) -> Self {
         let path = path.display();
-        Self(format!("cannot read the configuration file {path}: {why}"))
+        let advice = match why {
+            InputFileError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                "; name it with --config=FILE, or begin with an example from /usr/share/iam-kms-wrapper/examples/configuration"
+            }
+            InputFileError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                "; let this user read it and search its directory: it holds no secret"
+            }
+            _ => "",
+        };
+        Self(format!(
+            "cannot read the configuration file {path}: {why}{advice}"
+        ))
     }
 
     pub(super) fn unknown_section(path: &Path, line: usize, section: &str) -> Self {
@@ -36,7 +48,10 @@ impl ConfigError {
             .map(|key| (strsim::jaro_winkler(key.name, &entry.key), key.name))
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .filter(|(likeness, _)| *likeness > 0.75);
+        // Such as one that somebody has appended below the section of a client.
+        let is_of_main_section = KEYS.iter().any(|key| key.name == entry.key);
         let hint = match nearest {
+            _ if is_of_main_section => "it belongs in [kms], above the [client] sections".into(),
             Some((_, key)) => format!("did you mean {key}?"),
             None => {
                 let names: Vec<_> = known.iter().map(|key| key.name).collect();
@@ -51,10 +66,17 @@ impl ConfigError {
         let Entry {
             key, value, line, ..
         } = entry;
+        // As TOML has it, and a shell.
+        let is_quoted =
+            |quote| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
+        let hint = match is_quoted('"') || is_quoted('\'') {
+            true => "; write it without quotes",
+            false => "",
+        };
         Self::of_line(
             path,
             *line,
-            format!("{key} is {value:?}, but must be {expected}"),
+            format!("{key} is {value:?}, but must be {expected}{hint}"),
         )
     }
 

@@ -44,8 +44,8 @@ pub(super) struct Content {
 
 /// Reads the file at `path`: TOML if its name ends in `.toml`, INI otherwise.
 pub(super) fn read(path: &Path) -> Result<Content, ConfigError> {
-    let text =
-        input_file::read_text(path, LIMIT_BYTES).map_err(|error| ConfigError::read(path, error))?;
+    let text = input_file::read_text(path, LIMIT_BYTES)
+        .map_err(|error| ConfigError::read(path, &error))?;
     if path
         .extension()
         .is_some_and(|extension| extension == "toml")

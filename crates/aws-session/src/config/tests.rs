@@ -191,6 +191,14 @@ fn an_error_names_an_invalid_value_and_what_is_expected() {
         ("role_arn = admin", "the ARN of a role"),
         ("kms_mfa_id = 123", "the serial number of an MFA device"),
         (
+            "region = \"us-east-1\"",
+            "such as us-east-1; write it without quotes",
+        ),
+        (
+            "handoff = 'broker'",
+            "environment or broker; write it without quotes",
+        ),
+        (
             "kms_mfa_id = \"arn:aws:iam::551888187628:mfa/MDBEnc\"",
             "the serial number of an MFA device",
         ),
@@ -273,7 +281,7 @@ fn an_invalid_file_is_an_error_and_not_a_panic() {
         .to_string();
     assert_eq!(
         missing,
-        "cannot read the configuration file /nonexistent/file: No such file or directory (os error 2)"
+        "cannot read the configuration file /nonexistent/file: No such file or directory (os error 2); name it with --config=FILE, or begin with an example from /usr/share/iam-kms-wrapper/examples/configuration"
     );
 }
 
@@ -354,6 +362,10 @@ fn what_is_wrong_with_a_key_server_is_named_with_its_line() {
         (
             &format!("{SERVER}[client \"db1\"]\nkey_id = 1"),
             "line 10: unknown key key_id; did you mean key_ids?",
+        ),
+        (
+            &format!("{SERVER}[client \"db1\"]\nbroker_socket_group = mysql"),
+            "line 10: unknown key broker_socket_group; it belongs in [kms], above the [client] sections",
         ),
         (
             &format!("{SERVER}[client \"db1\"]\nkey_ids = 0"),

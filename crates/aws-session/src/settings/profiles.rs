@@ -289,7 +289,10 @@ impl SourceFile {
 /// default.
 pub fn selected_profile(config: &SessionConfig) -> (String, Option<&'static str>) {
     let named = match &config.profile {
-        Some(profile) => Some(("profile in the configuration", profile.clone())),
+        Some(profile) => Some((
+            "profile in the configuration, or --profile",
+            profile.clone(),
+        )),
         None => variables::first(&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]),
     };
     let (by, name) = named.unzip();

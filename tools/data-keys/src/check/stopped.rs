@@ -24,7 +24,7 @@ pub(crate) struct Stopped {
 pub(crate) enum NotStopped {
     /// A server holds the lock.
     #[error(
-        "a server is running on the data directory '{}' and changes its files: stop it and check again",
+        "a server is running on the data directory '{}' and changes its files: stop it, and run this again",
         .0.display()
     )]
     Running(PathBuf),

@@ -33,9 +33,8 @@ pub(super) fn ask(client_options: &[OsString]) -> Result<Rotation, DataKeysError
         let text = String::from_utf8_lossy(&output.stderr);
         // The client repeats the statement before it.
         let reason = text.find("ERROR ").and_then(|start| text.get(start..));
-        return Err(DataKeysError::Server(escape(
-            reason.unwrap_or(&text).trim(),
-        )));
+        let lines: Vec<_> = reason.unwrap_or(&text).trim().lines().collect();
+        return Err(DataKeysError::Server(escape(&lines.join(" "))));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     parse(&text).ok_or_else(|| {
