@@ -21,9 +21,14 @@ fn main() {
         let newest = newest_process();
         for pid in newest.saturating_sub(3)..newest + 3 {
             // World-readable, and that of the new program from exec on.
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            if line.starts_with(directory.as_bytes()) {
-                for what in readable(pid) {
+            let is_ours = || {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.starts_with(directory.as_bytes())
+            };
+            if is_ours() {
+                let found = readable(pid);
+                // A process that has become another program meanwhile holds nothing of ours.
+                for what in found.into_iter().filter(|_| is_ours()) {
                     if seen.insert(what) {
                         println!("could read {what}");
                     }

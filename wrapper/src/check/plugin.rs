@@ -454,6 +454,8 @@ fn option_files(command: &[OsString]) -> Result<Vec<String>, OptionFilesError> {
         .arg("--mysqld")
         .env_clear()
         .envs(env::var_os("HOME").map(|home| ("HOME", home)))
+        // Ours may be where the code comes from.
+        .stdin(process::Stdio::null())
         .output()
         .map_err(no_tool)?;
     if !output.status.success() {
