@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ffi::OsStr,
     fs,
     io::{self, Read},
     os::unix::ffi::OsStrExt,
@@ -151,12 +152,11 @@ impl Files {
                     Ok(metadata) if !metadata.is_dir() => add(&mut files, depth, path),
                     Ok(_) if depth == max_depth => {}
                     Ok(_) => directories.push_back((depth + 1, path)),
-                    Err(_) if !is_there(&path) => {}
+                    Err(_) if !is_there(&path) || is_never_encrypted(&path) => {}
+                    // What is no directory to be looked through.
+                    Err(_) if depth == max_depth => add(&mut files, depth, path),
                     // A link to a disk that is not mounted, or to what may not be searched.
-                    Err(error) if may_be_database_or_log(&path) => {
-                        files.unreadable.push((path, error.into()));
-                    }
-                    Err(_) => add(&mut files, depth, path),
+                    Err(error) => files.unreadable.push((path, error.into())),
                 }
             }
         }
@@ -267,12 +267,16 @@ pub(crate) fn is_there(path: &Path) -> bool {
     !matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Whether a database, in whose name "." is written as @002e, or a binary log, such as `binlog.000001`, can have this
-/// name. What else is not there need not tell what it is: a link to the server's socket leads nowhere before its start.
-fn may_be_database_or_log(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    let last = name.rsplit(|&byte| byte == b'.').next().unwrap_or(name);
-    last == name || last.iter().all(u8::is_ascii_digit)
+/// Whether nothing that has this name is, or contains, anything encrypted, so a link may lead nowhere: one to the server's
+/// socket does before its start, an editor's lock always. A directory of logs can have nearly any name.
+fn is_never_encrypted(path: &Path) -> bool {
+    let is_lock = |name: &OsStr| name.as_bytes().starts_with(b".#");
+    let extension = path.extension().and_then(OsStr::to_str);
+    path.file_name().is_some_and(is_lock)
+        || matches!(
+            extension,
+            Some("cnf" | "err" | "frm" | "lock" | "MYD" | "MYI" | "opt" | "pid" | "sock")
+        )
 }
 
 fn begins_like_a_binary_log(path: &Path) -> Result<bool, ScanError> {

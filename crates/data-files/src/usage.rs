@@ -407,7 +407,12 @@ mod tests {
     #[test]
     fn what_a_link_leads_to_may_be_encrypted_while_it_is_not_there() {
         let away = datadir(&[("d2/t.ibd", &table(1, 1)), ("u.ibd", &table(1, 1))]);
-        for (link, target) in [("d2", "d2"), ("d/u.ibd", "u.ibd"), ("d/u.isl", "u.ibd")] {
+        for (link, target) in [
+            ("d2", "d2"),
+            ("d2.d", "d2"),
+            ("d/u.ibd", "u.ibd"),
+            ("d/u.isl", "u.ibd"),
+        ] {
             let redo_log = redo_log_10_8(b"Phys", b"\xfa");
             let directory = datadir(&[("d/t.ibd", &table(0, 0)), ("ib_logfile0", &redo_log)]);
             let (link, target) = (directory.path().join(link), away.path().join(target));
@@ -424,6 +429,22 @@ mod tests {
             }
             fs::rename(&unmounted, &target).unwrap();
         }
+    }
+
+    #[test]
+    fn a_link_to_nowhere_that_can_be_nothing_encrypted_is_passed_over() {
+        let redo_log = redo_log_10_8(b"Phys", b"\xfa");
+        let directory = datadir(&[("d/t.ibd", &table(0, 0)), ("ib_logfile0", &redo_log)]);
+        for name in ["mysql.sock", "my.cnf", ".#notes", "d/m.MYD"] {
+            std::os::unix::fs::symlink("/gone", directory.path().join(name)).unwrap();
+        }
+        for key_id in [1, 77] {
+            assert!(find(directory.path(), &[], key_id).unwrap().is_none());
+        }
+        // A directory in that of a database has no tablespaces.
+        std::os::unix::fs::symlink("/gone", directory.path().join("d/notes")).unwrap();
+        assert!(find(directory.path(), &[], 77).unwrap().is_none());
+        assert!(find(directory.path(), &[], 1).is_err());
     }
 
     #[test]

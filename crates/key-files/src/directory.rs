@@ -30,7 +30,7 @@ pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// A process that has not been seen with the lock for this long may have released it meanwhile.
 const SIGHT: Duration = Duration::from_secs(1);
-/// More than a wrapped key has.
+/// More than a new key adds to any file.
 const PROBE_BYTES: usize = 4096;
 /// Where there are no locks, a temporary file of this age belongs to nobody who is still writing it.
 const STALE_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -143,11 +143,11 @@ impl Directory {
         }
     }
 
-    /// The same, and fails if a small file cannot be written, as on a full or read-only disk.
-    pub fn expect_writable(&self, file: FileName<'_>) -> Result<(), FileError> {
+    /// The same, and fails if a file of this length cannot be written, as on a full or read-only disk.
+    pub fn expect_writable(&self, file: FileName<'_>, bytes: usize) -> Result<(), FileError> {
         self.expect_in_place()?;
         let mut temporary = self.create_temporary(file)?;
-        let written = temporary.file.write_all(&[0; PROBE_BYTES]);
+        let written = temporary.file.write_all(&vec![0; bytes + PROBE_BYTES]);
         written.map_err(|error| self.write_error(file, "write", error))
     }
 

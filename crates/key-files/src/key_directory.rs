@@ -137,7 +137,7 @@ impl KeyDirectory {
 
     /// The same, and fails if no key file can be written, as on a full disk.
     pub fn expect_writable(&self) -> Result<(), FileError> {
-        self.0.expect_writable(file("aws-kms-key"))
+        self.0.expect_writable(file("aws-kms-key"), 0)
     }
 
     /// Lists the key files.

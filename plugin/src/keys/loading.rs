@@ -446,12 +446,18 @@ fn log_loaded(entry: &Entry) {
 /// `wait` sleeps for the given time.
 pub fn load_the_rest(manager: &KeyManager, wait: impl Fn(Duration) -> bool) {
     let mut pause = FIRST_PAUSE;
-    while wait(pause) {
+    for round in 0.. {
+        if !wait(pause) {
+            return;
+        }
         let mut unloaded = manager.unloaded();
         unloaded.retain(|(name, _)| manager.denied.check(name.id).is_ok());
         if unloaded.is_empty() {
             return;
         }
+        // Another one is the first of its master key in each round: its file may have been replaced.
+        let first = round % unloaded.len();
+        unloaded.rotate_left(first);
         // The other keys of a master key would be refused as this one was.
         let mut refused = BTreeSet::new();
         for (name, _) in unloaded {

@@ -283,8 +283,13 @@ impl KeyManager {
         let known = self.known_versions(id)?;
         let loaded = self.load_highest(&known, limits).or_else(|error| {
             let loaded = match (self.program, &error) {
-                // Perhaps made a moment ago, and nothing is encrypted with it.
-                (Program::Server, KeyError::NotListed { .. }) => return Err(error),
+                // Perhaps made a moment ago, and nothing is encrypted with it. Or its data could not be looked for.
+                (
+                    Program::Server,
+                    KeyError::NotListed { .. }
+                    | KeyError::Unclear { .. }
+                    | KeyError::CannotLook { .. },
+                ) => return Err(error),
                 (Program::Server, _) => self.denied.refuse(id, &error.to_string(), &self.keyring),
                 (Program::Backup, _) => None,
             };

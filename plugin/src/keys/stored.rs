@@ -335,7 +335,7 @@ impl KeyManager {
         self.note_compared(only_here.len());
         if !only_here.is_empty() {
             log::warning(&format!(
-                "key versions that are not in the key store {key_store} and would be lost with this host: {}; put them there with kms-data-keys push: {}",
+                "key versions that are not in the key store {key_store} and would be lost with this host: {}; put them there with kms-data-keys push, those that have no key file once that is back: {}",
                 only_here.len(),
                 first_of(&only_here)
             ));
@@ -379,12 +379,10 @@ impl KeyManager {
             .iter()
             .map(|(name, check)| (name.number(), (*name, *check)))
             .collect();
-        let here = self.directory.list().unwrap_or_default();
         let (mut only_here, mut different) = (Vec::new(), Vec::new());
         for entry in self.manifest.entries() {
             let name = entry.name;
             match stored.get(&name.number()) {
-                None if here.is_retired(&name) => {}
                 None => only_here.push(format!("{}.{}", name.id, name.version)),
                 Some(&(stored, check)) if (stored, check) != (name, entry.check_value) => {
                     let error = KeyError::OtherInKeyStore {

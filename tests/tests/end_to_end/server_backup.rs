@@ -299,7 +299,10 @@ fn key_files_in_a_directory_of_their_own_are_copied_by_hand() {
     let (status, error) = prepare_with_code(&scene, &full);
     assert!(!status.success(), "{error}");
     assert!(error.contains(&keys.display().to_string()), "{error}");
-    assert!(error.contains("restore it from a backup"), "{error}");
+    assert!(
+        error.contains("restore the key files from a backup"),
+        "{error}"
+    );
     assert_eq!(key_files(&keys), [""; 0]);
 
     fs::remove_dir(&keys).unwrap();

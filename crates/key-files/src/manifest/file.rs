@@ -148,7 +148,8 @@ impl ManifestFile {
 
     /// Fails if the manifest cannot be written, as on a full disk.
     pub fn expect_writable(&self) -> Result<(), FileError> {
-        self.directory.expect_writable(FILE)
+        let bytes = self.manifest().format().len();
+        self.directory.expect_writable(FILE, bytes)
     }
 
     /// Changes what is in memory and on disk, unless `change` says that nothing has changed.

@@ -185,8 +185,15 @@ fn of_the_versions_of_a_disabled_master_key_one_is_asked_for_in_each_round() {
     load(&honest(), &directory).1.unwrap();
     let calls = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&calls);
+    // The file of 3.2 has been rewrapped.
+    let is_rewrapped = Arc::new(AtomicBool::new(false));
+    let rewrapped = Arc::clone(&is_rewrapped);
     let broker = TestBroker::new(move |request| match &request {
-        Request::Decrypt(decrypt) if decrypt.ciphertext_blob != wrapped(&[0; 16]) => {
+        Request::Decrypt(decrypt)
+            if decrypt.ciphertext_blob != wrapped(&[0; 16])
+                && !(rewrapped.load(Ordering::SeqCst)
+                    && decrypt.ciphertext_blob == wrapped(&[2; 16])) =>
+        {
             counter.fetch_add(1, Ordering::SeqCst);
             failure(FailureKind::KeyUnusable, "disabled")
         }
@@ -195,12 +202,18 @@ fn of_the_versions_of_a_disabled_master_key_one_is_asked_for_in_each_round() {
     let (manager, result) = load(&broker, &directory);
     result.unwrap();
     assert_eq!(calls.swap(0, Ordering::SeqCst), 3);
-    let rounds = AtomicUsize::new(0);
-    load_the_rest(&manager, |pause| {
-        pause.is_zero() || rounds.fetch_add(1, Ordering::SeqCst) < ROUNDS
-    });
+    let load_again = || {
+        let rounds = AtomicUsize::new(0);
+        load_the_rest(&manager, |pause| {
+            pause.is_zero() || rounds.fetch_add(1, Ordering::SeqCst) < ROUNDS
+        });
+    };
+    load_again();
     assert_eq!(calls.load(Ordering::SeqCst), ROUNDS);
     assert_eq!(manager.unloaded().len(), 3);
+    is_rewrapped.store(true, Ordering::SeqCst);
+    load_again();
+    assert_eq!(manager.unloaded().len(), 2);
 }
 
 #[test]

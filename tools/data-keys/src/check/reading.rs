@@ -141,6 +141,8 @@ pub(super) fn read(mut files: Files) -> Findings {
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     findings.unreadable.sort_by(|(a, _), (b, _)| a.cmp(b));
+    // A log may be in a directory and in a list.
+    findings.unreadable.dedup_by(|(a, _), (b, _)| a == b);
     findings
 }
 

@@ -52,20 +52,17 @@ enum State {
     NotCompared,
     OnlyStored,
     OnlyHere,
-    /// The manifest lists it, and it is nowhere. A newer version has a file, so it may have been moved away.
-    Absent,
-    /// The manifest lists it as the newest of its key, and it is nowhere.
+    /// The manifest lists it, and it is nowhere.
     Nowhere,
     Differs,
 }
 
 impl State {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::Same,
         Self::NotCompared,
         Self::OnlyStored,
         Self::OnlyHere,
-        Self::Absent,
         Self::Nowhere,
         Self::Differs,
     ];
@@ -77,7 +74,6 @@ impl State {
             Self::NotCompared => "not_compared",
             Self::OnlyStored => "only_stored",
             Self::OnlyHere => "only_here",
-            Self::Absent => "absent",
             Self::Nowhere => "missing",
             Self::Differs => "differs",
         }
@@ -91,7 +87,6 @@ impl fmt::Display for State {
             Self::NotCompared => "not compared",
             Self::OnlyStored => "only in the key store",
             Self::OnlyHere => "only here",
-            Self::Absent => "absent",
             Self::Nowhere => "MISSING",
             Self::Differs => "DIFFERENT KEYS",
         })
@@ -249,14 +244,8 @@ fn summary(location: &str, count: &impl Fn(State) -> usize) -> String {
     }
     if count(State::Nowhere) > 0 {
         text += &format!(
-            "Not found anywhere, although listed: {}. Restore them from a backup\n",
+            "Not found anywhere, although listed: {}. Restore them from a backup. Those that were moved away because kms-data-keys check reported them as not needed: bring them back, run kms-data-keys push, and move them away again\n",
             count(State::Nowhere)
-        );
-    }
-    if count(State::Absent) > 0 {
-        text += &format!(
-            "Listed in the key manifest, found nowhere, and older than a version with a file: {}. Restore them from a backup, unless kms-data-keys check reported them as not needed\n",
-            count(State::Absent)
         );
     }
     if count(State::Differs) > 0 {
@@ -356,15 +345,8 @@ fn states(here: &BTreeMap<(u32, u32), Here>, stored: &Stored) -> Vec<(KeyName, S
         .iter()
         .map(|(&number, there)| (number, (there.name, State::OnlyStored)))
         .collect();
-    let newest: BTreeMap<u32, u32> = here
-        .values()
-        .filter(|it| it.file != File::Absent)
-        .map(|it| it.name.number())
-        .collect();
     for (&number, here) in here {
-        let is_older = newest.get(&number.0) > Some(&number.1);
         let state = match stored.get(&number) {
-            None if here.file == File::Absent && is_older => State::Absent,
             None if here.file == File::Absent => State::Nowhere,
             None => State::OnlyHere,
             Some(there) => state(here, there),
@@ -501,7 +483,6 @@ mod tests {
             (cbc(8), Some(check(8)), File::Absent),
             (cbc(9), Some(check(9)), File::Absent),
             (cbc(10), Some(check(1)), File::Unusable),
-            (cbc(11), Some(check(7)), File::Absent),
         ];
         let stored = [
             (cbc(1), check(1)),
@@ -522,11 +503,10 @@ mod tests {
                 State::OnlyHere,
                 State::Differs,
                 State::OnlyStored,
-                State::Absent,
+                State::Nowhere,
                 State::OnlyStored,
                 State::Differs,
                 State::NotCompared,
-                State::Nowhere,
             ]
         );
     }
