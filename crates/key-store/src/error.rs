@@ -38,6 +38,11 @@ pub enum StoreError {
     /// A directory that was never made a store, or whose file server is not mounted.
     #[error("{}", .0.without_probe())]
     NoStore(KeyStoreLocation),
+    /// A directory that is to become a store, and does not exist.
+    #[error(
+        "cannot make {0} a key store: there is no such directory; mount the file server, or make the directory"
+    )]
+    NoDirectory(KeyStoreLocation),
     /// A directory that is to become a store.
     #[error("cannot make {0} a key store: it is not an empty directory")]
     NotEmpty(KeyStoreLocation),
@@ -111,7 +116,7 @@ impl StoreError {
         let kind = match self {
             Self::Refused(refused) => return refused.failure(session_over),
             Self::NoAnswer { .. } => FailureKind::Unavailable,
-            Self::NoStore(_) | Self::NotEmpty(_) => FailureKind::NotFound,
+            Self::NoStore(_) | Self::NoDirectory(_) | Self::NotEmpty(_) => FailureKind::NotFound,
             Self::Unconditional(_) | Self::Invalid { .. } | Self::TooMany(..) => FailureKind::Other,
         };
         Failure {

@@ -168,6 +168,9 @@ impl KeyStore {
     /// Errors: there is something else in the directory.
     pub async fn init(&self) -> Result<(), StoreError> {
         if let KeyStoreLocation::Directory(path) = &self.location {
+            if matches!(path.try_exists(), Ok(false)) {
+                return Err(StoreError::NoDirectory(self.location.clone()));
+            }
             let listed = self.bounded(self.store.list_with_delimiter(Some(&self.prefix)));
             let listed = listed
                 .await

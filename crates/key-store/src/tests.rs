@@ -188,7 +188,7 @@ async fn a_store_whose_directory_is_missing_is_named() {
         );
     }
     let text = store.init().await.unwrap_err().to_string();
-    assert!(text.contains("is not an empty directory"), "{text}");
+    assert!(text.contains("there is no such directory"), "{text}");
     assert!(!FilePath::new("/nonexistent").exists());
 }
 

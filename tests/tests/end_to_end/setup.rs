@@ -28,19 +28,24 @@ fn dry_run(arguments: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn an_answer_that_nobody_can_be_asked_for_is_named() {
+fn answers_that_nobody_can_be_asked_for_are_named() {
     let secret_file = "--secret-access-key-file=/dev/null";
     for (arguments, missing) in [
-        (&[][..], "--mfa-device is missing"),
-        (&[DEVICE], "--master-key is missing"),
+        (
+            &[][..],
+            "missing: --mfa-device, --master-key, --region, --access-key-id, --secret-access-key-file",
+        ),
         (
             &[DEVICE, "--master-key=alias/mariadb"],
-            "--region is missing",
+            "missing: --region, --access-key-id, --secret-access-key-file",
         ),
-        (&[DEVICE, KEY], "--access-key-id is missing"),
+        (
+            &[DEVICE, KEY],
+            "missing: --access-key-id, --secret-access-key-file",
+        ),
         (
             &[DEVICE, KEY, ACCESS_KEY_ID],
-            "--secret-access-key-file is missing",
+            "missing: --secret-access-key-file",
         ),
         (
             &[DEVICE, KEY, ACCESS_KEY_ID, secret_file],
@@ -68,6 +73,10 @@ fn a_wrong_answer_is_refused_with_what_is_right() {
         (
             "--master-key=mariadb/alias",
             "an alias such as alias/mariadb",
+        ),
+        (
+            "--master-key=mariadb",
+            "or an alias such as alias/mariadb (did you mean alias/mariadb?)",
         ),
         ("--region=EU West", "such as us-east-1"),
         (

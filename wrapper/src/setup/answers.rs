@@ -90,6 +90,33 @@ pub struct Answers {
     pub access_key: Option<AccessKey>,
 }
 
+impl AnswerArguments {
+    /// Fails if an answer is missing that has no default where nobody can be asked, and names all of them.
+    fn expect_all(&self, has_credential: bool) -> Result<(), SetupError> {
+        let keeps_credential = has_credential && self.access_key_id.is_none();
+        let of_key = self.master_key.as_ref().and_then(MasterKeyId::region);
+        let answers = [
+            ("--mfa-device", self.mfa_device.is_some()),
+            ("--master-key", self.master_key.is_some()),
+            ("--region", self.region.is_some() || of_key.is_some()),
+            (
+                "--access-key-id",
+                self.access_key_id.is_some() || keeps_credential,
+            ),
+            (
+                "--secret-access-key-file",
+                self.secret_access_key_file.is_some() || keeps_credential,
+            ),
+        ];
+        let missing = answers.iter().filter(|(_, is_given)| !is_given);
+        let missing: Vec<_> = missing.map(|(option, _)| *option).collect();
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(SetupError::Missing(missing)),
+        }
+    }
+}
+
 /// What is in place on the host, which a question offers before the usual default.
 pub struct Present {
     /// Serial number of the MFA device.
@@ -123,6 +150,9 @@ impl EnterMeans {
 impl Answers {
     /// Takes what `arguments` give and asks for the rest, if standard input is a terminal.
     pub fn get(arguments: AnswerArguments, present: Present) -> Result<Self, SetupError> {
+        if !io::stdin().is_terminal() {
+            arguments.expect_all(present.has_credential)?;
+        }
         let master_key_region = |key: &MasterKeyId| key.region().map(str::to_owned);
         let mfa_device = answer(
             arguments.mfa_device,
@@ -215,7 +245,7 @@ fn access_key(
             ))
         })?,
         None if io::stdin().is_terminal() => ask_secret()?,
-        None => return Err(SetupError::Missing("--secret-access-key-file")),
+        None => return Err(SetupError::Missing(vec!["--secret-access-key-file"])),
     };
     let trimmed = secret.trim();
     if trimmed.is_empty() || !trimmed.chars().all(|c| c.is_ascii_graphic()) {
@@ -241,7 +271,7 @@ fn answer<T>(
         return Ok(given);
     }
     if !io::stdin().is_terminal() {
-        return Err(SetupError::Missing(option));
+        return Err(SetupError::Missing(vec![option]));
     }
     let default_text = match &default {
         EnterMeans::None => String::new(),
@@ -265,7 +295,7 @@ fn answer<T>(
 /// Whether the person agrees; no answer is a no.
 pub fn confirm(question: &str) -> Result<bool, SetupError> {
     if !io::stdin().is_terminal() {
-        return Err(SetupError::Missing("--yes"));
+        return Err(SetupError::Missing(vec!["--yes"]));
     }
     let text = ask(&format!("{question} [y/N] "))?;
     Ok(matches!(text.to_ascii_lowercase().as_str(), "y" | "yes"))

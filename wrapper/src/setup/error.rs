@@ -41,9 +41,12 @@ pub enum SetupError {
         "{0} is enabled, and the launcher cannot run beside it\nRun systemctl disable --now {0}, then run this again."
     )]
     BrokerEnabled(&'static str),
-    /// An answer is missing and nobody can be asked.
-    #[error("{0} is missing\nGive it as an option, or run this at a terminal to be asked.")]
-    Missing(&'static str),
+    /// Answers are missing and nobody can be asked.
+    #[error(
+        "missing: {}\nGive what is missing as options, or run this at a terminal to be asked.",
+        .0.join(", ")
+    )]
+    Missing(Vec<&'static str>),
     /// An answer is not what it should be.
     #[error("{0}")]
     Answer(String),
