@@ -34,10 +34,10 @@ use aws_session::{
     sts,
 };
 use code_channel::{self, FifoError};
-pub(crate) use plugin::{
-    LoadConflict, check_loading, data_directories, group_suffixes, keyfile_dir, other_plugin,
-};
 use plugin::{Loading, PluginSearch, ServerUser};
+pub(crate) use plugin::{
+    check_loading, data_directories, group_suffixes, keyfile_dir, other_plugin,
+};
 use reach::{Answer, reach, reach_bucket};
 use service::{command::Command, process};
 

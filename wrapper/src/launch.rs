@@ -9,8 +9,7 @@ use tracing::{error, info, warn};
 use crate::{
     audit,
     broker_process::{Broker, BrokerStartError},
-    check::{self, LoadConflict},
-    code,
+    check, code,
     command_line::CommandLine,
     setup,
 };
@@ -50,8 +49,6 @@ enum LaunchError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    #[error(transparent)]
-    Plugin(#[from] LoadConflict),
     #[error(transparent)]
     Broker(#[from] BrokerStartError),
     #[error(transparent)]
@@ -125,7 +122,10 @@ fn prepare(command_line: CommandLine) -> Result<(Command, Variables), LaunchErro
         warn!("{exposure}");
     }
     if config.handoff == Handoff::Broker {
-        check::check_loading(&command_line.command)?;
+        // A warning: the server knows more of its plugins than its options say.
+        if let Err(conflict) = check::check_loading(&command_line.command) {
+            warn!("{conflict}");
+        }
     }
     let command = Command::find(command_line.command)?;
     let aws = Settings::read(&config.session, Reader::Service)?;

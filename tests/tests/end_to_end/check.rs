@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use nix::unistd::User;
+use nix::{sys::signal::Signal::SIGTERM, unistd::User};
 
 use end_to_end_tests::{Database, NOBODY, ObjectStorage, SLEEP, Scene, What, set_user, wait_until};
 
@@ -334,13 +334,12 @@ fn a_server_whose_options_do_not_load_the_plugin_is_found() {
 }
 
 #[test]
-fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_refuses_them_before_the_code()
- {
+fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_warns_of_them() {
     let scene = Scene::new().with_broker();
     let plugin_dir = scene.sandbox.directory("plugin");
     scene.sandbox.write("plugin/aws_key_management.so", "");
     let ours = "plugin-load-add = aws_key_management\naws-key-management = FORCE_PLUS_PERMANENT";
-    let other = "the server's options also load file_key_management, and a server can use only one encryption plugin";
+    let other = "the server's options load file_key_management after aws_key_management";
     let taken_off = "plugin-load = ed25519=auth_ed25519;server_audit in the server's options takes aws_key_management off the list";
     for (options, argument, expected) in [
         (
@@ -349,14 +348,14 @@ fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_refus
             Some(other),
         ),
         (
-            format!("loose-plugin-load-add = file_key_management=file_key_management\n{ours}"),
+            format!("{ours}\nloose-plugin-load-add = file_key_management=file_key_management"),
             None,
             Some(other),
         ),
         (
             ours.to_owned(),
             Some("--plugin-load-add=hashicorp_key_management"),
-            Some("the server's options also load hashicorp_key_management"),
+            Some("the server's options load hashicorp_key_management after aws_key_management"),
         ),
         (
             format!("{ours}\n[mysqld]\nplugin-load = ed25519=auth_ed25519;server_audit"),
@@ -380,7 +379,17 @@ fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_refus
             Some("--skip-aws-key-management"),
             Some("skip-aws-key-management in the server's options"),
         ),
-        // What is taken off the list, or switched off, is in nobody's way.
+        // What is loaded before, taken off the list, or switched off, is in nobody's way.
+        (
+            format!("plugin-load-add = file_key_management\n{ours}"),
+            Some("--skip-aws-key-management=0"),
+            None,
+        ),
+        (
+            format!("{ours}\nskip-aws-key-management"),
+            Some("--enable-aws-key-management"),
+            None,
+        ),
         (
             format!("plugin-load-add = file_key_management\nplugin-load = server_audit\n{ours}"),
             None,
@@ -412,9 +421,11 @@ fn options_that_keep_the_plugin_from_encrypting_are_found_and_the_launcher_refus
         };
         checked.says("plugin", "FAILED", expected);
         assert_eq!(checked.code, Some(125), "{}", checked.list);
-        let output = scene.start(&command).ends_with(125);
-        assert!(output.contains(expected), "{output}");
-        assert!(!output.contains("waiting for"), "{output}");
+        let mut wrapper = scene.start(&command);
+        wrapper.process.wait_for(expected);
+        wrapper.process.wait_for("waiting for the MFA code");
+        wrapper.process.signal(SIGTERM);
+        wrapper.process.wait();
     }
     assert_no_trace(&scene);
 }

@@ -69,7 +69,7 @@ pub(super) enum PluginSearch {
 pub(crate) enum LoadConflict {
     /// The plugin that is loaded last encrypts.
     #[error(
-        "the server's options also load {0}, and a server can use only one encryption plugin: remove its plugin-load-add before you start the server"
+        "the server's options load {0} after aws_key_management, and a server uses the encryption plugin that it loads last: remove its plugin-load-add, and its own options, before you start the server"
     )]
     OtherPlugin(&'static str),
     /// `plugin-load` empties the list of plugins before it adds its own.
@@ -220,8 +220,8 @@ fn options(command: &[OsString]) -> Vec<String> {
 enum Mention {
     /// Nothing loads it.
     None,
-    /// It is loaded.
-    Loaded,
+    /// This option, by its position, is the last one that loads it.
+    Loaded(usize),
     /// Something loads it, and something after that keeps it from being loaded.
     Undone(LoadConflict),
 }
@@ -232,29 +232,34 @@ fn mention(options: &[String], plugin: &str) -> Mention {
     let own_option = plugin.replace('_', "-");
     let mut listed = Mention::None;
     let mut switched_off = None;
-    for option in options {
+    let is_off = |value: &str| {
+        let words = ["OFF", "FALSE", "0"];
+        words.iter().any(|off| value.eq_ignore_ascii_case(off))
+    };
+    for (position, option) in options.iter().enumerate() {
         let Some((name, value)) = parse_switch(option) else {
             continue;
         };
         if matches!(&*name, "plugin-load" | "plugin-load-add") {
             if is_listed(value, plugin) {
-                listed = Mention::Loaded;
-            } else if name == "plugin-load" && matches!(listed, Mention::Loaded) {
+                listed = Mention::Loaded(position);
+            } else if name == "plugin-load" && matches!(listed, Mention::Loaded(_)) {
                 listed = Mention::Undone(LoadConflict::TakenOff(value.to_owned()));
             }
         } else if name == own_option {
-            let is_off = ["OFF", "FALSE", "0"]
-                .iter()
-                .any(|off| value.eq_ignore_ascii_case(off));
-            switched_off = is_off.then_some(option);
-        } else if let Some(("skip" | "disable", switched)) = name.split_once('-')
+            switched_off = is_off(value).then_some(option);
+        } else if let Some((prefix, switched)) = name.split_once('-')
             && switched == own_option
         {
-            switched_off = Some(option);
+            match prefix {
+                "skip" | "disable" => switched_off = (!is_off(value)).then_some(option),
+                "enable" => switched_off = is_off(value).then_some(option),
+                _ => {}
+            }
         }
     }
     match (listed, switched_off) {
-        (Mention::Loaded, Some(option)) => Mention::Undone(LoadConflict::SwitchedOff(
+        (Mention::Loaded(_), Some(option)) => Mention::Undone(LoadConflict::SwitchedOff(
             option.trim_start_matches("--").to_owned(),
         )),
         (listed, _) => listed,
@@ -271,13 +276,14 @@ fn is_listed(value: &str, plugin: &str) -> bool {
 
 /// The encryption plugin other than ours that `command`'s arguments and option files load.
 pub(crate) fn other_plugin(command: &[OsString]) -> Option<&'static str> {
-    other_plugin_in(&options(command))
+    other_plugin_from(&options(command), 0)
 }
 
-fn other_plugin_in(options: &[String]) -> Option<&'static str> {
-    OTHER_PLUGINS
-        .into_iter()
-        .find(|plugin| matches!(mention(options, plugin), Mention::Loaded))
+/// The same, if an option from this position on loads it.
+fn other_plugin_from(options: &[String], first: usize) -> Option<&'static str> {
+    OTHER_PLUGINS.into_iter().find(
+        |plugin| matches!(mention(options, plugin), Mention::Loaded(position) if position >= first),
+    )
 }
 
 /// Fails if `command` is a server that is to load our plugin, and something else in its arguments and option files
@@ -304,8 +310,8 @@ pub(super) fn is_server(command: &[OsString]) -> bool {
 pub(super) fn loading(command: &[OsString]) -> Loading {
     let options = options(command);
     match mention(&options, NAME) {
-        Mention::Loaded => {
-            return match other_plugin_in(&options) {
+        Mention::Loaded(position) => {
+            return match other_plugin_from(&options, position) {
                 Some(other) => Loading::Conflict(LoadConflict::OtherPlugin(other)),
                 None => Loading::Certain,
             };
@@ -320,7 +326,11 @@ pub(super) fn loading(command: &[OsString]) -> Loading {
                 "my_print_defaults, which reads the option files, is not installed".into(),
             );
         }
-        Err(OptionFilesError::Unreadable(why)) => return Loading::Unreadable(why),
+        Err(OptionFilesError::Unreadable(why)) if geteuid().is_root() => {
+            return Loading::Unreadable(why);
+        }
+        // Perhaps the server's user can.
+        Err(OptionFilesError::Unreadable(why)) => return Loading::Unknown(why),
     }
     let unreadable = usual_option_files()
         .into_iter()
@@ -399,19 +409,19 @@ pub(super) struct ServerUser {
 /// server, whose option files come before its arguments.
 ///
 /// If this process is not root, it may be the server's own user, who is not to be named, or that of a broker beside a server
-/// that something else starts; its user is known by its data, too.
+/// that something else starts; its user is known by its data, too, if this process may not write there.
 pub(super) fn server_user(command: &[OsString]) -> Option<ServerUser> {
     if !is_server(command) {
         return None;
     }
-    let own = geteuid();
-    let owner = match own.is_root() {
-        true => None,
-        false => data_directory(command).metadata().ok().map(|it| it.uid()),
-    };
-    if owner == Some(own.as_raw()) {
+    let data = data_directory(command);
+    if !geteuid().is_root() && access(&data, AccessFlags::W_OK).is_ok() {
         return None;
     }
+    let owner = match geteuid().is_root() {
+        true => None,
+        false => data.metadata().ok().map(|it| it.uid()),
+    };
     let is_safe = command.iter().any(|argument| {
         let text = argument.to_string_lossy();
         text.contains("mariadbd-safe") || text.contains("mysqld_safe")
