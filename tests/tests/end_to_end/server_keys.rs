@@ -1,6 +1,11 @@
 //! Data keys: made, rotated, refused, and exchanged with MariaDB's own plugin.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command, thread};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    process::Command,
+    thread,
+};
 
 use end_to_end_tests::{
     Database, ENCRYPT_ALL, Process, SLEEP, Sandbox, Scene, Wrapper,
@@ -168,6 +173,28 @@ fn tables_elsewhere_that_others_truncate_stop_no_new_key() {
             ));
         }
     });
+    database.stop(&mut wrapper.process);
+}
+
+#[test]
+fn a_key_of_which_the_data_could_not_be_looked_for_comes_once_it_can_be() {
+    let scene = Scene::new().with_broker();
+    let (database, mut wrapper) = start(&scene);
+    let create = "CREATE TABLE d.t (i INT) ENCRYPTED=YES ENCRYPTION_KEY_ID=77";
+    database.sql("CREATE DATABASE d; SET GLOBAL aws_key_management_master_key_id=''");
+    let error = database.sql_error(create);
+    assert!(
+        error.contains("aws_key_management_master_key_id"),
+        "{error}"
+    );
+    let file = |name: &str| database.datadir.join(name);
+    fs::copy(file("aws-kms-key.1.1"), file("aws-kms-key.77.1")).unwrap();
+    let link = file("unmounted");
+    symlink("/gone", &link).unwrap();
+    let error = database.sql_error(create);
+    assert!(error.contains("/unmounted' needs"), "{error}");
+    fs::remove_file(&link).unwrap();
+    database.sql(create);
     database.stop(&mut wrapper.process);
 }
 
