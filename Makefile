@@ -191,6 +191,8 @@ test-upgrade: package ## From the package of 0.1.0 to this one and back; builds 
 	rm -rf $(OLD_BUILD)/sources
 	install -d $(OLD_BUILD)/sources
 	git archive $(OLD) | tar --extract --directory $(OLD_BUILD)/sources
+	@# Its list of licences downloads nothing, not even crates for other systems.
+	cargo fetch --locked --quiet --manifest-path $(OLD_BUILD)/sources/Cargo.toml
 	CI= CARGO_TARGET_DIR=$(OLD_BUILD)/target SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct $(OLD)) \
 		CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		CARGO_PROFILE_LAUNCHER_OPT_LEVEL=0 $(MAKE) -C $(OLD_BUILD)/sources package
