@@ -375,7 +375,7 @@ fn template() -> PathBuf {
     if has_tables(&template) {
         return template;
     }
-    // Made where a server in a root of its own sees it.
+    // Made in a directory that a server in a root of its own can see.
     let making = tempfile::Builder::new()
         .prefix("ikw-datadir-")
         .tempdir()

@@ -170,8 +170,8 @@ impl Files {
         let entries = fs::read_dir(directory)
             .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         entries.unwrap_or_else(|error: io::Error| {
-            // Else the server has removed a database meanwhile. fsck's directory, which root alone can read, is no database:
-            // MariaDB writes "+" as @002b, but for 10.5's #mysql50#.
+            // A database that the server has dropped meanwhile is no doubt. Neither is fsck's directory, which only root can
+            // read. One that can be read may be a database: 10.5 makes it for `#mysql50#lost+found`.
             let is_of_fsck = error.kind() == io::ErrorKind::PermissionDenied
                 && directory.ends_with("lost+found");
             if is_there(directory) && !is_of_fsck {

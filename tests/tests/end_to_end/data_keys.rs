@@ -97,6 +97,14 @@ fn run(command: &mut Command) -> (i32, String, String) {
     (code, text(output.stdout), text(output.stderr))
 }
 
+/// What `verify` of a directory says that asks the broker of the scene.
+fn verify_by_broker(scene: &Scene, keys: &Path) -> (i32, String, String) {
+    let socket = scene.configuration.broker_socket.display();
+    let socket = format!("--broker-socket={socket}");
+    let aws = &scene.aws;
+    run(&mut aws.data_keys_command("bin", &["verify", &socket], keys))
+}
+
 fn decrypted(aws: &LocalAws, file: &Path, region: &str) -> (String, String) {
     let blob = format!("--ciphertext-blob=fileb://{}", file.display());
     let answer = aws.cli(&[
@@ -445,21 +453,12 @@ fn verify_through_a_broker_outlasts_throttling_and_an_answer_of_an_outage() {
     scene
         .aws
         .wrap_key(&scene.sandbox, KEY_1, &keys.join("aws-kms-key.7.1"));
-    let socket = format!(
-        "--broker-socket={}",
-        scene.configuration.broker_socket.display()
-    );
     for kind in ["throttle", "503"] {
         scene
             .aws
             .fault(&format!("--operation Decrypt --kind {kind} --count 1"));
     }
-    let verify = || {
-        run(&mut scene
-            .aws
-            .data_keys_command("bin", &["verify", &socket], &keys))
-    };
-    let (code, summary, errors) = verify();
+    let (code, summary, errors) = verify_by_broker(&scene, &keys);
     assert_eq!((code, errors.as_str()), (0, ""), "{summary}");
 }
 
@@ -840,13 +839,7 @@ fn verify_asks_a_broker_that_runs_and_says_where_kms_was_not_asked() {
     let file = keys.join("aws-kms-key.1.1");
     scene.aws.wrap_key(&scene.sandbox, KEY_1, &file);
     scene.aws.put_key_policy(&scene.sandbox, ONLY_WITH_MFA);
-    let socket = scene.configuration.broker_socket.display();
-    let socket = format!("--broker-socket={socket}");
-    let verify = || {
-        run(&mut scene
-            .aws
-            .data_keys_command("bin", &["verify", &socket], &keys))
-    };
+    let verify = || verify_by_broker(&scene, &keys);
 
     let (code, summary, errors) = verify();
     assert_eq!(code, 125);
@@ -892,13 +885,7 @@ fn a_key_that_kms_refuses_to_verify_is_there_for_a_backup_after_the_session() {
     let file = keys.join("aws-kms-key.1.1");
     scene.aws.wrap_key(&scene.sandbox, KEY_1, &file);
     let (arn, _) = decrypted(&scene.aws, &file, "us-east-1");
-    let socket = scene.configuration.broker_socket.display();
-    let socket = format!("--broker-socket={socket}");
-    let verify = || {
-        run(&mut scene
-            .aws
-            .data_keys_command("bin", &["verify", &socket], &keys))
-    };
+    let verify = || verify_by_broker(&scene, &keys);
     let _broker = scene.start_broker();
     assert_eq!(verify().0, 0);
     scene.aws.cli(&["kms", "disable-key", "--key-id", &arn]);

@@ -85,7 +85,7 @@ impl Outcome {
         }
     }
 
-    /// Returns `why` there is no outcome, and logs what could not be written.
+    /// Returns the error that leaves the outcome open, and logs what could not be written.
     fn unknown(
         why: DataKeysError,
         written: Result<(), DataKeysError>,

@@ -308,7 +308,11 @@ pub(super) fn is_server(command: &[OsString]) -> bool {
 
 /// Whether the server loads our plugin.
 pub(super) fn loading(command: &[OsString]) -> Loading {
-    let options = options(command);
+    let (mut options, problem) = match option_files(command) {
+        Ok(options) => (options, None),
+        Err(problem) => (Vec::new(), Some(problem)),
+    };
+    options.extend(arguments(command));
     match mention(&options, NAME) {
         Mention::Loaded(position) => {
             return match other_plugin_from(&options, position) {
@@ -319,18 +323,18 @@ pub(super) fn loading(command: &[OsString]) -> Loading {
         Mention::Undone(conflict) => return Loading::Conflict(conflict),
         Mention::None => {}
     }
-    match option_files(command) {
-        Ok(_) => {}
-        Err(OptionFilesError::NoTool) => {
+    match problem {
+        None => {}
+        Some(OptionFilesError::NoTool) => {
             return Loading::Unknown(
                 "my_print_defaults, which reads the option files, is not installed".into(),
             );
         }
-        Err(OptionFilesError::Unreadable(why)) if geteuid().is_root() => {
+        Some(OptionFilesError::Unreadable(why)) if geteuid().is_root() => {
             return Loading::Unreadable(why);
         }
         // Perhaps the server's user can.
-        Err(OptionFilesError::Unreadable(why)) => return Loading::Unknown(why),
+        Some(OptionFilesError::Unreadable(why)) => return Loading::Unknown(why),
     }
     let unreadable = usual_option_files()
         .into_iter()
@@ -415,11 +419,9 @@ pub(super) fn server_user(command: &[OsString]) -> Option<ServerUser> {
         return None;
     }
     let data = data_directory(command);
-    if !geteuid().is_root() && access(&data, AccessFlags::W_OK).is_ok() {
-        return None;
-    }
     let owner = match geteuid().is_root() {
         true => None,
+        false if access(&data, AccessFlags::W_OK).is_ok() => return None,
         false => data.metadata().ok().map(|it| it.uid()),
     };
     let is_safe = command.iter().any(|argument| {
